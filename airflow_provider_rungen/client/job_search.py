@@ -66,8 +66,8 @@ class JobSearch:
         # the jobs that were polled in this round
         self._polled: set[str] = set()
 
-    def note_job(self, job: Job) -> None:
-        """Note what a poll has found. Counters count no other ends."""
+    def note_end(self, job: Job) -> None:
+        """Note that a poll has found an end. Counters count no others."""
         self._unfound -= job.status in (JobStatus.COMPLETED, JobStatus.FAILED)
 
     def search(

@@ -10,18 +10,16 @@ from dataclasses import dataclass, field
 from airflow_provider_rungen.client.flow import Flow, T
 from airflow_provider_rungen.client.job_log import LogCallback
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.retry import Refusals, is_transient, retry_delay
-from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
+from airflow_provider_rungen.client.retry import Refusals, retry_delay
+from airflow_provider_rungen.exceptions import RunGenError
 
 # Seconds that a poll may take. A job that did not answer gets twice as long the next time.
 POLL_TIMEOUT = 15.0
-# Seconds that a poll may take although the deadline has passed: the first poll of a job, and any other.
-FIRST_POLL_TIMEOUT = 10.0
-LAST_POLL_TIMEOUT = 2.0
-# Seconds after the deadline within which all last polls must end, and that each gets even then.
-LAST_POLLS_TIME = 30.0
+# Seconds after the deadline within which all last polls must end.
+LAST_POLLS_TIME = 10.0
+# Seconds that each poll gets even if there is no time left.
 MIN_POLL_TIMEOUT = 0.5
-# Seconds for which a job that was seen must not be found before it counts as gone: a replica may lag behind.
+# Seconds for which a job that exists must not be found before it counts as gone: a replica may lag behind.
 GONE_GRACE = 30.0
 # Seconds between two polls while it is not known whether a refusal of the key lasts.
 REFUSAL_PAUSE = 5.0
@@ -33,15 +31,15 @@ class PollState:
     What is known of a job that is waited for. Times are in seconds since 1970.
 
     :param added_at: when the wait for it began.
-    :param visible_by: until when the service may not know it: after its submission, or from a first 404 on.
+    :param visible_by: until when the service may not know it, after its submission.
     :param not_before: before when it must not be polled, for example because of a ``Retry-After``.
     :param polled_at: when a poll of it was last answered, 0 if none was.
     :param job: the last answer.
     :param status_since: since when it has the status of that answer, as far as it was seen.
     :param was_overtaken: whether younger jobs have started before it, so that it was moved to the end.
     :param failures: polls in a row that failed.
-    :param is_cut_off: whether the last poll was ended early because too many others were slow.
     :param is_in_flight: whether a poll of it is under way.
+    :param gone_at: when it counts as gone if the service does not know it until then.
     """
 
     added_at: float
@@ -52,19 +50,21 @@ class PollState:
     status_since: float = 0.0
     was_overtaken: bool = False
     failures: int = 0
-    is_cut_off: bool = False
     is_in_flight: bool = False
+    gone_at: float | None = None
 
     @property
     def is_silent(self) -> bool:
         """Whether the last poll was not answered, or not yet."""
-        return self.failures > 0 or self.is_in_flight or self.is_cut_off
+        return self.failures > 0 or self.is_in_flight
 
     def may_appear(self, now: float) -> bool:
         """Note that the service does not know the job; return whether it may know it later."""
-        if self.job is not None and not self.visible_by:
-            self.visible_by = now + GONE_GRACE
-        return now < self.visible_by
+        if self.job is None and not self.visible_by:
+            return False  # nobody knows whether it exists
+        if self.gone_at is None:
+            self.gone_at = max(self.visible_by, now + GONE_GRACE)
+        return now < self.gone_at
 
 
 def in_flight(state: PollState, request: Flow[T]) -> Flow[T | RunGenError]:
@@ -78,42 +78,14 @@ def in_flight(state: PollState, request: Flow[T]) -> Flow[T | RunGenError]:
         state.is_in_flight = False
 
 
-@dataclass(frozen=True, slots=True)
-class PollBudget:
-    """
-    The time that polls have.
-
-    :param seconds_left: seconds to the deadline, when they began.
-    :param end_by: when all of them must have ended (seconds since 1970).
-    """
-
-    seconds_left: float = math.inf
-    end_by: float = math.inf
-
-    @classmethod
-    def until(cls, now: float, seconds_left: float) -> PollBudget:
-        """Return the budget of polls that begin now, with so many seconds to the deadline."""
-        return cls(seconds_left, now + (seconds_left if seconds_left >= 1 else LAST_POLLS_TIME))
-
-    def remaining(self, now: float) -> float:
-        """Return the seconds until all polls must have ended."""
-        return max(self.end_by - now, MIN_POLL_TIMEOUT)
-
-    def timeout(self, now: float, *, failures: int = 0, is_first: bool = True) -> float:
-        """
-        Return the seconds that one poll may take.
-
-        :param failures: how often in a row it failed before.
-        :param is_first: whether nothing is known yet of what is polled.
-        """
-        after_deadline = FIRST_POLL_TIMEOUT if is_first else LAST_POLL_TIMEOUT
-        limit = self.seconds_left if self.seconds_left >= 1 else after_deadline
-        return min(POLL_TIMEOUT * 2.0 ** min(failures, 8), limit, self.remaining(now))
+def polls_end_by(now: float, seconds_left: float) -> float:
+    """Return when polls that begin now must have ended, with so many seconds to the deadline."""
+    return now + (seconds_left if seconds_left >= 1 else LAST_POLLS_TIME)
 
 
-def is_unanswered(error: RunGenError) -> bool:
-    """Return whether an error says nothing about what was polled, so that it is polled again."""
-    return is_transient(error) or isinstance(error, RunGenConfigError)
+def poll_timeout(end_by: float, now: float, failures: int = 0) -> float:
+    """Return the seconds that a poll may take that failed so often in a row before."""
+    return max(min(POLL_TIMEOUT * 2.0 ** min(failures, 8), end_by - now), MIN_POLL_TIMEOUT)
 
 
 @dataclass
@@ -125,8 +97,7 @@ class Outages:
     :param silent: what did not answer when it was last polled.
     :param failed_rounds: rounds in a row in which no job was answered.
     :param last_failure: why the last round was not answered in whole, if it was not.
-    :param pause: seconds to leave the service alone after the last round.
-    :param quiet_until: when that pause ends.
+    :param quiet_until: until when the service is to be left alone.
     :param answered_at: when the service last answered.
     """
 
@@ -135,7 +106,6 @@ class Outages:
     silent: set[PollState] = field(default_factory=set)
     failed_rounds: int = 0
     last_failure: RunGenError | None = None
-    pause: float = 0.0
     quiet_until: float = 0.0
     answered_at: float = -math.inf
     _is_logged: bool = False
@@ -144,12 +114,11 @@ class Outages:
         """Return whether the service is to be left alone."""
         return now < self.quiet_until - 0.001  # a sleep may end a fraction early
 
-    def outlasts(self, state: PollState | None, error: RunGenError, now: float) -> bool:
+    def outlasts(self, state: PollState, error: RunGenError, now: float) -> bool:
         """Record a failed poll, unless no waiting can change the error; return whether it is recorded."""
         if not self.refusals.is_transient(error, now):
             return False
-        if state is not None:
-            self.note_failure(state, error, now)
+        self.note_failure(state, error, now)
         return True
 
     def note_failure(self, state: PollState, error: RunGenError, now: float) -> None:
@@ -162,16 +131,22 @@ class Outages:
             self._is_logged = True
             self.log(logging.WARNING, f"{error.message}; polling continues", None)
 
+    def note_cut(self, state: PollState, now: float) -> None:
+        """Record a poll that was ended early, because too many others are slow."""
+        state.failures += 1
+        state.not_before = now
+        self.silent.add(state)
+
     def note_failed_round(self, errors: Sequence[RunGenError]) -> None:
         """Record that nothing was answered in a round."""
         self.failed_rounds += 1
         if errors:  # one that asks for a long pause may ask for itself alone
             self.last_failure = min(errors, key=lambda error: getattr(error, "retry_after", None) or 0.0)
 
-    def note_answer(self, state: PollState | None, now: float, *, ends_outage: bool = True) -> None:
+    def note_answer(self, state: PollState, now: float, *, ends_outage: bool = True) -> None:
         """Record that a poll was answered, and log the end of an outage."""
         self.answered_at = now
-        answered = {state} if state is not None else set()
+        answered = {state}
         if ends_outage:
             self.refusals.answered()
             if self.failed_rounds:  # what did not answer meanwhile is no worse than the rest
@@ -186,9 +161,7 @@ class Outages:
 
     def end_round(self, now: float) -> None:
         """Set how long the service is to be left alone."""
-        self.pause = self.quiet_until = 0.0
+        self.quiet_until = 0.0
         if self.failed_rounds and self.last_failure is not None:
-            self.pause = retry_delay(self.failed_rounds - 1, self.last_failure)
-            if self.refusals.is_pending:
-                self.pause = min(self.pause, REFUSAL_PAUSE)
-            self.quiet_until = now + self.pause
+            pause = retry_delay(self.failed_rounds - 1, self.last_failure)
+            self.quiet_until = now + (min(pause, REFUSAL_PAUSE) if self.refusals.is_pending else pause)

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
 from airflow_provider_rungen.client.job_log import log_of
-from airflow_provider_rungen.client.job_poller import JobPoller
+from airflow_provider_rungen.client.job_poller import JobPoller, concerns_one_job, failed_by
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
-from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages
-from airflow_provider_rungen.client.progress import OtherInputs, Progress, count_ends
-from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout, timeout_error
-from airflow_provider_rungen.client.wait_goal import WaitGoal
-from airflow_provider_rungen.exceptions import (
-    RunGenBadRequestError,
-    RunGenError,
-    RunGenNotFoundError,
-    RunGenResponseError,
-)
+from airflow_provider_rungen.client.progress import Progress, WaitGoal
+from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout
+from airflow_provider_rungen.exceptions import RunGenError
 
 # Seconds to the second poll of a job that may be over soon, and by how much the pauses grow from there.
 FIRST_INTERVAL = 0.3
@@ -45,6 +40,7 @@ def poll_until(
     pauses: Iterator[float],
     deadline: float,
     wake_at: float = math.inf,
+    polled_at: float | None = None,
 ) -> Flow[T | None]:
     """
     Poll until there is a result; return ``None`` if there is none by the deadline.
@@ -54,21 +50,23 @@ def poll_until(
     :param pauses: the seconds between the starts of two polls, see `growing_pauses`.
     :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll.
     :param wake_at: a time (seconds since 1970) to poll at, whatever the pauses are.
+    :param polled_at: when a poll before these began (seconds since 1970).
     """
-    now = yield Sleep(0)
+    now, begun_at = (yield Sleep(0)), polled_at
     if now >= deadline:
         return (yield from poll(None))
     while True:
-        begun_at, seconds_left = now, deadline - now
-        if (result := (yield from poll(seconds_left))) is not None:
+        if begun_at is not None:
+            due = max(begun_at + next(pauses), outages.quiet_until)
+            end = wake_at if now < wake_at < deadline else deadline
+            now = yield Sleep(max(min(due, end) - now, 0))
+        begun_at = now
+        if (result := (yield from poll(deadline - now))) is not None:
             return result
         now = yield Sleep(0)
         # no poll follows the last one, nor one that hung until the deadline
-        if seconds_left <= 0 or (now >= deadline and outages.answered_at < begun_at):
+        if begun_at >= deadline or (now >= deadline and outages.answered_at < begun_at):
             return None
-        pause = max(begun_at + next(pauses) - now, outages.pause)
-        end = wake_at if now < wake_at < deadline else deadline
-        now = yield Sleep(min(pause, max(end - now, 0)))
 
 
 def outlast_refusal(poll: Callable[[], Flow[T | None]], outages: Outages) -> Flow[T | None]:
@@ -76,51 +74,129 @@ def outlast_refusal(poll: Callable[[], Flow[T | None]], outages: Outages) -> Flo
     now = yield Sleep(0)
     known_at = now + retry.REFUSAL_GRACE
     while (result := (yield from poll())) is None and outages.refusals.is_pending and now < known_at:
-        now = yield Sleep(max(outages.pause, 1.0))
+        now = yield Sleep(max(outages.quiet_until - (yield Sleep(0)), 1.0))
     return result
 
 
-def poll_jobs_once(
-    poller: JobPoller,
-    job_ids: Sequence[str],
-    *,
-    poll_interval: float = 1.0,
-    seconds_left: float | None = None,
-    goal: WaitGoal | None = None,
-    only: Collection[str] | None = None,
-    may_raise: bool = True,
-) -> Flow[list[Job] | None]:
+@dataclass(eq=False)
+class Wait:
     """
-    Poll jobs once; return the finished ones in the order given if the goal is reached, else ``None``.
+    A wait for jobs that a poller polls.
 
-    :param poller: what earlier polls of the same jobs found; new jobs are added to it.
-    :param poll_interval: seconds to the next poll.
-    :param seconds_left: seconds to the deadline of the caller's loop. If there are none, each job is polled,
-        whatever the counters say. Without it, this is a single poll: the first polls each job, and each
-        outlasts a stray refusal of the key.
+    :param poller: polls the jobs, and perhaps others.
+    :param waiting: the jobs that have not finished, in order.
+    :param poll_interval: seconds between two polls.
     :param goal: what the wait is for. Default: the end of all jobs.
-    :param only: those of the jobs to poll, unless each is.
-    :param may_raise: whether an error of the only job is raised. Otherwise, it makes it a failed job.
-    :raises RunGenError: an error that no waiting can change.
+    :param timer: limits how long the jobs may stay queued.
+    :param progress: counts the jobs that have finished, and makes lines for the log of it.
     """
-    poller.add(job_ids, (yield Sleep(0)))
-    is_single, time = seconds_left is None, POLL_TIMEOUT if seconds_left is None else seconds_left
-    if time <= 0 or (is_single and poller.is_fresh):
-        only = job_ids
 
-    def poll() -> Flow[list[Job] | None]:
-        yield from poller.poll_once(poll_interval, time) if only is None else poller.poll_each(only, time)
-        for job_id, error in poller.take_errors().items():
-            if (may_raise and len(job_ids) == 1) or not concerns_one_job(error):
+    poller: JobPoller
+    waiting: dict[str, None]
+    poll_interval: float
+    goal: WaitGoal = field(default_factory=WaitGoal)
+    timer: QueueTimer | None = None
+    progress: Progress | None = None
+    #: The jobs that have finished, in the order of their ends.
+    finished: dict[str, Job] = field(default_factory=dict, init=False)
+
+    def note(self, now: float) -> bool:
+        """
+        Note what polls have found; return whether the wait is over.
+
+        :param now: the time (seconds since 1970).
+        :raises RunGenJobQueuedTimeoutError: no job started in time.
+        :raises RunGenError: an error that no waiting can change.
+        """
+        poller = self.poller
+        for job_id, error in poller.errors.items():
+            if job_id in self.waiting:
                 raise error
-            poller.forget([job_id])
-            poller.finished[job_id] = poller.on_finished(failed_by(error, poller.app_id, job_id))
-        aim.note_new(poller.finished.values())
-        finished = [poller.finished[job_id] for job_id in job_ids if job_id in poller.finished]
-        return finished if aim.is_reached(len(job_ids) - len(finished)) else None
+        for job_id in [job_id for job_id in poller.finished if job_id in self.waiting]:
+            self.finished[job_id] = job = poller.finished[job_id]
+            del self.waiting[job_id]
+            self.goal.note(job)
+            if self.progress is not None:
+                self.progress.note(job)
+        if self.goal.is_reached(len(self.waiting)):
+            return True
+        if self.timer is not None:
+            self.timer.check(poller, self.waiting, now)
+        return False
 
-    aim = goal or WaitGoal()
-    return (yield from outlast_refusal(poll, poller.outages) if is_single else poll())
+    def progress_line(self, now: float) -> str | None:
+        """Return a line for the log if it is time for one: of many jobs only, since others have their own."""
+        progress = self.progress
+        if progress is None or progress.total <= COUNTER_THRESHOLD:
+            return None
+        return progress.line(now)
+
+    def poll(self, seconds_left: float | None, only: Collection[str] | None = None) -> Flow[bool | None]:
+        """
+        Poll once; return whether the wait is over, or ``None``.
+
+        :param seconds_left: seconds to the deadline. Without it, this poll stands alone: it outlasts a stray
+            refusal of the key.
+        :param only: poll these jobs, and each of them.
+        """
+        if seconds_left is None:
+            return (
+                yield from outlast_refusal(lambda: self._poll(None, POLL_TIMEOUT, only), self.poller.outages)
+            )
+        return (yield from self._poll(self.poll_interval, seconds_left, only))
+
+    def _poll(
+        self, poll_interval: float | None, seconds_left: float, only: Collection[str] | None
+    ) -> Flow[bool | None]:
+        yield from self.poller.poll_once(poll_interval, seconds_left, only)
+        now = yield Sleep(0)
+        if self.note(now):
+            return True
+        if (line := self.progress_line(now)) is not None:
+            self.poller.log(logging.INFO, line, None)
+        return None
+
+    def run(
+        self,
+        pauses: Iterator[float],
+        *,
+        deadline: float,
+        stop_at: float = math.inf,
+        ended: Collection[str] = (),
+    ) -> Flow[bool]:
+        """
+        Poll until the wait is over; return ``False`` if it is time to stop before.
+
+        :param pauses: see `poll_until`.
+        :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll,
+            which may take as long as any.
+        :param stop_at: the time (seconds since 1970) to stop at without an error.
+        :param ended: the jobs to poll in the first round, if not those that are worth it.
+        :raises RunGenJobTimeoutError: the deadline passed; names the first job that has not finished.
+        """
+        only: Collection[str] | None = ended or None
+
+        def poll(seconds_left: float | None) -> Flow[bool | None]:
+            nonlocal only
+            if seconds_left is None:
+                only = only or list(self.waiting)
+            first, only = only, None
+            if (yield from self.poll(seconds_left, first)):
+                return True
+            now = yield Sleep(0)
+            return False if stop_at <= now < deadline else None
+
+        is_over = yield from poll_until(
+            poll,
+            self.poller.outages,
+            pauses=pauses,
+            deadline=deadline,
+            wake_at=stop_at,
+            polled_at=self.poller.polled_at,
+        )
+        if is_over is None:
+            raise (yield from explain_timeout(self.poller, self.waiting))
+        return is_over
 
 
 def wait_for_jobs(
@@ -130,11 +206,8 @@ def wait_for_jobs(
     poll_interval: float,
     deadline: float | None = None,
     visible_by: float = 0.0,
-    poller: JobPoller | None = None,
     first_interval: float = math.inf,
     queued_timeout: float | None = None,
-    goal: WaitGoal | None = None,
-    others: OtherInputs | None = None,
 ) -> Flow[list[Job]]:
     """
     Wait until all jobs have finished, however they ended; return them in the order given.
@@ -145,54 +218,24 @@ def wait_for_jobs(
     :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll, which
         may take as long as any.
     :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
-    :param poller: what polls, if it is to keep less of the jobs, or to log otherwise.
     :param first_interval: a shorter pause after the first poll, which grows to ``poll_interval``.
     :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
-    :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
-    :param others: what the log counts, too.
     :raises RunGenJobTimeoutError: the deadline passed; names the first job that has not finished.
     :raises RunGenJobQueuedTimeoutError: no job started for ``queued_timeout``.
-    :raises RunGenError: an error that no waiting can change.
+    :raises RunGenError: an error that no waiting can change, or one of the only job.
     """
-    job_ids = list(job_ids)
-    is_wide = len(job_ids) > COUNTER_THRESHOLD
-    jobs_poller = poller or JobPoller(app_id, log_of(is_wide))
-    now = yield Sleep(0)
-    jobs_poller.add(job_ids, now, visible_by)
-    progress = Progress(len(job_ids), now, others)
+    job_ids, now = list(job_ids), (yield Sleep(0))
+    poller = JobPoller(app_id, log_of(len(job_ids) > COUNTER_THRESHOLD))
+    poller.add(job_ids, now, visible_by)
     timer = None if queued_timeout is None else QueueTimer(queued_timeout, now)
-    goal = goal or WaitGoal()
-
-    def poll(seconds_left: float | None) -> Flow[list[Job] | None]:
-        jobs = yield from poll_jobs_once(
-            jobs_poller, job_ids, poll_interval=poll_interval, seconds_left=seconds_left, goal=goal
-        )
-        now = yield Sleep(0)
-        if jobs is None and timer is not None and timer.is_over(jobs_poller, job_ids, now):
-            raise timeout_error(jobs_poller, job_ids, queued_for=now - timer.moved_at)
-        if (
-            jobs is None
-            and is_wide
-            and (line := progress.line(*count_ends(jobs_poller.finished.values()), now))
-        ):
-            jobs_poller.log(logging.INFO, line, None)
-        return jobs
-
-    deadline = math.inf if deadline is None else deadline
-    jobs = yield from poll_until(
-        poll,
-        jobs_poller.outages,
-        pauses=growing_pauses(first_interval, poll_interval),
-        deadline=deadline,
-    )
-    if jobs is None:
-        raise (yield from explain_timeout(jobs_poller, job_ids))
+    waiting = dict.fromkeys(job_ids)
+    wait = Wait(poller, waiting, poll_interval, timer=timer, progress=Progress(now, len(job_ids)))
+    pauses = growing_pauses(first_interval, poll_interval)
+    yield from wait.run(pauses, deadline=math.inf if deadline is None else deadline)
+    jobs = [wait.finished[job_id] for job_id in job_ids]
+    if len(jobs) == 1 and jobs[0].cause is not None:
+        raise jobs[0].cause
     return jobs
-
-
-def concerns_one_job(error: RunGenError) -> bool:
-    """Return whether an error says nothing about the other jobs of its app."""
-    return isinstance(error, RunGenNotFoundError | RunGenBadRequestError | RunGenResponseError)
 
 
 def job_of(outcome: Job | RunGenError, app_id: str, job_id: str) -> Job:
@@ -206,8 +249,3 @@ def job_of(outcome: Job | RunGenError, app_id: str, job_id: str) -> Job:
     if retry.is_transient(outcome) or not concerns_one_job(outcome):
         raise outcome
     return failed_by(outcome, app_id, job_id)
-
-
-def failed_by(error: RunGenError, app_id: str, job_id: str) -> Job:
-    """Return the job that an error makes useless: among others, it counts as failed."""
-    return Job(id=job_id, app_id=app_id, status=JobStatus.FAILED, error=str(error), cause=error)

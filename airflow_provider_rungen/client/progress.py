@@ -1,15 +1,44 @@
-"""Formats how far many jobs have come: how many are done, how fast, and how long the rest may take."""
+"""How far a wait for many jobs has come, when it may stop, and how long the rest may take. No I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job, JobStatus
 
 # Seconds between two progress lines.
 PROGRESS_INTERVAL = 30.0
+
+
+@dataclass
+class WaitGoal:
+    """
+    What a wait is for: few enough jobs in flight, or the proof that all of them fail.
+
+    :param left: how many jobs may still be in flight when the wait ends.
+    :param stop_after: so many jobs that failed in a row end the wait, too. Never when left out.
+    :param failures: how many jobs failed since the last success.
+    """
+
+    left: int = 0
+    stop_after: int | None = None
+    failures: int = 0
+    #: Whether too many jobs failed in a row.
+    is_broken: bool = field(default=False, init=False)
+
+    def note(self, job: Job) -> None:
+        """Note a job that is over. One that was canceled says nothing about the others."""
+        if job.status is JobStatus.COMPLETED:
+            self.failures = 0
+        elif job.status is JobStatus.FAILED:
+            self.failures += 1
+        self.is_broken |= self.stop_after is not None and self.failures >= self.stop_after
+
+    def is_reached(self, in_flight: int) -> bool:
+        """Return whether the wait is over while so many jobs are in flight."""
+        return in_flight <= self.left or self.is_broken
 
 
 @dataclass(frozen=True)
@@ -21,47 +50,44 @@ class OtherInputs:
     unsent: int = 0
 
 
+@dataclass
 class Progress:
     """
     The progress of a wait.
 
+    :param begun_at: the time at which the wait begins, in seconds of any clock.
     :param total: how many jobs are waited for.
-    :param now: the time at which the wait begins, in seconds of any clock.
-    :param others: what is counted, too.
+    :param others: returns what is counted, too.
     """
 
-    def __init__(self, total: int, now: float, others: OtherInputs | None = None) -> None:
-        self.total = total
-        self.others = others or OtherInputs()
-        self._begun_at = self._logged_at = now
+    begun_at: float
+    total: int = 0
+    others: Callable[[], OtherInputs] = OtherInputs
+    #: How many of the jobs are over, and how many of these did not complete.
+    ended: int = field(default=0, init=False)
+    unsuccessful: int = field(default=0, init=False)
+    _logged_at: float = field(default=0.0, init=False)
 
-    def is_due(self, now: float) -> bool:
-        """Return whether the last line is some time ago."""
-        return now - self._logged_at >= PROGRESS_INTERVAL
+    def __post_init__(self) -> None:
+        self._logged_at = self.begun_at
 
-    def line(self, ended: int, unsuccessful: int, now: float) -> str | None:
-        """
-        Return the line to log now, or ``None`` if the last one is recent.
+    def note(self, job: Job) -> None:
+        """Note a job that is over."""
+        self.ended += 1
+        self.unsuccessful += job.status is not JobStatus.COMPLETED
 
-        :param ended: how many of the jobs are over.
-        :param unsuccessful: how many of these did not complete.
-        """
-        if not self.is_due(now):
+    def line(self, now: float) -> str | None:
+        """Return the line to log now, or ``None`` if the last one is recent."""
+        if now - self._logged_at < PROGRESS_INTERVAL:
             return None
         self._logged_at = now
-        others, unfinished = self.others, self.total - ended
-        failed = others.failed + unsuccessful
-        total = others.done + self.total + others.unsent
+        others, unfinished = self.others(), self.total - self.ended
         unsent = f"{others.unsent} not submitted yet, " if others.unsent else ""
         return (
-            f"{others.done + ended} of {total} done, {unfinished} queued or running, {unsent}{failed} failed"
-            + pace(ended, unfinished + others.unsent, now - self._begun_at)
+            f"{others.done + self.ended} of {others.done + self.total + others.unsent} done, "
+            f"{unfinished} queued or running, {unsent}{others.failed + self.unsuccessful} failed"
+            + pace(self.ended, unfinished + others.unsent, now - self.begun_at)
         )
-
-
-def count_ends(finished: Collection[Job]) -> tuple[int, int]:
-    """Return how many jobs are over, and how many of them did not complete."""
-    return len(finished), sum(job.status is not JobStatus.COMPLETED for job in finished)
 
 
 def pace(done: int, left: int, seconds: float) -> str:

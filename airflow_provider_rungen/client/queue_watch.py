@@ -8,26 +8,23 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.endpoints import get_app
-from airflow_provider_rungen.client.flow import Flow, Gather, Sleep
+from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App, JobStatus
-from airflow_provider_rungen.client.poll_state import PollState, in_flight
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.workers import describe_workers, workers_of
-from airflow_provider_rungen.exceptions import RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.job_poller import JobPoller
 
 # Seconds between two questions for the workers while a job is queued, and the most that one may take.
 ASK_INTERVAL = 60.0
-ASK_TIME = 5.0
-# Seconds that the question for the workers may hold up the error of a time-out.
-ERROR_ASK_TIME = 2.0
+ASK_TIME = 2.0
 # Seconds between two warnings.
 WARN_INTERVAL = 3600.0
 
@@ -48,26 +45,24 @@ class QueueWatch:
     app: App | None = None
     _asked_at: float = -math.inf
     _warned_at: float = -math.inf
-    _state: PollState = field(default_factory=lambda: PollState(0.0))
 
     def look(self, now: float) -> Flow[None]:
         """Look after the queue at the end of a round."""
-        if isinstance(self.poller.app, App):
+        if self.poller.app is not None:
             self._note(self.poller.app, now)
-        elif now >= self._asked_at + ASK_INTERVAL and self._queued():
+        elif self._queued():
             yield from self.ask(now)
 
-    def ask(self, now: float, *, wait_at_most: float = 0.0) -> Flow[None]:
-        """Ask for the app. An answer that does not come is not worth an error."""
-        if not self._state.is_in_flight:
-            self._asked_at = now
-            yield Gather([self._ask()], wait_at_most=wait_at_most if self.poller.is_shared else None)
-
-    def _ask(self) -> Flow[None]:
-        request = get_app(self.poller.app_id, attempts=1, timeout=ASK_TIME, is_lean=True)
-        answer = yield from in_flight(self._state, request)
-        if isinstance(answer, App):
-            self._note(answer, (yield Sleep(0)))
+    def ask(self, now: float) -> Flow[None]:
+        """Ask for the app, unless that was a moment ago. Without an answer, nothing is known."""
+        if now < self._asked_at + ASK_INTERVAL:
+            return
+        self._asked_at = now
+        try:
+            app = yield from get_app(self.poller.app_id, attempts=1, timeout=ASK_TIME, is_lean=True)
+        except RunGenError:
+            return
+        self._note(app, now)
 
     def _note(self, app: App, now: float) -> None:
         self.app = app
@@ -99,27 +94,27 @@ class QueueTimer:
 
     limit: float
     moved_at: float
-    _finished: int = 0
+    _count: int = 0
     _is_stuck: bool = False
 
-    def is_over(self, poller: JobPoller, job_ids: Collection[str], now: float) -> bool:
+    def check(self, poller: JobPoller, job_ids: Collection[str], now: float) -> None:
         """
-        Note what a round has found; return whether the jobs have been queued for too long.
+        Note what a round has found.
 
-        :param job_ids: the jobs, finished or not.
+        :param job_ids: the jobs that have not finished.
+        :raises RunGenJobQueuedTimeoutError: they have been queued for too long.
         """
-        waiting = [state for job_id in job_ids if (state := poller.waiting.get(job_id)) is not None]
-        known = [state.job.status for state in waiting if state.job is not None]
-        app = poller.app if isinstance(poller.app, App) else None
-        finished = len(job_ids) - len(waiting)
-        is_moving = finished > self._finished or any(status is not JobStatus.QUEUED for status in known)
-        if is_moving or (app is not None and app.jobs.get("in_progress")):
-            self._finished, self.moved_at, self._is_stuck = finished, now, False
-        elif (known or app is not None) and not poller.outages.failed_rounds:
+        states = [state for job_id in job_ids if (state := poller.waiting.get(job_id)) is not None]
+        known = [state.job.status for state in states if state.job is not None]
+        is_moving = len(job_ids) < self._count or any(status is not JobStatus.QUEUED for status in known)
+        self._count = len(job_ids)
+        if is_moving or (poller.app is not None and poller.app.jobs.get("in_progress")):
+            self.moved_at, self._is_stuck = now, False
+        elif (known or poller.app is not None) and not poller.outages.failed_rounds:
             was_stuck, self._is_stuck = self._is_stuck, now >= self.moved_at + self.limit
             # counters must say so twice, since a job may be between two states
-            return self._is_stuck and (was_stuck or (app is None and len(known) == len(waiting)))
-        return False
+            if self._is_stuck and (was_stuck or (poller.app is None and len(known) == len(states))):
+                raise timeout_error(poller, job_ids, queued_for=now - self.moved_at)
 
 
 # --- the errors of waits that took too long ---
@@ -128,7 +123,7 @@ class QueueTimer:
 def explain_timeout(poller: JobPoller, job_ids: Iterable[str]) -> Flow[RunGenJobTimeoutError]:
     """Return the error for those of the jobs that did not finish in time, after a look at the workers."""
     if poller.queue.app is None and not poller.outages.failed_rounds:
-        yield from poller.queue.ask((yield Sleep(0)), wait_at_most=ERROR_ASK_TIME)
+        yield from poller.queue.ask((yield Sleep(0)))
     return timeout_error(poller, job_ids)
 
 

@@ -11,7 +11,14 @@ from airflow_provider_rungen.client.endpoints import delete_app, get_app, scale_
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.job_log import log_line
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages, PollBudget, PollState, in_flight
+from airflow_provider_rungen.client.poll_state import (
+    POLL_TIMEOUT,
+    Outages,
+    PollState,
+    in_flight,
+    poll_timeout,
+    polls_end_by,
+)
 from airflow_provider_rungen.client.polling import outlast_refusal, poll_until
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.texts import format_count, format_ids
@@ -79,7 +86,8 @@ class AppPoller:
         """
         if left is None:
             return (yield from outlast_refusal(lambda: self.poll_once(POLL_TIMEOUT), self.outages))
-        timeout = PollBudget(left).timeout((yield Sleep(0)))
+        now = yield Sleep(0)
+        timeout = poll_timeout(polls_end_by(now, left), now)
         answer = yield from in_flight(self._state, get_app(self.app_id, attempts=1, timeout=timeout))
         now = yield Sleep(0)
         is_over = self.note(answer, now)

@@ -6,12 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
-from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
+from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.polling import job_of, poll_jobs_once
-from airflow_provider_rungen.client.queue_watch import QueueTimer, timeout_error
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
+from airflow_provider_rungen.client.polling import Wait, job_of
+from airflow_provider_rungen.client.queue_watch import timeout_error
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
 from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
@@ -48,8 +47,7 @@ class JobSensorRun(TaskRun["JobOptions"]):
         self._wait = JobWait(self, defer)
         self._job_id, self._result_schema = task.job_id, task.result_schema
         self._schema: Schema | None = None
-        self._poller: JobPoller | None = None
-        self._timer: QueueTimer | None = None
+        self._pokes: Wait | None = None
         #: What the last poke found not to be over.
         self.late: RunGenJobTimeoutError | None = None
 
@@ -82,22 +80,26 @@ class JobSensorRun(TaskRun["JobOptions"]):
 
     def poke(self) -> bool:
         """Poll the jobs once, and return whether all are over."""
-        with fail_without_retry(*JOB_IS_OVER), self.opened() as hook:
+        with fail_without_retry(*JOB_IS_OVER), self.opened():
             app_id, job_ids = self._begin()
-            is_first = self._poller is None
-            self._poller = poller = self._wait.poller_of(app_id, job_ids, self._check)
-            if is_first:
+            only: Sequence[str] | None = None
+            if self._pokes is None:
+                self._pokes, only = self._wait.begin(app_id, job_ids, self._check), job_ids
                 # a rescheduled sensor has looked at the queue at its first poke
-                poller.watches_queue = not self.context.get("task_reschedule_count")
-                if (limit := self.options.queued_timeout) is not None:
-                    self._timer = QueueTimer(limit, time.time())
-            perform = hook.perform_concurrently if len(job_ids) > COUNTER_THRESHOLD else hook.perform
-            jobs = perform(poll_jobs_once(poller, job_ids))
-            if jobs is None:
-                self._note_late(poller, job_ids)
-                return False
-            self._finish(app_id, job_ids, jobs)
-            return True
+                self._pokes.poller.watches_queue = not self.context.get("task_reschedule_count")
+            wait = self._pokes
+            try:
+                is_over = self._wait.perform(wait.poll(None, only), job_ids)
+            except RunGenJobQueuedTimeoutError as error:
+                self.late = error
+                raise
+            if is_over:
+                self._finish(app_id, job_ids, [wait.finished[job_id] for job_id in job_ids])
+                return True
+            # the error of a time-out that may come before the next poke
+            self.late = timeout_error(wait.poller, wait.waiting)
+            self.name_jobs(self.late)
+            return False
 
     def cleanup(self) -> str:
         self._wait.cancel_on_kill()
@@ -106,7 +108,7 @@ class JobSensorRun(TaskRun["JobOptions"]):
     @property
     def not_before(self) -> float:
         """The time (seconds since 1970) before which the service asked not to be polled."""
-        return 0.0 if self._poller is None else self._poller.not_before
+        return 0.0 if self._pokes is None else self._pokes.poller.not_before
 
     def _begin(self) -> tuple[str, list[str]]:
         app_id, job_ids = self.app_id, parse_known_job_ids(self._job_id)
@@ -127,20 +129,6 @@ class JobSensorRun(TaskRun["JobOptions"]):
             before_defer=lambda over: {"job_id": job_ids, "end_from_trigger": ends},
         )
         self._finish(app_id, job_ids, jobs)
-
-    def _note_late(self, poller: JobPoller, job_ids: Sequence[str]) -> None:
-        """
-        Note the error of a time-out that may come before the next poke.
-
-        :raises RunGenJobQueuedTimeoutError: the jobs have been queued for too long.
-        """
-        now, timer = time.time(), self._timer
-        is_stuck = timer is not None and timer.is_over(poller, job_ids, now)
-        queued_for = now - timer.moved_at if timer is not None and is_stuck else None
-        self.late = timeout_error(poller, job_ids, queued_for=queued_for)
-        self.name_jobs(self.late)
-        if is_stuck:
-            raise self.late
 
     def _finish(self, app_id: str, job_ids: Sequence[str], jobs: Sequence[Job]) -> None:
         raise_for_jobs(jobs)

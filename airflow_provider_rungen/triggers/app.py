@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
-from airflow_provider_rungen.client.scaling import AppTarget, restore_workers
+from airflow_provider_rungen.client.scaling import AppTarget, restore_workers, wait_for_app
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.execution.apps.scale_record import read_scale_record
 from airflow_provider_rungen.execution.task.outcomes import GO_ON
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger
-from airflow_provider_rungen.triggers.watcher import shared_poller
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +47,11 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     raised: dict[str, Any] | None = None
 
     async def _wait(self, event: dict[str, Any]) -> None:
-        goal = AppTarget(self.app_id or "", self.status, self.active_workers)
-        watcher = shared_poller(self.rungen_conn_id, goal.app_id)
-        await watcher.wait_for_app(goal, poll_interval=self.poll_interval, deadline=self.deadline)
+        target = AppTarget(self.app_id or "", self.status, self.active_workers)
+        async with RunGenHook(self.rungen_conn_id) as hook:
+            await hook.aperform(
+                wait_for_app(target, poll_interval=self.poll_interval, deadline=self.deadline)
+            )
         event["outcome"] = GO_ON
 
     @property

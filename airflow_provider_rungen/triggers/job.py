@@ -14,10 +14,10 @@ from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
+from airflow_provider_rungen.client.progress import WaitGoal
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.transport import gather_limited
-from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.task import attempts, task_instances
 from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids

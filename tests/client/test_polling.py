@@ -21,7 +21,7 @@ from airflow_provider_rungen.client.job_poller import JobPoller
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.poll_state import GONE_GRACE, REFUSAL_PAUSE
-from airflow_provider_rungen.client.polling import poll_jobs_once, wait_for_jobs
+from airflow_provider_rungen.client.polling import Wait, wait_for_jobs
 from airflow_provider_rungen.client.retry import REFUSAL_GRACE
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.exceptions import (
@@ -187,7 +187,7 @@ def follow(world: World, *, every: float = EVERY, until: float = 3 * HOUR) -> Ou
             assert job_id not in late
             late[job_id] = world.now - max(run.ends, run.waited_from)
         poller.finished.clear()
-        world.clock.now = max(begun + every, world.clock.now + poller.outages.pause)
+        world.clock.now = max(begun + every, world.clock.now, poller.outages.quiet_until)
     return Outcome(late, world.requests / len(ours), log.of_app())
 
 
@@ -356,7 +356,7 @@ def test_an_outage_in_the_middle_of_a_round_ends_it() -> None:
     world.on_request = fail
     drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
     assert sum(world.looks.values()) <= 300 + 2 * job_poller.MAX_CONCURRENT_POLLS
-    assert poller.outages.pause > 0
+    assert poller.outages.is_quiet(world.clock.now)
 
 
 @pytest.mark.parametrize("count", [3, 50])
@@ -394,11 +394,11 @@ def test_a_retry_after_is_waited_for() -> None:
         drive(poller.poll_once(EVERY), busy, world.clock.sleep, world.clock.time)
         world.clock.now += EVERY
     assert len(sent) == 2
-    assert poller.outages.pause >= 77
+    assert poller.outages.quiet_until >= world.clock.now + 77 - 3 * EVERY
     assert poller.not_before >= world.clock.now + 77 - 3 * EVERY
     world.clock.now += 100
     drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
-    assert poller.outages.pause == 0
+    assert not poller.outages.is_quiet(world.clock.now)
 
 
 def test_an_error_that_no_waiting_can_change_concerns_that_job_alone() -> None:
@@ -407,53 +407,28 @@ def test_an_error_that_no_waiting_can_change_concerns_that_job_alone() -> None:
     poller = JobPoller(APP)
     poller.add(world.runs, world.clock.now)
     drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
-    errors = poller.take_errors()
-    assert list(errors) == ["job-3"]
-    assert isinstance(errors["job-3"], RunGenNotFoundError)
-    poller.forget(["job-3"])
-    assert "job-0" in poller.finished
+    assert {poller.finished[job_id].status for job_id in ("job-0", "job-5")} == {"COMPLETED"}
+    assert isinstance(poller.finished["job-3"].cause, RunGenNotFoundError)
 
 
-# --- waves --------------------------------------------------------------------------------------------------
+# --- counters that stand still --------------------------------------------------------------------------
 
 
 STUCK = {"completed": 100, "failed": 5, "in_progress": 100, "in_queue": 900}
 
 
-def run_waves(
-    count: int,
-    size: int,
-    seconds: float,
-    lie: Callable[[float, dict[str, int]], Counters],
-    every: float = 1.0,
-) -> tuple[list[float], World]:
-    """Run jobs in waves, each with the same poller; return how late each was found, and the world."""
-    world, poller = World([], lie), JobPoller(APP)
-    late: list[float] = []
-    for wave in range(count):
-        begun = world.now
-        runs = [Run(f"job-{wave}-{number}", begun + seconds, created=begun) for number in range(size)]
-        world.runs |= {run.id: run for run in runs}
-        wait(world, [run.id for run in runs], poller=poller, poll_interval=every)
-        late.append(world.now - begun - seconds)
-        poller.forget([run.id for run in runs])
-    return late, world
-
-
-def test_frozen_counters_delay_no_wave_for_long() -> None:
-    late, world = run_waves(4, 10, 1.5, lambda *_: STUCK)
-    assert late[0] <= 5
-    assert max(late[1:]) <= 1
-    late, world = run_waves(3, 10, 50.0, lambda *_: STUCK)
-    assert late[0] <= 15
-    assert max(late[1:]) <= 1
-    assert sum(world.looks.values()) <= 30 * 50, "no more than polling each"
+@pytest.mark.parametrize(("seconds", "late"), [(1.5, 5), (50.0, 15)])
+def test_frozen_counters_delay_no_end_for_long(seconds: float, late: float) -> None:
+    world = World([Run(f"job-{number}", seconds) for number in range(10)], lambda *_: STUCK)
+    assert follow(world, every=1.0).latest <= late
+    assert sum(world.looks.values()) <= 10 * seconds + 20, "no more than polling each"
 
 
 def test_the_jobs_that_frozen_counters_happen_to_match_are_found_soon() -> None:
     """The first report says that half of them have ended, as they have, and the next ones the same."""
-    late, _ = run_waves(1, 150, 1.5, lambda *_: STUCK | {"in_progress": 7, "in_queue": 70})
-    assert late[0] <= 5
+    runs = [Run(f"job-{number}", 1.5) for number in range(150)]
+    world = World(runs, lambda *_: STUCK | {"in_progress": 7, "in_queue": 70})
+    assert follow(world, every=1.0).latest <= 5
 
 
 # --- coming and leaving -------------------------------------------------------------------------------------
@@ -486,11 +461,10 @@ def test_a_canceled_job_is_found_though_its_waiter_came_late() -> None:
 
 @pytest.mark.parametrize("counters", ["honest", "absent"])
 def test_a_job_is_not_polled_while_another_poll_of_it_is_in_flight(counters: str) -> None:
-    """A waiter of a shared poller polls its job at its deadline, in the middle of a round."""
     world = World(from_before(in_order(20, -10, -5)))
     if counters == "absent":
         world.lie = MISSING["absent"]
-    poller = JobPoller(APP, is_shared=True)
+    poller = JobPoller(APP)
     poller.add(world.runs, world.clock.now)
 
     def begin_polls(request: Request) -> None:
@@ -521,7 +495,10 @@ def wait(world: World, job_ids: Sequence[str], **options: Any) -> list[Job]:
 
 
 def poll(world: World, job_ids: Sequence[str], poller: JobPoller) -> list[Job] | None:
-    return drive(poll_jobs_once(poller, job_ids), world.send, world.clock.sleep, world.clock.time)
+    poller.add(job_ids, world.clock.now)
+    wait = Wait(poller, dict.fromkeys(job_ids), EVERY)
+    is_over = drive(wait.poll(None), world.send, world.clock.sleep, world.clock.time)
+    return [wait.finished[job_id] for job_id in job_ids] if is_over else None
 
 
 def test_many_jobs_come_back_in_the_order_given_with_duplicates() -> None:
@@ -621,10 +598,10 @@ def test_a_job_that_is_gone_counts_as_failed_among_others() -> None:
 def test_a_job_may_be_unknown_at_first() -> None:
     runs = in_order(20)
     for run in runs:
-        run.hidden_until = 8.0
+        run.hidden_until = 45.0
     for waited in ("job-3",), tuple(run.id for run in runs):
         world = World(runs)
-        jobs = wait(world, waited, visible_by=world.clock.now + 10)
+        jobs = wait(world, waited, visible_by=world.clock.now + 50)
         assert {job.status for job in jobs} == {"COMPLETED"}
         with pytest.raises(RunGenNotFoundError):
             wait(World(runs), waited[:1], visible_by=world.start + 4)
@@ -724,9 +701,10 @@ class Slow:
 
 def test_each_poke_of_a_sensor_gives_a_slow_service_time() -> None:
     slow, poller = Slow(seconds=12.0, ends=20.0), JobPoller(APP)
-    assert slow.perform(poll_jobs_once(poller, ["a"])) is None
-    [job] = slow.perform(poll_jobs_once(poller, ["a"])) or []
-    assert job.status.value == "COMPLETED"
+    poller.add(["a"], slow.clock.now)
+    wait = Wait(poller, {"a": None}, EVERY)
+    assert [slow.perform(wait.poll(None)) for _ in range(2)] == [None, True]
+    assert wait.finished["a"].status.value == "COMPLETED"
 
 
 def test_jobs_that_hang_one_after_the_other_do_not_outlast_the_deadline() -> None:
@@ -736,15 +714,3 @@ def test_jobs_that_hang_one_after_the_other_do_not_outlast_the_deadline() -> Non
     with pytest.raises(RunGenJobTimeoutError):
         slow.perform(wait_for_jobs(APP, ids, poll_interval=EVERY, deadline=deadline))
     assert slow.clock.now - deadline < 2
-
-
-def test_an_answer_about_the_app_is_not_lost_to_a_round_that_begins_meanwhile() -> None:
-    poller = JobPoller(APP, lambda *_: None)
-    flow = poller.poll_app()
-    next(flow)
-    gather: Any = flow.send(0.0)
-    answer = drive(gather.flows[0], lambda _: Response(200, {}, b'{"id": "%s"}' % APP.encode()))
-    poller.app = None  # as a round does at its begin
-    with pytest.raises(StopIteration) as end:
-        flow.send([answer])
-    assert end.value.value.id == APP

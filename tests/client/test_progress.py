@@ -1,32 +1,63 @@
-"""Progress lines of waits for many jobs."""
+"""When a wait for many jobs may stop, and its progress lines."""
 
 from __future__ import annotations
 
 import pytest
 
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, OtherInputs, Progress, count_ends, pace
+from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, OtherInputs, Progress, WaitGoal, pace
+
+STATUSES = {".": JobStatus.COMPLETED, "x": JobStatus.FAILED, "c": JobStatus.CANCELED}
 
 
-def finished(completed: int, failed: int, canceled: int = 0) -> list[Job]:
-    statuses = [JobStatus.COMPLETED] * completed + [JobStatus.FAILED] * failed
-    statuses += [JobStatus.CANCELED] * canceled
-    return [Job(id=str(n), app_id="a", status=status) for n, status in enumerate(statuses)]
+def jobs(ends: str) -> list[Job]:
+    return [Job(id=str(n), app_id="flux", status=STATUSES[end]) for n, end in enumerate(ends)]
+
+
+@pytest.mark.parametrize(
+    ("ends", "before", "failures", "is_broken"),
+    [
+        ("", 0, 0, False),
+        ("xx", 0, 2, False),
+        ("xxx", 0, 3, True),
+        ("xx.xx", 0, 2, False),
+        ("xxcx", 0, 3, True),
+        ("ccc", 0, 0, False),
+        ("xxx.", 0, 0, True),
+        ("x", 2, 3, True),
+    ],
+)
+def test_failures_in_a_row_end_a_wait(ends: str, before: int, failures: int, is_broken: bool) -> None:
+    goal, unlimited = WaitGoal(stop_after=3, failures=before), WaitGoal()
+    for job in jobs(ends):
+        goal.note(job)
+        unlimited.note(job)
+    assert (goal.failures, goal.is_broken, goal.is_reached(5)) == (failures, is_broken, is_broken)
+    assert not unlimited.is_broken
+
+
+def test_few_enough_jobs_in_flight_end_a_wait() -> None:
+    assert [WaitGoal(left=3).is_reached(number) for number in (5, 4, 3, 0)] == [False, False, True, True]
+    assert [WaitGoal().is_reached(number) for number in (1, 0)] == [False, True]
 
 
 def test_a_line_comes_once_an_interval() -> None:
-    progress = Progress(1000, 5.0)
-    assert progress.line(0, 0, 5.0 + PROGRESS_INTERVAL - 1) is None
-    assert progress.line(0, 0, 5.0 + PROGRESS_INTERVAL) == "0 of 1000 done, 1000 queued or running, 0 failed"
-    assert progress.line(10, 0, 6.0 + PROGRESS_INTERVAL) is None
-    line = progress.line(*count_ends(finished(90, 7, 3)), 105.0)
-    assert line == "100 of 1000 done, 900 queued or running, 10 failed; 1/s, about 15 min left"
+    progress = Progress(5.0, 1000)
+    assert progress.line(5.0 + PROGRESS_INTERVAL - 1) is None
+    assert progress.line(5.0 + PROGRESS_INTERVAL) == "0 of 1000 done, 1000 queued or running, 0 failed"
+    assert progress.line(6.0 + PROGRESS_INTERVAL) is None
+    for job in jobs("." * 90 + "x" * 7 + "c" * 3):
+        progress.note(job)
+    assert progress.line(105.0) == (
+        "100 of 1000 done, 900 queued or running, 10 failed; 1/s, about 15 min left"
+    )
 
 
-def test_a_wave_counts_all_inputs_of_its_batch() -> None:
-    progress = Progress(100, 5.0, OtherInputs(done=500, failed=3, unsent=200))
-    line = progress.line(50, 2, 55.0)
-    assert line == (
+def test_other_inputs_count_too() -> None:
+    progress = Progress(5.0, 100, lambda: OtherInputs(done=500, failed=3, unsent=200))
+    for job in jobs("." * 48 + "xx"):
+        progress.note(job)
+    assert progress.line(55.0) == (
         "550 of 800 done, 50 queued or running, 200 not submitted yet, 5 failed; 1/s, about 4 min 10 s left"
     )
 

@@ -56,7 +56,7 @@ from airflow_provider_rungen.operators import (
 )
 from airflow_provider_rungen.runs.log import read_attempts
 from airflow_provider_rungen.sensors import RunGenJobSensor
-from airflow_provider_rungen.triggers import base, watcher
+from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers import job as job_trigger
 
 #: How many lives to try. With it set, they are other ones each time.
@@ -850,15 +850,14 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (hooks, {"LOOK_UP_EVERY": 0.05}),
         (hook_base, {"PART": 0.3}),
         (resuming, {"RESUBMISSION_GRACE": 0.3, "CANCEL_TIME": 1.0}),
-        (runner, {"VISIBILITY_GRACE": 0.4, "GONE_GRACE": 0.2}),
+        (runner, {"VISIBILITY_GRACE": 0.4}),
         (log_writer, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
         (sender, {"STORE_RETRY_BUDGET": 0.4}),
         (job_wait, {"FIRST_INTERVAL": 0.05}),
         (poll_state, {"GONE_GRACE": 0.2, "REFUSAL_PAUSE": 0.1}),
-        (poll_state, dict.fromkeys(("POLL_TIMEOUT", "FIRST_POLL_TIMEOUT", "LAST_POLL_TIMEOUT"), 0.5)),
+        (poll_state, dict.fromkeys(("POLL_TIMEOUT", "LAST_POLLS_TIME"), 0.5)),
         (job_poller, {"POLL_TIMEOUT": 0.5}),
         (polling, {"POLL_TIMEOUT": 0.5}),
-        (watcher, {"LAST_LOOK_TIME": 1.0, "LAST_ANSWER_TIME": 0.5}),
         (base, {"SETTLING_TIME": 0.0, "CANCEL_TIME": 2.0}),
         (job_trigger, {"TAKE_UP_TIME": 0.3, "MIN_WAVE": 0.0, "VISIBILITY_GRACE": 0.4}),
     ]

@@ -11,7 +11,7 @@ from conftest import APP, Clock, FakeTaskInstance, run_task
 from airflow_provider_rungen._airflow import BaseOperator
 from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.wait_goal import WaitGoal
+from airflow_provider_rungen.client.progress import WaitGoal
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
     RunGenJobQueuedTimeoutError,

@@ -24,12 +24,10 @@ from airflow_provider_rungen import _airflow as compat
 from airflow_provider_rungen.client.job_poller import JobPoller
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.scaling import AppTarget
 from airflow_provider_rungen.client.senders import MAX_IN_FLIGHT
 from airflow_provider_rungen.client.transport import MAX_BACKGROUND
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.exceptions import (
-    RunGenAppTimeoutError,
     RunGenForbiddenError,
     RunGenInputError,
     RunGenJobTimeoutError,
@@ -253,7 +251,7 @@ def test_a_longer_interval_counts_again_when_the_hasty_one_has_left(stage: Stage
         quick.cancel()
         await asyncio.wait([quick])
         [watcher] = watchers()
-        await until(lambda: watcher._interval == NEVER)
+        assert watcher._interval() == NEVER
         slow.cancel()
 
     play(scene())
@@ -269,11 +267,9 @@ def test_it_closes_with_the_last_waiter_and_a_new_one_begins_anew(stage: Stage) 
         for part in (ids[:3], ids[3:]):
             tasks = [wait([job_id]) for job_id in part]
             await until(lambda: len(watchers()) == 1)
-            [watcher] = watchers()
             stage.pass_by(20)
             await asyncio.gather(*tasks)
-            assert watcher.is_closed
-            await until(lambda: watchers() == [])
+            assert watchers() == []
             await until(lambda: stage.service.connections_open == 0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -290,7 +286,7 @@ def test_a_waiter_may_come_while_the_old_watcher_closes(stage: Stage) -> None:
         [old] = watchers()
         first.cancel()
         await asyncio.wait([first])
-        assert old.is_closed
+        assert watchers() == []
         second = wait(ids[1:])
         await asyncio.sleep(0)
         assert watchers() != [old]
@@ -422,7 +418,6 @@ def test_the_deadline_of_one_is_not_that_of_another(stage: Stage) -> None:
 
 
 def test_the_deadline_holds_though_the_service_hangs(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher_module, "LAST_LOOK_TIME", 0.1)
     [job_id] = stage.submit(1)
     stage.service.inject(Fault(on="get", kind="hang", times=None))
 
@@ -436,7 +431,6 @@ def test_the_deadline_holds_though_the_service_hangs(stage: Stage, monkeypatch: 
 def test_the_deadline_holds_in_an_outage_and_the_service_is_left_alone(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watcher_module, "LAST_LOOK_TIME", 0.3)
     ids = stage.submit(10)
     stage.service.inject(Fault(on="get", status=503, times=None, headers={"Retry-After": "600"}))
     stage.service.inject(Fault(on="get_app", status=503, times=None, headers={"Retry-After": "600"}))
@@ -558,17 +552,11 @@ def test_an_app_that_hangs_holds_up_nobody(stage: Stage) -> None:
 
     async def scene() -> None:
         tasks = [wait([job_id], every=1.0) for job_id in ids]
-        app = asyncio.create_task(
-            shared_poller("rungen_default", APP).wait_for_app(
-                AppTarget(APP, "STOPPED"), poll_interval=1.0, deadline=time.time() + 600
-            )
-        )
         await until(lambda: stage.service.count("get") >= 1)
         stage.pass_by(20)
         begun_at = time.monotonic()
         await asyncio.gather(*tasks)
         assert time.monotonic() - begun_at < SOON
-        app.cancel()
 
     play(scene())
 
@@ -891,87 +879,3 @@ def test_an_event_loop_that_ended_leaves_no_watcher_behind(stage: Stage) -> None
     gc.collect()
     assert [each() for each in seen] == [None]
     assert not any(watcher_module._pollers.values())
-
-
-# --- those who wait for the app itself ----------------------------------------------------------------------
-
-
-def wait_for_app(
-    status: str = "RUNNING", *, every: float = BRISKLY, within: float = 600.0
-) -> asyncio.Task[None]:
-    async def waiting() -> None:
-        watcher = shared_poller("rungen_default", APP)
-        await watcher.wait_for_app(AppTarget(APP, status), poll_interval=every, deadline=time.time() + within)
-
-    return asyncio.create_task(waiting())
-
-
-def count_rounds(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    rounds: list[None] = []
-    perform = JobPoller.poll_once
-
-    def counted(self: JobPoller, *args: Any) -> Any:
-        rounds.append(None)
-        return perform(self, *args)
-
-    monkeypatch.setattr(JobPoller, "poll_once", counted)
-    return rounds
-
-
-@pytest.mark.parametrize("jobs", [0, COUNTER_THRESHOLD, 20])
-def test_one_question_a_round_serves_jobs_and_app(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, jobs: int
-) -> None:
-    ids = stage.submit(jobs)
-    rounds = count_rounds(monkeypatch)
-
-    async def scene() -> None:
-        tasks: list[asyncio.Task[Any]] = [wait(ids), wait_for_app("STOPPED"), wait_for_app("STOPPED")]
-        await until(lambda: stage.service.count("get_app") >= 10)
-        assert len(watchers()) == 1
-        assert stage.service.count("get_app") <= len(rounds)
-        stage.pass_by(20)
-        await tasks[0]
-        stage.service.scale(APP, 0)
-        await asyncio.gather(*tasks)
-        await until(lambda: not watchers() and stage.service.connections_open == 0)
-
-    play(scene())
-    assert stage.lookups == ["rungen_default"]
-
-
-def test_an_error_about_the_app_does_not_disturb_those_who_wait_for_its_jobs(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 0.1)
-    ids = stage.submit(2)
-    stage.service.inject(Fault(on="get_app", status=403, times=None))
-
-    async def scene() -> None:
-        jobs, app = wait(ids), wait_for_app()
-        with pytest.raises(RunGenForbiddenError):
-            await app
-        stage.pass_by(20)
-        assert len(await jobs) == 2
-
-    play(scene())
-
-
-def test_the_wait_for_an_app_outlasts_an_outage(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    stage.service.inject(Fault(on="get_app", status=503, times=3))
-
-    async def scene() -> None:
-        await wait_for_app()
-
-    play(scene())
-    assert stage.service.count("get_app") >= 4
-    assert sum("polling continues" in line for line in caplog.messages) == 1
-
-
-def test_an_app_that_is_late_is_looked_at_once_more(stage: Stage) -> None:
-    async def scene() -> None:
-        await wait_for_app(within=-3600)
-        with pytest.raises(RunGenAppTimeoutError, match="it is RUNNING"):
-            await wait_for_app("STOPPED", every=NEVER, within=0.05)
-
-    play(scene())

@@ -15,14 +15,12 @@ from airflow_provider_rungen.client.flow import Flow, Gather, T
 from airflow_provider_rungen.client.job_log import QuietLog, log_line
 from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
-from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.polling import FIRST_INTERVAL, growing_pauses
-from airflow_provider_rungen.client.progress import OtherInputs, Progress, count_ends
-from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.polling import FIRST_INTERVAL, Wait, growing_pauses
+from airflow_provider_rungen.client.progress import OtherInputs, Progress, WaitGoal
+from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
-from airflow_provider_rungen.execution.jobs.poll_rounds import PollRounds
 from airflow_provider_rungen.execution.task.job_ids import format_jobs, log_jobs
 
 if TYPE_CHECKING:
@@ -62,12 +60,9 @@ class JobWait:
         # the jobs that are over, and whose result could not be taken
         self._not_taken: list[Job] = []
         self._pauses = growing_pauses(FIRST_INTERVAL, self._options.poll_interval)
-        self._polled_at: float | None = None
         self._defer_at = math.inf
         self._quiet_log = QuietLog()
-        self._progress: Progress | None = None
-        # how many jobs there are so far
-        self._count = 0
+        self._progress = Progress(0.0)
         #: How many jobs the waits have returned, and how many of these did not complete.
         self.returned = self.unsuccessful = 0
 
@@ -107,60 +102,49 @@ class JobWait:
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change, and that is not one of a single job.
         """
-        goal, job_ids = goal or WaitGoal(), list(dict.fromkeys(job_ids))
-        poller = self.poller_of(app_id, job_ids, on_finished, lambda job_id: shared.get(job_id, visible_by))
         self._shared = frozenset(shared)
         self._counted |= set(ended)
-        if goal.is_reached(sum(job_id in poller.waiting for job_id in job_ids)):
-            return self._take(poller, job_ids)
-        can_defer = may_defer and self._options.deferrable
-        limit, now = self._options.queued_timeout, time.time()
-        rounds = PollRounds(
-            poller,
-            job_ids,
-            goal,
-            poll_interval=self._options.poll_interval,
-            deadline=deadline,
-            stop_at=self._defer_at if can_defer else math.inf,
-            ended=ended,
-            timer=None if limit is None else QueueTimer(limit, now),
-            log_progress=self._log_progress,
-        )
-        self._perform(rounds.run(self._pauses, self._polled_at), job_ids)
-        self._polled_at = rounds.polled_at
-        if rounds.is_reached:
-            return self._take(poller, job_ids)
-        if rounds.is_stopped:
-            self._hand_over(rounds, before_defer(self._take(poller, job_ids)))
-        raise self._perform(explain_timeout(poller, job_ids), job_ids)
+        wait = self.begin(app_id, job_ids, on_finished, lambda job_id: shared.get(job_id, visible_by))
+        wait.goal = goal or wait.goal
+        if not wait.goal.is_reached(len(wait.waiting)):
+            stop_at = self._defer_at if may_defer and self._options.deferrable else math.inf
+            rounds = wait.run(self._pauses, deadline=deadline, stop_at=stop_at, ended=ended)
+            if not self.perform(rounds, job_ids):
+                self._hand_over(wait, list(dict.fromkeys(job_ids)), deadline, before_defer)
+        return self._take(wait.poller)
 
-    def poller_of(
+    def begin(
         self,
         app_id: str,
         job_ids: Collection[str],
         on_finished: Callable[[Job], Job] = identity,
         visible_by: Callable[[str], float] = lambda job_id: 0.0,
-    ) -> JobPoller:
-        """Return what polls these jobs, and no others any more."""
+    ) -> Wait:
+        """Return a wait for these jobs. No others are polled any more."""
+        now = time.time()
         if self._poller is None or self._poller.app_id != app_id:
             self._poller = JobPoller(app_id, self._log, on_finished=self._keep)
-            self._progress = Progress(0, now := time.time())
+            self._progress = Progress(now, others=self.others)
             self._defer_at = now + self._options.defer_after
         poller, self._on_finished = self._poller, on_finished
         poller.is_lean = on_finished is strip_payloads
-        known = {*poller.waiting, *poller.finished}
-        poller.forget(known.difference(job_ids))
-        self._count += len(set(job_ids) - known)
-        for job_id in job_ids:
-            poller.add([job_id], time.time(), visible_by(job_id))
-        return poller
+        poller.forget({*poller.waiting, *poller.finished}.difference(job_ids))
+        for job_id in dict.fromkeys(job_ids):
+            self._progress.total += job_id not in poller.waiting
+            poller.add([job_id], now, visible_by(job_id))
+        limit = self._options.queued_timeout
+        return Wait(
+            poller,
+            dict.fromkeys(job_ids),
+            self._options.poll_interval,
+            timer=None if limit is None else QueueTimer(limit, now),
+            progress=self._progress,
+        )
 
     def take_over(self) -> list[Job]:
         """Return the jobs that are over, and that no wait has returned: an error ended it before."""
         not_taken, self._not_taken = self._not_taken, []
-        if self._poller is None:
-            return not_taken
-        return [*not_taken, *self._take(self._poller, list(self._poller.finished))]
+        return [*not_taken, *([] if self._poller is None else self._take(self._poller))]
 
     @property
     def in_flight(self) -> list[str]:
@@ -176,7 +160,8 @@ class JobWait:
             return False
         return next(iter(task.iter_mapped_dependants()), None) is None
 
-    def _perform(self, flow: Flow[T], job_ids: Sequence[str]) -> T:
+    def perform(self, flow: Flow[T], job_ids: Collection[str]) -> T:
+        """Perform a flow that is about these jobs: with requests side by side if they are many."""
         hook = self._run.hook
         return (hook.perform_concurrently if len(job_ids) > COUNTER_THRESHOLD else hook.perform)(flow)
 
@@ -190,31 +175,27 @@ class JobWait:
             self._not_taken.append(strip_payloads(job))
             raise
 
-    def _take(self, poller: JobPoller, job_ids: Sequence[str]) -> list[Job]:
-        jobs = [poller.finished[job_id] for job_id in job_ids if job_id in poller.finished]
-        returned, unsuccessful = count_ends(jobs)
-        self.returned += returned
-        self.unsuccessful += unsuccessful
+    def _take(self, poller: JobPoller) -> list[Job]:
+        jobs = list(poller.finished.values())
+        self.returned += len(jobs)
+        self.unsuccessful += sum(job.status is not JobStatus.COMPLETED for job in jobs)
         poller.forget(job.id for job in jobs)
         return jobs
 
     def _log(self, level: int, line: str, job_id: str | None) -> None:
-        (self._quiet_log if self._count > COUNTER_THRESHOLD else log_line)(level, line, job_id)
+        (self._quiet_log if self._progress.total > COUNTER_THRESHOLD else log_line)(level, line, job_id)
 
-    def _log_progress(self, poller: JobPoller, now: float) -> None:
-        if self._progress is None or self._count <= COUNTER_THRESHOLD or not self._progress.is_due(now):
-            return
-        self._progress.total, self._progress.others = self._count, self.others()
-        ended, unsuccessful = count_ends(poller.finished.values())
-        line = self._progress.line(self.returned + ended, self.unsuccessful + unsuccessful, now)
-        if line is not None:
-            self._log(logging.INFO, line, None)
-
-    def _hand_over(self, rounds: PollRounds, more: Mapping[str, Any]) -> NoReturn:
-        poller, goal, now, options = rounds.poller, rounds.goal, time.time(), self._options
-        job_ids = list(rounds.job_ids)
+    def _hand_over(
+        self,
+        wait: Wait,
+        job_ids: list[str],
+        deadline: float,
+        before_defer: Callable[[list[Job]], Mapping[str, Any]],
+    ) -> NoReturn:
+        more = before_defer(self._take(wait.poller))
+        poller, goal, now, options = wait.poller, wait.goal, time.time(), self._options
         if not more.get("end_from_trigger"):  # such a trigger must see those that failed, too
-            job_ids = [job_id for job_id in job_ids if job_id in poller.waiting]
+            job_ids = list(wait.waiting)
         is_one = len(job_ids) == 1
         what = format_ids(poller.app_id, job_ids[0] if is_one else "")
         log.info("Waiting in the triggerer %s%s", "" if is_one else f"for {len(job_ids)} jobs ", what)
@@ -223,16 +204,16 @@ class JobWait:
             "app_id": poller.app_id,
             "job_id": job_ids,
             "poll_interval": options.poll_interval,
-            "deadline": rounds.deadline,
+            "deadline": deadline,
             "queued_timeout": options.queued_timeout,
             "deferred_at": now,
-            "not_before": poller.all_not_before,
+            "not_before": max([poller.not_before, *(state.not_before for state in poller.waiting.values())]),
             "left": goal.left,
             "stop_after": goal.stop_after and max(goal.stop_after - goal.failures, 1),
             "cancel_on_kill": options.cancel_on_kill,
             "shared": [job_id for job_id in job_ids if job_id in self._shared],
         }
-        self._defer(arguments | dict(more), rounds.deadline - now)
+        self._defer(arguments | dict(more), deadline - now)
 
     # --- canceling ---
 
@@ -282,7 +263,7 @@ class JobWait:
         :param on_outcome: takes a job, or the error in its place, as it comes. What it raises ends it all.
         :param visible_by: the time (seconds since 1970) until which the service may not know the jobs yet.
         """
-        self._perform(_refetch(app_id, job_ids, on_outcome, visible_by), job_ids)
+        self.perform(_refetch(app_id, job_ids, on_outcome, visible_by), job_ids)
 
 
 def _refetch(

@@ -10,10 +10,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.poll_state import GONE_GRACE
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
+from airflow_provider_rungen.client.progress import WaitGoal
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
 from airflow_provider_rungen.execution.jobs.deferral import Deferral
@@ -282,8 +281,7 @@ class Runner(TaskRun["JobOptions"]):
                 task_log.app_id,
                 running,
                 deadline=deadline,
-                # the service knew them when it accepted them; a replica may lag behind
-                visible_by=max(self.submitting.submitted_at + VISIBILITY_GRACE, time.time() + GONE_GRACE),
+                visible_by=self.submitting.submitted_at + VISIBILITY_GRACE,
                 on_finished=self.sink.hold,
                 goal=goal,
                 may_defer=may_defer and (self._can_read_again or not task_log.has_unsent),
