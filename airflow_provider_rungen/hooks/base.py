@@ -250,7 +250,7 @@ class FlowHook(BaseHook):
         For a task that is killed: its usual connections may be in the middle of a request.
 
         :param flow: the flow.
-        :param within: seconds it may take; each request gets half of them at most, so that it can be repeated.
+        :param within: seconds it may take. Each request gets half of them, so that it can be repeated.
         :param is_paced: whether the limit of requests a second applies. Their turn may come after the end.
         :raises RunGenConnectionError: it took longer.
         """
