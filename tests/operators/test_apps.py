@@ -205,6 +205,22 @@ def test_a_kill_on_the_way_up_lowers_the_app_and_ends_the_task(emulator: Emulato
     assert (numbers(emulator), workers(emulator)) == ([2, 0], 0)
 
 
+@KILLED
+def test_a_kill_repeats_what_fails_for_a_moment(emulator: Emulator, context: Any) -> None:
+    emulator.service.add_app(APP, init_seconds=60)
+    op = scale_op()
+
+    def fail() -> bool:
+        if emulator.service.count("get_app") <= 3:
+            return False
+        emulator.service.inject(Fault(on="update_app", status=503, times=2))
+        return True
+
+    with signal_when(signal.SIGTERM, fail, op.on_kill):
+        assert run_task(op, context).error is not None
+    assert workers(emulator) == 0
+
+
 @pytest.mark.usefixtures("on_the_wire")
 @KILLED
 def test_a_kill_is_over_in_time_when_the_service_hangs(
