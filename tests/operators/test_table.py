@@ -172,6 +172,8 @@ def test_rows_may_be_skipped_refused_and_failed(run: Callable[..., Table], mode:
     assert "no memory" in task.column("error")[3]
     assert "nothing was sent" not in task.column("error")[2]
     assert (outcome.value["completed"], outcome.value["failed"], outcome.value["skipped"]) == (2, 2, 1)
+    page = task.ti.xcoms["rungen_page"]
+    assert (page["rows"], page["skipped"], page["refused"]) == (5, 1, 1)
     assert (task.created, outcome.value["jobs"]) == (3, 3)
 
 

@@ -70,13 +70,6 @@ class RunReport:
         self._closed = _Known()
         self._closed_parts: set[int] = set()
 
-    def page_details(self) -> dict[str, Any]:
-        """Return what the page of the task has to know of the source."""
-        source: Any = self._run.source
-        if not hasattr(source, "skipped_count"):
-            return {}
-        return {"skipped": source.skipped_count, "refused": source.refused_count}
-
     @staticmethod
     def about(source: Source) -> dict[str, Any]:
         """Return what the manifest of a plan says about its source."""

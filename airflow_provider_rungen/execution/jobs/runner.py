@@ -344,5 +344,5 @@ class Runner(TaskRun["JobOptions"]):
             "reused": self.submitting.reused_count or None,
             "destination": None if destination is None else redact(str(destination)),
             **self._page,
-            **self.report.page_details(),
+            **(self.source.without_job if self.source else {}),
         }

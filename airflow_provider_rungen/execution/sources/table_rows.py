@@ -93,6 +93,7 @@ class TableRows(Source):
             # JSON Lines are often written without what is null
             columns.check(self.key if rows.uri else list(self.types))
         keys.check()
+        self.without_job = {"skipped": self._counts[Status.SKIPPED], "refused": self._counts[Status.REFUSED]}
         log.info(
             "Read %d rows of %s: %d to run or reuse, %d skipped, %d refused",
             *(self._counts.total(), clean_text(rows.uri or "table")),
