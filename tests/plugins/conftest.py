@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,10 @@ class Database:
         from airflow.models.xcom import XComModel
         from airflow.utils.session import create_session
 
+        # before Airflow 3.2, it serializes what is serialized already
+        options: Any = {"serialize": False} if "serialize" in signature(XComModel.set).parameters else {}
         with create_session() as session:
-            XComModel.set(key=key, value=value, serialize=False, session=session, **_place(ti))
+            XComModel.set(key=key, value=value, session=session, **_place(ti), **options)
 
     def render(self, ti: FakeTaskInstance, **fields: Any) -> None:
         """Write the rendered fields of a task, as the API server does for a worker that begins it."""
