@@ -591,7 +591,6 @@ def test_only_what_is_not_over_is_canceled(
 def test_each_of_many_jobs_has_its_own_time_to_be_canceled(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.hooks.rungen.PART", 1.0)
     connection = json.loads(rungen_emulator.airflow_connection()) | {
         "extra": {"app_id": "flux-schnell", "max_requests_per_second": 80}
     }
