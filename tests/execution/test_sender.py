@@ -26,8 +26,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.sending import inputs, log_writer, sender
 from airflow_provider_rungen.execution.sending.log_writer import Saver
-from airflow_provider_rungen.execution.sending.sender import Sender
-from airflow_provider_rungen.execution.sending.throttle import Throttle
+from airflow_provider_rungen.execution.sending.sender import Sender, Throttle
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog, read_attempts, read_parts

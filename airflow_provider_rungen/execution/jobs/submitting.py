@@ -17,8 +17,7 @@ from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.exceptions import RunGenError, RunGenSubmissionUnknownError
 from airflow_provider_rungen.execution.jobs import resuming
 from airflow_provider_rungen.execution.jobs.log_state import rows_of
-from airflow_provider_rungen.execution.sending.sender import Sender
-from airflow_provider_rungen.execution.sending.throttle import Throttle
+from airflow_provider_rungen.execution.sending.sender import Sender, Throttle
 from airflow_provider_rungen.execution.task.job_ids import log_jobs
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState
 
