@@ -177,7 +177,7 @@ class Sender:
         :raises RunGenResponseError: the answer is too large, or encoded in an unknown way.
         """
         if self._thread is None or not self._thread.is_alive():  # no thread survives a fork
-            self._open()
+            self._open(request)
         thread, loop, sender = self._thread, self._loop, self._async_sender
         tasks: list[asyncio.Task[Response]] = []
         done: queue.SimpleQueue[asyncio.Task[Response]] = queue.SimpleQueue()
@@ -200,7 +200,7 @@ class Sender:
             raise
         raise RunGenConnectionError(request.failure("the connection was closed meanwhile"))
 
-    def _open(self) -> None:
+    def _open(self, request: Request) -> None:
         import aiohttp  # noqa: F401 - here, since the first request would wait for it in the loop
 
         opened: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, AsyncSender, asyncio.Event]]
@@ -208,7 +208,12 @@ class Sender:
         work = _keep_open(self.settings, opened)  # no method: the thread ends when nobody has this object
         thread = threading.Thread(target=asyncio.run, args=(work,), name="rungen-sender", daemon=True)
         thread.start()
-        self._loop, self._async_sender, stop = opened.get()
+        while thread.is_alive() or not opened.empty():
+            with suppress(queue.Empty):
+                self._loop, self._async_sender, stop = opened.get(timeout=CHECK_INTERVAL)
+                break
+        else:  # too many files are open, or there is no memory
+            raise RunGenConnectionError(request.failure("no connection could be opened"))
         self._end_thread = weakref.finalize(self, _call_in, self._loop, stop.set)
         self._end_thread.atexit = False
         self._thread = thread  # at last, since a signal handler may raise before

@@ -532,13 +532,36 @@ def test_a_signal_while_the_sender_opens_leaves_it_usable(
     sender.close()
 
 
+def test_a_worker_that_can_open_nothing_is_told_so() -> None:
+    script = """if True:
+        import os, resource, aiohttp
+        from airflow_provider_rungen.client.endpoints import list_apps
+        from airflow_provider_rungen.client.senders import Sender
+        from airflow_provider_rungen.client.settings import Settings
+        from airflow_provider_rungen.client.transport import drive
+        from airflow_provider_rungen.exceptions import RunGenConnectionError
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")),) * 2)
+        try:
+            drive(list_apps(attempts=1), Sender(Settings("https://rungen.example", "key")))
+        except RunGenConnectionError as error:
+            print(error.message)
+    """
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "no connection could be opened" in done.stdout
+    assert "Too many open files" in done.stderr
+
+
 class Interrupted:
     """A queue whose reader a signal handler interrupts."""
 
     def put(self, item: Any) -> None: ...
 
-    def get(self) -> Any:
+    def get(self, timeout: float) -> Any:
         raise KeyboardInterrupt
+
+    def empty(self) -> bool:
+        return False
 
 
 def test_no_more_begin_than_there_are() -> None:
