@@ -341,6 +341,7 @@ def measure(rounds: int, scale: float) -> Iterator[Row]:
             f"plain: {beside[worst]:.2f}",
             f"≤ {most:g} × plain, {latest:g} s",
             shares[worst] <= most and late <= latest,
+            "a search for canceled jobs polls the whole queue" if variant == "canceled" else "",
         )
 
 

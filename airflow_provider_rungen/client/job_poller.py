@@ -187,14 +187,12 @@ class JobPoller:
             if self.outages.failed_rounds:
                 return
             due = self._due((yield Sleep(0)))
-        silent = [job_id for job_id in due if self.waiting[job_id].failures]
+        silent = {job_id for job_id in due if self.waiting[job_id].failures}
         if len(silent) == len(due):
-            silent = []
-        yield from self._poll_many(
-            [job_id for job_id in due if job_id not in set(silent)], poll_interval, now
-        )
-        silent = sorted(self.pollable(silent), key=lambda job_id: self.waiting[job_id].not_before)
-        if polls := [self._poll_job(job_id) for job_id in silent[:SILENT_JOBS_PER_ROUND]]:
+            silent = set()
+        yield from self._poll_many([job_id for job_id in due if job_id not in silent], poll_interval, now)
+        longest = sorted(self.pollable(silent), key=lambda job_id: self.waiting[job_id].not_before)
+        if polls := [self._poll_job(job_id) for job_id in longest[:SILENT_JOBS_PER_ROUND]]:
             yield Gather(polls, wait_at_most=None if self._wait_at_most is None else 0)
 
     def _poll_many(self, due: list[str], poll_interval: float, now: float) -> Flow[None]:
@@ -206,6 +204,7 @@ class JobPoller:
             yield from self.poll(due[:1])
             if self.outages.failed_rounds:
                 return
+            due = due[1:]
         counters = read_counters(answer) if isinstance(answer, App) else None
         yield from self._search.search(
             self.pollable(due), counters, poll_interval=poll_interval, asked_at=now
@@ -268,11 +267,14 @@ class JobPoller:
         timeout = poll_timeout(self._end_by, (yield Sleep(0)), state.failures)
         outcome = yield from in_flight(state, self._get_job(job_id, timeout))
         now = yield Sleep(0)
+        is_forgotten = self.waiting.get(job_id) is not state
         if isinstance(outcome, RunGenError) and self.outages.outlasts(state, outcome, now):
+            if is_forgotten:
+                self.outages.silent.discard(state)
             return outcome
         self.answers += 1
         self.outages.note_answer(state, now)
-        if self.waiting.get(job_id) is not state:  # it is waited for no more
+        if is_forgotten:
             return None
         if isinstance(outcome, Job):
             self._note_job(state, outcome, now)

@@ -81,9 +81,9 @@ class JobSearch:
         :param poll_interval: seconds to the next round.
         :param asked_at: when the counters were asked for (seconds since 1970). They know older jobs.
         """
-        due, self._polled = list(due), set()
-        running = [job_id for job_id in due if self._has_started(job_id)]
-        queue = [job_id for job_id in due if not self._has_started(job_id)]
+        waiting, due, self._polled = self._poller.waiting, list(due), set()
+        running = [job_id for job_id in due if waiting[job_id].has_started]
+        queue = [job_id for job_id in due if not waiting[job_id].has_started]
         is_check = counters is None or self._is_check_due(counters, poll_interval, asked_at)
         is_full = counters is None or asked_at < self._trusted_from
         if not is_full:
@@ -179,7 +179,7 @@ class JobSearch:
         """Move queued jobs to the end that younger ones have overtaken: they have lost their worker."""
         waiting, queued, overtaken = self._poller.waiting, list[str](), list[str]()
         for job_id, state in waiting.items():
-            if self._has_started(job_id):
+            if state.has_started:
                 overtaken += queued
                 queued = []
             elif job_id in self._polled and not state.was_overtaken:
@@ -201,12 +201,6 @@ class JobSearch:
         """Return the jobs that were not polled in this round, the longest unpolled first."""
         return sorted(self._unpolled(job_ids), key=lambda job_id: self._poller.waiting[job_id].polled_at)
 
-    def _has_started(self, job_id: str) -> bool:
-        return self._status(job_id) not in (None, JobStatus.QUEUED)
-
     def _is_queued(self, job_id: str) -> bool:
-        return self._status(job_id) is JobStatus.QUEUED
-
-    def _status(self, job_id: str) -> JobStatus | None:
         state = self._poller.waiting.get(job_id)
-        return None if state is None or state.job is None else state.job.status
+        return state is not None and state.status is JobStatus.QUEUED

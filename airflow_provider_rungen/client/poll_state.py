@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from airflow_provider_rungen.client.flow import Flow, T
 from airflow_provider_rungen.client.job_log import LogCallback
-from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.retry import Refusals, retry_delay
 from airflow_provider_rungen.exceptions import RunGenError
 
-# Seconds that a poll may take. A job that did not answer gets twice as long the next time.
+# Seconds that a poll may take. A job that did not answer gets twice as long the next time, and twice again.
 POLL_TIMEOUT = 15.0
 # Seconds after the deadline within which all last polls must end.
 LAST_POLLS_TIME = 10.0
@@ -54,6 +54,16 @@ class PollState:
     gone_at: float | None = None
 
     @property
+    def status(self) -> JobStatus | None:
+        """The last known status."""
+        return None if self.job is None else self.job.status
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the job was last seen to run."""
+        return self.status not in (None, JobStatus.QUEUED)
+
+    @property
     def is_silent(self) -> bool:
         """Whether the last poll was not answered, or not yet."""
         return self.failures > 0 or self.is_in_flight
@@ -85,7 +95,7 @@ def polls_end_by(now: float, seconds_left: float) -> float:
 
 def poll_timeout(end_by: float, now: float, failures: int = 0) -> float:
     """Return the seconds that a poll may take that failed so often in a row before."""
-    return max(min(POLL_TIMEOUT * 2.0 ** min(failures, 8), end_by - now), MIN_POLL_TIMEOUT)
+    return max(min(POLL_TIMEOUT * 2.0 ** min(failures, 2), end_by - now), MIN_POLL_TIMEOUT)
 
 
 @dataclass

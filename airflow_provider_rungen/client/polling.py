@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
-from airflow_provider_rungen.client.job_log import log_of
+from airflow_provider_rungen.client.job_log import LogCallback, log_of
 from airflow_provider_rungen.client.job_poller import JobPoller, concerns_one_job, failed_by
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
@@ -49,7 +49,7 @@ def poll_until(
     :param outages: what the polls have seen of outages.
     :param pauses: the seconds between the starts of two polls, see `growing_pauses`.
     :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll.
-    :param wake_at: a time (seconds since 1970) to poll at, whatever the pauses are.
+    :param wake_at: a time (seconds since 1970) to poll at the latest; that poll has to have a result.
     :param polled_at: when a poll before these began (seconds since 1970).
     """
     now, begun_at = (yield Sleep(0)), polled_at
@@ -58,8 +58,7 @@ def poll_until(
     while True:
         if begun_at is not None:
             due = max(begun_at + next(pauses), outages.quiet_until)
-            end = wake_at if now < wake_at < deadline else deadline
-            now = yield Sleep(max(min(due, end) - now, 0))
+            now = yield Sleep(max(min(due, wake_at, deadline) - now, 0))
         begun_at = now
         if (result := (yield from poll(deadline - now))) is not None:
             return result
@@ -84,21 +83,29 @@ class Wait:
     A wait for jobs that a poller polls.
 
     :param poller: polls the jobs, and perhaps others.
-    :param waiting: the jobs that have not finished, in order.
+    :param job_ids: the jobs.
     :param poll_interval: seconds between two polls.
+    :param begun_at: the time (seconds since 1970).
+    :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
     :param goal: what the wait is for. Default: the end of all jobs.
-    :param timer: limits how long the jobs may stay queued.
-    :param progress: counts the jobs that have finished, and makes lines for the log of it.
+    :param progress: counts the jobs that have finished, if others are counted with them.
     """
 
     poller: JobPoller
-    waiting: dict[str, None]
+    job_ids: InitVar[Collection[str]]
     poll_interval: float
+    begun_at: InitVar[float]
+    queued_timeout: InitVar[float | None] = None
     goal: WaitGoal = field(default_factory=WaitGoal)
-    timer: QueueTimer | None = None
     progress: Progress | None = None
-    #: The jobs that have finished, in the order of their ends.
+    #: The jobs that have not finished, in order, and those that have, in the order of their ends.
+    waiting: dict[str, None] = field(init=False)
     finished: dict[str, Job] = field(default_factory=dict, init=False)
+
+    def __post_init__(self, job_ids: Collection[str], begun_at: float, queued_timeout: float | None) -> None:
+        self.waiting = dict.fromkeys(job_ids)
+        self._timer = QueueTimer(queued_timeout, begun_at)
+        self._progress = self.progress or Progress(begun_at, len(self.waiting))
 
     def note(self, now: float) -> bool:
         """
@@ -116,20 +123,16 @@ class Wait:
             self.finished[job_id] = job = poller.finished[job_id]
             del self.waiting[job_id]
             self.goal.note(job)
-            if self.progress is not None:
-                self.progress.note(job)
+            self._progress.note(job)
         if self.goal.is_reached(len(self.waiting)):
             return True
-        if self.timer is not None:
-            self.timer.check(poller, self.waiting, now)
+        self._timer.check(poller, self.waiting, now)
         return False
 
-    def progress_line(self, now: float) -> str | None:
-        """Return a line for the log if it is time for one: of many jobs only, since others have their own."""
-        progress = self.progress
-        if progress is None or progress.total <= COUNTER_THRESHOLD:
-            return None
-        return progress.line(now)
+    def log_progress(self, log: LogCallback, now: float) -> None:
+        """Log how far the wait has come, if it is time."""
+        if (line := self._progress.line(now)) is not None:
+            log(logging.INFO, line, None)
 
     def poll(self, seconds_left: float | None, only: Collection[str] | None = None) -> Flow[bool | None]:
         """
@@ -139,22 +142,20 @@ class Wait:
             refusal of the key.
         :param only: poll these jobs, and each of them.
         """
-        if seconds_left is None:
-            return (
-                yield from outlast_refusal(lambda: self._poll(None, POLL_TIMEOUT, only), self.poller.outages)
-            )
-        return (yield from self._poll(self.poll_interval, seconds_left, only))
+        poller = self.poller
 
-    def _poll(
-        self, poll_interval: float | None, seconds_left: float, only: Collection[str] | None
-    ) -> Flow[bool | None]:
-        yield from self.poller.poll_once(poll_interval, seconds_left, only)
-        now = yield Sleep(0)
-        if self.note(now):
-            return True
-        if (line := self.progress_line(now)) is not None:
-            self.poller.log(logging.INFO, line, None)
-        return None
+        def poll() -> Flow[bool | None]:
+            if seconds_left is None:
+                yield from poller.poll_once(None, POLL_TIMEOUT, only)
+            else:
+                yield from poller.poll_once(self.poll_interval, seconds_left, only)
+            now = yield Sleep(0)
+            if self.note(now):
+                return True
+            self.log_progress(poller.log, now)
+            return None
+
+        return (yield from (outlast_refusal(poll, poller.outages) if seconds_left is None else poll()))
 
     def run(
         self,
@@ -178,9 +179,7 @@ class Wait:
 
         def poll(seconds_left: float | None) -> Flow[bool | None]:
             nonlocal only
-            if seconds_left is None:
-                only = only or list(self.waiting)
-            first, only = only, None
+            first, only = (list(self.waiting) if seconds_left is None else only), None
             if (yield from self.poll(seconds_left, first)):
                 return True
             now = yield Sleep(0)
@@ -227,9 +226,7 @@ def wait_for_jobs(
     job_ids, now = list(job_ids), (yield Sleep(0))
     poller = JobPoller(app_id, log_of(len(job_ids) > COUNTER_THRESHOLD))
     poller.add(job_ids, now, visible_by)
-    timer = None if queued_timeout is None else QueueTimer(queued_timeout, now)
-    waiting = dict.fromkeys(job_ids)
-    wait = Wait(poller, waiting, poll_interval, timer=timer, progress=Progress(now, len(job_ids)))
+    wait = Wait(poller, job_ids, poll_interval, now, queued_timeout)
     pauses = growing_pauses(first_interval, poll_interval)
     yield from wait.run(pauses, deadline=math.inf if deadline is None else deadline)
     jobs = [wait.finished[job_id] for job_id in job_ids]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
 
 # Seconds between two progress lines.
@@ -77,8 +78,8 @@ class Progress:
         self.unsuccessful += job.status is not JobStatus.COMPLETED
 
     def line(self, now: float) -> str | None:
-        """Return the line to log now, or ``None`` if the last one is recent."""
-        if now - self._logged_at < PROGRESS_INTERVAL:
+        """Return the line to log now; ``None`` if the last one is recent, or each job has its own lines."""
+        if self.total <= COUNTER_THRESHOLD or now - self._logged_at < PROGRESS_INTERVAL:
             return None
         self._logged_at = now
         others, unfinished = self.others(), self.total - self.ended

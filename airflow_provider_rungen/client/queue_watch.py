@@ -77,10 +77,7 @@ class QueueWatch:
             self.poller.log(logging.WARNING, line, None)
 
     def _queued(self) -> int:
-        return sum(
-            state.job is not None and state.job.status is JobStatus.QUEUED
-            for state in self.poller.waiting.values()
-        )
+        return sum(state.status is JobStatus.QUEUED for state in self.poller.waiting.values())
 
 
 @dataclass(eq=False)
@@ -88,11 +85,11 @@ class QueueTimer:
     """
     Limits how long jobs may stay queued while none of them starts.
 
-    :param limit: the seconds.
+    :param limit: the seconds, or ``None`` for no limit.
     :param moved_at: when a job was last seen to start or to end, at first the beginning of the wait.
     """
 
-    limit: float
+    limit: float | None
     moved_at: float
     _count: int = 0
     _is_stuck: bool = False
@@ -104,9 +101,11 @@ class QueueTimer:
         :param job_ids: the jobs that have not finished.
         :raises RunGenJobQueuedTimeoutError: they have been queued for too long.
         """
+        if self.limit is None:
+            return
         states = [state for job_id in job_ids if (state := poller.waiting.get(job_id)) is not None]
-        known = [state.job.status for state in states if state.job is not None]
-        is_moving = len(job_ids) < self._count or any(status is not JobStatus.QUEUED for status in known)
+        known = [state for state in states if state.job is not None]
+        is_moving = len(job_ids) < self._count or any(state.has_started for state in known)
         self._count = len(job_ids)
         if is_moving or (poller.app is not None and poller.app.jobs.get("in_progress")):
             self.moved_at, self._is_stuck = now, False
@@ -136,34 +135,26 @@ def timeout_error(
     :param queued_for: the seconds that none of them started in, if that is the reason.
     """
     waiting = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in poller.finished]
-    more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-    ids = format_ids(poller.app_id, waiting[0] + more)
-    reasons = [_status_of(poller, waiting[0])] if queued_for is None else [format_duration(queued_for)]
-    if (app := poller.queue.app) is not None:
-        reasons.append("no active workers" if workers_of(app) == 0 else describe_workers(app))
-    if (failure := poller.outages.last_failure) is not None:
+    state, app, failure = poller.waiting.get(waiting[0]), poller.queue.app, poller.outages.last_failure
+    status = None if state is None else state.status
+    has_workers = app is None or workers_of(app) != 0
+    kind: type[RunGenJobTimeoutError]
+    kind, event, option = RunGenJobTimeoutError, "Not over in time", "timeout"
+    reasons = ["status unknown"]
+    if queued_for is not None:
+        kind, event, option = RunGenJobQueuedTimeoutError, "Queued for too long", "queued_timeout"
+        reasons = [format_duration(queued_for)]
+    elif state is not None and status is not None:
+        reasons = [f"{status} for {format_duration(max(state.polled_at - state.status_since, 0))}"]
+    if app is not None:
+        reasons.append(describe_workers(app) if has_workers else "no active workers")
+    if failure is not None:
         reasons.append(f"the last poll failed: {failure.message}")
-    kind = RunGenJobTimeoutError if queued_for is None else RunGenJobQueuedTimeoutError
-    message = f"{'Not over in time' if queued_for is None else 'Queued for too long'}: "
-    message += f"{', '.join(filter(None, reasons))} {ids}"
-    hint = _advice(poller, waiting[0], queued_for is not None)
+    more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+    message = f"{event}: {', '.join(filter(None, reasons))} {format_ids(poller.app_id, waiting[0] + more)}"
+    hint = None  # that of the error's class
+    if not has_workers:
+        hint = f"Scale the app up. Raise {option} if it needs longer"
+    elif queued_for is not None or status is JobStatus.QUEUED:
+        hint = f"Give the app more workers. Raise {option} if it needs longer"
     return kind(message, app_id=poller.app_id, job_id=waiting[0], hint=hint)
-
-
-def _status_of(poller: JobPoller, job_id: str) -> str:
-    state = poller.waiting.get(job_id)
-    if state is None or state.job is None:
-        return "status unknown"
-    return f"{state.job.status} for {format_duration(max(state.polled_at - state.status_since, 0))}"
-
-
-def _advice(poller: JobPoller, job_id: str, is_queued: bool) -> str | None:
-    """Return what helps against the cause; ``None`` for the advice of the error's class."""
-    state, app = poller.waiting.get(job_id), poller.queue.app
-    if app is not None and workers_of(app) == 0:
-        cause = "Scale the app up"
-    elif is_queued or (state and state.job and state.job.status is JobStatus.QUEUED):
-        cause = "Give the app more workers"
-    else:
-        return None
-    return f"{cause}. Raise {'queued_timeout' if is_queued else 'timeout'} if it needs longer"

@@ -15,7 +15,6 @@ from airflow_provider_rungen._airflow import TaskInstanceState, metrics
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
 from airflow_provider_rungen.client.progress import WaitGoal
-from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError
@@ -205,7 +204,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         event["app_id"] = await hook.aresolve_app_id(self.app_id)
         if not self.deferred_at:  # no worker has seen the task, and its connection, yet
             await self._link(await hook.asettings(), event["app_id"], job_ids)
-        deadline, limit = self.deadline, self.queued_timeout
+        deadline = self.deadline
         if deadline is None:
             started = getattr(self.task_instance, "start_date", None)
             deadline = (started.timestamp() if started else now) + self.timeout
@@ -217,7 +216,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 # jobs that the task has not submitted itself are not new
                 visible_by=self.deferred_at + VISIBILITY_GRACE if self.attempt else 0.0,
                 not_before=self.not_before,
-                timer=None if limit is None else QueueTimer(limit, now),
+                queued_timeout=self.queued_timeout,
                 goal=WaitGoal(self.left, self.stop_after),
                 part_at=self.deferred_at + MIN_WAVE,
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import math
 import time
 from collections.abc import Collection, Iterable
@@ -17,8 +16,8 @@ from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import Wait
-from airflow_provider_rungen.client.progress import Progress, WaitGoal
-from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout
+from airflow_provider_rungen.client.progress import WaitGoal
+from airflow_provider_rungen.client.queue_watch import explain_timeout
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 
@@ -54,8 +53,8 @@ class _Waiter:
             return
         if is_over and (not self.wait.waiting or self.wait.goal.is_broken or now >= self.part_at):
             self.end()
-        elif line := self.wait.progress_line(now):
-            self.say(logging.INFO, line, None)
+        else:
+            self.wait.log_progress(self.say, now)
 
     def say(self, level: int, line: str, job_id: str | None) -> None:
         """Log a line for the task of the trigger."""
@@ -96,7 +95,7 @@ class SharedPoller:
         deadline: float,
         visible_by: float = 0.0,
         not_before: float = 0.0,
-        timer: QueueTimer | None = None,
+        queued_timeout: float | None = None,
         goal: WaitGoal | None = None,
         part_at: float = 0.0,
     ) -> list[Job]:
@@ -107,7 +106,7 @@ class SharedPoller:
         :param deadline: the time (seconds since 1970) to stop at.
         :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
         :param not_before: the time (seconds since 1970) before which the service asked not to be polled.
-        :param timer: limits how long the jobs may stay queued.
+        :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
         :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
         :param part_at: the time (seconds since 1970) before which a part of the jobs does not end the wait.
         :raises RunGenJobTimeoutError: the deadline passed.
@@ -117,11 +116,8 @@ class SharedPoller:
         self._poller.add(job_ids, now, visible_by, not_before)
         if not job_ids:
             return []
-        waiting = dict.fromkeys(job_ids)
-        wait = Wait(
-            self._poller, waiting, poll_interval, goal or WaitGoal(), timer, Progress(now, len(waiting))
-        )
-        waiter = _Waiter(wait, deadline, part_at, log_of(len(waiting) > COUNTER_THRESHOLD))
+        wait = Wait(self._poller, job_ids, poll_interval, now, queued_timeout, goal or WaitGoal())
+        waiter = _Waiter(wait, deadline, part_at, log_of(len(wait.waiting) > COUNTER_THRESHOLD))
         self._waiters.add(waiter)
         if self._task is None:
             # in an empty context: what it logs belongs to no waiter alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from typing import Any
@@ -48,24 +49,19 @@ def test_an_app_without_workers_is_a_warning_at_once_and_each_hour(
     assert warnings(caplog) == [line] * 3
 
 
-def test_a_few_queued_jobs_cost_one_question_a_minute(direct: Via) -> None:
-    ids = submit(direct, 2, workers=0)
-    with pytest.raises(RunGenJobTimeoutError):
+@pytest.mark.parametrize(
+    ("count", "workers", "seconds", "asked"),
+    [(2, 0, 2.0, (10, 12)), (2, 2, 300.0, (0, 0)), (3, 1, 120.0, (1, 6))],
+    ids=["queued", "running", "a queue that workers empty"],
+)
+def test_queued_jobs_cost_one_question_a_minute(
+    direct: Via, caplog: pytest.LogCaptureFixture, *, count: int, workers: int, seconds: float, asked: Any
+) -> None:
+    ids = submit(direct, count, workers=workers, seconds=seconds)
+    with contextlib.nullcontext() if workers else pytest.raises(RunGenJobTimeoutError):
         wait(direct, ids, 600)
-    assert 10 <= direct.service.count("get_app") <= 12
-
-
-def test_jobs_that_run_cost_no_question(direct: Via) -> None:
-    ids = submit(direct, 2, workers=2, seconds=300)
-    wait(direct, ids, 600)
-    assert direct.service.count("get_app") == 0
-
-
-def test_a_queue_that_workers_empty_is_no_warning(direct: Via, caplog: pytest.LogCaptureFixture) -> None:
-    ids = submit(direct, 3, workers=1, seconds=120)
-    wait(direct, ids, HOUR)
-    assert warnings(caplog) == []
-    assert 1 <= direct.service.count("get_app") <= 6
+    assert asked[0] <= direct.service.count("get_app") <= asked[1]
+    assert bool(warnings(caplog)) == (workers == 0)
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 403}, {"kind": "reset_after"}])

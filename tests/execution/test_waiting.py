@@ -16,11 +16,11 @@ from airflow.providers.common.compat.sdk import (
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS
 from airflow.triggers.base import TaskSuccessEvent
 from client_mistakes import early_retries
-from conftest import APP, SOON, FakeTaskInstance, run_task
+from conftest import APP, FakeTaskInstance, run_task
 
 from airflow_provider_rungen._airflow import AirflowSensorTimeout
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.exceptions import RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import RunGenJobQueuedTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -58,38 +58,25 @@ def test_what_is_over_soon_is_not_deferred(rungen_emulator: Emulator, context: A
     assert 2 < rungen_emulator.service.count("get") < 12
 
 
-def test_what_is_not_over_soon_is_deferred(rungen_emulator: Emulator, context: Any) -> None:
-    op = RunGenRunJobOperator(task_id="run", input=job_input(60), defer_after=0.5, **WAITING)
-    deferral(op, context)
-    assert rungen_emulator.service.count("get") > 1
-
-
 ENDS_THERE = pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a worker is started for it")
 ENDING: dict[str, Any] = WAITING | {"defer_after": 0, "end_from_trigger": True}
 
 
 @ENDS_THERE
 @pytest.mark.feature("end")
+@pytest.mark.parametrize("count", [None, 10], ids=["job", "batch"])
 def test_a_success_ends_in_the_triggerer(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, count: int | None
 ) -> None:
+    rungen_emulator.service.scale(APP, 50)
     with DAG("d", schedule=None):
-        op = RunGenRunJobOperator(task_id="run", input=job_input(0.4), **ENDING)
+        if count is None:
+            op: Any = RunGenRunJobOperator(task_id="run", input=job_input(0.4), **ENDING)
+        else:
+            op = RunGenRunBatchOperator(task_id="run", inputs=[job_input(0.4)] * count, **ENDING)
     deferred = deferral(op, context)
-    [job] = rungen_emulator.service.jobs()
-    assert (ti.xcoms["job_id"], ti.xcoms["return_value"]) == (job["id"], job["id"])
-    assert isinstance(first_event(deferred), TaskSuccessEvent)
-
-
-@ENDS_THERE
-@pytest.mark.feature("end")
-def test_a_batch_ends_in_the_triggerer(rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance) -> None:
-    rungen_emulator.service.scale("flux-schnell", 50)
-    with DAG("d", schedule=None):
-        op = RunGenRunBatchOperator(task_id="run", inputs=[job_input(0.4)] * 10, **ENDING)
-    deferred = deferral(op, context)
-    assert ti.xcoms["return_value"] == ti.xcoms["job_ids"]
-    assert ti.xcoms["failed"] == []
+    assert ti.xcoms["return_value"] == ti.xcoms["job_id" if count is None else "job_ids"]
+    assert ti.xcoms.get("failed", []) == []
     assert isinstance(first_event(deferred), TaskSuccessEvent)
 
 
@@ -171,17 +158,6 @@ def test_a_sensor_pokes_no_sooner_than_the_service_asked(
         assert run_task(op, context).error is None
     assert early_retries(rungen_emulator.service) == 0
     assert rungen_emulator.service.count("get") == 2
-
-
-@pytest.mark.usefixtures("on_the_wire")
-def test_a_wait_with_a_time_limit_is_over_in_time_though_the_service_hangs(rungen_emulator: Emulator) -> None:
-    rungen_emulator.service.inject(Fault(on="get", kind="hang", times=None))
-    with RunGenHook() as hook:
-        job = hook.run_job(input=job_input(60))
-        begun_at = time.monotonic()
-        with pytest.raises(RunGenJobTimeoutError):
-            hook.wait_for_job(job_id=job.id, timeout=2)
-    assert time.monotonic() - begun_at < SOON
 
 
 QUEUED_MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])

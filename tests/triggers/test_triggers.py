@@ -102,14 +102,6 @@ def test_the_deadline_is_an_event(rungen_emulator: Emulator) -> None:
     assert states(rungen_emulator) == ["RUNNING"]
 
 
-def test_a_deadline_that_passed_while_the_triggerer_was_down_still_allows_a_look(
-    rungen_emulator: Emulator,
-) -> None:
-    ids = submitted(0)
-    [event] = fire(trigger(ids, deadline=time.time() - 3600))
-    assert event["outcome"] == "go on"
-
-
 @pytest.mark.parametrize(("status", "retryable"), [(403, False), (410, False)])
 def test_a_refusal_that_lasts_is_an_event(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, status: int, retryable: bool
@@ -153,13 +145,6 @@ def test_a_trigger_does_not_fire_while_the_deferring_process_goes_down(
     started = time.monotonic()
     fire(trigger(submitted(0), deferred_at=deferred_at - 40))
     assert time.monotonic() - started < SOON
-
-
-@pytest.mark.usefixtures("on_the_wire")
-def test_a_trigger_leaves_no_connection_open(rungen_emulator: Emulator) -> None:
-    fire(trigger(submitted(0.1)))
-    _until(lambda: rungen_emulator.service.connections_open == 0)
-    assert rungen_emulator.service.stats()["connections_opened"] > 0
 
 
 # --- a part of the jobs -------------------------------------------------------------------------------------
@@ -335,23 +320,6 @@ def airflow_tells(monkeypatch: pytest.MonkeyPatch, *told: str, pushed: Iterable[
     monkeypatch.setattr(task_instances, "pushed_job_ids", lambda _: None if pushed is None else set(pushed))
 
 
-def test_a_cleared_task_whose_next_attempt_is_deferred_already_cancels_the_old_jobs(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, ids: list[str]
-) -> None:
-    """As on Airflow 3.4.0b2, where asking for the state took 7 s."""
-    airflow_tells(monkeypatch, "deferred", pushed=["a-job-of-the-next-attempt"])
-    _start_and_end(trigger(ids), rungen_emulator, kill=True)
-    assert states(rungen_emulator) == ["CANCELED", "CANCELED"]
-
-
-def test_jobs_that_the_next_attempt_has_taken_up_are_left_to_it(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, ids: list[str]
-) -> None:
-    airflow_tells(monkeypatch, "deferred", pushed=ids[1:])
-    _start_and_end(trigger(ids), rungen_emulator, kill=True)
-    assert states(rungen_emulator) == ["CANCELED", "RUNNING"]
-
-
 @pytest.mark.parametrize(
     ("latest", "want"),
     [
@@ -371,12 +339,42 @@ def test_the_jobs_of_a_table_are_left_to_the_attempt_that_waits_for_them(
     assert states(rungen_emulator) == [want, want]
 
 
-def test_jobs_of_other_task_runs_are_never_canceled(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, ids: list[str]
+@pytest.mark.parametrize(
+    ("told", "pushed", "options", "is_discarded", "left"),
+    [
+        # asking for the state took 7 s on Airflow 3.4.0b2
+        (["deferred"], None, {}, False, 0),
+        (["deferred"], 1, {}, False, 1),
+        (["failed"], 0, {"shared": 1}, False, 1),
+        # the next attempt comes in time
+        (["queued", "scheduled", "running"], 2, {"on_clear": "resume"}, False, 2),
+        (["queued", "scheduled", "running"], 2, {"on_clear": "new"}, True, 2),
+        (["queued", "scheduled", "running"], 2, {"on_clear": "resume"}, True, 2),
+        # it does not: what was pushed is of before, and not wiped yet
+        (["scheduled"], 2, {"on_clear": "new"}, False, 0),
+        (["scheduled"], 2, {"on_clear": "resume"}, False, 2),
+        (["scheduled"], 2, {"on_clear": "new"}, True, 0),
+    ],
+)
+def test_jobs_are_left_to_the_attempt_that_waits_for_them(
+    rungen_emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    ids: list[str],
+    told: list[str],
+    pushed: int | None,
+    options: dict[str, Any],
+    is_discarded: bool,
+    left: int,
 ) -> None:
-    monkeypatch.setattr(task_instances, "task_state", lambda _: "failed")
-    _start_and_end(trigger(ids, shared=ids[1:]), rungen_emulator, kill=True)
-    assert states(rungen_emulator) == ["CANCELED", "RUNNING"]
+    """Two jobs, of which the latest attempt has pushed the last ones, or others."""
+    if told == ["scheduled"]:
+        monkeypatch.setattr(job, "TAKE_UP_TIME", 0.2)
+    monkeypatch.setattr(attempts, "CLEAR_DISCARDS_STATE", is_discarded)
+    airflow_tells(monkeypatch, *told, pushed=["another-job"] if pushed is None else ids[len(ids) - pushed :])
+    shared = {"shared": ids[1:]} if "shared" in options else {}
+    _start_and_end(trigger(ids, **{**options, **shared}), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == ["CANCELED"] * (2 - left) + ["RUNNING"] * left
 
 
 @pytest.mark.parametrize(("on_clear", "want"), [("new", "CANCELED"), ("resume", "RUNNING")])
@@ -393,40 +391,6 @@ def test_an_attempt_that_another_has_replaced_cancels_its_jobs(
 
     monkeypatch.setattr(task_instances, "task_state", lambda _: "deferred")
     monkeypatch.setattr(_airflow.XCom, "get_one", refuse)
-    _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
-    assert states(rungen_emulator) == [want, want]
-
-
-@pytest.mark.parametrize(("on_clear", "discards"), [("resume", False), ("new", True), ("resume", True)])
-def test_the_next_attempt_has_time_to_take_jobs_up_where_it_may(
-    rungen_emulator: Emulator,
-    monkeypatch: pytest.MonkeyPatch,
-    ids: list[str],
-    on_clear: str,
-    discards: bool,
-) -> None:
-    monkeypatch.setattr(attempts, "CLEAR_DISCARDS_STATE", discards)
-    airflow_tells(monkeypatch, "queued", "scheduled", "running", pushed=ids)
-    _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
-    assert states(rungen_emulator) == ["RUNNING", "RUNNING"]
-
-
-@pytest.mark.parametrize(
-    ("on_clear", "discards", "want"),
-    [("new", False, "CANCELED"), ("resume", False, "RUNNING"), ("new", True, "CANCELED")],
-)
-def test_a_clear_whose_next_attempt_does_not_come_soon(
-    rungen_emulator: Emulator,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    ids: list[str],
-    on_clear: str,
-    discards: bool,
-    want: str,
-) -> None:
-    monkeypatch.setattr(attempts, "CLEAR_DISCARDS_STATE", discards)
-    monkeypatch.setattr(job, "TAKE_UP_TIME", 0.2)
-    airflow_tells(monkeypatch, "scheduled", pushed=ids)  # those of before, which are not wiped yet
     _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
     assert states(rungen_emulator) == [want, want]
 

@@ -18,7 +18,6 @@ from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import FIRST_INTERVAL, Wait, growing_pauses
 from airflow_provider_rungen.client.progress import OtherInputs, Progress, WaitGoal
-from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
 from airflow_provider_rungen.execution.task.job_ids import format_jobs, log_jobs
@@ -104,8 +103,7 @@ class JobWait:
         """
         self._shared = frozenset(shared)
         self._counted |= set(ended)
-        wait = self.begin(app_id, job_ids, on_finished, lambda job_id: shared.get(job_id, visible_by))
-        wait.goal = goal or wait.goal
+        wait = self.begin(app_id, job_ids, on_finished, lambda job_id: shared.get(job_id, visible_by), goal)
         if not wait.goal.is_reached(len(wait.waiting)):
             stop_at = self._defer_at if may_defer and self._options.deferrable else math.inf
             rounds = wait.run(self._pauses, deadline=deadline, stop_at=stop_at, ended=ended)
@@ -119,6 +117,7 @@ class JobWait:
         job_ids: Collection[str],
         on_finished: Callable[[Job], Job] = identity,
         visible_by: Callable[[str], float] = lambda job_id: 0.0,
+        goal: WaitGoal | None = None,
     ) -> Wait:
         """Return a wait for these jobs. No others are polled any more."""
         now = time.time()
@@ -129,16 +128,19 @@ class JobWait:
         poller, self._on_finished = self._poller, on_finished
         poller.is_lean = on_finished is strip_payloads
         poller.forget({*poller.waiting, *poller.finished}.difference(job_ids))
+        poller.errors.clear()
         for job_id in dict.fromkeys(job_ids):
             self._progress.total += job_id not in poller.waiting
             poller.add([job_id], now, visible_by(job_id))
-        limit = self._options.queued_timeout
+        options = self._options
         return Wait(
             poller,
-            dict.fromkeys(job_ids),
-            self._options.poll_interval,
-            timer=None if limit is None else QueueTimer(limit, now),
-            progress=self._progress,
+            job_ids,
+            options.poll_interval,
+            now,
+            options.queued_timeout,
+            goal or WaitGoal(),
+            self._progress,
         )
 
     def take_over(self) -> list[Job]:
