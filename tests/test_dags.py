@@ -163,7 +163,7 @@ def test_the_template_was_rendered(runs: Runs) -> None:
 def test_no_job_was_made_twice(runs: Runs) -> None:
     examples = (*runs.prompts("studio photo"), *runs.prompts("Describe"), *NIGHT, FORM["prompt"])
     jobs = [prompt for prompt in runs.prompts() if prompt not in ("again", *examples)]
-    assert len(jobs) == 4 * len(WAYS) + (10 if AIRFLOW_V_3_0_PLUS else 8)
+    assert len(jobs) == 4 * len(WAYS) + (12 if AIRFLOW_V_3_0_PLUS else 10)
     assert runs.emulator.service.count("run") == runs.emulator.service.stats()["jobs_created"]
 
 
@@ -224,8 +224,8 @@ def test_an_app_is_scaled_down_when_its_tasks_failed_and_left_alone_when_it_was_
 
 def test_the_bill_has_the_jobs_of_mapped_tasks(runs: Runs) -> None:
     bill = runs.report("scaled")["bill"]
-    assert bill["jobs"] >= 2
-    assert float(bill["busy_seconds"]) >= 300
+    assert bill["jobs"] == 2 + 2 + 1
+    assert float(bill["busy_seconds"]) > 0
     paid = runs.emulator.service.stats()["worker_seconds"]["gpu"]
     assert float(bill["worker_seconds"]) == pytest.approx(paid, abs=2)
     assert float(bill["cost"]) == pytest.approx(float(bill["worker_seconds"]), abs=0.001)

@@ -116,12 +116,10 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
     @task
     def never() -> None: ...
 
-    @task
-    def paint(seconds: int, **context: Any) -> None:
-        context["ti"].xcom_push(key="usage", value={"jobs": 1, "execution_seconds": seconds})
-
     with scaled_app("gpu", 2, poll_interval=0.05, price="3600 USD/h") as gpu:
-        paint.expand(seconds=[100, 200])
+        RunGenRunJobOperator.partial(task_id="paint", app_id="gpu", wait_for_completion=True, **FAST).expand(
+            input=[{"prompt": "one"}, {"prompt": "two"}]
+        )
         RunGenRunTableOperator(
             task_id="table",
             app_id="gpu",

@@ -139,7 +139,8 @@ def run_pytest(folder: Path, real: Emulator, cache: bool = False) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", "."],
         env={
-            **os.environ,
+            # tests may leave a connection to an emulator of this process
+            **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_CONN_")},
             **{f"AIRFLOW__{name}": value for name, value in backend.items()},
             "AIRFLOW__SECRETS__USE_CACHE": str(cache),
             "AIRFLOW__CORE__UNIT_TEST_MODE": "False",

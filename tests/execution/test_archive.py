@@ -97,9 +97,9 @@ def archive_results(folder: Path, results: dict[str, list[Any]]) -> dict[str, St
     """Store jobs with these results, of which each request gets the next; return the outcomes."""
 
     async def perform(flow: Flow[Job]) -> Job:
-        next(flow)  # asks for the time
-        asked = flow.send(0.0)
-        assert isinstance(asked, Request)
+        asked = next(flow)
+        while not isinstance(asked, Request):  # it asks for the time
+            asked = flow.send(0.0)
         flow.close()
         job_id = asked.path.rpartition("/")[2]
         left = results[job_id]

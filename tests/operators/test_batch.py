@@ -208,7 +208,7 @@ def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
 ) -> None:
     for module in ("execution.jobs.runner", "triggers.job"):
         monkeypatch.setattr(f"airflow_provider_rungen.{module}.VISIBILITY_GRACE", 0.0)
-    monkeypatch.setattr("airflow_provider_rungen.execution.jobs.runner.GONE_GRACE", 0.0)
+    monkeypatch.setattr("airflow_provider_rungen.client.poll_state.GONE_GRACE", 0.0)
     rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
     task = Task(rungen_emulator, inputs=prompts(130), deferrable=True, stop_after=None)
     assert "130 of 130 inputs failed" in str(task.attempt().error)

@@ -182,7 +182,7 @@ KILL_POINTS = {
     "the first intent is saved": (False, "runs.log.RunLog.fence", 1),
     "all is submitted": (False, "execution.jobs.run_report.RunReport.push_submitted", 0),
     "the wait is over": (True, "execution.sinks.collector.Collector.gather", 0),
-    "a manifest is written": (True, "execution.archive.job_archiver.JobArchiver._write", 2),
+    "a manifest is written": (True, "execution.archive.job_archiver.JobArchiver._save", 2),
     "a file is moved": (True, "execution.archive.storage.Storage.put", 5),
     "all is stored": (True, "execution.ledger.book.LedgerBook.add_done", 0),
     "the ledger is written": (True, "execution.ledger.book.LedgerBook.add_done", 1),

@@ -1030,11 +1030,12 @@ def test_inputs_of_a_part_that_is_gone_when_it_is_over_are_not_called_unsent(
     assert set(task.bought.values()) == {1}
 
 
-@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
+@pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("max_tries", [2, 0], ids=["retry", "clear"])
 def test_an_attempt_that_was_cut_off_leaves_all_to_its_successor(
     make: Callable[..., Task], kind: str, max_tries: int
 ) -> None:
+    """With Airflow's task state store alone, Airflow sees to that; see `test_places`."""
     task = make(kind, inputs(), deferrable=True, on_clear="resume")
     task.max_tries = max_tries
     event = task.fire(task.attempt_until_deferred())
