@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from airflow_provider_rungen.emulator.fakes import (
@@ -22,7 +22,10 @@ from airflow_provider_rungen.emulator.fakes import (
     make_dag_run,
 )
 from airflow_provider_rungen.emulator.performing import Performance, interrupting, is_task
-from airflow_provider_rungen.emulator.server import EMULATORS, Emulator, including, variable
+from airflow_provider_rungen.emulator.server import EMULATORS, including, variable
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.emulator import Emulator
 
 __all__ = ["TaskResult", "run_operator"]
 
