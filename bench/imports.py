@@ -2,8 +2,7 @@
 Imports.
 
 What an import costs a DAG file that has imported `airflow.sdk`, in a new process, with garbage collection
-frozen. Without bytecode, what is imported after `airflow.sdk` has to be compiled. A DAG file pays for the
-operators that it names; the package alone loads none.
+frozen. Without bytecode, what is imported after `airflow.sdk` has to be compiled.
 """
 
 from __future__ import annotations
