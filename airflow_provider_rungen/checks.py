@@ -5,14 +5,11 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import SET_DURING_EXECUTION
 from airflow_provider_rungen.client.durations import to_optional_seconds, to_seconds
-from airflow_provider_rungen.client.models import GPU_TIERS
-from airflow_provider_rungen.client.price import parse_price
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator
@@ -194,14 +191,22 @@ def _check_folder(value: Any, name: str) -> None:
 
 def _check_configuration(value: Any, name: str) -> None:
     tier = value.get("gpu_tier", "") if isinstance(value, Mapping) else ""
-    if isinstance(tier, str) and tier and not _is_template(tier) and tier not in GPU_TIERS:
+    if not isinstance(tier, str) or not tier or _is_template(tier):
+        return
+    # here and below: a DAG file that has no use for it does not wait for it
+    from airflow_provider_rungen.client.models import GPU_TIERS
+
+    if tier not in GPU_TIERS:
         raise ValueError(f"{name}: gpu_tier must be one of {', '.join(GPU_TIERS)}, not {tier!r}")
 
 
 def _check_price(value: Any, name: str) -> None:
+    if value is None:
+        return
+    from airflow_provider_rungen.client.price import parse_price
+
     try:
-        if value is not None:
-            parse_price(value)
+        parse_price(value)
     except ValueError as error:
         raise ValueError(f"{name} {error}, not {value!r}") from None
 
@@ -230,6 +235,8 @@ def check_names(given: Iterable[str], known: Iterable[str], taker: str) -> None:
     for name in given:
         if name in known or name.startswith("_"):
             continue
+        from difflib import get_close_matches
+
         meant = get_close_matches(name, known, 1)
         raise TypeError(f"{taker} has no parameter {name!r}" + (f": use {meant[0]!r}" if meant else ""))
 
