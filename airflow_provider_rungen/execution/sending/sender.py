@@ -30,7 +30,7 @@ STORE_RETRY_BUDGET = 60.0
 PROGRESS_INTERVAL = 10.0
 # Seconds that requests in flight have when the task is killed.
 LAST_ANSWERS = 1.0
-# Seconds between checks for a kill.
+# Seconds between checks for a kill, and whether a submission may begin.
 _POLL = 0.05
 
 
@@ -216,10 +216,6 @@ class Sender:
             if self.is_stopping() and not is_killed:
                 give_up_at, is_killed = time.monotonic() + LAST_ANSWERS, True
             await asyncio.wait(self._in_flight, timeout=_POLL)
-
-
-# Seconds between checks whether a submission may begin.
-_POLL = 0.05
 
 
 class Throttle:
