@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
-from airflow_provider_rungen.execution.apps.scale_record import read_history, read_scale_record
+from airflow_provider_rungen.execution.apps.scale_record import read_scale_record
 
 RAISED = ScaleRecord("app", 2, 0, time.time(), WorkerHistory(((1.0, 0), (2.0, 2))))
 
 READ: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "scaled": (read_scale_record, RAISED.to_json()),
-    "workers": (read_history, {"changes": [{"at": 1.0, "workers": 2}]}),
 }
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -18,7 +18,7 @@ from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenInputError
 from airflow_provider_rungen.execution.apps.bill import Bill, read_usage
 from airflow_provider_rungen.execution.apps.scale import is_wanted
-from airflow_provider_rungen.execution.apps.scale_record import read_history
+from airflow_provider_rungen.execution.apps.scale_record import read_scale_record
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunJobOperator,
@@ -175,7 +175,9 @@ def test_a_bill(block: Block, clock: Clock, caplog: pytest.LogCaptureFixture) ->
 
 def test_two_changes_at_one_time_stay_in_their_order() -> None:
     changes = [{"at": 0.0, "workers": workers} for workers in (0, 1, 0)]
-    assert read_history({"changes": changes}).worker_seconds(3600.0) == 0
+    record = read_scale_record(ScaleRecord(APP).to_json() | {"changes": changes})
+    assert record is not None
+    assert record.history.worker_seconds(3600.0) == 0
 
 
 def test_the_wait_before_a_refused_scaling_is_sent_again_is_not_billed(

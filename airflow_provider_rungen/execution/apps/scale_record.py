@@ -27,11 +27,6 @@ def read_scale_record(value: Any) -> ScaleRecord | None:
     return records.parse(KEY, value, _read_record, "it is unknown how many workers the app had")
 
 
-def read_history(value: Any) -> WorkerHistory:
-    """Return the workers in a stored value; none, with a warning, when they cannot be read."""
-    return records.parse(KEY, value, _read_history, "its workers are unknown") or WorkerHistory()
-
-
 def _read_record(fields: Mapping[str, Any]) -> ScaleRecord:
     numbers = {name: fields[name] for name in ("active_workers", "before")}
     sent_at = fields["sent_at"]
