@@ -172,11 +172,11 @@ def see_app(app_id: str) -> Flow[App]:
         return App(app_id)
 
 
-def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) -> Flow[ScaleRecord]:
+def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow[ScaleRecord]:
     """
     Set an app back to what it was before it was raised, unless somebody else has set yet another number.
 
-    :param retry_budget: seconds after which no further attempt is made.
+    :param within: seconds that all of it may take, as at a kill. They are left to the caller to enforce.
     :return: what is known then. If it is not certain that the app was set back, the log says so, and it is
         still raised.
     """
@@ -189,13 +189,15 @@ def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) 
         line = "Left at %s, which somebody else has set %s"
         log.warning(line, format_count(workers, "worker"), format_ids(app_id))
         return record.settled(workers, now)
-    pause, within = retry_budget / 4, min(2 * retry_budget, CONFIRM_TIME)
+    # the last request needs time for its answer
+    retry_budget = RETRY_BUDGET if within is None else within * 0.75
+    pause, confirm_within = retry_budget / 4, min(2 * retry_budget, CONFIRM_TIME)
     try:
         if before is None:
             raise RunGenAppError("The number of workers before is unknown", app_id=app_id)
         with suppress(RunGenNotFoundError):  # it is gone, and so are its workers
             yield from set_workers(
-                app_id, before, poll_interval=pause, within=within, retry_budget=retry_budget
+                app_id, before, poll_interval=pause, within=confirm_within, retry_budget=retry_budget
             )
     except RunGenError as error:
         line = "STILL BILLED: app %s may still have %s: %s. Scale it down yourself."

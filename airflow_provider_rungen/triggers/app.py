@@ -71,6 +71,6 @@ class RunGenAppTrigger(RunGenBaseTrigger):
             return
         await hook.asettings()
         within = base.CANCEL_TIME * 0.8
-        flow = restore_workers(raised, retry_budget=within * 0.75)
+        flow = restore_workers(raised, within=within)
         # a question without an answer must not take all the time
         await asyncio.to_thread(hook.perform_with_deadline, flow, within=within)

@@ -181,7 +181,7 @@ class ScaleRun(TaskRun[Any]):
             workers = format_count(raised.active_workers, "worker")
             return f"STILL BILLED: app {raised.app_id} keeps {workers} for the next attempt, which resumes."
         within = max(self.guard.time_left() - 1, 1)
-        self.hook.perform_with_deadline(restore_workers(raised, retry_budget=within * 0.75), within=within)
+        self.hook.perform_with_deadline(restore_workers(raised, within=within), within=within)
         return ""
 
     def _is_left_to_next(self) -> bool:
