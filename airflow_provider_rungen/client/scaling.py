@@ -162,7 +162,7 @@ def wait_for_app(target: AppTarget, *, poll_interval: float, deadline: float) ->
 # --- up and down -------------------------------------------------------------------------------------------
 
 
-def see_app(app_id: str) -> Flow[App]:
+def ask_app(app_id: str) -> Flow[App]:
     """Ask for an app once. One that is gone has no workers, and one without an answer an unknown number."""
     try:
         return (yield from get_app(app_id, attempts=1))
@@ -181,7 +181,7 @@ def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow
         still raised.
     """
     app_id, before, wanted = raised.app_id, raised.before, raised.active_workers or 0
-    app = yield from see_app(app_id)
+    app = yield from ask_app(app_id)
     now, workers = (yield Sleep(0)), workers_of(app)
     record = raised.seen(app, now)
     # fewer than asked for may be all that the service had

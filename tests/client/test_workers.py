@@ -9,7 +9,7 @@ import pytest
 from conftest import APP, Via
 
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.scaling import see_app
+from airflow_provider_rungen.client.scaling import ask_app
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory, workers_of
 from airflow_provider_rungen.emulator import Fault
 
@@ -87,12 +87,12 @@ def test_an_app_that_was_up_before_counts_from_the_first_answer() -> None:
 
 
 def test_an_app_that_is_gone_has_no_workers(direct: Via) -> None:
-    assert direct(see_app("gone")).active_workers == 0
+    assert direct(ask_app("gone")).active_workers == 0
 
 
 def test_an_answer_that_does_not_come_is_not_waited_for(direct: Via) -> None:
     direct.service.inject(Fault(on="get_app", status=500, times=1))
-    assert direct(see_app(APP)).active_workers is None
+    assert direct(ask_app(APP)).active_workers is None
     assert direct.service.count("get_app") == 1
 
 

@@ -16,8 +16,8 @@ from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.scaling import (
     AppTarget,
     LoweredError,
+    ask_app,
     restore_workers,
-    see_app,
     set_workers,
 )
 from airflow_provider_rungen.client.texts import format_count, format_ids
@@ -119,7 +119,7 @@ class ScaleRun(TaskRun[Any]):
             app = self.hook.perform(scale_app(app_id, wanted, retry_budget=budget))
         except RunGenError as error:
             # refused, but perhaps not the first time it was sent, when the answer was lost
-            has = None if error.retryable else workers_of(self.hook.perform(see_app(app_id)))
+            has = None if error.retryable else workers_of(self.hook.perform(ask_app(app_id)))
             if has is not None and has == record.before:
                 self._note(record.settled(has, since))
             raise

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
-from airflow_provider_rungen.client.scaling import drain_app, see_app, set_workers
+from airflow_provider_rungen.client.scaling import ask_app, drain_app, set_workers
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
@@ -73,7 +73,7 @@ class ScaleDownRun(TaskRun[Any]):
         """Scale the app to zero, unless it has to stay up; return whether it is down."""
         try:
             stays_up = is_needed(self.context, app_id) or self._is_kept_up(app_id)
-            self._record = self._record.seen(self.hook.perform(see_app(app_id)), time.time())
+            self._record = self._record.seen(self.hook.perform(ask_app(app_id)), time.time())
             if stays_up:
                 return False
             self.hook.perform(set_workers(app_id, 0, poll_interval=self.task.poll_interval))
