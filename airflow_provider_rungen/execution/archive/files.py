@@ -179,7 +179,7 @@ class RemoteFiles:
 
     @contextlib.contextmanager
     def incoming(self, folder: str, name: str) -> Iterator[tuple[BinaryIO, str]]:
-        # stores derive the content type from the name
+        # stores derive the content type from the name; a `with` would raise on a full disk
         file: Any = tempfile.NamedTemporaryFile(prefix="rungen-", suffix=f"-{name}")  # noqa: SIM115
         try:
             yield file, file.name
