@@ -14,6 +14,7 @@ from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.progress import pace
 from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
     RunGenBadRequestError,
     RunGenError,
     RunGenRateLimitedError,
@@ -162,13 +163,17 @@ class Sender:
             self.is_broken |= self.stop_after is not None and self.refusals >= self.stop_after
         except RunGenError as error:
             self.saver.jobs.withdraw([number])
-            if not retry.was_not_accepted(error):
+            if not (retry.was_not_accepted(error) or self._may_pass(error)):
                 raise
             self.throttle.note_failure(error)
             return False
         finally:
             self._in_flight.discard(worker)
         return True
+
+    def _may_pass(self, error: RunGenError) -> bool:
+        """Return whether the service, which has taken inputs before, may take this one later."""
+        return self._submitted > 0 and isinstance(error, RunGenAPIError) and not retry.is_refusal(error)
 
     def _note_job(self, number: int, job: Job) -> None:
         if not self.saver.jobs.accept(number, job.id):
