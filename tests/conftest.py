@@ -417,7 +417,7 @@ def context(ti: FakeTaskInstance) -> Any:
 _SHORT_WAITS = {
     "client.retry.BACKOFF": 0.05,
     "client.retry.REFUSAL_GRACE": 0.5,
-    "execution.jobs.resuming.RESUBMISSION_GRACE": 1.0,
+    "client.poll_state.GONE_GRACE": 0.5,
     "execution.jobs.job_wait.FIRST_INTERVAL": 0.05,
 }
 

@@ -33,6 +33,7 @@ _ERRORS: dict[int, type[RunGenAPIError]] = {
     401: RunGenForbiddenError,
     403: RunGenForbiddenError,
     404: RunGenNotFoundError,
+    410: RunGenNotFoundError,
     409: RunGenConflictError,
     429: RunGenRateLimitedError,
 }
@@ -104,6 +105,8 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
     is_refused_input = request.method == "POST" and kind is RunGenBadRequestError
     # RunGen answers in JSON: a page says something about whoever stands between, and for a moment
     is_page = not is_json and code not in (401, 403, 404) and not is_refused_input
+    # no verdict about what was read: an account without money, a gateway that somebody sets up
+    is_odd_read = request.method == "GET" and kind in (RunGenAPIError, RunGenConflictError)
     if is_page and code < 500:
         kind = RunGenAPIError
     return kind(
@@ -111,7 +114,7 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
         status_code=code,
         retry_after=asked,
         is_from_service=asked is not None or is_own_shape,
-        retryable=True if is_page else None,
+        retryable=True if is_page or is_odd_read else None,
     )
 
 

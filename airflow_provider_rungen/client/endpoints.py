@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from airflow_provider_rungen.client.codec import encode, encode_input, path_segment
-from airflow_provider_rungen.client.flow import Flow, Gather, Request, Sleep
+from airflow_provider_rungen.client.flow import Flow, Gather, Request
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.retry import (
     ATTEMPTS,
@@ -99,25 +99,6 @@ def get_job(
     request = _job_request("GET", app_id, job_id, "get the job", timeout=timeout, is_lean=is_lean)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id)
     return (yield from call(request, read, attempts=attempts))
-
-
-def get_job_when_visible(app_id: str, job_id: str, *, visible_by: float = 0.0) -> Flow[Job]:
-    """
-    Get a job that was submitted a moment ago: the service may not know it yet.
-
-    :param app_id: its app.
-    :param job_id: the job.
-    :param visible_by: the time (seconds since 1970) from which the service must know the job.
-    :raises RunGenNotFoundError: the service does not know it by then.
-    """
-    while True:
-        try:
-            return (yield from get_job(app_id, job_id))
-        except RunGenNotFoundError:
-            now = yield Sleep(0)
-            if now >= visible_by:
-                raise
-        yield Sleep(min(2.0, visible_by - now))
 
 
 def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) -> Flow[Job]:

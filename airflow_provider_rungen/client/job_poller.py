@@ -153,7 +153,9 @@ class JobPoller:
         :param only: poll these jobs, and each of them.
         """
         now = yield Sleep(0)
-        if self.outages.is_quiet(now):
+        # the last poll does not wait for the end of a pause that nobody asked for
+        is_last = seconds_left <= 0 and not getattr(self.outages.last_failure, "retry_after", None)
+        if self.outages.is_quiet(now) and not is_last:
             return
         self.polled_at, self.app, self.outages.last_failure = now, None, None
         self._end_by, self._wait_at_most = polls_end_by(now, seconds_left), None
@@ -164,7 +166,8 @@ class JobPoller:
             yield from self._poll_due(poll_interval or POLL_TIMEOUT, now)
         else:
             wanted = set(self.waiting if only is None else only)
-            yield from self.poll([job_id for job_id in self._due(now) if job_id in wanted])
+            may_poll = self.pollable(self.waiting) if is_last else self._due(now)
+            yield from self.poll([job_id for job_id in may_poll if job_id in wanted])
         self.outages.end_round(now := (yield Sleep(0)))
         if self.watches_queue:
             yield from self.queue.look(now)
@@ -231,7 +234,8 @@ class JobPoller:
         elif is_unanswered(answer):
             self.outages.note_failure(state, answer, now)
             return None
-        self.outages.note_answer(state, now, ends_outage=False)
+        is_accepted = isinstance(answer, App) or not is_refusal(answer)
+        self.outages.note_answer(state, now, ends_outage=False, is_accepted=is_accepted)
         return answer
 
     def poll(self, job_ids: Sequence[str]) -> Flow[None]:
@@ -273,12 +277,15 @@ class JobPoller:
                 self.outages.silent.discard(state)
             return outcome
         self.answers += 1
-        self.outages.note_answer(state, now)
+        is_refused = isinstance(outcome, RunGenError) and is_refusal(outcome)
+        self.outages.note_answer(state, now, is_accepted=not is_refused)
         if is_forgotten:
             return None
         if isinstance(outcome, Job):
             self._note_job(state, outcome, now)
-        elif isinstance(outcome, RunGenNotFoundError) and state.may_appear(now):
+        elif isinstance(outcome, RunGenNotFoundError | RunGenBadRequestError) and state.may_appear(
+            outcome, now
+        ):
             since = "yet" if state.job is None else "any more"
             line = f"Not visible {since}; polling continues {format_ids(self.app_id, job_id)}"
             self.log(logging.INFO, line, job_id)
@@ -299,11 +306,13 @@ class JobPoller:
             except RunGenError as another:
                 error = another
         # a key that is refused for good is so for every job
-        self.errors |= dict.fromkeys(self.waiting if is_refusal(error) else [job_id], error)
+        refused_at = self.waiting[job_id].refused_at
+        is_for_all = refused_at is not None and self.outages.accepted_at < refused_at
+        self.errors |= dict.fromkeys(self.waiting if is_for_all else [job_id], error)
 
     def _note_job(self, state: PollState, job: Job, now: float) -> None:
         before, state.job, state.polled_at = state.job, replace(job, input=None), now
-        state.visible_by, state.gone_at = 0.0, None
+        state.visible_by, state.missed_at = 0.0, None
         if before is None:
             state.status_since = state.added_at
         elif before.status is not job.status:

@@ -27,6 +27,7 @@ COUNTER_THRESHOLD = 4
 LOOK_AHEAD = 4
 # Seconds from one check of the counters to the next, at least, and without any poll.
 CHECK_PAUSE = 5.0
+MAX_CHECK_PAUSE = 300.0
 # Running jobs that a check polls.
 CHECK_SIZE = 32
 # Seconds for which the counters are not trusted once they were wrong.
@@ -89,8 +90,11 @@ class JobSearch:
         if not is_full:
             yield from self._find(running, max(self._unfound, 0))
             yield from self._find(queue, len(queue) if is_check else max(self._unfound, 0), is_queue=True)
-            is_idle = not self._polled and asked_at >= self._last_poll_at + CHECK_PAUSE - 0.1
-            yield from self._poll(self._stale(running)[: CHECK_SIZE if is_check else 2 * is_idle])
+            if is_check:
+                yield from self._poll(self._stale(running)[:CHECK_SIZE])
+            elif not self._polled and asked_at >= self._last_poll_at + CHECK_PAUSE - 0.1:
+                # the counters may be frozen: then the first in the queue starts unnoticed
+                yield from self._poll([*self._stale(running)[:2], *self._unpolled(queue)[:1]])
             is_full = self._unfound < 0
         if is_full:
             yield from self._poll(running)
@@ -122,7 +126,8 @@ class JobSearch:
                 self._trusted_from = now + DISTRUST_TIME
         self._reported = ended
         # the longer the counters are right, the less often they are checked
-        pause = max(CHECK_PAUSE, 2 * poll_interval, (self._checked_at - self._trusted_from) / 2)
+        pause = min((self._checked_at - self._trusted_from) / 2, MAX_CHECK_PAUSE)
+        pause = max(pause, CHECK_PAUSE, 2 * poll_interval)
         return now >= self._checked_at + pause - 0.1
 
     def _compare(self, active: int, asked_at: float, *, is_full: bool) -> None:

@@ -7,11 +7,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.flow import Flow, T
 from airflow_provider_rungen.client.job_log import LogCallback
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.retry import Refusals, retry_delay
-from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.client.retry import retry_delay
+from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
+    RunGenConfigError,
+    RunGenError,
+    RunGenNotFoundError,
+)
 
 # Seconds that a poll may take. A job that did not answer gets twice as long the next time, and twice again.
 POLL_TIMEOUT = 15.0
@@ -19,8 +25,10 @@ POLL_TIMEOUT = 15.0
 LAST_POLLS_TIME = 10.0
 # Seconds that each poll gets even if there is no time left.
 MIN_POLL_TIMEOUT = 0.5
-# Seconds for which a job that exists must not be found before it counts as gone: a replica may lag behind.
+# Seconds for which a job must not be found before it counts as gone: a replica may lag behind.
 GONE_GRACE = 30.0
+# The same if the answer may be that of a gateway, in which somebody sets up the service anew.
+UNSURE_GRACE = 300.0
 # Seconds between two polls while it is not known whether a refusal of the key lasts.
 REFUSAL_PAUSE = 5.0
 
@@ -39,7 +47,8 @@ class PollState:
     :param was_overtaken: whether younger jobs have started before it, so that it was moved to the end.
     :param failures: polls in a row that failed.
     :param is_in_flight: whether a poll of it is under way.
-    :param gone_at: when it counts as gone if the service does not know it until then.
+    :param refused_at: when the first of the last answers in a row came that refused the key.
+    :param missed_at: when the first of the last answers in a row came that did not find it.
     """
 
     added_at: float
@@ -51,7 +60,8 @@ class PollState:
     was_overtaken: bool = False
     failures: int = 0
     is_in_flight: bool = False
-    gone_at: float | None = None
+    refused_at: float | None = None
+    missed_at: float | None = None
 
     @property
     def status(self) -> JobStatus | None:
@@ -68,13 +78,21 @@ class PollState:
         """Whether the last poll was not answered, or not yet."""
         return self.failures > 0 or self.is_in_flight
 
-    def may_appear(self, now: float) -> bool:
-        """Note that the service does not know the job; return whether it may know it later."""
-        if self.job is None and not self.visible_by:
-            return False  # nobody knows whether it exists
-        if self.gone_at is None:
-            self.gone_at = max(self.visible_by, now + GONE_GRACE)
-        return now < self.gone_at
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the last answer was one that ends the wait if it lasts."""
+        return self.refused_at is not None or self.missed_at is not None
+
+    def may_appear(self, error: RunGenAPIError, now: float) -> bool:
+        """Note that the service does not find the job; return whether it may find it later."""
+        visible_by = self.visible_by if isinstance(error, RunGenNotFoundError) else 0.0
+        self.missed_at = now if self.missed_at is None else self.missed_at
+        return now < max(visible_by, self.missed_at + gone_grace(error))
+
+
+def gone_grace(error: RunGenAPIError) -> float:
+    """Return the seconds for which an answer must last that a job is not there."""
+    return GONE_GRACE if error.is_from_service else UNSURE_GRACE
 
 
 def in_flight(state: PollState, request: Flow[T]) -> Flow[T | RunGenError]:
@@ -109,15 +127,18 @@ class Outages:
     :param last_failure: why the last round was not answered in whole, if it was not.
     :param quiet_until: until when the service is to be left alone.
     :param answered_at: when the service last answered.
+    :param accepted_at: when it last accepted the key.
+    :param refused_at: when it first refused the key, if it has accepted it for no job since.
     """
 
     log: LogCallback
-    refusals: Refusals = field(default_factory=Refusals)
     silent: set[PollState] = field(default_factory=set)
     failed_rounds: int = 0
     last_failure: RunGenError | None = None
     quiet_until: float = 0.0
     answered_at: float = -math.inf
+    accepted_at: float = -math.inf
+    refused_at: float | None = None
     _is_logged: bool = False
 
     def is_quiet(self, now: float) -> bool:
@@ -126,14 +147,21 @@ class Outages:
 
     def outlasts(self, state: PollState, error: RunGenError, now: float) -> bool:
         """Record a failed poll, unless no waiting can change the error; return whether it is recorded."""
-        if not self.refusals.is_transient(error, now):
-            return False
-        self.note_failure(state, error, now)
-        return True
+        if retry.is_refusal(error):
+            self.refused_at = now if self.refused_at is None else self.refused_at
+            state.refused_at = now if state.refused_at is None else state.refused_at
+            # of this job, or of all that were polled
+            may_pass = now < min(self.refused_at, state.refused_at) + retry.REFUSAL_GRACE
+        else:  # somebody may be editing the Airflow connection
+            may_pass = retry.is_transient(error) or isinstance(error, RunGenConfigError)
+        if may_pass:
+            self.note_failure(state, error, now)
+        return may_pass
 
     def note_failure(self, state: PollState, error: RunGenError, now: float) -> None:
         """Record a poll without an answer, and log the first of an outage."""
-        state.not_before = now + retry_delay(state.failures, error)
+        pause = retry_delay(state.failures, error)
+        state.not_before = now + (min(pause, REFUSAL_PAUSE) if retry.is_refusal(error) else pause)
         state.failures += 1
         self.silent.add(state)
         self.last_failure = error
@@ -153,12 +181,16 @@ class Outages:
         if errors:  # one that asks for a long pause may ask for itself alone
             self.last_failure = min(errors, key=lambda error: getattr(error, "retry_after", None) or 0.0)
 
-    def note_answer(self, state: PollState, now: float, *, ends_outage: bool = True) -> None:
+    def note_answer(
+        self, state: PollState, now: float, *, ends_outage: bool = True, is_accepted: bool = True
+    ) -> None:
         """Record that a poll was answered, and log the end of an outage."""
         self.answered_at = now
         answered = {state}
+        if is_accepted:
+            self.accepted_at, state.refused_at = now, None
         if ends_outage:
-            self.refusals.answered()
+            self.refused_at = None if is_accepted else self.refused_at
             if self.failed_rounds:  # what did not answer meanwhile is no worse than the rest
                 answered |= self.silent
             self.failed_rounds = 0
@@ -174,4 +206,4 @@ class Outages:
         self.quiet_until = 0.0
         if self.failed_rounds and self.last_failure is not None:
             pause = retry_delay(self.failed_rounds - 1, self.last_failure)
-            self.quiet_until = now + (min(pause, REFUSAL_PAUSE) if self.refusals.is_pending else pause)
+            self.quiet_until = now + (pause if self.refused_at is None else min(pause, REFUSAL_PAUSE))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import InitVar, dataclass, field
 
-from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client import poll_state, retry
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
 from airflow_provider_rungen.client.job_log import LogCallback, log_of
 from airflow_provider_rungen.client.job_poller import JobPoller, concerns_one_job, failed_by
@@ -72,7 +72,7 @@ def outlast_refusal(poll: Callable[[], Flow[T | None]], outages: Outages) -> Flo
     """Poll once, and again while it is not known whether a refusal of the key lasts."""
     now = yield Sleep(0)
     known_at = now + retry.REFUSAL_GRACE
-    while (result := (yield from poll())) is None and outages.refusals.is_pending and now < known_at:
+    while (result := (yield from poll())) is None and outages.refused_at is not None and now < known_at:
         now = yield Sleep(max(outages.quiet_until - (yield Sleep(0)), 1.0))
     return result
 
@@ -138,24 +138,31 @@ class Wait:
         """
         Poll once; return whether the wait is over, or ``None``.
 
-        :param seconds_left: seconds to the deadline. Without it, this poll stands alone: it outlasts a stray
-            refusal of the key.
+        :param seconds_left: seconds to the deadline. Without it, this poll stands alone: jobs that the
+            service refuses or does not find are polled until that has lasted.
         :param only: poll these jobs, and each of them.
         """
-        poller = self.poller
+        if seconds_left is not None:
+            return (yield from self._poll_once(self.poll_interval, seconds_left, only))
+        now = yield Sleep(0)
+        grace = max(retry.REFUSAL_GRACE, poll_state.GONE_GRACE)
+        known_at = now + grace + poll_state.REFUSAL_PAUSE
+        while (result := (yield from self._poll_once(None, POLL_TIMEOUT, only))) is None and now < known_at:
+            states = self.poller.waiting
+            if not (only := [job_id for job_id in self.waiting if states[job_id].is_in_doubt]):
+                break
+            now = yield Sleep(max(self.poller.outages.quiet_until - (yield Sleep(0)), 1.0))
+        return result
 
-        def poll() -> Flow[bool | None]:
-            if seconds_left is None:
-                yield from poller.poll_once(None, POLL_TIMEOUT, only)
-            else:
-                yield from poller.poll_once(self.poll_interval, seconds_left, only)
-            now = yield Sleep(0)
-            if self.note(now):
-                return True
-            self.log_progress(poller.log, now)
-            return None
-
-        return (yield from (outlast_refusal(poll, poller.outages) if seconds_left is None else poll()))
+    def _poll_once(
+        self, poll_interval: float | None, seconds_left: float, only: Collection[str] | None
+    ) -> Flow[bool | None]:
+        yield from self.poller.poll_once(poll_interval, seconds_left, only)
+        now = yield Sleep(0)
+        if self.note(now):
+            return True
+        self.log_progress(self.poller.log, now)
+        return None
 
     def run(
         self,

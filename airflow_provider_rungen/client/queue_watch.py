@@ -107,11 +107,14 @@ class QueueTimer:
         known = [state for state in states if state.job is not None]
         is_moving = len(job_ids) < self._count or any(state.has_started for state in known)
         self._count = len(job_ids)
-        if is_moving or (poller.app is not None and poller.app.jobs.get("in_progress")):
+        if is_moving:
             self.moved_at, self._is_stuck = now, False
-        elif (known or poller.app is not None) and not poller.outages.failed_rounds:
-            was_stuck, self._is_stuck = self._is_stuck, now >= self.moved_at + self.limit
-            # counters must say so twice, since a job may be between two states
+        elif not poller.outages.failed_rounds:
+            # of many jobs, few are polled: one that is still queued then, and hides those behind it
+            limit_at, queued = self.moved_at + self.limit, poller.waiting.values()
+            is_over = any(state.polled_at >= limit_at and not state.has_started for state in queued)
+            was_stuck, self._is_stuck = self._is_stuck, is_over
+            # it must be so twice, since a job may be between two states
             if self._is_stuck and (was_stuck or (poller.app is None and len(known) == len(states))):
                 raise timeout_error(poller, job_ids, queued_for=now - self.moved_at)
 

@@ -13,7 +13,6 @@ from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.flow import Flow, Request, Sleep, T
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
-    RunGenConfigError,
     RunGenConnectionError,
     RunGenError,
     RunGenForbiddenError,
@@ -109,39 +108,6 @@ def is_transient(error: RunGenError) -> bool:
 def is_refusal(error: RunGenError) -> bool:
     """Return whether the service refused the key."""
     return isinstance(error, RunGenForbiddenError)
-
-
-class Refusals:
-    """Separates lasting refusals of the key from brief ones, so that only a lasting one ends a wait."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether the last answer was a refusal that may yet turn out to be brief."""
-        return self._since is not None
-
-    def is_transient(self, error: RunGenError, now: float) -> bool:
-        """
-        Return whether the same request may succeed later.
-
-        :param error: its error.
-        :param now: the time (seconds since 1970).
-        """
-        if isinstance(error, RunGenConfigError):
-            return True  # somebody may be editing the Airflow connection
-        if not is_refusal(error):
-            return is_transient(error)
-        self._since = now if self._since is None else self._since
-        if now - self._since < REFUSAL_GRACE:
-            return True
-        self._since = None
-        return False
-
-    def answered(self) -> None:
-        """Note that the service accepted the key."""
-        self._since = None
 
 
 def was_not_accepted(error: RunGenError) -> bool:

@@ -15,7 +15,7 @@ from conftest import APP, FakeTime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rungen.client import job_poller
+from airflow_provider_rungen.client import job_poller, poll_state, retry
 from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.job_poller import JobPoller
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
@@ -37,6 +37,13 @@ AT_A_TIME = 32
 EVERY = 5.0
 
 
+@pytest.fixture(autouse=True)
+def _simulated_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait as long as users do: the clock is simulated."""
+    monkeypatch.setattr(poll_state, "GONE_GRACE", GONE_GRACE)
+    monkeypatch.setattr(retry, "REFUSAL_GRACE", REFUSAL_GRACE)
+
+
 @dataclass
 class Run:
     """A job of the simulated app, its times in seconds since the start."""
@@ -46,6 +53,7 @@ class Run:
     status: str = "COMPLETED"
     created: float = 0.0
     hidden_until: float = 0.0
+    starts: float = 0.0
     waited_from: float = 0.0
     is_ours: bool = True
 
@@ -124,7 +132,8 @@ class World:
         run = self.runs[job_id]
         if self.now < run.hidden_until:
             return Response(404, {}, b'{"error": "no such job"}')
-        status = run.status if run.ends <= self.now else "RUNNING"
+        status = "RUNNING" if run.starts <= self.now else "QUEUED"
+        status = run.status if run.ends <= self.now else status
         return Response(200, {}, json.dumps({"data": {"id": job_id, "status": status}}).encode())
 
 
@@ -397,6 +406,18 @@ def test_the_jobs_that_frozen_counters_happen_to_match_are_found_soon() -> None:
     assert follow(world, every=1.0).latest <= 5
 
 
+@pytest.mark.parametrize("count", [5, 100])
+@pytest.mark.parametrize("is_in_order", [True, False])
+def test_frozen_counters_hide_no_end_after_hours_in_the_queue(count: int, is_in_order: bool) -> None:
+    starts = [8 * HOUR + (number // 20 * 60 if is_in_order else 0) for number in range(count)]
+    world = World([Run(f"job-{n}", start + 60, starts=start) for n, start in enumerate(starts)])
+    world.lie = lambda *_: STUCK | {"in_progress": 0, "in_queue": count}
+    found = follow(world, until=10 * HOUR)
+    assert found.latest <= 15
+    # nobody works on them, so that few of them are polled
+    assert world.requests <= 2.5 * 8 * HOUR / EVERY
+
+
 # --- coming and leaving -------------------------------------------------------------------------------------
 
 
@@ -496,6 +517,44 @@ def test_looks_that_are_followed_by_more_go_by_the_counters() -> None:
     assert world.requests <= 3.2 * 500
 
 
+def test_the_last_poll_at_the_deadline_waits_for_no_pause() -> None:
+    """The service is well again, and nothing was polled since: the pauses of an outage grow."""
+    for deadline in range(60, 90, 3):
+        world = World([Run("job-0", 4)], outage=(2, 50))
+        [job] = wait(world, ["job-0"], deadline=world.start + deadline)
+        assert job.status == "COMPLETED"
+
+
+@pytest.mark.parametrize("status", [402, 405, 409, 451])
+def test_an_answer_that_says_nothing_of_the_job_ends_no_wait(status: int) -> None:
+    world = World(in_order(6, 20, 40))
+    world.refuse = dict.fromkeys(world.runs, status)
+
+    def pass_by(_: Request) -> None:
+        if world.now > 60:
+            world.refuse = {}
+
+    world.on_request = pass_by
+    assert {job.status for job in wait(world, list(world.runs))} == {"COMPLETED"}
+
+
+@pytest.mark.parametrize("counters", ["right", "none"])
+def test_a_job_that_the_key_may_not_see_ends_no_other_wait(counters: str) -> None:
+    runs = [Run(f"job-{number}", HOUR, starts=HOUR - 60) for number in range(20)]
+    world = World([*runs, Run("foreign", HOUR)])
+    if counters == "none":
+        world.lie = lambda *_: None
+    world.refuse = {"foreign": 403}
+    poller = JobPoller(APP)
+    poller.add(list(world.runs), world.clock.now)
+    wait = Wait(poller, list(world.runs)[:20], EVERY, world.clock.now)
+    while not poller.errors and world.now < HOUR / 2:
+        drive(wait.poll(HOUR), world.send, world.clock.sleep, world.clock.time)
+        world.clock.now += EVERY
+    # by right counters, those that are queued behind others are hardly ever polled
+    assert poller.errors.keys() == ({"foreign"} if counters == "none" else set())
+
+
 @pytest.mark.parametrize("refused", [["job-0"], None])
 def test_a_single_poll_ends_though_a_refusal_is_neither_confirmed_nor_disproved(
     refused: list[str] | None,
@@ -511,6 +570,13 @@ def test_a_single_poll_ends_though_a_refusal_is_neither_confirmed_nor_disproved(
     world.on_request = begin_outage
     assert poll(world, list(world.runs), JobPoller(APP)) is None
     assert world.now <= REFUSAL_GRACE + REFUSAL_PAUSE + 1
+
+
+def test_a_single_poll_outlasts_a_replica_that_lags_behind() -> None:
+    world = World([Run("job-0", 2, hidden_until=9), *in_order(3, HOUR, HOUR)[1:]])
+    assert poll(world, list(world.runs), poller := JobPoller(APP)) is None
+    assert list(poller.finished) == ["job-0"]
+    assert world.now < 12
 
 
 def test_the_deadline_names_what_is_not_over() -> None:

@@ -49,6 +49,17 @@ def test_an_app_without_workers_is_a_warning_at_once_and_each_hour(
     assert warnings(caplog) == [line] * 3
 
 
+@pytest.mark.parametrize("count", [3, 6])
+def test_the_jobs_of_others_make_no_queue_move(direct: Via, count: int) -> None:
+    submit(direct, 2, workers=2, seconds=HOUR)  # others keep the workers busy
+    job_input = {"prompt": "x", "emulator": {"seconds": 2}}
+    ids = [direct(endpoints.run_job(APP, {**job_input, "seed": -n})).id for n in range(count)]
+    started = direct.clock.now
+    with pytest.raises(RunGenJobQueuedTimeoutError):
+        wait(direct, ids, HOUR, queued_timeout=60)
+    assert direct.clock.now - started < 90
+
+
 @pytest.mark.parametrize(
     ("count", "workers", "seconds", "asked"),
     [(2, 0, 2.0, (10, 12)), (2, 2, 300.0, (0, 0)), (3, 1, 120.0, (1, 6))],

@@ -849,7 +849,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "REFUSAL_GRACE": 0.4, "RETRY_BUDGET": 1.5}),
         (hooks, {"LOOK_UP_EVERY": 0.05}),
         (hook_base, {"PART": 0.3}),
-        (resuming, {"RESUBMISSION_GRACE": 0.3, "CANCEL_TIME": 1.0}),
+        (resuming, {"CANCEL_TIME": 1.0}),
         (runner, {"VISIBILITY_GRACE": 0.4}),
         (log_writer, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
         (sender, {"STORE_RETRY_BUDGET": 0.4}),

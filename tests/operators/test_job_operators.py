@@ -239,18 +239,6 @@ def test_what_is_hopeless_is_not_tried_again(
     assert "job_id" not in ti.xcoms
 
 
-@MODES
-def test_an_answer_in_the_middle_of_the_waiting_that_is_hopeless_leaves_no_job(
-    rungen_emulator: Emulator, context: Any, deferrable: bool
-) -> None:
-    rungen_emulator.service.inject(Fault(on="get", status=402, skip=2, times=None))
-    outcome = run_task(run_op(input=LONG, wait_for_completion=True, deferrable=deferrable), context)
-    assert isinstance(outcome.error, AirflowFailException)
-    assert "402" in str(outcome.error)
-    assert len(outcome.events) == deferrable
-    assert states(rungen_emulator) == ["CANCELED"]
-
-
 @pytest.mark.parametrize("name", ["poll_interval", "timeout"])
 @pytest.mark.parametrize("bad", [0, None])
 def test_a_duration_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> None:

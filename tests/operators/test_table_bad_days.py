@@ -23,7 +23,6 @@ from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.decorators import rungen_table_task
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.jobs import resuming
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 from airflow_provider_rungen.triggers import RunGenJobTrigger
@@ -631,7 +630,7 @@ def test_jobs_are_known_after_a_change_of_the_key_though_the_service_writes_inpu
 def test_what_is_stored_is_not_bought_again_when_the_service_forgets_it(
     run: Callable[..., Table], has_ledger: bool, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resuming, "RESUBMISSION_GRACE", 0)
+    monkeypatch.setattr("airflow_provider_rungen.client.poll_state.GONE_GRACE", 0)
     task = run(products(4), **({} if has_ledger else {"ledger": None}))
     task.store = store and store()
 

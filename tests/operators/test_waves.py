@@ -21,11 +21,10 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskD
 from bad_answers import Fault
 from conftest import FakeStore, Outcome, TrackedTaskInstance, signal_when
 
-from airflow_provider_rungen.client import progress
+from airflow_provider_rungen.client import poll_state, progress
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
-from airflow_provider_rungen.execution.jobs import resuming
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
@@ -771,7 +770,7 @@ def test_jobs_that_changed_inputs_do_not_want_are_canceled_and_billed(
 def test_a_job_that_the_service_does_not_know_yet_is_resumed_though_inputs_were_added(
     make: Callable[..., Task], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(resuming, "RESUBMISSION_GRACE", 30.0)
+    monkeypatch.setattr(poll_state, "GONE_GRACE", 30.0)
     task = make(kind, inputs(seconds=0.4), deferrable=True)
     task.attempt_until_deferred()
     task.emulator.service.inject(Fault(on="get", status=404))

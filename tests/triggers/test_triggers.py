@@ -102,7 +102,7 @@ def test_the_deadline_is_an_event(rungen_emulator: Emulator) -> None:
     assert states(rungen_emulator) == ["RUNNING"]
 
 
-@pytest.mark.parametrize(("status", "retryable"), [(403, False), (410, False)])
+@pytest.mark.parametrize(("status", "retryable"), [(403, False)])
 def test_a_refusal_that_lasts_is_an_event(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, status: int, retryable: bool
 ) -> None:

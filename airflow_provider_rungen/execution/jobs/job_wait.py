@@ -6,12 +6,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
-from airflow_provider_rungen.client import endpoints
-from airflow_provider_rungen.client.flow import Flow, Gather, T
+from airflow_provider_rungen.client import endpoints, poll_state
+from airflow_provider_rungen.client.flow import Flow, Gather, Sleep, T
 from airflow_provider_rungen.client.job_log import QuietLog, log_line
 from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
@@ -19,7 +18,12 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import FIRST_INTERVAL, Wait, growing_pauses
 from airflow_provider_rungen.client.progress import OtherInputs, Progress, WaitGoal
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
+from airflow_provider_rungen.exceptions import (
+    RunGenBadRequestError,
+    RunGenConflictError,
+    RunGenError,
+    RunGenNotFoundError,
+)
 from airflow_provider_rungen.execution.task.job_ids import format_jobs, log_jobs
 
 if TYPE_CHECKING:
@@ -32,6 +36,8 @@ log = logging.getLogger(__name__)
 MAX_HELD = 64
 # Of more jobs that could not be canceled, the reasons are not logged.
 MAX_LOGGED_CANCELS = 10
+# Seconds until jobs that were not found are fetched again.
+REFETCH_INTERVAL = 3.0
 Defer = Callable[[dict[str, Any], float], NoReturn]
 
 
@@ -80,7 +86,7 @@ class JobWait:
         may_defer: bool = True,
         before_defer: Callable[[list[Job]], Mapping[str, Any]] = lambda over: {},
         ended: Collection[str] = (),
-        shared: Mapping[str, float] = MappingProxyType({}),
+        shared: Collection[str] = (),
     ) -> list[Job]:
         """
         Wait for jobs, here or in the triggerer if that takes long. Return those that are over, once each.
@@ -96,14 +102,13 @@ class JobWait:
             of `RunGenJobTrigger`, which waits for the others: for all with ``end_from_trigger``, if these
             are all that the task has.
         :param ended: the jobs that a trigger found to be over. They are polled first, and each of them.
-        :param shared: the jobs that another task run submitted, each with its own ``visible_by``. They are
-            never canceled.
+        :param shared: the jobs that another task run submitted. They are never canceled.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change, and that is not one of a single job.
         """
         self._shared = frozenset(shared)
         self._counted |= set(ended)
-        wait = self.begin(app_id, job_ids, on_finished, lambda job_id: shared.get(job_id, visible_by), goal)
+        wait = self.begin(app_id, job_ids, on_finished, visible_by, goal)
         if not wait.goal.is_reached(len(wait.waiting)):
             stop_at = self._defer_at if may_defer and self._options.deferrable else math.inf
             rounds = wait.run(self._pauses, deadline=deadline, stop_at=stop_at, ended=ended)
@@ -116,7 +121,7 @@ class JobWait:
         app_id: str,
         job_ids: Collection[str],
         on_finished: Callable[[Job], Job] = identity,
-        visible_by: Callable[[str], float] = lambda job_id: 0.0,
+        visible_by: float = 0.0,
         goal: WaitGoal | None = None,
     ) -> Wait:
         """Return a wait for these jobs. No others are polled any more."""
@@ -131,7 +136,7 @@ class JobWait:
         poller.errors.clear()
         for job_id in dict.fromkeys(job_ids):
             self._progress.total += job_id not in poller.waiting
-            poller.add([job_id], now, visible_by(job_id))
+            poller.add([job_id], now, visible_by)
         options = self._options
         return Wait(
             poller,
@@ -257,32 +262,39 @@ class JobWait:
         app_id: str,
         job_ids: Sequence[str],
         on_outcome: Callable[[str, Job | RunGenError], None],
-        visible_by: float = 0.0,
     ) -> None:
         """
-        Fetch jobs that are over, so many at a time.
+        Fetch known jobs, so many at a time. One that is not found is fetched again for half a minute.
 
         :param on_outcome: takes a job, or the error in its place, as it comes. What it raises ends it all.
-        :param visible_by: the time (seconds since 1970) until which the service may not know the jobs yet.
         """
-        self.perform(_refetch(app_id, job_ids, on_outcome, visible_by), job_ids)
+        self.perform(_refetch(app_id, job_ids, on_outcome), job_ids)
 
 
 def _refetch(
-    app_id: str,
-    job_ids: Sequence[str],
-    on_outcome: Callable[[str, Job | RunGenError], None],
-    visible_by: float,
+    app_id: str, job_ids: Sequence[str], on_outcome: Callable[[str, Job | RunGenError], None]
 ) -> Flow[None]:
-    def fetch(job_id: str) -> Flow[None]:
-        try:
-            job = yield from endpoints.get_job_when_visible(app_id, job_id, visible_by=visible_by)
-        except RunGenError as error:
-            on_outcome(job_id, error)
-        else:
-            on_outcome(job_id, job)
+    missing: list[str] = []
 
-    for start in range(0, len(job_ids), MAX_HELD):
-        for refused in (yield Gather([fetch(job_id) for job_id in job_ids[start : start + MAX_HELD]])):
-            if refused is not None:
-                raise refused
+    def fetch(job_id: str) -> Flow[None]:
+        outcome: Job | RunGenError
+        try:
+            outcome = yield from endpoints.get_job(app_id, job_id)
+        except (RunGenNotFoundError, RunGenBadRequestError) as error:
+            if now < begun_at + poll_state.gone_grace(error):
+                missing.append(job_id)
+                return
+            outcome = error
+        except RunGenError as error:
+            outcome = error
+        on_outcome(job_id, outcome)
+
+    begun_at = now = yield Sleep(0)
+    while job_ids:
+        for start in range(0, len(job_ids), MAX_HELD):
+            for refused in (yield Gather([fetch(job_id) for job_id in job_ids[start : start + MAX_HELD]])):
+                if refused is not None:
+                    raise refused
+        job_ids, missing = missing, []
+        if job_ids:
+            now = yield Sleep(min(REFETCH_INTERVAL, poll_state.GONE_GRACE))

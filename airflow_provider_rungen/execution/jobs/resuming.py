@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds after a submission in which the service may not know the job yet. What it does not know then is
-# submitted again.
-RESUBMISSION_GRACE = 30.0
 # Seconds that the jobs of earlier plans have to be canceled.
 CANCEL_TIME = 10.0
 ENDS = {
@@ -119,9 +115,7 @@ class Resuming:
             if self.task_log.count == 1 and self._completed_count:
                 log.info("Resuming a job that is COMPLETED %s", format_ids(self.app_id, self._only_job()))
             return
-        # whoever may write to storage can write any time
-        submitted_by = min(jobs.submitted_by, time.time())
-        self.wait.refetch(self.app_id, known, self._note, submitted_by + RESUBMISSION_GRACE)
+        self.wait.refetch(self.app_id, known, self._note)
         self._log_found(known)
         self._cancel_outdated()
 

@@ -287,7 +287,7 @@ class Runner(TaskRun["JobOptions"]):
                 may_defer=may_defer and (self._can_read_again or not task_log.has_unsent),
                 before_defer=lambda over: self.deferral.keep_state(over, half),
                 ended=self.collecting.ended,
-                shared=dict.fromkeys(task_log.shared, self.submitting.shared_by),
+                shared=task_log.shared,
             )
         finally:
             self.collecting.ended = []

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.exceptions import RunGenError, RunGenSubmissionUnknownError
-from airflow_provider_rungen.execution.jobs import resuming
 from airflow_provider_rungen.execution.jobs.log_state import rows_of
 from airflow_provider_rungen.execution.sending.sender import Sender, Throttle
 from airflow_provider_rungen.execution.task.job_ids import log_jobs
@@ -166,11 +165,6 @@ class Submitting:
         number = self._log.jobs.table.input_of[job_id]
         entry = self._found.pending.get(number) if self._found is not None else None
         return entry is not None and entry.job_id == job_id
-
-    @property
-    def shared_by(self) -> float:
-        """The time (seconds since 1970) until which the service may not know the jobs of other runs."""
-        return 0.0 if self.paid is None else self.paid.submitted_at + resuming.RESUBMISSION_GRACE
 
     def remember(self, stored: Sequence[StoredJob]) -> Future[None] | None:
         """Begin to note in the ledger, if there is one, which jobs are stored."""

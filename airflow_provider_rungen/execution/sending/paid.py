@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -79,8 +78,6 @@ class PaidInputs:
         self._unfit: set[str] = set()
         #: Whether another task run submits equal inputs.
         self.has_company = False
-        #: When the youngest job that `note` took was submitted (seconds since 1970), and never in the future.
-        self.submitted_at = 0.0
 
     # --- what the ledger knows ---
 
@@ -123,9 +120,6 @@ class PaidInputs:
         noted = [number for number, entry in entries if self._add(number, entry)]
         pending = [found.pending[number] for number in noted if number in found.pending]
         self.has_company |= not all(map(self._ledger.is_of_task, pending))
-        # whoever can write an entry can write any time
-        times = (min(entry.at.timestamp(), time.time()) for entry in pending)
-        self.submitted_at = max([self.submitted_at, *times])
         return noted
 
     def read_again(self, jobs: Mapping[int, Job]) -> set[int]:
