@@ -418,6 +418,7 @@ _SHORT_WAITS = {
     "client.retry.BACKOFF": 0.05,
     "client.retry.REFUSAL_GRACE": 0.5,
     "client.poll_state.GONE_GRACE": 0.5,
+    "client.scaling.GONE_GRACE": 0.5,
     "execution.jobs.job_wait.FIRST_INTERVAL": 0.05,
 }
 

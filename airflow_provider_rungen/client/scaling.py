@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import repeat
 
-from airflow_provider_rungen.client.endpoints import delete_app, get_app, scale_app
-from airflow_provider_rungen.client.flow import Flow, Sleep
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.endpoints import delete_app, get_app, list_apps, scale_app
+from airflow_provider_rungen.client.flow import Flow, Sleep, T
 from airflow_provider_rungen.client.job_log import log_line
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.poll_state import (
-    POLL_TIMEOUT,
+    GONE_GRACE,
     Outages,
     PollState,
     in_flight,
@@ -24,6 +27,7 @@ from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import KNOWN_STATUSES, ScaleRecord, describe, workers_of
 from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
     RunGenAppError,
     RunGenAppTimeoutError,
     RunGenConflictError,
@@ -44,6 +48,41 @@ PAUSE = 5.0
 
 class LoweredError(RunGenAppError):
     """Somebody else took away workers that an app had."""
+
+
+def outlast_404(app_id: str, request: Callable[[], Flow[T]], *, within: float = math.inf) -> Flow[T]:
+    """
+    Send a request about an app, and again while the answer is 404, until it is known whether the app is gone.
+
+    A replica may lag behind, and a proxy may know no app for a while. So an app is gone only if the 404 lasts
+    for `GONE_GRACE`, and the list of apps does not have it.
+
+    :param app_id: the app.
+    :param request: makes the flow of the request.
+    :param within: seconds after the first 404 at which to give up.
+    :raises RunGenNotFoundError: the app is gone.
+    :raises RunGenAPIError: the answer is still 404, but the app may exist.
+    """
+    within = max(min(within, GONE_GRACE), 0.0)
+    pause, give_up_at = within / 6, None
+    while True:
+        try:
+            return (yield from request())
+        except RunGenNotFoundError as error:
+            failure = error
+        now = yield Sleep(0)
+        give_up_at = now + within if give_up_at is None else give_up_at
+        if now >= give_up_at:
+            break
+        log.warning("%s; retrying in %s", failure.message, format_duration(pause))
+        yield Sleep(pause)
+    apps = None
+    if within >= GONE_GRACE:
+        with suppress(RunGenError):
+            apps = yield from list_apps()
+    if apps is None or any(app.id == app_id for app in apps):
+        raise RunGenAPIError(failure.message, status_code=404, hint=failure.hint, retryable=True)
+    raise failure
 
 
 @dataclass
@@ -85,10 +124,15 @@ class AppPoller:
             of the key.
         """
         if left is None:
-            return (yield from outlast_refusal(lambda: self.poll_once(POLL_TIMEOUT), self.outages))
+            return (yield from outlast_refusal(lambda: self.poll_once(GONE_GRACE), self.outages))
         now = yield Sleep(0)
-        timeout = poll_timeout(polls_end_by(now, left), now)
-        answer = yield from in_flight(self._state, get_app(self.app_id, attempts=1, timeout=timeout))
+        end_by = polls_end_by(now, left)
+
+        def request() -> Flow[App]:
+            timeout = poll_timeout(end_by, (yield Sleep(0)))
+            return (yield from get_app(self.app_id, attempts=1, timeout=timeout))
+
+        answer = yield from in_flight(self._state, outlast_404(self.app_id, request, within=left))
         now = yield Sleep(0)
         is_over = self.note(answer, now)
         self.outages.end_round(now)

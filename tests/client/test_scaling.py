@@ -12,7 +12,7 @@ from conftest import APP, FakeTime, Via
 
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.poll_state import REFUSAL_PAUSE
+from airflow_provider_rungen.client.poll_state import GONE_GRACE, REFUSAL_PAUSE
 from airflow_provider_rungen.client.scaling import (
     MAX_MISSING_COUNTERS,
     AppTarget,
@@ -34,8 +34,22 @@ from airflow_provider_rungen.exceptions import (
 )
 
 
-def play(flow: Flow[Any], answers: Iterable[Any], clock: FakeTime | None = None) -> tuple[Any, list[Request]]:
-    """Perform a flow against answers written down; the last one is given again and again."""
+@pytest.fixture(autouse=True)
+def _real_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.scaling.GONE_GRACE", GONE_GRACE)
+
+
+def play(
+    flow: Flow[Any],
+    answers: Iterable[Any],
+    clock: FakeTime | None = None,
+    apps: list[Any] | int = 404,
+) -> tuple[Any, list[Request]]:
+    """
+    Perform a flow against answers written down; the last one is given again and again.
+
+    :param apps: the answer to a request for the list of apps.
+    """
     sent: list[Request] = []
     clock = clock or FakeTime()
 
@@ -50,7 +64,7 @@ def play(flow: Flow[Any], answers: Iterable[Any], clock: FakeTime | None = None)
 
     def send(request: Request) -> Response:
         sent.append(request)
-        answer = next(stream)
+        answer = apps if request.path == "app" else next(stream)
         if isinstance(answer, int):
             return Response(answer, {}, b'{"error": "no"}')
         return Response(200, {}, json.dumps(answer).encode())
@@ -67,9 +81,11 @@ def app(status: Any = None, active_workers: Any = None, **more: Any) -> dict[str
     return body
 
 
-def wait(goal: AppTarget, *answers: Any, within: float = 60) -> tuple[Any, list[Request]]:
+def wait(
+    goal: AppTarget, *answers: Any, within: float = 60, apps: list[Any] | int = 404
+) -> tuple[Any, list[Request]]:
     clock = FakeTime()
-    return play(wait_for_app(goal, poll_interval=5, deadline=clock.now + within), answers, clock)
+    return play(wait_for_app(goal, poll_interval=5, deadline=clock.now + within), answers, clock, apps)
 
 
 # --- waiting ------------------------------------------------------------------------------------------------
@@ -144,9 +160,22 @@ def test_an_outage_does_not_end_the_waiting(caplog: pytest.LogCaptureFixture) ->
 
 def test_what_no_waiting_can_change_ends_it() -> None:
     with pytest.raises(RunGenNotFoundError):
-        wait(AppTarget(APP), app("INITIALIZING", 1), 404)
+        wait(AppTarget(APP), app("INITIALIZING", 1), *[404] * 20, within=600, apps=[])
     with pytest.raises(RunGenForbiddenError):
         wait(AppTarget(APP), 403)
+
+
+def test_an_app_that_a_replica_does_not_know_yet_is_waited_for() -> None:
+    """As after its creation, and while it initializes."""
+    found, _ = wait(AppTarget(APP), 404, 404, app("INITIALIZING", 1), 404, app("RUNNING", 1))
+    assert found.status == "RUNNING"
+    found, _ = play(AppTarget(APP).poll_once(), [404, app("RUNNING", 1)])
+    assert found.status == "RUNNING"
+
+
+def test_a_wait_whose_time_ends_before_an_app_is_known_to_be_gone_is_a_timeout() -> None:
+    with pytest.raises(RunGenAppTimeoutError, match=r"^Not RUNNING in time: it is INITIALIZING"):
+        wait(AppTarget(APP), app("INITIALIZING", 1), 404, within=20)
 
 
 def test_an_app_that_somebody_lowers_is_not_waited_for() -> None:

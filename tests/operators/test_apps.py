@@ -103,6 +103,16 @@ def app_that_tells(emulator: Emulator, on: str = "get_app", times: int | None = 
     emulator.service.inject(Fault(on=on, status=200, body={"id": APP, **told}, times=times))
 
 
+@MODES
+@pytest.mark.parametrize("skip", [0, 2], ids=["created a moment ago", "on the way up"])
+def test_a_stray_404_does_not_end_the_way_up(
+    emulator: Emulator, context: Any, deferrable: bool, skip: int
+) -> None:
+    emulator.service.inject(Fault(on="get_app", status=404, times=2, skip=skip))
+    assert run_task(scale_op(deferrable=deferrable), context).value == APP
+    assert numbers(emulator) == [2]
+
+
 def test_going_down_waits_for_nothing(emulator: Emulator, context: Any) -> None:
     emulator.service.scale(APP, 2)
     app_that_tells(emulator, status="RUNNING")  # and no number
@@ -516,6 +526,12 @@ def test_the_sensor_waits_for_a_status(emulator: Emulator, context: Any, deferra
     assert time.monotonic() - started > 0.2
     assert len(outcome.events) == deferrable
     assert numbers(emulator) == []
+
+
+@MODES
+def test_the_sensor_outlasts_a_stray_404(emulator: Emulator, context: Any, deferrable: bool) -> None:
+    emulator.service.inject(Fault(on="get_app", status=404, times=2))
+    assert run_task(sensor(deferrable=deferrable, status="STOPPED"), context) == Outcome()
 
 
 @MODES

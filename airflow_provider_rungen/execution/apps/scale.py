@@ -7,16 +7,18 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
 from airflow_provider_rungen.client.durations import format_duration
-from airflow_provider_rungen.client.endpoints import scale_app
+from airflow_provider_rungen.client.endpoints import get_app, scale_app
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.scaling import (
     AppTarget,
     LoweredError,
     ask_app,
+    outlast_404,
     restore_workers,
     set_workers,
 )
@@ -88,7 +90,8 @@ class ScaleRun(TaskRun[Any]):
     def _set_workers(self, app_id: str, wanted: int, deadline: float) -> bool:
         """Set the number if need be, with a record before, and return whether the app goes up."""
         earlier = self._load(app_id)
-        app, now = self.hook.get_app(app_id=app_id), time.time()
+        app = self.hook.perform(outlast_404(app_id, partial(get_app, app_id)))
+        now = time.time()
         has = before = workers_of(app)
         if has is not None and wanted < has and self.task.is_setup and is_needed(self.context, app_id):
             wanted = has
