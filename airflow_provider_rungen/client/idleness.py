@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypedDict
 
 from airflow_provider_rungen.client.codec import path_segment
@@ -13,7 +15,7 @@ from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import ATTEMPTS
-from airflow_provider_rungen.client.scaling import set_workers
+from airflow_provider_rungen.client.scaling import outlast_404, set_workers
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenNotFoundError
@@ -139,10 +141,12 @@ def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPT
     :param scale_down: whether to scale it to zero, or only to report it.
     :param attempts: how many times to send a poll at most.
     """
-    app_id = watch.app_id
+    app_id, poll = watch.app_id, partial(get_app, watch.app_id, attempts=attempts)
+    # an app that was not seen yet may never have existed: that is an error at once
+    within = 0.0 if watch.since is None else math.inf
     # the second poll is sent since a single answer may be old, and a job may have come in
     for _ in range(2 if scale_down else 1):
-        app = yield from get_app(app_id, attempts=attempts)
+        app = yield from outlast_404(app_id, poll, within=within)
         now = yield Sleep(0)
         if not watch.note(app, now) or watch.is_reported:
             return None

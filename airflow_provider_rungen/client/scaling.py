@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 
 from airflow_provider_rungen.client.durations import format_duration
@@ -207,11 +208,9 @@ def wait_for_app(target: AppTarget, *, poll_interval: float, deadline: float) ->
 
 
 def ask_app(app_id: str) -> Flow[App]:
-    """Ask for an app once. One that is gone has no workers, and one without an answer an unknown number."""
+    """Ask for an app once. Without an answer, or with a 404, its number of workers is unknown."""
     try:
         return (yield from get_app(app_id, attempts=1))
-    except RunGenNotFoundError:
-        return App(app_id, configuration={"active_workers": 0})
     except RunGenError:
         return App(app_id)
 
@@ -239,10 +238,12 @@ def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow
     try:
         if before is None:
             raise RunGenAppError("The number of workers before is unknown", app_id=app_id)
-        with suppress(RunGenNotFoundError):  # it is gone, and so are its workers
-            yield from set_workers(
-                app_id, before, poll_interval=pause, within=confirm_within, retry_budget=retry_budget
-            )
+        yield from set_workers(
+            app_id, before, poll_interval=pause, within=confirm_within, retry_budget=retry_budget
+        )
+    except RunGenNotFoundError:
+        log.info("Gone already %s", format_ids(app_id))
+        return record.settled(0, (yield Sleep(0)))
     except RunGenError as error:
         line = "STILL BILLED: app %s may still have %s: %s. Scale it down yourself."
         log.error(line, app_id, format_count(wanted, "worker"), error.message)
@@ -266,12 +267,15 @@ def set_workers(
     :param within: seconds after which no further attempt is made.
     :param retry_budget: seconds after which a request that fails is not sent again.
     :raises RunGenAppTimeoutError: the answers named another number until then.
+    :raises RunGenNotFoundError: the app is gone.
     """
     deadline = (yield Sleep(0)) + within
+    scale = partial(scale_app, app_id, active_workers, retry_budget=retry_budget)
+    outlast = partial(outlast_404, app_id, within=min(within, retry_budget))
     while True:
-        app = yield from scale_app(app_id, active_workers, retry_budget=retry_budget)
+        app = yield from outlast(scale)
         if app.active_workers != active_workers:  # the answer may be old, or name no number
-            app = yield from get_app(app_id, attempts=1)
+            app = yield from outlast(partial(get_app, app_id, attempts=1))
         if app.active_workers in (None, active_workers):
             return app
         now = yield Sleep(0)
@@ -307,7 +311,10 @@ def drain_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[int
     :return: 0, the jobs that are left at the deadline, or ``None`` where the app does not count them.
     """
     drain = _Drain(app_id)
-    yield from poll_until(drain.poll_once, drain.outages, pauses=repeat(poll_interval), deadline=deadline)
+    try:
+        yield from poll_until(drain.poll_once, drain.outages, pauses=repeat(poll_interval), deadline=deadline)
+    except RunGenNotFoundError:
+        return 0  # the app is gone, and so are its jobs
     return drain.left
 
 
@@ -317,7 +324,7 @@ def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[No
 
     :param poll_interval: seconds between two polls or attempts.
     :param deadline: the time (seconds since 1970) to stop at.
-    :raises RunGenNotFoundError: it was gone before.
+    :raises RunGenNotFoundError: it is gone already.
     :raises RunGenAppTimeoutError: it did not stop by the deadline.
     """
     within = deadline - (yield Sleep(0))
@@ -326,7 +333,7 @@ def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[No
     yield from wait_for_app(AppTarget(app_id, "STOPPED"), poll_interval=poll_interval, deadline=deadline)
     while True:
         try:
-            return (yield from delete_app(app_id))
+            return (yield from outlast_404(app_id, partial(delete_app, app_id)))
         except RunGenConflictError:  # its workers are still on their way out
             now = yield Sleep(0)
             if now >= deadline:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import APP, KEY, Via
 
+from airflow_provider_rungen.client.endpoints import delete_app
 from airflow_provider_rungen.client.idleness import (
     IdleWatch,
     check_app_ids,
@@ -18,7 +19,12 @@ from airflow_provider_rungen.client.idleness import (
 )
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.emulator import Fault
-from airflow_provider_rungen.exceptions import RunGenForbiddenError, RunGenInputError, RunGenNotFoundError
+from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
+    RunGenForbiddenError,
+    RunGenInputError,
+    RunGenNotFoundError,
+)
 
 IDLE_FOR = 600.0
 JOBS = {"in_queue": 0, "in_progress": 0, "completed": 7, "failed": 1, "retried": 0}
@@ -227,7 +233,29 @@ def test_a_refusal_to_scale_down_is_loud_and_tried_again(
 
 def test_a_failed_poll_does_not_end_a_period(direct: Via, poll: Callable[..., Any]) -> None:
     poll()
-    direct.service.inject(Fault(on="get_app", status=404))
-    with pytest.raises(RunGenNotFoundError):
+    direct.service.inject(Fault(on="get_app", status=403))
+    with pytest.raises(RunGenForbiddenError):
         poll(5)
     assert poll(5)["idle_seconds"] == 600.0
+
+
+@pytest.mark.parametrize("operation", ["get_app", "update_app"])
+def test_a_stray_404_does_not_end_it(direct: Via, poll: Callable[..., Any], operation: str) -> None:
+    poll()
+    direct.service.inject(Fault(on=operation, status=404, times=2))
+    assert poll(11)["scaled_down"]
+    assert workers(direct) == 0
+
+
+def test_an_app_is_gone_only_if_it_was_there(direct: Via, poll: Callable[..., Any]) -> None:
+    direct.service.inject(Fault(on="get_app", status=404, times=None))
+    with pytest.raises(RunGenAPIError) as info:
+        poll()
+    assert not isinstance(info.value, RunGenNotFoundError)
+    assert direct.clock.slept == []
+    direct.service.clear_faults()
+    poll()
+    direct.service.scale(APP, 0)
+    direct(delete_app(APP))
+    with pytest.raises(RunGenNotFoundError):
+        poll(5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
     RunGenAppError,
     RunGenAppTimeoutError,
     RunGenConflictError,
@@ -227,7 +228,7 @@ RAISED = ScaleRecord(APP, 3, 1, history=WorkerHistory(((0.0, 3),)))
         (503, [1]),
         (app("STOPPED", 0), []),  # somebody else stopped it
         (app("RUNNING", 5), []),  # somebody else needs more
-        (404, []),
+        (404, [1]),  # a replica that lags behind
     ],
 )
 def test_an_app_is_lowered_unless_somebody_else_has_set_it(answer: Any, sent: list[int]) -> None:
@@ -244,10 +245,41 @@ def test_a_lowering_that_fails_is_loud(caplog: pytest.LogCaptureFixture) -> None
     assert any(line.levelname == "ERROR" for line in caplog.records)
 
 
-def test_an_app_that_is_gone_needs_no_lowering(caplog: pytest.LogCaptureFixture) -> None:
-    record, _ = play(restore_workers(ScaleRecord(APP, 3, 0)), [404])
-    assert not record.was_raised
+@pytest.mark.parametrize("before", [0, 1])
+def test_an_app_that_is_gone_needs_no_lowering(caplog: pytest.LogCaptureFixture, before: int) -> None:
+    caplog.set_level(logging.INFO)
+    clock = FakeTime()
+    began = clock.now
+    record, sent = play(restore_workers(ScaleRecord(APP, 3, before)), [404], clock, apps=[{"id": "another"}])
+    assert (record.was_raised, record.history.changes[-1][1]) == (False, 0)
     assert "BILLED" not in caplog.text
+    assert caplog.messages[-1] == f"Gone already (app {APP})"
+    assert GONE_GRACE <= clock.now - began < GONE_GRACE + 10
+    assert len(puts(sent)) == 7, "some seconds apart"
+
+
+@pytest.mark.parametrize(
+    ("apps", "within"),
+    [
+        (404, None),  # a proxy that knows nothing
+        (503, None),
+        ([app("RUNNING", 3)], None),
+        ([], 4.0),  # a kill leaves no time to be certain
+    ],
+)
+def test_an_app_that_may_exist_is_not_taken_for_gone(
+    apps: Any, within: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeTime()
+    began = clock.now
+    record, _ = play(restore_workers(RAISED, within=within), [app("RUNNING", 3), 404], clock, apps)
+    assert record.was_raised
+    assert f"STILL BILLED: app {APP} may still have 3 workers: Could not change the app (404)" in caplog.text
+    assert within is None or clock.now - began < within
+    with pytest.raises(RunGenAPIError) as info:
+        play(set_workers(APP, 0, retry_budget=within or 60), [404], apps=apps)
+    assert info.value.retryable
+    assert not isinstance(info.value, RunGenNotFoundError)
 
 
 def test_an_app_of_which_nobody_knows_what_it_had_is_not_lowered(caplog: pytest.LogCaptureFixture) -> None:
@@ -290,6 +322,34 @@ def test_an_app_is_drained_as_far_as_it_counts(answers: list[Any], left: int | N
     found, sent = play(flow, [app("RUNNING", 1, jobs=jobs) for jobs in answers], clock)
     assert found == left
     assert len(sent) == looks
+
+
+def test_an_app_that_is_gone_is_drained() -> None:
+    clock = FakeTime()
+    flow = drain_app(APP, poll_interval=5, deadline=clock.now + 3600)
+    jobs = {"in_queue": 2, "in_progress": 1}
+    assert play(flow, [app("RUNNING", 1, jobs=jobs), 404], clock, apps=[])[0] == 0
+    assert clock.slept == [5.0] * 7, "as long as it takes to be certain"
+
+
+@pytest.mark.parametrize("operation", ["get_app", "update_app", "delete_app"])
+def test_a_stray_404_keeps_no_workers(via: Via, operation: str) -> None:
+    def remove_soon() -> Flow[None]:
+        return remove_app("app", poll_interval=5, deadline=via.clock.now + 600)
+
+    flows: list[tuple[Callable[[], Flow[Any]], int | None]] = [
+        (lambda: set_workers("app", 1), 1),
+        (lambda: restore_workers(ScaleRecord("app", 3, 0)), 0),
+        (remove_soon, None),
+    ]
+    for flow, left in flows:
+        via.service.add_app("app", workers=3)
+        via.service.clear_faults()
+        via.service.inject(Fault(on=operation, status=404, times=2))
+        # an answer that names no number, so that the app is asked for it
+        via.service.inject(Fault(on="update_app", status=200, body={"id": "app"}, taken=True))
+        via(flow())
+        assert via.service.stats()["active_workers"].get("app") == left
 
 
 def remove(via: Via, app_id: str, within: float = 60) -> None:

@@ -86,12 +86,9 @@ def test_an_app_that_was_up_before_counts_from_the_first_answer() -> None:
     assert ScaleRecord(APP).seen(app(4, 10.0), 1000.0).history.worker_seconds(1010.0) == 40
 
 
-def test_an_app_that_is_gone_has_no_workers(direct: Via) -> None:
-    assert direct(ask_app("gone")).active_workers == 0
-
-
-def test_an_answer_that_does_not_come_is_not_waited_for(direct: Via) -> None:
-    direct.service.inject(Fault(on="get_app", status=500, times=1))
+@pytest.mark.parametrize("status", [404, 500])
+def test_an_answer_that_does_not_come_is_not_waited_for(direct: Via, status: int) -> None:
+    direct.service.inject(Fault(on="get_app", status=status, times=1))
     assert direct(ask_app(APP)).active_workers is None
     assert direct.service.count("get_app") == 1
 

@@ -113,6 +113,15 @@ def test_a_stray_404_does_not_end_the_way_up(
     assert numbers(emulator) == [2]
 
 
+@MODES
+def test_a_stray_404_does_not_keep_the_workers(emulator: Emulator, context: Any, deferrable: bool) -> None:
+    emulator.service.add_app(APP, init_seconds=60)
+    emulator.service.inject(Fault(on="update_app", status=404, times=2, skip=1))
+    outcome = run_task(scale_op(deferrable=deferrable, timeout=0.3), context)
+    assert type(outcome.error) is RunGenAppTimeoutError
+    assert (numbers(emulator), workers(emulator)) == ([2, 0, 0, 0], 0)
+
+
 def test_going_down_waits_for_nothing(emulator: Emulator, context: Any) -> None:
     emulator.service.scale(APP, 2)
     app_that_tells(emulator, status="RUNNING")  # and no number
@@ -495,6 +504,14 @@ def test_an_app_is_stopped_and_deleted(emulator: Emulator, context: Any) -> None
     assert run_task(delete_op(), context) == Outcome()
     assert APP not in emulator.service.stats()["active_workers"]
     assert run_task(delete_op(), context) == Outcome()
+
+
+@pytest.mark.parametrize("operation", ["get_app", "update_app", "delete_app"])
+def test_a_stray_404_is_no_app_that_is_gone(emulator: Emulator, context: Any, operation: str) -> None:
+    emulator.service.scale(APP, 2)
+    emulator.service.inject(Fault(on=operation, status=404, times=2))
+    assert run_task(delete_op(), context) == Outcome()
+    assert APP not in emulator.service.stats()["active_workers"]
 
 
 def test_an_app_is_not_deleted_before_it_is_set_to_zero(emulator: Emulator, context: Any) -> None:

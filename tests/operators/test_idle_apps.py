@@ -109,6 +109,13 @@ def test_an_app_that_is_deleted_during_the_wait_is_fine(emulator: Emulator, cont
     assert without_times(task.attempt(context).value) == [event(OTHER)]
 
 
+def test_a_stray_404_is_no_app_that_is_gone(emulator: Emulator, context: Any) -> None:
+    emulator.service.inject(Fault(on="get_app", status=404, skip=1))
+    emulator.service.inject(Fault(on="update_app", status=404))
+    assert without_times(Watchdog().attempt(context).value) == [event()]
+    assert workers(emulator) == 0
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [

@@ -19,6 +19,7 @@ from conftest import FakeTaskInstance, Outcome, run_task
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError
+from airflow_provider_rungen.execution.apps.bill import BILL_KEY
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator, scaled_app
 from airflow_provider_rungen.operators.app import RunGenScaleDownOperator
 
@@ -278,6 +279,27 @@ def test_the_teardown_stops_the_app_and_says_how_long_it_was_up(
 def test_an_app_that_is_gone_is_fine(emulator: Emulator, context: Any, ti: TaskInstance3) -> None:
     ti.scaled["run"]["app_id"] = "gone"
     assert run_task(down_op(), context) == Outcome()
+
+
+@pytest.mark.parametrize("operation", ["get_app", "update_app"])
+@pytest.mark.parametrize("waits", [{}, {"drain": True}, {"keep_if_busy": True}], ids=str)
+def test_a_stray_404_does_not_leave_the_app_up(
+    emulator: Emulator, context: Any, ti: TaskInstance3, operation: str, waits: dict[str, Any]
+) -> None:
+    emulator.service.inject(Fault(on=operation, status=404, times=2))
+    assert run_task(down_op(**waits), context) == Outcome()
+    assert workers(emulator) == 0
+    assert ti.xcoms[BILL_KEY]["down_at"]
+
+
+def test_an_app_that_only_a_proxy_does_not_know_is_billed(
+    emulator: Emulator, context: Any, ti: TaskInstance3
+) -> None:
+    emulator.service.inject(Fault(status=404, body="default backend - 404", times=None))
+    outcome = run_task(down_op(drain=True, drain_timeout=0.2), context)
+    assert str(outcome.error).startswith(f"STILL BILLED: app {APP} may not be scaled down: ")
+    assert emulator.service.count("update_app") > 1
+    assert ti.xcoms[BILL_KEY]["down_at"] is None, "not a final bill"
 
 
 @pytest.mark.parametrize(

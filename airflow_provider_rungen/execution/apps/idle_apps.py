@@ -52,11 +52,10 @@ class IdleAppsRun(TaskRun[Any]):
         for watch in watches:
             try:
                 event = self.hook.perform(poll_idle_app(watch, scale_down=self.task.scale_down))
+            except RunGenNotFoundError:
+                log.info("Gone already %s", format_ids(watch.app_id))
             except RunGenError as error:
-                if watch.since is not None and isinstance(error, RunGenNotFoundError):
-                    log.info("Gone already %s", format_ids(watch.app_id))
-                else:
-                    failures[watch.app_id] = error.message
+                failures[watch.app_id] = error.message
             else:
                 events += [event] if event is not None else []
         return events

@@ -119,7 +119,8 @@ class ScaleRun(TaskRun[Any]):
                 self.hook.perform(set_workers(app_id, wanted, poll_interval=self.task.poll_interval))
                 return since
             budget = min(RETRY_BUDGET, max(deadline - since, 0))
-            app = self.hook.perform(scale_app(app_id, wanted, retry_budget=budget))
+            scale = partial(scale_app, app_id, wanted, retry_budget=budget)
+            app = self.hook.perform(outlast_404(app_id, scale, within=budget))
         except RunGenError as error:
             # refused, but perhaps not the first time it was sent, when the answer was lost
             has = None if error.retryable else workers_of(self.hook.perform(ask_app(app_id)))
