@@ -15,7 +15,7 @@ from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import ATTEMPTS
-from airflow_provider_rungen.client.scaling import outlast_404, set_workers
+from airflow_provider_rungen.client.scaling import ask_app, outlast_404, set_workers
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenNotFoundError
@@ -158,6 +158,8 @@ def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPT
     workers = format_count(before, "worker")
     try:
         app = yield from set_workers(app_id, 0)
+        if app.pending_jobs is None:  # not each answer has the counters
+            app = yield from ask_app(app_id)
         if app.pending_jobs:
             jobs = format_count(app.pending_jobs, "job")
             log.warning("Scaling back to %s: %s came in meanwhile %s", workers, jobs, format_ids(app_id))

@@ -203,10 +203,18 @@ def test_a_job_that_comes_in_before_the_last_poll_is_noticed(
     assert (workers(direct), direct.service.count("run")) == (2, 1)
 
 
+@pytest.mark.parametrize("has_counters", [True, False])
 def test_a_job_that_comes_in_while_the_app_is_scaled_down_gets_the_workers_back(
-    direct: Via, poll: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    direct: Via,
+    poll: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    has_counters: bool,
 ) -> None:
     poll()
+    if not has_counters:
+        body = {"id": APP, "configuration": {"active_workers": 0}}
+        direct.service.inject(Fault(on="update_app", status=200, body=body, taken=True))
     handle = direct.service.handle
 
     def handle_with_job(method: str, *request: Any) -> Any:
