@@ -67,8 +67,12 @@ def to_mapping(value: Any) -> Mapping[str, Any]:
 
 
 def to_counts(value: Any) -> Mapping[str, int]:
-    """Return the entries of an object that are counts: ``2``, ``2.0``, or the text of either."""
-    counts = {name: _to_count(count) for name, count in to_mapping(value).items()}
+    """
+    Return the entries of an object that are counts: ``2``, ``2.0``, or the text of either.
+
+    Their names may be logged.
+    """
+    counts = {clean_text(name, 50): _to_count(count) for name, count in to_mapping(value).items()}
     return {name: count for name, count in counts.items() if count is not None}
 
 

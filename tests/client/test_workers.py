@@ -10,7 +10,7 @@ from conftest import APP, Via
 
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.scaling import ask_app
-from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory, workers_of
+from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory, describe, workers_of
 from airflow_provider_rungen.emulator import Fault
 
 UP = WorkerHistory(((1000.0, 0), (1001.0, 2)))
@@ -84,6 +84,14 @@ def test_a_scaling_of_unknown_fate_counts_if_the_app_was_changed(seen: App, work
 
 def test_an_app_that_was_up_before_counts_from_the_first_answer() -> None:
     assert ScaleRecord(APP).seen(app(4, 10.0), 1000.0).history.worker_seconds(1010.0) == 40
+
+
+def test_a_state_of_workers_that_nobody_knows_is_fit_for_a_log() -> None:
+    states = {"ready\n[error] forged": 1, "https://h.example/x?X-Amz-Signature=SECRET": 2}
+    line = describe(App.from_json({"id": APP, "status": "RUNNING", "workers": states}))
+    assert line.isprintable()
+    assert "SECRET" not in line
+    assert "workers: 1 ready" in line
 
 
 @pytest.mark.parametrize("status", [404, 500])
