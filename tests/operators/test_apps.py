@@ -33,7 +33,12 @@ from conftest import (
 from airflow_provider_rungen import triggers
 from airflow_provider_rungen.client.endpoints import create_app
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.exceptions import RunGenAppError, RunGenAppTimeoutError, RunGenInputError
+from airflow_provider_rungen.exceptions import (
+    RunGenAppError,
+    RunGenAppTimeoutError,
+    RunGenForbiddenError,
+    RunGenInputError,
+)
 from airflow_provider_rungen.execution.apps.scale import whole_number
 from airflow_provider_rungen.execution.task import task_instances
 from airflow_provider_rungen.operators import (
@@ -194,6 +199,22 @@ def test_a_refusal_after_a_lost_answer_does_not_leave_the_app_up(
     emulator.service.inject(Fault(on="update_app", status=403))
     assert isinstance(run_task(scale_op(), context).error, AirflowFailException)
     assert (numbers(emulator), workers(emulator)) == ([2, 2, 0], 0)
+
+
+@MODES
+def test_a_retry_resumes_an_app_that_could_not_be_lowered(
+    emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture, deferrable: bool
+) -> None:
+    emulator.service.add_app(APP, init_seconds=1)
+    context["task_state_store"] = FakeStore()
+    for operation in ("get_app", "update_app"):
+        emulator.service.inject(Fault(on=operation, status=403, times=None, skip=1))
+    outcome = run_task(scale_op(deferrable=deferrable), context)
+    assert isinstance(outcome.error, RunGenForbiddenError), "a retry may help"
+    assert f"STILL BILLED: app {APP} may still have 2 workers" in caplog.text
+    emulator.service.clear_faults()
+    assert run_task(scale_op(), context).value == APP
+    assert workers(emulator) == 2
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, "many", "", None, [], "-1"])

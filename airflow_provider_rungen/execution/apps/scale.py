@@ -211,6 +211,8 @@ class ScaleRun(TaskRun[Any]):
             raised = self._raised
             if raised is not None and not self.guard.is_killed:  # then cleanup() has decided
                 self._note(self.hook.perform(restore_workers(raised)))
+                if self._raised is not None and isinstance(error, RunGenError):
+                    error.retryable = True  # the next attempt resumes with the app, or restores it
             if isinstance(error, RunGenAppTimeoutError):
                 error.hint = f"Raise timeout (now {format_duration(self.task.timeout)}) if it needs longer"
             raise
