@@ -85,10 +85,10 @@ def retry(
             failure = error
         if number == attempts or not may_retry(failure):
             break
-        delay = retry_delay(number - 1, failure)
-        now = yield Sleep(0)
-        if now + delay > give_up_at:
+        seconds_left = give_up_at - (yield Sleep(0))
+        if seconds_left <= 0 or _asked_pause(failure) > seconds_left:
             break
+        delay = min(retry_delay(number - 1, failure), seconds_left)
         log.warning(
             "%s; retrying in %s (attempt %d of %d)",
             failure.message,
@@ -130,5 +130,9 @@ def retry_delay(failures: int, error: RunGenError) -> float:
     :param error: the error.
     """
     backoff = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures, 10)) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-    asked: float | None = getattr(error, "retry_after", None)
-    return max(backoff, asked or 0.0)
+    return max(backoff, _asked_pause(error))
+
+
+def _asked_pause(error: RunGenError) -> float:
+    """Return the seconds that the service asked to wait."""
+    return getattr(error, "retry_after", None) or 0.0

@@ -159,7 +159,8 @@ class RunGenHook(FlowHook):
         """
         app_id = self.resolve_app_id(app_id)
         outcomes: dict[str, RunGenError | None] = {}
-        flow = endpoints.cancel_jobs(app_id, job_ids, outcomes, retry_budget=within)
+        # the last request needs time for its answer
+        flow = endpoints.cancel_jobs(app_id, job_ids, outcomes, retry_budget=within * 0.75)
         late = "Could not cancel the job: there was no time left"
         with suppress(RunGenConnectionError):
             self.perform_with_deadline(flow, within=within, is_paced=len(job_ids) > 1)

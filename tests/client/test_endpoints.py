@@ -373,6 +373,19 @@ def test_a_cancel_is_repeated_within_bounds(via: Via, status: int, kind: type[Ru
         assert via.service.count("cancel") == sent
 
 
+def test_all_of_the_time_is_used(direct: Via) -> None:
+    """As at a kill, which leaves no time for the next pause in full."""
+    job = direct(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": 900}}))
+    direct.service.inject(Fault(on="cancel", status=503, times=retry.ATTEMPTS - 1))
+    # the pauses would be 0.05, 0.1, 0.2 and 0.4
+    assert direct(endpoints.cancel_job(APP, job.id, retry_budget=0.5)).status is JobStatus.CANCELED
+    assert sum(direct.slept) == pytest.approx(0.5)
+    direct.service.inject(Fault(on="update_app", status=503, headers={"Retry-After": "2"}))
+    with pytest.raises(RunGenServerError):
+        direct(endpoints.scale_app(APP, 1, retry_budget=1.5))
+    assert direct.service.count("update_app") == 1, "unless the service asks for more"
+
+
 def test_a_job_that_is_over_or_forgotten_cannot_be_canceled(via: Via) -> None:
     job = via(endpoints.run_job(APP, INPUT))
     via.clock.now += 3
