@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import InitVar, dataclass, field
 
 from airflow_provider_rungen.client import poll_state, retry
+from airflow_provider_rungen.client.endpoints import get_job
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
 from airflow_provider_rungen.client.job_log import LogCallback, log_of
 from airflow_provider_rungen.client.job_poller import JobPoller, concerns_one_job, failed_by
@@ -16,11 +17,13 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages
 from airflow_provider_rungen.client.progress import Progress, WaitGoal
 from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout
-from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.exceptions import RunGenBadRequestError, RunGenError, RunGenNotFoundError
 
 # Seconds to the second poll of a job that may be over soon, and by how much the pauses grow from there.
 FIRST_INTERVAL = 0.3
 INTERVAL_GROWTH = 1.5
+# Seconds until a job that was not found is fetched again.
+REFETCH_INTERVAL = 3.0
 # Seconds within which the service must know a job that it has just created.
 VISIBILITY_GRACE = 120.0
 
@@ -240,6 +243,24 @@ def wait_for_jobs(
     if len(jobs) == 1 and jobs[0].cause is not None:
         raise jobs[0].cause
     return jobs
+
+
+def get_known_job(app_id: str, job_id: str) -> Flow[Job]:
+    """
+    Get a job that is known to exist: a replica that lags behind may not know it for a moment.
+
+    :raises RunGenNotFoundError: it is gone.
+    """
+    missed_at: float | None = None
+    while True:
+        try:
+            return (yield from get_job(app_id, job_id))
+        except (RunGenNotFoundError, RunGenBadRequestError) as error:
+            now = yield Sleep(0)
+            missed_at = now if missed_at is None else missed_at
+            if now >= missed_at + poll_state.gone_grace(error):
+                raise
+        yield Sleep(min(REFETCH_INTERVAL, poll_state.GONE_GRACE))
 
 
 def job_of(outcome: Job | RunGenError, app_id: str, job_id: str) -> Job:

@@ -839,6 +839,16 @@ def test_a_job_is_not_given_up_because_its_urls_cannot_be_renewed(
         assert error is None
 
 
+def test_a_replica_that_lags_behind_loses_no_job_that_is_over(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    ids = submitted(job(), job(), job())
+    for job_id in ids:  # after the poll that finds it over
+        rungen_emulator.service.inject(Fault(on="get", status=404, job_id=job_id, skip=1))
+    assert archive(context, ids, tmp_path).error is None
+    assert len(outputs_in(tmp_path)) == 3
+
+
 def test_a_new_url_is_found_by_its_place(rungen_emulator: Emulator, tmp_path: Path) -> None:
     [job_id] = submitted(job(images=2))
 

@@ -257,8 +257,9 @@ def test_the_advice_says_what_a_clear_submits(
 
 @pytest.mark.parametrize("status", [402, 404])
 def test_a_refusal_that_means_all_of_them_ends_the_batch_and_leaves_no_job(
-    rungen_emulator: Emulator, status: int
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 0.5)
     rungen_emulator.service.inject(Fault(on="run", status=status, times=None, skip=25))
     task = Task(rungen_emulator, inputs=prompts(200, seconds=60))
     outcome = task.attempt()

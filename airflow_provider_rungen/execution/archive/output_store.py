@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.client import endpoints
+from airflow_provider_rungen.client import polling
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.job_poller import concerns_one_job
 from airflow_provider_rungen.client.models import Job, JobStatus
@@ -182,7 +182,7 @@ class OutputStore:
                 raise RunGenOutputError(
                     f"Skipped: {reason} {format_ids(app_id, job_id)}", app_id=app_id, job_id=job_id
                 )
-            job = await self.hook.aperform(endpoints.get_job(app_id, job_id))
+            job = await self.hook.aperform(polling.get_known_job(app_id, job_id))
             execution_time = job.execution_time
             job.raise_for_status()
             if self._schema is not None:

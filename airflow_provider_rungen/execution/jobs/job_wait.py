@@ -15,7 +15,7 @@ from airflow_provider_rungen.client.job_log import QuietLog, log_line
 from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.polling import FIRST_INTERVAL, Wait, growing_pauses
+from airflow_provider_rungen.client.polling import FIRST_INTERVAL, REFETCH_INTERVAL, Wait, growing_pauses
 from airflow_provider_rungen.client.progress import OtherInputs, Progress, WaitGoal
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 MAX_HELD = 64
 # Of more jobs that could not be canceled, the reasons are not logged.
 MAX_LOGGED_CANCELS = 10
-# Seconds until jobs that were not found are fetched again.
-REFETCH_INTERVAL = 3.0
 Defer = Callable[[dict[str, Any], float], NoReturn]
 
 
