@@ -52,7 +52,7 @@ def poll_until(
     :param outages: what the polls have seen of outages.
     :param pauses: the seconds between the starts of two polls, see `growing_pauses`.
     :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll.
-    :param wake_at: a time (seconds since 1970) to poll at the latest; that poll has to have a result.
+    :param wake_at: a time (seconds since 1970) at which a poll begins at the latest.
     :param polled_at: when a poll before these began (seconds since 1970).
     """
     now, begun_at = (yield Sleep(0)), polled_at
@@ -61,7 +61,8 @@ def poll_until(
     while True:
         if begun_at is not None:
             due = max(begun_at + next(pauses), outages.quiet_until)
-            now = yield Sleep(max(min(due, wake_at, deadline) - now, 0))
+            due = min(due, wake_at) if wake_at > begun_at else due
+            now = yield Sleep(max(min(due, deadline) - now, 0))
         begun_at = now
         if (result := (yield from poll(deadline - now))) is not None:
             return result
@@ -167,6 +168,11 @@ class Wait:
         self.log_progress(self.poller.log, now)
         return None
 
+    def _is_in_doubt(self, now: float) -> bool:
+        """Return whether a job that should be there was not found: nobody else finds out how it is."""
+        states = (self.poller.waiting[job_id] for job_id in self.waiting)
+        return any(state.missed_at is not None and state.visible_by <= now for state in states)
+
     def run(
         self,
         pauses: Iterator[float],
@@ -193,7 +199,7 @@ class Wait:
             if (yield from self.poll(seconds_left, first)):
                 return True
             now = yield Sleep(0)
-            return False if stop_at <= now < deadline else None
+            return False if stop_at <= now < deadline and not self._is_in_doubt(now) else None
 
         is_over = yield from poll_until(
             poll,
