@@ -27,7 +27,7 @@ LAST_POLLS_TIME = 10.0
 MIN_POLL_TIMEOUT = 0.5
 # Seconds for which a job must not be found before it counts as gone: a replica may lag behind.
 GONE_GRACE = 30.0
-# The same if the answer may be that of a gateway, in which somebody sets up the service anew.
+# The same if the answer may be that of a gateway which somebody sets up.
 UNSURE_GRACE = 300.0
 # Seconds between two polls while it is not known whether a refusal of the key lasts.
 REFUSAL_PAUSE = 5.0
