@@ -166,7 +166,7 @@ def changed(**fields: Any) -> bytes:
 
 BAD_FIELDS: dict[str, list[Any]] = {
     "key": ["", "b" * 64, 7, None],
-    "version": [2, 0, True, "1", None, 1.0],
+    "version": [0, True, "1", None, 1.0],
     "state": ["failed", "", None, 1, []],
     "app_id": ["", "..", "a/b", "a?b", 7, None, "x" * 300, "a\nb"],
     "job_id": ["", "..", "a/b", "job-2", "é" * 128, 7, None],
@@ -511,6 +511,17 @@ def test_broken_entries_are_misses_with_one_warning(base: str, caplog: pytest.Lo
     assert (found.stored, found.pending) == ({keys[-1]: job}, {})
     [warning] = warnings(caplog)
     assert warning.startswith(f"Ignored {len(BROKEN)} invalid entries of the ledger: {base}/ledger/")
+
+
+def test_an_entry_of_a_later_version_is_no_miss(base: str) -> None:
+    book = open_book(base)
+    key = book.key(INPUT)
+    claim = entry_text(key, PENDING).replace(b'"version": 1', b'"version": 2')
+    Storage(f"{base}/ledger").write(key[:2], f"{key}.json", claim)
+    with pytest.raises(
+        RunGenInputError, match=r"has version 2, and this package reads 1. Install the version"
+    ):
+        find(book, [key])
 
 
 def test_a_destination_that_cannot_be_opened_here_is_an_outage(base: str) -> None:

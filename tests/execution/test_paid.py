@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import import_module
@@ -20,6 +23,7 @@ from airflow_provider_rungen.exceptions import RunGenJobFailedError, RunGenOutpu
 from airflow_provider_rungen.execution.archive.manifests import manifest_text
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.ledger import book
 from airflow_provider_rungen.execution.ledger.book import LedgerBook
 from airflow_provider_rungen.execution.ledger.entries import Entry, entry_text
 from airflow_provider_rungen.execution.sending.paid import PaidInputs
@@ -147,17 +151,21 @@ def test_a_block_costs_a_read_for_each_input_however_large_the_ledger_is(countin
     assert run.look_up(*numbers) == list(numbers)
     assert run.look_up(*range(100_000, 100_000 + BLOCK)) == []
     # and the header, which proves that what is missing is missing
-    assert (counting.reads, counting.lists) == (2 * (BLOCK + 1), 0)
+    assert (counting.reads, counting.lists) == (BLOCK + 4, 0)
 
 
-def test_a_block_in_s3_costs_a_get_for_each_input(faulty_s3: FaultyS3, s3: str) -> None:
+def test_a_block_in_s3_costs_a_put_for_each_input_and_a_get_for_each_that_is_known(
+    faulty_s3: FaultyS3, s3: str
+) -> None:
     base = s3.replace("my_s3", "faulty_s3")
     one, other = Run(base, A), Run(base, B)
     for number in range(4):
         one.buy(number, f"job-{number}")
+    assert other.look_up(20) == []  # the first one finds out what the store can do
     faulty_s3.reset()
     assert other.look_up(*range(BLOCK)) == [0, 1, 2, 3]
-    assert [request.operation for request in faulty_s3.requests] == ["GET"] * (BLOCK + 1)
+    # the header twice
+    assert Counter(request.operation for request in faulty_s3.requests) == {"PUT": BLOCK, "GET": 4 + 2}
 
 
 @pytest.mark.parametrize("is_mount", [True, False])
@@ -331,6 +339,115 @@ def test_a_job_that_failed_or_expired_is_forgotten(base: str, caplog: pytest.Log
     assert messages(caplog) == ["Outputs expired: job job-1; its input is paid for again"]
 
 
+# --- claims -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["local", "s3"])
+def store_base(request: pytest.FixtureRequest, base: str) -> str:
+    return str(request.getfixturevalue("s3")) if request.param == "s3" else base
+
+
+def claimed(run: Run, count: int) -> set[int]:
+    return {number for number in range(count) if run.paid.is_claimed(number)}
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_an_input_is_claimed_by_one_run(store_base: str, is_replaced: bool) -> None:
+    options: dict[str, Any] = {"expires": 1e-9} if is_replaced else {}
+    if is_replaced:
+        first = Run(store_base, "c" * 36)
+        for number in range(12):
+            first.buy(number, f"job-{number}")
+            first.paid.add_done({number: store(first.destination, f"job-{number}")}).result()
+    runs = [Run(store_base, f"{digit}" * 36, count=12, **options) for digit in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for run, found in zip(runs, pool.map(lambda run: run.paid.find(range(12)), runs), strict=True):
+            assert run.paid.note(found) == []
+    while len(rest := set(range(12)).difference(*(claimed(run, 12) for run in runs))) > 0:
+        # each has seen that another one was replacing it
+        assert is_replaced
+        runs[0].look_up(*rest)
+    assert sum(len(claimed(run, 12)) for run in runs) == 12
+
+
+def test_what_another_run_has_claimed_is_waited_for(base: str) -> None:
+    one, other, third = Run(base, A), Run(base, B), Run(base, "c" * 36)
+    assert one.look_up(0, 1, 2) == other.look_up(0, 1, 2, 3) == []
+    assert (claimed(one, 4), claimed(other, 4)) == ({0, 1, 2}, {3})
+    one.buy(0, "job-0")
+    one.paid.release([1, 3])
+    assert other.look_up(0, 1, 2) == [0]
+    assert other.jobs.running == ["job-0"]
+    assert claimed(other, 4) == {1, 3}
+    # a retry goes on with what its task run has claimed
+    assert Run(base, A, turn=2).look_up(2) == []
+    assert third.look_up(1, 2) == []
+    assert not claimed(third, 4)
+
+
+def test_the_claim_of_a_run_that_was_killed_ends(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed, run, late = Run(base, A), Run(base, B), Run(base, "c" * 36)
+    killed.look_up(0, 1)
+    run.look_up(0)
+    assert not claimed(run, 2)
+    monkeypatch.setattr(book, "CLAIM_TIME", 0.0)
+    # it has not changed while this run looked at it
+    assert run.look_up(0) == []
+    assert claimed(run, 2) == {0}
+    # one that thaws asks again before it submits
+    assert killed.look_up(0) == []
+    assert claimed(late, 2) == set()
+
+
+def test_a_job_that_fails_leaves_what_it_was_to_replace(base: str) -> None:
+    first = Run(base, A)
+    first.buy(0, "job-0")
+    first.paid.add_done({0: store(first.destination, "job-0")}).result()
+    for options in ({"refresh": True}, {"expires": 1e-9}):
+        run = Run(base, B, **options)
+        assert run.look_up(0) == []
+        run.buy(0, "job-1")
+        assert Run(base, "d" * 36).look_up(0) == [0]  # others wait for the new one
+        run.paid.forget(["job-1"])
+        again = Run(base, "c" * 36)
+        assert again.look_up(0) == [0]
+        assert again.taken == ["job-0"]
+
+
+def test_a_replacement_that_was_killed_halfway_is_made_later(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Run(base, A)
+    first.buy(0, "job-0")
+    entry = Path(base, "ledger", key_of(0)[:2], f"{key_of(0)}.json")
+    lock = f"{key_of(0)}.{hashlib.sha256(entry.read_bytes()).hexdigest()[:16]}"
+    entry.with_name(lock).write_text("killed")
+    run = Run(base, B, refresh=True)
+    run.look_up(0)
+    assert not claimed(run, 1)
+    monkeypatch.setattr(book, "CLAIM_TIME", 0.0)
+    run.look_up(0)
+    run.look_up(0)
+    monkeypatch.undo()
+    run.look_up(0)
+    assert claimed(run, 1) == {0}
+
+
+def test_a_store_that_overwrites_what_exists_says_so(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = MemoryFileSystem.pipe_file
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda *args, **_: write(*args))
+    one, other = Run("memory://bucket/y", A), Run("memory://bucket/y", B)
+    caplog.clear()
+    one.look_up(0)
+    other.look_up(0, 1)
+    assert (claimed(one, 2), claimed(other, 2)) == ({0}, {1})
+    warning, *rest = messages(caplog)
+    assert warning.startswith("The ledger's store cannot create a file only if it is missing")
+    assert rest == [warning]  # the other run
+
+
 # --- two runs at once ---------------------------------------------------------------------------------------
 
 
@@ -355,10 +472,10 @@ class Service:
     step: int = 0
     made: dict[str, Made] = field(default_factory=dict)
 
-    def post(self, number: int, run: str, found_at: int) -> Made:
+    def post(self, number: int, run: str) -> Made:
         for job in self.made.values():
-            # one that somebody else could have known of, and that has a result or may have one
-            if job.number == number and job.remembered < found_at and job.state in (0, JobState.COMPLETED):
+            # one that has a result or may have one
+            if job.number == number and job.state in (0, JobState.COMPLETED):
                 raise AssertionError(f"{run} bought input {number}, which {job.run} has bought")
         job = Made(f"job-{len(self.made)}", number, run)
         self.made[job.id] = job
@@ -384,13 +501,13 @@ def live(run: Run, name: str, service: Service, *, is_atomic: bool) -> Iterator[
     while True:
         room = min(4, 10 - len(jobs.running))
         if numbers := jobs.inputs(*SUBMITTABLE)[:room]:
-            found_at, found = service.step, paid.find(numbers)
+            found = paid.find(numbers)
             if not is_atomic:
                 yield
             noted = paid.note(found)
-            announced = [number for number in numbers if number not in noted]
+            announced = [each for each in numbers if each not in noted and paid.is_claimed(each)]
             jobs.announce(announced)
-            new = [service.post(number, name, found_at) for number in announced]
+            new = [service.post(number, name) for number in announced]
             for job in new:
                 assert jobs.accept(job.number, job.id)
             if not is_atomic:

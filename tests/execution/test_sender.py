@@ -99,8 +99,10 @@ class FakeLedger(Store):
 
     def __init__(self, known: Mapping[int, str] | None = None) -> None:
         super().__init__()
-        self.has_company = False
         self.known = dict(known or {})
+        #: What another run is about to submit, and what the sender has claimed.
+        self.held: set[int] = set()
+        self.claimed: set[int] = set()
         self.asked: list[int] = []
         self.pending: dict[int, str] = {}
         self.jobs: Jobs | None = None
@@ -108,6 +110,7 @@ class FakeLedger(Store):
     def find(self, numbers: Collection[int]) -> dict[int, str]:
         self.request("find")
         self.asked += numbers
+        self.claimed.update(set(numbers) - self.held - self.known.keys())
         return {number: self.known[number] for number in numbers if number in self.known}
 
     def note(self, found: Any) -> Collection[int]:
@@ -119,6 +122,14 @@ class FakeLedger(Store):
     def add_pending(self, jobs: Mapping[int, str]) -> None:
         self.request("add")
         self.pending |= jobs
+        self.claimed.difference_update(jobs)
+
+    def is_claimed(self, number: int) -> bool:
+        return number in self.claimed
+
+    def release(self, unsent: Collection[int]) -> None:
+        self.request("release")
+        self.claimed.difference_update(unsent)
 
 
 class Scene:
@@ -347,32 +358,49 @@ def test_a_place_that_is_not_durable_holds_up_nothing(make: Callable[..., Scene]
     assert not scene.send(10).unsaved_ids()
 
 
-def test_what_another_run_submits_while_the_service_is_busy_is_not_sent(
+def test_what_another_run_is_about_to_submit_is_left_to_it(
     make: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "LOOKUP_LIFETIME", 0.05)
+    monkeypatch.setattr(inputs, "WAIT_INTERVAL", 0.05)
+    ledger = FakeLedger({0: job_id(100)})
+    ledger.held = {*range(1, 6)}
+    scene = make(ledger=ledger)
+    others = {number: job_id(100 + number) for number in range(1, 5)}
+
+    def go_on() -> None:  # the other run submits four, and leaves the last
+        ledger.known.update(others)
+        ledger.held.clear()
+
+    scene.watch(lambda: ledger.asked.count(1) > 2, go_on)
+    scene.send(8)
+    assert sorted(scene.posts) == [5, 6, 7]
+    assert scene.states(8) == {"RUNNING": 8}
+    assert not ledger.claimed
+
+
+def test_a_claim_that_is_too_old_is_made_again(make: Callable[..., Scene]) -> None:
     ledger = FakeLedger()
     scene = make(ledger=ledger)
     scene.answers = {0: [answer(429, **{"retry-after": "1"})]}
-    # the next block was looked up before
-    scene.watch(lambda: len(ledger.asked) >= 8, lambda: ledger.known.update({6: job_id(106)}))
+
+    def lose() -> None:  # it took too long, and another run has submitted one of them
+        ledger.claimed.clear()
+        ledger.known.update({6: job_id(106)})
+
+    # the next block was claimed before
+    scene.watch(lambda: len(ledger.asked) >= 8, lose)
     scene.send(8)
     assert sorted(scene.posts) == [0, 0, 1, 2, 3, 4, 5, 7]
     assert scene.states(8) == {"RUNNING": 8}
 
 
-def test_what_another_run_is_about_to_submit_is_left_to_it(
-    make: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(inputs, "_YIELD_TIME", (0.2, 0.2))
-    ledger = FakeLedger({0: job_id(100)})
-    ledger.has_company = True
+def test_what_is_claimed_and_not_sent_is_released(make: Callable[..., Scene]) -> None:
+    ledger = FakeLedger()
     scene = make(ledger=ledger)
-    others = {number: job_id(100 + number) for number in range(1, 6)}
-    scene.watch(lambda: 1 in ledger.asked, lambda: ledger.known.update(others))
-    scene.send(8)
-    assert sorted(scene.posts) == [6, 7]
-    assert scene.states(8) == {"RUNNING": 8}
+    scene.answers = {number: [answer(422)] for number in range(20)}
+    assert scene.send(20, stop_after=2).is_broken
+    assert ledger.counts["release"] == 1
+    assert not ledger.claimed
 
 
 # --- answers ---
@@ -397,8 +425,8 @@ def test_a_busy_service_gets_all_inputs_in_the_end(make: Callable[..., Scene]) -
     scene.send(10, throttle=throttle)
     assert Counter(scene.posts) == {number: 3 if number in (2, 3) else 1 for number in range(10)}
     assert scene.states(10) == {"RUNNING": 10}
-    # others may have submitted them meanwhile
-    assert Counter(scene.ledger.asked)[2] == 3
+    # what is claimed stays so
+    assert Counter(scene.ledger.asked)[2] == 1
 
 
 def test_what_was_not_accepted_until_the_deadline_is_withdrawn(make: Callable[..., Scene]) -> None:

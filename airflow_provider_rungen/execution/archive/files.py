@@ -98,6 +98,12 @@ class LocalFiles:
             file.flush()
             self.put(path, folder, name)
 
+    def create(self, folder: str, name: str, content: bytes) -> None:
+        with self.incoming(folder, name) as (file, path):
+            file.write(content)
+            file.flush()
+            os.link(path, self._path(folder, name))
+
     def remove(self, folder: str, name: str) -> None:
         os.unlink(self._path(folder, name))
 
@@ -192,6 +198,18 @@ class RemoteFiles:
 
     def write(self, folder: str, name: str, content: bytes) -> None:
         self._upload(lambda target: self._fs.pipe_file(target, content), folder, name)
+
+    def create(self, folder: str, name: str, content: bytes) -> None:
+        target = self._path(folder, name)
+        try:
+            self._fs.pipe_file(target, content, mode="create")
+        except FileExistsError:
+            raise
+        except OSError as error:
+            # not all S3 services name the condition that was not met
+            if error.errno == errno.EINVAL and self.size(folder, name) is not None:
+                raise FileExistsError(errno.EEXIST, "it exists", target) from None
+            raise
 
     def remove(self, folder: str, name: str) -> None:
         # old MinIO and others refuse DeleteObjects for want of a Content-MD5

@@ -110,7 +110,6 @@ class Submitting:
 
             book = LedgerBook(self._run.options.ledger, "", self._log.home.run_token)
             self.paid = self._make_paid(book, self._run.task_log.plan)
-            self.paid.has_company = bool(self._log.shared)
             self._is_reopened = True
 
     def _make_paid(self, book: LedgerBook, plan: Plan) -> PaidInputs:

@@ -91,14 +91,15 @@ def _canonical(value: Any, change_text: Callable[[str], str]) -> Any:
 @dataclass(frozen=True, slots=True)
 class Entry:
     """
-    What a ledger remembers about one input: its job.
+    What a ledger remembers about one input: its job, or who is about to submit it.
 
     :param app_id: the app of the job.
-    :param job_id: the job.
+    :param job_id: the job; empty until it is submitted.
     :param run: the task run that wrote the entry.
     :param at: when it was written (aware).
     :param manifest: the URI of the job's manifest; empty until its outputs are stored.
     :param execution_seconds: how long the job ran, if known.
+    :param replaces: the stored job that counts again if this one fails.
     """
 
     app_id: str
@@ -107,6 +108,7 @@ class Entry:
     at: datetime
     manifest: str = ""
     execution_seconds: float | None = None
+    replaces: Entry | None = None
 
 
 def entry_text(key: str, entry: Entry) -> bytes:
@@ -122,7 +124,7 @@ def _fields(key: str, entry: Entry) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "version": VERSION,
         "key": key,
-        "state": "done" if entry.manifest else "pending",
+        "state": "done" if entry.manifest else "pending" if entry.job_id else "claimed",
         "app_id": entry.app_id,
         "job_id": entry.job_id,
         "run": entry.run,
@@ -130,18 +132,28 @@ def _fields(key: str, entry: Entry) -> dict[str, Any]:
     }
     if entry.manifest:
         fields |= {"manifest": entry.manifest, "execution_seconds": entry.execution_seconds}
+    if entry.replaces:
+        fields["replaces"] = _fields(key, entry.replaces)
     return fields
 
 
 def parse_entry(key: str, content: bytes) -> Entry | None:
-    """Return the entry of a key, or ``None`` unless it has the fields that this package writes about it."""
+    """
+    Return the entry of a key, or ``None`` unless it has the fields that this package writes about it.
+
+    :raises RunGenInputError: a later version of this package wrote it.
+    """
     if len(content) > MAX_ENTRY_BYTES:
         return None
     try:
         fields = json.loads(content)
-        entry = _read_entry(fields)
+        version = fields["version"]
+        is_later = type(version) is int and version > VERSION
+        entry = None if is_later else _read_entry(fields)
     except records.ERRORS:
         return None
+    if entry is None:
+        raise _version_error(f"the entry {key}", version)
     # as text, in which 1 and True differ
     is_exact = json.dumps(fields, sort_keys=True) == json.dumps(_fields(key, entry), sort_keys=True)
     return entry if is_exact else None
@@ -150,15 +162,16 @@ def parse_entry(key: str, content: bytes) -> Entry | None:
 def _read_entry(fields: Mapping[str, Any]) -> Entry:
     entry = Entry(
         records.identifier(fields["app_id"], "app_id"),
-        records.identifier(fields["job_id"], "job_id"),
+        fields["job_id"] and records.identifier(fields["job_id"], "job_id"),
         fields["run"],
         datetime.fromisoformat(fields["at"]),
         fields.get("manifest", ""),
         fields.get("execution_seconds"),
+        _read_entry(fields["replaces"]) if "replaces" in fields else None,
     )
     if entry.execution_seconds is not None:
         records.seconds(entry.execution_seconds, "execution_seconds")
-    if not _is_name(entry.job_id) or not is_run(entry.run) or entry.at.tzinfo is None:
+    if (entry.job_id and not _is_name(entry.job_id)) or not is_run(entry.run) or entry.at.tzinfo is None:
         raise records.InvalidRecordError("job_id, run or at")
     if entry.manifest and not is_manifest_uri(entry.manifest, entry.job_id):
         raise records.InvalidRecordError("manifest")
@@ -182,10 +195,14 @@ def check_header(content: bytes, uri: str) -> None:
             hint="Restore that file, or set uri to a folder of its own",
         )
     if version != VERSION:
-        raise RunGenInputError(
-            f"the ledger cannot be used: {uri} has version {version}, and this package reads {VERSION}",
-            hint="Install the version of airflow-provider-rungen that wrote it, or set another uri",
-        )
+        raise _version_error(uri, version)
+
+
+def _version_error(what: str, version: int) -> RunGenInputError:
+    return RunGenInputError(
+        f"the ledger cannot be used: {what} has version {version}, and this package reads {VERSION}",
+        hint="Install the version of airflow-provider-rungen that wrote it, or set another uri",
+    )
 
 
 def is_run(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError, RunGenResultError
+from airflow_provider_rungen.execution.ledger.book import CLAIM_TIME
 from airflow_provider_rungen.execution.ledger.entries import Entry, destination_of
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.outcomes import is_useless
@@ -34,11 +36,14 @@ class Found:
     :param stored: the jobs whose outputs are stored.
     :param pending: the jobs that may still run.
     :param untaken: the stored jobs that nobody has taken yet.
+    :param claimed: those that this attempt has claimed, at `at` (monotonic clock).
     """
 
     stored: Mapping[int, Entry]
     pending: Mapping[int, Entry]
     untaken: Collection[StoredJob] = ()
+    claimed: Collection[int] = ()
+    at: float = 0.0
 
 
 class PaidInputs:
@@ -76,8 +81,8 @@ class PaidInputs:
         self._accepts = accepts
         self._on_stored = on_stored
         self._unfit: set[str] = set()
-        #: Whether another task run submits equal inputs.
-        self.has_company = False
+        # when inputs that have no job yet were claimed (monotonic clock)
+        self._claims: dict[int, float] = {}
 
     # --- what the ledger knows ---
 
@@ -100,13 +105,19 @@ class PaidInputs:
 
     def find(self, numbers: Iterable[int]) -> Found:
         """
-        Look up a block right before it is announced. Pass what is found to `note`.
+        Look up a block right before it is announced, and claim it. Pass what is found to `note`.
 
-        :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
+        :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read or written.
         """
+        at = time.monotonic()
         untaken: list[StoredJob] = []
-        found = self._find({self._key_of(number): number for number in numbers}, untaken.append)
-        return replace(found, untaken=untaken)
+        keys = {self._key_of(number): number for number in numbers}
+        existing = self._ledger.claim(self._app_id, keys)
+        found = self._find({key: keys[key] for key in existing}, untaken.append)
+        useless = [key for key in existing if keys[key] not in {*found.stored, *found.pending}]
+        taken = self._ledger.take_over(self._app_id, useless)
+        claimed = [keys[key] for key in {*keys}.difference(existing) | taken]
+        return replace(found, untaken=untaken, claimed=claimed, at=at)
 
     def note(self, found: Found) -> list[int]:
         """
@@ -118,9 +129,14 @@ class PaidInputs:
             self._on_stored(stored_job)
         entries = [*sorted(found.stored.items()), *sorted(found.pending.items())]
         noted = [number for number, entry in entries if self._add(number, entry)]
-        pending = [found.pending[number] for number in noted if number in found.pending]
-        self.has_company |= not all(map(self._ledger.is_of_task, pending))
+        # what was found and is of no use is submitted without a claim
+        unused = {number for number, _ in entries}.difference(noted)
+        self._claims |= dict.fromkeys({*found.claimed, *unused}, found.at)
         return noted
+
+    def is_claimed(self, number: int) -> bool:
+        """Return whether an input may be submitted now: others leave it to this attempt for long enough."""
+        return time.monotonic() < self._claims.get(number, -CLAIM_TIME) + CLAIM_TIME / 4
 
     def read_again(self, jobs: Mapping[int, Job]) -> set[int]:
         """
@@ -145,6 +161,13 @@ class PaidInputs:
         :raises RunGenOutputError: the ledger cannot be written.
         """
         self._ledger.add_pending(self._app_id, self._by_key(jobs))
+        for number in jobs:
+            self._claims.pop(number, None)
+
+    def release(self, unsent: Collection[int]) -> None:
+        """Leave to others what was claimed of some inputs that have no job. A failure to do so is logged."""
+        self._ledger.remove(self._by_key(dict.fromkeys(self._claims.keys() & unsent, "")))
+        self._claims.clear()
 
     def add_missing(self, jobs: Mapping[int, str]) -> None:
         """

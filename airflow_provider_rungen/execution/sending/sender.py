@@ -10,6 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, cast
 
 from airflow_provider_rungen.client import endpoints, retry
+from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.progress import pace
@@ -23,6 +24,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.execution.sending.inputs import Inputs, Item, LedgerPort
 from airflow_provider_rungen.execution.sending.log_writer import LogWriter, Saver
 from airflow_provider_rungen.runs.place import Place
+from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ STORE_RETRY_BUDGET = 60.0
 PROGRESS_INTERVAL = 10.0
 # Seconds that requests in flight have when the task is killed.
 LAST_ANSWERS = 1.0
+# Seconds that the inputs which were claimed, and not submitted, may take to be released.
+RELEASE_TIME = 0.5
 # Seconds between checks for a kill, and whether a submission may begin.
 _POLL = 0.05
 
@@ -139,13 +143,14 @@ class Sender:
             async with self.throttle:
                 if self._has_to_stop or (item := await inputs.take()) is None:
                     return
-                if not await self._submit(*item):
-                    await inputs.put_back(item)
+                if not await self._submit(inputs, *item):
+                    inputs.put_back(item)
 
-    async def _submit(self, number: int, job_input: Any) -> bool:
+    async def _submit(self, inputs: Inputs, number: int, job_input: Any) -> bool:
         """Announce an input, and submit it. Return whether that is settled, however it ended."""
         await self._writer.announce(number)
-        if self._has_to_stop:
+        # the announcement may have taken long
+        if self._has_to_stop or not inputs.may_submit(number):
             self.saver.jobs.withdraw([number])
             return False
         worker = cast("asyncio.Task[None]", asyncio.current_task())
@@ -211,6 +216,9 @@ class Sender:
             worker.cancel()
         await asyncio.wait(workers, timeout=_POLL)
         ledger_failure = await self._writer.finish()
+        if self.ledger is not None:
+            release = begin(self.ledger.release, self.saver.jobs.inputs(*SUBMITTABLE, InputState.REFUSED))
+            await asyncio.wait([asyncio.wrap_future(release)], timeout=RELEASE_TIME)
         ended = [worker for worker in workers if worker.done() and not worker.cancelled()]
         failures = [*[worker.exception() for worker in ended], ledger_failure]
         return next((failure for failure in failures if failure is not None), None)
