@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import SET_DURING_EXECUTION
 from airflow_provider_rungen.client.durations import to_optional_seconds, to_seconds
+from airflow_provider_rungen.client.limits import to_limit
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator
@@ -211,12 +212,13 @@ def _check_price(value: Any, name: str) -> None:
         raise ValueError(f"{name} {error}, not {value!r}") from None
 
 
-_LITERALS: dict[str, Callable[[Any, str], None]] = {
+_LITERALS: dict[str, Callable[[Any, str], object]] = {
     "input": _check_input,
     "inputs": _check_inputs,
     "destination": _check_folder,
     "results": _check_folder,
     "configuration": _check_configuration,
+    "limit": to_limit,
     "price": _check_price,
 }
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     #: What remembers which inputs were paid for, or the folder of one that has nothing else to set.
     LedgerSource: TypeAlias = Ledger | str | os.PathLike[str] | ObjectStoragePath
     Duration: TypeAlias = float | timedelta
+    #: A number of rows, or a template of one.
+    Limit: TypeAlias = int | str | XComArg
 
     class CommonArguments(TypedDict, total=False):
         """What Airflow's tasks take, so that a type checker knows all names."""
@@ -107,6 +109,7 @@ if TYPE_CHECKING:
         """What both decorators take."""
 
         format: TableFormat | None
+        limit: Limit | None
         app_id: str | XComArg | None
         rungen_conn_id: str
         deferrable: bool

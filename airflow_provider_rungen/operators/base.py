@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 # Airflow's own limit of a deferral explains nothing, so it comes only when ours did not.
 DEFERRAL_GRACE = timedelta(minutes=10)
 DEFAULT_DEFERRABLE: bool = conf.getboolean("operators", "default_deferrable", fallback=False)
+# The template fields of operators that may buy many jobs.
+LIMITS = ("limit",)
 APP_LINKS = (RunGenResultsLink(), RunGenAppLink())
 JOB_LINKS = (RunGenResultsLink(), RunGenJobLink(), RunGenAppLink())
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_provider_rungen.checks import set_parameters
+from airflow_provider_rungen.client.limits import to_limit
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     JOB_LINKS,
+    LIMITS,
     RunGenBaseOperator,
     check_deferrable,
     may_end_from_trigger,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         Duration,
         JobInputs,
         LedgerSource,
+        Limit,
         OperatorArguments,
         SchemaSource,
         TableFormat,
@@ -45,6 +48,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     :param inputs: a list of JSON objects, or a URI that ``ObjectStoragePath`` can read: of a JSON Lines, CSV
         or Parquet file, of a folder of them, or with wildcards (templated).
     :param format: ``jsonl``, ``csv`` or ``parquet``. Each file's suffix decides when left out.
+    :param limit: take only so many inputs, the first. All when ``None`` (templated).
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
     :param wait_for_completion: wait until all jobs are over.
@@ -82,7 +86,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         inputs. Never when ``None``.
     """
 
-    template_fields: Sequence[str] = ("app_id", "inputs", "rungen_conn_id", "destination", "ledger")
+    template_fields: Sequence[str] = ("app_id", "inputs", "rungen_conn_id", "destination", "ledger", *LIMITS)
     template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json"}
     operator_extra_links = JOB_LINKS
     # with a destination: the defaults of RunGenCollectResultsOperator
@@ -95,6 +99,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         *,
         inputs: JobInputs,
         format: TableFormat | None = None,
+        limit: Limit | None = None,
         app_id: str | XComArg | None = None,
         rungen_conn_id: str = DEFAULT_CONN_ID,
         wait_for_completion: bool = True,
@@ -153,7 +158,13 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         from airflow_provider_rungen.schemas import Schema
 
         schema = Schema.of(self.input_schema, "input_schema")
-        return ManyInputs(inputs, schema, format=self.format, shares_equal=self.ledger is not None)
+        return ManyInputs(
+            inputs,
+            schema,
+            format=self.format,
+            limit=to_limit(self.limit, "limit"),
+            shares_equal=self.ledger is not None,
+        )
 
     def _sink(self, run: Runner) -> Sink:
         from airflow_provider_rungen.execution.sinks.batch_result import JobIds

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_rungen.checks import set_parameters
+from airflow_provider_rungen.client.limits import to_limit
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     JOB_LINKS,
+    LIMITS,
     RunGenBaseOperator,
 )
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
         Destination,
         Duration,
         LedgerSource,
+        Limit,
         OperatorArguments,
         SchemaSource,
         Table,
@@ -54,6 +57,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param format: the format of the files: ``jsonl``, ``csv`` or ``parquet``. Their suffixes decide when
         left out.
     :param columns: the columns of the source to carry over to the results table.
+    :param limit: take only so many rows, the first. All when ``None`` (templated).
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
     :param deferrable: wait in the triggerer, without a worker slot.
@@ -99,6 +103,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         "destination",
         "results",
         "ledger",
+        *LIMITS,
     )
     operator_extra_links = JOB_LINKS
     # the results table is what ends the task, so it needs a worker, and there is always a wait
@@ -115,6 +120,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         to_input: ToInput | None = None,
         format: TableFormat | None = None,
         columns: Sequence[str] = (),
+        limit: Limit | None = None,
         app_id: str | XComArg | None = None,
         rungen_conn_id: str = DEFAULT_CONN_ID,
         deferrable: bool = DEFAULT_DEFERRABLE,
@@ -183,6 +189,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
             columns=self.columns,
             written=self._results_uri(),
             format=self.format,
+            limit=to_limit(self.limit, "limit"),
             shares_equal=self.ledger is not None,
         )
 

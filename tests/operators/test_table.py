@@ -88,7 +88,7 @@ class Table:
         context: Any = {"ti": ti, "task_state_store": self.store, "outlet_events": self.events}
         return run_task(self.op, context)
 
-    def attempt_until(self, key: str) -> None:
+    def attempt_until(self, key: str, **changes: Any) -> None:
         """Run the next attempt, which is killed when it pushes this XCom."""
 
         def kill(pushed: str, _: Any) -> None:
@@ -97,7 +97,7 @@ class Table:
 
         self.on_push = kill
         with pytest.raises(Killed):
-            self.attempt()
+            self.attempt(**changes)
         self.on_push = None
 
     def clear(self) -> None:

@@ -110,6 +110,7 @@ class ManyInputs(Source):
     :param source: what `open_rows` reads.
     :param schema: what every input has to fit.
     :param format: the format of the files, if it is not that of their suffix.
+    :param limit: how many of them to take; all if left out.
     :param shares_equal: whether equal inputs share one job.
     """
 
@@ -117,13 +118,14 @@ class ManyInputs(Source):
     schema: Schema | None = None
     _: KW_ONLY
     format: str | None = None
+    limit: int | None = None
     shares_equal: bool = False
 
     def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
         rows = self._open()
         numbers: dict[bytes, int] = {}
         self.uris = [redact(rows.uri)] if rows.uri else []
-        for number, item in enumerate(rows):
+        for number, item in enumerate(islice(rows, self.limit)):
             job_input = self._checked(item, number, rows)
             digest = key_of(job_input)
             first = first_equal(numbers, digest, number) if self.shares_equal else None

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from itertools import product
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import AirflowException
@@ -46,6 +46,7 @@ class TableRows(Source):
     :param columns: the other columns that the results repeat.
     :param written: the URI of the results table, which is not read.
     :param format: the format of the files, if it is not that of their suffix.
+    :param limit: how many rows to take; all if left out.
     :param shares_equal: whether rows with equal inputs share one job.
     """
 
@@ -57,6 +58,7 @@ class TableRows(Source):
     columns: Sequence[str] = ()
     written: str = ""
     format: str | None = None
+    limit: int | None = None
     shares_equal: bool = False
 
     def __post_init__(self) -> None:
@@ -72,7 +74,7 @@ class TableRows(Source):
         self.types = columns.types
         self.uris = [redact(rows.uri)] if rows.uri else []
         keys, numbers = _Keys(self.key), dict[bytes, int]()
-        for number, row in enumerate(rows):
+        for number, row in enumerate(islice(rows, self.limit)):
             place = rows.place
             if not isinstance(row, Mapping):
                 raise RunGenInputError(f"{place} is a {type(row).__name__}, not an object; nothing was sent")
