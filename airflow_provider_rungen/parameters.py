@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     TableFormat: TypeAlias = Literal["jsonl", "csv", "parquet"]
     #: The URI of a file, of a folder or of a glob, or rows.
     Table: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg | Iterable[Mapping[str, object]]
-    #: Makes the input of a job of a row, or skips the row.
-    ToInput: TypeAlias = Callable[[dict[str, Any]], Mapping[str, object] | None]
+    #: Makes the input of a job of a row, or skips the row. It may take ``params``, too.
+    ToInput: TypeAlias = Callable[..., Mapping[str, object] | None]
     #: A JSON Schema, the path or URI of a file, or the name of a schema that comes with the package.
     SchemaSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
     #: The folder to store outputs in.

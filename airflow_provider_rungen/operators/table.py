@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_rungen.checks import set_parameters
@@ -52,8 +55,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param key: the column that identifies a row, or several. Null or duplicate keys are refused before
         anything is sent.
     :param to_input: the function that makes the job's input of a row (a dict), or returns ``None`` to skip
-        the row. It is called once a row and attempt, and must return the same for the same row. When left
-        out, the row is the input.
+        the row. It is called once a row and attempt, and must return the same for the same row. A second
+        parameter ``params`` takes those of the DAG. When left out, the row is the input.
     :param format: the format of the files: ``jsonl``, ``csv`` or ``parquet``. Their suffixes decide when
         left out.
     :param columns: the columns of the source to carry over to the results table.
@@ -175,6 +178,9 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     def _row_function(self, context: Context) -> Callable[[dict[str, Any]], Any] | None:
         """Return what makes the input of a row."""
         to_input: ToInput | None = self.to_input
+        with suppress(TypeError, ValueError):  # a function of C may have no signature
+            if to_input is not None and "params" in [*inspect.signature(to_input).parameters][1:]:
+                return partial(to_input, params=context["params"])
         return to_input
 
     def _source(self, context: Context) -> Source:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from test_table import MODES, Table, products
+from test_table import MODES, Table, picture, products
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.testing import run_operator
@@ -59,6 +59,20 @@ def test_a_limit_that_is_none_is_an_error(
     else:
         with pytest.raises(ValueError, match=re.escape(f"{message}{value!r}")):
             make(value)
+
+
+def test_to_input_may_take_the_params_of_the_dag(run: Callable[..., Table]) -> None:
+    def at(row: dict[str, Any], params: dict[str, Any]) -> Any:
+        return {"prompt": f"{row['title']} at {params['when']}"}
+
+    task = run(products(1))
+    for to_input in (at, picture, lambda params: {"prompt": params["title"]}, dict):
+        rows = [{"sku": "x", "title": "product 0", "prompt": "its own"}]
+        options = task.options | {"table": rows, "to_input": to_input}
+        op = RunGenRunTableOperator(task_id="x", **options)
+        assert run_operator(op, context={"params": {"when": "dawn"}}).error is None
+    prompts = [job["input"].get("prompt") for job in task.emulator.service.jobs()]
+    assert prompts == ["product 0 at dawn", "photo of product 0", "product 0", "its own"]
 
 
 # --- samples ---
