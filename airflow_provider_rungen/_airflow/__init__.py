@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from airflow.sdk.bases.decorator import (
         DecoratedOperator,
         TaskDecorator,
+        _TaskDecorator,
         determine_kwargs,
         task_decorator_factory,
     )
@@ -81,7 +82,8 @@ PLACES: dict[str, dict[Version, str]] = {
     **dict.fromkeys(("AirflowException", "AirflowFailException", "AirflowNotFoundException"), _EXCEPTIONS),
     **dict.fromkeys(("AirflowSensorTimeout", "AirflowSkipException", "AirflowTaskTimeout"), _EXCEPTIONS),
     **dict.fromkeys(("DuplicateTaskIdFound", "TaskDeferred"), _EXCEPTIONS),
-    **dict.fromkeys(("DecoratedOperator", "TaskDecorator", "task_decorator_factory"), _DECORATORS),
+    **dict.fromkeys(("DecoratedOperator", "TaskDecorator", "_TaskDecorator"), _DECORATORS),
+    "task_decorator_factory": _DECORATORS,
     **dict.fromkeys(("RetryDecision", "RetryPolicy"), _RETRIES),
     "Asset": {(3, 0): "airflow.sdk", (2, 11): "airflow.datasets:Dataset"},
     # an asset cannot be watched before 3.0, but the module of the trigger can be imported

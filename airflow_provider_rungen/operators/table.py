@@ -221,6 +221,12 @@ class RunGenRunTableOperator(RunGenBaseOperator):
             page={"results": redact(uri), "key": list(self.key)},
         )
 
+    def _plan(self, context: Context) -> int:
+        """Return how many jobs there are to run, and push what they cost; see `RunGenPlanTableOperator`."""
+        from airflow_provider_rungen.execution.jobs.quote import plan_jobs
+
+        return plan_jobs(self._runner(context), lambda: self._source(context))
+
 
 class RunGenPlanTableOperator(RunGenRunTableOperator):
     """
@@ -228,8 +234,11 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
 
     The service gets a single request, for the app's model, and with no ``ledger`` none. 0 means that every
     row is stored, skipped or refused: pass the number to `scaled_app` as ``only_if``, so that no GPU starts
-    for nothing. The mean seconds of the stored jobs are pushed under the XCom key ``seconds_per_job`` (0
-    where none is stored), to choose the number of workers.
+    for nothing.
+
+    The XCom ``plan`` is ``{"rows", "jobs", "reused", "skipped", "seconds", "cost", "currency"}``. The jobs
+    are expected to run as long as the mean of the rows that are stored, or else of up to 100 other jobs of
+    the app in the ledger. What is not known is 0, and the currency empty without a price.
 
     The parameters are those of `RunGenRunTableOperator`.
     """
@@ -240,6 +249,4 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
 
         :return: the number of jobs to run, jobs of a killed attempt that may still run included.
         """
-        from airflow_provider_rungen.execution.jobs.job_count import count_jobs
-
-        return count_jobs(self._runner(context), lambda: self._source(context))
+        return self._plan(context)

@@ -20,6 +20,7 @@ OPERATORS = (
     "RunGenCreateAppOperator",
     "RunGenDecoratedOperator",
     "RunGenDeleteAppOperator",
+    "RunGenPlanTableDecoratedOperator",
     "RunGenPlanTableOperator",
     "RunGenRunBatchOperator",
     "RunGenRunJobOperator",

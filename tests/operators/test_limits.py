@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException
 from test_table import MODES, Table, picture, products
 
+from airflow_provider_rungen.decorators import rungen_table_task
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.operators import (
+    RunGenPlanTableOperator,
     RunGenRunTableOperator,
+    scaled_app,
 )
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -32,6 +35,10 @@ def run(rungen_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     connection = rungen_emulator.airflow_connection(price="3600 USD/h", **links)
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", connection)
     return lambda rows, **options: Table(rungen_emulator, tmp_path, rows, **options)
+
+
+def other_picture(row: dict[str, Any]) -> dict[str, Any]:
+    return {"prompt": f"a better photo of {row['title']}"}
 
 
 BAD_LIMITS: dict[str, Any] = {
@@ -59,6 +66,56 @@ def test_a_limit_that_is_none_is_an_error(
     else:
         with pytest.raises(ValueError, match=re.escape(f"{message}{value!r}")):
             make(value)
+
+
+# --- plans ---
+
+
+def test_a_plan_speaks_money(run: Callable[..., Table]) -> None:
+    task = run(products(6), to_input=lambda row: None if row["sku"] == "sku-1" else picture(row))
+    assert task.attempt().error is None
+    task.next_run("night 2")
+    task.operator = RunGenPlanTableOperator
+    # all are new, so that it is known of other entries how long they take
+    assert task.attempt(to_input=other_picture).value == 6
+    plan = task.ti.xcoms["plan"]
+    assert plan["cost"] == pytest.approx(plan["seconds"], abs=0.001)
+    assert 6 * 0.25 < plan["cost"] < 6
+    assert {"rows": 6, "jobs": 6, "reused": 0, "skipped": 0, "currency": "USD"}.items() <= plan.items()
+    assert task.attempt(table=products(7)).value == 1
+    assert {"rows": 7, "jobs": 1, "reused": 5, "skipped": 1}.items() <= task.ti.xcoms["plan"].items()
+
+
+def test_a_plan_has_the_price_of_the_block_that_waits_for_it(run: Callable[..., Table]) -> None:
+    task = run(products(2))
+    assert task.attempt().error is None
+    with DAG("d", schedule=None) as dag:
+        plan = RunGenPlanTableOperator(task_id="plan", **task.options | {"to_input": other_picture})
+        with scaled_app(only_if=plan.output, price="7200 EUR/h"):
+            RunGenRunTableOperator(task_id="photos", **task.options)
+    pushed = run_operator(plan, context={"dag": dag}).xcoms["plan"]
+    assert (pushed["cost"], pushed["currency"]) == (pytest.approx(2 * pushed["seconds"], abs=0.001), "EUR")
+
+
+def test_a_function_is_planned_as_it_runs(run: Callable[..., Table]) -> None:
+    options = run(products(3)).options | {"limit": 2, "outlets": [], "retries": 2}
+    del options["to_input"]
+    with DAG("d", schedule=None, params={"when": "dawn"}) as dag:
+
+        @rungen_table_task(**options)
+        def photos(row: dict[str, Any], style: str, params: Any = None) -> Any:
+            return {"prompt": f"{style} photo of {row['title']} at {params['when']}"}
+
+        plan: Any = photos.plan("outdoor")
+        other: Any = photos.override(task_id="all", limit=None).plan.override(retries=0)("outdoor")
+        mapped: Any = photos.plan.expand(style=["indoor", "outdoor"])
+        plan >> photos("outdoor")
+    assert {"photos", "photos_plan", "all_plan", "photos_plan__1"} == set(dag.task_dict)
+    assert [plan.operator.retries, other.operator.retries] == [2, 0]
+    assert run_operator(plan).value == 2
+    assert run_operator(dag.task_dict["photos"]).error is None
+    assert [run_operator(each).value for each in (plan, other)] == [0, 1]
+    assert [run_operator(mapped, map_index=index).value for index in (0, 1)] == [2, 0]
 
 
 def test_to_input_may_take_the_params_of_the_dag(run: Callable[..., Table]) -> None:

@@ -320,7 +320,9 @@ def test_a_table_that_is_all_paid_for_costs_one_request(run: Callable[..., Table
 def test_a_plan_counts_the_jobs_to_run_and_sends_none(run: Callable[..., Table]) -> None:
     task = run(products(10))
     task.operator = RunGenPlanTableOperator
-    assert (task.attempt().value, task.ti.xcoms["seconds_per_job"]) == (10, 0)
+    nothing = {"reused": 0, "skipped": 0, "seconds": 0, "cost": 0, "currency": ""}
+    assert task.attempt().value == 10
+    assert task.ti.xcoms["plan"] == {"rows": 10, "jobs": 10} | nothing
     assert task.created == 0
     task.operator = RunGenRunTableOperator
     task.next_run("night 1, the table")
@@ -329,10 +331,11 @@ def test_a_plan_counts_the_jobs_to_run_and_sends_none(run: Callable[..., Table])
     task.operator = RunGenPlanTableOperator
     before = len(task.emulator.service.records())
     assert task.attempt().value == 0
-    assert task.ti.xcoms["seconds_per_job"] > 0
+    assert task.ti.xcoms["plan"] == {"rows": 10, "jobs": 0} | nothing | {"reused": 10}
     changed = products(12)
     changed[3]["title"] = changed[4]["title"] = "the same"
     assert task.attempt(table=changed).value == 3, "two new rows, and two equal ones"
+    assert 0.8 < task.ti.xcoms["plan"]["seconds"] < 2, "as long as those that are stored"
     operations = [record.operation for record in task.emulator.service.records()[before:]]
     assert operations == ["get_app"] * 2
     assert task.attempt(ledger=None).value == 10

@@ -190,8 +190,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
     def paint_row(row: dict[str, Any], style: str) -> dict[str, Any]:
         return {"prompt": f"{row['title']}, {style}"}
 
-    # Airflow's types of decorators keep the parameter for the row, which the call must not pass
-    paint_row("in oil")  # type: ignore[call-arg, arg-type]
+    paint_row.override(limit=20).plan("in oil") >> paint_row("in oil")
     wait = RunGenJobSensor(
         task_id="wait",
         job_id=batch.output,

@@ -168,16 +168,22 @@ def add_costs(rows: Iterable[ResultRow], price: Price | None) -> Iterator[Result
             yield replace(row, cost=price.cost(Decimal(str(seconds)), _COST))
 
 
-def find_price(run: TaskRun[Any]) -> Price | None:
+def find_price(run: TaskRun[Any], *, is_before: bool = False) -> Price | None:
     """
     Return what a worker costs: the price of the ``scaled_app`` block of the task, or the connection's.
 
     It is not worth a failure.
+
+    :param is_before: whether the price of a block that comes after the task counts, too.
     """
     try:
         task = run.task
         for down in teardowns(run.context):
-            if down.price is not None and task.task_id in (down.task_id, *down.jobs_of):
+            tasks = {down.task_id, *down.jobs_of}
+            is_of_task = task.task_id in tasks or (
+                is_before and down.task_id in task.get_flat_relative_ids(upstream=False)
+            )
+            if down.price is not None and is_of_task:
                 return parse_price(task.render_template(down.price, run.context))
         return run.hook.settings.price
     except Exception as error:

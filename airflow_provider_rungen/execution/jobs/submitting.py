@@ -103,6 +103,12 @@ class Submitting:
         self.reused_count = sum(1 + copies[digest] for digest, number in first.items() if number in stored)
         return self._found
 
+    @property
+    def stored_seconds(self) -> list[float]:
+        """How long the jobs ran that the look-up found stored, as far as that is known."""
+        times = (entry.execution_seconds for entry in (self._found.stored.values() if self._found else ()))
+        return [each for each in times if each is not None]
+
     def reopen_ledger(self) -> None:
         """Use the ledger again after a deferral. The keys are in the plan."""
         if self._run.options.ledger is not None:

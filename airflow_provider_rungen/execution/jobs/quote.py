@@ -1,0 +1,116 @@
+"""What a task run is about to buy, as the plan of a table reports it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from decimal import Decimal
+from statistics import fmean
+from typing import TYPE_CHECKING, Self
+
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.execution.apps.bill import find_price
+from airflow_provider_rungen.execution.jobs.plans import Plan
+from airflow_provider_rungen.execution.task.run import fail_without_retry
+from airflow_provider_rungen.runs.plan import input_digest
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.client.price import Price
+    from airflow_provider_rungen.execution.jobs.runner import MakeSource, Runner
+    from airflow_provider_rungen.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+_CENTS = Decimal("0.0001")
+# How much of a ledger is read to find out how long jobs run.
+_SAMPLE_SHARDS = 16
+_SAMPLE_ENTRIES = 100
+
+
+@dataclass(frozen=True)
+class Quote:
+    """
+    What a number of jobs is expected to cost.
+
+    :param seconds: how long they run together; 0 if that is not known.
+    :param price: the declared price of a worker.
+    """
+
+    seconds: float
+    price: Price | None
+
+    @classmethod
+    def of(cls, run: Runner, jobs: int, price: Price | None) -> Self:
+        """
+        Return the quote of jobs of an attempt, after the look-up in its ledger.
+
+        A job is expected to run as long as the mean of the inputs that are stored, otherwise of the jobs of
+        earlier attempts, otherwise of up to 100 jobs of the app in the ledger.
+        """
+        return cls(round(jobs * _seconds_per_job(run), 3) if jobs else 0, price)
+
+    @property
+    def cost(self) -> Decimal:
+        """What the jobs cost, without idle time; 0 if that is not known."""
+        return self.price.cost(Decimal(str(self.seconds)), _CENTS) if self.price else Decimal()
+
+    def __str__(self) -> str:
+        """Return what is known, as the end of a list."""
+        time = f", about {format_duration(self.seconds)} of GPU" if self.seconds else ""
+        return f"{time}, {self.cost:,.2f} {self.price.currency}" if time and self.price else time
+
+
+def _seconds_per_job(run: Runner) -> float:
+    known = run.submitting.stored_seconds
+    totals, ledger = run.task_log.jobs.totals(), run.options.ledger
+    if not known and totals.timed:
+        return totals.seconds / totals.timed
+    if not known and ledger is not None:
+        known = _sample(ledger, run.app_id)
+    return fmean(known) if known else 0
+
+
+def _sample(ledger: Ledger, app_id: str) -> list[float]:
+    from airflow_provider_rungen.execution.archive.storage import Storage
+    from airflow_provider_rungen.execution.ledger.entries import MAX_ENTRY_BYTES, parse_entry
+
+    storage = Storage(ledger.uri, "ledger", read_only=True)
+    # named by the first digits of a hash, so these have any inputs; a new ledger has none
+    shards = sorted(storage.folders())[:_SAMPLE_SHARDS]
+    files = sorted(storage.list_all(shards) if shards else ())[:_SAMPLE_ENTRIES]
+    contents = storage.read_all(files, MAX_ENTRY_BYTES)
+    entries = [parse_entry(name.removesuffix(".json"), text) for (_, name), text in contents.items()]
+    times = [entry.execution_seconds for entry in entries if entry is not None and entry.app_id == app_id]
+    return [each for each in times if each is not None]
+
+
+def plan_jobs(run: Runner, make_source: MakeSource) -> int:
+    """
+    Return how many jobs a run would wait for, and push what these cost. It submits nothing.
+
+    :param run: the run, which is not executed.
+    :param make_source: returns the source.
+    """
+    with fail_without_retry(), run.opened():
+        book, _ = run.submitting.open_ledger(create=False)
+        source = make_source()
+        digest_of = input_digest if book is None else book.key
+        plan = Plan.of_source(run.app_id, source.read(digest_of), lambda: run.report.about(source))
+        run.link_to(run.app_id)
+        jobs = sum(row.needs_job for row in plan.rows())
+        if book is not None:
+            jobs -= len(run.submitting.look_up(book, plan).stored)
+        quote = Quote.of(run, jobs, find_price(run, is_before=True))
+        # no None, which XComArg takes for a value that was not pushed
+        value = {
+            "rows": plan.count,
+            "jobs": jobs,
+            "reused": run.submitting.reused_count,
+            "skipped": source.without_job["skipped"],
+            "seconds": quote.seconds,
+            "cost": float(quote.cost),
+            "currency": quote.price.currency if quote.price else "",
+        }
+        run.ti.xcom_push(key="plan", value=value)
+        log.info("%d rows: %d jobs to run%s", plan.count, jobs, quote)
+        return jobs
