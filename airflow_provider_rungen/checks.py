@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import SET_DURING_EXECUTION
 from airflow_provider_rungen.client.durations import to_optional_seconds, to_seconds
-from airflow_provider_rungen.client.limits import to_limit
+from airflow_provider_rungen.client.limits import to_cost, to_limit
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator
@@ -219,6 +219,8 @@ _LITERALS: dict[str, Callable[[Any, str], object]] = {
     "results": _check_folder,
     "configuration": _check_configuration,
     "limit": to_limit,
+    "max_cost": to_cost,
+    "max_jobs": to_limit,
     "price": _check_price,
 }
 

@@ -5,6 +5,7 @@
     RunGenError
     ├── RunGenConfigError              the Airflow connection is wrong; the message names the field
     ├── RunGenInputError               an input, id or schema that cannot be used; nothing was sent
+    ├── RunGenLimitError               more would be bought than ``max_jobs`` or ``max_cost`` allows
     ├── RunGenConnectionError          the service could not be reached, or its answer never came
     ├── RunGenResponseError            an answer that cannot be read
     ├── RunGenAPIError                 the API refused: ``status_code``, and the service's own words
@@ -101,6 +102,12 @@ class RunGenConfigError(RunGenError):
 
 class RunGenInputError(RunGenError, ValueError):
     """An input, id or schema cannot be used; no request was made."""
+
+    default_retryable = False
+
+
+class RunGenLimitError(RunGenError):
+    """A task would buy more than ``max_jobs`` or ``max_cost`` allows; no job was submitted."""
 
     default_retryable = False
 

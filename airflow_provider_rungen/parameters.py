@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     #: What remembers which inputs were paid for, or the folder of one that has nothing else to set.
     LedgerSource: TypeAlias = Ledger | str | os.PathLike[str] | ObjectStoragePath
     Duration: TypeAlias = float | timedelta
-    #: A number of rows, or a template of one.
+    #: A number of rows or jobs, or a template of one.
     Limit: TypeAlias = int | str | XComArg
 
     class CommonArguments(TypedDict, total=False):
@@ -126,6 +126,8 @@ if TYPE_CHECKING:
         contact_sheet: bool
         ledger: LedgerSource | None
         result_schema: SchemaSource | None
+        max_jobs: Limit | None
+        max_cost: str | XComArg | None
         max_concurrency: int
         max_in_flight: int | None
         max_failed: float

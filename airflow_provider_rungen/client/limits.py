@@ -1,14 +1,32 @@
-"""Limits of what a task reads, as a DAG names them or a template renders them. No I/O."""
+"""Limits of what a task reads and buys, as a DAG names them or a template renders them. No I/O."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from airflow_provider_rungen.exceptions import RunGenInputError
 
+_COST = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) *([A-Z]{3})")
 # What a template makes of a parameter that is not set.
 _NO_LIMIT = (None, "None")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """
+    An amount of money.
+
+    :param currency: the currency, as in ISO 4217: three capital letters.
+    """
+
+    amount: Decimal
+    currency: str
+
+    def __str__(self) -> str:
+        return f"{self.amount} {self.currency}"
 
 
 def to_limit(value: Any, name: str) -> int | None:
@@ -25,3 +43,21 @@ def to_limit(value: Any, name: str) -> int | None:
     if not is_number or int(value) < 1:
         raise RunGenInputError(f"{name} must be a positive whole number, not {value!r}")
     return int(value)
+
+
+def to_cost(value: Any, name: str) -> Cost | None:
+    """
+    Return a limit of money; ``None`` if there is none.
+
+    :param value: an amount and a currency, such as ``20 USD``, or ``None``.
+    :param name: the parameter it was passed as, for the error.
+    :raises RunGenInputError: it is something else, or 0.
+    """
+    if value in _NO_LIMIT:
+        return None
+    found = _COST.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None or not Decimal(found[1]):
+        raise RunGenInputError(
+            f"{name} must be a positive amount with its currency, such as 20 USD, not {value!r}"
+        )
+    return Cost(Decimal(found[1]), found[2])

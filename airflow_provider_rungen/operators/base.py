@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 DEFERRAL_GRACE = timedelta(minutes=10)
 DEFAULT_DEFERRABLE: bool = conf.getboolean("operators", "default_deferrable", fallback=False)
 # The template fields of operators that may buy many jobs.
-LIMITS = ("limit",)
+LIMITS = ("limit", "max_jobs", "max_cost")
 APP_LINKS = (RunGenResultsLink(), RunGenAppLink())
 JOB_LINKS = (RunGenResultsLink(), RunGenJobLink(), RunGenAppLink())
 

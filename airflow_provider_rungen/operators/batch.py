@@ -77,6 +77,10 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         and failures by reason. Its links are relative, so that it opens anywhere.
     :param ledger: remembers which inputs were paid for, so that an input that was run before is reused. A
         text is the folder of a ledger: a URI or an absolute path. Needs ``destination`` (templated).
+    :param max_jobs: how many jobs the task run may buy, retries included. If more inputs are new, nothing is
+        sent, and the task fails without a retry. No limit when ``None`` (templated).
+    :param max_cost: what they may cost at the declared price: an amount and its currency, such as ``20 USD``.
+        The seconds of jobs in the ledger are the estimate. No limit when ``None`` (templated).
     :param max_concurrency: how many submissions are in flight at most.
     :param max_in_flight: how many jobs of the task are queued or running at the service at most. The rest is
         submitted as they end. No limit when ``None``, nor without a wait.
@@ -117,6 +121,8 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         destination: Destination | None = None,
         contact_sheet: bool = False,
         ledger: LedgerSource | None = None,
+        max_jobs: Limit | None = None,
+        max_cost: str | XComArg | None = None,
         max_concurrency: int = 16,
         max_in_flight: int | None = 1000,
         max_failed: float = 0,

@@ -89,6 +89,10 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param ledger: remembers which inputs were paid for, so that a row whose input was run before is reused. A
         text is the folder of a ledger: a URI or an absolute path. Needs ``destination`` (templated).
     :param result_schema: the JSON Schema that every result has to fit.
+    :param max_jobs: how many jobs the task run may buy, retries included. If more rows are new, nothing is
+        sent, and the task fails without a retry. No limit when ``None`` (templated).
+    :param max_cost: what they may cost at the declared price: an amount and its currency, such as ``20 USD``.
+        The seconds of jobs in the ledger are the estimate. No limit when ``None`` (templated).
     :param max_concurrency: how many submissions, and how many downloads, are in flight at most.
     :param max_in_flight: how many jobs of the task are queued or running at the service at most. The rest is
         submitted as they end. No limit when ``None``.
@@ -141,6 +145,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         results: Destination | None = None,
         ledger: LedgerSource | None = None,
         result_schema: SchemaSource | None = None,
+        max_jobs: Limit | None = None,
+        max_cost: str | XComArg | None = None,
         max_concurrency: int = 16,
         max_in_flight: int | None = 1000,
         max_failed: float = 0,
@@ -240,7 +246,7 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
     are expected to run as long as the mean of the rows that are stored, or else of up to 100 other jobs of
     the app in the ledger. What is not known is 0, and the currency empty without a price.
 
-    The parameters are those of `RunGenRunTableOperator`.
+    The parameters are those of `RunGenRunTableOperator`. ``max_jobs`` and ``max_cost`` refuse nothing here.
     """
 
     def execute(self, context: Context) -> int:  # type: ignore[override]  # it returns a number, not a summary

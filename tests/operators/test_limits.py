@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException
+from conftest import FakeStore, TrackedTaskInstance, run_task
 from test_table import MODES, Table, picture, products
 
-from airflow_provider_rungen.decorators import rungen_table_task
+from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.testing import run_operator
+from airflow_provider_rungen.exceptions import RunGenLimitError
 from airflow_provider_rungen.operators import (
     RunGenPlanTableOperator,
+    RunGenRunBatchOperator,
     RunGenRunTableOperator,
     scaled_app,
 )
@@ -41,9 +44,134 @@ def other_picture(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": f"a better photo of {row['title']}"}
 
 
+# --- what is refused ---
+
+
+def test_an_edited_prompt_buys_nothing(run: Callable[..., Table], mode: bool) -> None:
+    task = run(products(6), deferrable=mode)
+    assert task.attempt().error is None
+    before = task.written
+    task.next_run("night 2")
+    outcome = task.attempt(to_input=other_picture, max_jobs=5)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert isinstance(outcome.error.__cause__, RunGenLimitError)
+    assert re.fullmatch(
+        r"Refused: 6 of 6 rows are new, about \d[.\d]* s of GPU, \d\.\d\d USD; max_jobs=5. Nothing was sent. "
+        r"Did to_input or the model change\? If not, raise max_jobs, and clear the task.",
+        str(outcome.error),
+    )
+    assert task.attempt(to_input=other_picture, max_jobs=5).error is not None, "nor does a retry"
+    assert (task.created, task.written) == (6, before), "the last table stays"
+    task.clear()
+    assert task.attempt(to_input=other_picture, max_jobs=6).error is None
+    assert task.created == 12
+
+
+def test_what_is_stored_is_not_counted(run: Callable[..., Table], mode: bool) -> None:
+    task = run(products(4), deferrable=mode)
+    assert task.attempt().error is None
+    task.next_run("night 2")
+    assert "3 of 7 rows are new" in str(task.attempt(table=products(7), max_jobs=2).error)
+    assert task.attempt(table=products(7), max_jobs=3).error is None
+    assert task.created == 7
+
+
+@pytest.mark.parametrize(
+    ("most", "error", "created"),
+    [
+        (79, "Refused: 50 of 150 rows are new after 30 jobs of earlier attempts, about ", 100),
+        (80, "None", 150),
+    ],
+)
+def test_a_retry_counts_what_earlier_attempts_bought(
+    run: Callable[..., Table], mode: bool, most: int, error: str, created: int
+) -> None:
+    task = run(products(70), deferrable=mode, max_in_flight=30)
+    assert task.attempt().error is None
+    task.next_run("night 2")
+    task.attempt_until("rungen_job_link", table=products(150))
+    assert task.created == 100
+    assert str(task.attempt(table=products(150), max_jobs=most).error).startswith(error)
+    assert task.created == created
+
+
+def test_a_clear_begins_to_count_again(run: Callable[..., Table], mode: bool) -> None:
+    task = run(products(10), deferrable=mode, stop_after=None)
+    task.max_tries = 3
+    options: dict[str, Any] = {
+        "to_input": lambda row: picture(row) | {"emulator": {"fail": "no luck"}},
+        "max_jobs": 15,
+    }
+    assert "no luck" in str(task.attempt(**options).error)
+    assert "10 of 10 rows are new after 10 jobs of earlier attempts" in str(task.attempt(**options).error)
+    assert task.created == 10
+    task.clear()
+    assert "no luck" in str(task.attempt(**options).error)
+    assert "10 of 10 rows are new after 10 jobs of earlier attempts" in str(task.attempt(**options).error)
+    assert task.created == 20
+
+
+@pytest.mark.parametrize("is_durable", [False, True])
+def test_a_batch_without_a_ledger_has_a_limit(rungen_emulator: Emulator, is_durable: bool) -> None:
+    store = FakeStore() if is_durable else None
+
+    def attempt(number: int, **options: Any) -> str:
+        ti: Any = TrackedTaskInstance()
+        ti.try_number, ti.max_tries = number, 3
+        inputs = [{"prompt": str(n), "emulator": {"fail": "no luck"}} for n in range(3)]
+        op = RunGenRunBatchOperator(task_id="paint", inputs=inputs, poll_interval=0.02, **options)
+        return str(run_task(op, {"ti": ti, "task_state_store": store}).error)
+
+    assert attempt(1, max_jobs=2).startswith("Refused: 3 of 3 inputs are new; max_jobs=2. Nothing was sent. ")
+    assert rungen_emulator.service.count("run") == 0
+    assert "no luck" in attempt(2, max_jobs=5)
+    # before 3.3, Airflow keeps nothing of an attempt
+    assert ("after 3 jobs" if is_durable else "no luck") in attempt(3, max_jobs=5)
+
+
+def test_the_jobs_of_a_function_have_a_limit(rungen_emulator: Emulator) -> None:
+    with DAG("d", schedule=None):
+
+        @rungen_task(max_jobs="{{ params.most }}", limit=3, deferrable=True)
+        def paint() -> Any:
+            return [{"prompt": str(n)} for n in range(5)]
+
+        made: Any = paint()
+    for most, error in (("2", "Refused: 3 of 3 inputs"), (3, "None"), (None, "None")):
+        outcome = run_operator(made, context={"params": {"most": most}}, emulator=rungen_emulator)
+        assert str(outcome.error).startswith(error)
+    assert rungen_emulator.service.count("run") == 6
+
+
+# --- money ---
+
+
+def test_a_cost_is_checked_with_what_the_ledger_remembers(
+    run: Callable[..., Table], caplog: pytest.LogCaptureFixture
+) -> None:
+    task = run(products(10), max_cost="1 USD", max_jobs=10)
+    assert task.attempt().error is None
+    [line] = [each for each in caplog.messages if "max_cost" in each]
+    assert line == (
+        "Not checked: max_cost=1 USD, since it is unknown how long jobs of app flux-schnell run. "
+        "Only max_jobs=10 counts"
+    )
+    task.next_run("night 2")
+    error = str(task.attempt(to_input=other_picture, max_jobs=None).error)
+    assert re.match(
+        r"Refused: 10 of 10 rows are new, about \d[.\d]* s of GPU, \d+\.\d\d USD; max_cost=1 USD\. ", error
+    )
+    assert "; max_jobs=9, max_cost=1 USD. " in str(task.attempt(to_input=other_picture, max_jobs=9).error)
+    assert task.attempt(table=products(11)).error is None, "a job costs 30 cents"
+    assert task.created == 11
+
+
 BAD_LIMITS: dict[str, Any] = {
-    "limit": (0, True, "many", "-1", "1.5", ""),
+    "limit": (0, "-1", "1.5", ""),
+    "max_jobs": (0, True, "many"),
+    "max_cost": (20, "20", "0 USD", "-1 USD", "20 usd", ""),
 }
+EXPECTED = {"max_cost": "a positive amount with its currency, such as 20 USD"}
 
 
 @pytest.mark.parametrize("is_template", [False, True])
@@ -57,7 +185,7 @@ def test_a_limit_that_is_none_is_an_error(
         options: dict[str, Any] = {"table": products(1), "key": "sku", "results": f"{tmp_path}/x.csv"}
         return RunGenRunTableOperator(task_id="x", **options | {name: given})
 
-    message = f"{name} must be a positive whole number, not "
+    message = f"{name} must be {EXPECTED.get(name, 'a positive whole number')}, not "
     if is_template:
         error = run_operator(make("{{ params.most }}"), context={"params": {"most": value}}).error
         assert isinstance(error, AirflowFailException)
@@ -66,6 +194,23 @@ def test_a_limit_that_is_none_is_an_error(
     else:
         with pytest.raises(ValueError, match=re.escape(f"{message}{value!r}")):
             make(value)
+
+
+@pytest.mark.parametrize(
+    ("price", "problem"), [(None, "there is no price"), ("1 EUR/h", "the price is 1 EUR/h")]
+)
+def test_a_cost_needs_a_price_in_its_currency(
+    rungen_emulator: Emulator, tmp_path: Path, price: str | None, problem: str
+) -> None:
+    with DAG("d", schedule=None) as dag, scaled_app(price=price):
+        RunGenRunBatchOperator(task_id="paint", inputs=[{"prompt": "x"}], max_cost="20 USD")
+    outcome = run_operator(dag.task_dict["paint"], context={"dag": dag})
+    assert isinstance(outcome.error, AirflowFailException)
+    assert str(outcome.error) == (
+        f"max_cost=20 USD cannot be checked: {problem}; nothing was sent. "
+        "Declare one in USD: scaled_app(price=…), or price of the connection."
+    )
+    assert rungen_emulator.service.records() == []
 
 
 # --- plans ---
@@ -77,7 +222,7 @@ def test_a_plan_speaks_money(run: Callable[..., Table]) -> None:
     task.next_run("night 2")
     task.operator = RunGenPlanTableOperator
     # all are new, so that it is known of other entries how long they take
-    assert task.attempt(to_input=other_picture).value == 6
+    assert task.attempt(to_input=other_picture, max_jobs=1).value == 6
     plan = task.ti.xcoms["plan"]
     assert plan["cost"] == pytest.approx(plan["seconds"], abs=0.001)
     assert 6 * 0.25 < plan["cost"] < 6

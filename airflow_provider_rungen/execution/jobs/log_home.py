@@ -177,8 +177,18 @@ class LogHome:
         if last.try_number >= self.numbers.try_number and last.began < self.began:
             return True  # the DAG run was deleted, and made again
         is_forgotten = self._store is not None and not self.has_head
-        numbers = Attempt(last.try_number, last.max_tries, last.retries, last.clear_number)
-        return is_forgotten or self.numbers.was_cleared_since(numbers, last.end)
+        return is_forgotten or self.numbers.was_cleared_since(_numbers_of(last), last.end)
+
+    @property
+    def first_turn(self) -> int:
+        """The first attempt since the last clear (see `AttemptRecord.turn`). It may be this one."""
+        first, attempt = self.earlier[-1].turn + 1, self.numbers
+        for record in () if self.is_cleared else reversed(self.earlier):
+            numbers = _numbers_of(record)
+            if record.began < self.began or attempt.was_cleared_since(numbers, record.end):
+                break
+            first, attempt = record.turn, numbers
+        return first
 
     @property
     def last_app_id(self) -> str:
@@ -209,3 +219,7 @@ class LogHome:
 
     def _attempts(self) -> list[AttemptRecord]:
         return read_attempts(self.place) if self.place.is_durable else []
+
+
+def _numbers_of(record: AttemptRecord) -> Attempt:
+    return Attempt(record.try_number, record.max_tries, record.retries, record.clear_number)

@@ -1,4 +1,4 @@
-"""What a task run is about to buy, as the plan of a table reports it."""
+"""What a task run is about to buy: what the plan of a table reports, and what ``max_jobs`` limits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Self
 
 from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.limits import Cost, to_cost, to_limit
+from airflow_provider_rungen.exceptions import RunGenInputError, RunGenLimitError
 from airflow_provider_rungen.execution.apps.bill import find_price
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.task.run import fail_without_retry
@@ -82,6 +84,74 @@ def _sample(ledger: Ledger, app_id: str) -> list[float]:
     entries = [parse_entry(name.removesuffix(".json"), text) for (_, name), text in contents.items()]
     times = [entry.execution_seconds for entry in entries if entry is not None and entry.app_id == app_id]
     return [each for each in times if each is not None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    What a task run may buy at most. See the parameters of the operators.
+
+    :param price: the declared price of a worker.
+    """
+
+    max_jobs: int | None
+    max_cost: Cost | None
+    price: Price | None
+
+    @classmethod
+    def of(cls, run: Runner) -> Self:
+        """
+        Return the limits of an attempt that begins.
+
+        :raises RunGenInputError: one is invalid, or cannot be compared with the price.
+        """
+        max_jobs = to_limit(run.options.max_jobs, "max_jobs")
+        max_cost = to_cost(run.options.max_cost, "max_cost")
+        price = None if max_jobs is None and max_cost is None else find_price(run)
+        if max_cost is not None and (price is None or price.currency != max_cost.currency):
+            problem = "there is no price" if price is None else f"the price is {price}"
+            raise RunGenInputError(
+                f"max_cost={max_cost} cannot be checked: {problem}; nothing was sent",
+                hint=f"Declare one in {max_cost.currency}: scaled_app(price=…), or price of the connection",
+            )
+        return cls(max_jobs, max_cost, price)
+
+    def check(self, run: Runner) -> None:
+        """
+        Check what an attempt is about to buy, and what this task run has bought, before anything is sent.
+
+        :raises RunGenLimitError: it is more than a limit.
+        """
+        if self.max_jobs is None and self.max_cost is None:
+            return
+        new, bought = run.submitting.new_count, run.task_log.bought
+        exceeded: dict[str, object] = {}
+        if self.max_jobs is not None and bought + new > self.max_jobs:
+            exceeded["max_jobs"] = self.max_jobs
+        if not new or not (exceeded or self.max_cost):
+            return
+        quote = Quote.of(run, bought + new, self.price)
+        if self.max_cost and not quote.seconds:
+            log.warning(
+                "Not checked: max_cost=%s, since it is unknown how long jobs of app %s run. %s",
+                *(self.max_cost, run.app_id),
+                f"Only max_jobs={self.max_jobs} counts" if self.max_jobs else "Set max_jobs, too",
+            )
+        elif self.max_cost and quote.cost > self.max_cost.amount:
+            exceeded["max_cost"] = self.max_cost
+        if not exceeded:
+            return
+        plan = run.task_log.plan
+        # a table has columns: those of its key
+        rows, source = ("rows", "to_input") if plan.manifest.columns else ("inputs", "the inputs")
+        before = f" after {bought:,} jobs of earlier attempts" if bought else ""
+        limits = ", ".join(f"{name}={limit}" for name, limit in exceeded.items())
+        raise RunGenLimitError(
+            f"Refused: {new:,} of {plan.count:,} {rows} are new{before}{quote}; {limits}. "
+            f"Nothing{' more' if bought else ''} was sent",
+            hint=f"Did {source} or the model change? If not, raise {' and '.join(exceeded)}, "
+            "and clear the task",
+        )
 
 
 def plan_jobs(run: Runner, make_source: MakeSource) -> int:

@@ -13,13 +13,14 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
 from airflow_provider_rungen.client.progress import WaitGoal
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenLimitError
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
 from airflow_provider_rungen.execution.jobs.deferral import Deferral
 from airflow_provider_rungen.execution.jobs.ending import Ending
 from airflow_provider_rungen.execution.jobs.job_wait import JobWait
 from airflow_provider_rungen.execution.jobs.log_home import LogHome
 from airflow_provider_rungen.execution.jobs.plans import Plan
+from airflow_provider_rungen.execution.jobs.quote import Limits
 from airflow_provider_rungen.execution.jobs.resuming import Resuming
 from airflow_provider_rungen.execution.jobs.run_report import RunReport
 from airflow_provider_rungen.execution.jobs.stopping import Stopping
@@ -179,9 +180,9 @@ class Runner(TaskRun["JobOptions"]):
         try:
             yield
         except Exception as error:
-            # what a later attempt has written is not replaced
-            is_cut_off = isinstance(error, SupersededError)
-            if self.task_log.has_begun and not (self.guard.is_killed or is_cut_off):
+            # what a later attempt, or the last task run, has written is not replaced
+            is_kept = isinstance(error, SupersededError | RunGenLimitError)
+            if self.task_log.has_begun and not (self.guard.is_killed or is_kept):
                 self.report.write_failure(error)
                 self.name_jobs(error)  # more of them are known by now
             raise
@@ -191,6 +192,7 @@ class Runner(TaskRun["JobOptions"]):
     def _begin(self, make_source: MakeSource) -> None:
         self.task_log.look(self.submitting.has_ledger)
         self.ending.app_id = self.task_log.home.last_app_id or self.ending.app_id
+        limits = Limits.of(self)
         book, model = self.submitting.open_ledger()
         self.source = source = make_source()
         self.is_single = source.is_single
@@ -228,10 +230,10 @@ class Runner(TaskRun["JobOptions"]):
         self.submitting.note_found()
         resuming.check_unknown(self.report.how_to_submit_again, is_cleared=is_cleared)
         resuming.look()
-        self.submitting.submitted_at = min(self.task_log.jobs.submitted_by, now)
-        self.submitting.remember_resumed()
+        self.submitting.take_over(now)
         self.task_log.keep_deadline(now)
         self.collecting.find_unstored(resuming.lost)
+        limits.check(self)
 
     def _check(self, source: Source, plan: Plan) -> None:
         try:

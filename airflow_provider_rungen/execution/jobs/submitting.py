@@ -18,6 +18,7 @@ from airflow_provider_rungen.exceptions import RunGenError, RunGenSubmissionUnkn
 from airflow_provider_rungen.execution.jobs.log_state import rows_of
 from airflow_provider_rungen.execution.sending.sender import Sender, Throttle
 from airflow_provider_rungen.execution.task.job_ids import log_jobs
+from airflow_provider_rungen.runs.part_files import PART_ROWS
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState
 
 if TYPE_CHECKING:
@@ -109,6 +110,12 @@ class Submitting:
         times = (entry.execution_seconds for entry in (self._found.stored.values() if self._found else ()))
         return [each for each in times if each is not None]
 
+    @property
+    def new_count(self) -> int:
+        """How many inputs are to be submitted, less what the look-up found for parts that are not loaded."""
+        found = (*self._found.stored, *self._found.pending) if self._found else ()
+        return self._log.unsent_count - sum(number // PART_ROWS not in self._log.loaded for number in found)
+
     def reopen_ledger(self) -> None:
         """Use the ledger again after a deferral. The keys are in the plan."""
         if self._run.options.ledger is not None:
@@ -178,10 +185,11 @@ class Submitting:
             return None
         return self.paid.add_done({numbers[job.job_id]: job for job in stored if job.job_id in numbers})
 
-    def remember_resumed(self) -> None:
-        """Note jobs of earlier attempts in the ledger, which an outage may have kept from it."""
+    def take_over(self, now: float) -> None:
+        """Note jobs of earlier attempts, also in the ledger, which an outage may have kept them from."""
+        jobs = self._log.jobs
+        self.submitted_at = min(jobs.submitted_by, now)
         if self.paid is not None:
-            jobs = self._log.jobs
             rows = {number: jobs.table.rows[number] for number in jobs.inputs(InputState.RUNNING)}
             current = {number: row.current(jobs.since) for number, row in rows.items()}
             self.paid.add_missing({n: job.id for n, job in current.items() if job and not job.is_shared})

@@ -53,6 +53,8 @@ class TaskLog:
         self.on_load: Callable[[Collection[int]], None] = lambda numbers: None
         #: How many inputs need a job.
         self.count = 0
+        #: How many jobs earlier attempts submitted since the last clear.
+        self.bought = 0
         #: The next part to load, unless it was loaded for what is known of it.
         self.next_part = 0
         #: The parts that were loaded, those that were let go among them.
@@ -127,6 +129,9 @@ class TaskLog:
         self._read_parts(plan.numbers)
         # before parts are dropped: the jobs of those that are done may be known from other plans, too
         unwanted = adopt_earlier(self, app_id)
+        first, rows = self.home.first_turn, self.jobs.table.rows.values()
+        jobs = [*(job for row in rows for job in row.jobs), *(each.job for each in unwanted)]
+        self.bought = sum(job.turn >= first and not job.is_shared for job in jobs)
         self.jobs.close_parts()
         return unwanted
 

@@ -48,6 +48,8 @@ class JobOptions(RunOptions):
     destination: Any = None
     results: Any = None
     ledger: Ledger | None = None
+    max_jobs: Any = None
+    max_cost: Any = None
     max_concurrency: int = 1
     max_in_flight: int | None = None
     max_failed: float = 0
