@@ -111,6 +111,17 @@ def test_inputs_that_change_and_change_back_are_bought_and_billed_once(
         assert (task.created, task.ti.xcoms["usage"]["jobs"]) == (created, created)
 
 
+def test_jobs_of_several_earlier_plans_are_billed_once_after_a_clear(
+    rungen_emulator: Emulator, mode: bool
+) -> None:
+    task = Task(rungen_emulator, deferrable=mode)
+    for letters in ("aa", "baab", "ab", "ba"):
+        if letters == "ab":
+            task.max_tries = task.tries + 3  # as a clear sets it
+        assert task.attempt(inputs=[{"prompt": letter} for letter in letters]).error is None
+        assert task.ti.xcoms["usage"]["jobs"] == task.created
+
+
 @pytest.mark.parametrize("count", [1, 3, 40, 250])
 def test_ids_come_in_the_order_of_the_inputs(rungen_emulator: Emulator, mode: bool, count: int) -> None:
     task = Task(rungen_emulator, inputs=prompts(count), deferrable=mode)

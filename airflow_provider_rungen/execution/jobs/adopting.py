@@ -54,4 +54,5 @@ def adopt_earlier(task_log: TaskLog, app_id: str) -> list[Unwanted]:
                 if job.id in left:
                     is_ours = job.id not in known.table.unchecked
                     unwanted.setdefault(job.id, Unwanted(other_app_id, job, digest, is_ours))
-    return list(unwanted.values())
+    # a later one of the earlier plans may have had the same job, for an input that the new plan has, too
+    return [each for job_id, each in unwanted.items() if job_id not in task_log.jobs.table.input_of]

@@ -117,6 +117,8 @@ class Ending:
 
     def _note_end(self, end: End, error: str = "", hint: str = "") -> None:
         retry = self._log.unfinished_count if self.is_durable else self._log.count
+        if self._log.unknown and self._options.on_unknown_submission == "fail":
+            retry = 0
         self._log.note(
             end=end,
             error=error,
