@@ -31,7 +31,7 @@ from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 folder, rows, try_number, ledger = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 
 class TI:
-    dag_id, run_id, task_id, map_index, max_tries = "dag", "night 1", "task", -1, 9
+    dag_id, run_id, task_id, map_index, max_tries = "dag", sys.argv[5], "task", -1, 9
     def xcom_push(self, *args, **kwargs): pass
     def xcom_pull(self, *args, **kwargs): pass
 
@@ -49,7 +49,7 @@ RunGenRunTableOperator(
     key="sku",
     to_input=to_input,
     destination=(folder / "photos").as_uri(),
-    results=(folder / "out" / "results.csv").as_uri(),
+    results=(folder / "out" / f"{sys.argv[5]}.csv").as_uri(),
     ledger=Ledger((folder / "ledger").as_uri()) if ledger == "ledger" else None,
     poll_interval=0.1,
     max_concurrency=4,
@@ -81,13 +81,20 @@ class Stage:
         """How many jobs each prompt has."""
         return Counter(job["input"]["prompt"] for job in self.service.jobs())
 
-    def kill_when(self, is_there: Callable[[], bool]) -> None:
-        """Begin an attempt, and kill it when it is there."""
+    def begin(self, run_id: str = "night 1", rows: int = ROWS) -> subprocess.Popen[bytes]:
+        """Begin an attempt of a run."""
         self.tries += 1
-        arguments = [str(self.folder), str(ROWS), str(self.tries), self.ledger]
-        process = subprocess.Popen(
+        arguments = [str(self.folder), str(rows), str(self.tries), self.ledger, run_id]
+        return subprocess.Popen(
             [sys.executable, "-c", ATTEMPT, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+
+    def kill_when(self, is_there: Callable[[], bool]) -> None:
+        """Begin an attempt, and kill it when it is there."""
+        self.kill(self.begin(), is_there)
+
+    def kill(self, process: subprocess.Popen[bytes], is_there: Callable[[], bool]) -> None:
+        """Kill an attempt when it is there."""
         try:
             deadline = time.monotonic() + 60
             while not is_there():
@@ -111,7 +118,7 @@ def stage(request: pytest.FixtureRequest, rungen_emulator: Emulator, tmp_path: P
 def finish(stage: Stage, emulator: Emulator) -> dict[str, Any]:
     """Run the last attempt to its end, and return what it says."""
     options: dict[str, Any] = {} if stage.ledger == "ledger" else {"ledger": None}
-    results = (stage.folder / "out" / "results.csv").as_uri()
+    results = (stage.folder / "out" / "night 1.csv").as_uri()
     task = Table(emulator, stage.folder, products(ROWS), results=results, **options)
     task.tries = stage.tries
     task.max_tries = 9
@@ -158,3 +165,18 @@ def test_a_kill_in_each_phase_buys_nothing_that_is_known_twice(
     assert sum(stage.bought.values()) == ROWS + BLOCK
     assert value["jobs"] == ROWS, "those of all attempts whose ids are known"
     assert stored(folder) == ROWS
+
+
+@pytest.mark.usefixtures("on_the_wire")
+@pytest.mark.parametrize("stage", ["ledger"], indirect=True)
+def test_two_runs_that_begin_together_and_are_killed_once_each_buy_inputs_once(stage: Stage) -> None:
+    rows, service = 300, stage.service
+    first, second = stage.begin("a", rows), stage.begin("b", rows)
+    stage.kill(first, lambda: len(service.jobs()) >= 40)
+    stage.kill(second, lambda: len(service.jobs()) >= 80)
+    assert len(service.jobs()) < rows
+    retries = [stage.begin("a", rows), stage.begin("b", rows)]
+    assert [process.wait(120) for process in retries] == [0, 0]
+    assert len(stage.bought) == rows
+    # what was in the air at the kills
+    assert sum(stage.bought.values()) <= rows + 2 * BLOCK

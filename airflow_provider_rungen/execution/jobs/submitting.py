@@ -190,9 +190,10 @@ class Submitting:
         jobs = self._log.jobs
         self.submitted_at = min(jobs.submitted_by, now)
         if self.paid is not None:
-            rows = {number: jobs.table.rows[number] for number in jobs.inputs(InputState.RUNNING)}
-            current = {number: row.current(jobs.since) for number, row in rows.items()}
-            self.paid.add_missing({n: job.id for n, job in current.items() if job and not job.is_shared})
+            numbers = jobs.inputs(InputState.RUNNING, InputState.COMPLETED)
+            current = {number: jobs.table.rows[number].current(jobs.since) for number in numbers}
+            own = {n: job for n, job in current.items() if job and not job.is_shared and not job.stored}
+            self.paid.add_missing({number: job.id for number, job in own.items()})
 
     def forget_useless(self, errors: Mapping[str, RunGenError]) -> None:
         """Remove the jobs from the ledger that no attempt can use, given why this one cannot."""

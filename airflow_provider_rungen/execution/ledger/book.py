@@ -371,11 +371,12 @@ class LedgerBook:
 
     def add_missing(self, app_id: str, jobs: Mapping[str, str]) -> None:
         """
-        Remember submitted jobs whose key has no entry that counts.
+        Remember submitted jobs whose key has no entry of a job that counts.
 
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
-        counting = {key for key, entry in self._read(jobs).items() if self._counts(entry)}
+        entries = self._read(jobs).items()
+        counting = {key for key, entry in entries if entry.job_id and self._counts(entry)}
         self.add_pending(app_id, {key: job_id for key, job_id in jobs.items() if key not in counting})
 
     def add_done(self, jobs: Mapping[str, StoredJob | Entry]) -> None:
