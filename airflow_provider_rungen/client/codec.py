@@ -26,6 +26,8 @@ from airflow_provider_rungen.exceptions import (
 
 RETRY_AFTER_CAP = 3600.0
 _MAX_DEPTH = 64
+# An id names a folder, and many file systems allow no more.
+_MAX_ID_BYTES = 255
 _ERRORS: dict[int, type[RunGenAPIError]] = {
     400: RunGenBadRequestError,
     413: RunGenBadRequestError,
@@ -165,8 +167,8 @@ def path_segment(value: Any, name: str = "app_id") -> str:
         reason = "it is empty. Did the upstream task push nothing?"
     elif not isinstance(value, str):
         reason = f"it is a {type(value).__name__}, not text"
-    elif len(value) > 256:
-        reason = f"it has {len(value)} characters"
+    elif len(value.encode("utf-8", "replace")) > _MAX_ID_BYTES:
+        reason = f"it has more than {_MAX_ID_BYTES} bytes"
     elif value in (".", "..") or not value.isprintable() or re.search(r"[/\\?#%\s]", value):
         reason = "an id has no slash, '?', '#', '%', space or control character, and is not just dots"
     else:

@@ -16,7 +16,7 @@ from airflow_provider_rungen.client.parsing import (
     to_counts,
     to_id,
     to_mapping,
-    to_number,
+    to_seconds,
     to_text,
     to_time,
     unwrap,
@@ -168,7 +168,7 @@ class Job:
             error=error,
             input=_input(item),
             created_at=to_time(item.get("created_at")),
-            execution_time=to_number(item.get("execution_time")),
+            execution_time=to_seconds(item.get("execution_time")),
             raw_status=raw_status if isinstance(raw_status, str) else "",
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -13,6 +12,9 @@ import pendulum
 from airflow_provider_rungen.client.texts import clean_text, error_text
 from airflow_provider_rungen.exceptions import RunGenResponseError
 
+#: What is more is no count, and no time: neither is kept, since no record may have it.
+MAX_COUNT = 10**9
+MAX_SECONDS = 1e11
 _WHOLE = re.compile(r"[0-9]{1,9}(\.0+)?")
 
 
@@ -80,18 +82,18 @@ def _to_count(value: Any) -> int | None:
     if isinstance(value, str):
         return int(value.partition(".")[0]) if _WHOLE.fullmatch(value) else None
     is_whole = value.is_integer() if isinstance(value, float) else type(value) is int
-    return int(value) if is_whole and value >= 0 else None
+    return int(value) if is_whole and 0 <= value <= MAX_COUNT else None
 
 
-def to_number(value: Any) -> float | None:
-    """Return a number that is neither negative nor infinite."""
+def to_seconds(value: Any) -> float | None:
+    """Return a duration; ``None`` for a number that is none."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     try:
-        number = float(value)
+        seconds = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) and number >= 0 else None
+    return seconds if 0 <= seconds <= MAX_SECONDS else None
 
 
 def to_time(value: Any) -> pendulum.DateTime | None:

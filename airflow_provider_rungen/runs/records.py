@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any, TypeVar, cast
 
 from airflow_provider_rungen.client import codec
+from airflow_provider_rungen.client.parsing import MAX_COUNT, MAX_SECONDS
 from airflow_provider_rungen.exceptions import RunGenInputError
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,6 @@ T = TypeVar("T")
 
 #: The version of all records.
 VERSION = 1
-MAX_COUNT = 10**9
 _MAX_TEXT = 1000
 _HEX = re.compile(r"[0-9a-f]{8,64}")
 _KINDS: Mapping[str, set[type[Any]]] = {
@@ -154,6 +154,6 @@ def count(value: Any, name: str, *, least: int = 0, most: int = MAX_COUNT) -> in
 def seconds(value: Any, name: str) -> float:
     """Return a duration, or a time (seconds since 1970)."""
     # a comparison with NaN is false
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e11:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_SECONDS:
         raise InvalidRecordError(f"{name} is not a number of seconds")
     return float(value)

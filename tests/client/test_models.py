@@ -138,7 +138,11 @@ def test_the_execution_time_is_seconds(value: Any, want: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, "", "soon", "NaN", "inf", "-1", -1, True, [], {}, 10**400, "9" * 5000, float("nan")]
+    "value",
+    [
+        *(None, "", "soon", "NaN", "inf", "-1", -1, True, [], {}, 10**400, "9" * 5000, float("nan")),
+        *("1764302000000", 100_000_000_000.4, 1e300),
+    ],
 )
 def test_a_strange_execution_time_is_none(value: Any) -> None:
     assert job(execution_time=value).execution_time is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath
 from conftest import FakeTaskInstance, Outcome, run_task
 
 from airflow_provider_rungen.decorators import rungen_task
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Emulator, Fault, Service
+from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator
 
@@ -128,6 +131,23 @@ def test_what_failed_is_bought_anew_and_the_rest_is_not(task: Task, mode: bool) 
     assert [each is None for each in again.value] == [False] * 4 + [True]
     assert task.ti.xcoms["failed"][-1]["index"] == 4
     assert task.created == 4 + 2
+
+
+def test_a_time_that_no_job_can_have_run_is_not_kept(task: Task, mode: bool) -> None:
+    class Odd(Service):
+        def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+            reply = super().handle(method, path, headers, body)
+            answer = re.sub(rb'("execution_time": )"[0-9.]+"', rb'\1"1764302000000"', reply.body)
+            return replace(reply, body=answer)
+
+    task.emulator.service = Odd(workers=10)
+    failing = [*inputs(2), {"prompt": "p", "emulator": {"fail": "no luck"}}]
+    assert "1 of 3" in str(task.run(failing, deferrable=mode).error)
+    # neither the log nor the ledger is damaged
+    assert "1 of 3" in str(task.run(failing, deferrable=mode, retry=True).error)
+    assert task.created == 4
+    assert task.run(inputs(2), deferrable=mode).error is None
+    assert task.created == 4
 
 
 def test_each_run_renders_the_templates_of_the_ledger_anew(task: Task) -> None:

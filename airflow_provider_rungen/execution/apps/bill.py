@@ -29,8 +29,6 @@ BILL_KEY = "bill"
 _SOURCE = "declared price"
 _MILLISECOND = Decimal("0.001")
 _SHARE = Decimal("0.0001")
-# A longer time is no time that a job ran.
-_MAX_SECONDS = 1e12
 # The digits of a bill, and of the column ``cost``.
 _CENTS = Decimal("0.0001")
 _COST = Decimal("0.00000001")
@@ -162,7 +160,7 @@ def add_costs(rows: Iterable[ResultRow], price: Price | None) -> Iterator[Result
     """Yield rows with their costs, as far as it is known how long their jobs ran."""
     for row in rows:
         seconds = row.execution_seconds
-        if price is None or seconds is None or seconds > _MAX_SECONDS:
+        if price is None or seconds is None:
             yield row
         else:
             yield replace(row, cost=price.cost(Decimal(str(seconds)), _COST))

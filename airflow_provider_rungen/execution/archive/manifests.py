@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS
-from airflow_provider_rungen.client.parsing import to_number, to_text, to_time
+from airflow_provider_rungen.client.parsing import to_seconds, to_text, to_time
 
 MANIFEST = "manifest.json"
 # Of a manifest that is read.
@@ -76,7 +76,7 @@ def parse_manifest(
         input=fields.get("input"),
         result=fields.get("result"),
         created_at=fields["created_at"] if to_time(fields.get("created_at")) else None,
-        execution_seconds=to_number(fields.get("execution_time")),
+        execution_seconds=to_seconds(fields.get("execution_time")),
         app_id=to_text(app),
     )
 
