@@ -43,6 +43,7 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenError,
+    RunGenForbiddenError,
     RunGenInputError,
     RunGenJobError,
     RunGenOutputError,
@@ -1017,7 +1018,7 @@ def test_a_key_that_is_refused_in_the_middle_ends_it(
     ids = submitted(*[job() for _ in range(30)])
     rungen_emulator.service.inject(Fault(on="get", status=status, times=None))
     outcome = archive(context, ids, tmp_path, wait_for_completion=False)
-    assert type(outcome.error) is AirflowFailException
+    assert type(outcome.error) is RunGenForbiddenError
     assert "API key" in str(outcome.error)
     assert rungen_emulator.service.count("get") <= 16
 

@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, Asset
 from conftest import APP, KEY, Outcome, OutletEvents, run_task
 
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.exceptions import RunGenInputError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import RunGenForbiddenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.sinks.batch_result import MAX_FAILED
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
@@ -206,7 +206,8 @@ def test_the_table_is_written_when_the_service_goes_away(
     # the key is refused once the first job is known to be over
     rungen_emulator.service.inject(Fault(on="get", status=403, times=None, job_id=running, skip=3))
     outcome = collect(context, [done, running], tmp_path)
-    assert type(outcome.error) is AirflowFailException
+    assert type(outcome.error) is RunGenForbiddenError
+    assert outcome.error.retryable
     rows = table_in(tmp_path)
     assert columns(rows, "status", "result") == [("completed", "done"), ("failed", None)]
     assert "403" in rows[1]["error"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import os
 import pickle
@@ -13,6 +14,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +28,8 @@ from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
+    RunGenConfigError,
+    RunGenForbiddenError,
     RunGenJobCanceledError,
     RunGenJobError,
     RunGenJobFailedError,
@@ -220,7 +224,6 @@ HOPELESS: dict[str, Any] = {
     "input that is no JSON": (lambda e: None, {"input": {"prompt": float("nan")}}, "input.prompt"),
     "no such app": (lambda e: None, {"app_id": "no-such-app"}, "no such app"),
     "app that is no id": (lambda e: None, {"app_id": "a/../b"}, "app_id"),
-    "wrong key": (lambda e: setattr(e.service, "api_key", "another"), {}, "API key"),
     "payment required": (lambda e: e.service.inject(Fault(on="run", status=402)), {}, "402"),
 }
 
@@ -237,6 +240,26 @@ def test_what_is_hopeless_is_not_tried_again(
     assert KEY not in str(outcome.error)
     assert rungen_emulator.service.stats()["jobs_created"] == 0
     assert "job_id" not in ti.xcoms
+
+
+def test_a_wrong_key_may_be_replaced_before_a_retry(rungen_emulator: Emulator, context: Any) -> None:
+    rungen_emulator.service.api_key = "another"
+    error = run_task(run_op(), context).error
+    assert type(error) is RunGenForbiddenError
+    assert error.retryable
+    rungen_emulator.service.api_key = KEY
+    assert run_task(run_op(), context).error is None
+
+
+@pytest.mark.parametrize("make", [run_op, partial(collect_op, "job-1")], ids=["run", "collect"])
+def test_a_wrong_connection_may_be_corrected_before_a_retry(
+    context: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {"conn_type": "rungen", "extra": {"proxy": "nowhere"}}
+    monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps(wrong))
+    error = run_task(make(rungen_conn_id="wrong"), context).error
+    assert isinstance(error, RunGenConfigError)
+    assert error.retryable
 
 
 @pytest.mark.parametrize("name", ["poll_interval", "timeout"])

@@ -25,6 +25,7 @@ from bad_answers import Fault
 from conftest import APP, KEY, SOON, Outcome, run_task, signal_when
 
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.exceptions import RunGenForbiddenError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -201,7 +202,7 @@ def test_failing_softly_is_skipping(
         with RunGenHook() as hook:
             hook.cancel_job(job_id=job_id)
     if what == "hopeless":
-        rungen_emulator.service.inject(Fault(on="get", status=403, skip=1, times=None))
+        rungen_emulator.service.inject(Fault(on="get", status=400, skip=1, times=None))
     task = sensor(job_id, deferrable=deferrable, timeout=0.3 if what == "timeout" else 60, **{way: True})
     task.result_schema = "flux-schnell" if what == "misfit" else None
     outcome = run_task(task, context)
@@ -253,15 +254,17 @@ def test_what_is_no_id_is_hopeless_and_sends_nothing(
 
 
 @MODES
-def test_a_refusal_that_lasts_is_hopeless(
+def test_a_refusal_that_lasts_leaves_the_job_to_a_retry(
     rungen_emulator: Emulator, context: Any, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 0.5)
     [job_id] = submitted(60)
     rungen_emulator.service.inject(Fault(on="get", status=403, skip=1, times=None))
     outcome = run_task(sensor(job_id, deferrable=deferrable), context)
-    assert type(outcome.error) is AirflowFailException
-    assert "403" in str(outcome.error)
+    # the policy of Airflow 3.3 decides by what it says itself
+    assert type(outcome.error) is RunGenForbiddenError
+    assert outcome.error.retryable
+    assert states(rungen_emulator) == ["RUNNING"]
     assert KEY not in str(outcome.error)
 
 
@@ -393,7 +396,7 @@ def test_a_poke_in_a_new_process_reports_a_refusal_that_lasts(
     monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 0.3)
     [job_id] = submitted(60)
     rungen_emulator.service.inject(Fault(on="get", status=401, times=None))
-    with pytest.raises(AirflowFailException, match="401"):
+    with pytest.raises(RunGenForbiddenError, match="401"):
         sensor(job_id, mode="reschedule").poke(context)
 
 

@@ -9,11 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
-from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.durations import format_duration
-from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.job_ids import format_jobs, log_jobs
+from airflow_provider_rungen.execution.task.outcomes import is_hopeless, is_refusal
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
 
@@ -96,7 +96,7 @@ class Ending:
 
     def has_next(self, error: Exception | None = None) -> bool:
         """Return whether another attempt follows that finds what is saved."""
-        is_final = isinstance(error, _NO_RETRY) or (isinstance(error, RunGenError) and not error.retryable)
+        is_final = isinstance(error, _NO_RETRY) or (isinstance(error, RunGenError) and is_hopeless(error))
         return self.is_durable and not is_final and self._log.home.numbers.has_next
 
     @contextmanager
@@ -271,13 +271,6 @@ class Ending:
                 self._log.home.look_for_head()
             else:
                 self._log.note(end=End.CLEARED)
-
-
-def is_refusal(error: Exception) -> bool:
-    """Return whether the key or the connection is at fault, which is no reason to cancel a job."""
-    return isinstance(error, RunGenConfigError) or (
-        isinstance(error, RunGenError) and retry.is_refusal(error)
-    )
 
 
 def _sentence(job_ids: Sequence[str], app_id: str) -> str:

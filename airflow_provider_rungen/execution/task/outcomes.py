@@ -11,7 +11,9 @@ from typing import Any
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
+    RunGenConfigError,
     RunGenError,
+    RunGenForbiddenError,
     RunGenJobCanceledError,
     RunGenJobFailedError,
     RunGenNotFoundError,
@@ -143,6 +145,16 @@ def combined_error(errors: Iterable[RunGenError], count: int, problem: str) -> R
 def brief_reason(error: RunGenError) -> str:
     """Return the message of an error for a line that says already that something failed."""
     return error.message.removeprefix("Failed: ")
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Return whether the key or the connection is at fault, which is no reason to cancel a job."""
+    return isinstance(error, RunGenForbiddenError | RunGenConfigError)
+
+
+def is_hopeless(error: RunGenError) -> bool:
+    """Return whether no retry of the task can help. Somebody may have corrected the connection by then."""
+    return not error.retryable and not is_refusal(error)
 
 
 def is_permanent(error: RunGenError) -> bool:

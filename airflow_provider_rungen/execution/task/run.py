@@ -14,6 +14,7 @@ from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.task.kill import KillGuard
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome, lineage_of
 from airflow_provider_rungen.execution.task.options import RunOptions
+from airflow_provider_rungen.execution.task.outcomes import is_hopeless
 from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS, PAGE_KEY
 from airflow_provider_rungen.execution.task.usage import UsageReport
 from airflow_provider_rungen.hooks.rungen import RunGenHook
@@ -209,6 +210,8 @@ def fail_without_retry(*also: type[RunGenError]) -> Iterator[None]:
     try:
         yield
     except RunGenError as error:
-        if error.retryable and not isinstance(error, also):
+        # it is what decides on Airflow 3.3: see `RunGenRetryPolicy`
+        error.retryable = not is_hopeless(error) and not isinstance(error, also)
+        if error.retryable:
             raise
         raise error.named_in(AirflowFailException(str(error))) from error
