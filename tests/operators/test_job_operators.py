@@ -29,6 +29,7 @@ from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenConfigError,
+    RunGenError,
     RunGenForbiddenError,
     RunGenJobCanceledError,
     RunGenJobError,
@@ -602,6 +603,24 @@ def test_a_job_that_cannot_be_canceled_fails_the_task_after_the_others_are(
         assert f"but it is RUNNING (job {stubborn}, app {APP})" in str(outcome.error)
         assert rungen_emulator.service.stats()["jobs_cancelled"] == canceled
     assert states(rungen_emulator) == ["RUNNING", "CANCELED"]
+
+
+def test_no_job_keeps_the_others_from_being_canceled(
+    rungen_emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    over, broken, *slow = submitted(taking(0), LONG, LONG, LONG)
+    rungen_emulator.service.inject(Fault(on="cancel", status=500, job_id=broken, times=5))
+    op = RunGenCancelJobOperator(task_id="c", job_id=["unknown", over, broken, *slow], fail_if_over=True)
+    error = run_task(op, context).error
+    assert states(rungen_emulator) == ["COMPLETED", "RUNNING", "CANCELED", "CANCELED"]
+    assert all(each in str(error) for each in ("3 jobs could not be canceled", "unknown", over, broken))
+    assert any("unknown" in line and over in line and broken in line for line in caplog.messages)
+    # it cancels the one that the service had no answer for
+    assert isinstance(error, RunGenError)
+    assert error.retryable
+    run_task(op, context)
+    assert states(rungen_emulator) == ["COMPLETED", "CANCELED", "CANCELED", "CANCELED"]
 
 
 @MODES
