@@ -21,6 +21,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.table.reader import open_rows
 from airflow_provider_rungen.execution.table.results import JobRows, ResultRow, ResultsTable, Status
 
 SIGNED = "https://storage.example/in.png?X-Amz-Signature=s3cret"
@@ -210,6 +211,19 @@ def test_nested_values_stay_in_json_lines_and_are_text_in_csv(tmp_path: Path) ->
     [lines] = written(tmp_path, "jsonl", row)
     assert (lines["sku"], lines["price"]) == ({"x": [1, None]}, "NaN")
     assert json.loads(written(tmp_path, "csv", row)[0]["sku"]) == {"x": [1, None]}
+
+
+@pytest.mark.parametrize(
+    "text", ["a\rb", "a\r\nb", "a\nb", "\r", "a\0b", 'a"b', "a,b", " a ", "\u2028"], ids=ascii
+)
+def test_any_text_in_csv_is_a_source_of_the_next_task(tmp_path: Path, text: str) -> None:
+    columns = {"sku": "text", f"c{text}": "text"}
+    row = ResultRow(index=0, status=Status.SKIPPED, values={"sku": text, f"c{text}": text})
+    found = written(tmp_path, "csv", row, row, columns=columns)
+    shown = text.replace("\0", "\\x00")
+    assert [(each["sku"], each[f"c{shown}"]) for each in found] == [(shown, shown)] * 2
+    assert list(open_rows(str(tmp_path / "results.csv"))) == found
+    assert b"\r\n" not in (tmp_path / "results.csv").read_bytes().replace(text.encode(), b"")
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
 import logging
@@ -21,6 +20,7 @@ Values: TypeAlias = dict[str, Any]
 # A row group of Parquet has so many rows, or fewer when they are large. Python needs about 3 kB for each.
 _GROUP_ROWS = 4_000
 _GROUP_CHARS = 8 << 20
+_CSV_END = "\r\n"
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -42,10 +42,22 @@ def write_json_lines(file: BinaryIO, columns: Mapping[str, str], rows: Iterable[
 
 def write_csv(file: BinaryIO, columns: Mapping[str, str], rows: Iterable[Values]) -> None:
     """Write CSV with a header. Lists, objects and booleans are JSON text, null is an empty cell."""
-    writer = csv.writer(codecs.getwriter("utf-8")(file, "backslashreplace"), lineterminator="\n")
+    # before Python 3.13, a cell is quoted only for line ends that are in this one
+    writer = csv.writer(_CsvLines(file), lineterminator=_CSV_END)
     writer.writerow(columns)
     for row in rows:
         writer.writerow(map(_cell, row.values()))
+
+
+class _CsvLines:
+    """Takes the lines of a CSV writer. Each ends with a line feed, and has no NUL, which CSV cannot hold."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        text = line.removesuffix(_CSV_END).replace("\0", "\\x00")
+        self._file.write(f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 def _cell(value: Any) -> Any:
