@@ -209,6 +209,31 @@ def test_the_table_is_written_when_the_task_fails(run: Callable[..., Table], mod
     assert (outcome.value["jobs"], outcome.value["reused"], task.created) == (4, 0, 4)
 
 
+@pytest.mark.parametrize("has_ledger", [False, True])
+def test_the_summary_is_about_the_jobs_of_all_attempts(
+    run: Callable[..., Table], mode: bool, has_ledger: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = {f"sku-{number}": {"prompt": f"{number}", "emulator": {"fail": "no"}} for number in (1, 3)}
+    task = run(products(4), deferrable=mode, to_input=lambda row: failing.get(row["sku"]) or picture(row))
+    if not has_ledger:
+        task.options.pop("ledger")
+    assert "2 of 4 rows failed" in str(task.attempt().error)
+    task.options["to_input"] = picture
+    for created in (6, 6 if has_ledger else 10):
+        summary, usage = task.attempt().value, task.ti.xcoms["usage"]
+        assert summary["jobs"] == usage["jobs"] == task.created == created
+        assert f"4 rows: {created} bought, 0 reused" in caplog.text
+        ran = sum(job["finished"] - job["started"] for job in task.emulator.service.jobs())
+        assert summary["execution_seconds"] == usage["execution_seconds"] == pytest.approx(ran, abs=0.01)
+        assert task.column("reused") == [False] * 4
+        task.clear()
+    task.next_run("night 2")
+    summary, usage = task.attempt().value, task.ti.xcoms["usage"]
+    reused, bought = (4, 0) if has_ledger else (0, 4)
+    assert (summary["reused"], summary["jobs"]) == (usage["reused"], usage["jobs"]) == (reused, bought)
+    assert task.column("reused") == [has_ledger] * 4
+
+
 def test_jobs_that_take_too_long_are_canceled_and_the_others_stored(
     run: Callable[..., Table], mode: bool
 ) -> None:

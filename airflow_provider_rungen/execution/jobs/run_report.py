@@ -160,8 +160,7 @@ class RunReport:
                     if planned.first in known.refused:
                         known.refused[number] = known.refused[planned.first]
         refused = dict(sorted(known.refused.items()))
-        submitted = task_log.jobs.totals().submitted
-        return BatchResult(known.ids, refused, list(known.jobs.values()), stopped, known.shared, submitted)
+        return BatchResult(known.ids, refused, list(known.jobs.values()), stopped, known.shared)
 
     def _add_closed(self, parts: set[int]) -> None:
         """Read parts that were let go, once. They do not change any more."""

@@ -78,8 +78,6 @@ class BatchResult:
     :param jobs: the jobs that have ended, all that failed among them.
     :param stopped: why it was stopped before all inputs had a job.
     :param shared: the jobs that another task run submitted, or that were stored before.
-    :param submitted: how many jobs this task run submitted, in all its attempts; by default, those of ``ids``
-        that are not shared.
     """
 
     ids: list[str | None]
@@ -87,7 +85,6 @@ class BatchResult:
     jobs: Sequence[Job] = ()
     stopped: Stopped | None = None
     shared: Collection[str] = ()
-    submitted: int | None = None
 
     @property
     def job_ids(self) -> list[str]:

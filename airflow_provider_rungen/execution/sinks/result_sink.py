@@ -114,7 +114,7 @@ class ResultSink(Collector):
                 outcome = replace(outcome, files=files)
             log.info("Collected the results of %s", format_jobs(done))
         else:
-            value = counts.summary(self._table.uri)
+            value = counts.summary(self._table.uri, self._run.usage_report.used())
             outcome = replace(
                 outcome,
                 failed_count=counts.failed,
@@ -161,7 +161,7 @@ class ResultSink(Collector):
             skipped = counts.by_status[Status.SKIPPED]
             log.info(
                 "%d rows: %d bought, %d reused, %d skipped, %d failed",
-                *(counts.rows, counts.new_jobs, counts.reused, skipped, counts.failed),
+                *(counts.rows, run.usage_report.used()["jobs"], counts.reused, skipped, counts.failed),
             )
             check_inputs(
                 run,
@@ -200,8 +200,6 @@ class ResultSink(Collector):
         if self._table is not None:
             columns = dict(zip(manifest.columns, manifest.types, strict=True))
             self._table.write(counts.count(add_costs(result_rows(), find_price(self._run))), columns)
-            if result.submitted is not None:
-                counts.new_jobs = result.submitted
         self._is_written = True
         if self._sheet is not None:
             self._sheet.write(result_rows, self._run.ti, self._run.known_app_id)

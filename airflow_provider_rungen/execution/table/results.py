@@ -67,7 +67,7 @@ class ResultRow:
     :param index: its place in the source, from 0.
     :param values: of the table's own columns, JSON values by name. A missing one is null.
     :param error: why it is not completed.
-    :param reused: whether its job was stored before.
+    :param reused: whether another task run submitted its job, or a collecting task found it stored.
     :param outputs: the URIs of its stored files.
     :param sha256: the digest of the first file.
     :param result: what the model returned, as JSON text without the secrets of its URLs.
@@ -107,12 +107,11 @@ class ResultRow:
 
 
 class ResultCounts:
-    """The rows of a table by how they ended, and the jobs behind them."""
+    """The rows of a table, by how they ended."""
 
     def __init__(self) -> None:
-        self.rows = self.reused = self.new_jobs = self.file_count = 0
+        self.rows = self.reused = self.file_count = 0
         self.by_status: Counter[Status] = Counter()
-        self.execution_seconds = 0.0
         #: The first rows that were to have a result, and have none.
         self.first_failed: list[ResultRow] = []
         # several rows may have one job
@@ -139,16 +138,14 @@ class ResultCounts:
             if row.job_id is not None and row.job_id not in self._jobs:
                 self._jobs.add(row.job_id)
                 self.file_count += len(row.outputs)
-                if not row.reused:
-                    self.new_jobs += 1
-                    self.execution_seconds += row.execution_seconds or 0
             yield row
 
-    def summary(self, uri: str) -> dict[str, Any]:
+    def summary(self, uri: str, used: Mapping[str, Any]) -> dict[str, Any]:
         """
         Return what the task returns.
 
         :param uri: the table.
+        :param used: what the jobs of the task run used, in all of its attempts: the XCom ``usage``.
         """
         return {
             "results": redact(uri),
@@ -157,8 +154,8 @@ class ResultCounts:
             "failed": self.failed,
             "skipped": self.by_status[Status.SKIPPED],
             "reused": self.reused,
-            "jobs": self.new_jobs,
-            "execution_seconds": round(self.execution_seconds, 3),
+            "jobs": used["jobs"],
+            "execution_seconds": used["execution_seconds"],
         }
 
 

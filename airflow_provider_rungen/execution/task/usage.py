@@ -72,8 +72,8 @@ class UsageReport:
     """
 
     def __init__(self, guard: KillGuard, push: Callable[[str, Any, str], None]) -> None:
-        #: Returns what `Usage.to_json` does; ``None`` for a task that is not about jobs.
-        self.used: Callable[[], Mapping[str, Any] | None] = lambda: None
+        #: Returns what `Usage.to_json` does; nothing for a task that is not about jobs.
+        self.used: Callable[[], Mapping[str, Any]] = dict
         self._guard = guard
         self._push = push
         self._reported: Mapping[str, Any] = {}
@@ -97,7 +97,7 @@ class UsageReport:
     def push(self) -> None:
         """Report what was used. A second call counts only what was added since."""
         used = self.used()
-        if used is None or used == self._reported:
+        if used == self._reported:
             return
         before, self._reported = self._reported, used
         if used["jobs"] or used["reused"]:
