@@ -62,7 +62,7 @@ def decode(response: Response, request: Request, now: float) -> Any:
         return {}
     try:
         # NaN is not JSON, but some servers write it, and a result must not be lost for that
-        return json.loads(response.body, parse_constant=lambda _: None)
+        return json.loads(response.body, parse_constant=lambda _: None, parse_int=_to_int)
     except RecursionError:
         message = request.failure("the answer is nested too deeply")
         raise RunGenResponseError(message, hint="", retryable=False) from None
@@ -118,6 +118,14 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
         is_from_service=asked is not None or is_own_shape,
         retryable=True if is_page or is_odd_read else None,
     )
+
+
+def _to_int(digits: str) -> int | str:
+    """Return an integer, or its digits if these are more than Python converts."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
 
 
 def _to_plain_text(body: bytes) -> str:

@@ -389,6 +389,13 @@ def test_a_result_with_nan_is_not_lost() -> None:
     assert _perform("get", Response(200, {}, body)).result == {"score": None, "text": "x"}
 
 
+def test_a_result_with_more_digits_than_python_converts_is_not_lost() -> None:
+    digits = "7" * 5000
+    body = b'{"id": "j", "status": "COMPLETED", "execution_time": %s, "result": [7, %s]}'
+    job = _perform("get", Response(200, {}, body % (digits.encode(), digits.encode())))
+    assert (job.result, job.execution_time) == ([7, digits], None)
+
+
 # --- text for logs ------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException, Asset
 from bad_answers import Fault
 from conftest import FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task, signal_when
 
-from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator import Emulator, Service
+from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator, RunGenRunTableOperator
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -232,6 +234,33 @@ def test_the_summary_is_about_the_jobs_of_all_attempts(
     reused, bought = (4, 0) if has_ledger else (0, 4)
     assert (summary["reused"], summary["jobs"]) == (usage["reused"], usage["jobs"]) == (reused, bought)
     assert task.column("reused") == [has_ledger] * 4
+
+
+@pytest.mark.parametrize("store", [None, FakeStore], ids=["2.11", "3.3"])
+def test_a_job_that_nobody_can_read_keeps_no_other_from_running_again(
+    run: Callable[..., Table], mode: bool, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+
+    class Odd(Service):
+        is_odd = True
+
+        def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+            reply = super().handle(method, path, headers, body)
+            is_unread = self.is_odd and method == "GET" and b"product 2" in reply.body
+            return replace(reply, body=b"7") if is_unread else reply
+
+    failing = {"sku-1": {"prompt": "x", "emulator": {"fail": "no"}}}
+    task = run(products(3), deferrable=mode, to_input=lambda row: failing.get(row["sku"]) or picture(row))
+    task.emulator.service = service = Odd(workers=10, job_seconds=0.1)
+    task.store, task.max_tries = store and store(), 5
+    assert "Not over in time" in str(task.attempt(timeout=1).error)
+    task.options["to_input"] = picture
+    assert "Not over in time" in str(task.attempt(timeout=1).error)
+    assert task.column("status") == ["completed", "completed", "failed"]
+    service.is_odd = False
+    assert task.attempt().value["completed"] == 3
+    assert task.created == 4
 
 
 def test_jobs_that_take_too_long_are_canceled_and_the_others_stored(

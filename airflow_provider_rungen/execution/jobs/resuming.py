@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.job_poller import concerns_one_job
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
@@ -122,12 +123,15 @@ class Resuming:
     def _note(self, job_id: str, outcome: Job | RunGenError) -> None:
         jobs = self.task_log.jobs
         is_ours = isinstance(outcome, Job) and self._is_ours(job_id, outcome)
+        is_strange = job_id in jobs.table.unchecked and not self.is_remembered(job_id)
         if isinstance(outcome, RunGenNotFoundError | RunGenBadRequestError):
             self.task_log.jobs.end(job_id, JobState.LOST)
             self.lost.append(job_id)
         elif isinstance(outcome, RunGenError):
-            raise outcome
-        elif job_id in jobs.table.unchecked and not (is_ours or self.is_remembered(job_id)):
+            if is_strange or not concerns_one_job(outcome):
+                raise outcome
+            log.warning("%s; polled again with the others", outcome.message)
+        elif is_strange and not is_ours:
             log.warning("Ignored a job that the log names, but whose input is another %s", job_id)
             jobs.check(job_id, is_ours=False)
         else:
