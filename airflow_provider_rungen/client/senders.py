@@ -31,38 +31,28 @@ if TYPE_CHECKING:
 MAX_IN_FLIGHT = 32
 # Seconds between two checks whether the caller is interrupted.
 CHECK_INTERVAL = 0.1
+# Seconds after which a connection is not used for another submission. Servers close idle ones after two
+# seconds or more, and the fate of what is sent at that moment is unknown.
+_MAX_IDLE = 1.0
 # Seconds that a request in flight may take once its caller is interrupted.
 FINAL_GRACE = 1.0
 
 
 class AsyncSender:
     """
-    Sends requests over one `aiohttp.ClientSession`. The event loop that uses it must make and close it.
+    Sends requests with `aiohttp`. The event loop that uses it must make and close it.
 
     :param settings: how to reach the service.
     """
 
     def __init__(self, settings: Settings) -> None:
-        import aiohttp
-
         self.settings = settings
         self._proxy = settings.proxy_for(settings.base_url)
         self._gap = 1 / (settings.max_requests_per_second or inf)
         self._next_begin = 0.0
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._verify = settings.trusted()
-        # no headers here: aiohttp sends those of the session to a proxy, in the clear
-        self.session: aiohttp.ClientSession = aiohttp.ClientSession(
-            cookie_jar=aiohttp.DummyCookieJar(),
-            connector=aiohttp.TCPConnector(limit=MAX_IN_FLIGHT, resolver=resolver()),
-            timeout=aiohttp.ClientTimeout(
-                total=None, connect=settings.connect_timeout, sock_read=settings.read_timeout
-            ),
-            auto_decompress=False,
-            trace_configs=[_tracing()],
-        )
-        # aiohttp would send a request again by itself, and a deletion would seem to be refused
-        self.session._retry_connection = False
+        self._session, self._submissions = _open_session(settings), _open_session(settings, _MAX_IDLE)
 
     async def __call__(self, request: Request, is_interrupted: Callable[[], bool] | None = None) -> Response:
         """
@@ -108,7 +98,7 @@ class AsyncSender:
         from yarl import URL
 
         settings, verify = self.settings, self._verify
-        async with self.session.request(
+        async with (self._submissions if request.method == "POST" else self._session).request(
             request.method,
             URL(f"{settings.base_url}/{request.path}", encoded=True),
             data=request.body,
@@ -129,7 +119,33 @@ class AsyncSender:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.session.close()
+        try:
+            await self._session.close()
+        finally:
+            await self._submissions.close()
+
+
+def _open_session(settings: Settings, max_idle: float = 15.0) -> aiohttp.ClientSession:
+    """
+    Return a session.
+
+    :param max_idle: seconds after which a connection is not used again.
+    """
+    import aiohttp
+
+    # no headers here: aiohttp sends those of the session to a proxy, in the clear
+    session = aiohttp.ClientSession(
+        cookie_jar=aiohttp.DummyCookieJar(),
+        connector=aiohttp.TCPConnector(limit=MAX_IN_FLIGHT, keepalive_timeout=max_idle, resolver=resolver()),
+        timeout=aiohttp.ClientTimeout(
+            total=None, connect=settings.connect_timeout, sock_read=settings.read_timeout
+        ),
+        auto_decompress=False,
+        trace_configs=[_tracing()],
+    )
+    # aiohttp would send a request again by itself, and a deletion would seem to be refused
+    session._retry_connection = False
+    return session
 
 
 async def _end_soon(

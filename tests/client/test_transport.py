@@ -508,6 +508,21 @@ def test_one_connection_serves_many_requests() -> None:
         assert emulator.service.stats()["connections_opened"] == 1
 
 
+def test_a_submission_goes_over_no_connection_that_was_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("aiohttp.connector.monotonic", lambda: now)
+    opened = []
+    with Emulator() as emulator:
+        sender = Sender(settings_for(emulator.url, api_key=emulator.service.api_key, read_timeout=5.0))
+        for now, requests in ((0, [GET, *[POST] * 50]), (0.9, [POST]), (2, [POST, GET])):  # noqa: B007
+            for request in requests:
+                sender(request)
+            opened.append(emulator.service.stats()["connections_opened"])
+        sender.close()
+    # a poll may be sent again, so it may find its connection closed
+    assert opened == [2, 2, 3]
+
+
 def test_a_connection_that_the_server_closed_meanwhile_is_made_anew(serve: Any) -> None:
     server = serve(OK)  # closes after each answer without saying so
     sender = Sender(settings_for(server.url))
