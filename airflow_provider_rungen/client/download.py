@@ -42,6 +42,7 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenConnectionError,
+    RunGenInputError,
     RunGenOutputError,
     RunGenResponseError,
 )
@@ -64,8 +65,16 @@ _HEADERS = {
 }
 
 
-class ExpiredUrlError(RunGenAPIError):
-    """The host of an output says that its URL has expired."""
+class RejectedUrlError(RunGenInputError):
+    """A URL must not be requested."""
+
+
+class RefusedError(RunGenResponseError):
+    """The host of an output, or a proxy before it, answers with something other than the file."""
+
+    default_hint = ""
+    #: Whether it says that the URL has expired.
+    is_expired = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,33 +120,41 @@ class Downloader:
         Download a file into another one, whose contents it replaces. A data URL is decoded.
 
         :raises RunGenConnectionError: the file did not arrive, or not all of it.
-        :raises RunGenAPIError: its host refuses it.
-        :raises RunGenOutputError: it must not be downloaded from there, is too large, or cannot be written.
+        :raises RunGenAPIError: its host has a problem that may pass: 408, 429, 5xx.
+        :raises RefusedError: its host answers with something else.
+        :raises RejectedUrlError: it must not be downloaded from there.
+        :raises RunGenOutputError: it is too large, or cannot be written.
         """
         if is_data_url(url):
             content = content_of(url)
             self._check_size(len(content) // 4 * 3 - content.count("=", -2))
             return await self._save(_decoded_data(content), file, content_type_of(url))
-        target = parse_url(url)
+        source: URL | None = None
+        location = url
         for _ in range(MAX_REDIRECTS + 1):
             try:
+                target = parse_url(location, source)
                 outcome = await self._request(target, file)
+            except RejectedUrlError as error:
+                if source is None:
+                    raise
+                raise RefusedError(f"{host_of(source)} redirected it, but {error.message}") from None
             except (aiohttp.ClientError, OSError, ValueError, EOFError, zlib.error) as error:
                 reason = describe_cause(error)
             else:
                 if isinstance(outcome, Download):
                     return outcome
-                target = outcome
+                source, location = target, outcome
                 continue
             # raised here, so that the library's error, which holds the URL, is not its context
             raise RunGenConnectionError(
                 f"the download from {host_of(target)} failed ({reason})",
                 hint="Check that the worker can reach that host, or try again later",
             )
-        raise rejection(f"it is redirected more than {MAX_REDIRECTS} times")
+        raise RefusedError(f"it is redirected more than {MAX_REDIRECTS} times")
 
-    async def _request(self, target: URL, file: BinaryIO) -> Download | URL:
-        """Download a file, or return the URL that it is redirected to."""
+    async def _request(self, target: URL, file: BinaryIO) -> Download | str:
+        """Download a file, or return the location that it is redirected to."""
         settings = self._settings
         proxy = settings.proxy_for(str(target.with_query(None)))
         async with asyncio.timeout(settings.connect_timeout + settings.read_timeout):
@@ -145,8 +162,8 @@ class Downloader:
             session = self._direct if proxy is None else self._proxied
             answer = await session.get(target, headers=_HEADERS, allow_redirects=False, proxy=proxy)
         async with answer:
-            if answer.status in _REDIRECTS:
-                return redirect_target(target, answer.headers.get("Location", ""))
+            if answer.status in _REDIRECTS and (location := answer.headers.get("Location")):
+                return location
             if answer.status != 200:
                 raise await _error_of(target, answer)
             self._check_size(answer.content_length or 0)
@@ -192,7 +209,7 @@ class Downloader:
         """
         Check an address before it is connected to.
 
-        :raises RunGenOutputError: it is in a private network that the service is not part of.
+        :raises RejectedUrlError: it is in a private network that the service is not part of.
         """
         if may_be_reached(address, ()):
             return
@@ -200,7 +217,7 @@ class Downloader:
             with contextlib.suppress(OSError, UnicodeError):
                 self._service_addresses = await _resolve(urlsplit(self._settings.base_url).hostname or "")
         if not may_be_reached(address, self._service_addresses):
-            raise rejection(
+            raise RejectedUrlError(
                 f"its host {clean_text(host, 100)} is in a private network that the service is not part of"
             )
 
@@ -239,7 +256,7 @@ async def _decoded_chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes
             answer.headers.get("Content-Encoding", ""), ignored=_REMOVED_ENCODINGS, step=_CHUNK_BYTES
         )
     except UnknownEncodingError as error:
-        raise rejection(
+        raise RefusedError(
             f"it has the encoding {clean_text(str(error), 20)}, which was not requested"
         ) from None
     async for data in answer.content.iter_chunked(_CHUNK_BYTES):
@@ -261,18 +278,19 @@ async def _resolve(host: str) -> list[str]:
     return [str(info[4][0]) for info in infos]
 
 
-async def _error_of(target: URL, answer: aiohttp.ClientResponse) -> RunGenAPIError | RunGenResponseError:
+async def _error_of(target: URL, answer: aiohttp.ClientResponse) -> RunGenAPIError | RefusedError:
     """Return the error of an answer without a file. It shows only the code, since the text may be signed."""
     body = await answer.content.read(4096)
     found = re.search(rb"<Code>(\w{1,60})</Code>", body)
     code = found[1].decode() if found else ""
     message = f"{host_of(target)} answered {answer.status} {code}".rstrip()
-    if answer.status < 300:
-        return RunGenResponseError(message, hint="")
-    headers = {name.lower(): value for name, value in answer.headers.items()}
-    wait = retry_after(Response(answer.status, headers, b""), time.time())
-    kind = ExpiredUrlError if 400 <= answer.status < 500 and _EXPIRED.search(body) else RunGenAPIError
-    return kind(message, status_code=answer.status, retry_after=wait)
+    if answer.status in (408, 429) or answer.status >= 500:
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        wait = retry_after(Response(answer.status, headers, b""), time.time())
+        return RunGenAPIError(message, status_code=answer.status, retry_after=wait)
+    error = RefusedError(message)
+    error.is_expired = answer.status >= 400 and _EXPIRED.search(body) is not None
+    return error
 
 
 @contextlib.contextmanager
@@ -292,54 +310,33 @@ def _tls(verify: bool | str) -> ssl.SSLContext | bool:
     return tls_context(path) if path else verify
 
 
-# --- which URLs are downloaded, and which redirects are followed ---
-
-
-def parse_url(url: str) -> URL:
+def parse_url(text: str, source: URL | None) -> URL:
     """
     Return a URL that may be downloaded, as far as the URL alone shows it.
 
-    :raises RunGenOutputError: it is invalid, not http or https, or names no host.
+    :param text: the URL, or the ``Location`` header of a redirect.
+    :param source: the URL that was redirected there, if any.
+    :raises RejectedUrlError: it is invalid, not http or https, names no host, or must not be redirected to.
     """
     try:
-        target = URL(url, encoded=True)
+        target = URL(text, encoded=True)
+        if source is not None:
+            target = source.join(target)
         _ = target.port
     except ValueError:
-        raise rejection("its URL cannot be parsed") from None
+        raise RejectedUrlError("its URL cannot be parsed") from None
     if target.scheme not in ("http", "https"):
-        raise rejection(f"its URL is {clean_text(target.scheme, 20)}, not http or https")
+        raise RejectedUrlError(f"its URL is {clean_text(target.scheme, 20)}, not http or https")
     host = target.raw_host or ""
     # libraries disagree about hosts that look like an address and are not
     is_ambiguous = literal(host) is None and (":" in host or host.replace(".", "").isdigit())
     if not host or not host.isascii() or is_ambiguous:
-        raise rejection("its URL has no valid host")
-    return target
-
-
-def redirect_target(source: URL, location: str) -> URL:
-    """
-    Return the URL that a redirect leads to.
-
-    :param location: the ``Location`` header.
-    :raises RunGenOutputError: the redirect must not be followed.
-    """
-    host = host_of(source)
-    if not location:
-        raise rejection(f"{host} redirected it without a Location header")
-    try:
-        target = parse_url(str(source.join(URL(location, encoded=True))))
-    except ValueError:
-        raise rejection(f"{host} redirected it to a URL that cannot be parsed") from None
-    if target.scheme != "https" and not is_loopback(target.raw_host or ""):
-        raise rejection(f"{host} redirected it to {host_of(target)} over plain http, which is not followed")
+        raise RejectedUrlError("its URL has no valid host")
+    if source is not None and target.scheme != "https" and not is_loopback(host):
+        raise RejectedUrlError(f"{host_of(target)} is reached over plain http, which is not followed")
     return target
 
 
 def host_of(target: URL) -> str:
     """Return the host of a URL, for a message."""
     return clean_text(target.raw_host or "", 100)
-
-
-def rejection(reason: str) -> RunGenOutputError:
-    """Return the error of an output that cannot be downloaded, however often it is tried."""
-    return RunGenOutputError(reason, retryable=False)

@@ -19,7 +19,12 @@ import pytest
 from conftest import KEY
 
 from airflow_provider_rungen.client import download
-from airflow_provider_rungen.client.download import Download, Downloader, ExpiredUrlError
+from airflow_provider_rungen.client.download import (
+    Download,
+    Downloader,
+    RefusedError,
+    RejectedUrlError,
+)
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -98,9 +103,25 @@ def fetch(
     return asyncio.run(run()), file.getvalue()
 
 
-def refusal(url: str, service: str = HERE, **options: Any) -> str:
-    """Return why a URL is refused permanently."""
+def rejection(url: str, service: str = HERE, **options: Any) -> str:
+    """Return why a URL is never requested."""
     outcome, _ = fetch(url, service, **options)
+    assert type(outcome) is RejectedUrlError
+    assert not outcome.retryable
+    return str(outcome)
+
+
+def refusal(url: str) -> str:
+    """Return how a host refuses a file, which it may not do the next time."""
+    outcome, _ = fetch(url)
+    assert type(outcome) is RefusedError
+    assert outcome.retryable
+    return str(outcome)
+
+
+def too_large(url: str, max_bytes: int) -> str:
+    """Return how a file is refused for its size."""
+    outcome, _ = fetch(url, max_bytes=max_bytes)
     assert type(outcome) is RunGenOutputError
     assert not outcome.retryable
     return str(outcome)
@@ -193,7 +214,7 @@ def test_a_file_may_have_the_size_it_may_have(host: Host) -> None:
 
 def test_a_file_that_announces_too_many_bytes_is_not_read(host: Host) -> None:
     host.answer = lambda path: b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999\r\n\r\n"
-    assert "over 1000 bytes (max_output_bytes)" in refusal(host.url, max_bytes=1000)
+    assert "over 1000 bytes (max_output_bytes)" in too_large(host.url, 1000)
 
 
 @pytest.mark.parametrize("encoding", ["plain", "gzip"])
@@ -210,7 +231,7 @@ def test_what_turns_out_too_large_is_read_no_further(host: Host, encoding: str) 
             yield gzip.compress(part) if encoding == "gzip" else part
 
     host.answer = lambda path: endless()
-    assert "max_output_bytes" in refusal(host.url, max_bytes=5 << 20)
+    assert "max_output_bytes" in too_large(host.url, 5 << 20)
     assert sent < 200 or encoding == "gzip"
 
 
@@ -278,22 +299,25 @@ def test_a_file_that_takes_long_but_comes_is_waited_for(host: Host) -> None:
     assert isinstance(outcome, Download)
 
 
-@pytest.mark.parametrize(
-    ("status", "retryable"),
-    [
-        *((status, False) for status in (400, 403, 404, 410)),
-        *((status, True) for status in (408, 429, 500, 503)),
-    ],
-)
-def test_a_refusal_shows_its_status_and_code_and_nothing_signed(
-    host: Host, status: int, retryable: bool
-) -> None:
+REFUSALS = (202, 204, 206, 300, 302, 304, 400, 403, 404, 407, 409, 410, 413, 421, 425, 451)
+
+
+@pytest.mark.parametrize("status", [*REFUSALS, 408, 429, 500, 503])
+def test_no_answer_of_a_host_is_final_or_shows_what_is_signed(host: Host, status: int) -> None:
     body = b"<Error><Code>SignatureDoesNotMatch</Code><StringToSign>s3cret</StringToSign></Error>"
+    if status in {204, 304}:
+        body = b""
     host.answer = lambda path: response(f"{status} No", "Retry-After: 7", body=body)
     outcome, _ = fetch(f"{host.url}/x?X-Amz-Signature=s3cret")
-    assert isinstance(outcome, RunGenAPIError)
-    assert (outcome.status_code, outcome.retry_after, outcome.retryable) == (status, 7, retryable)
-    assert str(outcome) == f"127.0.0.1 answered {status} SignatureDoesNotMatch"
+    assert isinstance(outcome, RunGenError)
+    assert outcome.retryable
+    if status in REFUSALS:
+        assert type(outcome) is RefusedError
+    else:
+        assert isinstance(outcome, RunGenAPIError)
+        assert (outcome.status_code, outcome.retry_after) == (status, 7)
+    code = "SignatureDoesNotMatch" if body else ""
+    assert str(outcome) == f"127.0.0.1 answered {status} {code}".rstrip()
 
 
 @pytest.mark.parametrize(
@@ -313,8 +337,8 @@ def test_a_url_has_expired_if_the_storage_says_so(
 ) -> None:
     host.answer = lambda path: response(status, body=body.encode())
     outcome, _ = fetch(host.url)
-    assert isinstance(outcome, RunGenAPIError)
-    assert isinstance(outcome, ExpiredUrlError) == is_expired
+    assert isinstance(outcome, RunGenError)
+    assert getattr(outcome, "is_expired", False) == is_expired
     code = body.partition("<Code>")[2].partition("<")[0]
     assert str(outcome) == f"127.0.0.1 answered {status[:3]} {code}".rstrip()
 
@@ -328,13 +352,6 @@ def test_a_data_url_is_decoded(size: int) -> None:
     assert file == content
     outcome, _ = fetch(text, max_bytes=size - 1)
     assert "max_output_bytes" in str(outcome)
-
-
-def test_a_success_without_the_file_is_none(host: Host) -> None:
-    host.answer = lambda path: response("204 No Content")
-    outcome, _ = fetch(host.url)
-    assert isinstance(outcome, RunGenError)
-    assert outcome.retryable
 
 
 def test_a_full_disk_is_no_fault_of_the_network(host: Host) -> None:
@@ -382,17 +399,14 @@ def test_a_redirect_to_this_machine_is_followed(host: Host, status: int, goal: s
         ("http://[bad", "cannot be parsed"),
     ],
 )
-def test_a_redirect_to_somewhere_else_is_refused(host: Host, location: str, reason: str) -> None:
+def test_a_redirect_to_somewhere_else_is_not_followed(host: Host, location: str, reason: str) -> None:
+    # the login page of a proxy is often in a private network, or without https
     host.answer = lambda path: response("302 Found", f"Location: {location}?secret=1")
     message = refusal(host.url)
+    assert message.startswith("127.0.0.1 redirected it, but ")
     assert reason in message
     assert "secret" not in message
     assert len(host.requests) == 1
-
-
-def test_a_redirect_that_leads_nowhere_is_refused(host: Host) -> None:
-    host.answer = lambda path: response("302 Found")
-    assert "without a Location header" in refusal(host.url)
 
 
 def test_a_redirect_to_https_is_followed(host: Host, free_port: int) -> None:
@@ -419,7 +433,7 @@ def test_redirects_come_to_an_end(host: Host) -> None:
 def test_no_private_network_is_reached_for_a_public_service(
     host: Host, name: str, service: str, proxy: str | None
 ) -> None:
-    reason = refusal(f"http://{name}:{host.port}/x?secret=1", service, proxy=proxy)
+    reason = rejection(f"http://{name}:{host.port}/x?secret=1", service, proxy=proxy)
     assert "private network that the service is not part of" in reason
     assert "secret" not in reason
     assert host.requests == []
@@ -445,7 +459,7 @@ def test_a_name_is_judged_by_every_address_it_has(host: Host, monkeypatch: pytes
 
     monkeypatch.setattr("socket.getaddrinfo", look_up)  # stands for the network's DNS
     for name in names:
-        assert "private network" in refusal(f"http://{name}:{host.port}/x", AWAY)
+        assert "private network" in rejection(f"http://{name}:{host.port}/x", AWAY)
     assert host.requests == []
     assert fetch(f"http://one.example:{host.port}/x", HERE)[1] == BODY
 
@@ -464,7 +478,7 @@ def test_a_name_is_judged_by_every_address_it_has(host: Host, monkeypatch: pytes
     ],
 )
 def test_what_cannot_be_fetched_is_refused(url: str, reason: str) -> None:
-    assert reason in refusal(url)
+    assert reason in rejection(url)
 
 
 # --- proxies and TLS ----------------------------------------------------------------------------------------

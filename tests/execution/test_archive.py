@@ -807,7 +807,7 @@ def test_what_must_not_be_downloaded_fails_permanently(
     assert files(tmp_path) == {}
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 410])
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 407, 410, 451])
 @pytest.mark.parametrize("times", [1, retry.ATTEMPTS - 1])
 def test_a_url_that_is_refused_before_it_expires_is_renewed(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, status: int, times: int
@@ -892,8 +892,9 @@ EXPIRED = "<Error><Code>ExpiredToken</Code></Error>"
 @pytest.mark.parametrize(
     ("status", "body", "days", "expired"),
     [
-        *((403, "no", 8, "expired on 20"), (404, "no", 8, "expired on 20")),
-        *((403, "no", 6, ""), (404, "no", 6, ""), (400, EXPIRED, 6, "expired early, before 20")),
+        *((status, "no", 8, "expired on 20") for status in (403, 404, 407)),
+        *((status, "no", 6, "") for status in (302, 400, 403, 404, 407, 409, 451)),
+        (400, EXPIRED, 6, "expired early, before 20"),
     ],
 )
 def test_a_refused_output_has_expired_if_its_time_is_over_or_its_host_says_so(  # noqa: PLR0917 - fixtures

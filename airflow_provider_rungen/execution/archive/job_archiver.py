@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client import endpoints, retry
 from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
-from airflow_provider_rungen.client.download import ExpiredUrlError
+from airflow_provider_rungen.client.download import RefusedError
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import (
@@ -25,7 +25,7 @@ from airflow_provider_rungen.client.output_urls import (
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.transport import gather_limited
-from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError, RunGenOutputError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.manifests import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 
 # A result with more is no list of pictures. Its manifest would not fit into memory.
 MAX_OUTPUTS = 10_000
-# How a host answers to an expired URL. Proxies answer like this, too.
-_REFUSED_STATUSES = (401, 403, 404, 410)
 _REFUSED_HINT = (
     "With a ledger, a retry or a clear downloads the outputs again, and buys nothing. If they are gone, it "
     "buys them again after seven days, or at once with refresh=True"
@@ -193,9 +191,8 @@ class JobArchiver:
         with storage.incoming(job_id, output.name) as (file, path):
             try:
                 download = await self._store.downloader.fetch(url, file)
-            except RunGenAPIError as error:
-                is_refusal = error.status_code in _REFUSED_STATUSES or isinstance(error, ExpiredUrlError)
-                raise self._refusal_error(url, error) if is_refusal else error from None
+            except RefusedError as error:
+                raise self._refusal_error(url, error) from None
             await in_daemon_thread(storage.put, file, path, job_id, output.name)
         return {
             "uri": storage.uri_of(job_id, output.name),
@@ -213,7 +210,7 @@ class JobArchiver:
         pairs = zip(find_urls(job.result), find_urls(renewed.result), strict=False)
         self._renewed_urls = {old: new for (at, old), (new_at, new) in pairs if at == new_at}
 
-    def _refusal_error(self, url: str, refusal: RunGenAPIError) -> RunGenOutputError:
+    def _refusal_error(self, url: str, refusal: RefusedError) -> RunGenOutputError:
         """
         Return the error of an output that its host refuses.
 
@@ -222,7 +219,7 @@ class JobArchiver:
         """
         expires_at, when = expiry_time(url, self._job.created_at), ""
         is_past = expires_at is not None and expires_at <= datetime.now(UTC)
-        if self._renewed_urls is None or not (is_past or isinstance(refusal, ExpiredUrlError)):
+        if self._renewed_urls is None or not (is_past or refusal.is_expired):
             message = f"{refusal.message}; check that the worker may reach it"
             return RunGenOutputError(message, hint=_REFUSED_HINT)
         if expires_at is not None:
