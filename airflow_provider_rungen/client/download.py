@@ -35,6 +35,7 @@ from airflow_provider_rungen.client.output_urls import (
     content_of,
     content_type_of,
     is_data_url,
+    mismatch,
 )
 from airflow_provider_rungen.client.senders import resolver
 from airflow_provider_rungen.client.settings import Settings, environment_ca, tls_context
@@ -143,6 +144,8 @@ class Downloader:
                 reason = describe_cause(error)
             else:
                 if isinstance(outcome, Download):
+                    if other := mismatch(url, outcome.size, outcome.content_type):
+                        raise RefusedError(f"{host_of(target)} sent {other}")
                     return outcome
                 source, location = target, outcome
                 continue

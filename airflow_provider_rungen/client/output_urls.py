@@ -57,6 +57,9 @@ _SUFFIXES = {
     "video/mp4": ".mp4",
     "video/webm": ".webm",
 }
+# Files that are never empty, and that no host sends as one of these types.
+_MEDIA = {*_SUFFIXES.values()} - {".json", ".txt"} | {".bmp", ".glb", ".jpeg", ".m4a", ".mkv", ".mov", ".zip"}
+_ERROR_TYPES = ("text/html", "application/json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,15 @@ def safe_name(url: str) -> str:
         stem, suffix = stem + suffix, ""
     stem = stem.encode()[: MAX_NAME_BYTES - len(suffix.encode())].decode("utf-8", "ignore")
     return (stem + suffix).strip(".") or "output"
+
+
+def mismatch(url: str, size: int, content_type: str | None) -> str:
+    """Return what was sent in place of the picture, sound or the like that a URL names, if it is none."""
+    suffix = "".join(safe_name(url).lower().rpartition(".")[1:])
+    base_type = (content_type or "").partition(";")[0].strip().lower()
+    if suffix not in _MEDIA or (size and base_type not in _ERROR_TYPES):
+        return ""
+    return f"{base_type if size else 'no bytes'} in place of a {suffix} file"
 
 
 def redact_value(value: Any, stored_uris: Mapping[str, str] | None = None) -> Any:

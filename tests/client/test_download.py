@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -198,11 +199,43 @@ def test_an_encoding_that_is_not_known_is_refused(host: Host) -> None:
     assert "encoding gzip, br" in refusal(host.url)
 
 
-def test_an_empty_file_is_one(host: Host) -> None:
+@pytest.mark.parametrize("path", ["/", "/0.txt", "/0.csv?x=.png"])
+def test_an_empty_file_is_one(host: Host, path: str) -> None:
     host.answer = lambda path: response("200 OK")
-    outcome, written = fetch(host.url)
+    outcome, written = fetch(host.url + path)
     assert outcome == Download(0, hashlib.sha256().hexdigest(), None)
     assert written == b""
+
+
+PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("name", "content_type", "body", "is_file"),
+    [
+        ("a.png", "text/html", PAGE, False),
+        ("a%2FB.JPEG?X-Amz-Signature=s3cret", "Text/HTML; charset=utf-8", PAGE, False),
+        ("a.mp4", "application/json", b'{"error": "no"}', False),
+        ("a.wav", "audio/wav", b"", False),
+        *(("a.png", content_type, BODY, True) for content_type in ("binary/octet-stream", "text/plain", "")),
+        *((name, "text/html", PAGE, True) for name in ("a.html", "a", "png", "a.png.txt", "a?x=a.png")),
+        ("a.json", "application/json", b"{}", True),
+    ],
+)
+@pytest.mark.parametrize("is_redirected", [False, True])
+def test_a_page_in_place_of_a_picture_is_a_refusal(  # noqa: PLR0917 - parameters
+    host: Host, name: str, content_type: str, body: bytes, is_file: bool, is_redirected: bool
+) -> None:
+    answers = iter(
+        [response("302 Found", "Location: /login")] * is_redirected
+        + [response("200 OK", f"Content-Type: {content_type}", body=body)]
+    )
+    host.answer = lambda path: next(answers)
+    outcome, _ = fetch(f"{host.url}/{name}")
+    assert isinstance(outcome, Download if is_file else RefusedError)
+    if isinstance(outcome, RefusedError):
+        assert outcome.retryable
+        assert re.fullmatch(r"127\.0\.0\.1 sent (text/html|application/json|no bytes) in .*", str(outcome))
 
 
 # --- too large ----------------------------------------------------------------------------------------------

@@ -723,7 +723,9 @@ def test_files_that_another_attempt_is_at_work_on_are_left_alone(tmp_path: Path)
     [
         *(Fault(on="output", status=status) for status in (408, 429, 500, 502, 503, 504)),
         *(Fault(on="output", kind=kind) for kind in ("reset_before", "reset_after", "truncate")),
-        Fault(on="output", kind="html", status=502),
+        *(Fault(on="output", kind="html", status=status) for status in (200, 502)),
+        Fault(on="output", kind="empty"),
+        Fault(on="output", status=200, body={"error": "no"}),
         Fault(on="output", status=429, headers={"Retry-After": "1"}),
     ],
     ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.headers}",
@@ -737,7 +739,9 @@ def test_a_fault_that_may_pass_is_outlasted(
     assert outcome.error is None
     assert sum(fetches(rungen_emulator).values()) == 4
     assert early_retries(rungen_emulator.service) == 0
-    assert len(files(tmp_path)) == 4
+    stored = {name: content for name, content in files(tmp_path).items() if name.endswith(".png")}
+    assert len(stored) == 3
+    assert all(content.startswith(b"\x89PNG") for content in stored.values())
 
 
 def test_a_fault_that_does_not_pass_may_the_next_time_and_the_rest_is_kept(
@@ -821,6 +825,21 @@ def test_a_url_that_is_refused_before_it_expires_is_renewed(
         gets.append(rungen_emulator.service.count("get") - before)
     assert gets == [2 + times, 0], "a poll, the result, and new URLs"
     assert set(fetches(rungen_emulator).values()) == {1 + times}
+
+
+def test_a_page_in_place_of_an_output_is_not_stored(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    [job_id] = submitted(job())
+    rungen_emulator.service.inject(Fault(on="output", kind="html", status=200, times=None))
+    error = archive(context, job_id, tmp_path).error
+    assert type(error) is RunGenOutputError
+    assert error.retryable
+    assert "sent text/html in place of a .png file; check that the worker may reach it" in str(error)
+    assert files(tmp_path) == {}
+    rungen_emulator.service.clear_faults()
+    assert archive(context, job_id, tmp_path).error is None
+    assert files(tmp_path)[f"{job_id}/0-0.png"].startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("times", [1, None])
