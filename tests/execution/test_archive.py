@@ -49,7 +49,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
     RunGenResultError,
 )
-from airflow_provider_rungen.execution.archive import job_archiver, output_store
+from airflow_provider_rungen.execution.archive import job_archiver, output_store, stored_jobs
 from airflow_provider_rungen.execution.archive.manifests import Manifest, parse_manifest
 from airflow_provider_rungen.execution.archive.output_store import OutputStore
 from airflow_provider_rungen.execution.archive.storage import Storage
@@ -798,6 +798,28 @@ def test_a_job_has_so_many_outputs_at_most(
     error = archive(context, many, tmp_path).error
     assert type(error) is AirflowFailException
     assert "Could not store the outputs: it has more than 12 outputs" in str(error)
+
+
+def test_a_manifest_that_would_not_be_read_is_not_written(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [job_id] = submitted(job(result={"text": "x" * 1000}))
+    small, same, large = (tmp_path / name for name in ("small", "same", "large"))
+    assert archive(context, job_id, small).error is None
+    size = len(files(small)[f"{job_id}/manifest.json"])
+    for module in (job_archiver, stored_jobs):
+        monkeypatch.setattr(module, "MAX_MANIFEST_BYTES", size)
+    assert archive(context, job_id, same).error is None
+    asked = gets_of(rungen_emulator, job_id)
+    assert archive(context, job_id, same).error is None
+    assert gets_of(rungen_emulator, job_id) == asked
+    for module in (job_archiver, stored_jobs):
+        monkeypatch.setattr(module, "MAX_MANIFEST_BYTES", size - 1)
+    error = archive(context, job_id, large).error
+    assert type(error) is AirflowFailException
+    assert "its manifest would have more than" in str(error)
+    assert "URLs of files" in str(error)
+    assert files(large) == {}
 
 
 def test_what_must_not_be_downloaded_fails_permanently(

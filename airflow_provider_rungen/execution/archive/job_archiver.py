@@ -162,6 +162,12 @@ class JobArchiver:
             "outputs": [entries[each.name] for each in stored],
         }
         content = manifest_text(fields)
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise RunGenOutputError(
+                f"its manifest would have more than {MAX_MANIFEST_BYTES >> 20} MiB, which is the limit",
+                hint="Let the model return URLs of files, or less text",
+                retryable=False,
+            )
         self._storage.write(job.id, MANIFEST, content)
         return parse_manifest(content, job.app_id, job.id)
 

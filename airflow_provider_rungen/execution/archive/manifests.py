@@ -12,7 +12,7 @@ from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS
 from airflow_provider_rungen.client.parsing import to_seconds, to_text, to_time
 
 MANIFEST = "manifest.json"
-# Of a manifest that is read.
+# A larger manifest is neither written nor read.
 MAX_MANIFEST_BYTES = 128 * 1024 * 1024
 # The fields of a file that a task returns.
 RETURNED_FIELDS = ("uri", "size", "sha256", "content_type")
