@@ -19,6 +19,7 @@ from faulty_s3 import CUT, HANG, FaultyS3, S3Fault, S3Request
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator, RunGenRunTableOperator
 
@@ -165,6 +166,51 @@ def test_a_place_is_tried_with_few_requests_and_left_as_it_was(
         each["Key"] for each in s3_client.list_objects_v2(Bucket="bucket", Prefix=tmp_path.name)["Contents"]
     }
     assert not [key for key in keys if "/.rungen/" in key and "/.rungen/runs/" not in key]
+
+
+LOGIN_PAGE = S3Fault(200, "LogIn")
+
+
+def test_an_upload_that_the_store_does_not_confirm_is_none(
+    proxy: FaultyS3, s3_client: Any, tmp_path: Path
+) -> None:
+    storage = Storage(f"s3://faulty_s3@bucket/{tmp_path.name}")
+
+    def put() -> None:
+        with storage.incoming("job", "0.png") as (file, path):
+            file.write(b"picture")
+            storage.put(file, path, "job", "0.png")
+
+    uploads: list[Callable[[], None]] = [put, lambda: storage.write("job", "manifest.json", b"{}")]
+    proxy.find_fault = lambda request: LOGIN_PAGE if request.operation == "PUT" else None
+    for each in uploads:
+        with pytest.raises(RunGenOutputError, match="no ETag") as caught:
+            each()
+        assert caught.value.retryable
+    proxy.reset()
+    for each in uploads:
+        each()
+    assert [request.operation for request in proxy.requests] == ["PUT", "PUT"]
+    assert storage.list_folder("job") == {"0.png": 7, "manifest.json": 2}
+    stored = s3_client.head_object(Bucket="bucket", Key=f"{tmp_path.name}/job/0.png")
+    assert stored["ContentType"] == "image/png"
+
+
+@pytest.mark.parametrize("name", ["photos", "ledger"])
+def test_a_login_page_in_place_of_a_store_loses_nothing(task: Task, proxy: FaultyS3, name: str) -> None:
+    assert task.run(table=[{"n": "first", "prompt": "the ledger is there"}]).error is None
+    is_stored = in_folder(name, "PUT")
+    # outputs, manifests and entries
+    proxy.find_fault = lambda request: (
+        LOGIN_PAGE if is_stored(request) and "/.rungen/" not in request.key else None
+    )
+    assert retryable(task.run())
+    proxy.reset()
+    outcome = task.run(retry=True)
+    assert outcome.error is None
+    assert task.bought == 1 + ROWS
+    assert task.run().value["reused"] == ROWS
+    assert task.bought == 1 + ROWS
 
 
 def test_a_store_that_removes_one_file_at_a_time_is_no_outage(task: Task, proxy: FaultyS3) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mimetypes
 import os
 import secrets
 import stat
@@ -20,6 +21,8 @@ from airflow_provider_rungen.exceptions import RunGenOutputError
 _TEMPORARY_SUFFIX = ".part"
 # Seconds in which a file that was not uploaded as a whole is removed.
 _CLEANUP_TIME = 1.0
+# Of this size, s3fs uploads a file in parts, and needs the ETag of each.
+_S3_PARTS_BYTES = 100 << 20
 
 
 def temporary_name() -> str:
@@ -147,6 +150,7 @@ class RemoteFiles:
         self._fs = fs
         self._root = root
         self._is_atomic = is_atomic
+        self._is_s3 = "s3" in fs.protocol
 
     def create_root(self) -> None:
         """Do nothing: writing a file creates its folder."""
@@ -194,10 +198,16 @@ class RemoteFiles:
                 file.close()
 
     def put(self, path: str, folder: str, name: str) -> None:
-        self._upload(partial(self._fs.put_file, path), folder, name)
+        send = partial(self._fs.put_file, path)
+        if self._is_s3 and os.path.getsize(path) < _S3_PARTS_BYTES:
+            # as put_file, which does not return the answer
+            content_type = mimetypes.guess_type(name)[0] or "binary/octet-stream"
+            with open(path, "rb") as file:
+                send = partial(self._pipe, content=file.read(), ContentType=content_type)
+        self._upload(send, folder, name)
 
     def write(self, folder: str, name: str, content: bytes) -> None:
-        self._upload(lambda target: self._fs.pipe_file(target, content), folder, name)
+        self._upload(partial(self._pipe, content=content), folder, name)
 
     def create(self, folder: str, name: str, content: bytes) -> None:
         target = self._path(folder, name)
@@ -213,7 +223,7 @@ class RemoteFiles:
 
     def remove(self, folder: str, name: str) -> None:
         # old MinIO and others refuse DeleteObjects for want of a Content-MD5
-        remove = self._fs.rm_file if "s3" in self._fs.protocol else self._fs.rm
+        remove = self._fs.rm_file if self._is_s3 else self._fs.rm
         remove(self._path(folder, name))
 
     def remove_leftovers(self, folder: str) -> None:
@@ -227,6 +237,12 @@ class RemoteFiles:
         self._fs.invalidate_cache(path)
         listed: list[dict[str, Any]] = self._fs.ls(path, detail=True)
         return listed
+
+    def _pipe(self, target: str, content: bytes, **options: str) -> None:
+        """Upload a small file. S3 confirms it with an ETag, and a login page has none."""
+        answer = self._fs.pipe_file(target, content, **options)
+        if self._is_s3 and answer is not None and "ETag" not in answer:
+            raise OSError("the answer to an upload is not the store's: it has no ETag")
 
     def _upload(self, send: Callable[[str], None], folder: str, name: str) -> None:
         """Upload a file to its target, or to a temporary place if it would be visible meanwhile."""
