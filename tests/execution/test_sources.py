@@ -226,13 +226,22 @@ def test_a_file_without_a_row_needs_columns_only_if_it_has_a_header(tmp_path: Pa
         read(table(str(tmp_path / "rows.csv")))
 
 
-def test_the_results_are_neither_read_nor_overwritten(tmp_path: Path) -> None:
-    uri = lines(tmp_path / "in.jsonl", {"sku": 1})
+@pytest.mark.parametrize("spelling", ["", "./", "/", "more/../", "link/", "link/more/../"])
+@pytest.mark.parametrize("spelled", ["source", "results"])
+def test_the_results_are_neither_read_nor_overwritten(tmp_path: Path, spelling: str, spelled: str) -> None:
+    lines(tmp_path / "in.jsonl", {"sku": 1})
     lines(tmp_path / "results.jsonl", {"sku": 2})
-    source = table(tmp_path.as_uri(), written=(tmp_path / "results.jsonl").as_uri())
-    assert [row.values for row, _ in read(source)] == [[1]]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    source, results = f"{tmp_path}/", f"{tmp_path}/"
+    if spelled == "source":
+        source += spelling
+    else:
+        results += spelling
+    rows = read(table(source, written=f"{results}results.jsonl"))
+    assert [row.values for row, _ in rows] == [[1]]
     with pytest.raises(RunGenInputError, match="The task would write to the table that it reads"):
-        read(table(uri, written=uri))
+        read(table(f"{source}in.jsonl", written=f"{results}in.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -156,8 +157,9 @@ def find_files(source: Any, format: str | None, name: str, written: str = "") ->
         single = SourceFile(uri, fs, path, format or _format_of(path) or "jsonl", is_local)
         # another task may have written there after this process listed it
         fs.invalidate_cache()
-        written_path = str(ObjectStoragePath(written).path).lstrip("/") if written else None
-        if path.lstrip("/") == written_path:
+        normalize: Callable[[str], str] = os.path.realpath if is_local else lambda path: path.lstrip("/")
+        written_path = normalize(str(ObjectStoragePath(written).path)) if written else None
+        if normalize(path) == written_path:
             raise RunGenInputError(f"The task would write to the {name} that it reads: {clean_text(uri)}")
         is_folder = uri.endswith("/")
         if not is_folder and fs.isfile(path):
@@ -175,7 +177,7 @@ def find_files(source: Any, format: str | None, name: str, written: str = "") ->
             kind = format or _format_of(each)
             # names of temporary files, and of those about the table
             is_hidden = any(part.startswith((".", "_")) for part in names)
-            if kind and not is_hidden and each.lstrip("/") != written_path:
+            if kind and not is_hidden and not (written and normalize(each) == written_path):
                 shown = prefix + (each if is_local else each.lstrip("/"))
                 found.append(SourceFile(shown, fs, each, kind, is_local, _partition(names[:-1])))
     if not found:
