@@ -17,6 +17,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobError,
     RunGenJobFailedError,
     RunGenJobTimeoutError,
+    RunGenOutputError,
 )
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.outcomes import (
@@ -156,7 +157,9 @@ def check_inputs(
     hints = [error.hint for index, error in sorted(errors.items()) if result.ids[index] and error.hint]
     hint = hints[0] if hints else run.clear_hint()
     if retryable:
-        hint = run.retry_hint("only these again", f"all {what} again")
+        only_outputs = all(isinstance(each, RunGenOutputError) and each.retryable for each in errors.values())
+        some = "no job again, and downloads the outputs" if only_outputs else "only these again"
+        hint = run.retry_hint(some, f"all {what} again")
     raise RunGenJobFailedError(
         f"{len(errors)} of {count} {what} failed, {allowed} may (max_failed): {why}",
         app_id=run.known_app_id,
