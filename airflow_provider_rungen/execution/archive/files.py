@@ -212,7 +212,7 @@ class RemoteFiles:
     def create(self, folder: str, name: str, content: bytes) -> None:
         target = self._path(folder, name)
         try:
-            self._fs.pipe_file(target, content, mode="create")
+            self._pipe(target, content, mode="create")
         except FileExistsError:
             raise
         except OSError as error:
