@@ -23,7 +23,7 @@ from airflow_provider_rungen.exceptions import RunGenJobFailedError, RunGenOutpu
 from airflow_provider_rungen.execution.archive.manifests import manifest_text
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.ledger import book
+from airflow_provider_rungen.execution.ledger import claims
 from airflow_provider_rungen.execution.ledger.book import LedgerBook
 from airflow_provider_rungen.execution.ledger.entries import Entry, entry_text
 from airflow_provider_rungen.execution.sending.paid import PaidInputs
@@ -390,7 +390,7 @@ def test_the_claim_of_a_run_that_was_killed_ends(base: str, monkeypatch: pytest.
     killed.look_up(0, 1)
     run.look_up(0)
     assert not claimed(run, 2)
-    monkeypatch.setattr(book, "CLAIM_TIME", 0.0)
+    monkeypatch.setattr(claims, "CLAIM_TIME", 0.0)
     # it has not changed while this run looked at it
     assert run.look_up(0) == []
     assert claimed(run, 2) == {0}
@@ -425,7 +425,7 @@ def test_a_replacement_that_was_killed_halfway_is_made_later(
     run = Run(base, B, refresh=True)
     run.look_up(0)
     assert not claimed(run, 1)
-    monkeypatch.setattr(book, "CLAIM_TIME", 0.0)
+    monkeypatch.setattr(claims, "CLAIM_TIME", 0.0)
     run.look_up(0)
     run.look_up(0)
     monkeypatch.undo()

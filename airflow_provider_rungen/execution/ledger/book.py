@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -15,14 +13,17 @@ from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import File, Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
-from airflow_provider_rungen.execution.archive.threads import batches, run_concurrently
+from airflow_provider_rungen.execution.archive.threads import batches
+from airflow_provider_rungen.execution.ledger.claims import Claims, require_header
 from airflow_provider_rungen.execution.ledger.entries import (
+    HEADER,
+    HEADER_TEXT,
     MAX_ENTRY_BYTES,
-    VERSION,
     Entry,
     check_header,
     destination_of,
     entry_text,
+    file_of,
     is_manifest_uri,
     is_same_task,
     ledger_key,
@@ -34,17 +35,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds after which a claim without a job no longer counts: whoever made it was killed.
-CLAIM_TIME = 240.0
-# Seconds that the clocks of two workers may differ.
-_CLOCK_SKEW = 900.0
 # To list all shards takes about as many requests as to read so many entries.
 _MAX_DIRECT = 256
 # The names in so many folders, and so many entries, are in memory at a time.
 _SHARDS_AT_A_TIME = 16
 _BATCH = 1000
-_HEADER: File = ("", "ledger.json")
-_HEADER_TEXT = b'{"version": %d}\n' % VERSION
 
 
 class LedgerBook:
@@ -68,12 +63,7 @@ class LedgerBook:
         # the jobs that this attempt has written, or seen without reusing them
         self._known: set[str] = set()
         self._is_missing = False
-        # whether the store creates files exclusively, if that was tried
-        self._is_exclusive: bool | None = None
-        # the claims of other runs, by key: the text, and since when it has not changed (monotonic clock)
-        self._others: dict[str, tuple[bytes, float]] = {}
-        # the stored jobs that this attempt replaces, by key
-        self._replaced: dict[str, Entry] = {}
+        self.claims = Claims(self._storage, run, self._texts, self._known, waits=not ledger.refresh)
 
     def open(self, *, create: bool = True) -> str | None:
         """
@@ -86,15 +76,15 @@ class LedgerBook:
         """
         storage = self._storage
         try:
-            header = storage.read_all([_HEADER], MAX_ENTRY_BYTES).get(_HEADER)
+            header = storage.read_all([HEADER], MAX_ENTRY_BYTES).get(HEADER)
             if header is not None:
-                check_header(header, redact(storage.uri_of(*_HEADER)))
+                check_header(header, redact(storage.uri_of(*HEADER)))
             is_new = header is None and not storage.folders()
             self._is_missing = is_new and not create
             if create:
                 storage.prepare()
                 if header is None:
-                    storage.write(*_HEADER, _HEADER_TEXT)
+                    storage.write(*HEADER, HEADER_TEXT)
         except RunGenOutputError as error:
             raise RunGenInputError(error.message, hint=error.hint, retryable=error.retryable) from None
         if not is_new:
@@ -220,7 +210,7 @@ class LedgerBook:
         for key, content in self._texts(keys):
             entry = parse_entry(key, content)
             if entry is None:
-                invalid.append(_file(key))
+                invalid.append(file_of(key))
             else:
                 entries[key] = entry
         if invalid:
@@ -232,21 +222,12 @@ class LedgerBook:
 
     def _texts(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Yield the texts of the entries of some keys."""
-        for files in self._batches({_file(key) for key in keys}):
-            contents = self._storage.read_all([_HEADER, *files], MAX_ENTRY_BYTES)
+        for files in self._batches({file_of(key) for key in keys}):
+            contents = self._storage.read_all([HEADER, *files], MAX_ENTRY_BYTES)
             # what is not there while the header is, is missing
-            self._require_header(contents)
+            require_header(self._storage, contents)
             for (_, name), content in contents.items():
                 yield name.removesuffix(".json"), content
-
-    def _require_header(self, contents: dict[File, bytes]) -> None:
-        """Remove the header from what was read, and raise if it is not there."""
-        if contents.pop(_HEADER, None) is None:
-            self._storage.confirm_missing([])
-            raise RunGenOutputError(
-                f"the ledger cannot be used: {redact(self._storage.uri_of(*_HEADER))} is missing",
-                hint="The next task run with this ledger writes it again",
-            )
 
     def _batches(self, files: set[File]) -> Iterator[list[File]]:
         """Yield those of some files that may exist: a few as they are, and many after a listing."""
@@ -256,100 +237,6 @@ class LedgerBook:
         yield []  # the place of a missing mount is listed as an empty folder, but has no header
         for shards in batches(sorted({folder for folder, _ in files}), _SHARDS_AT_A_TIME):
             yield from batches(self._storage.list_all(shards).keys() & files, _BATCH)
-
-    # --- claiming ---
-
-    def claim(self, app_id: str, keys: Iterable[str]) -> set[str]:
-        """
-        Claim inputs that have no entry. No other run submits them for `CLAIM_TIME` then.
-
-        :param app_id: the app that will run them.
-        :param keys: their keys.
-        :return: those that have an entry.
-        :raises RunGenOutputError: the ledger cannot be read or written.
-        """
-        if self._is_exclusive is None:
-            self._require_header(self._storage.read_all([_HEADER]))
-            self._is_exclusive = self._storage.creates_exclusively(*_HEADER, _HEADER_TEXT)
-            if not self._is_exclusive:
-                log.warning(
-                    "The ledger's store cannot create a file only if it is missing: of runs that submit "
-                    "equal inputs within a second, more than one may pay"
-                )
-        keys = set(keys)
-        # what others have claimed is read first
-        existing = keys & self._others.keys()
-        if not self._is_exclusive:
-            existing |= self._read(keys).keys()
-        return existing | (keys - existing - self._create(app_id, keys - existing))
-
-    def take_over(self, app_id: str, keys: Collection[str]) -> set[str]:
-        """
-        Claim inputs whose entries are of no use to this run, unless another run is about to submit them.
-
-        :param app_id: the app that will run them.
-        :param keys: their keys.
-        :return: those that were claimed.
-        :raises RunGenOutputError: the ledger cannot be read or written.
-        """
-        texts = dict(self._texts(keys))
-        free = [key for key, text in texts.items() if not self._is_held(app_id, key, text)]
-        replaced = run_concurrently(lambda key: self._replace(app_id, key, texts[key]), free)
-        taken = {key for key, is_replaced in zip(free, replaced, strict=True) if is_replaced}
-        missing = set(keys) - texts.keys()
-        return taken | (self._create(app_id, missing) if missing else set())
-
-    def _create(self, app_id: str, keys: Collection[str]) -> set[str]:
-        """Claim inputs without an entry, and return those that had none indeed."""
-        entry = Entry(app_id, "", self._run, datetime.now(UTC))
-        created = run_concurrently(
-            lambda key: self._storage.create(*_file(key), entry_text(key, entry)), keys
-        )
-        # where a mount is missing, all can be created
-        self._require_header(self._storage.read_all([_HEADER]))
-        return {key for key, is_new in zip(keys, created, strict=True) if is_new}
-
-    def _is_held(self, app_id: str, key: str, text: bytes) -> bool:
-        """Return whether another run has claimed an input, or has submitted it since it was looked up."""
-        entry = parse_entry(key, text)
-        if entry is None or (entry.job_id and entry.job_id in self._known):
-            return False
-        if entry.job_id:
-            return True
-        if entry.app_id != app_id or self._ledger.refresh or is_same_task(entry.run, self._run):
-            return False
-        age = (datetime.now(UTC) - entry.at).total_seconds()
-        return self._seconds_unchanged(key, text) < CLAIM_TIME and age < CLAIM_TIME + _CLOCK_SKEW
-
-    def _replace(self, app_id: str, key: str, text: bytes) -> bool:
-        """
-        Replace an entry by a claim, unless another run does so.
-
-        Whoever creates a file that is named after the entry may replace it, and nobody else.
-        """
-        entry = parse_entry(key, text)
-        replaces = entry and (entry if entry.manifest else entry.replaces)
-        claim = entry_text(key, Entry(app_id, "", self._run, datetime.now(UTC), replaces=replaces))
-        lock = key[:2], f"{key}.{hashlib.sha256(text).hexdigest()[:16]}"
-        if self._is_exclusive and not self._storage.create(*lock, self._run.encode()):
-            if self._seconds_unchanged(lock[1], text) > CLAIM_TIME:  # its writer was killed
-                self._storage.remove([lock])
-            return False
-        try:
-            is_same = dict(self._texts([key])).get(key) == text
-            if is_same:
-                self._storage.write(*_file(key), claim)
-                self._replaced |= {key: replaces} if replaces else {}
-        finally:
-            if self._is_exclusive:
-                self._storage.remove([lock])
-        return is_same
-
-    def _seconds_unchanged(self, name: str, text: bytes) -> float:
-        """Return for how long this attempt has seen a file with the same text."""
-        if name not in self._others or self._others[name][0] != text:
-            self._others[name] = text, time.monotonic()
-        return time.monotonic() - self._others[name][1]
 
     # --- writing ---
 
@@ -361,7 +248,7 @@ class LedgerBook:
         :param jobs: the id of each job, by key.
         :raises RunGenOutputError: the ledger cannot be written.
         """
-        now, replaced = datetime.now(UTC), self._replaced
+        now, replaced = datetime.now(UTC), self.claims.replaced
         self._write(
             {
                 key: Entry(app_id, job_id, self._run, now, replaces=replaced.get(key))
@@ -424,14 +311,10 @@ class LedgerBook:
             entries = {key: entry for key, entry in read if entry.job_id == jobs[key]}
             entries = {key: each for key, each in entries.items() if each.job_id or each.run == self._run}
             self._write({key: entry.replaces for key, entry in entries.items() if entry.replaces})
-            self._storage.remove(_file(key) for key, entry in entries.items() if not entry.replaces)
+            self._storage.remove(file_of(key) for key, entry in entries.items() if not entry.replaces)
         except RunGenError as error:
             log.warning("Could not remove %d entries from the ledger: %s", len(jobs), error.message)
 
     def _write(self, entries: Mapping[str, Entry]) -> None:
-        self._storage.write_all({_file(key): entry_text(key, entry) for key, entry in entries.items()})
+        self._storage.write_all({file_of(key): entry_text(key, entry) for key, entry in entries.items()})
         self._known |= {entry.job_id for entry in entries.values()}
-
-
-def _file(key: str) -> File:
-    return key[:2], f"{key}.json"

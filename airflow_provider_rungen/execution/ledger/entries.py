@@ -19,6 +19,9 @@ from airflow_provider_rungen.runs import records
 
 VERSION = 1
 MAX_ENTRY_BYTES = 64 * 1024
+# The file that tells that a folder is a ledger: its folder below that, its name, and what it has.
+HEADER = "", "ledger.json"
+HEADER_TEXT = b'{"version": %d}\n' % VERSION
 _RUN = re.compile(r"[0-9a-f]{1,128}")
 _TASK_DIGITS = 32
 _MAX_URI_CHARS = 2048
@@ -109,6 +112,11 @@ class Entry:
     manifest: str = ""
     execution_seconds: float | None = None
     replaces: Entry | None = None
+
+
+def file_of(key: str) -> tuple[str, str]:
+    """Return the folder and the name of the file of an entry."""
+    return key[:2], f"{key}.json"
 
 
 def entry_text(key: str, entry: Entry) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError, RunGenResultError
-from airflow_provider_rungen.execution.ledger.book import CLAIM_TIME
+from airflow_provider_rungen.execution.ledger.claims import CLAIM_TIME
 from airflow_provider_rungen.execution.ledger.entries import Entry, destination_of
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.outcomes import is_useless
@@ -112,10 +112,10 @@ class PaidInputs:
         at = time.monotonic()
         untaken: list[StoredJob] = []
         keys = {self._key_of(number): number for number in numbers}
-        existing = self._ledger.claim(self._app_id, keys)
+        existing = self._ledger.claims.claim(self._app_id, keys)
         found = self._find({key: keys[key] for key in existing}, untaken.append)
         useless = [key for key in existing if keys[key] not in {*found.stored, *found.pending}]
-        taken = self._ledger.take_over(self._app_id, useless)
+        taken = self._ledger.claims.take_over(self._app_id, useless)
         claimed = [keys[key] for key in {*keys}.difference(existing) | taken]
         return replace(found, untaken=untaken, claimed=claimed, at=at)
 

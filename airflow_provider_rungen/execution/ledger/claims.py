@@ -1,0 +1,165 @@
+"""Claim inputs in a ledger: one run submits each, and the others wait for its job. Blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable
+from datetime import UTC, datetime
+
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.exceptions import RunGenOutputError
+from airflow_provider_rungen.execution.archive.storage import File, Storage
+from airflow_provider_rungen.execution.archive.threads import run_concurrently
+from airflow_provider_rungen.execution.ledger.entries import (
+    HEADER,
+    HEADER_TEXT,
+    Entry,
+    entry_text,
+    file_of,
+    is_same_task,
+    parse_entry,
+)
+
+log = logging.getLogger(__name__)
+
+# Seconds after which a claim without a job no longer counts: whoever made it was killed.
+CLAIM_TIME = 240.0
+# Seconds that the clocks of two workers may differ.
+_CLOCK_SKEW = 900.0
+
+
+def require_header(storage: Storage, contents: dict[File, bytes]) -> None:
+    """Remove the header of a ledger from what was read of it, and raise if it is not there."""
+    if contents.pop(HEADER, None) is None:
+        storage.confirm_missing([])
+        raise RunGenOutputError(
+            f"the ledger cannot be used: {redact(storage.uri_of(*HEADER))} is missing",
+            hint="The next task run with this ledger writes it again",
+        )
+
+
+class Claims:
+    """
+    The claims of one attempt, and what it has seen of those of others.
+
+    :param storage: the folder of the ledger.
+    :param run: the token of the task run.
+    :param read: yields the texts of the entries of some keys.
+    :param known: the jobs that this attempt has seen, and cannot use.
+    :param waits: whether to wait for inputs that others have claimed.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        run: str,
+        read: Callable[[Iterable[str]], Iterable[tuple[str, bytes]]],
+        known: set[str],
+        *,
+        waits: bool,
+    ) -> None:
+        self._storage = storage
+        self._run = run
+        self._texts = read
+        self._known = known
+        self._waits = waits
+        #: The stored jobs that this attempt replaces, by key.
+        self.replaced: dict[str, Entry] = {}
+        # whether the store creates files exclusively, if that was tried
+        self._is_exclusive: bool | None = None
+        # the claims of other runs, by key: the text, and since when it has not changed (monotonic clock)
+        self._others: dict[str, tuple[bytes, float]] = {}
+
+    def claim(self, app_id: str, keys: Iterable[str]) -> set[str]:
+        """
+        Claim inputs that have no entry. No other run submits them for `CLAIM_TIME` then.
+
+        :param app_id: the app that will run them.
+        :param keys: their keys.
+        :return: those that have an entry.
+        :raises RunGenOutputError: the ledger cannot be read or written.
+        """
+        if self._is_exclusive is None:
+            require_header(self._storage, self._storage.read_all([HEADER]))
+            self._is_exclusive = self._storage.creates_exclusively(*HEADER, HEADER_TEXT)
+            if not self._is_exclusive:
+                log.warning(
+                    "The ledger's store cannot create a file only if it is missing: of runs that submit "
+                    "equal inputs within a second, more than one may pay"
+                )
+        keys = set(keys)
+        # what others have claimed is read first
+        existing = keys & self._others.keys()
+        if not self._is_exclusive:
+            existing |= dict(self._texts(keys)).keys()
+        return existing | (keys - existing - self._create(app_id, keys - existing))
+
+    def take_over(self, app_id: str, keys: Collection[str]) -> set[str]:
+        """
+        Claim inputs whose entries are of no use to this run, unless another run is about to submit them.
+
+        :param app_id: the app that will run them.
+        :param keys: their keys.
+        :return: those that were claimed.
+        :raises RunGenOutputError: the ledger cannot be read or written.
+        """
+        texts = dict(self._texts(keys))
+        free = [key for key, text in texts.items() if not self._is_held(app_id, key, text)]
+        replaced = run_concurrently(lambda key: self._replace(app_id, key, texts[key]), free)
+        taken = {key for key, is_replaced in zip(free, replaced, strict=True) if is_replaced}
+        missing = set(keys) - texts.keys()
+        return taken | (self._create(app_id, missing) if missing else set())
+
+    def _create(self, app_id: str, keys: Collection[str]) -> set[str]:
+        """Claim inputs without an entry, and return those that had none indeed."""
+        entry = Entry(app_id, "", self._run, datetime.now(UTC))
+        created = run_concurrently(
+            lambda key: self._storage.create(*file_of(key), entry_text(key, entry)), keys
+        )
+        # where a mount is missing, all can be created
+        require_header(self._storage, self._storage.read_all([HEADER]))
+        return {key for key, is_new in zip(keys, created, strict=True) if is_new}
+
+    def _is_held(self, app_id: str, key: str, text: bytes) -> bool:
+        """Return whether another run has claimed an input, or has submitted it since it was looked up."""
+        entry = parse_entry(key, text)
+        if entry is None or (entry.job_id and entry.job_id in self._known):
+            return False
+        if entry.job_id:
+            return True
+        if entry.app_id != app_id or not self._waits or is_same_task(entry.run, self._run):
+            return False
+        age = (datetime.now(UTC) - entry.at).total_seconds()
+        return self._seconds_unchanged(key, text) < CLAIM_TIME and age < CLAIM_TIME + _CLOCK_SKEW
+
+    def _replace(self, app_id: str, key: str, text: bytes) -> bool:
+        """
+        Replace an entry by a claim, unless another run does so.
+
+        Whoever creates a file that is named after the entry may replace it, and nobody else.
+        """
+        entry = parse_entry(key, text)
+        replaces = entry and (entry if entry.manifest else entry.replaces)
+        claim = entry_text(key, Entry(app_id, "", self._run, datetime.now(UTC), replaces=replaces))
+        lock = key[:2], f"{key}.{hashlib.sha256(text).hexdigest()[:16]}"
+        if self._is_exclusive and not self._storage.create(*lock, self._run.encode()):
+            if self._seconds_unchanged(lock[1], text) > CLAIM_TIME:  # its writer was killed
+                self._storage.remove([lock])
+            return False
+        try:
+            is_same = dict(self._texts([key])).get(key) == text
+            if is_same:
+                self._storage.write(*file_of(key), claim)
+                self.replaced |= {key: replaces} if replaces else {}
+        finally:
+            if self._is_exclusive:
+                self._storage.remove([lock])
+        return is_same
+
+    def _seconds_unchanged(self, name: str, text: bytes) -> float:
+        """Return for how long this attempt has seen a file with the same text."""
+        if name not in self._others or self._others[name][0] != text:
+            self._others[name] = text, time.monotonic()
+        return time.monotonic() - self._others[name][1]
