@@ -51,9 +51,10 @@ class Operations:
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
         self._initial = {option.name: getattr(self, option.name) for option in options()}
-        # how far its time is behind the clock, and its time in a pause
+        # how far its time is behind the clock, its time in a pause, and the pauses that have not ended
         self._delay = 0.0
         self._paused_at: float | None = None
+        self._pauses = 0
         # the teams of the apps that connections added
         self._connected: dict[str, str | None] = {}
         self.reset()
@@ -90,17 +91,19 @@ class Operations:
         """
         Stop the service's time for a ``with`` block: no job starts or ends, and no worker is billed.
 
-        A pause within a pause changes nothing.
+        Of pauses that overlap, the last one to end lets time go on.
         """
         with self._lock:
-            outer, now = self._paused_at, self.now()
-            self._paused_at = now
+            self._paused_at = self.now()
+            self._pauses += 1
         try:
             yield
         finally:
             with self._lock:
-                self._paused_at = outer
-                self._delay = self.clock() - now
+                self._pauses -= 1
+                if not self._pauses:
+                    self._delay = self.clock() - self._paused_at
+                    self._paused_at = None
 
     # --- apps ---
 

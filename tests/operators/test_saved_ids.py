@@ -199,8 +199,9 @@ class Night:
 
     @property
     def entries(self) -> int:
-        """How many ids the ledger has."""
-        return len(list((self.places.folder / "bucket" / "ledger").glob("??/*.json")))
+        """How many ids the ledger has. What is claimed has none."""
+        texts = [entry.read_text() for entry in (self.places.folder / "bucket" / "ledger").glob("??/*.json")]
+        return sum(text != "" and json.loads(text)["job_id"] != "" for text in texts)
 
     @property
     def logged(self) -> int:
