@@ -24,6 +24,7 @@ from airflow_provider_rungen.decorators import rungen_table_task
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
+from airflow_provider_rungen.execution.sending import sender
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 from airflow_provider_rungen.triggers import RunGenJobTrigger
 
@@ -535,6 +536,7 @@ FILES = {"attempts": "attempts/*", "jobs": "jobs/*/*", "plan": "plans/*"}
 def test_what_changes_the_log_between_two_waves_decides_nothing(
     run: Callable[..., Table], kind: str, change: str, has_ledger: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.3)
     # a log of one part is handed over by Airflow itself, so that nobody else has a say
     count, in_flight = (70, 66) if kind == "jobs" else (8, 2)
     task = run(products(count), deferrable=True, max_in_flight=in_flight)

@@ -240,8 +240,9 @@ class Submitting:
         except RunGenSubmissionUnknownError as error:
             raise self._run.report.explain_unknown(error) from error
         finally:
-            self.submitted_at = time.time()
-            self._run.report.log_submitted(self._log.jobs.totals().submitted - before)
+            count = self._log.jobs.totals().submitted - before
+            self.submitted_at = time.time() if count else self.submitted_at
+            self._run.report.log_submitted(count)
 
     def _send(self, todo: Iterator[tuple[int, Any]], count: int, deadline: float) -> bool:
         run, hook, options = self._run, self._run.hook, self._run.options
