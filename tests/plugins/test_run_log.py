@@ -177,30 +177,23 @@ def test_an_attempt_without_anything_to_submit_has_recorded_its_end(world: World
     assert "only the rows of this page are known" not in world.get(save_task(world)).text
 
 
-def test_all_pages_of_ten_thousand_jobs_are_light(world: World) -> None:
-    write_log(world.ti, world.folder, ([DONE] * 49 + [FAILED]) * 200, end=End.SUCCEEDED)
-    path = save_task(world)
-    world.get("/style.css")  # imports are not measured
-    for page in (1, 50, 100):
-        # of this process, since the machine may be busy
-        started = time.process_time()
-        answer = world.get(f"{path}?page={page}")
-        assert time.process_time() - started < 0.5
-        assert f"s{100 * page - 1}" in answer.text
-        assert "10,000 jobs" in answer.text
-
-
 def test_only_what_a_page_shows_is_read_and_nothing_is_written(world: World, counting: CountingStore) -> None:
     folder = "memory://counts@bucket/results"
-    write_log(world.ti, folder, [DONE] * 3000, end=End.SUCCEEDED)
+    write_log(world.ti, folder, ([DONE] * 49 + [FAILED]) * 200, end=End.SUCCEEDED)
     path = save_task(world, folder=folder)
-    counting.is_read_only, counting.reads = True, []
-    assert "s1999" in world.get(f"{path}?page=20").text
-    read = sorted(each.rpartition(token_of(world.ti))[2].split("/")[1] for each in counting.reads)
-    assert read == ["attempts", "jobs", "jobs", "jobs", "plans", "plans"]
-    # nor again for the jobs of the page
-    assert world.get(f"{path}/jobs/job-1950?task_page=20").status_code == 200
-    assert len(counting.reads) == 6
+    counting.is_read_only = True
+    for page in (20, 50, 100):
+        counting.reads = []
+        answer = world.get(f"{path}?page={page}").text
+        assert f"s{100 * page - 1}" in answer
+        assert "10,000 jobs" in answer
+        read = sorted(each.rpartition(token_of(world.ti))[2].split("/")[1] for each in counting.reads)
+        assert set(read) == {"attempts", "jobs", "plans"}
+        assert len(read) <= 6
+        # nor again for the jobs of the page
+        count = len(counting.reads)
+        assert world.get(f"{path}/jobs/job-{100 * page - 50}?task_page={page}").status_code == 200
+        assert len(counting.reads) == count
     # without a log, too
     assert "there is no run log" in world.get(save_task(world.again(), folder=folder)).text
 
