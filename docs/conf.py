@@ -37,7 +37,7 @@ nitpick_ignore_regex = [
     # imported only for type checkers
     ("py:class", "Context|Emulator|JsonValue|ObjectStoragePath|TaskDecorator|XComArg"),
     ("py:class", "Destination|Duration|JobIds|JobInputs?|SchemaSource|JsonObject|[A-Za-z]+Arguments"),
-    ("py:class", "IdleEvent|LedgerSource|Param|Table|TableFormat|ToInput"),
+    ("py:class", "IdleEvent|LedgerSource|Limit|Param|Table|TableFormat|TableTask|ToInput"),
     ("py:class", r"airflow_provider_rungen\.exceptions\.Error"),  # a type variable
     # annotations of a dataclass are texts, without their modules
     ("py:class", r"os\.PathLike|datetime|timedelta|dict\[str"),
