@@ -30,6 +30,8 @@ class Ledger:
     :param ignore: top-level fields of the input that make no difference, such as a request id.
     :param expires: seconds after which a stored job no longer counts. Never when left out.
     :param refresh: run all inputs again, and replace what the ledger remembers.
+    :param max_attempts: jobs of an input that may fail, in this run and in earlier ones. Then no job is
+        submitted for it, until the input, ``version`` or ``refresh`` changes. No limit when left out.
     :raises ValueError: a parameter is invalid.
     """
 
@@ -40,6 +42,7 @@ class Ledger:
     ignore: Collection[str] = ()
     expires: float | timedelta | None = None
     refresh: bool = False
+    max_attempts: int | None = None
 
     def __post_init__(self) -> None:
         if not str(self.uri):
@@ -53,3 +56,5 @@ class Ledger:
         self.ignore = tuple(sorted(names))
         if self.expires is not None:
             self.expires = to_seconds(self.expires, "expires")
+        if self.max_attempts is not None and (type(self.max_attempts) is not int or self.max_attempts < 1):
+            raise ValueError(f"max_attempts of a Ledger must be 1 or more, not {self.max_attempts!r}")

@@ -24,7 +24,18 @@ KINDS: list[Any] = [
 #: The order of all parameters; the first is what the task is about.
 ORDER = [
     *("python_callable", "op_args", "op_kwargs", "input", "inputs", "uri", "version", "ignore"),
-    *("expires", "refresh", "table", "key", "to_input", "format", "columns", "limit", "job_id"),
+    *(
+        "expires",
+        "refresh",
+        "max_attempts",
+        "table",
+        "key",
+        "to_input",
+        "format",
+        "columns",
+        "limit",
+        "job_id",
+    ),
     *("name", "configuration", "workflow", "active_workers", "app_ids", "idle_for", "scale_down", "app_id"),
     *("scale_up_task_id", "only_if", "rungen_conn_id", "description", "if_exists", "fail_if_over"),
     *("status", "wait_for_completion", "wait_until_running", "deferrable", "defer_after"),

@@ -239,6 +239,7 @@ def _row(planned: PlannedRow, row: Row, attempt: AttemptRecord, *, is_moving: bo
     elif state is InputState.REFUSED:
         intent = row.intent_of(attempt.writer)
         error = (intent and intent.refusal) or ""
+        status = "given up" if intent and intent.is_given_up else status
     elif state is InputState.UNSENT and not is_moving:
         status = _NOT_SUBMITTED
     elif state is InputState.UNKNOWN or (state is InputState.ANNOUNCED and not is_moving):

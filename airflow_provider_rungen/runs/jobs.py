@@ -95,6 +95,11 @@ class Jobs:
         self._expect(number, InputState.ANNOUNCED)
         self._set_intent(number, Intent(self.writer, why[:_MAX_REASON]))
 
+    def give_up(self, number: int, why: str) -> None:
+        """Note that an input gets no job, since several failed before."""
+        self._expect(number, *SUBMITTABLE)
+        self._set_intent(number, Intent(self.writer, why[:_MAX_REASON], is_given_up=True))
+
     def accept(self, number: int, job_id: str) -> bool:
         """
         Note the job of an input that was announced.

@@ -98,7 +98,9 @@ class PartName:
 
 def _line(number: int, row: Row) -> list[Any]:
     intent = row.intents[0] if row.intents else None
-    mark = 0 if intent is None else 1 if intent.refusal is None else intent.refusal
+    mark: Any = 0 if intent is None else 1 if intent.refusal is None else intent.refusal
+    if intent is not None and intent.is_given_up:
+        mark = [mark]
     return [number, mark, *map(_job_values, row.jobs)]
 
 
@@ -128,8 +130,11 @@ def _read_row(line: list[Any], first: int, writer: Writer) -> tuple[int, Row]:
     row = Row()
     for job in jobs:
         row = row.with_job(_read_job(writer, *job))
+    if is_given_up := isinstance(mark, list):
+        [mark] = mark
     if mark != 0:
-        row = row.with_intent(writer, Intent(writer, None if mark == 1 else records.text(mark, "refusal")))
+        refusal = None if mark == 1 else records.text(mark, "refusal")
+        row = row.with_intent(writer, Intent(writer, refusal, is_given_up))
     return number, row
 
 

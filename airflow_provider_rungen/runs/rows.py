@@ -117,11 +117,13 @@ class Intent:
     A submission that was announced, and whose job is not known.
 
     :param writer: who announced it. Nobody else can withdraw it.
-    :param refusal: why the service refused the input; ``None`` while the fate is open.
+    :param refusal: why the input has no job; ``None`` while the fate is open.
+    :param is_given_up: whether it was not sent, since several of its jobs failed before.
     """
 
     writer: Writer
     refusal: str | None = None
+    is_given_up: bool = False
 
 
 class InputState(Enum):
@@ -133,7 +135,7 @@ class InputState(Enum):
     ANNOUNCED = auto()
     #: Another attempt announced it, and ended before it knew the job.
     UNKNOWN = auto()
-    #: The service refused it in this attempt.
+    #: The service refused it in this attempt, or it was given up.
     REFUSED = auto()
     RUNNING = auto()
     COMPLETED = auto()
@@ -238,7 +240,7 @@ class Totals:
     :param inputs: the inputs that need a job.
     :param completed: those whose job completed.
     :param failed: those whose job did not, or cannot be used.
-    :param refused: those that the service refused in this attempt.
+    :param refused: those that the service refused in this attempt, or that were given up.
     :param shared: those whose job another task run submitted.
     :param submitted: the jobs of this task run, of all attempts: what the bill is about.
     :param jobs_completed: those of them that completed at the service, also if their result cannot be used.

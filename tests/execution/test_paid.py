@@ -260,7 +260,7 @@ def test_an_input_whose_shared_job_has_no_use_runs_once_itself(base: str, end: J
     assert run.look_up(0) == []  # the other run has not forgotten it yet
     run.buy(0, "job-a")
     assert run.jobs.running == ["job-a"]
-    one.paid.forget(["job-z"])
+    one.paid.forget(dict.fromkeys(["job-z"]))
     assert Run(base, B).look_up(0) == [0]  # the entry names the new job
     run.jobs.end("job-a", JobState.FAILED)
     assert run.jobs.state(0) is InputState.FAILED
@@ -333,7 +333,7 @@ def test_a_job_that_failed_or_expired_is_forgotten(base: str, caplog: pytest.Log
     caplog.clear()
     expired = RunGenOutputError("gone")
     expired.is_expired = True
-    run.paid.forget(["job-0", "nobody's"])
+    run.paid.forget(dict.fromkeys(["job-0", "nobody's"]))
     run.paid.forget_useless({"job-1": expired, "job-2": RunGenOutputError("for now")})
     assert Run(base, B).look_up(0, 1, 2, 3) == [2, 3]
     assert messages(caplog) == ["Outputs expired: job job-1; its input is paid for again"]
@@ -408,7 +408,7 @@ def test_a_job_that_fails_leaves_what_it_was_to_replace(base: str) -> None:
         assert run.look_up(0) == []
         run.buy(0, "job-1")
         assert Run(base, "d" * 36).look_up(0) == [0]  # others wait for the new one
-        run.paid.forget(["job-1"])
+        run.paid.forget(dict.fromkeys(["job-1"]))
         again = Run(base, "c" * 36)
         assert again.look_up(0) == [0]
         assert again.taken == ["job-0"]
@@ -522,7 +522,7 @@ def live(run: Run, name: str, service: Service, *, is_atomic: bool) -> Iterator[
                 paid.add_done({service.made[job_id].number: store(run.destination, job_id)})
                 jobs.store(job_id)
             elif state is JobState.FAILED and service.chance.random() < 0.5:
-                paid.forget([job_id])
+                paid.forget(dict.fromkeys([job_id]))
         if not jobs.running and not jobs.inputs(*SUBMITTABLE):
             return
         yield

@@ -10,7 +10,7 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.jobs.resuming import ENDS, end_of
-from airflow_provider_rungen.execution.task.outcomes import is_useless, parse_ranges
+from airflow_provider_rungen.execution.task.outcomes import error_of, is_useless, parse_ranges
 from airflow_provider_rungen.runs.rows import JobState
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class Collecting:
             self._log.jobs.end(job.id, ENDS[job.status], seconds=job.execution_time, why=job.error or "")
             if job.status is JobStatus.COMPLETED and self._stores:
                 self._to_store.append(job.id)
-        self._run.submitting.forget([job.id for job in over if job.status is not JobStatus.COMPLETED])
+        useless = [job for job in over if job.status is not JobStatus.COMPLETED]
+        self._run.submitting.forget({job.id: error_of(job) for job in useless})
         if not self._stores:  # the results were taken as they came
             self._note_collected([job.id for job in over], len(self._run.sink.stored))
 

@@ -169,7 +169,8 @@ def plan_jobs(run: Runner, make_source: MakeSource) -> int:
         run.link_to(run.app_id)
         jobs = sum(row.needs_job for row in plan.rows())
         if book is not None:
-            jobs -= len(run.submitting.look_up(book, plan).stored)
+            found = run.submitting.look_up(book, plan)
+            jobs -= len(found.stored) + len(found.given_up)
         quote = Quote.of(run, jobs, find_price(run, is_before=True))
         # no None, which XComArg takes for a value that was not pushed
         value = {

@@ -15,6 +15,7 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,
+    RunGenGivenUpError,
     RunGenJobTimeoutError,
     RunGenSubmissionUnknownError,
 )
@@ -196,7 +197,10 @@ class RunReport:
         if is_in_doubt:
             return RunGenSubmissionUnknownError(FATE_UNKNOWN)
         intent = row.intent_of(self._run.task_log.jobs.writer)
-        return RunGenBadRequestError((intent and intent.refusal) or "it was refused", retryable=False)
+        why = (intent and intent.refusal) or "it was refused"
+        if intent is not None and intent.is_given_up:
+            return RunGenGivenUpError(why)
+        return RunGenBadRequestError(why, retryable=False)
 
     def write_failure(self, error: Exception) -> None:
         """Write what is known to the sink before an error ends the task. It never raises."""

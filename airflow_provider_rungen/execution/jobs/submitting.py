@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.retry import ATTEMPTS
@@ -113,7 +112,7 @@ class Submitting:
     @property
     def new_count(self) -> int:
         """How many inputs are to be submitted, less what the look-up found for parts that are not loaded."""
-        found = (*self._found.stored, *self._found.pending) if self._found else ()
+        found = self._found.settled if self._found else ()
         return self._log.unsent_count - sum(number // PART_ROWS not in self._log.loaded for number in found)
 
     def reopen_ledger(self) -> None:
@@ -164,13 +163,7 @@ class Submitting:
     def _note_known(self, numbers: Collection[int]) -> None:
         if self.paid is None or self._found is None:
             return
-        stored, pending = self._found.stored, self._found.pending
-        known = replace(
-            self._found,
-            stored={number: stored[number] for number in numbers if number in stored},
-            pending={number: pending[number] for number in numbers if number in pending},
-        )
-        self.paid.note(known)
+        self.paid.note(self._found.only(numbers))
 
     def is_remembered(self, job_id: str) -> bool:
         """Return whether the ledger, too, names a job of the log for its input."""
@@ -200,10 +193,10 @@ class Submitting:
         if self.paid is not None and errors:
             self.paid.forget_useless(errors)
 
-    def forget(self, job_ids: Collection[str]) -> None:
-        """Remove jobs of no use from the ledger."""
-        if self.paid is not None and job_ids:
-            self.paid.forget(job_ids)
+    def forget(self, errors: Mapping[str, RunGenError | None]) -> None:
+        """Remove jobs of no use from the ledger, given why they did not complete."""
+        if self.paid is not None and errors:
+            self.paid.forget(errors)
 
     def submit(self, deadline: float) -> bool:
         """

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import File, Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
@@ -40,6 +43,7 @@ _MAX_DIRECT = 256
 # The names in so many folders, and so many entries, are in memory at a time.
 _SHARDS_AT_A_TIME = 16
 _BATCH = 1000
+_MAX_REASON = 300
 
 
 class LedgerBook:
@@ -117,7 +121,8 @@ class LedgerBook:
         without: Collection[str] = (),
     ) -> dict[str, Entry]:
         """
-        Return the entries of inputs at this moment: of jobs that are stored, or that were submitted.
+        Return the entries of inputs at this moment: of jobs that are stored or submitted, or of which too
+        many have failed.
 
         :param keys: the keys of the inputs.
         :param on_stored: takes each job that is stored, as it is found.
@@ -133,10 +138,13 @@ class LedgerBook:
         done = {key: entry for key, entry in entries.items() if entry.manifest and self._counts(entry)}
         stored = self.find_again(done.values(), on_stored)
         self._known |= {entry.job_id for entry in entries.values()} - stored | set(without)
-        pending = {key: each for key, each in entries.items() if not each.manifest and self._counts(each)}
+        rest = {key: each for key, each in entries.items() if not each.manifest and self._counts(each)}
+        pending = {key: each for key, each in rest.items() if not each.failures}
+        limit = self._ledger.max_attempts or math.inf
+        given_up = {key: each for key, each in rest.items() if each.failures >= limit}
         if destination is not None and pending:
             pending |= self._complete(pending, Storage(destination, read_only=True), on_stored)
-        return {key: entry for key, entry in done.items() if entry.job_id in stored} | pending
+        return {key: entry for key, entry in done.items() if entry.job_id in stored} | pending | given_up
 
     def _complete(
         self, pending: Mapping[str, Entry], destination: Storage, on_stored: Callable[[StoredJob], object]
@@ -263,7 +271,8 @@ class LedgerBook:
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
         entries = self._read(jobs).items()
-        counting = {key for key, entry in entries if entry.job_id and self._counts(entry)}
+        states = ("done", "pending")
+        counting = {key for key, entry in entries if entry.state in states and self._counts(entry)}
         self.add_pending(app_id, {key: job_id for key, job_id in jobs.items() if key not in counting})
 
     def add_done(self, jobs: Mapping[str, StoredJob | Entry]) -> None:
@@ -298,22 +307,32 @@ class LedgerBook:
         if twice:
             log.warning("Bought twice: %d inputs, since another run submitted them at the same time", twice)
 
-    def remove(self, jobs: Mapping[str, str]) -> None:
+    def remove(self, jobs: Mapping[str, str], reasons: Mapping[str, str] = MappingProxyType({})) -> None:
         """
-        Forget canceled jobs, as far as possible. What they replaced counts again.
+        Forget jobs that failed or were canceled, as far as possible. What they replaced counts again.
 
         An entry that names another job, or that is a claim of another run, stays.
 
         :param jobs: the id of each job, by key. It is empty for what was claimed, and is not submitted.
+        :param reasons: by key, why jobs failed. With ``max_attempts``, their failures are counted.
         """
         try:
             read = self._read(jobs).items()
-            entries = {key: entry for key, entry in read if entry.job_id == jobs[key]}
+            entries = {key: each for key, each in read if each.job_id == jobs[key] and not each.failures}
             entries = {key: each for key, each in entries.items() if each.job_id or each.run == self._run}
-            self._write({key: entry.replaces for key, entry in entries.items() if entry.replaces})
-            self._storage.remove(file_of(key) for key, entry in entries.items() if not entry.replaces)
+            left = {key: self._left_by(entry, reasons.get(key)) for key, entry in entries.items()}
+            self._write({key: entry for key, entry in left.items() if entry})
+            self._storage.remove(file_of(key) for key, entry in left.items() if not entry)
         except RunGenError as error:
             log.warning("Could not remove %d entries from the ledger: %s", len(jobs), error.message)
+
+    def _left_by(self, entry: Entry, why: str | None) -> Entry | None:
+        """Return the entry that a job leaves which failed, or was canceled (without a reason)."""
+        before = entry.replaces
+        if why is None or self._ledger.max_attempts is None or (before and before.manifest):
+            return before
+        failures = before.failures if before and self._counts(before) else 0
+        return replace(entry, failures=failures + 1, why=clean_text(why, _MAX_REASON), replaces=None)
 
     def _write(self, entries: Mapping[str, Entry]) -> None:
         self._storage.write_all({file_of(key): entry_text(key, entry) for key, entry in entries.items()})

@@ -65,7 +65,7 @@ class Claims:
         self._texts = read
         self._known = known
         self._waits = waits
-        #: The stored jobs that this attempt replaces, by key.
+        #: The stored jobs and failures that this attempt replaces, by key.
         self.replaced: dict[str, Entry] = {}
         # whether the store creates files exclusively, if that was tried
         self._is_exclusive: bool | None = None
@@ -141,7 +141,7 @@ class Claims:
         Whoever creates a file that is named after the entry may replace it, and nobody else.
         """
         entry = parse_entry(key, text)
-        replaces = entry and (entry if entry.manifest else entry.replaces)
+        replaces = entry and (entry if entry.manifest or entry.failures else entry.replaces)
         claim = entry_text(key, Entry(app_id, "", self._run, datetime.now(UTC), replaces=replaces))
         lock = key[:2], f"{key}.{hashlib.sha256(text).hexdigest()[:16]}"
         if self._is_exclusive and not self._storage.create(*lock, self._run.encode()):

@@ -102,7 +102,9 @@ class Entry:
     :param at: when it was written (aware).
     :param manifest: the URI of the job's manifest; empty until its outputs are stored.
     :param execution_seconds: how long the job ran, if known.
-    :param replaces: the stored job that counts again if this one fails.
+    :param replaces: the entry that counts again if this job is canceled; a stored job also if it fails.
+    :param failures: how many jobs of the input have failed, this one as the last; 0 if it did not.
+    :param why: why it failed.
     """
 
     app_id: str
@@ -112,6 +114,15 @@ class Entry:
     manifest: str = ""
     execution_seconds: float | None = None
     replaces: Entry | None = None
+    failures: int = 0
+    why: str = ""
+
+    @property
+    def state(self) -> str:
+        """What the entry says: ``done``, ``failed``, ``pending`` or ``claimed``."""
+        if self.manifest or self.failures:
+            return "done" if self.manifest else "failed"
+        return "pending" if self.job_id else "claimed"
 
 
 def file_of(key: str) -> tuple[str, str]:
@@ -132,7 +143,7 @@ def _fields(key: str, entry: Entry) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "version": VERSION,
         "key": key,
-        "state": "done" if entry.manifest else "pending" if entry.job_id else "claimed",
+        "state": entry.state,
         "app_id": entry.app_id,
         "job_id": entry.job_id,
         "run": entry.run,
@@ -140,6 +151,8 @@ def _fields(key: str, entry: Entry) -> dict[str, Any]:
     }
     if entry.manifest:
         fields |= {"manifest": entry.manifest, "execution_seconds": entry.execution_seconds}
+    if entry.failures:
+        fields |= {"failures": entry.failures, "why": entry.why}
     if entry.replaces:
         fields["replaces"] = _fields(key, entry.replaces)
     return fields
@@ -176,6 +189,8 @@ def _read_entry(fields: Mapping[str, Any]) -> Entry:
         fields.get("manifest", ""),
         fields.get("execution_seconds"),
         _read_entry(fields["replaces"]) if "replaces" in fields else None,
+        records.count(fields.get("failures", 0), "failures"),
+        records.text(fields.get("why", ""), "why"),
     )
     if entry.execution_seconds is not None:
         records.seconds(entry.execution_seconds, "execution_seconds")

@@ -8,14 +8,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin
-from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError, RunGenResultError
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenJobFailedError,
+    RunGenOutputError,
+    RunGenResultError,
+)
 from airflow_provider_rungen.execution.ledger.claims import CLAIM_TIME
 from airflow_provider_rungen.execution.ledger.entries import Entry, destination_of
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
-from airflow_provider_rungen.execution.task.outcomes import is_useless
+from airflow_provider_rungen.execution.task.outcomes import brief_reason, is_useless
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, Job, JobState, Row
 
 if TYPE_CHECKING:
@@ -35,15 +40,30 @@ class Found:
 
     :param stored: the jobs whose outputs are stored.
     :param pending: the jobs that may still run.
+    :param given_up: the last of too many jobs that failed.
     :param untaken: the stored jobs that nobody has taken yet.
     :param claimed: those that this attempt has claimed, at `at` (monotonic clock).
     """
 
     stored: Mapping[int, Entry]
     pending: Mapping[int, Entry]
+    given_up: Mapping[int, Entry]
     untaken: Collection[StoredJob] = ()
     claimed: Collection[int] = ()
     at: float = 0.0
+
+    @property
+    def settled(self) -> set[int]:
+        """The inputs that need no job."""
+        return {*self.stored, *self.pending, *self.given_up}
+
+    def only(self, numbers: Collection[int]) -> Found:
+        """Return what is known about some of the inputs."""
+        stored, pending, given_up = (
+            {number: entries[number] for number in numbers if number in entries}
+            for entries in (self.stored, self.pending, self.given_up)
+        )
+        return replace(self, stored=stored, pending=pending, given_up=given_up)
 
 
 class PaidInputs:
@@ -114,7 +134,8 @@ class PaidInputs:
         keys = {self._key_of(number): number for number in numbers}
         existing = self._ledger.claims.claim(self._app_id, keys)
         found = self._find({key: keys[key] for key in existing}, untaken.append)
-        useless = [key for key in existing if keys[key] not in {*found.stored, *found.pending}]
+        settled = found.settled
+        useless = [key for key in existing if keys[key] not in settled]
         taken = self._ledger.claims.take_over(self._app_id, useless)
         claimed = [keys[key] for key in {*keys}.difference(existing) | taken]
         return replace(found, untaken=untaken, claimed=claimed, at=at)
@@ -129,8 +150,14 @@ class PaidInputs:
             self._on_stored(stored_job)
         entries = [*sorted(found.stored.items()), *sorted(found.pending.items())]
         noted = [number for number, entry in entries if self._add(number, entry)]
+        for number, entry in found.given_up.items():
+            if self.jobs.state(number) in SUBMITTABLE:
+                self.jobs.give_up(
+                    number, f"given up after {entry.failures} failed jobs, the last: {entry.why}"
+                )
+                noted.append(number)
         # what was found and is of no use is submitted without a claim
-        unused = {number for number, _ in entries}.difference(noted)
+        unused = found.settled.difference(noted)
         self._claims |= dict.fromkeys({*found.claimed, *unused}, found.at)
         return noted
 
@@ -187,11 +214,17 @@ class PaidInputs:
         """
         return begin(self._ledger.add_done, self._by_key(stored))
 
-    def forget(self, job_ids: Iterable[str]) -> None:
-        """Forget jobs that failed or were canceled. A failure to do so is logged."""
+    def forget(self, errors: Mapping[str, RunGenError | None]) -> None:
+        """
+        Forget jobs that failed or were canceled. A failure to do so is logged.
+
+        :param errors: by job, why it did not complete. A job that the service reports as failed counts.
+        """
         numbers = self.jobs.table.input_of
-        if jobs := {self._key_of(numbers[job_id]): job_id for job_id in job_ids if job_id in numbers}:
-            self._ledger.remove(jobs)
+        keys = {self._key_of(numbers[job_id]): job_id for job_id in errors if job_id in numbers}
+        if keys:
+            failed = {key: error for key, job_id in keys.items() if _is_failure(error := errors[job_id])}
+            self._ledger.remove(keys, {key: brief_reason(error) for key, error in failed.items()})
 
     def forget_useless(self, errors: Mapping[str, RunGenError]) -> None:
         """
@@ -236,10 +269,17 @@ class PaidInputs:
             log.warning("%d stored results do not fit result_schema, and their inputs run again", len(unfit))
             self._unfit |= unfit
         found = {keys[key]: entry for key, entry in entries.items() if entry.job_id not in unfit}
+        pending = {n: entry for n, entry in found.items() if entry.state == "pending"}
+        given_up = {n: entry for n, entry in found.items() if entry.failures}
+        if given_up:
+            log.warning(
+                "Given up: %d inputs, of which too many jobs have failed (max_attempts)", len(given_up)
+            )
         return Found(
             {number: entry for number, entry in found.items() if entry.manifest},
             # nobody can wait for the jobs of another app
-            {n: entry for n, entry in found.items() if not entry.manifest and entry.app_id == self._app_id},
+            {number: entry for number, entry in pending.items() if entry.app_id == self._app_id},
+            given_up,
         )
 
     def _add(self, number: int, entry: Entry) -> bool:
@@ -272,3 +312,8 @@ class PaidInputs:
         )
         jobs.adopt(number, Row((job,)))
         return True
+
+
+def _is_failure(error: RunGenError | None) -> TypeGuard[RunGenError]:
+    """Return whether the service reports that a job failed, which only a new job can change."""
+    return type(error) is RunGenJobFailedError

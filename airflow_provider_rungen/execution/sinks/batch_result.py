@@ -13,6 +13,7 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.texts import clean_text, format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenError,
+    RunGenGivenUpError,
     RunGenJobCanceledError,
     RunGenJobError,
     RunGenJobFailedError,
@@ -153,8 +154,13 @@ def check_inputs(
     # a retry runs a job that failed again, and is refused what was refused
     ended = {job.id for job in result.jobs}
     retryable = any(error.retryable or result.ids[index] in ended for index, error in errors.items())
-    # what keeps a result from being returned says how it can be
-    hints = [error.hint for index, error in sorted(errors.items()) if result.ids[index] and error.hint]
+    # what keeps a result from being returned says how it can be, and what gives an input up, how it is not
+    telling = [
+        error
+        for index, error in sorted(errors.items())
+        if result.ids[index] or isinstance(error, RunGenGivenUpError)
+    ]
+    hints = [error.hint for error in telling if error.hint]
     hint = hints[0] if hints else run.clear_hint()
     if retryable:
         only_outputs = all(isinstance(each, RunGenOutputError) and each.retryable for each in errors.values())

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
-    RunGenBadRequestError,
     RunGenError,
     RunGenInputError,
     RunGenJobTimeoutError,
@@ -219,8 +218,7 @@ class ResultSink(Collector):
             elif job_id is None or number in result.refused:
                 text = f"not submitted: {missing}" if missing else NOT_SUBMITTED
                 failure = result.refused.get(number) or RunGenJobTimeoutError(text)
-                is_refused = isinstance(failure, RunGenBadRequestError)
-                status = Status.REFUSED if is_refused else Status.FAILED
+                status = Status.without_job(failure)
                 row = ResultRow(index=number, status=status, values=values, error=failure.message)
             else:
                 failure = self.errors.get(job_id) or RunGenError(missing)

@@ -17,7 +17,9 @@ from airflow_provider_rungen.client.parsing import to_time
 from airflow_provider_rungen.client.redaction import redact, redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
+    RunGenBadRequestError,
     RunGenError,
+    RunGenGivenUpError,
     RunGenInputError,
     RunGenJobCanceledError,
     RunGenOutputError,
@@ -57,6 +59,14 @@ class Status(StrEnum):
     CANCELED = "canceled"
     REFUSED = "refused"
     SKIPPED = "skipped"
+    GIVEN_UP = "given_up"
+
+    @classmethod
+    def without_job(cls, error: RunGenError) -> Status:
+        """Return the status of a row that has no job, given why."""
+        if isinstance(error, RunGenGivenUpError):
+            return cls.GIVEN_UP
+        return cls.REFUSED if isinstance(error, RunGenBadRequestError) else cls.FAILED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,126 @@
+"""Rows that fail again and again: how many jobs the server counts until they are given up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from conftest import run_task
+from test_table import MODES, Table, picture, products
+
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> bool:
+    return MODES[request.param]
+
+
+def poisoned(row: dict[str, Any]) -> dict[str, Any]:
+    return picture(row) | ({"emulator": {"fail": "no memory"}} if row["sku"] > "sku-1" else {})
+
+
+@pytest.fixture
+def run(rungen_emulator: Emulator, tmp_path: Path) -> Callable[..., Table]:
+    """Make a task with two rows that complete, and two that fail, of which each may fail twice."""
+
+    def make(rows: int = 4, **options: Any) -> Table:
+        ledger = Ledger((tmp_path / "ledger").as_uri(), max_attempts=2)
+        more: dict[str, Any] = {"to_input": poisoned, "ledger": ledger, "max_failed": 0.5} | options
+        return Table(rungen_emulator, tmp_path, products(rows), **more)
+
+    return make
+
+
+def nights(task: Table, count: int, **changes: Any) -> list[int]:
+    """Return how many jobs some runs bought, each from the ledger of the last."""
+    bought = []
+    for _ in range(count):
+        before = task.created
+        assert task.attempt(**changes).error is None
+        bought.append(task.created - before)
+        task.next_run(task.run_id + "1")
+    return bought
+
+
+def test_a_row_is_given_up_until_the_ledger_is_told_to_forget(run: Callable[..., Table], mode: bool) -> None:
+    task = run(deferrable=mode)
+    assert nights(task, 4) == [4, 2, 0, 0]
+    assert task.column("status") == ["completed"] * 2 + ["given_up"] * 2
+    assert task.column("job_id")[2:] == [None, None]
+    last = [job["id"] for job in task.emulator.service.jobs()][4:]
+    assert sorted(task.column("error")[2:]) == sorted(
+        f"given up after 2 failed jobs, the last: no memory (job {each}, app flux-schnell)" for each in last
+    )
+    uri = task.options["ledger"].uri
+    # a task that does not count goes on, and adds nothing
+    assert nights(task, 2, ledger=Ledger(uri)) == [2, 2]
+    assert nights(task, 1) == [0]
+    assert nights(task, 1, ledger=Ledger(uri, max_attempts=3)) == [2]
+    assert nights(task, 1, ledger=Ledger(uri, max_attempts=3)) == [0]
+    assert nights(task, 3, ledger=Ledger(uri, version="2", max_attempts=1)) == [4, 0, 0]
+    assert nights(task, 2, ledger=Ledger(uri, refresh=True, max_attempts=1)) == [4, 4]
+
+
+def test_a_correct_input_is_a_new_one(run: Callable[..., Table]) -> None:
+    task = run()
+    assert nights(task, 3) == [4, 2, 0]
+    assert nights(task, 1, to_input=picture) == [2]
+    assert task.column("status") == ["completed"] * 4
+
+
+def test_retries_count_and_fail_without_one_when_all_is_given_up(
+    run: Callable[..., Table], mode: bool
+) -> None:
+    task = run(deferrable=mode, max_failed=0)
+    bought, error = [], None
+    for _ in range(3):
+        before = task.created
+        error = task.attempt().error
+        bought.append(task.created - before)
+    assert bought == [4, 2, 0]
+    assert isinstance(error, AirflowFailException)
+    assert "2 of 4 rows failed" in str(error)
+    assert "given up after 2 failed jobs" in str(error)
+    assert "max_attempts" in str(error)
+
+
+def test_a_canceled_job_does_not_count(run: Callable[..., Table]) -> None:
+    task = run()
+    task.options["ledger"].ignore = ("emulator",)
+    assert nights(task, 1) == [4]
+    lasting: Any = lambda row: picture(row) | {"emulator": {"seconds": 60}}  # noqa: E731
+    assert "Not over in time" in str(task.attempt(to_input=lasting, timeout=0.3).error)
+    assert task.statuses().count("CANCELED") == 2
+    task.next_run("after the canceled one")
+    assert nights(task, 2) == [2, 0]
+
+
+def test_a_plan_counts_no_job_for_them(run: Callable[..., Table]) -> None:
+    task = run()
+    nights(task, 2)
+    names = ("table", "key", "to_input", "destination", "ledger")
+    plan = RunGenPlanTableOperator(task_id="plan", **{name: task.options[name] for name in names})
+    context: Any = {"ti": task.ti}
+    assert run_task(plan, context).value == 0
+    assert task.ti.xcoms["plan"] | {"seconds": 0} == {
+        "rows": 4,
+        "jobs": 0,
+        "reused": 2,
+        "skipped": 0,
+        "seconds": 0,
+        "cost": 0,
+        "currency": "",
+    }
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "3"])
+def test_a_number_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="max_attempts of a Ledger must be 1 or more"):
+        Ledger("/ledger", max_attempts=value)
