@@ -15,6 +15,7 @@ from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD, JobSear
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.poll_state import (
     POLL_TIMEOUT,
+    Absence,
     Outages,
     PollState,
     in_flight,
@@ -98,6 +99,8 @@ class JobPoller:
     #: How many polls of jobs were answered.
     answers: int = field(default=0, init=False)
     _app_state: PollState = field(default_factory=lambda: PollState(0.0), init=False)
+    # whether there are jobs that no round has seen: a pause may be that of others alone
+    _has_new: bool = field(default=False, init=False)
     # when the polls of the round must have ended, and the seconds that it waits for one
     _end_by: float = field(default=math.inf, init=False)
     _wait_at_most: float | None = field(default=None, init=False)
@@ -129,6 +132,7 @@ class JobPoller:
         for job_id in job_ids:
             if job_id not in self.waiting and job_id not in self.finished:
                 self.waiting[job_id] = PollState(now, visible_by, not_before)
+                self._has_new, self.outages.quiet_until = True, 0.0
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Stop waiting for jobs, and drop their results."""
@@ -157,7 +161,7 @@ class JobPoller:
         is_last = seconds_left <= 0 and not getattr(self.outages.last_failure, "retry_after", None)
         if self.outages.is_quiet(now) and not is_last:
             return
-        self.polled_at, self.app, self.outages.last_failure = now, None, None
+        self.polled_at, self.app, self.outages.last_failure, self._has_new = now, None, None, False
         self._end_by, self._wait_at_most = polls_end_by(now, seconds_left), None
         if poll_interval is not None:
             # many polls take turns, and one that is given up holds its place until it ends
@@ -169,6 +173,8 @@ class JobPoller:
             may_poll = self.pollable(self.waiting) if is_last else self._due(now)
             yield from self.poll([job_id for job_id in may_poll if job_id in wanted])
         self.outages.end_round(now := (yield Sleep(0)))
+        if self._has_new:
+            self.outages.quiet_until = 0.0
         if self.watches_queue:
             yield from self.queue.look(now)
 
@@ -312,7 +318,7 @@ class JobPoller:
 
     def _note_job(self, state: PollState, job: Job, now: float) -> None:
         before, state.job, state.polled_at = state.job, replace(job, input=None), now
-        state.visible_by, state.missed_at = 0.0, None
+        state.visible_by, state.absence = 0.0, Absence()
         if before is None:
             state.status_since = state.added_at
         elif before.status is not job.status:

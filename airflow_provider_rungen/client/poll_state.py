@@ -33,6 +33,28 @@ UNSURE_GRACE = 300.0
 REFUSAL_PAUSE = 5.0
 
 
+@dataclass(slots=True)
+class Absence:
+    """
+    The answers in a row that a job is not there: it is gone if they last.
+
+    :param since: when the first of them came (seconds since 1970); ``None`` without any.
+    :param certain_since: the same of the last ones, as far as they are certainly the service's own.
+    """
+
+    since: float | None = None
+    certain_since: float | None = None
+
+    def may_end(self, error: RunGenAPIError, now: float) -> bool:
+        """Note another one; return whether the job may be found later."""
+        self.since = now if self.since is None else self.since
+        if not error.is_from_service:
+            self.certain_since = None
+            return now < self.since + UNSURE_GRACE
+        self.certain_since = now if self.certain_since is None else self.certain_since
+        return now < self.certain_since + GONE_GRACE
+
+
 @dataclass(slots=True, eq=False)
 class PollState:
     """
@@ -48,7 +70,7 @@ class PollState:
     :param failures: polls in a row that failed.
     :param is_in_flight: whether a poll of it is under way.
     :param refused_at: when the first of the last answers in a row came that refused the key.
-    :param missed_at: when the first of the last answers in a row came that did not find it.
+    :param absence: the last answers, as far as they did not find it.
     """
 
     added_at: float
@@ -61,7 +83,7 @@ class PollState:
     failures: int = 0
     is_in_flight: bool = False
     refused_at: float | None = None
-    missed_at: float | None = None
+    absence: Absence = field(default_factory=Absence)
 
     @property
     def status(self) -> JobStatus | None:
@@ -81,18 +103,12 @@ class PollState:
     @property
     def is_in_doubt(self) -> bool:
         """Whether the last answer was one that ends the wait if it lasts."""
-        return self.refused_at is not None or self.missed_at is not None
+        return self.refused_at is not None or self.absence.since is not None
 
     def may_appear(self, error: RunGenAPIError, now: float) -> bool:
         """Note that the service does not find the job; return whether it may find it later."""
-        visible_by = self.visible_by if isinstance(error, RunGenNotFoundError) else 0.0
-        self.missed_at = now if self.missed_at is None else self.missed_at
-        return now < max(visible_by, self.missed_at + gone_grace(error))
-
-
-def gone_grace(error: RunGenAPIError) -> float:
-    """Return the seconds for which an answer must last that a job is not there."""
-    return GONE_GRACE if error.is_from_service else UNSURE_GRACE
+        is_new = isinstance(error, RunGenNotFoundError) and now < self.visible_by
+        return self.absence.may_end(error, now) or is_new
 
 
 def in_flight(state: PollState, request: Flow[T]) -> Flow[T | RunGenError]:
@@ -163,6 +179,7 @@ class Outages:
         pause = retry_delay(state.failures, error)
         state.not_before = now + (min(pause, REFUSAL_PAUSE) if retry.is_refusal(error) else pause)
         state.failures += 1
+        state.absence = Absence()
         self.silent.add(state)
         self.last_failure = error
         if not self._is_logged:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import InitVar, dataclass, field
 
 from airflow_provider_rungen.client import poll_state, retry
 from airflow_provider_rungen.client.endpoints import get_job
-from airflow_provider_rungen.client.flow import Flow, Sleep, T
+from airflow_provider_rungen.client.flow import Flow, Gather, Sleep, T
 from airflow_provider_rungen.client.job_log import LogCallback, log_of
 from airflow_provider_rungen.client.job_poller import JobPoller, concerns_one_job, failed_by
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages
+from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Absence, Outages
 from airflow_provider_rungen.client.progress import Progress, WaitGoal
 from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout
 from airflow_provider_rungen.exceptions import RunGenBadRequestError, RunGenError, RunGenNotFoundError
@@ -22,6 +22,8 @@ from airflow_provider_rungen.exceptions import RunGenBadRequestError, RunGenErro
 # Seconds to the second poll of a job that may be over soon, and by how much the pauses grow from there.
 FIRST_INTERVAL = 0.3
 INTERVAL_GROWTH = 1.5
+# Results that are fetched again, and held, at a time.
+MAX_HELD = 64
 # Seconds until a job that was not found is fetched again.
 REFETCH_INTERVAL = 3.0
 # Seconds within which the service must know a job that it has just created.
@@ -171,7 +173,7 @@ class Wait:
     def _is_in_doubt(self, now: float) -> bool:
         """Return whether a job that should be there was not found: nobody else finds out how it is."""
         states = (self.poller.waiting[job_id] for job_id in self.waiting)
-        return any(state.missed_at is not None and state.visible_by <= now for state in states)
+        return any(state.absence.since is not None and state.visible_by <= now for state in states)
 
     def run(
         self,
@@ -257,16 +259,46 @@ def get_known_job(app_id: str, job_id: str) -> Flow[Job]:
 
     :raises RunGenNotFoundError: it is gone.
     """
-    missed_at: float | None = None
-    while True:
+    outcomes: list[Job | RunGenError] = []
+    yield from fetch_known_jobs(app_id, [job_id], lambda _, outcome: outcomes.append(outcome))
+    if isinstance(outcomes[0], RunGenError):
+        raise outcomes[0]
+    return outcomes[0]
+
+
+def fetch_known_jobs(
+    app_id: str, job_ids: Sequence[str], on_outcome: Callable[[str, Job | RunGenError], None]
+) -> Flow[None]:
+    """
+    Get jobs that are known to exist, some at a time: see `get_known_job`.
+
+    :param on_outcome: takes a job, or the error in its place, as it comes. What it raises ends it all.
+    """
+    # the jobs that were not found, and may be yet
+    missing: dict[str, Absence] = {}
+
+    def fetch(job_id: str) -> Flow[None]:
+        outcome: Job | RunGenError
         try:
-            return (yield from get_job(app_id, job_id))
+            outcome = yield from get_job(app_id, job_id)
         except (RunGenNotFoundError, RunGenBadRequestError) as error:
             now = yield Sleep(0)
-            missed_at = now if missed_at is None else missed_at
-            if now >= missed_at + poll_state.gone_grace(error):
-                raise
-        yield Sleep(min(REFETCH_INTERVAL, poll_state.GONE_GRACE))
+            if missing.setdefault(job_id, Absence()).may_end(error, now):
+                return
+            outcome = error
+        except RunGenError as error:
+            outcome = error
+        missing.pop(job_id, None)
+        on_outcome(job_id, outcome)
+
+    while job_ids:
+        for start in range(0, len(job_ids), MAX_HELD):
+            for refused in (yield Gather([fetch(job_id) for job_id in job_ids[start : start + MAX_HELD]])):
+                if refused is not None:
+                    raise refused
+        job_ids = list(missing)
+        if job_ids:
+            yield Sleep(min(REFETCH_INTERVAL, poll_state.GONE_GRACE))
 
 
 def job_of(outcome: Job | RunGenError, app_id: str, job_id: str) -> Job:

@@ -21,11 +21,12 @@ from airflow_provider_rungen.client.job_poller import JobPoller
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.poll_state import GONE_GRACE, REFUSAL_PAUSE
-from airflow_provider_rungen.client.polling import Wait, wait_for_jobs
+from airflow_provider_rungen.client.polling import Wait, fetch_known_jobs, wait_for_jobs
 from airflow_provider_rungen.client.retry import REFUSAL_GRACE
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.exceptions import (
     RunGenConnectionError,
+    RunGenError,
     RunGenForbiddenError,
     RunGenInputError,
     RunGenJobTimeoutError,
@@ -42,6 +43,10 @@ def _simulated_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait as long as users do: the clock is simulated."""
     monkeypatch.setattr(poll_state, "GONE_GRACE", GONE_GRACE)
     monkeypatch.setattr(retry, "REFUSAL_GRACE", REFUSAL_GRACE)
+
+
+# What a refusal says: the service's own words, and those of a gateway.
+OWN, PAGE = b'{"error": "not this one"}', b"default backend - 404"
 
 
 @dataclass
@@ -80,6 +85,7 @@ class World:
         self.looks: dict[str, int] = {}
         self.questions = 0
         self.refuse: dict[str, int] = {}
+        self.refusal = OWN
         self.on_request: Callable[[Request], None] = lambda _: None
 
     @property
@@ -128,7 +134,7 @@ class World:
 
     def _job(self, job_id: str) -> Response:
         if job_id in self.refuse:
-            return Response(self.refuse[job_id], {}, b'{"error": "not this one"}')
+            return Response(self.refuse[job_id], {}, self.refusal)
         run = self.runs[job_id]
         if self.now < run.hidden_until:
             return Response(404, {}, b'{"error": "no such job"}')
@@ -639,6 +645,36 @@ def test_a_job_that_was_seen_is_gone_when_it_stays_unknown() -> None:
     with pytest.raises(RunGenNotFoundError):
         wait(world, ["job-0"], visible_by=world.start + 1000)
     assert 12 + GONE_GRACE <= world.now < 12 + GONE_GRACE + 2 * EVERY
+
+
+@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize(("status", "words"), [(404, PAGE), (503, OWN)])
+def test_only_answers_in_a_row_tell_that_a_job_is_gone(count: int, status: int, words: bytes) -> None:
+    world = World(in_order(count, 300, 310))
+
+    def answer(_: Request) -> None:
+        own = {run_id: 404 for run_id in world.runs if 12 < world.now < 17 or 100 < world.now < 125}
+        other = {run_id: status for run_id in world.runs if 17 < world.now < 100}
+        world.refuse, world.refusal = own or other, OWN if own else words
+
+    world.on_request = answer
+    jobs = wait(world, list(world.runs))
+    assert {job.status for job in jobs} == {"COMPLETED"}
+
+
+def test_a_look_at_many_jobs_gives_each_the_time_to_be_found() -> None:
+    world = World(in_order(640, 600, 610))
+    world.seconds_per_request = 1.7  # the first look takes longer than a job may be unknown
+
+    def lag(_: Request) -> None:
+        world.refuse = dict.fromkeys(world.runs, 404) if 31 < world.now < 37 else {}
+
+    world.on_request = lag
+    found: dict[str, Job | RunGenError] = {}
+    look = fetch_known_jobs(APP, list(world.runs), found.__setitem__)
+    drive(look, world.send, world.clock.sleep, world.clock.time)
+    assert [job_id for job_id, outcome in found.items() if not isinstance(outcome, Job)] == []
+    assert found.keys() == world.runs.keys()
 
 
 def test_nothing_is_asked_for_an_id_that_cannot_be_one() -> None:

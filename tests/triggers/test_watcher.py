@@ -432,6 +432,21 @@ def test_a_retry_after_of_one_job_silences_that_job_alone(stage: Stage) -> None:
     assert sum(record.path.endswith(late) for record in stage.service.records()) == 1
 
 
+def test_a_retry_after_of_the_only_job_holds_up_no_newcomer(stage: Stage) -> None:
+    async def scene() -> None:
+        first, second = stage.submit(2)
+        stage.service.inject(Fault(on="get", status=429, headers={"Retry-After": "3600"}, job_id=first))
+        waiting = wait([first])
+        await until(lambda: stage.service.count("get") == 1)
+        newcomer = wait([second])
+        stage.pass_by(20)
+        assert [job.status for job in await newcomer] == [JobStatus.COMPLETED]
+        assert early_retries(stage.service) == 0
+        waiting.cancel()
+
+    play(scene())
+
+
 def test_many_looks_that_hang_hold_up_nobody(stage: Stage) -> None:
     """The jobs that hang are older, and more than may be asked for at a time: the others get their turn."""
     stuck = stage.submit(MAX_IN_FLIGHT + 8, seconds=NEVER)

@@ -9,20 +9,22 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
-from airflow_provider_rungen.client import endpoints, poll_state
-from airflow_provider_rungen.client.flow import Flow, Gather, Sleep, T
+from airflow_provider_rungen.client.flow import Flow, T
 from airflow_provider_rungen.client.job_log import QuietLog, log_line
 from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.polling import FIRST_INTERVAL, REFETCH_INTERVAL, Wait, growing_pauses
+from airflow_provider_rungen.client.polling import (
+    FIRST_INTERVAL,
+    Wait,
+    fetch_known_jobs,
+    growing_pauses,
+)
 from airflow_provider_rungen.client.progress import OtherInputs, Progress, WaitGoal
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
-    RunGenBadRequestError,
     RunGenConflictError,
     RunGenError,
-    RunGenNotFoundError,
 )
 from airflow_provider_rungen.execution.task.job_ids import format_jobs, log_jobs
 
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Results that are fetched again, and held, at a time.
-MAX_HELD = 64
 # Of more jobs that could not be canceled, the reasons are not logged.
 MAX_LOGGED_CANCELS = 10
 Defer = Callable[[dict[str, Any], float], NoReturn]
@@ -266,33 +266,4 @@ class JobWait:
 
         :param on_outcome: takes a job, or the error in its place, as it comes. What it raises ends it all.
         """
-        self.perform(_refetch(app_id, job_ids, on_outcome), job_ids)
-
-
-def _refetch(
-    app_id: str, job_ids: Sequence[str], on_outcome: Callable[[str, Job | RunGenError], None]
-) -> Flow[None]:
-    missing: list[str] = []
-
-    def fetch(job_id: str) -> Flow[None]:
-        outcome: Job | RunGenError
-        try:
-            outcome = yield from endpoints.get_job(app_id, job_id)
-        except (RunGenNotFoundError, RunGenBadRequestError) as error:
-            if now < begun_at + poll_state.gone_grace(error):
-                missing.append(job_id)
-                return
-            outcome = error
-        except RunGenError as error:
-            outcome = error
-        on_outcome(job_id, outcome)
-
-    begun_at = now = yield Sleep(0)
-    while job_ids:
-        for start in range(0, len(job_ids), MAX_HELD):
-            for refused in (yield Gather([fetch(job_id) for job_id in job_ids[start : start + MAX_HELD]])):
-                if refused is not None:
-                    raise refused
-        job_ids, missing = missing, []
-        if job_ids:
-            now = yield Sleep(min(REFETCH_INTERVAL, poll_state.GONE_GRACE))
+        self.perform(fetch_known_jobs(app_id, job_ids, on_outcome), job_ids)
