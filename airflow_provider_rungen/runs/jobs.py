@@ -59,6 +59,8 @@ class Jobs:
     #: When the jobs that were loaded had been submitted (seconds since 1970), according to storage. The
     #: service may not know a job until some seconds later.
     submitted_by: float = field(init=False, default=0.0)
+    #: How many jobs that other task runs submitted turned out to be of no use: their inputs need another one.
+    shared_in_vain: int = field(init=False, default=0)
     # the inputs whose rows have changed since they were saved
     _changes: dict[int, Change] = field(init=False, default_factory=dict)
 
@@ -156,7 +158,9 @@ class Jobs:
         if job_id not in self.table.input_of or not (job := self.table.job(job_id)).may_become(state):
             return
         seconds = job.seconds if seconds is None else round(float(seconds), 3)
-        self._set_job(replace(job, state=state, seconds=seconds, why=why[:_MAX_REASON]))
+        ended = replace(job, state=state, seconds=seconds, why=why[:_MAX_REASON])
+        self.shared_in_vain += job.is_shared and job.use > ended.use == 0
+        self._set_job(ended)
 
     def store(self, job_id: str, place: str = ".") -> None:
         """Note that the outputs of a completed job are stored."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException
+from bad_answers import Fault
 from conftest import FakeStore, TrackedTaskInstance, run_task
 from test_table import MODES, Table, picture, products
 
@@ -79,7 +80,7 @@ def test_what_is_stored_is_not_counted(run: Callable[..., Table], mode: bool) ->
 @pytest.mark.parametrize(
     ("most", "error", "created"),
     [
-        (79, "Refused: 50 of 150 rows are new after 30 jobs of earlier attempts, about ", 100),
+        (79, "Refused: 50 of 150 rows are new after 30 submissions of earlier attempts, about ", 100),
         (80, "None", 150),
     ],
 )
@@ -103,12 +104,42 @@ def test_a_clear_begins_to_count_again(run: Callable[..., Table], mode: bool) ->
         "max_jobs": 15,
     }
     assert "no luck" in str(task.attempt(**options).error)
-    assert "10 of 10 rows are new after 10 jobs of earlier attempts" in str(task.attempt(**options).error)
+    assert "10 of 10 rows are new after 10 submissions" in str(task.attempt(**options).error)
     assert task.created == 10
     task.clear()
     assert "no luck" in str(task.attempt(**options).error)
-    assert "10 of 10 rows are new after 10 jobs of earlier attempts" in str(task.attempt(**options).error)
+    assert "10 of 10 rows are new after 10 submissions" in str(task.attempt(**options).error)
     assert task.created == 20
+
+
+@pytest.mark.parametrize("kind", ["lost", "cut"])
+def test_jobs_that_may_exist_count(run: Callable[..., Table], kind: str) -> None:
+    task = run(products(5), max_concurrency=5, on_unknown_submission="resubmit")
+    lost = {"status": 502, "body": b"<html>", "taken": True} if kind == "lost" else {"kind": "reset_after"}
+    task.emulator.service.inject(Fault(on="run", times=5, **lost))
+    assert task.attempt(max_jobs=5).error is not None
+    assert task.created == 5
+    refused = str(task.attempt(max_jobs=9).error)
+    assert "5 of 5 rows are new after 5 submissions of earlier attempts" in refused
+    assert task.created == 5
+    task.clear()
+    assert task.attempt(max_jobs=10).error is None
+
+
+@pytest.mark.parametrize(("most", "bought"), [(1, 1), (6, 1), (7, 7)])
+def test_jobs_of_another_run_that_fail_are_replaced_within_the_limit(
+    run: Callable[..., Table], mode: bool, most: int, bought: int
+) -> None:
+    failing: Any = lambda row: picture(row) | {"emulator": {"fail": "no luck", "seconds": 1}}  # noqa: E731
+    task = run(products(6), to_input=failing)
+    task.options["ledger"].ignore = ("emulator",)
+    task.attempt_until("rungen_job_link")
+    assert task.created == 6
+    task.next_run("night 2")
+    outcome = task.attempt(table=products(7), to_input=picture, max_jobs=most, deferrable=mode)
+    assert task.created == 6 + bought
+    assert (outcome.error is None) == (bought == 7)
+    assert task.column("status").count("completed") == bought
 
 
 @pytest.mark.parametrize("is_durable", [False, True])
@@ -126,7 +157,7 @@ def test_a_batch_without_a_ledger_has_a_limit(rungen_emulator: Emulator, is_dura
     assert rungen_emulator.service.count("run") == 0
     assert "no luck" in attempt(2, max_jobs=5)
     # before 3.3, Airflow keeps nothing of an attempt
-    assert ("after 3 jobs" if is_durable else "no luck") in attempt(3, max_jobs=5)
+    assert ("after 3 submissions" if is_durable else "no luck") in attempt(3, max_jobs=5)
 
 
 def test_the_jobs_of_a_function_have_a_limit(rungen_emulator: Emulator) -> None:

@@ -54,6 +54,7 @@ class Deferral:
             state = keep_state(self._log, lambda: self._run.guard.is_pending) | {
                 "failures": self._run.collecting.failures,
                 "refusals": self._run.submitting.refusals,
+                "spare": self._run.submitting.spare_left,
                 "submitted_at": self._run.submitting.submitted_at,
                 "unsent_reason": self._run.report.unsent_reason,
                 "is_single": self._run.is_single,
@@ -87,6 +88,7 @@ class Deferral:
         self._run.collecting.failures = state["failures"]
         self._run.submitting.refusals = state["refusals"]
         self._run.submitting.submitted_at = state["submitted_at"]
+        self._run.submitting.spare = state["spare"]
         self._run.report.unsent_reason = state["unsent_reason"]
         self._run.ending.app_id = app_id = state["record"]["app_id"]
         self._run.note_app(app_id)
@@ -101,10 +103,8 @@ class Deferral:
         self._run.report.note_pushed()
         problem = self._restore_plan(state, make_source)
         self._run.submitting.reopen_ledger()
-        if problem and (left := self._log.stop_submitting()):
-            # what is in flight is paid for, so the task ends when it is over
-            log.error("Submitting no more: %s. %d inputs are left", problem, left)
-            self._run.report.unsent_reason = f"it was not submitted: {problem}"
+        if problem:
+            self._run.report.stop_submitting(problem)
         self._run.collecting.find_unstored()
 
     def check_event(self, event: Any) -> Mapping[str, Any]:

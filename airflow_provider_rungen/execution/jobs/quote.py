@@ -116,20 +116,22 @@ class Limits:
             )
         return cls(max_jobs, max_cost, price)
 
-    def check(self, run: Runner) -> None:
+    def check(self, run: Runner) -> int | None:
         """
         Check what an attempt is about to buy, and what this task run has bought, before anything is sent.
 
+        :return: how many more jobs it may buy, in place of jobs of other runs that fail.
         :raises RunGenLimitError: it is more than a limit.
         """
         if self.max_jobs is None and self.max_cost is None:
-            return
+            return None
         new, bought = run.submitting.new_count, run.task_log.bought
         exceeded: dict[str, object] = {}
         if self.max_jobs is not None and bought + new > self.max_jobs:
             exceeded["max_jobs"] = self.max_jobs
+        spare = None if self.max_jobs is None else self.max_jobs - bought - new
         if not new or not (exceeded or self.max_cost):
-            return
+            return spare
         quote = Quote.of(run, bought + new, self.price)
         if self.max_cost and not quote.seconds:
             log.warning(
@@ -139,12 +141,15 @@ class Limits:
             )
         elif self.max_cost and quote.cost > self.max_cost.amount:
             exceeded["max_cost"] = self.max_cost
+        elif self.max_cost and quote.cost:
+            affordable = int(self.max_cost.amount * (bought + new) / quote.cost) - bought - new
+            spare = affordable if spare is None else min(spare, affordable)
         if not exceeded:
-            return
+            return spare
         plan = run.task_log.plan
         # a table has columns: those of its key
         rows, source = ("rows", "to_input") if plan.manifest.columns else ("inputs", "the inputs")
-        before = f" after {bought:,} jobs of earlier attempts" if bought else ""
+        before = f" after {bought:,} submissions of earlier attempts" if bought else ""
         limits = ", ".join(f"{name}={limit}" for name, limit in exceeded.items())
         raise RunGenLimitError(
             f"Refused: {new:,} of {plan.count:,} {rows} are new{before}{quote}; {limits}. "

@@ -98,6 +98,12 @@ class RunReport:
         self.has_pushed = True
         self._pushed_count = self._run.task_log.jobs.totals().submitted
 
+    def stop_submitting(self, problem: str) -> None:
+        """Submit nothing more. What is in flight is paid for, so the task ends when it is over."""
+        if left := self._run.task_log.stop_submitting():
+            log.error("Submitting no more: %s. %d inputs are left", problem, left)
+            self.unsent_reason = f"it was not submitted: {problem}"
+
     def push_ids(self) -> None:
         """Push the ids of the jobs, unless all are pushed."""
         task_log, ti = self._run.task_log, self._run.ti

@@ -233,7 +233,7 @@ class Runner(TaskRun["JobOptions"]):
         self.submitting.take_over(now)
         self.task_log.keep_deadline(now)
         self.collecting.find_unstored(resuming.lost)
-        limits.check(self)
+        self.submitting.spare = limits.check(self)
 
     def _check(self, source: Source, plan: Plan) -> None:
         try:

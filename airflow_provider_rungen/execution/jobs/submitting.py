@@ -50,6 +50,8 @@ class Submitting:
         self.paid: PaidInputs | None = None
         #: When the last jobs may have been submitted (seconds since 1970).
         self.submitted_at = 0.0
+        #: How many jobs may be bought in place of those of other runs that fail, in all of the attempt.
+        self.spare: int | None = None
         #: How many inputs have a job that was stored before.
         self.reused_count = 0
         self._found: Found | None = None
@@ -114,6 +116,11 @@ class Submitting:
         """How many inputs are to be submitted, less what the look-up found for parts that are not loaded."""
         found = self._found.settled if self._found else ()
         return self._log.unsent_count - sum(number // PART_ROWS not in self._log.loaded for number in found)
+
+    @property
+    def spare_left(self) -> int | None:
+        """How many such jobs may be bought from now on; negative if more would be needed."""
+        return None if self.spare is None else self.spare - self._log.jobs.shared_in_vain
 
     def reopen_ledger(self) -> None:
         """Use the ledger again after a deferral. The keys are in the plan."""
@@ -207,6 +214,8 @@ class Submitting:
         """
         run, is_broken = self._run, False
         run.guard.check()
+        if (spare := self.spare_left) is not None and spare < 0:
+            run.report.stop_submitting("jobs of other runs failed, and max_jobs or max_cost is reached")
         room = self._room()
         self._is_submitting = True
         with run.guard.defer_signals():

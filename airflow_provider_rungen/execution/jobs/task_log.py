@@ -53,7 +53,7 @@ class TaskLog:
         self.on_load: Callable[[Collection[int]], None] = lambda numbers: None
         #: How many inputs need a job.
         self.count = 0
-        #: How many jobs earlier attempts submitted since the last clear.
+        #: How many jobs earlier attempts submitted since the last clear, or may have submitted.
         self.bought = 0
         #: The next part to load, unless it was loaded for what is known of it.
         self.next_part = 0
@@ -131,7 +131,9 @@ class TaskLog:
         unwanted = adopt_earlier(self, app_id)
         first, rows = self.home.first_turn, self.jobs.table.rows.values()
         jobs = [*(job for row in rows for job in row.jobs), *(each.job for each in unwanted)]
+        intents = (intent for row in rows for intent in row.intents if intent.refusal is None)
         self.bought = sum(job.turn >= first and not job.is_shared for job in jobs)
+        self.bought += sum(intent.writer.turn >= first for intent in intents)
         self.jobs.close_parts()
         return unwanted
 
