@@ -69,7 +69,8 @@ def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) 
         return (yield from call(request, read, attempts=attempts))
     except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
         is_refused = isinstance(error, RunGenAPIError) and not error.retryable
-        is_redirected = isinstance(error, RunGenAPIError) and 300 <= error.status_code < 400
+        # a 302 or 303 may come after the request was performed
+        is_redirected = isinstance(error, RunGenAPIError) and error.status_code in (301, 307, 308)
         if is_refused or is_redirected or was_not_accepted(error):
             raise
         reason = error.message
@@ -113,11 +114,16 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
     :raises RunGenAPIError: the service refuses with a 409, but the job may still run.
     """
     request = _job_request("PUT", app_id, job_id, "cancel the job", as_user=True, is_lean=True)
-    read = partial(Job.from_json, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
+    read = partial(Job.from_json, app_id=app_id, job_id=job_id)
 
     def attempt(_: int) -> Flow[Job]:
         try:
-            return (yield from send(request, read))
+            job = yield from send(request, read)
+            if job.status is JobStatus.CANCELED:
+                return job
+            refusal = RunGenConflictError(request.failure(f"it is {job.status}"), status_code=409)
+        except RunGenResponseError as error:  # perhaps an answer without a word
+            refusal = RunGenConflictError(error.message, status_code=409)
         except RunGenConflictError as error:
             refusal = error
         status = "its status is unknown"
@@ -213,7 +219,7 @@ def update_app(
     :param retry_budget: seconds after which the request is not sent again.
     """
     request = _app_request("PUT", app_id, "change the app", body=encode(body, "app"))
-    read = partial(App.from_json, app_id=app_id)
+    read = partial(App.from_json, app_id=app_id, is_change=True)
     return (yield from call(request, read, retry_budget=retry_budget))
 
 

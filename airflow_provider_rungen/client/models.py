@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import pendulum
 
 from airflow_provider_rungen.client.parsing import (
+    check_fields,
     check_identity,
     missing,
     to_counts,
@@ -58,6 +59,9 @@ _STATUSES = {
     **dict.fromkeys(("FAILED", "FAILURE", "FAIL", "ERROR", "ERRORED"), JobStatus.FAILED),
     **dict.fromkeys(("TIMED_OUT", "TIMEOUT"), JobStatus.FAILED),
 }
+# What tells an answer about a job or an app from other JSON: any gateway may answer with a ``status``.
+_JOB_FIELDS = ("id", "job_id", "created_at", "execution_time", "request", "input")
+_APP_FIELDS = ("id", "app_id", "name", "configuration", "active_workers", "workers", "jobs", "workflow")
 GPU_TIERS = ("BASIC", "STANDARD", "PERFORMANCE")
 _APP_STATUSES = ("STOPPED", "INITIALIZING", "RUNNING")
 
@@ -143,12 +147,14 @@ class Job:
         :param app_id: the app of the request.
         :param job_id: the job of the request. Without it, the answer must have an id.
         :param status: the status to assume if the answer has none.
-        :raises RunGenResponseError: the answer lacks an id or a status, or is about another job or app.
+        :raises RunGenResponseError: the answer lacks an id or a status, is about another job or app, or has
+            none of the fields of a job.
         """
         item = unwrap(body)
         check_identity(item, ("app_id",), app_id, format_ids(app_id))
         if job_id is not None:
             check_identity(item, ("job_id", "id"), job_id, format_ids(app_id, job_id))
+            check_fields(item, _JOB_FIELDS, "job", format_ids(app_id, job_id))
         job_id = job_id or to_id(item.get("job_id")) or to_id(item.get("id"))
         if not job_id:
             raise missing("job id", format_ids(app_id), body)
@@ -229,17 +235,21 @@ class App:
         return status == "RUNNING" and not self.status and is_working
 
     @classmethod
-    def from_json(cls, body: Any, *, app_id: str | None = None) -> App:
+    def from_json(cls, body: Any, *, app_id: str | None = None, is_change: bool = False) -> App:
         """
         Return the app of an answer, wrapped in ``data`` or not.
 
         :param body: the decoded answer.
         :param app_id: the app of the request. Without it, the answer must have an id.
-        :raises RunGenResponseError: the answer lacks an id, or is about another app.
+        :param is_change: whether the request changed the app: then the answer may have nothing of it.
+        :raises RunGenResponseError: the answer lacks an id, is about another app, or has none of the fields
+            of an app.
         """
         item = unwrap(body)
         if app_id is not None:
             check_identity(item, ("id", "app_id"), app_id, format_ids(app_id))
+            if not is_change:
+                check_fields(item, _APP_FIELDS, "app", format_ids(app_id))
         app_id = app_id or to_id(item.get("id")) or to_id(item.get("app_id"))
         if not app_id:
             raise missing("app id", "", body)

@@ -45,6 +45,16 @@ def check_identity(item: Mapping[str, Any], names: Sequence[str], wanted: str, i
         raise RunGenResponseError(f"The answer is about {clean_text(given[0], 80)} instead {ids}")
 
 
+def check_fields(item: Mapping[str, Any], names: Sequence[str], kind: str, ids: str) -> None:
+    """
+    Check that an answer has any of the fields of a job or an app.
+
+    :raises RunGenResponseError: it has none, so that it may be that of a gateway.
+    """
+    if item.keys().isdisjoint(names):
+        raise missing(f"field of a{'n' * (kind[0] in 'aeiou')} {kind}", ids, item)
+
+
 def missing(field: str, ids: str, body: Any) -> RunGenResponseError:
     """Return the error for an answer that lacks a field, with the service's own error text."""
     reason = error_text(body).rstrip(".")

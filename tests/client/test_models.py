@@ -442,7 +442,7 @@ def test_an_answer_about_another_job_or_app_is_refused(body: Any) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        {"status": "COMPLETED"},
+        {"created_at": "2025-01-11T16:45:34", "status": "COMPLETED"},
         {"id": "row 17", "job_id": "job-a", "status": "COMPLETED"},
         {"id": " JOB-A ", "app_id": "App", "status": "COMPLETED"},
     ],
@@ -454,4 +454,20 @@ def test_an_answer_that_names_the_job_or_none_is_ours(body: Any) -> None:
 def test_an_answer_about_another_app_is_refused() -> None:
     with pytest.raises(RunGenResponseError, match="another-app"):
         App.from_json({"data": {"id": "another-app", "status": "RUNNING"}}, app_id="app")
-    assert App.from_json({"data": {"status": "RUNNING"}}, app_id="app").id == "app"
+    assert App.from_json({"data": {"workers": {}}}, app_id="app").id == "app"
+    assert App.from_json({}, app_id="app", is_change=True).id == "app"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"status": "error", "message": "upstream unavailable"},
+        *({"status": "COMPLETED"}, {"status": "ok"}, {"error": "maintenance", "status": "FAILED"}),
+        *({}, {"data": {}}, {"data": None}, {"message": "no Route matched"}),
+    ],
+)
+def test_an_answer_without_a_field_of_ours_is_that_of_a_gateway(body: Any) -> None:
+    with pytest.raises(RunGenResponseError, match="no field of a job"):
+        Job.from_json(body, app_id="app", job_id="job-a")
+    with pytest.raises(RunGenResponseError, match="no field of an app"):
+        App.from_json(body, app_id="app")

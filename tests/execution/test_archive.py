@@ -35,7 +35,7 @@ from conftest import APP, KEY, SOON, Outcome, OutletEvents, run_task, signal_whe
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen.client import retry
-from airflow_provider_rungen.client.flow import Flow, Request
+from airflow_provider_rungen.client.flow import Flow, Gather, Request
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS
 from airflow_provider_rungen.client.settings import Settings
@@ -99,8 +99,12 @@ def archive_results(folder: Path, results: dict[str, list[Any]]) -> dict[str, St
 
     async def perform(flow: Flow[Job]) -> Job:
         asked = next(flow)
-        while not isinstance(asked, Request):  # it asks for the time
-            asked = flow.send(0.0)
+        while not isinstance(asked, Request):
+            if isinstance(asked, Gather):
+                flow = asked.flows[0]
+                asked = next(flow)
+            else:  # it asks for the time
+                asked = flow.send(0.0)
         flow.close()
         job_id = asked.path.rpartition("/")[2]
         left = results[job_id]
