@@ -256,7 +256,8 @@ class Submitting:
             self.paid,
             # one job does not wait for others to end
             throttle=Throttle(1, ATTEMPTS) if is_single else self._throttle,
-            deadline=math.inf if is_single else deadline,
+            # nor is there anything to wait for, unless another run has claimed its input
+            deadline=math.inf if is_single and self.paid is None else deadline,
             is_stopping=lambda: run.guard.is_pending,
             stop_after=options.stop_after if options.wait_for_completion else None,
             refusals=self.refusals,
