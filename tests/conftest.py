@@ -419,6 +419,7 @@ _SHORT_WAITS = {
     "client.retry.REFUSAL_GRACE": 0.5,
     "client.poll_state.GONE_GRACE": 0.5,
     "client.scaling.GONE_GRACE": 0.5,
+    "client.idleness.COUNTER_LAG": 0.1,
     "execution.jobs.job_wait.FIRST_INTERVAL": 0.05,
 }
 

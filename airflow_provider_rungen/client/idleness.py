@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypedDict
@@ -15,7 +15,7 @@ from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import ATTEMPTS
-from airflow_provider_rungen.client.scaling import ask_app, outlast_404, set_workers
+from airflow_provider_rungen.client.scaling import outlast_404, set_workers
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenNotFoundError
@@ -29,6 +29,8 @@ _FIGURES = (
     "workers.running",
 )
 _UNKNOWN = "the service does not report"
+# Seconds by which the counters of jobs may lag.
+COUNTER_LAG = 10.0
 # Counters of jobs that ended. Not every answer has the last one.
 _ENDS = ("completed", "failed", "retried")
 
@@ -101,6 +103,7 @@ class IdleWatch:
     :param figures: what must not change during the period.
     :param is_reported: whether an event of the period was sent.
     :param reason: why the app was not idle at the last poll.
+    :param taken: what to report of the workers that were taken from it, unless a job needs them back.
     """
 
     app_id: str
@@ -109,6 +112,7 @@ class IdleWatch:
     figures: tuple[int, ...] = ()
     is_reported: bool = False
     reason: str | None = None
+    taken: IdleEvent | None = None
 
     def note(self, app: App, now: float) -> bool:
         """Record an answer, and return whether the app has been idle for long enough."""
@@ -142,6 +146,8 @@ def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPT
     :param attempts: how many times to send a poll at most.
     """
     app_id, poll = watch.app_id, partial(get_app, watch.app_id, attempts=attempts)
+    if watch.taken and (event := (yield from _settle(watch, watch.taken, poll))):
+        return event
     # an app that was not seen yet may never have existed: that is an error at once
     within = 0.0 if watch.since is None else math.inf
     # the second poll is sent since a single answer may be old, and a job may have come in
@@ -155,23 +161,43 @@ def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPT
     if not scale_down:
         watch.is_reported = True
         return event
-    workers = format_count(before, "worker")
+    watch.taken = event
     try:
         app = yield from set_workers(app_id, 0)
-        if app.pending_jobs is None:  # not each answer has the counters
-            app = yield from ask_app(app_id)
-        if app.pending_jobs:
-            jobs = format_count(app.pending_jobs, "job")
-            log.warning("Scaling back to %s: %s came in meanwhile %s", workers, jobs, format_ids(app_id))
-            yield from set_workers(app_id, before)
     except RunGenNotFoundError:
         raise
     except RunGenError as error:
         log.error("STILL BILLED: app %s is idle, and may not be scaled down: %s", app_id, error)
         raise
     watch.restart()
-    if app.pending_jobs:
+    if not app.pending_jobs:
+        yield Sleep(COUNTER_LAG)
+    return (yield from _settle(watch, event, poll))
+
+
+def _settle(watch: IdleWatch, taken: IdleEvent, poll: Callable[[], Flow[App]]) -> Flow[IdleEvent | None]:
+    """
+    Return the event of workers that were taken, or give them back if a job came in meanwhile.
+
+    They stay on record until that is done, or somebody else has given the app workers.
+    """
+    app_id, workers = watch.app_id, format_count(taken["active_workers"], "worker")
+    app = yield from outlast_404(app_id, poll)
+    if workers_of(app) or app.pending_jobs is None:  # a single answer may be old, or without counters
+        app = yield from outlast_404(app_id, poll)
+    has_workers = bool(workers_of(app))
+    if app.pending_jobs and not has_workers:
+        jobs = format_count(app.pending_jobs, "job")
+        log.warning("Scaling back to %s: %s came in meanwhile %s", workers, jobs, format_ids(app_id))
+        try:
+            yield from set_workers(app_id, taken["active_workers"])
+        except RunGenError as error:
+            log.error("NOT SCALED BACK: app %s has %s, and may have no worker: %s", app_id, jobs, error)
+            raise
+        has_workers = True
+    watch.taken = None
+    if has_workers:
         return None
-    idle = format_duration(idle_seconds)
+    idle = format_duration(taken["idle_seconds"])
     log.info("Scaled from %s to 0, idle for %s %s", workers, idle, format_ids(app_id))
-    return event
+    return taken

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import APP, KEY, Via
 
+from airflow_provider_rungen.client import idleness
 from airflow_provider_rungen.client.endpoints import delete_app
 from airflow_provider_rungen.client.idleness import (
     IdleWatch,
@@ -160,6 +161,19 @@ def submit(via: Via, seconds: float) -> None:
     assert via.service.handle("POST", f"/app/{APP}/run_async", headers, body).status == 201
 
 
+@pytest.fixture
+def job_at_the_put(direct: Via, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Submit a job just before the app is scaled for the first time."""
+    handle = direct.service.handle
+
+    def handle_with_job(method: str, *request: Any) -> Any:
+        if method == "PUT" and direct.service.count("run") == 0:
+            submit(direct, 60)
+        return handle(method, *request)
+
+    monkeypatch.setattr(direct.service, "handle", handle_with_job)
+
+
 def test_an_idle_app_is_scaled_to_zero(
     direct: Via, poll: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -203,29 +217,77 @@ def test_a_job_that_comes_in_before_the_last_poll_is_noticed(
     assert (workers(direct), direct.service.count("run")) == (2, 1)
 
 
+@pytest.mark.usefixtures("job_at_the_put")
 @pytest.mark.parametrize("has_counters", [True, False])
 def test_a_job_that_comes_in_while_the_app_is_scaled_down_gets_the_workers_back(
-    direct: Via,
-    poll: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    has_counters: bool,
+    direct: Via, poll: Callable[..., Any], caplog: pytest.LogCaptureFixture, has_counters: bool
 ) -> None:
     poll()
     if not has_counters:
         body = {"id": APP, "configuration": {"active_workers": 0}}
         direct.service.inject(Fault(on="update_app", status=200, body=body, taken=True))
-    handle = direct.service.handle
-
-    def handle_with_job(method: str, *request: Any) -> Any:
-        if method == "PUT" and direct.service.count("run") == 0:
-            submit(direct, 60)
-        return handle(method, *request)
-
-    monkeypatch.setattr(direct.service, "handle", handle_with_job)
     assert poll(10) is None
     assert workers(direct) == 2
     assert f"Scaling back to 2 workers: 1 job came in meanwhile (app {APP})" in caplog.text
+
+
+def test_a_job_that_the_counters_show_later_gets_the_workers_back(
+    direct: Via, poll: Callable[..., Any]
+) -> None:
+    poll()
+
+    def show_job(_: float) -> None:
+        if workers(direct) == 0 and direct.service.count("run") == 0:
+            submit(direct, 60)
+
+    direct.clock.on_sleep = show_job
+    assert poll(10) is None
+    assert (workers(direct), direct.service.count("run")) == (2, 1)
+    assert direct.clock.slept == [idleness.COUNTER_LAG]
+
+
+@pytest.mark.usefixtures("job_at_the_put")
+def test_workers_that_could_not_be_given_back_are_given_back_later(
+    direct: Via, poll: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    poll()
+    direct.service.inject(Fault(on="update_app", status=503, skip=1, times=7))
+    with pytest.raises(RunGenAPIError):
+        poll(10)
+    assert f"NOT SCALED BACK: app {APP} has 1 job" in caplog.text
+    assert "STILL BILLED" not in caplog.text
+    direct.service.inject(Fault(on="get_app", status=403))
+    with pytest.raises(RunGenForbiddenError):
+        poll(1)
+    assert workers(direct) == 0
+    assert poll(1) is None
+    assert workers(direct) == 2
+
+
+@pytest.mark.usefixtures("job_at_the_put")
+def test_workers_that_somebody_else_has_set_meanwhile_stay(direct: Via, poll: Callable[..., Any]) -> None:
+    poll()
+    direct.service.inject(Fault(on="update_app", status=403, skip=1))
+    with pytest.raises(RunGenForbiddenError):
+        poll(10)
+    direct.service.scale(APP, 1)
+    sent = direct.service.count("update_app")
+    assert poll(1) is None
+    direct.service.scale(APP, 0)
+    assert poll(1) is None
+    assert (workers(direct), direct.service.count("update_app")) == (0, sent)
+
+
+def test_what_was_scaled_down_without_an_answer_is_reported_later(
+    direct: Via, poll: Callable[..., Any]
+) -> None:
+    poll()
+    direct.service.inject(Fault(on="update_app", status=504, taken=True, times=5))
+    with pytest.raises(RunGenAPIError):
+        poll(10)
+    assert workers(direct) == 0
+    assert poll(1) == {"app_id": APP, "idle_seconds": 600.0, "active_workers": 2, "scaled_down": True}
+    assert poll(1) is None
 
 
 def test_a_refusal_to_scale_down_is_loud_and_tried_again(
