@@ -49,9 +49,8 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     async def _wait(self, event: dict[str, Any]) -> None:
         target = AppTarget(self.app_id or "", self.status, self.active_workers)
         async with RunGenHook(self.rungen_conn_id) as hook:
-            await hook.aperform(
-                wait_for_app(target, poll_interval=self.poll_interval, deadline=self.deadline)
-            )
+            deadline = self._here(self.deadline)
+            await hook.aperform(wait_for_app(target, poll_interval=self.poll_interval, deadline=deadline))
         event["outcome"] = GO_ON
 
     @property

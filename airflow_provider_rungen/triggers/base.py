@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -40,6 +40,7 @@ class RunGenBaseTrigger(BaseTrigger):
     rungen_conn_id: str
     app_id: str | None
     deferred_at: float
+    _behind: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         BaseTrigger.__init__(self)
@@ -49,14 +50,20 @@ class RunGenBaseTrigger(BaseTrigger):
         return f"airflow_provider_rungen.triggers.{type(self).__name__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        # the deferral is over, so a later time shows that the clock of the worker is ahead of this one
+        self._behind = max(self.deferred_at - time.time(), 0.0)
         try:
             event = await self._event()
-            await asyncio.sleep(self.deferred_at + SETTLING_TIME - time.time())
+            await asyncio.sleep(self._here(self.deferred_at) + SETTLING_TIME - time.time())
         except asyncio.CancelledError:
             if not hasattr(BaseTrigger, "on_kill"):  # before Airflow 3.3 nobody else would call it
                 await self.on_kill()
             raise
         yield self._fired(event)
+
+    def _here(self, at: float) -> float:
+        """Return a time by the clock of the worker as this clock shows it, as far as that is known."""
+        return at - self._behind
 
     async def _event(self) -> dict[str, Any]:
         event: dict[str, Any] = {"app_id": self.app_id or ""}

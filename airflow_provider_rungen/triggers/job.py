@@ -200,7 +200,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
 
     async def _wait(self, event: dict[str, Any]) -> None:
         job_ids, now = parse_known_job_ids(self.job_id), time.time()
-        hook = RunGenHook(self.rungen_conn_id)
+        hook, deferred_at = RunGenHook(self.rungen_conn_id), self._here(self.deferred_at)
         event["app_id"] = await hook.aresolve_app_id(self.app_id)
         if not self.deferred_at:  # no worker has seen the task, and its connection, yet
             await self._link(await hook.asettings(), event["app_id"], job_ids)
@@ -212,13 +212,13 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             jobs = await shared_poller(self.rungen_conn_id, event["app_id"]).wait(
                 job_ids,
                 poll_interval=self.poll_interval,
-                deadline=deadline,
+                deadline=self._here(deadline),
                 # jobs that the task has not submitted itself are not new
-                visible_by=self.deferred_at + VISIBILITY_GRACE if self.attempt else 0.0,
-                not_before=self.not_before,
+                visible_by=deferred_at + VISIBILITY_GRACE if self.attempt else 0.0,
+                not_before=self._here(self.not_before),
                 queued_timeout=self.queued_timeout,
                 goal=WaitGoal(self.left, self.stop_after),
-                part_at=self.deferred_at + MIN_WAVE,
+                part_at=deferred_at + MIN_WAVE,
             )
         event |= {"outcome": GO_ON} | self._found(job_ids, jobs)
 

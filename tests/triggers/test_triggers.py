@@ -21,7 +21,7 @@ from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.task import attempts, task_instances
 from airflow_provider_rungen.execution.task.outcomes import parse_ranges
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.triggers import RunGenJobTrigger, base, job
+from airflow_provider_rungen.triggers import RunGenAppTrigger, RunGenJobTrigger, base, job
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger
 
 INPUT = {"prompt": "a red fox"}
@@ -145,6 +145,29 @@ def test_a_trigger_does_not_fire_while_the_deferring_process_goes_down(
     started = time.monotonic()
     fire(trigger(submitted(0), deferred_at=deferred_at - 40))
     assert time.monotonic() - started < SOON
+
+
+def test_a_clock_behind_that_of_the_worker_delays_no_event(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "SETTLING_TIME", 0.7)
+    monkeypatch.setattr(job, "MIN_WAVE", 0.1)
+    rungen_emulator.service.scale(APP, 20)
+    ids, started = submitted(0, 60), time.time()
+    now = started + 60
+    [event] = fire(trigger(ids, left=1, deferred_at=now, not_before=now, deadline=now + 60))
+    assert event["ended"] == "0"
+    assert 0.7 <= time.time() - started < SOON, "the deferring process still has its time"
+
+
+@pytest.mark.usefixtures("unsettled")
+def test_a_clock_behind_that_of_the_worker_delays_no_deadline(rungen_emulator: Emulator) -> None:
+    ids, started = submitted(60), time.time()
+    times: dict[str, Any] = {"deferred_at": started + 60, "deadline": started + 60.3}
+    events = fire(trigger(ids, **times), RunGenAppTrigger(app_id=APP, status="STOPPED", **times))
+    kinds = [event["error"]["kind"] for event in events]
+    assert kinds == ["RunGenJobTimeoutError", "RunGenAppTimeoutError"]
+    assert time.time() - started < SOON
 
 
 # --- a part of the jobs -------------------------------------------------------------------------------------
