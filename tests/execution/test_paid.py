@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
+from conftest import FakeTime
 from faulty_s3 import FaultyS3
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -26,6 +28,7 @@ from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.ledger import claims
 from airflow_provider_rungen.execution.ledger.book import LedgerBook
 from airflow_provider_rungen.execution.ledger.entries import Entry, entry_text
+from airflow_provider_rungen.execution.sending import paid
 from airflow_provider_rungen.execution.sending.paid import PaidInputs
 from airflow_provider_rungen.ledger import Ledger
 from airflow_provider_rungen.runs.jobs import Jobs
@@ -342,6 +345,15 @@ def test_a_job_that_failed_or_expired_is_forgotten(base: str, caplog: pytest.Log
 # --- claims -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    """The monotonic clock of this machine."""
+    fake = FakeTime()
+    for module in (claims, paid):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=fake.time))
+    return fake
+
+
 @pytest.fixture(params=["local", "s3"])
 def store_base(request: pytest.FixtureRequest, base: str) -> str:
     return str(request.getfixturevalue("s3")) if request.param == "s3" else base
@@ -397,6 +409,21 @@ def test_the_claim_of_a_run_that_was_killed_ends(base: str, monkeypatch: pytest.
     # one that thaws asks again before it submits
     assert killed.look_up(0) == []
     assert claimed(late, 2) == set()
+
+
+def test_a_claim_that_is_renewed_does_not_end(base: str, clock: FakeTime) -> None:
+    run, other = Run(base, A), Run(base, B)
+    run.look_up(0, 1, 2)
+    run.buy(2, "job-2")
+    for _ in range(4):
+        other.look_up(0, 1)
+        clock.now += 0.4 * claims.CLAIM_TIME
+        run.paid.renew([0, 2])
+        assert claimed(run, 3) == {0}
+    other.look_up(0, 1, 2)
+    # the first is in flight, the second was never sent, and the third has a job
+    assert claimed(other, 3) == {1}
+    assert other.jobs.running == ["job-2"]
 
 
 def test_a_job_that_fails_leaves_what_it_was_to_replace(base: str) -> None:

@@ -104,6 +104,7 @@ class FakeLedger(Store):
         self.held: set[int] = set()
         self.claimed: set[int] = set()
         self.asked: list[int] = []
+        self.renewed: list[set[int]] = []
         self.pending: dict[int, str] = {}
         self.jobs: Jobs | None = None
 
@@ -118,6 +119,13 @@ class FakeLedger(Store):
         for number, job_id in found.items():
             self.jobs.share(number, job_id)
         return list(found)
+
+    def renew(self, numbers: Collection[int]) -> None:
+        self.renewed.append(set(numbers))
+        self.request("renew")
+        self.claimed.update(numbers)
+        for number in numbers:  # a claim has no id
+            self.pending.pop(number, None)
 
     def add_pending(self, jobs: Mapping[int, str]) -> None:
         self.request("add")
@@ -392,6 +400,33 @@ def test_a_claim_that_is_too_old_is_made_again(make: Callable[..., Scene]) -> No
     scene.send(8)
     assert sorted(scene.posts) == [0, 0, 1, 2, 3, 4, 5, 7]
     assert scene.states(8) == {"RUNNING": 8}
+
+
+def test_the_claims_of_submissions_that_take_long_are_renewed(
+    make: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "PROGRESS_INTERVAL", 0.02)
+    ledger = FakeLedger()
+    scene = make(ledger=ledger)
+    scene.held = {0, 1}
+
+    def grow_old() -> None:
+        ledger.trouble = "hang at renew"
+        ledger.claimed.clear()
+
+    def answer_one() -> None:
+        scene.held.clear()
+        while scene.in_flight:
+            time.sleep(0.002)
+        ledger.trouble = ""
+
+    scene.watch(lambda: ledger.pending.keys() == {2, 3}, grow_old)
+    scene.watch(ledger.met.is_set, answer_one)
+    scene.send(4)
+    assert ledger.renewed == [{0, 1}]
+    # no id is lost, though the claims were written while it arrived
+    assert ledger.pending == {number: job_id(number) for number in range(4)}
+    assert not ledger.claimed
 
 
 def test_what_is_claimed_and_not_sent_is_released(make: Callable[..., Scene]) -> None:

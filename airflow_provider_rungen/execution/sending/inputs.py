@@ -32,6 +32,9 @@ class LedgerPort(Protocol):
     def is_claimed(self, number: int) -> bool:
         """Return whether an input may be submitted now."""
 
+    def renew(self, numbers: Collection[int]) -> None:
+        """Claim inputs again, as far as they are claimed and have no job yet. Blocks."""
+
     def add_pending(self, jobs: Mapping[int, str]) -> None:
         """Remember submitted jobs, by input. Blocks."""
 

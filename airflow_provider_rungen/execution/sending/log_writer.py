@@ -140,6 +140,8 @@ class LogWriter:
     # the jobs that the ledger does not have, and those that no later attempt would find
     _unledgered: dict[int, str] = field(init=False, default_factory=dict)
     _at_risk: dict[int, str] = field(init=False, default_factory=dict)
+    # the inputs in flight whose claims grow old
+    _old_claims: set[int] = field(init=False, default_factory=set)
     _killed_at: float = field(init=False, default=math.inf)
 
     def __post_init__(self) -> None:
@@ -181,6 +183,13 @@ class LogWriter:
         if self.ledger is not None:
             self._unledgered[number] = job_id
             self._in_ledger.flush()
+
+    def renew_claims(self, in_flight: Iterable[int]) -> None:
+        """Renew the claims of submissions that take long, before others take this attempt for killed."""
+        if self.ledger is not None:
+            self._old_claims.update(each for each in in_flight if not self.ledger.is_claimed(each))
+            if self._old_claims:
+                self._in_ledger.flush()
 
     # --- the end ---
 
@@ -247,10 +256,16 @@ class LogWriter:
             await in_daemon_thread(self.saver.run_log.fence)
 
     async def _write_ledger(self) -> None:
-        if self.ledger is not None and (ids := dict(self._unledgered)):
+        if self.ledger is None:
+            return
+        if ids := dict(self._unledgered):
             await self._wait_for_ids(begin(self.ledger.add_pending, ids))
             for number in ids:
                 del self._unledgered[number]
+        # one write at a time, so that no claim replaces an id
+        if claims := self._old_claims.difference(self._unledgered):
+            await in_daemon_thread(self.ledger.renew, claims)
+        self._old_claims.clear()
 
     async def _write_spare(self) -> None:
         if self.spare is not None:

@@ -165,6 +165,17 @@ class PaidInputs:
         """Return whether an input may be submitted now: others leave it to this attempt for long enough."""
         return time.monotonic() < self._claims.get(number, -CLAIM_TIME) + CLAIM_TIME / 4
 
+    def renew(self, numbers: Collection[int]) -> None:
+        """
+        Claim inputs again that are still to be submitted, or in flight.
+
+        :raises RunGenOutputError: the ledger cannot be read or written.
+        """
+        at = time.monotonic()
+        keys = {self._key_of(number): number for number in numbers if number in self._claims}
+        taken = self._ledger.claims.take_over(self._app_id, keys)
+        self._claims |= {keys[key]: at for key in taken}
+
     def read_again(self, jobs: Mapping[int, Job]) -> set[int]:
         """
         Read stored jobs that were found before a deferral. What has expired since then still counts.

@@ -73,7 +73,8 @@ class Sender:
     errors: dict[int, RunGenError] = field(init=False, default_factory=dict)
     #: Whether so many were refused in a row that it stopped.
     is_broken: bool = field(init=False, default=False)
-    _in_flight: set[asyncio.Task[None]] = field(init=False, default_factory=set)
+    # the inputs that are being sent
+    _in_flight: dict[asyncio.Task[None], int] = field(init=False, default_factory=dict)
     _has_ended: bool = field(init=False, default=False)
     _submitted: int = field(init=False, default=0)
 
@@ -120,6 +121,8 @@ class Sender:
                 return
             if (now := time.monotonic()) - logged_at >= PROGRESS_INTERVAL:
                 logged_at = now
+                # at the end, nobody waits for answers so long that a claim ends
+                self._writer.renew_claims(self._in_flight.values())
                 unsent = total - self._submitted - inputs.settled - len(self.errors)
                 progress = pace(total - unsent, unsent, now - started_at)
                 log.info(
@@ -154,7 +157,7 @@ class Sender:
             self.saver.jobs.withdraw([number])
             return False
         worker = cast("asyncio.Task[None]", asyncio.current_task())
-        self._in_flight.add(worker)
+        self._in_flight[worker] = number
         try:
             job = await self.perform(endpoints.run_job(self.app_id, job_input, attempts=1))
             self._note_job(number, job)
@@ -173,7 +176,7 @@ class Sender:
             self.throttle.note_failure(error)
             return False
         finally:
-            self._in_flight.discard(worker)
+            del self._in_flight[worker]
         return True
 
     def _may_pass(self, error: RunGenError) -> bool:
@@ -202,7 +205,7 @@ class Sender:
         :return: what has kept inputs from being submitted.
         """
         self._has_ended = True
-        for worker in self._in_flight.symmetric_difference(workers):
+        for worker in set(workers).difference(self._in_flight):
             worker.cancel()
         await inputs.close()
         await self._await_answers()
