@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.ledger import claims
 from airflow_provider_rungen.execution.ledger.book import LedgerBook
-from airflow_provider_rungen.execution.ledger.entries import Entry, entry_text
+from airflow_provider_rungen.execution.ledger.entries import Entry, entry_text, file_of
 from airflow_provider_rungen.execution.sending import paid
 from airflow_provider_rungen.execution.sending.paid import PaidInputs
 from airflow_provider_rungen.ledger import Ledger
@@ -409,6 +409,24 @@ def test_the_claim_of_a_run_that_was_killed_ends(base: str, monkeypatch: pytest.
     # one that thaws asks again before it submits
     assert killed.look_up(0) == []
     assert claimed(late, 2) == set()
+
+
+@pytest.mark.parametrize("days_ago", [-400, -1, 0, 1, 3])
+def test_a_claim_lasts_whatever_the_clock_of_its_worker_says(
+    base: str, clock: FakeTime, days_ago: int
+) -> None:
+    other, run = Run(base, A), Run(base, B)
+    claim = Entry("flux", "", A, datetime.now(UTC) - timedelta(days=days_ago))
+    Storage(f"{base}/ledger").write(*file_of(key_of(0)), entry_text(key_of(0), claim))
+    if days_ago < 3:  # no clock is so wrong
+        for _ in range(3):
+            run.look_up(0)
+            assert not claimed(run, 1)
+            clock.now += 0.4 * claims.CLAIM_TIME
+    run.look_up(0)
+    assert claimed(run, 1) == {0}
+    other.look_up(0)
+    assert not claimed(other, 1)
 
 
 def test_a_claim_that_is_renewed_does_not_end(base: str, clock: FakeTime) -> None:
