@@ -452,11 +452,36 @@ def test_a_job_that_fails_leaves_what_it_was_to_replace(base: str) -> None:
         run = Run(base, B, **options)
         assert run.look_up(0) == []
         run.buy(0, "job-1")
-        assert Run(base, "d" * 36).look_up(0) == [0]  # others wait for the new one
         run.paid.forget(dict.fromkeys(["job-1"]))
         again = Run(base, "c" * 36)
         assert again.look_up(0) == [0]
         assert again.taken == ["job-0"]
+
+
+@pytest.mark.parametrize("is_submitted", [True, False])
+def test_a_stored_job_that_is_replaced_counts_for_others(base: str, is_submitted: bool) -> None:
+    first, refresh = Run(base, A), Run(base, B, refresh=True)
+    for number in range(3):
+        first.buy(number, f"job-{number}")
+        first.paid.add_done({number: store(first.destination, f"job-{number}")}).result()
+    refresh.look_up(0, 1, 2)
+    if is_submitted:
+        for number in range(3):
+            refresh.buy(number, f"job-{number + 3}")
+    Storage(first.destination).remove([("job-2", "manifest.json")])
+    other = Run(base, "c" * 36, accepts=lambda job: job.job_id != "job-1")
+    # the second does not fit, and the third is gone: for these, it waits
+    assert other.look_up(0, 1, 2) == ([0, 2] if is_submitted else [0])
+    assert other.look_up(*other.jobs.inputs(InputState.UNSENT)[:2]) == ([1] if is_submitted else [])
+    assert other.taken == ["job-0"]
+    assert not claimed(other, 3)
+    assert other.jobs.running == (["job-4", "job-5"] if is_submitted else [])
+    # neither a retry of the task that replaces it uses it, nor a task that wants a new one
+    retry = Run(base, B, turn=2, refresh=True)
+    assert retry.look_up(0) == ([0] if is_submitted else [])
+    assert Run(base, "d" * 36, expires=1e-9).look_up(0) == []
+    assert Run(base, "e" * 36, refresh=True).look_up(0) == []
+    assert not retry.taken
 
 
 def test_a_replacement_that_was_killed_halfway_is_made_later(

@@ -122,7 +122,7 @@ class LedgerBook:
     ) -> dict[str, Entry]:
         """
         Return the entries of inputs at this moment: of jobs that are stored or submitted, or of which too
-        many have failed.
+        many have failed. A stored job that another task replaces counts until the new one is stored.
 
         :param keys: the keys of the inputs.
         :param on_stored: takes each job that is stored, as it is found.
@@ -133,18 +133,23 @@ class LedgerBook:
         """
         if self._is_missing:
             return {}
-        entries = {key: entry for key, entry in self._read(keys).items() if entry.job_id}
-        entries = {key: entry for key, entry in entries.items() if entry.job_id not in without}
-        done = {key: entry for key, entry in entries.items() if entry.manifest and self._counts(entry)}
+        entries = self._read(keys)
+        of_others = {key: each for key, each in entries.items() if not self.is_of_task(each)}
+        replaced = {key: each.replaces for key, each in of_others.items() if each.replaces}
+        usable = {key: each for key, each in (entries | replaced).items() if each.job_id not in without}
+        done = {key: each for key, each in usable.items() if each.manifest and self._counts(each)}
         stored = self.find_again(done.values(), on_stored)
-        self._known |= {entry.job_id for entry in entries.values()} - stored | set(without)
+        done = {key: each for key, each in done.items() if each.job_id in stored}
+        entries = {key: each for key, each in entries.items() if each.job_id and key not in done}
+        self._known |= {entry.job_id for entry in entries.values()}.union(without)
+        entries = {key: each for key, each in entries.items() if each.job_id not in without}
         rest = {key: each for key, each in entries.items() if not each.manifest and self._counts(each)}
         pending = {key: each for key, each in rest.items() if not each.failures}
         limit = self._ledger.max_attempts or math.inf
         given_up = {key: each for key, each in rest.items() if each.failures >= limit}
         if destination is not None and pending:
             pending |= self._complete(pending, Storage(destination, read_only=True), on_stored)
-        return {key: entry for key, entry in done.items() if entry.job_id in stored} | pending | given_up
+        return done | pending | given_up
 
     def _complete(
         self, pending: Mapping[str, Entry], destination: Storage, on_stored: Callable[[StoredJob], object]

@@ -102,7 +102,8 @@ class Entry:
     :param at: when it was written (aware).
     :param manifest: the URI of the job's manifest; empty until its outputs are stored.
     :param execution_seconds: how long the job ran, if known.
-    :param replaces: the entry that counts again if this job is canceled; a stored job also if it fails.
+    :param replaces: the entry that counts again if this job is canceled; a stored job also if it fails, and
+        for other tasks until this job is stored.
     :param failures: how many jobs of the input have failed, this one as the last; 0 if it did not.
     :param why: why it failed.
     """
