@@ -510,7 +510,8 @@ def test_broken_entries_are_misses_with_one_warning(base: str, caplog: pytest.Lo
     found = find(book, keys)
     assert (found.stored, found.pending) == ({keys[-1]: job}, {})
     [warning] = warnings(caplog)
-    assert warning.startswith(f"Ignored {len(BROKEN)} invalid entries of the ledger: {base}/ledger/")
+    # an empty one may be about to be written
+    assert warning.startswith(f"Ignored {len(BROKEN) - 1} invalid entries of the ledger: {base}/ledger/")
 
 
 def test_an_entry_of_a_later_version_is_no_miss(base: str) -> None:

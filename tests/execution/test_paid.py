@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -354,9 +356,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     return fake
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the file system one without hard links."""
+
+    def link(_: str, target: str) -> NoReturn:
+        # Linux looks whether the name is free before it looks whether it can link
+        error = errno.EEXIST if os.path.lexists(target) else errno.EPERM
+        raise OSError(error, os.strerror(error), target)
+
+    monkeypatch.setattr(os, "link", link)
+
+
+@pytest.fixture(params=["local", "no links", "s3"])
 def store_base(request: pytest.FixtureRequest, base: str) -> str:
+    if request.param == "no links":
+        request.getfixturevalue("no_links")
     return str(request.getfixturevalue("s3")) if request.param == "s3" else base
+
+
+def crash(*_: object) -> NoReturn:
+    raise OSError("the worker was killed")
 
 
 def claimed(run: Run, count: int) -> set[int]:
@@ -444,6 +464,27 @@ def test_a_claim_that_is_renewed_does_not_end(base: str, clock: FakeTime) -> Non
     assert other.jobs.running == ["job-2"]
 
 
+@pytest.mark.usefixtures("no_links")
+def test_what_is_being_written_without_links_is_held(
+    base: str, clock: FakeTime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed, run = Run(base, A), Run(base, B)
+    with monkeypatch.context() as context:
+        context.setattr(os, "replace", crash)
+        with pytest.raises(RunGenOutputError):
+            killed.look_up(0)
+    caplog.clear()
+    for _ in range(3):
+        assert run.look_up(0, 1) == []
+        assert claimed(run, 2) <= {1}
+        clock.now += 0.4 * claims.CLAIM_TIME
+    run.look_up(0)
+    assert claimed(run, 2) == {0}
+    assert not messages(caplog)
+    run.buy(0, "job-0")
+    assert killed.look_up(0) == [0]
+
+
 def test_a_job_that_fails_leaves_what_it_was_to_replace(base: str) -> None:
     first = Run(base, A)
     first.buy(0, "job-0")
@@ -503,11 +544,18 @@ def test_a_replacement_that_was_killed_halfway_is_made_later(
     assert claimed(run, 1) == {0}
 
 
-def test_a_store_that_overwrites_what_exists_says_so(
-    counting: Counting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_store_that_cannot_create_exclusively_says_so(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_known: bool
 ) -> None:
     write = MemoryFileSystem.pipe_file
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda *args, **_: write(*args))
+
+    def pipe_file(fs: Any, path: str, value: bytes, **options: Any) -> None:
+        if is_known and options:
+            raise NotImplementedError
+        write(fs, path, value)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
     one, other = Run("memory://bucket/y", A), Run("memory://bucket/y", B)
     caplog.clear()
     one.look_up(0)

@@ -102,10 +102,18 @@ class LocalFiles:
             self.put(path, folder, name)
 
     def create(self, folder: str, name: str, content: bytes) -> None:
+        target = self._path(folder, name)
         with self.incoming(folder, name) as (file, path):
             file.write(content)
             file.flush()
-            os.link(path, self._path(folder, name))
+            try:
+                os.link(path, target)
+            except FileExistsError:
+                raise
+            except OSError:  # the file system has no hard links: the file is empty for a moment
+                with open(target, "xb"):
+                    pass
+                os.replace(path, target)
 
     def remove(self, folder: str, name: str) -> None:
         os.unlink(self._path(folder, name))

@@ -9,7 +9,6 @@ The methods of `Storage` block: call them in a thread.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
@@ -27,8 +26,6 @@ File: TypeAlias = tuple[str, str]
 # How a file that is missing shows. Not PermissionError: s3fs also raises it for expired credentials, a wrong
 # clock and the like.
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-# How a local file system says that it has no hard links.
-_UNSUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 # Where a file appears once it is uploaded, and not before.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"}
 # Where a store is tried. In the destination itself, a listing would have all its jobs.
@@ -230,34 +227,18 @@ class Storage:
 
     def create(self, folder: str, name: str, content: bytes) -> bool:
         """
-        Store a small file, unless there is one. Not all stores can tell: ask `creates_exclusively`.
+        Store a small file, unless there is one. It may be empty for a moment.
 
-        :return: whether there was none.
+        :return: whether there was none. A store that cannot tell replaces the file.
         """
         with self._wrap_errors():
             try:
                 self._files.create(folder, name, content)
             except FileExistsError:
                 return False
-        return True
-
-    def creates_exclusively(self, folder: str, name: str, content: bytes) -> bool:
-        """
-        Return whether `create` works in this store. If not, the file that it is tried with is written again.
-
-        :param content: what the file has.
-        """
-        with self._wrap_errors():
-            try:
-                self._files.create(folder, name, content)
-            except FileExistsError:
-                return True
             except (TypeError, NotImplementedError):
-                return False
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED:
-                    raise
-        return False
+                self._files.write(folder, name, content)
+        return True
 
     def write_all(self, files: Mapping[File, bytes]) -> None:
         """Store many small files, concurrently."""

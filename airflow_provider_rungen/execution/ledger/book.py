@@ -222,10 +222,10 @@ class LedgerBook:
         invalid: list[File] = []
         for key, content in self._texts(keys):
             entry = parse_entry(key, content)
-            if entry is None:
-                invalid.append(file_of(key))
-            else:
+            if entry is not None:
                 entries[key] = entry
+            elif content:  # an empty one is being written
+                invalid.append(file_of(key))
         if invalid:
             log.warning(
                 "Ignored %d invalid entries of the ledger: %s",

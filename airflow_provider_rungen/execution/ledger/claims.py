@@ -83,7 +83,8 @@ class Claims:
         """
         if self._is_exclusive is None:
             require_header(self._storage, self._storage.read_all([HEADER]))
-            self._is_exclusive = self._storage.creates_exclusively(*HEADER, HEADER_TEXT)
+            # it is there
+            self._is_exclusive = not self._storage.create(*HEADER, HEADER_TEXT)
             if not self._is_exclusive:
                 log.warning(
                     "The ledger's store cannot create a file only if it is missing: of runs that submit "
@@ -125,14 +126,14 @@ class Claims:
     def _is_held(self, app_id: str, key: str, text: bytes) -> bool:
         """Return whether another run has claimed an input, or has submitted it since it was looked up."""
         entry = parse_entry(key, text)
-        if entry is None or (entry.job_id and entry.job_id in self._known):
-            return False
-        if entry.job_id:
-            return True
-        if entry.app_id != app_id or not self._waits or is_same_task(entry.run, self._run):
-            return False
-        age = (datetime.now(UTC) - entry.at).total_seconds()
-        return age < _CLOCK_SKEW and self._seconds_unchanged(key, text) < CLAIM_TIME
+        if entry is None:
+            is_claim = not text  # it is being written
+        elif entry.job_id:
+            return entry.job_id not in self._known
+        else:
+            is_of_others = entry.app_id == app_id and not is_same_task(entry.run, self._run)
+            is_claim = is_of_others and (datetime.now(UTC) - entry.at).total_seconds() < _CLOCK_SKEW
+        return self._waits and is_claim and self._seconds_unchanged(key, text) < CLAIM_TIME
 
     def _replace(self, app_id: str, key: str, text: bytes) -> bool:
         """
