@@ -24,7 +24,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenRateLimitedError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution.sending import inputs, log_writer, sender
+from airflow_provider_rungen.execution.sending import log_writer, sender
 from airflow_provider_rungen.execution.sending.log_writer import Saver
 from airflow_provider_rungen.execution.sending.sender import Sender, Throttle
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
@@ -366,21 +366,18 @@ def test_a_place_that_is_not_durable_holds_up_nothing(make: Callable[..., Scene]
     assert not scene.send(10).unsaved_ids()
 
 
-def test_what_another_run_is_about_to_submit_is_left_to_it(
-    make: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(inputs, "WAIT_INTERVAL", 0.05)
+def test_what_another_run_is_about_to_submit_is_left_to_it(make: Callable[..., Scene]) -> None:
     ledger = FakeLedger({0: job_id(100)})
     ledger.held = {*range(1, 6)}
     scene = make(ledger=ledger)
-    others = {number: job_id(100 + number) for number in range(1, 5)}
-
-    def go_on() -> None:  # the other run submits four, and leaves the last
-        ledger.known.update(others)
-        ledger.held.clear()
-
-    scene.watch(lambda: ledger.asked.count(1) > 2, go_on)
-    scene.send(8)
+    assert scene.send(8).left_to_others == {1, 2, 3, 4, 5}
+    assert sorted(scene.posts) == [6, 7]
+    assert scene.states(8) == {"RUNNING": 3, "UNSENT": 5}
+    # the other run submits four, and leaves the last
+    ledger.known = {number: job_id(100 + number) for number in range(1, 5)}
+    ledger.held.clear()
+    rest = iter([(number, {"number": number}) for number in range(1, 6)])
+    assert scene.send(rest).left_to_others == set()
     assert sorted(scene.posts) == [5, 6, 7]
     assert scene.states(8) == {"RUNNING": 8}
     assert not ledger.claimed

@@ -9,6 +9,7 @@ import logging
 import re
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,7 @@ from airflow_provider_rungen.client import poll_state, progress
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
+from airflow_provider_rungen.execution.jobs import submitting
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
@@ -34,6 +36,8 @@ BATCH, STORED, TABLE, FUNCTION = "batch", "stored batch", "table", "function"
 KINDS = (BATCH, STORED, TABLE, FUNCTION)
 MODES = {"blocking": False, "deferred": True}
 COUNT = 26
+#: What an entry of the ledger has only if there is a stored job.
+JOB_FIELDS = {"manifest", "execution_seconds"}
 LIMIT = 6
 
 
@@ -874,6 +878,72 @@ def test_with_a_ledger_a_wave_looks_nothing_up_twice(
     assert task.ti.xcoms["usage"]["jobs"] == COUNT - 10
     assert task.ti.xcoms["usage"]["reused"] == 10
     assert task.most_in_flight <= LIMIT
+
+
+def be_killed_before_the_ids_are_written(ledger: Path) -> list[Path]:
+    """Change the entries of a ledger into claims."""
+    claims = list(ledger.glob("??/*.json"))
+    for path in claims:
+        entry = json.loads(path.read_text()) | {"state": "claimed", "job_id": ""}
+        path.write_text(json.dumps({name: entry[name] for name in entry.keys() - JOB_FIELDS}))
+    return claims
+
+
+def test_inputs_that_another_run_has_claimed_hold_nothing_up(
+    make: Callable[..., Task], mode: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"ledger": Ledger((tmp_path / "ledger").as_uri()), "deferrable": mode}
+    assert make(TABLE, inputs(10), **options).attempt().error is None
+    claims = be_killed_before_the_ids_are_written(tmp_path / "ledger")
+    task = make(TABLE, inputs(), **options)
+    task.store, task.run_id = None, "night 2"
+    waits: list[int] = []
+
+    def wait(seconds: float) -> None:
+        assert seconds == submitting.WAIT_INTERVAL
+        waits.append(len(task.jobs))
+        if len(waits) == 3:
+            for path in claims:
+                path.unlink()
+
+    monkeypatch.setattr(submitting, "time", SimpleNamespace(time=time.time, sleep=wait))
+    assert task.attempt().error is None
+    # all others were submitted before it waited, and each of them once
+    assert waits == [COUNT] * 3
+    assert Counter(task.bought.values()) == {1: COUNT - 10, 2: 10}
+    assert {row["status"] for row in task.results} == {"completed"}
+    assert task.most_in_flight <= LIMIT
+
+
+def test_rows_that_another_run_has_claimed_until_the_deadline_say_so(
+    make: Callable[..., Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"ledger": Ledger((tmp_path / "ledger").as_uri()), "deferrable": False}
+    assert make(TABLE, inputs(3), **options).attempt().error is None
+    be_killed_before_the_ids_are_written(tmp_path / "ledger")
+    task = make(TABLE, inputs(4), timeout=2, **options)
+    task.store, task.run_id = None, "night 2"
+    monkeypatch.setattr(submitting, "WAIT_INTERVAL", 0.1)
+    assert task.attempt().error is not None
+    assert [row["error"] for row in task.results][:3] == [
+        "it was not submitted: another run has claimed it"
+    ] * 3
+    assert set(task.bought.values()) == {1}
+
+
+def test_a_job_that_another_run_has_claimed_until_the_deadline_says_so(
+    make: Callable[..., Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"ledger": Ledger((tmp_path / "ledger").as_uri()), "destination": str(tmp_path)}
+    assert make(FUNCTION, inputs(1)[0], **options).attempt().error is None
+    be_killed_before_the_ids_are_written(tmp_path / "ledger")
+    task = make(FUNCTION, inputs(1)[0], timeout=1, **options)
+    task.store, task.run_id = None, "night 2"
+    monkeypatch.setattr(submitting, "WAIT_INTERVAL", 0.1)
+    error = task.attempt().error
+    assert isinstance(error, RunGenJobTimeoutError)
+    assert error.message.startswith("The time was up before the job: it was not submitted: another run")
+    assert len(task.jobs) == 1
 
 
 def test_reused_rows_are_in_the_table_of_a_task_that_stops(

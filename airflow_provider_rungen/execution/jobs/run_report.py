@@ -20,7 +20,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.jobs.log_state import rows_of
-from airflow_provider_rungen.execution.sinks.batch_result import BatchResult, Stopped
+from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED, BatchResult, Stopped
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.runs.rows import InputState, JobState, Row
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STATUS = {JobState.CANCELED: JobStatus.CANCELED}
+_CLAIMED = f"{NOT_SUBMITTED}: another run has claimed it"
 _IN_DOUBT = (InputState.ANNOUNCED, InputState.UNKNOWN)
 
 
@@ -153,13 +154,14 @@ class RunReport:
         self._add_closed(set(range(task_log.part_count)) - open_parts - self._closed_parts)
         known = self._closed.copy()
         self._add_rows(known, rows_of(task_log, sorted(open_parts)))
-        if self.unsent_reason:
-            error = RunGenError(self.unsent_reason)
-            known.refused |= {
-                number: error
-                for number, job_id in enumerate(known.ids)
-                if job_id is None and number not in known.refused
-            }
+        left, claimed = self._run.submitting.left_to_others, RunGenJobTimeoutError(_CLAIMED)
+        unsent = RunGenError(self.unsent_reason) if self.unsent_reason else None
+        known.refused |= {
+            number: error
+            for number, job_id in enumerate(known.ids)
+            if job_id is None and number not in known.refused
+            if (error := claimed if number in left else unsent)
+        }
         if self._run.options.ledger is not None:
             for number, planned in enumerate(plan.rows()):
                 if planned.first is not None:

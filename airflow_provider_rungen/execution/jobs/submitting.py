@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Seconds between two look-ups of inputs that another run is about to submit.
+WAIT_INTERVAL = 2.0
+
 
 class Submitting:
     """
@@ -43,6 +46,8 @@ class Submitting:
         self._throttle = Throttle(run.options.max_concurrency)
         #: Why inputs have no job, as far as this attempt knows.
         self.errors: dict[int, RunGenError] = {}
+        #: The inputs that another run was about to submit when they were last looked up.
+        self.left_to_others: set[int] = set()
         #: How many inputs in a row were refused.
         self.refusals = 0
         #: The ledger, if it did not exist yet.
@@ -212,15 +217,36 @@ class Submitting:
         :param deadline: the time (seconds since 1970) after which nothing is submitted.
         :return: whether it stopped because the service refuses them all.
         """
+        is_broken, is_waiting = self._submit_wave(deadline), False
+        while self.left_to_others and not is_broken and self._has_nothing_else and time.time() < deadline:
+            if not is_waiting:
+                log.info("Waiting for %d inputs that another run has claimed", len(self.left_to_others))
+            is_waiting = True
+            time.sleep(WAIT_INTERVAL)
+            is_broken = self._submit_wave(deadline)
+        return is_broken
+
+    @property
+    def _has_nothing_else(self) -> bool:
+        """Whether the attempt would not wait for jobs now."""
+        options = self._run.options
+        half = (options.max_in_flight or 0) // 2
+        return not options.wait_for_completion or len(self._log.jobs.running) <= half
+
+    def _submit_wave(self, deadline: float) -> bool:
+        """Submit as many inputs as possible. Others take the place of those that another run has claimed."""
         run, is_broken = self._run, False
         run.guard.check()
         if (spare := self.spare_left) is not None and spare < 0:
             run.report.stop_submitting("jobs of other runs failed, and max_jobs or max_cost is reached")
-        room = self._room()
+        count = -1
         self._is_submitting = True
         with run.guard.defer_signals():
-            if room and self._log.has_unsent and time.time() < deadline:
-                is_broken = self._submit_some(room, deadline)
+            if time.time() < deadline:
+                self.left_to_others.clear()
+            while len(self.left_to_others) > count and not is_broken and time.time() < deadline:
+                count = len(self.left_to_others)
+                is_broken = self._submit_some(self._room(), deadline)
             run.report.push_submitted()
         self._is_submitting = False
         return is_broken
@@ -234,17 +260,20 @@ class Submitting:
 
     def _submit_some(self, room: int, deadline: float) -> bool:
         # only this thread changes the table of jobs, and the inputs are read in another
-        taken, plan = self._log.take(room), self._run.task_log.plan
+        taken, plan = self._log.take(room, self.left_to_others), self._run.task_log.plan
+        if not taken:
+            return False
         todo = ((number, plan.input(number)) for number in taken)
         before = self._log.jobs.totals().submitted
         try:
-            return bool(taken) and self._send(todo, len(taken), deadline)
+            return self._send(todo, len(taken), deadline)
         except RunGenSubmissionUnknownError as error:
             raise self._run.report.explain_unknown(error) from error
         finally:
             count = self._log.jobs.totals().submitted - before
             self.submitted_at = time.time() if count else self.submitted_at
-            self._run.report.log_submitted(count)
+            if count or not self.left_to_others:
+                self._run.report.log_submitted(count)
 
     def _send(self, todo: Iterator[tuple[int, Any]], count: int, deadline: float) -> bool:
         run, hook, options = self._run, self._run.hook, self._run.options
@@ -278,6 +307,7 @@ class Submitting:
         finally:
             hook.checkpoint, hook.is_interrupted = before
             self.errors |= sender.errors
+            self.left_to_others |= sender.left_to_others
             self.refusals = sender.refusals
             self._lost.update(sender.unsaved_ids())
             if not is_single:

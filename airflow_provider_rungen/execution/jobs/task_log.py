@@ -168,9 +168,9 @@ class TaskLog:
         while self.load_next() is not None:
             pass
 
-    def take(self, most: int) -> list[int]:
-        """Return the next inputs to submit."""
-        found = self.jobs.inputs(*SUBMITTABLE)
+    def take(self, most: int, without: Collection[int] = ()) -> list[int]:
+        """Return the next inputs to submit, apart from some."""
+        found = [number for number in self.jobs.inputs(*SUBMITTABLE) if number not in without]
         while len(found) < most and (numbers := self.load_next()) is not None:
             found += [number for number in numbers if self.jobs.state(number) in SUBMITTABLE]
         return found[:most]

@@ -16,8 +16,8 @@ from airflow_provider_rungen.execution.sending.store_writer import call_store
 #: A number, and its input.
 Item: TypeAlias = tuple[int, Any]
 
-# Seconds between two look-ups of inputs that another run is about to submit.
-WAIT_INTERVAL = 2.0
+# Seconds after which an input that was put back is noticed.
+_POLL = 2.0
 
 
 class LedgerPort(Protocol):
@@ -58,9 +58,9 @@ class Inputs:
     budget: float
     #: How many inputs turned out to need no job.
     settled: int = 0
+    #: Those that another run is about to submit.
+    left_to_others: set[int] = field(default_factory=set)
     _ready: deque[Item] = field(default_factory=deque)
-    # what another run is about to submit
-    _waiting: deque[Item] = field(default_factory=deque)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class Inputs:
 
     async def take(self) -> Item | None:
         """
-        Return the next input that needs a job; ``None`` after the last.
+        Return the next input that may be submitted; ``None`` after the last.
 
         :raises Exception: they cannot be read, or the ledger failed for too long.
         """
@@ -80,11 +80,11 @@ class Inputs:
                     self._ready.extend(await self._look_up(self._ready))
                 if self._next_block.done():
                     self._ready.extend(self._next_block.result())
-                    if not self._ready and not self._waiting:
+                    if not self._ready:
                         return None
                     self._next_block = asyncio.create_task(self._read_block())
                 else:  # an input may be put back meanwhile
-                    await asyncio.wait([self._next_block], timeout=WAIT_INTERVAL)
+                    await asyncio.wait([self._next_block], timeout=_POLL)
 
     def may_submit(self, number: int) -> bool:
         """Return whether no other run submits an input at the moment."""
@@ -100,23 +100,21 @@ class Inputs:
         await asyncio.gather(self._next_block, return_exceptions=True)
 
     async def _read_block(self) -> Collection[Item]:
-        """Return the next inputs: none after the last, unless others have claimed some."""
+        """Return the next inputs: none after the last."""
         while True:
             read = partial(in_daemon_thread, list, islice(self.todo, self.block_size()))
             # an iterator that has failed yields nothing more
             block = deque(await call_store("read the inputs", read, self.budget, is_retried=False))
-            if not block and self._waiting:
-                await asyncio.sleep(WAIT_INTERVAL)
-                block, self._waiting = self._waiting, block
-            is_last = not block
-            if (ready := await self._look_up(block)) or is_last:
+            if not block:
+                return block
+            if ready := await self._look_up(block):
                 return ready
 
     async def _look_up(self, block: deque[Item]) -> Collection[Item]:
         """
         Look the inputs of a block up, and empty it.
 
-        :return: those that may be submitted. What others are about to submit is put aside.
+        :return: those that may be submitted.
         """
         items = list(block)
         block.clear()
@@ -125,8 +123,7 @@ class Inputs:
         find = partial(in_daemon_thread, self.ledger.find, [number for number, _ in items])
         settled = set(self.ledger.note(await call_store("look inputs up in the ledger", find, self.budget)))
         self.settled += len(settled)
-        ready: list[Item] = []
-        for item in items:
-            if item[0] not in settled:
-                (ready if self.may_submit(item[0]) else self._waiting).append(item)
+        items = [item for item in items if item[0] not in settled]
+        ready = [item for item in items if self.may_submit(item[0])]
+        self.left_to_others |= {number for number, _ in items} - {number for number, _ in ready}
         return ready

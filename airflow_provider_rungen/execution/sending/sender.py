@@ -71,6 +71,8 @@ class Sender:
     spare: Place | None = None
     #: Why inputs were refused, or have an unknown fate.
     errors: dict[int, RunGenError] = field(init=False, default_factory=dict)
+    #: The inputs that another run is about to submit.
+    left_to_others: set[int] = field(init=False, default_factory=set)
     #: Whether so many were refused in a row that it stopped.
     is_broken: bool = field(init=False, default=False)
     # the inputs that are being sent
@@ -90,7 +92,8 @@ class Sender:
 
     async def run(self, todo: Iterator[Item], total: int) -> None:
         """
-        Submit the inputs. Those that are refused one by one go to ``errors``.
+        Submit the inputs. Those that are refused one by one go to ``errors``, those that another run is about
+        to submit to ``left_to_others``.
 
         :param todo: the inputs. They are read in a thread, a block ahead.
         :param total: how many they are.
@@ -208,6 +211,7 @@ class Sender:
         for worker in set(workers).difference(self._in_flight):
             worker.cancel()
         await inputs.close()
+        self.left_to_others = inputs.left_to_others
         await self._await_answers()
         if unanswered := list(self._in_flight):
             log.warning(

@@ -118,7 +118,7 @@ def check_single(app_id: str, errors: Mapping[int, RunGenError]) -> None:
     """
     for error in errors.values():
         if type(error) is RunGenJobTimeoutError and not error.job_id:
-            message = f"The time was up before the job: {NOT_SUBMITTED} {format_ids(app_id)}"
+            message = f"The time was up before the job: {error.message} {format_ids(app_id)}"
             raise RunGenJobTimeoutError(message, app_id=app_id)
         raise error
 
