@@ -271,8 +271,8 @@ class Runner(TaskRun["JobOptions"]):
         """Wait until more may be submitted or stored, or all is over; return whether everything fails."""
         task_log, options = self.task_log, self.options
         running = task_log.jobs.running
-        half = (options.max_in_flight or 0) // 2 if task_log.has_unsent else 0
-        if task_log.has_unsent and len(running) <= half:  # refused inputs left room
+        half = (options.max_in_flight or 0) // 2 if self.submitting.has_free else 0
+        if self.submitting.has_free and len(running) <= half:  # refused inputs left room
             return False
         # outputs are stored while others run, some at a time
         left = max(half, len(running) - max(len(running) // 4, 1)) if self._stores else half

@@ -218,7 +218,7 @@ class Submitting:
         :return: whether it stopped because the service refuses them all.
         """
         is_broken, is_waiting = self._submit_wave(deadline), False
-        while self.left_to_others and not is_broken and self._has_nothing_else and time.time() < deadline:
+        while self.left_to_others and not is_broken and self._may_wait and time.time() < deadline:
             if not is_waiting:
                 log.info("Waiting for %d inputs that another run has claimed", len(self.left_to_others))
             is_waiting = True
@@ -227,11 +227,14 @@ class Submitting:
         return is_broken
 
     @property
-    def _has_nothing_else(self) -> bool:
-        """Whether the attempt would not wait for jobs now."""
-        options = self._run.options
-        half = (options.max_in_flight or 0) // 2
-        return not options.wait_for_completion or len(self._log.jobs.running) <= half
+    def _may_wait(self) -> bool:
+        """Whether there are no jobs to wait for in the meantime."""
+        return not (self._run.options.wait_for_completion and self._log.jobs.running)
+
+    @property
+    def has_free(self) -> bool:
+        """Whether inputs are still to be submitted that no other run has claimed."""
+        return self._log.unsent_count > len(self.left_to_others)
 
     def _submit_wave(self, deadline: float) -> bool:
         """Submit as many inputs as possible. Others take the place of those that another run has claimed."""
