@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import time
 import warnings
 from datetime import timedelta
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, TaskGroup, TriggerRule, task
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
-from conftest import FakeTaskInstance, Outcome, run_task
+from conftest import FakeTaskInstance, Outcome, run_task, signal_when
 
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -325,6 +326,24 @@ def test_a_teardown_that_fails_is_loud_and_tried_again(emulator: Emulator, conte
     outcome = run_task(down_op(), context)
     assert type(outcome.error) is RunGenAppError, "which a retry may help, even with a wrong key"
     assert f"STILL BILLED: app {APP} may not be scaled down: " in str(outcome.error)
+
+
+def test_a_teardown_without_a_connection_is_loud(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_RUNGEN_DEFAULT")
+    error = str(run_task(down_op(), context).error)
+    assert error.startswith(f"STILL BILLED: app {APP} may not be scaled down: ")
+    assert emulator.service.records() == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_teardown_that_is_killed_is_loud(emulator: Emulator, context: Any) -> None:
+    emulator.service.inject(Fault(on="update_app", status=404, times=None))
+    op = down_op()
+    with signal_when(signal.SIGTERM, lambda: emulator.service.count("update_app") > 0, op.on_kill):
+        error = str(run_task(op, context).error)
+    assert error == f"STILL BILLED: app {APP} may not be scaled down: The task was killed"
 
 
 def test_airflow_2_tells_whether_this_run_touched_the_app(emulator: Emulator, context: Any) -> None:

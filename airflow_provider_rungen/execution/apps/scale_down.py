@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.scaling import ask_app, drain_app, set_workers
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord
-from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
+from airflow_provider_rungen.exceptions import RunGenAppError, RunGenNotFoundError
 from airflow_provider_rungen.execution.apps.bill import BILL_KEY, Bill, find_price, read_usage
 from airflow_provider_rungen.execution.apps.scale_record import is_needed, pull_record, task_states
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
@@ -44,20 +45,23 @@ class ScaleDownRun(TaskRun[Any]):
             if record is not None:
                 self._push_bill(record, is_final=True)
             return
-        with self.opened():
-            self._record = record or ScaleRecord(self.app_id)
-            app_id = self._record.app_id
-            self.link_to(app_id)
-            try:
+        self._record = record or ScaleRecord(self.known_app_id)
+        try:
+            with self.opened():
+                app_id = self._record.app_id or self.app_id
+                self._record = replace(self._record, app_id=app_id)
+                self.link_to(app_id)
                 is_down = self._scale_down(app_id)
-            except RunGenError as error:
+        except Exception as error:
+            if not self.guard.is_killed:  # it has other things to do in its last seconds
                 self._push_bill(self._record, is_final=False)
-                raise RunGenAppError(
-                    f"STILL BILLED: app {app_id} may not be scaled down: {error.message}",
-                    app_id=app_id,
-                    hint=error.hint,
-                ) from error
-            self._push_bill(self._record, is_final=is_down)
+            app_id = self._record.app_id
+            raise RunGenAppError(
+                f"STILL BILLED: app {app_id} may not be scaled down: {getattr(error, 'message', error)}",
+                app_id=app_id,
+                hint=getattr(error, "hint", ""),
+            ) from error
+        self._push_bill(self._record, is_final=is_down)
 
     def _has_started(self, task_id: str) -> bool:
         """Return whether a task of this run was ever started, as far as Airflow knows."""
