@@ -15,7 +15,7 @@ from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import ATTEMPTS
-from airflow_provider_rungen.client.scaling import outlast_404, set_workers
+from airflow_provider_rungen.client.scaling import outlast, set_workers
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenNotFoundError
@@ -152,7 +152,7 @@ def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPT
     within = 0.0 if watch.since is None else math.inf
     # the second poll is sent since a single answer may be old, and a job may have come in
     for _ in range(2 if scale_down else 1):
-        app = yield from outlast_404(app_id, poll, within=within)
+        app = yield from outlast(app_id, poll, within=within, outlasts_refusal=False)
         now = yield Sleep(0)
         if not watch.note(app, now) or watch.is_reported:
             return None
@@ -182,9 +182,9 @@ def _settle(watch: IdleWatch, taken: IdleEvent, poll: Callable[[], Flow[App]]) -
     They stay on record until that is done, or somebody else has given the app workers.
     """
     app_id, workers = watch.app_id, format_count(taken["active_workers"], "worker")
-    app = yield from outlast_404(app_id, poll)
+    app = yield from outlast(app_id, poll)
     if workers_of(app) or app.pending_jobs is None:  # a single answer may be old, or without counters
-        app = yield from outlast_404(app_id, poll)
+        app = yield from outlast(app_id, poll)
     has_workers = bool(workers_of(app))
     if app.pending_jobs and not has_workers:
         jobs = format_count(app.pending_jobs, "job")

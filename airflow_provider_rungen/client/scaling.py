@@ -24,7 +24,7 @@ from airflow_provider_rungen.client.poll_state import (
     polls_end_by,
 )
 from airflow_provider_rungen.client.polling import outlast_refusal, poll_until
-from airflow_provider_rungen.client.retry import RETRY_BUDGET
+from airflow_provider_rungen.client.retry import RETRY_BUDGET, is_refusal
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import KNOWN_STATUSES, ScaleRecord, describe, workers_of
 from airflow_provider_rungen.exceptions import (
@@ -33,6 +33,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenAppTimeoutError,
     RunGenConflictError,
     RunGenError,
+    RunGenForbiddenError,
     RunGenNotFoundError,
 )
 
@@ -48,19 +49,24 @@ PAUSE = 5.0
 
 
 class LoweredError(RunGenAppError):
-    """Somebody else took away workers that an app had."""
+    """Somebody else took away workers that an app had; ``active_workers`` are left."""
+
+    active_workers = 0
 
 
-def outlast_404(app_id: str, request: Callable[[], Flow[T]], *, within: float = math.inf) -> Flow[T]:
+def outlast(
+    app_id: str, request: Callable[[], Flow[T]], *, within: float = math.inf, outlasts_refusal: bool = True
+) -> Flow[T]:
     """
-    Send a request about an app, and again while the answer is 404, until it is known whether the app is gone.
+    Send a request about an app, and again until it is known whether the app is gone, or the key refused.
 
-    A replica may lag behind, and a proxy may know no app for a while. So an app is gone only if the 404 lasts
-    for `GONE_GRACE`, and the list of apps does not have it.
+    A replica may lag behind, a proxy may know no app for a while, and a key may be replaced. So an app is
+    gone only if the 404 lasts for `GONE_GRACE`, and the list of apps does not have it.
 
     :param app_id: the app.
     :param request: makes the flow of the request.
-    :param within: seconds after the first 404 at which to give up.
+    :param within: seconds after the first such answer at which to give up.
+    :param outlasts_refusal: whether to send it again, too, if the key is refused.
     :raises RunGenNotFoundError: the app is gone.
     :raises RunGenAPIError: the answer is still 404, but the app may exist.
     """
@@ -69,14 +75,16 @@ def outlast_404(app_id: str, request: Callable[[], Flow[T]], *, within: float = 
     while True:
         try:
             return (yield from request())
-        except RunGenNotFoundError as error:
+        except (RunGenNotFoundError, RunGenForbiddenError) as error:
             failure = error
         now = yield Sleep(0)
         give_up_at = now + within if give_up_at is None else give_up_at
-        if now >= give_up_at:
+        if now >= give_up_at or (is_refusal(failure) and not outlasts_refusal):
             break
         log.warning("%s; retrying in %s", failure.message, format_duration(pause))
         yield Sleep(pause)
+    if is_refusal(failure):
+        raise failure
     apps = None
     if within >= GONE_GRACE:
         with suppress(RunGenError):
@@ -133,7 +141,8 @@ class AppPoller:
             timeout = poll_timeout(end_by, (yield Sleep(0)))
             return (yield from get_app(self.app_id, attempts=1, timeout=timeout))
 
-        answer = yield from in_flight(self._state, outlast_404(self.app_id, request, within=left))
+        outlasting = outlast(self.app_id, request, within=left, outlasts_refusal=False)
+        answer = yield from in_flight(self._state, outlasting)
         now = yield Sleep(0)
         is_over = self.note(answer, now)
         self.outages.end_round(now)
@@ -174,7 +183,9 @@ class AppTarget(AppPoller):
         if self._lowered >= CONFIRMATIONS:
             count, ids = format_count(workers, "worker"), format_ids(self.app_id)
             message = f"Somebody else set the app to {count} on its way to {wanted} {ids}"
-            raise LoweredError(message, app_id=self.app_id)
+            lowered = LoweredError(message, app_id=self.app_id)
+            lowered.active_workers = workers
+            raise lowered
         return False
 
     def timeout_error(self) -> RunGenAppTimeoutError:
@@ -223,12 +234,11 @@ def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow
     :return: what is known then. If it is not certain that the app was set back, the log says so, and it is
         still raised.
     """
-    app_id, before, wanted = raised.app_id, raised.before, raised.active_workers or 0
+    app_id, before = raised.app_id, raised.before
     app = yield from ask_app(app_id)
     now, workers = (yield Sleep(0)), workers_of(app)
     record = raised.seen(app, now)
-    # fewer than asked for may be all that the service had
-    if workers is not None and not (before or 0) <= workers <= wanted:
+    if workers is not None and not raised.covers(workers):
         line = "Left at %s, which somebody else has set %s"
         log.warning(line, format_count(workers, "worker"), format_ids(app_id))
         return record.settled(workers, now)
@@ -245,8 +255,7 @@ def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow
         log.info("Gone already %s", format_ids(app_id))
         return record.settled(0, (yield Sleep(0)))
     except RunGenError as error:
-        line = "STILL BILLED: app %s may still have %s: %s. Scale it down yourself."
-        log.error(line, app_id, format_count(wanted, "worker"), error.message)
+        log.error("%s", raised.still_billed(error.message))
         return record
     log.info("Scaled back to %s %s", format_count(before, "worker"), format_ids(app_id))
     return record.settled(before, (yield Sleep(0)))
@@ -271,11 +280,11 @@ def set_workers(
     """
     deadline = (yield Sleep(0)) + within
     scale = partial(scale_app, app_id, active_workers, retry_budget=retry_budget)
-    outlast = partial(outlast_404, app_id, within=min(within, retry_budget))
+    within = min(within, retry_budget)
     while True:
-        app = yield from outlast(scale)
+        app = yield from outlast(app_id, scale, within=within)
         if app.active_workers != active_workers:  # the answer may be old, or name no number
-            app = yield from outlast(partial(get_app, app_id, attempts=1))
+            app = yield from outlast(app_id, partial(get_app, app_id, attempts=1), within=within)
         if app.active_workers in (None, active_workers):
             return app
         now = yield Sleep(0)
@@ -333,7 +342,7 @@ def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[No
     yield from wait_for_app(AppTarget(app_id, "STOPPED"), poll_interval=poll_interval, deadline=deadline)
     while True:
         try:
-            return (yield from outlast_404(app_id, partial(delete_app, app_id)))
+            return (yield from outlast(app_id, partial(delete_app, app_id)))
         except RunGenConflictError:  # its workers are still on their way out
             now = yield Sleep(0)
             if now >= deadline:

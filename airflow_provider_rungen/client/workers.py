@@ -90,7 +90,8 @@ class ScaleRecord:
     What a task has done to an app.
 
     :param app_id: the app.
-    :param active_workers: the number of workers that it was set to; ``None`` if it was left as it is.
+    :param active_workers: the number of workers that it was set to, or the most that it may have until an
+        answer confirms fewer; ``None`` if it was left as it is.
     :param before: the number to restore if something goes wrong, where that is known.
     :param sent_at: the time (seconds since 1970) from which the app may have the number, until that is known.
     :param history: the workers that the app had, in earlier attempts, too.
@@ -107,6 +108,16 @@ class ScaleRecord:
         """Whether there is something to restore."""
         wanted = self.active_workers or 0
         return wanted > 0 and (self.before is None or self.before < wanted)
+
+    def covers(self, workers: int | None) -> bool:
+        """Return whether the task may have set this number. Fewer may be all that the service had."""
+        return workers is None or (self.before or 0) <= workers <= (self.active_workers or 0)
+
+    def still_billed(self, reason: object) -> str:
+        """Return the line of a log that the app may still have the workers."""
+        workers = format_count(self.active_workers, "worker")
+        text = str(reason).rstrip(".") or type(reason).__name__
+        return f"STILL BILLED: app {self.app_id} may still have {workers}: {text}. Scale it down yourself."
 
     def seen(self, app: App, now: float) -> ScaleRecord:
         """

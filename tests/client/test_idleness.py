@@ -294,8 +294,8 @@ def test_a_refusal_to_scale_down_is_loud_and_tried_again(
     direct: Via, poll: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     poll()
-    direct.service.inject(Fault(on="update_app", status=403))
-    with pytest.raises(RunGenForbiddenError):
+    direct.service.inject(Fault(on="update_app", status=402))
+    with pytest.raises(RunGenAPIError):
         poll(10)
     assert f"STILL BILLED: app {APP} is idle" in caplog.text
     assert poll(1)["idle_seconds"] == 660.0

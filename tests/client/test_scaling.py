@@ -245,6 +245,16 @@ def test_a_lowering_that_fails_is_loud(caplog: pytest.LogCaptureFixture) -> None
     assert any(line.levelname == "ERROR" for line in caplog.records)
 
 
+def test_a_stray_refusal_of_the_key_keeps_no_workers() -> None:
+    for flow in (set_workers(APP, 1), restore_workers(RAISED)):
+        _, sent = play(flow, [403, 403, app("RUNNING", 1)])
+        assert puts(sent)[-1] == 1
+    clock = FakeTime()
+    with pytest.raises(RunGenForbiddenError):
+        play(set_workers(APP, 0), [403], clock)
+    assert sum(clock.slept) == pytest.approx(GONE_GRACE)
+
+
 @pytest.mark.parametrize("before", [0, 1])
 def test_an_app_that_is_gone_needs_no_lowering(caplog: pytest.LogCaptureFixture, before: int) -> None:
     caplog.set_level(logging.INFO)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import time
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -36,6 +37,7 @@ from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
     RunGenAppTimeoutError,
+    RunGenConfigError,
     RunGenForbiddenError,
     RunGenInputError,
 )
@@ -165,7 +167,7 @@ def test_an_app_that_somebody_else_has_lowered_is_left(
     outcome = run_task(scale_op(deferrable=deferrable), context)
     assert isinstance(outcome.error, RunGenAppError)
     assert "Somebody else set the app to 1 worker on its way to 2" in str(outcome.error)
-    assert f"Left as somebody else has set it (app {APP})" in caplog.text
+    assert f"Left at 1 worker, which somebody else has set (app {APP})" in caplog.text
     assert numbers(emulator) == [2]
 
 
@@ -184,12 +186,13 @@ def test_what_was_not_raised_is_not_lowered(emulator: Emulator, context: Any) ->
 
 @pytest.mark.parametrize("status", [402, 403])
 def test_a_refusal_leaves_nothing_to_lower(emulator: Emulator, context: Any, status: int) -> None:
-    emulator.service.inject(Fault(on="update_app", status=status))
+    emulator.service.inject(Fault(on="update_app", status=status, times=None))
     outcome = run_task(scale_op(), context)
     # the key may be replaced before a retry
     assert type(outcome.error) is (RunGenForbiddenError if status == 403 else AirflowFailException)
     assert f"({status})" in str(outcome.error)
-    assert len(numbers(emulator)) == 1
+    assert set(numbers(emulator)) == {2}
+    assert "BILLED" not in outcome.log
 
 
 @pytest.mark.parametrize("kind", ["reset_after", "garbage"])
@@ -198,8 +201,8 @@ def test_a_refusal_after_a_lost_answer_does_not_leave_the_app_up(
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
     emulator.service.inject(Fault(on="update_app", kind=kind))
-    emulator.service.inject(Fault(on="update_app", status=403))
-    assert isinstance(run_task(scale_op(), context).error, RunGenForbiddenError)
+    emulator.service.inject(Fault(on="update_app", status=402))
+    assert "(402)" in str(run_task(scale_op(), context).error)
     assert (numbers(emulator), workers(emulator)) == ([2, 2, 0], 0)
 
 
@@ -360,6 +363,120 @@ def test_a_retry_that_succeeds_sends_nothing_more(
     assert numbers(emulator) == [2]
     assert ti.xcoms["scaled"] == first, "it is up since then"
     assert context["task_state_store"].kept == {}
+
+
+BILLED = f"STILL BILLED: app {APP} may still have 2 workers: "
+FAULTS = [Fault(on="get_app", status=500), Fault(on="get_app", status=403), Fault(on="get_app", status=400)]
+
+
+@pytest.fixture
+def raised(emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """An app that an earlier attempt scaled from 0 to 2 workers, and that does not get up."""
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.001)
+    context["task_state_store"] = FakeStore()
+    emulator.service.add_app(APP, init_seconds=60)
+    killed_after_raising(emulator, context)
+    return emulator
+
+
+@pytest.mark.parametrize(("deferrable", "fault"), pairwise([False, True], FAULTS))
+def test_a_retry_whose_first_request_fails_lowers_what_was_raised(
+    raised: Emulator, context: Any, ti: FakeTaskInstance, fault: Fault, deferrable: bool
+) -> None:
+    ti.xcoms.clear()  # as Airflow does
+    raised.service.inject(replace(fault, times=None))
+    outcome = run_task(scale_op(deferrable=deferrable), context)
+    assert f"({fault.status})" in str(outcome.error)
+    assert (workers(raised), "BILLED" in outcome.log) == (0, False)
+    assert ti.xcoms["scaled"]["changes"][-1]["workers"] == 0, "which the teardown bills"
+
+
+def test_a_retry_that_can_lower_nothing_logs_what_is_billed(raised: Emulator, context: Any) -> None:
+    raised.service.inject(Fault(status=403, times=None))
+    outcome = run_task(scale_op(), context)
+    assert isinstance(outcome.error, RunGenForbiddenError)
+    assert BILLED in outcome.log
+    raised.service.clear_faults()
+    assert isinstance(run_task(scale_op(timeout=0.2), context).error, RunGenAppTimeoutError)
+    assert workers(raised) == 0
+
+
+@KILLED
+def test_a_kill_of_a_retry_before_its_first_answer_lowers_the_app(raised: Emulator, context: Any) -> None:
+    op, sent = scale_op(), raised.service.count("get_app")
+    raised.service.inject(Fault(on="get_app", status=404, times=None))
+    with signal_when(signal.SIGTERM, lambda: raised.service.count("get_app") > sent, op.on_kill):
+        assert "killed" in str(run_task(op, context).error)
+    assert workers(raised) == 0
+
+
+def test_a_retry_without_a_connection_logs_what_is_billed(
+    raised: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_RUNGEN_DEFAULT")
+    outcome = run_task(scale_op(), context)
+    assert isinstance(outcome.error, RunGenConfigError)
+    assert BILLED in outcome.log
+
+
+@pytest.mark.parametrize("operation", ["get_app", "update_app"])
+def test_a_stray_refusal_of_the_key_ends_nothing(emulator: Emulator, context: Any, operation: str) -> None:
+    emulator.service.inject(Fault(on=operation, status=403, times=2))
+    assert run_task(scale_op(), context).value == APP
+    assert workers(emulator) == 2
+
+
+def test_a_retry_for_another_app_lowers_the_one_that_was_raised(raised: Emulator, context: Any) -> None:
+    raised.service.add_app("other", init_seconds=0)
+    assert run_task(scale_op(app_id="other"), context).value == "other"
+    assert (workers(raised), workers(raised, "other")) == (0, 2)
+
+
+@pytest.mark.parametrize("only_if", [0, "many"])
+def test_a_retry_with_nothing_to_run_lowers_what_was_raised(
+    raised: Emulator, context: Any, only_if: Any
+) -> None:
+    run_task(scale_op(only_if=only_if), context)
+    assert workers(raised) == 0
+
+
+def test_a_retry_that_wants_fewer_workers_lowers_all_that_were_raised(raised: Emulator, context: Any) -> None:
+    raised.service.inject(Fault(on="update_app", status=402))
+    assert run_task(scale_op(1), context).error
+    assert (numbers(raised), workers(raised)) == ([2, 1, 0], 0)
+
+
+@pytest.mark.parametrize("on", ["get_app", "update_app"])
+@pytest.mark.parametrize("status", [404, 403, 500, 400])
+def test_a_scaling_down_that_fails_logs_what_is_billed(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, on: str, status: int
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.001)
+    emulator.service.scale(APP, 2)
+    emulator.service.inject(Fault(on=on, status=status, times=None))
+    outcome = run_task(scale_op(0), context)
+    assert outcome.error
+    known = "2 workers" if on == "update_app" else "an unknown number of workers"
+    assert f"STILL BILLED: app {APP} may still have {known}: Could not" in outcome.log
+
+
+def test_an_app_that_is_kept_up_after_a_failure_is_logged_as_billed(emulator: Emulator, context: Any) -> None:
+    emulator.service.add_app(APP, init_seconds=60)
+    outcome = run_task(scale_op(timeout=0.2, scale_down_on_failure=False), context)
+    assert BILLED in outcome.log
+
+
+@MODES
+def test_a_retry_keeps_what_somebody_else_has_lowered_it_to(
+    raised: Emulator, context: Any, deferrable: bool
+) -> None:
+    lowered = {"id": APP, "status": "RUNNING", "configuration": {"active_workers": 1}}
+    raised.service.inject(Fault(on="get_app", status=200, body=lowered, times=None, skip=4))
+    assert "Somebody else set" in str(run_task(scale_op(deferrable=deferrable), context).error)
+    raised.service.clear_faults()
+    raised.service.scale(APP, 1)
+    assert isinstance(run_task(scale_op(timeout=0.2), context).error, RunGenAppTimeoutError)
+    assert workers(raised) == 1
 
 
 @pytest.mark.usefixtures("on_the_wire")

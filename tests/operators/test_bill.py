@@ -57,6 +57,7 @@ class Block:
         ti.task_id, ti.try_number, ti.max_tries = "app_up", self._attempts, 3
         own: dict[str, Any] = {"app_id": APP, "active_workers": 2, "poll_interval": 0.02, "defer_after": 0}
         op = RunGenScaleAppOperator(task_id="app_up", **(own | options))
+        op.is_setup = True
         return op, {"ti": ti, "task_instance": ti, "task_state_store": self.store}
 
     def up(self, **options: Any) -> Outcome:
@@ -322,7 +323,7 @@ def test_a_killed_scale_up_is_paid_for(block: Block, clock: Clock, where: str, r
     block.assert_agrees(600)
 
 
-@pytest.mark.parametrize("status", [403, 500])
+@pytest.mark.parametrize("status", [402, 500])
 def test_a_scale_up_that_is_refused_costs_nothing(
     block: Block, clock: Clock, emulator: Emulator, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -464,7 +465,7 @@ def test_a_retry_of_the_teardown_bills_and_counts_it_all(
     block.usage = {"paint": [{"jobs": 1, "execution_seconds": 120}]}
     block.up()
     clock.advance(1770)
-    emulator.service.inject(Fault(on="update_app", status=403))
+    emulator.service.inject(Fault(on="update_app", status=402))
     assert isinstance(block.down().error, RunGenAppError)
     assert (block.bill["down_at"], [name for name in sent if name.startswith("bill.")]) == (None, [])
     assert float(block.bill["worker_seconds"]) == pytest.approx(2 * 1770, abs=TOLERANCE)
@@ -488,7 +489,7 @@ def test_an_asset_event_has_the_bill(block: Block) -> None:
 @pytest.mark.feature("lineage")
 def test_a_teardown_that_fails_reports_the_app_and_the_bill_so_far(block: Block, emulator: Emulator) -> None:
     block.up()
-    emulator.service.inject(Fault(on="update_app", status=403))
+    emulator.service.inject(Fault(on="update_app", status=402))
     assert block.down().error
     lineage: Any = block.down_op.get_openlineage_facets_on_failure(None)
     assert [dataset.name for dataset in lineage.inputs] == [f"app/{APP}"]

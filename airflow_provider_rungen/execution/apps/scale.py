@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,18 @@ from airflow_provider_rungen.client.scaling import (
     AppTarget,
     LoweredError,
     ask_app,
-    outlast_404,
+    outlast,
     restore_workers,
     set_workers,
 )
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord, workers_of
-from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
+from airflow_provider_rungen.exceptions import (
+    RunGenAppTimeoutError,
+    RunGenError,
+    RunGenInputError,
+    RunGenNotFoundError,
+)
 from airflow_provider_rungen.execution.apps.app_wait import wait_or_defer
 from airflow_provider_rungen.execution.apps.scale_record import KEY, is_needed, read_scale_record
 from airflow_provider_rungen.execution.task import attempts
@@ -42,7 +48,8 @@ class ScaleRun(TaskRun[Any]):
     attempt starts, so the record is in the task state store, too (Airflow 3.3).
     """
 
-    _record: ScaleRecord | None = None
+    #: What this attempt and those before it have done to the app.
+    _record = ScaleRecord("")
 
     def execute(self) -> str:
         """
@@ -51,21 +58,23 @@ class ScaleRun(TaskRun[Any]):
         :return: the app's id.
         """
         task = self.task
-        with fail_without_retry(), self.opened():
+        with self._restoring():
             app_id = self.app_id
             self.link_to(app_id)
+            if self._record.app_id != app_id:  # that of an earlier attempt, if any
+                self._restore("the task has another app now")
+                self._record = ScaleRecord(app_id)
             if not is_wanted(task.only_if):
                 return self._leave(app_id)
             wanted = whole_number(task.active_workers, "active_workers")
             deadline = self.deadline(time.time() + task.timeout)
-            with self._restoring():
-                is_up = self._set_workers(app_id, wanted, deadline)
-                if is_up and task.wait_until_running:
-                    target, raised = AppTarget(app_id, active_workers=wanted), self._raised
-                    defer_at = time.time() + task.defer_after if task.deferrable else math.inf
-                    to_undo = None if raised is None else raised.to_json()
-                    wait_or_defer(self, target, defer_at=defer_at, deadline=deadline, raised=to_undo)
-                return self._finish(app_id)
+            is_up = self._set_workers(app_id, wanted, deadline)
+            if is_up and task.wait_until_running:
+                target = AppTarget(app_id, active_workers=wanted)
+                defer_at = time.time() + task.defer_after if task.deferrable else math.inf
+                raised = self._record.to_json() if self._is_to_restore else None
+                wait_or_defer(self, target, defer_at=defer_at, deadline=deadline, raised=raised)
+            return self._finish(app_id)
 
     def complete(self, event: Mapping[str, Any]) -> str:
         """
@@ -73,38 +82,42 @@ class ScaleRun(TaskRun[Any]):
 
         :return: the app's id.
         """
-        with fail_without_retry(), self.opened():
-            self.note_app(event.get("app_id") or self.known_app_id)
-            self._record = read_scale_record(self.xcom_pull(KEY))
-            with self._restoring():
-                raise_for_event(event)
-                return self._finish(event.get("app_id") or self.app_id)
+        self.note_app(event.get("app_id") or self.known_app_id)
+        with self._restoring(self.xcom_pull(KEY)):
+            raise_for_event(event)
+            return self._finish(event.get("app_id") or self.app_id)
 
     def _leave(self, app_id: str) -> str:
-        """Leave the app as it is. If an earlier attempt scaled it up, the teardown needs to know."""
+        """Leave the app as it was. If an earlier attempt scaled it up, a teardown needs to know."""
+        if not self.task.is_setup:
+            self._restore("nothing has to run (only_if)")
         log.info("Nothing to run (only_if): left as it is %s", format_ids(app_id))
-        earlier = self._load(app_id)
-        self._save(earlier if earlier.was_raised else ScaleRecord(app_id))
+        record = self._record
+        self._save(record if record.was_raised else ScaleRecord(app_id, history=record.history))
         return app_id
 
     def _set_workers(self, app_id: str, wanted: int, deadline: float) -> bool:
         """Set the number if need be, with a record before, and return whether the app goes up."""
-        earlier = self._load(app_id)
-        app = self.hook.perform(outlast_404(app_id, partial(get_app, app_id)))
+        earlier = self._record
+        if earlier.was_raised:
+            self._note(earlier)  # Airflow has wiped the XCom
+        elif not wanted:
+            self._record = replace(earlier, active_workers=None, sent_at=time.time())  # until it is down
+        app = self.hook.perform(outlast(app_id, partial(get_app, app_id)))
         now = time.time()
-        has = before = workers_of(app)
+        has = before = most = workers_of(app)
         if has is not None and wanted < has and self.task.is_setup and is_needed(self.context, app_id):
             wanted = has
         if earlier.was_raised and has in (None, earlier.active_workers):
-            workers = format_count(earlier.active_workers, "worker")
+            before, most = earlier.before, earlier.active_workers
+            workers = format_count(most, "worker")
             log.info("Resuming: an earlier attempt scaled to %s %s", workers, format_ids(app_id))
-            before = earlier.before
-        history = earlier.seen(app, now).history
-        record = ScaleRecord(app_id, wanted, before, None if has == wanted else now, history)
-        self._save(record)
+        record = ScaleRecord(app_id, wanted, before, None, earlier.seen(app, now).history)
         if has == wanted:
+            self._save(record)
             log.info("Has %s already %s", format_count(wanted, "worker"), format_ids(app_id))
             return wanted > 0
+        self._save(replace(record, active_workers=max(wanted, most or 0), sent_at=now))
         workers = f"{format_count(has, 'worker')} to {format_count(wanted, 'worker')}"
         log.info("Scaling from %s %s", workers, format_ids(app_id))
         self._note(record.confirmed(self._send(record, deadline)))
@@ -120,11 +133,11 @@ class ScaleRun(TaskRun[Any]):
                 return since
             budget = min(RETRY_BUDGET, max(deadline - since, 0))
             scale = partial(scale_app, app_id, wanted, retry_budget=budget)
-            app = self.hook.perform(outlast_404(app_id, scale, within=budget))
+            app = self.hook.perform(outlast(app_id, scale, within=budget))
         except RunGenError as error:
             # refused, but perhaps not the first time it was sent, when the answer was lost
             has = None if error.retryable else workers_of(self.hook.perform(ask_app(app_id)))
-            if has is not None and has == record.before:
+            if record.was_raised and has is not None and has == record.before:
                 self._note(record.settled(has, since))
             raise
         changed_at = 0.0 if app.updated_at is None else app.updated_at.timestamp()
@@ -142,11 +155,6 @@ class ScaleRun(TaskRun[Any]):
     def _store(self) -> Any:
         """Airflow's task state store, where there is one."""
         return self.context.get("task_state_store")
-
-    def _load(self, app_id: str) -> ScaleRecord:
-        """Return what earlier attempts have done to the app."""
-        earlier = None if self._store is None else read_scale_record(self._store.get(KEY))
-        return earlier if earlier is not None and earlier.app_id == app_id else ScaleRecord(app_id)
 
     def _save(self, record: ScaleRecord) -> None:
         """Save what is about to be done."""
@@ -166,11 +174,19 @@ class ScaleRun(TaskRun[Any]):
     # --- when something goes wrong ---
 
     @property
-    def _raised(self) -> ScaleRecord | None:
-        """What is restored when something goes wrong."""
+    def _is_to_restore(self) -> bool:
+        """Whether the number of workers is restored when something goes wrong."""
+        return bool(self.task.scale_down_on_failure) and self._record.was_raised
+
+    def _restore(self, reason: object) -> None:
+        """Restore the number of workers, or log that they are still billed."""
         record = self._record
-        is_restored = self.task.scale_down_on_failure and record is not None and record.was_raised
-        return record if is_restored else None
+        if self._is_to_restore and not self.guard.is_killed:  # then cleanup() has decided
+            self._note(self.hook.perform(restore_workers(record)))
+        elif (record.was_raised or record.sent_at is not None) and not isinstance(
+            reason, RunGenNotFoundError
+        ):
+            log.error("%s", record.still_billed(getattr(reason, "message", reason)))
 
     def cleanup(self) -> str:
         """
@@ -178,9 +194,9 @@ class ScaleRun(TaskRun[Any]):
 
         An attempt may be asked to stop because it was cut off, after its successor began to wait for the app.
         """
-        raised, self._record = self._raised, None
-        if raised is None:
+        if not self._is_to_restore:
             return ""
+        raised, self._record = self._record, ScaleRecord("")
         if self._is_left_to_next():
             workers = format_count(raised.active_workers, "worker")
             return f"STILL BILLED: app {raised.app_id} keeps {workers} for the next attempt, which resumes."
@@ -197,25 +213,37 @@ class ScaleRun(TaskRun[Any]):
         )
 
     @contextmanager
-    def _restoring(self) -> Iterator[None]:
-        """Restore the number of workers when anything goes wrong."""
-        try:
-            yield
-        except TaskDeferred:
-            raise
-        except LoweredError as error:
-            if self._raised is not None:
-                log.warning("Left as somebody else has set it %s", format_ids(error.app_id))
-            raise
-        except BaseException as error:
-            raised = self._raised
-            if raised is not None and not self.guard.is_killed:  # then cleanup() has decided
-                self._note(self.hook.perform(restore_workers(raised)))
-                if self._raised is not None and isinstance(error, RunGenError):
+    def _restoring(self, found: Any = None) -> Iterator[None]:
+        """
+        Load the record, and open the hook. Restore the number of workers when anything goes wrong.
+
+        :param found: the record of this attempt, after a deferral.
+        """
+        with fail_without_retry(), self.guard.working(), self.hook:
+            if found is None and self._store is not None:
+                found = self._store.get(KEY)
+            self._record = read_scale_record(found) or self._record
+            try:
+                with self.opened():
+                    yield
+            except TaskDeferred:
+                raise
+            except LoweredError as error:
+                if self._record.was_raised:
+                    workers = format_count(error.active_workers, "worker")
+                    line = "Left at %s, which somebody else has set %s"
+                    log.warning(line, workers, format_ids(error.app_id))
+                    self._note(self._record.settled(error.active_workers, time.time()))
+                raise
+            except BaseException as error:
+                self._restore(error)
+                if self._is_to_restore and isinstance(error, RunGenError):
                     error.retryable = True  # the next attempt resumes with the app, or restores it
-            if isinstance(error, RunGenAppTimeoutError):
-                error.hint = f"Raise timeout (now {format_duration(self.task.timeout)}) if it needs longer"
-            raise
+                if isinstance(error, RunGenAppTimeoutError):
+                    error.hint = (
+                        f"Raise timeout (now {format_duration(self.task.timeout)}) if it needs longer"
+                    )
+                raise
 
 
 def whole_number(value: Any, name: str) -> int:

@@ -30,7 +30,7 @@ _USELESS = (*JOB_IS_OVER, RunGenNotFoundError, RunGenResultError)
 GO_ON = "go on"
 _RANGES = re.compile(r"(?:\d{1,9}(?:-\d{1,9})?(?:,\d{1,9}(?:-\d{1,9})?)*)?")
 # What an event says of an error beside its message.
-_ABOUT = ("app_id", "job_id", "status_code")
+_ABOUT = ("app_id", "job_id", "status_code", "active_workers")
 
 
 def error_to_json(error: RunGenError) -> dict[str, Any]:
