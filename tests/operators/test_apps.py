@@ -467,6 +467,17 @@ def test_an_app_that_is_kept_up_after_a_failure_is_logged_as_billed(emulator: Em
 
 
 @MODES
+@pytest.mark.parametrize(("has", "want"), [(1, 0), (2, 0), (3, 2), (0, 0)])
+def test_a_retry_lowers_what_the_service_gave_and_not_what_others_set(
+    raised: Emulator, context: Any, has: int, want: int, deferrable: bool
+) -> None:
+    raised.service.scale(APP, has)
+    outcome = run_task(scale_op(timeout=0.2, deferrable=deferrable), context)
+    assert (type(outcome.error) is RunGenAppTimeoutError) == (has <= 2), "fewer need no wait"
+    assert workers(raised) == want
+
+
+@MODES
 def test_a_retry_keeps_what_somebody_else_has_lowered_it_to(
     raised: Emulator, context: Any, deferrable: bool
 ) -> None:

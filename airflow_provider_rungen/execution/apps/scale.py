@@ -108,7 +108,7 @@ class ScaleRun(TaskRun[Any]):
         has = before = most = workers_of(app)
         if has is not None and wanted < has and self.task.is_setup and is_needed(self.context, app_id):
             wanted = has
-        if earlier.was_raised and has in (None, earlier.active_workers):
+        if has != 0 and earlier.was_raised and earlier.covers(has):
             before, most = earlier.before, earlier.active_workers
             workers = format_count(most, "worker")
             log.info("Resuming: an earlier attempt scaled to %s %s", workers, format_ids(app_id))
