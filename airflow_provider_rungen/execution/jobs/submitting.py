@@ -167,15 +167,11 @@ class Submitting:
 
     def note_found(self) -> None:
         """Note what the ledger knows of the inputs, those that are loaded later among them."""
-        if self.paid is not None and self._found is not None:
-            self.paid.jobs = self._log.jobs
-            self._log.on_load = self._note_known
-            self._note_known(self._log.jobs.inputs(*SUBMITTABLE, InputState.RUNNING))
-
-    def _note_known(self, numbers: Collection[int]) -> None:
-        if self.paid is None or self._found is None:
-            return
-        self.paid.note(self._found.only(numbers))
+        paid, found = self.paid, self._found
+        if paid is not None and found is not None:
+            paid.jobs = self._log.jobs
+            self._log.on_load = lambda numbers: paid.note(found.only(numbers))
+            self._log.on_load(self._log.jobs.inputs(*SUBMITTABLE, InputState.RUNNING))
 
     def is_remembered(self, job_id: str) -> bool:
         """Return whether the ledger, too, names a job of the log for its input."""
@@ -218,18 +214,16 @@ class Submitting:
         :return: whether it stopped because the service refuses them all.
         """
         is_broken, is_waiting = self._submit_wave(deadline), False
-        while self.left_to_others and not is_broken and self._may_wait and time.time() < deadline:
+        waits = self._run.options.wait_for_completion
+        while self.left_to_others and not (is_broken or (waits and self._log.jobs.running)):
+            if time.time() >= deadline:
+                break
             if not is_waiting:
                 log.info("Waiting for %d inputs that another run has claimed", len(self.left_to_others))
             is_waiting = True
             time.sleep(WAIT_INTERVAL)
             is_broken = self._submit_wave(deadline)
         return is_broken
-
-    @property
-    def _may_wait(self) -> bool:
-        """Whether there are no jobs to wait for in the meantime."""
-        return not (self._run.options.wait_for_completion and self._log.jobs.running)
 
     @property
     def has_free(self) -> bool:

@@ -50,7 +50,7 @@ class TaskLog:
         #: The deadline of the jobs (seconds since 1970).
         self.deadline = 0.0
         #: Called with the inputs that were loaded.
-        self.on_load: Callable[[Collection[int]], None] = lambda numbers: None
+        self.on_load: Callable[[Collection[int]], object] = lambda numbers: None
         #: How many inputs need a job.
         self.count = 0
         #: How many jobs earlier attempts submitted since the last clear, or may have submitted.
