@@ -256,9 +256,10 @@ def test_workers_that_could_not_be_given_back_are_given_back_later(
         poll(10)
     assert f"NOT SCALED BACK: app {APP} has 1 job" in caplog.text
     assert "STILL BILLED" not in caplog.text
-    direct.service.inject(Fault(on="get_app", status=403))
+    direct.service.inject(Fault(on="get_app", status=403, times=None))
     with pytest.raises(RunGenForbiddenError):
         poll(1)
+    direct.service.clear_faults()
     assert workers(direct) == 0
     assert poll(1) is None
     assert workers(direct) == 2
@@ -267,9 +268,10 @@ def test_workers_that_could_not_be_given_back_are_given_back_later(
 @pytest.mark.usefixtures("job_at_the_put")
 def test_workers_that_somebody_else_has_set_meanwhile_stay(direct: Via, poll: Callable[..., Any]) -> None:
     poll()
-    direct.service.inject(Fault(on="update_app", status=403, skip=1))
+    direct.service.inject(Fault(on="update_app", status=403, skip=1, times=None))
     with pytest.raises(RunGenForbiddenError):
         poll(10)
+    direct.service.clear_faults()
     direct.service.scale(APP, 1)
     sent = direct.service.count("update_app")
     assert poll(1) is None

@@ -156,7 +156,7 @@ def test_a_job_that_did_not_complete_is_run_again(task: Task, end: str) -> None:
         path = f"/app/{APP}/job/{job_id}"
         assert service.handle("PUT", path, {"x-api-key": service.api_key}).status == 200
         task.emulator.service.inject(
-            Fault(on="get", status=200, body={"data": {"status": "COMPLETED"}}, skip=1)
+            Fault(on="get", status=200, body={"data": {"status": "COMPLETED", "request": {}}}, skip=1)
         )
     outcome = task.attempt()
     assert len(task.job_ids()) == 2

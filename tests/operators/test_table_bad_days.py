@@ -60,9 +60,9 @@ def entries(task: Table) -> list[Path]:
 
 
 def leftovers(task: Table) -> list[Path]:
-    """Return hidden files, apart from the logs of task runs."""
+    """Return hidden files, apart from the logs of task runs, and from claims that a kill cut off."""
     hidden = (path.relative_to(task.folder) for path in task.folder.rglob(".*"))
-    return [path for path in hidden if ".rungen" not in path.parts]
+    return [path for path in hidden if ".rungen" not in path.parts and path.parts[0] != "ledger"]
 
 
 # --- the jobs of others ---
