@@ -544,15 +544,18 @@ def test_a_replacement_that_was_killed_halfway_is_made_later(
     assert claimed(run, 1) == {0}
 
 
-@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("refusal", [None, NotImplementedError(), OSError(errno.ENOSYS, "501")])
 def test_a_store_that_cannot_create_exclusively_says_so(
-    counting: Counting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_known: bool
+    counting: Counting,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    refusal: Exception | None,
 ) -> None:
     write = MemoryFileSystem.pipe_file
 
     def pipe_file(fs: Any, path: str, value: bytes, **options: Any) -> None:
-        if is_known and options:
-            raise NotImplementedError
+        if refusal and options:
+            raise refusal
         write(fs, path, value)
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
@@ -564,6 +567,23 @@ def test_a_store_that_cannot_create_exclusively_says_so(
     warning, *rest = messages(caplog)
     assert warning.startswith("The ledger's store cannot create a file only if it is missing")
     assert rest == [warning]  # the other run
+
+
+def test_a_store_that_refuses_the_condition_as_an_argument_is_written_to(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = MemoryFileSystem.pipe_file
+
+    def pipe_file(fs: Any, path: str, value: bytes, **options: Any) -> None:
+        if options:
+            raise OSError(errno.EINVAL, "InvalidArgument")
+        write(fs, path, value)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+    one, other = Run("memory://bucket/z", A), Run("memory://bucket/z", B)
+    one.look_up(0)
+    other.look_up(0, 1)
+    assert (claimed(one, 2), claimed(other, 2)) == ({0}, {1})
 
 
 # --- two runs at once ---------------------------------------------------------------------------------------

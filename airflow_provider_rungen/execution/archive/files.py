@@ -224,9 +224,12 @@ class RemoteFiles:
         except FileExistsError:
             raise
         except OSError as error:
-            # not all S3 services name the condition that was not met
-            if error.errno == errno.EINVAL and self.size(folder, name) is not None:
-                raise FileExistsError(errno.EEXIST, "it exists", target) from None
+            # s3fs says EINVAL for a condition that is not met, and for one that the store does not know
+            with contextlib.suppress(FileNotFoundError):
+                if error.errno == errno.EINVAL and self.size(folder, name) is not None:
+                    raise FileExistsError(errno.EEXIST, "it exists", target) from None
+            if error.errno in (errno.EINVAL, errno.ENOSYS):
+                raise NotImplementedError("the store knows no conditions") from None
             raise
 
     def remove(self, folder: str, name: str) -> None:
