@@ -102,6 +102,15 @@ def test_what_is_stored_is_returned_and_bought_once(task: Task, mode: bool) -> N
     assert not list((task.folder / "photos").glob(".rungen-*"))
 
 
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_stray_answer_about_the_app_ends_no_task(task: Task, status: int) -> None:
+    task.emulator.service.inject(Fault(on="get_app", status=status))
+    assert task.run(inputs(1)).error is None
+    task.emulator.service.inject(Fault(on="get_app", status=status, times=None))
+    assert f"({status})" in str(task.run(inputs(2)).error)
+    assert task.created == 1
+
+
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_retry_takes_up_what_a_killed_attempt_submitted(task: Task, mode: bool) -> None:
     def kill(key: str, _: Any) -> None:

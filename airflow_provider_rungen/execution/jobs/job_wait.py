@@ -132,9 +132,8 @@ class JobWait:
         poller.is_lean = on_finished is strip_payloads
         poller.forget({*poller.waiting, *poller.finished}.difference(job_ids))
         poller.errors.clear()
-        for job_id in dict.fromkeys(job_ids):
-            self._progress.total += job_id not in poller.waiting
-            poller.add([job_id], now, visible_by)
+        self._progress.total += len(set(job_ids) - poller.waiting.keys())
+        poller.add(job_ids, now, visible_by)
         options = self._options
         return Wait(
             poller,

@@ -12,7 +12,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.retry import ATTEMPTS
+from airflow_provider_rungen.client.scaling import outlast
 from airflow_provider_rungen.exceptions import RunGenError, RunGenSubmissionUnknownError
 from airflow_provider_rungen.execution.jobs.log_state import rows_of
 from airflow_provider_rungen.execution.sending.sender import Sender, Throttle
@@ -71,8 +73,7 @@ class Submitting:
 
     def has_ledger(self) -> bool:
         """Return whether there is a ledger already."""
-        ledger = self._run.options.ledger
-        if ledger is None:
+        if (ledger := self._run.options.ledger) is None:
             return False
         from airflow_provider_rungen.execution.archive.storage import Storage
 
@@ -90,7 +91,8 @@ class Submitting:
         from airflow_provider_rungen.execution.ledger.book import LedgerBook
         from airflow_provider_rungen.execution.ledger.entries import model_identity
 
-        model = model_identity(hook.get_app(app_id=self._run.app_id))
+        app_id = self._run.app_id
+        model = model_identity(hook.perform(outlast(app_id, lambda: get_app(app_id))))
         book = LedgerBook(options.ledger, model, self._log.home.run_token)
         self.new_ledger = book.open(create=create)
         return book, model
@@ -280,9 +282,8 @@ class Submitting:
             self._log.app_id,
             self._log.saver,
             self.paid,
-            # one job does not wait for others to end
+            # one job waits for nothing, unless another run has claimed its input
             throttle=Throttle(1, ATTEMPTS) if is_single else self._throttle,
-            # nor is there anything to wait for, unless another run has claimed its input
             deadline=math.inf if is_single and self.paid is None else deadline,
             is_stopping=lambda: run.guard.is_pending,
             stop_after=options.stop_after if options.wait_for_completion else None,
@@ -344,7 +345,6 @@ class Submitting:
             yield
         except Exception as error:
             if self._is_submitting:
-                running = self._log.running
-                lost = self.unsaved_ids() if self._run.ending.has_next(error) else running
+                lost = self.unsaved_ids() if self._run.ending.has_next(error) else self._log.running
                 log_jobs(f"No retry resumes these jobs of app {self._log.app_id}", lost)
             raise
