@@ -63,7 +63,7 @@ class Collecting:
             if job.status is JobStatus.COMPLETED and self._stores:
                 self._to_store.append(job.id)
         useless = [job for job in over if job.status is not JobStatus.COMPLETED]
-        self._run.submitting.forget({job.id: error_of(job) for job in useless})
+        self._run.ledger.forget({job.id: error_of(job) for job in useless})
         if not self._stores:  # the results were taken as they came
             self._note_collected([job.id for job in over], len(self._run.sink.stored))
 
@@ -136,7 +136,7 @@ class Collecting:
         for stored in new:
             jobs.end(stored.job_id, JobState.COMPLETED, seconds=stored.execution_seconds)
         self.note_stored()
-        self._remembering = self._run.submitting.remember(new), [stored.job_id for stored in new]
+        self._remembering = self._run.ledger.remember(new), [stored.job_id for stored in new]
         if self._remembering[0] is None:
             self.note_stored()
         errors = {
@@ -146,7 +146,7 @@ class Collecting:
             if is_useless(error):
                 seconds = error.execution_time if isinstance(error, RunGenJobError) else None
                 self._log.end_useless(job_id, end_of(error), seconds=seconds, why=error.message)
-        self._run.submitting.forget_useless(errors)
+        self._run.ledger.forget_useless(errors)
 
     def note_stored(self) -> None:
         """Note which jobs are stored, once the ledger has them, which is written while others are stored."""
@@ -159,7 +159,7 @@ class Collecting:
 
     def collect_rest(self) -> None:
         """Collect the jobs that are over, and nobody has collected yet."""
-        reused = self._run.submitting.read_reused()
+        reused = self._run.ledger.read_reused()
         self.gather([job_id for job_id in self._run.report.result().job_ids if job_id not in reused])
         self.note_stored()
 

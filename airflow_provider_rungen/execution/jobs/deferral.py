@@ -77,8 +77,7 @@ class Deferral:
         state = self._run.xcom_pull(LOG_KEY)
         if not isinstance(state, Mapping) or "record" not in state:
             # where there is a log, it knows the jobs
-            self._log.look(self._run.submitting.has_ledger)
-            self._run.ending.app_id = self._log.home.last_app_id or self._run.ending.app_id
+            self._run.ending.look(self._run.ledger.exists)
             raise RunGenError(
                 f"Could not go on after the deferral: the XCom {LOG_KEY} is gone",
                 hint="Look at the app's jobs" if not self._run.ending.is_durable else "",
@@ -102,7 +101,7 @@ class Deferral:
             raise
         self._run.report.note_pushed()
         problem = self._restore_plan(state, make_source)
-        self._run.submitting.reopen_ledger()
+        self._run.ledger.reopen()
         if problem:
             self._run.report.stop_submitting(problem)
         self._run.collecting.find_unstored()
@@ -129,8 +128,7 @@ class Deferral:
             if self._run.was_deferred:
                 self.restore(None)
             else:
-                self._log.look(self._run.submitting.has_ledger)
-                self._run.ending.app_id = self._log.home.last_app_id or self._run.ending.app_id
+                self._run.ending.look(self._run.ledger.exists)
 
     def _restore_plan(self, state: Mapping[str, Any], make_source: MakeSource | None) -> str:
         """Restore the plan, as far as it is needed, and return why nothing more can be submitted."""

@@ -76,6 +76,11 @@ class Ending:
         # the state of the task that Airflow gave when it was killed, once it was asked for
         self._state_at_kill: tuple[str | None] | None = None
 
+    def look(self, has_ledger: Callable[[], bool]) -> None:
+        """Read which jobs earlier attempts left, and of which app; see `TaskLog.look`."""
+        self._log.look(has_ledger)
+        self.app_id = self._log.home.last_app_id or self.app_id
+
     @property
     def is_durable(self) -> bool:
         """Whether the next attempt finds the jobs of this one."""

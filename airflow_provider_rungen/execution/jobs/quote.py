@@ -63,7 +63,7 @@ class Quote:
 
 
 def _seconds_per_job(run: Runner) -> float:
-    known = run.submitting.stored_seconds
+    known = run.ledger.stored_seconds
     totals, ledger = run.task_log.jobs.totals(), run.options.ledger
     if not known and totals.timed:
         return totals.seconds / totals.timed
@@ -125,7 +125,7 @@ class Limits:
         """
         if self.max_jobs is None and self.max_cost is None:
             return None
-        new, bought = run.submitting.new_count, run.task_log.bought
+        new, bought = run.ledger.new_count, run.task_log.bought
         exceeded: dict[str, object] = {}
         if self.max_jobs is not None and bought + new > self.max_jobs:
             exceeded["max_jobs"] = self.max_jobs
@@ -167,21 +167,21 @@ def plan_jobs(run: Runner, make_source: MakeSource) -> int:
     :param make_source: returns the source.
     """
     with fail_without_retry(), run.opened():
-        book, _ = run.submitting.open_ledger(create=False)
+        book, _ = run.ledger.open(create=False)
         source = make_source()
         digest_of = input_digest if book is None else book.key
         plan = Plan.of_source(run.app_id, source.read(digest_of), lambda: run.report.about(source))
         run.link_to(run.app_id)
         jobs = sum(row.needs_job for row in plan.rows())
         if book is not None:
-            found = run.submitting.look_up(book, plan)
+            found = run.ledger.look_up(book, plan)
             jobs -= len(found.stored) + len(found.given_up)
         quote = Quote.of(run, jobs, find_price(run, is_before=True))
         # no None, which XComArg takes for a value that was not pushed
         value = {
             "rows": plan.count,
             "jobs": jobs,
-            "reused": run.submitting.reused_count,
+            "reused": run.ledger.reused_count,
             "skipped": source.without_job["skipped"],
             "seconds": quote.seconds,
             "cost": float(quote.cost),

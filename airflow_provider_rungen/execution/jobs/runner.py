@@ -17,11 +17,12 @@ from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, Ru
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
 from airflow_provider_rungen.execution.jobs.deferral import Deferral
 from airflow_provider_rungen.execution.jobs.ending import Ending
-from airflow_provider_rungen.execution.jobs.job_wait import JobWait
+from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
 from airflow_provider_rungen.execution.jobs.log_home import LogHome
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.jobs.quote import Limits
 from airflow_provider_rungen.execution.jobs.resuming import Resuming
+from airflow_provider_rungen.execution.jobs.run_ledger import RunLedger
 from airflow_provider_rungen.execution.jobs.run_report import RunReport
 from airflow_provider_rungen.execution.jobs.stopping import Stopping
 from airflow_provider_rungen.execution.jobs.submitting import Submitting
@@ -34,7 +35,6 @@ from airflow_provider_rungen.runs.plan import input_digest
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
-    from airflow_provider_rungen.execution.jobs.job_wait import Defer
     from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.execution.task.options import JobOptions
@@ -84,6 +84,7 @@ class Runner(TaskRun["JobOptions"]):
         self.report = RunReport(self, pushes_ids=pushes_ids)
         self.wait.others, self.usage_report.used = self.report.others, self.report.usage
         self.retry_hint, self.clear_hint = self.report.retry_hint, self.report.clear_hint
+        self.ledger = RunLedger(self)
         self.submitting = Submitting(self)
         self.collecting = Collecting(self, stores=self._stores)
         self.deferral = Deferral(self, stores=self._stores)
@@ -190,10 +191,9 @@ class Runner(TaskRun["JobOptions"]):
     # --- the begin ---
 
     def _begin(self, make_source: MakeSource) -> None:
-        self.task_log.look(self.submitting.has_ledger)
-        self.ending.app_id = self.task_log.home.last_app_id or self.ending.app_id
+        self.ending.look(self.ledger.exists)
         limits = Limits.of(self)
-        book, model = self.submitting.open_ledger()
+        book, model = self.ledger.open()
         self.source = source = make_source()
         self.is_single = source.is_single
         app_id, sink = self.app_id, self.sink
@@ -204,7 +204,7 @@ class Runner(TaskRun["JobOptions"]):
         if plan.digest not in {record.plan for record in self.task_log.home.earlier}:
             self._check(source, plan)
         if book is not None:
-            self.submitting.look_up(book, plan)
+            self.ledger.look_up(book, plan)
             self.push_page(app_id)
         # not before the look-up, which has to notice that a folder is missing
         sink.prepare()
@@ -224,10 +224,10 @@ class Runner(TaskRun["JobOptions"]):
             self.options,
             input_of=plan.input,
             digest_of=digest_of,
-            is_remembered=self.submitting.is_remembered,
+            is_remembered=self.ledger.is_remembered,
         )
         resuming.cancel_unwanted(unwanted)
-        self.submitting.note_found()
+        self.ledger.note_found()
         resuming.check_unknown(self.report.how_to_submit_again, is_cleared=is_cleared)
         resuming.look()
         self.submitting.take_over(now)
@@ -341,9 +341,9 @@ class Runner(TaskRun["JobOptions"]):
         destination = self.options.destination
         return {
             "waits": None if self.options.wait_for_completion else False,
-            "new_ledger": self.submitting.new_ledger,
+            "new_ledger": self.ledger.new_ledger,
             "rows": self.report.rows,
-            "reused": self.submitting.reused_count or None,
+            "reused": self.ledger.reused_count or None,
             "destination": None if destination is None else redact(str(destination)),
             **self._page,
             **(self.source.without_job if self.source else {}),

@@ -64,7 +64,5 @@ class Stopping:
             self._log.jobs.end(job_id, JobState.CANCELED, why=why)
             self._run.report.note_canceled(job_id, why)
         # a kill leaves little time, and the next attempt finds out that they were canceled
-        call_briefly(
-            lambda: self._run.submitting.forget(dict.fromkeys(canceled)), self._run.guard.time_left()
-        )
+        call_briefly(lambda: self._run.ledger.forget(dict.fromkeys(canceled)), self._run.guard.time_left())
         return left

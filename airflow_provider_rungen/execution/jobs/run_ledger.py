@@ -1,0 +1,174 @@
+"""The ledger as one attempt uses it: what its inputs have cost already, and what it learns of that."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from airflow_provider_rungen.client.endpoints import get_app
+from airflow_provider_rungen.client.scaling import outlast
+from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.execution.jobs.log_state import rows_of
+from airflow_provider_rungen.runs.part_files import PART_ROWS
+from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+    from airflow_provider_rungen.execution.jobs.plans import Plan
+    from airflow_provider_rungen.execution.jobs.runner import Runner
+    from airflow_provider_rungen.execution.ledger.book import LedgerBook
+    from airflow_provider_rungen.execution.sending.paid import Found, PaidInputs
+
+
+class RunLedger:
+    """
+    The ledger of one attempt, if its task has one.
+
+    :param run: the attempt.
+    """
+
+    def __init__(self, run: Runner) -> None:
+        self._run = run
+        self._log = run.task_log
+        #: The ledger, if it did not exist yet.
+        self.new_ledger: str | None = None
+        #: What it knows of the inputs; ``None`` without a ledger.
+        self.paid: PaidInputs | None = None
+        #: How many inputs have a job that was stored before.
+        self.reused_count = 0
+        self._found: Found | None = None
+        # whether the stored jobs that are reused are to be read again
+        self._is_reopened = False
+
+    def exists(self) -> bool:
+        """Return whether there is a ledger already."""
+        if (ledger := self._run.options.ledger) is None:
+            return False
+        from airflow_provider_rungen.execution.archive.storage import Storage
+
+        return bool(Storage(ledger.uri, "ledger").list_folder(""))
+
+    def open(self, *, create: bool = True) -> tuple[LedgerBook | None, str]:
+        """
+        Open the ledger, and return the model with it. The service knows which model the app is.
+
+        :param create: see `LedgerBook.open`.
+        """
+        options, hook = self._run.options, self._run.hook
+        if options.ledger is None:
+            return None, ""
+        from airflow_provider_rungen.execution.ledger.book import LedgerBook
+        from airflow_provider_rungen.execution.ledger.entries import model_identity
+
+        app_id = self._run.app_id
+        model = model_identity(hook.perform(outlast(app_id, lambda: get_app(app_id))))
+        book = LedgerBook(options.ledger, model, self._log.home.run_token)
+        self.new_ledger = book.open(create=create)
+        return book, model
+
+    def look_up(self, book: LedgerBook, plan: Plan) -> Found:
+        """Find out which inputs of a plan were paid for."""
+        self.paid = self._make_paid(book, plan)
+        first: dict[str, int] = {}
+        copies: Counter[str] = Counter()
+        for number, row in enumerate(plan.rows()):
+            if row.needs_job:
+                first[row.digest] = number
+            elif row.digest:
+                copies[row.digest] += 1
+        self._found = self.paid.find_all(first, copies)
+        stored = self._found.stored
+        self.reused_count = sum(1 + copies[digest] for digest, number in first.items() if number in stored)
+        return self._found
+
+    @property
+    def stored_seconds(self) -> list[float]:
+        """How long the jobs ran that the look-up found stored, as far as that is known."""
+        times = (entry.execution_seconds for entry in (self._found.stored.values() if self._found else ()))
+        return [each for each in times if each is not None]
+
+    @property
+    def new_count(self) -> int:
+        """How many inputs are to be submitted, less what the look-up found for parts that are not loaded."""
+        found = self._found.settled if self._found else ()
+        return self._log.unsent_count - sum(number // PART_ROWS not in self._log.loaded for number in found)
+
+    def reopen(self) -> None:
+        """Use the ledger again after a deferral. The keys are in the plan."""
+        if self._run.options.ledger is not None:
+            from airflow_provider_rungen.execution.ledger.book import LedgerBook
+
+            book = LedgerBook(self._run.options.ledger, "", self._log.home.run_token)
+            self.paid = self._make_paid(book, self._run.task_log.plan)
+            self._is_reopened = True
+
+    def _make_paid(self, book: LedgerBook, plan: Plan) -> PaidInputs:
+        from airflow_provider_rungen.execution.sending.paid import PaidInputs
+
+        sink = self._run.sink
+        return PaidInputs(
+            book,
+            self._log.jobs,
+            str(self._run.options.destination),
+            self._run.app_id,
+            key_of_number=lambda number: plan.row(number).digest,
+            accepts=sink.accepts,
+            on_stored=sink.add_stored,
+        )
+
+    def read_reused(self) -> set[str]:
+        """Read the stored jobs of others again after a deferral, and return those that need no collecting."""
+        if self.paid is None or not self._is_reopened:
+            return set()
+        self._is_reopened = False
+        jobs = {
+            number: row.current(self._log.jobs.since)
+            for number, row in rows_of(self._log, range(self._log.part_count))
+        }
+        # "." is stored by this task run
+        places = {number: job for number, job in jobs.items() if job and job.is_shared and job.stored != "."}
+        stored = {number: job for number, job in places.items() if job.stored}
+        gone = self.paid.read_again(stored)
+        return {job.id for number, job in stored.items() if number not in gone}
+
+    def note_found(self) -> None:
+        """Note what the ledger knows of the inputs, those that are loaded later among them."""
+        paid, found = self.paid, self._found
+        if paid is not None and found is not None:
+            paid.jobs = self._log.jobs
+            self._log.on_load = lambda numbers: paid.note(found.only(numbers))
+            self._log.on_load(self._log.jobs.inputs(*SUBMITTABLE, InputState.RUNNING))
+
+    def is_remembered(self, job_id: str) -> bool:
+        """Return whether the ledger, too, names a job of the log for its input."""
+        number = self._log.jobs.table.input_of[job_id]
+        entry = self._found.pending.get(number) if self._found is not None else None
+        return entry is not None and entry.job_id == job_id
+
+    def remember(self, stored: Sequence[StoredJob]) -> Future[None] | None:
+        """Begin to note in the ledger, if there is one, which jobs are stored."""
+        numbers = self._log.jobs.table.input_of
+        if self.paid is None or not stored:
+            return None
+        return self.paid.add_done({numbers[job.job_id]: job for job in stored if job.job_id in numbers})
+
+    def add_resumed(self) -> None:
+        """Note jobs of earlier attempts, which an outage may have kept from the ledger."""
+        if self.paid is not None:
+            jobs = self._log.jobs
+            numbers = jobs.inputs(InputState.RUNNING, InputState.COMPLETED)
+            current = {number: jobs.table.rows[number].current(jobs.since) for number in numbers}
+            own = {n: job for n, job in current.items() if job and not job.is_shared and not job.stored}
+            self.paid.add_missing({number: job.id for number, job in own.items()})
+
+    def forget_useless(self, errors: Mapping[str, RunGenError]) -> None:
+        """Remove the jobs from the ledger that no attempt can use, given why this one cannot."""
+        if self.paid is not None and errors:
+            self.paid.forget_useless(errors)
+
+    def forget(self, errors: Mapping[str, RunGenError | None]) -> None:
+        """Remove jobs of no use from the ledger, given why they did not complete."""
+        if self.paid is not None and errors:
+            self.paid.forget(errors)
