@@ -368,13 +368,6 @@ def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", link)
 
 
-@pytest.fixture(params=["local", "no links", "s3"])
-def store_base(request: pytest.FixtureRequest, base: str) -> str:
-    if request.param == "no links":
-        request.getfixturevalue("no_links")
-    return str(request.getfixturevalue("s3")) if request.param == "s3" else base
-
-
 def crash(*_: object) -> NoReturn:
     raise OSError("the worker was killed")
 
@@ -383,15 +376,15 @@ def claimed(run: Run, count: int) -> set[int]:
     return {number for number in range(count) if run.paid.is_claimed(number)}
 
 
-@pytest.mark.parametrize("is_replaced", [False, True])
-def test_an_input_is_claimed_by_one_run(store_base: str, is_replaced: bool) -> None:
+def check_claims(base: str, *, is_replaced: bool) -> None:
+    """Let four runs claim the same inputs at once, and check that each is claimed by one of them."""
     options: dict[str, Any] = {"expires": 1e-9} if is_replaced else {}
     if is_replaced:
-        first = Run(store_base, "c" * 36)
+        first = Run(base, "c" * 36)
         for number in range(12):
             first.buy(number, f"job-{number}")
             first.paid.add_done({number: store(first.destination, f"job-{number}")}).result()
-    runs = [Run(store_base, f"{digit}" * 36, count=12, **options) for digit in range(4)]
+    runs = [Run(base, f"{digit}" * 36, count=12, **options) for digit in range(4)]
     with ThreadPoolExecutor(4) as pool:
         for run, found in zip(runs, pool.map(lambda run: run.paid.find(range(12)), runs), strict=True):
             assert run.paid.note(found) == []
@@ -400,6 +393,21 @@ def test_an_input_is_claimed_by_one_run(store_base: str, is_replaced: bool) -> N
         assert is_replaced
         runs[0].look_up(*rest)
     assert sum(len(claimed(run, 12)) for run in runs) == 12
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+@pytest.mark.parametrize("has_links", [False, True])
+def test_an_input_is_claimed_by_one_run(
+    base: str, request: pytest.FixtureRequest, has_links: bool, is_replaced: bool
+) -> None:
+    if not has_links:
+        request.getfixturevalue("no_links")
+    check_claims(base, is_replaced=is_replaced)
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_an_input_in_s3_is_claimed_by_one_run(s3: str, is_replaced: bool) -> None:
+    check_claims(s3, is_replaced=is_replaced)
 
 
 def test_what_another_run_has_claimed_is_waited_for(base: str) -> None:
