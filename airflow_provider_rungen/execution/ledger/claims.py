@@ -15,6 +15,7 @@ from airflow_provider_rungen.execution.archive.threads import run_concurrently
 from airflow_provider_rungen.execution.ledger.entries import (
     HEADER,
     HEADER_TEXT,
+    MAX_ENTRY_BYTES,
     Entry,
     entry_text,
     file_of,
@@ -82,7 +83,7 @@ class Claims:
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
         if self._is_exclusive is None:
-            require_header(self._storage, self._storage.read_all([HEADER]))
+            require_header(self._storage, self._storage.read_all([HEADER], MAX_ENTRY_BYTES))
             # it is there
             self._is_exclusive = not self._storage.create(*HEADER, HEADER_TEXT)
             if not self._is_exclusive:
@@ -120,7 +121,7 @@ class Claims:
             lambda key: self._storage.create(*file_of(key), entry_text(key, entry)), keys
         )
         # where a mount is missing, all can be created
-        require_header(self._storage, self._storage.read_all([HEADER]))
+        require_header(self._storage, self._storage.read_all([HEADER], MAX_ENTRY_BYTES))
         return {key for key, is_new in zip(keys, created, strict=True) if is_new}
 
     def _is_held(self, app_id: str, key: str, text: bytes) -> bool:
