@@ -377,7 +377,7 @@ def claimed(run: Run, count: int) -> set[int]:
 
 
 def check_claims(base: str, *, is_replaced: bool) -> None:
-    """Let four runs claim the same inputs at once, and check that each is claimed by one of them."""
+    """Have four runs claim the same inputs at once, and check that each is claimed by one of them."""
     options: dict[str, Any] = {"expires": 1e-9} if is_replaced else {}
     if is_replaced:
         first = Run(base, "c" * 36)
