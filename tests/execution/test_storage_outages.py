@@ -184,7 +184,8 @@ def test_an_upload_that_the_store_does_not_confirm_is_none(
     uploads: list[Callable[[], None]] = [put, lambda: storage.write("job", "manifest.json", b"{}")]
     proxy.find_fault = lambda request: LOGIN_PAGE if request.operation == "PUT" else None
     for each in uploads:
-        with pytest.raises(RunGenOutputError, match="no ETag") as caught:
+        # newer versions of botocore refuse the page themselves
+        with pytest.raises(RunGenOutputError, match=r"no ETag|LogIn") as caught:
             each()
         assert caught.value.retryable
     proxy.reset()
