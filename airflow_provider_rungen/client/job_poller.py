@@ -14,6 +14,7 @@ from airflow_provider_rungen.client.job_log import LogCallback, log_line, status
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD, JobSearch, read_counters
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.poll_state import (
+    NOT_FOUND,
     POLL_TIMEOUT,
     Absence,
     Outages,
@@ -25,13 +26,7 @@ from airflow_provider_rungen.client.poll_state import (
 from airflow_provider_rungen.client.queue_watch import QueueWatch
 from airflow_provider_rungen.client.retry import is_refusal, is_transient
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.exceptions import (
-    RunGenBadRequestError,
-    RunGenConfigError,
-    RunGenError,
-    RunGenNotFoundError,
-    RunGenResponseError,
-)
+from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenResponseError
 
 # More polls begun at once would hold up an event loop.
 MAX_CONCURRENT_POLLS = 256
@@ -53,7 +48,7 @@ def strip_payloads(job: Job) -> Job:
 
 def concerns_one_job(error: RunGenError) -> bool:
     """Return whether an error says nothing about the other jobs of its app."""
-    return isinstance(error, RunGenNotFoundError | RunGenBadRequestError | RunGenResponseError)
+    return isinstance(error, (*NOT_FOUND, RunGenResponseError))
 
 
 def failed_by(error: RunGenError, app_id: str, job_id: str) -> Job:
@@ -289,9 +284,7 @@ class JobPoller:
             return None
         if isinstance(outcome, Job):
             self._note_job(state, outcome, now)
-        elif isinstance(outcome, RunGenNotFoundError | RunGenBadRequestError) and state.may_appear(
-            outcome, now
-        ):
+        elif isinstance(outcome, NOT_FOUND) and state.may_appear(outcome, now):
             since = "yet" if state.job is None else "any more"
             line = f"Not visible {since}; polling continues {format_ids(self.app_id, job_id)}"
             self.log(logging.INFO, line, job_id)

@@ -14,11 +14,14 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.retry import retry_delay
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
+    RunGenBadRequestError,
     RunGenConfigError,
     RunGenError,
     RunGenNotFoundError,
 )
 
+#: How the service answers for a job that it does not find: an id that cannot be one is a bad request.
+NOT_FOUND = (RunGenNotFoundError, RunGenBadRequestError)
 # Seconds that a poll may take. A job that did not answer gets twice as long the next time, and twice again.
 POLL_TIMEOUT = 15.0
 # Seconds after the deadline within which all last polls must end.

@@ -14,10 +14,10 @@ from airflow_provider_rungen.client.job_log import LogCallback, log_of
 from airflow_provider_rungen.client.job_poller import JobPoller, concerns_one_job, failed_by
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Absence, Outages
+from airflow_provider_rungen.client.poll_state import NOT_FOUND, POLL_TIMEOUT, Absence, Outages
 from airflow_provider_rungen.client.progress import Progress, WaitGoal
 from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout
-from airflow_provider_rungen.exceptions import RunGenBadRequestError, RunGenError, RunGenNotFoundError
+from airflow_provider_rungen.exceptions import RunGenError
 
 # Seconds to the second poll of a job that may be over soon, and by how much the pauses grow from there.
 FIRST_INTERVAL = 0.3
@@ -281,7 +281,7 @@ def fetch_known_jobs(
         outcome: Job | RunGenError
         try:
             outcome = yield from get_job(app_id, job_id)
-        except (RunGenNotFoundError, RunGenBadRequestError) as error:
+        except NOT_FOUND as error:
             now = yield Sleep(0)
             if missing.setdefault(job_id, Absence()).may_end(error, now):
                 return
