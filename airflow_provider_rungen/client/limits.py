@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from airflow_provider_rungen.client.price import AMOUNT
 from airflow_provider_rungen.exceptions import RunGenInputError
 
-_COST = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) *([A-Z]{3})")
+_COST = re.compile(AMOUNT)
 # What a template makes of a parameter that is not set.
 _NO_LIMIT = (None, "None")
 

@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-_PRICE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) *([A-Z]{3}) */ *(h|min|s)")
+#: The pattern of an amount and its currency.
+AMOUNT = r"(\d{1,9}(?:\.\d{1,9})?) *([A-Z]{3})"
+_PRICE = re.compile(AMOUNT + r" */ *(h|min|s)")
 _UNITS = {"h": 3600, "min": 60, "s": 1}
 
 
