@@ -13,7 +13,7 @@ from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.job_ids import format_jobs, log_jobs
-from airflow_provider_rungen.execution.task.outcomes import is_hopeless, is_refusal
+from airflow_provider_rungen.execution.task.outcomes import is_hopeless, is_misconfigured
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
 
@@ -140,7 +140,7 @@ class Ending:
         try:
             yield
         except RunGenError as error:
-            if not is_refusal(error):
+            if not is_misconfigured(error):
                 raise
             self._find_jobs()
             if not self._log.running:
@@ -183,7 +183,7 @@ class Ending:
                     hint = hint.replace(f"Raise {name} ", f"Raise {name} (now {format_duration(limit)}) ")
             raise error.revised(message, hint=hint, retryable=error.retryable) from None
         except Exception as error:
-            is_left = self._guard.is_killed or is_refusal(error) or isinstance(error, SupersededError)
+            is_left = self._guard.is_killed or is_misconfigured(error) or isinstance(error, SupersededError)
             if not is_left and self._log.running:
                 self._leave_or_cancel(error)
             raise

@@ -147,14 +147,14 @@ def brief_reason(error: RunGenError) -> str:
     return error.message.removeprefix("Failed: ")
 
 
-def is_refusal(error: BaseException) -> bool:
+def is_misconfigured(error: BaseException) -> bool:
     """Return whether the key or the connection is at fault, which is no reason to cancel a job."""
     return isinstance(error, RunGenForbiddenError | RunGenConfigError)
 
 
 def is_hopeless(error: RunGenError) -> bool:
     """Return whether no retry of the task can help. Somebody may have corrected the connection by then."""
-    return not error.retryable and not is_refusal(error)
+    return not error.retryable and not is_misconfigured(error)
 
 
 def is_permanent(error: RunGenError) -> bool:
