@@ -239,8 +239,7 @@ def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow
     now, workers = (yield Sleep(0)), workers_of(app)
     record = raised.seen(app, now)
     if workers is not None and not raised.covers(workers):
-        line = "Left at %s, which somebody else has set %s"
-        log.warning(line, format_count(workers, "worker"), format_ids(app_id))
+        log.warning("%s", raised.left_at(workers))
         return record.settled(workers, now)
     # the last request needs time for its answer
     retry_budget = RETRY_BUDGET if within is None else within * 0.75

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.texts import format_count
+from airflow_provider_rungen.client.texts import format_count, format_ids
 
 # The order in which the states of workers are named.
 _WORKER_STATES = ("ready", "running", "idle", "initializing", "throttled", "unhealthy")
@@ -118,6 +118,11 @@ class ScaleRecord:
         workers = format_count(self.active_workers, "worker")
         text = str(reason).rstrip(".") or type(reason).__name__
         return f"STILL BILLED: app {self.app_id} may still have {workers}: {text}. Scale it down yourself."
+
+    def left_at(self, workers: int) -> str:
+        """Return the line of a log that somebody else has set the number, which stays."""
+        count = format_count(workers, "worker")
+        return f"Left at {count}, which somebody else has set {format_ids(self.app_id)}"
 
     def seen(self, app: App, now: float) -> ScaleRecord:
         """

@@ -230,9 +230,7 @@ class ScaleRun(TaskRun[Any]):
                 raise
             except LoweredError as error:
                 if self._record.was_raised:
-                    workers = format_count(error.active_workers, "worker")
-                    line = "Left at %s, which somebody else has set %s"
-                    log.warning(line, workers, format_ids(error.app_id))
+                    log.warning("%s", self._record.left_at(error.active_workers))
                     self._note(self._record.settled(error.active_workers, time.time()))
                 raise
             except BaseException as error:

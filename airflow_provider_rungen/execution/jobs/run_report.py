@@ -103,7 +103,7 @@ class RunReport:
         """Submit nothing more. What is in flight is paid for, so the task ends when it is over."""
         if left := self._run.task_log.stop_submitting():
             log.error("Submitting no more: %s. %d inputs are left", problem, left)
-            self.unsent_reason = f"it was not submitted: {problem}"
+            self.unsent_reason = f"{NOT_SUBMITTED}: {problem}"
 
     def push_ids(self) -> None:
         """Push the ids of the jobs, unless all are pushed."""
