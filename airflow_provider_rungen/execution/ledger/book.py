@@ -209,8 +209,9 @@ class LedgerBook:
         # a retry is not to buy again what this run has bought
         if entry.run == self._run:
             return True
-        age = (datetime.now(UTC) - entry.at).total_seconds()
-        return not self._ledger.refresh and (self._expires is None or age <= self._expires)
+        # what a job that still runs will bring is new
+        ends = math.inf if self._expires is None or entry.state == "pending" else self._expires
+        return not self._ledger.refresh and (datetime.now(UTC) - entry.at).total_seconds() <= ends
 
     def _read(self, keys: Iterable[str]) -> dict[str, Entry]:
         """
