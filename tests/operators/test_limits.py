@@ -112,14 +112,18 @@ def test_a_clear_begins_to_count_again(run: Callable[..., Table], mode: bool) ->
     assert task.created == 20
 
 
-@pytest.mark.parametrize("kind", ["lost", "cut"])
-def test_jobs_that_may_exist_count(run: Callable[..., Table], kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [("lost", {}), ("cut", {}), ("lost", {"to_input": other_picture}), ("lost", {"app_id": "llama-text"})],
+    ids=["lost", "cut", "other-inputs", "other-app"],
+)
+def test_jobs_that_may_exist_count(run: Callable[..., Table], kind: str, changed: dict[str, Any]) -> None:
     task = run(products(5), max_concurrency=5, on_unknown_submission="resubmit")
     lost = {"status": 502, "body": b"<html>", "taken": True} if kind == "lost" else {"kind": "reset_after"}
     task.emulator.service.inject(Fault(on="run", times=5, **lost))
     assert task.attempt(max_jobs=5).error is not None
     assert task.created == 5
-    refused = str(task.attempt(max_jobs=9).error)
+    refused = str(task.attempt(max_jobs=9, **changed).error)
     assert "5 of 5 rows are new after 5 submissions of earlier attempts" in refused
     assert task.created == 5
     task.clear()

@@ -30,7 +30,7 @@ class Unwanted:
 
 
 def adopt_earlier(task_log: TaskLog, app_id: str) -> list[Unwanted]:
-    """Take over the jobs of earlier plans whose input the new plan has, too."""
+    """Take over the jobs of earlier plans whose input the new plan has, too. What they bought counts."""
     home, unwanted = task_log.home, dict[str, Unwanted]()
     plans = {record.plan: record.app_id for record in home.earlier}
     others = {plan: app for plan, app in plans.items() if plan not in ("", task_log.plan.digest)}
@@ -41,6 +41,7 @@ def adopt_earlier(task_log: TaskLog, app_id: str) -> list[Unwanted]:
         known = Jobs(other, task_log.jobs.writer, since=task_log.jobs.since)
         for _, files in home.read_parts(other):
             known.load((), *files)
+        task_log.bought += known.unknown_since(home.first_turn)
         planned = read_digests(home.place, other)
         rows = sorted(known.table.rows.items())
         pairs = [("" if planned is None else planned[number], row) for number, row in rows]

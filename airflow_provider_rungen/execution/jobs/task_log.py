@@ -127,13 +127,12 @@ class TaskLog:
         if not earlier:
             return []
         self._read_parts(plan.numbers)
+        self.bought = self.jobs.unknown_since(self.home.first_turn)
         # before parts are dropped: the jobs of those that are done may be known from other plans, too
         unwanted = adopt_earlier(self, app_id)
-        first, rows = self.home.first_turn, self.jobs.table.rows.values()
+        rows = self.jobs.table.rows.values()
         jobs = [*(job for row in rows for job in row.jobs), *(each.job for each in unwanted)]
-        intents = (intent for row in rows for intent in row.intents if intent.refusal is None)
-        self.bought = sum(job.turn >= first and not job.is_shared for job in jobs)
-        self.bought += sum(intent.writer.turn >= first for intent in intents)
+        self.bought += sum(job.turn >= self.home.first_turn and not job.is_shared for job in jobs)
         self.jobs.close_parts()
         return unwanted
 
