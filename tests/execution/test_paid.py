@@ -507,6 +507,23 @@ def test_a_job_that_fails_leaves_what_it_was_to_replace(base: str) -> None:
         assert again.taken == ["job-0"]
 
 
+def test_a_job_that_failed_while_nobody_looked_leaves_what_it_was_to_replace(base: str) -> None:
+    first = Run(base, A)
+    first.buy(0, "job-0")
+    first.paid.add_done({0: store(first.destination, "job-0")}).result()
+    run = Run(base, B, refresh=True)
+    for number, job_id in enumerate(["job-1", "job-2"], 1):
+        assert run.look_up(0) == []
+        run.buy(0, job_id)
+        run.jobs.end(job_id, JobState.FAILED, why="no memory")
+        earlier, run = run, Run(base, B, turn=number + 1, refresh=True)
+        run.jobs.adopt(0, earlier.jobs.table.rows[0])
+    assert run.look_up(0) == []
+    again = Run(base, "c" * 36)
+    assert again.look_up(0) == [0]
+    assert again.taken == ["job-0"]
+
+
 @pytest.mark.parametrize("is_submitted", [True, False])
 def test_a_stored_job_that_is_replaced_counts_for_others(base: str, is_submitted: bool) -> None:
     first, refresh = Run(base, A), Run(base, B, refresh=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,21 @@ def test_a_row_is_given_up_until_the_ledger_is_told_to_forget(run: Callable[...,
     assert nights(task, 1, ledger=Ledger(uri, max_attempts=3)) == [0]
     assert nights(task, 3, ledger=Ledger(uri, version="2", max_attempts=1)) == [4, 0, 0]
     assert nights(task, 2, ledger=Ledger(uri, refresh=True, max_attempts=1)) == [4, 4]
+
+
+def test_a_job_that_fails_while_nobody_looks_counts(run: Callable[..., Table], mode: bool) -> None:
+    task = run(deferrable=mode, stop_after=None)
+    task.max_tries = 3
+    for bought in (4, 6):
+        task.attempt_until("rungen_job_link")
+        assert task.created == bought
+        give_up_at = time.monotonic() + 30
+        while any(job["status"] in ("QUEUED", "RUNNING") for job in task.emulator.service.jobs()):
+            assert time.monotonic() < give_up_at
+            time.sleep(0.02)
+    assert task.attempt().error is None
+    assert task.created == 6
+    assert task.column("status") == ["completed"] * 2 + ["given_up"] * 2
 
 
 def test_a_correct_input_is_a_new_one(run: Callable[..., Table]) -> None:

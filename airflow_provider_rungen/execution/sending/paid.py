@@ -132,6 +132,7 @@ class PaidInputs:
         at = time.monotonic()
         untaken: list[StoredJob] = []
         keys = {self._key_of(number): number for number in numbers}
+        self._forget_ended(keys)
         existing = self._ledger.claims.claim(self._app_id, keys)
         found = self._find({key: keys[key] for key in existing}, untaken.append)
         settled = found.settled
@@ -139,6 +140,17 @@ class PaidInputs:
         taken = self._ledger.claims.take_over(self._app_id, useless)
         claimed = [keys[key] for key in {*keys}.difference(existing) | taken]
         return replace(found, untaken=untaken, claimed=claimed, at=at)
+
+    def _forget_ended(self, keys: Mapping[str, int]) -> None:
+        """Forget jobs that failed while no attempt looked, or while the ledger took no write."""
+        ended: dict[str, Job] = {}
+        for key, number in keys.items():
+            job = self.jobs.table.row(number).current(self.jobs.since)
+            if job is not None and job.state in (JobState.FAILED, JobState.CANCELED, JobState.LOST):
+                ended[key] = job
+        if ended:
+            reasons = {key: job.why for key, job in ended.items() if job.state is JobState.FAILED}
+            self._ledger.remove({key: job.id for key, job in ended.items()}, reasons)
 
     def note(self, found: Found) -> list[int]:
         """
