@@ -1,4 +1,4 @@
-"""Decides whether an app is idle: it has workers, is billed, and has nothing to do. No I/O."""
+"""Whether an app has anything left to do, or is idle: it has workers, and is billed. No I/O."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import Any, TypedDict
 
 from airflow_provider_rungen.client.codec import path_segment
@@ -14,8 +15,9 @@ from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.client.polling import poll_until
 from airflow_provider_rungen.client.retry import ATTEMPTS
-from airflow_provider_rungen.client.scaling import outlast, set_workers
+from airflow_provider_rungen.client.scaling import AppPoller, outlast, set_workers
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenNotFoundError
@@ -28,9 +30,11 @@ _FIGURES = (
     *("jobs.in_queue", "jobs.in_progress", "jobs.completed", "jobs.failed"),
     "workers.running",
 )
-_UNKNOWN = "the service does not report"
 # Seconds by which the counters of jobs may lag.
 COUNTER_LAG = 10.0
+# Answers that must lack the job counters before an app is taken for one that does not count its jobs.
+MAX_MISSING_COUNTERS = 4
+_UNKNOWN = "the service does not report"
 # Counters of jobs that ended. Not every answer has the last one.
 _ENDS = ("completed", "failed", "retried")
 
@@ -201,3 +205,40 @@ def _settle(watch: IdleWatch, taken: IdleEvent, poll: Callable[[], Flow[App]]) -
     idle = format_duration(taken["idle_seconds"])
     log.info("Scaled from %s to 0, idle for %s %s", workers, idle, format_ids(app_id))
     return taken
+
+
+@dataclass
+class _Drain(AppPoller):
+    """Whether an app still has queued or running jobs, and how many."""
+
+    left: int | None = None
+    _polls: int = 0
+    # since when answers report no job
+    _since: float | None = None
+
+    def is_met(self, app: App, now: float) -> bool:
+        self._polls += 1
+        if app.pending_jobs and app.pending_jobs != self.left:
+            jobs = format_count(app.pending_jobs, "job")
+            log.info("Waiting for %s, queued or running %s", jobs, format_ids(self.app_id))
+        self.left = self.left if app.pending_jobs is None else app.pending_jobs
+        self._since = (self._since or now) if app.pending_jobs == 0 else None
+        if self.left == 0:
+            return self._since is not None and now >= self._since + COUNTER_LAG
+        return self.left is None and self._polls >= MAX_MISSING_COUNTERS
+
+
+def drain_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[int | None]:
+    """
+    Wait until no job of an app is queued or running.
+
+    :param poll_interval: seconds between two polls.
+    :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll.
+    :return: 0, the jobs that are left at the deadline, or ``None`` where the app does not count them.
+    """
+    drain = _Drain(app_id)
+    try:
+        yield from poll_until(drain.poll_once, drain.outages, pauses=repeat(poll_interval), deadline=deadline)
+    except RunGenNotFoundError:
+        return 0  # the app is gone, and so are its jobs
+    return drain.left

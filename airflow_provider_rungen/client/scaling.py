@@ -24,7 +24,7 @@ from airflow_provider_rungen.client.poll_state import (
     polls_end_by,
 )
 from airflow_provider_rungen.client.polling import outlast_refusal, poll_until
-from airflow_provider_rungen.client.retry import RETRY_BUDGET, is_refusal
+from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET, is_refusal
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import KNOWN_STATUSES, ScaleRecord, describe, workers_of
 from airflow_provider_rungen.exceptions import (
@@ -39,10 +39,6 @@ from airflow_provider_rungen.exceptions import (
 
 log = logging.getLogger(__name__)
 
-# Answers in a row that must name fewer workers before that is believed, because a single one may be old.
-CONFIRMATIONS = 2
-# Answers that must lack the job counters before an app is taken for one that does not count its jobs.
-MAX_MISSING_COUNTERS = 4
 # Seconds within which a changed number of workers must be confirmed, and between two attempts.
 CONFIRM_TIME = 60.0
 PAUSE = 5.0
@@ -106,8 +102,8 @@ class AppPoller:
     outages: Outages = field(default_factory=lambda: Outages(log_line), repr=False, kw_only=True)
     _state: PollState = field(default_factory=lambda: PollState(0.0), repr=False, kw_only=True)
 
-    def is_met(self, app: App) -> bool:
-        """Record an answer, and return whether the wait is over."""
+    def is_met(self, app: App, now: float) -> bool:
+        """Record an answer at a time (seconds since 1970), and return whether the wait is over."""
         raise NotImplementedError
 
     def note(self, answer: App | RunGenError, now: float) -> bool:
@@ -119,7 +115,7 @@ class AppPoller:
         """
         if isinstance(answer, App):
             self.outages.note_answer(self._state, now)
-            return self.is_met(answer)
+            return self.is_met(answer, now)
         if not self.outages.outlasts(self._state, answer, now):
             raise answer
         self.outages.note_failed_round([answer])
@@ -163,13 +159,14 @@ class AppTarget(AppPoller):
     active_workers: int | None = None
     _app: App | None = field(default=None, repr=False)
     _had_workers: bool = field(default=False, repr=False)
-    _lowered: int = field(default=0, repr=False)
+    # since when answers name fewer workers: those of a replica that lags behind may do so
+    _lowered_since: float | None = field(default=None, repr=False)
 
-    def is_met(self, app: App) -> bool:
+    def is_met(self, app: App, now: float) -> bool:
         """
         Log what has changed, and return whether the app is as it must be.
 
-        :raises LoweredError: somebody took away the workers that are waited for.
+        :raises LoweredError: somebody took away the workers that are waited for, `GONE_GRACE` ago or more.
         """
         if self._app is None or describe(app) != describe(self._app):
             level = logging.INFO if app.status in KNOWN_STATUSES else logging.WARNING
@@ -177,10 +174,10 @@ class AppTarget(AppPoller):
         self._app = app
         wanted, workers = self.active_workers, app.active_workers
         if wanted is None or workers is None or workers >= wanted:
-            self._had_workers, self._lowered = self._had_workers or workers is not None, 0
+            self._had_workers, self._lowered_since = self._had_workers or workers is not None, None
             return app.has_status(self.status)
-        self._lowered += self._had_workers
-        if self._lowered >= CONFIRMATIONS:
+        self._lowered_since = now if self._lowered_since is None else self._lowered_since
+        if self._had_workers and now >= self._lowered_since + GONE_GRACE:
             count, ids = format_count(workers, "worker"), format_ids(self.app_id)
             message = f"Somebody else set the app to {count} on its way to {wanted} {ids}"
             lowered = LoweredError(message, app_id=self.app_id)
@@ -218,10 +215,18 @@ def wait_for_app(target: AppTarget, *, poll_interval: float, deadline: float) ->
 # --- up and down -------------------------------------------------------------------------------------------
 
 
-def ask_app(app_id: str) -> Flow[App]:
-    """Ask for an app once. Without an answer, or with a 404, its number of workers is unknown."""
+def ask_app(app_id: str, *, attempts: int = 1, within: float = 0.0) -> Flow[App]:
+    """
+    Ask for an app. Without an answer, its number of workers is unknown.
+
+    :param attempts: how many times to send the request at most.
+    :param within: how long to outlast a 404 or a refused key, see `outlast`.
+    :raises RunGenNotFoundError: the app is gone.
+    """
     try:
-        return (yield from get_app(app_id, attempts=1))
+        return (yield from outlast(app_id, partial(get_app, app_id, attempts=attempts), within=within))
+    except RunGenNotFoundError:
+        raise
     except RunGenError:
         return App(app_id)
 
@@ -234,17 +239,19 @@ def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow
     :return: what is known then. If it is not certain that the app was set back, the log says so, and it is
         still raised.
     """
-    app_id, before = raised.app_id, raised.before
-    app = yield from ask_app(app_id)
-    now, workers = (yield Sleep(0)), workers_of(app)
-    record = raised.seen(app, now)
-    if workers is not None and not raised.covers(workers):
-        log.warning("%s", raised.left_at(workers))
-        return record.settled(workers, now)
+    app_id, before, record = raised.app_id, raised.before, raised
     # the last request needs time for its answer
     retry_budget = RETRY_BUDGET if within is None else within * 0.75
     pause, confirm_within = retry_budget / 4, min(2 * retry_budget, CONFIRM_TIME)
+    # what somebody else has set is not to be lost for a single answer, if there is time
+    attempts, outlasting = (ATTEMPTS, GONE_GRACE) if within is None else (1, 0.0)
     try:
+        app = yield from ask_app(app_id, attempts=attempts, within=outlasting)
+        now, workers = (yield Sleep(0)), workers_of(app)
+        record = raised.seen(app, now)
+        if workers is not None and not raised.covers(workers):
+            log.warning("%s", raised.left_at(workers))
+            return record.settled(workers, now)
         if before is None:
             raise RunGenAppError("The number of workers before is unknown", app_id=app_id)
         yield from set_workers(
@@ -283,7 +290,7 @@ def set_workers(
     while True:
         app = yield from outlast(app_id, scale, within=within)
         if app.active_workers != active_workers:  # the answer may be old, or name no number
-            app = yield from outlast(app_id, partial(get_app, app_id, attempts=1), within=within)
+            app = yield from outlast(app_id, partial(get_app, app_id), within=within)
         if app.active_workers in (None, active_workers):
             return app
         now = yield Sleep(0)
@@ -292,38 +299,6 @@ def set_workers(
             message = f"Not scaled to {wanted}: still {describe(app)} {format_ids(app_id)}"
             raise RunGenAppTimeoutError(message, app_id=app_id)
         yield Sleep(min(poll_interval, PAUSE, deadline - now))
-
-
-@dataclass
-class _Drain(AppPoller):
-    """Whether an app still has queued or running jobs, and how many."""
-
-    left: int | None = None
-    _polls: int = 0
-
-    def is_met(self, app: App) -> bool:
-        self._polls += 1
-        if app.pending_jobs and app.pending_jobs != self.left:
-            jobs = format_count(app.pending_jobs, "job")
-            log.info("Waiting for %s, queued or running %s", jobs, format_ids(self.app_id))
-        self.left = self.left if app.pending_jobs is None else app.pending_jobs
-        return self.left == 0 or (self.left is None and self._polls >= MAX_MISSING_COUNTERS)
-
-
-def drain_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[int | None]:
-    """
-    Wait until no job of an app is queued or running.
-
-    :param poll_interval: seconds between two polls.
-    :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll.
-    :return: 0, the jobs that are left at the deadline, or ``None`` where the app does not count them.
-    """
-    drain = _Drain(app_id)
-    try:
-        yield from poll_until(drain.poll_once, drain.outages, pauses=repeat(poll_interval), deadline=deadline)
-    except RunGenNotFoundError:
-        return 0  # the app is gone, and so are its jobs
-    return drain.left
 
 
 def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[None]:

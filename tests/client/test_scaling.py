@@ -11,12 +11,11 @@ import pytest
 from conftest import APP, FakeTime, Via
 
 from airflow_provider_rungen.client.flow import Flow, Request, Response
+from airflow_provider_rungen.client.idleness import COUNTER_LAG, MAX_MISSING_COUNTERS, drain_app
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.poll_state import GONE_GRACE, REFUSAL_PAUSE
 from airflow_provider_rungen.client.scaling import (
-    MAX_MISSING_COUNTERS,
     AppTarget,
-    drain_app,
     remove_app,
     restore_workers,
     set_workers,
@@ -38,6 +37,7 @@ from airflow_provider_rungen.exceptions import (
 @pytest.fixture(autouse=True)
 def _real_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.scaling.GONE_GRACE", GONE_GRACE)
+    monkeypatch.setattr("airflow_provider_rungen.client.idleness.COUNTER_LAG", COUNTER_LAG)
 
 
 def play(
@@ -182,8 +182,9 @@ def test_a_wait_whose_time_ends_before_an_app_is_known_to_be_gone_is_a_timeout()
 def test_an_app_that_somebody_lowers_is_not_waited_for() -> None:
     up, down = app("INITIALIZING", 2), app("STOPPED", 0)
     with pytest.raises(RunGenAppError, match="set the app to 0 workers on its way to 2"):
-        wait(AppTarget(APP, active_workers=2), down, up, down, down, up)
-    wait(AppTarget(APP, active_workers=2), down, up, down, up, down, app("RUNNING", 2))
+        wait(AppTarget(APP, active_workers=2), down, up, down)
+    # as of a replica that lags behind
+    wait(AppTarget(APP, active_workers=2), down, up, down, down, down, up, down, app("RUNNING", 2))
 
 
 def test_a_deadline_in_the_past_allows_one_look() -> None:
@@ -265,7 +266,7 @@ def test_an_app_that_is_gone_needs_no_lowering(caplog: pytest.LogCaptureFixture,
     assert "BILLED" not in caplog.text
     assert caplog.messages[-1] == f"Gone already (app {APP})"
     assert GONE_GRACE <= clock.now - began < GONE_GRACE + 10
-    assert len(puts(sent)) == 7, "some seconds apart"
+    assert [request.path for request in sent] == ["app/flux-schnell"] * 7 + ["app"], "some seconds apart"
 
 
 @pytest.mark.parametrize(
@@ -290,6 +291,18 @@ def test_an_app_that_may_exist_is_not_taken_for_gone(
         play(set_workers(APP, 0, retry_budget=within or 60), [404], apps=apps)
     assert info.value.retryable
     assert not isinstance(info.value, RunGenNotFoundError)
+
+
+@pytest.mark.parametrize("fault", [503, 404])
+def test_a_stray_answer_does_not_hide_what_somebody_else_has_set(fault: int) -> None:
+    record, sent = play(restore_workers(RAISED), [fault, app("RUNNING", 7)])
+    assert puts(sent) == []
+    assert record.active_workers == 7
+
+
+def test_what_confirms_a_number_is_asked_for_again() -> None:
+    for fault in (503, {}):
+        assert puts(play(set_workers(APP, 0), [app(), fault, app("STOPPED", 0)])[1]) == [0]
 
 
 def test_an_app_of_which_nobody_knows_what_it_had_is_not_lowered(caplog: pytest.LogCaptureFixture) -> None:
@@ -319,11 +332,13 @@ def test_a_number_of_workers_is_set_until_an_answer_confirms_it() -> None:
 @pytest.mark.parametrize(
     ("answers", "left", "looks"),
     [
-        ([{"in_queue": 2, "in_progress": 1}, {"in_queue": "1"}, {"in_queue": 0, "in_progress": 0}], 0, 3),
+        ([{"in_queue": 2, "in_progress": 1}, {"in_queue": "1"}, {"in_queue": 0, "in_progress": 0}], 0, 5),
         ([{"in_queue": 0, "in_progress": 3}], 3, 5),
         ([{"completed": 7}], None, MAX_MISSING_COUNTERS),
         ([None], None, MAX_MISSING_COUNTERS),
-        ([None, {"in_queue": 0, "in_progress": 0}], 0, 2),
+        ([None, {"in_queue": 0, "in_progress": 0}], 0, 4),
+        # one that is late
+        ([{"in_queue": 0, "in_progress": 0}, {"in_queue": 1, "in_progress": 0}], 1, 5),
     ],
 )
 def test_an_app_is_drained_as_far_as_it_counts(answers: list[Any], left: int | None, looks: int) -> None:

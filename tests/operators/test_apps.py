@@ -136,8 +136,8 @@ def test_going_down_waits_for_nothing(emulator: Emulator, context: Any) -> None:
     assert (numbers(emulator), workers(emulator)) == ([0], 0)
     app_that_tells(emulator, status="STOPPED")  # which has none
     assert run_task(scale_op(0), context) == Outcome(value=APP)
-    assert run_task(scale_op(0), context) == Outcome(value=APP)
-    assert numbers(emulator) == [0]
+    # as far as one answer tells, which may be old
+    assert numbers(emulator) == [0, 0]
 
 
 @pytest.mark.parametrize(

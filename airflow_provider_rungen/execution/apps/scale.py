@@ -114,12 +114,15 @@ class ScaleRun(TaskRun[Any]):
             log.info("Resuming: an earlier attempt scaled to %s %s", workers, format_ids(app_id))
         record = ScaleRecord(app_id, wanted, before, None, earlier.seen(app, now).history)
         if has == wanted:
-            self._save(record)
             log.info("Has %s already %s", format_count(wanted, "worker"), format_ids(app_id))
-            return wanted > 0
-        self._save(replace(record, active_workers=max(wanted, most or 0), sent_at=now))
-        workers = f"{format_count(has, 'worker')} to {format_count(wanted, 'worker')}"
-        log.info("Scaling from %s %s", workers, format_ids(app_id))
+        else:
+            workers = f"{format_count(has, 'worker')} to {format_count(wanted, 'worker')}"
+            log.info("Scaling from %s %s", workers, format_ids(app_id))
+        if has == wanted > 0:
+            self._save(record)
+            return True
+        # that it has none may be old news: only a request makes sure that nothing is billed
+        self._save(replace(record, active_workers=max(wanted, most or 0) or None, sent_at=now))
         self._note(record.confirmed(self._send(record, deadline)))
         self.guard.check()  # a kill may have come while Airflow was asked
         return record.was_raised

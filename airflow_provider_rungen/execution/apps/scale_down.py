@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
-from airflow_provider_rungen.client.scaling import ask_app, drain_app, set_workers
+from airflow_provider_rungen.client.idleness import drain_app
+from airflow_provider_rungen.client.scaling import ask_app, set_workers
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenNotFoundError
