@@ -421,6 +421,7 @@ _SHORT_WAITS = {
     "client.scaling.GONE_GRACE": 0.5,
     "client.idleness.COUNTER_LAG": 0.1,
     "execution.jobs.job_wait.FIRST_INTERVAL": 0.05,
+    "execution.sending.sender.PAGE_PAUSE": 0.1,
 }
 
 

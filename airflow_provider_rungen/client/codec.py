@@ -104,19 +104,22 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
     asked = retry_after(response, now)
     is_own_shape = isinstance(body, Mapping) and bool(error_text(body.get("error")))
     kind = RunGenServerError if code >= 500 else _ERRORS.get(code, RunGenAPIError)
-    is_refused_input = request.method == "POST" and kind is RunGenBadRequestError
+    # certainly not accepted; what was not found by a GET may appear
+    keeps_kind = kind is RunGenNotFoundError or (kind is RunGenBadRequestError and request.method == "POST")
     # RunGen answers in JSON: a page says something about whoever stands between, and for a moment
-    is_page = not is_json and code not in (401, 403, 404) and not is_refused_input
-    # no verdict about what was read: an account without money, a gateway that somebody sets up
-    is_odd_read = request.method == "GET" and kind in (RunGenAPIError, RunGenConflictError)
-    if is_page and code < 500:
+    is_page = not is_json and code not in (401, 403) and (code != 404 or request.method == "POST")
+    # no verdict: an account without money, a gateway that somebody sets up, workers that are being started
+    is_odd = kind in (RunGenAPIError, RunGenConflictError) and (
+        request.method == "GET" or (request.method == "PUT" and code in (402, 409))
+    )
+    if is_page and code < 500 and not keeps_kind:
         kind = RunGenAPIError
     return kind(
         request.failure(reason, code),
         status_code=code,
         retry_after=asked,
         is_from_service=asked is not None or is_own_shape,
-        retryable=True if is_page or is_odd_read else None,
+        retryable=True if is_page or is_odd else None,
     )
 
 

@@ -21,6 +21,7 @@ from airflow_provider_rungen.client.retry import (
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
+    RunGenBadRequestError,
     RunGenConflictError,
     RunGenConnectionError,
     RunGenError,
@@ -68,7 +69,9 @@ def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) 
     try:
         return (yield from call(request, read, attempts=attempts))
     except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
-        is_refused = isinstance(error, RunGenAPIError) and not error.retryable
+        is_refused = isinstance(error, (RunGenBadRequestError, RunGenNotFoundError)) or (
+            isinstance(error, RunGenAPIError) and not error.retryable
+        )
         # a 302 or 303 may come after the request was performed
         is_redirected = isinstance(error, RunGenAPIError) and error.status_code in (301, 307, 308)
         if is_refused or is_redirected or was_not_accepted(error):
@@ -124,8 +127,9 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
             refusal = RunGenConflictError(request.failure(f"it is {job.status}"), status_code=409)
         except RunGenResponseError as error:  # perhaps an answer without a word
             refusal = RunGenConflictError(error.message, status_code=409)
-        except RunGenConflictError as error:
-            refusal = error
+        except (RunGenConflictError, RunGenBadRequestError) as error:
+            status_code, asked = error.status_code, error.retry_after
+            refusal = RunGenConflictError(error.message, status_code=status_code, retry_after=asked)
         status = "its status is unknown"
         try:
             job = yield from get_job(app_id, job_id, attempts=1, is_lean=True)
@@ -250,10 +254,16 @@ def delete_app(app_id: str) -> Flow[None]:
 
     def attempt(number: int) -> Flow[None]:
         try:
-            yield from send(request, lambda _: None)
+            is_strange = yield from send(request, lambda body: body is not None)
         except RunGenNotFoundError:
             if number == 1:
                 raise
-            # an earlier attempt, whose answer was lost, deleted it
+            return  # an earlier attempt, whose answer was lost, deleted it
+        if is_strange:  # RunGen answers without a word: it may be that of a gateway
+            try:
+                yield from get_app(app_id, attempts=1)
+            except RunGenNotFoundError:
+                return
+            raise RunGenResponseError(request.failure("it is still there"))
 
     yield from retry(attempt, is_transient)

@@ -156,7 +156,7 @@ def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPT
     within = 0.0 if watch.since is None else math.inf
     # the second poll is sent since a single answer may be old, and a job may have come in
     for _ in range(2 if scale_down else 1):
-        app = yield from outlast(app_id, poll, within=within, outlasts_refusal=False)
+        app = yield from outlast(app_id, poll, within=within)
         now = yield Sleep(0)
         if not watch.note(app, now) or watch.is_reported:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable
 from itertools import count
@@ -70,31 +71,35 @@ def retry(
     """
     Attempt something until it succeeds.
 
+    A refused key is outlasted for `REFUSAL_GRACE`, unless only one attempt is to be made.
+
     :param attempt: makes the flow of one attempt, given its number, from 1.
     :param may_retry: returns whether another attempt may succeed after an error, and is safe.
     :param attempts: how many attempts to make at most.
     :param retry_budget: seconds after which no other attempt begins.
     :raises RunGenError: the error of the last attempt.
     """
-    now = yield Sleep(0)
-    give_up_at = now + retry_budget
+    give_up_at, refused_until = (yield Sleep(0)) + retry_budget, math.inf
     for number in count(1):
         try:
             return (yield from attempt(number))
         except RunGenError as error:
             failure = error
-        if number == attempts or not may_retry(failure):
+        now = yield Sleep(0)
+        if is_refusal(failure):
+            refused_until = min(refused_until, now + REFUSAL_GRACE)
+            is_over, delay = attempts == 1 or now >= refused_until, REFUSAL_GRACE / 6
+        else:
+            is_over, delay = number >= attempts or not may_retry(failure), retry_delay(number - 1, failure)
+        if is_over or now >= give_up_at or _asked_pause(failure) > give_up_at - now:
             break
-        seconds_left = give_up_at - (yield Sleep(0))
-        if seconds_left <= 0 or _asked_pause(failure) > seconds_left:
-            break
-        delay = min(retry_delay(number - 1, failure), seconds_left)
+        delay = min(delay, give_up_at - now)
         log.warning(
             "%s; retrying in %s (attempt %d of %d)",
             failure.message,
             format_duration(delay),
             number,
-            attempts,
+            max(attempts, number + 1),
         )
         yield Sleep(delay)
     raise failure

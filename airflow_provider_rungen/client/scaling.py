@@ -24,7 +24,7 @@ from airflow_provider_rungen.client.poll_state import (
     polls_end_by,
 )
 from airflow_provider_rungen.client.polling import outlast_refusal, poll_until
-from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET, is_refusal
+from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import KNOWN_STATUSES, ScaleRecord, describe, workers_of
 from airflow_provider_rungen.exceptions import (
@@ -33,7 +33,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenAppTimeoutError,
     RunGenConflictError,
     RunGenError,
-    RunGenForbiddenError,
     RunGenNotFoundError,
 )
 
@@ -50,19 +49,16 @@ class LoweredError(RunGenAppError):
     active_workers = 0
 
 
-def outlast(
-    app_id: str, request: Callable[[], Flow[T]], *, within: float = math.inf, outlasts_refusal: bool = True
-) -> Flow[T]:
+def outlast(app_id: str, request: Callable[[], Flow[T]], *, within: float = math.inf) -> Flow[T]:
     """
-    Send a request about an app, and again until it is known whether the app is gone, or the key refused.
+    Send a request about an app, and again until it is known whether the app is gone.
 
-    A replica may lag behind, a proxy may know no app for a while, and a key may be replaced. So an app is
-    gone only if the 404 lasts for `GONE_GRACE`, and the list of apps does not have it.
+    A replica may lag behind, and a proxy may know no app for a while. So an app is gone only if the 404 lasts
+    for `GONE_GRACE`, and the list of apps does not have it.
 
     :param app_id: the app.
     :param request: makes the flow of the request.
     :param within: seconds after the first such answer at which to give up.
-    :param outlasts_refusal: whether to send it again, too, if the key is refused.
     :raises RunGenNotFoundError: the app is gone.
     :raises RunGenAPIError: the answer is still 404, but the app may exist.
     """
@@ -71,16 +67,14 @@ def outlast(
     while True:
         try:
             return (yield from request())
-        except (RunGenNotFoundError, RunGenForbiddenError) as error:
+        except RunGenNotFoundError as error:
             failure = error
         now = yield Sleep(0)
         give_up_at = now + within if give_up_at is None else give_up_at
-        if now >= give_up_at or (is_refusal(failure) and not outlasts_refusal):
+        if now >= give_up_at:
             break
         log.warning("%s; retrying in %s", failure.message, format_duration(pause))
         yield Sleep(pause)
-    if is_refusal(failure):
-        raise failure
     apps = None
     if within >= GONE_GRACE:
         with suppress(RunGenError):
@@ -137,7 +131,7 @@ class AppPoller:
             timeout = poll_timeout(end_by, (yield Sleep(0)))
             return (yield from get_app(self.app_id, attempts=1, timeout=timeout))
 
-        outlasting = outlast(self.app_id, request, within=left, outlasts_refusal=False)
+        outlasting = outlast(self.app_id, request, within=left)
         answer = yield from in_flight(self._state, outlasting)
         now = yield Sleep(0)
         is_over = self.note(answer, now)
@@ -220,7 +214,7 @@ def ask_app(app_id: str, *, attempts: int = 1, within: float = 0.0) -> Flow[App]
     Ask for an app. Without an answer, its number of workers is unknown.
 
     :param attempts: how many times to send the request at most.
-    :param within: how long to outlast a 404 or a refused key, see `outlast`.
+    :param within: how long to outlast a 404, see `outlast`.
     :raises RunGenNotFoundError: the app is gone.
     """
     try:

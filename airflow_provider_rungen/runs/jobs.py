@@ -200,7 +200,7 @@ class Jobs:
         return job_id not in self.table.unchecked and not self.table.job(job_id).is_shared
 
     def unknown_since(self, turn: int) -> int:
-        """Return how many submissions of an attempt and those after it may have made a job that nobody knows."""
+        """Return how many submissions since an attempt may have made a job that nobody knows."""
         intents = (intent for row in self.table.rows.values() for intent in row.intents)
         return sum(intent.refusal is None and intent.writer.turn >= turn for intent in intents)
 

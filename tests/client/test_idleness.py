@@ -296,7 +296,7 @@ def test_a_refusal_to_scale_down_is_loud_and_tried_again(
     direct: Via, poll: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     poll()
-    direct.service.inject(Fault(on="update_app", status=402))
+    direct.service.inject(Fault(on="update_app", status=400))
     with pytest.raises(RunGenAPIError):
         poll(10)
     assert f"STILL BILLED: app {APP} is idle" in caplog.text
@@ -305,8 +305,8 @@ def test_a_refusal_to_scale_down_is_loud_and_tried_again(
 
 def test_a_failed_poll_does_not_end_a_period(direct: Via, poll: Callable[..., Any]) -> None:
     poll()
-    direct.service.inject(Fault(on="get_app", status=403))
-    with pytest.raises(RunGenForbiddenError):
+    direct.service.inject(Fault(on="get_app", status=400))
+    with pytest.raises(RunGenAPIError):
         poll(5)
     assert poll(5)["idle_seconds"] == 600.0
 

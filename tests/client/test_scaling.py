@@ -14,6 +14,7 @@ from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.idleness import COUNTER_LAG, MAX_MISSING_COUNTERS, drain_app
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.poll_state import GONE_GRACE, REFUSAL_PAUSE
+from airflow_provider_rungen.client.retry import REFUSAL_GRACE
 from airflow_provider_rungen.client.scaling import (
     AppTarget,
     remove_app,
@@ -37,6 +38,7 @@ from airflow_provider_rungen.exceptions import (
 @pytest.fixture(autouse=True)
 def _real_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.scaling.GONE_GRACE", GONE_GRACE)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", REFUSAL_GRACE)
     monkeypatch.setattr("airflow_provider_rungen.client.idleness.COUNTER_LAG", COUNTER_LAG)
 
 
@@ -253,7 +255,7 @@ def test_a_stray_refusal_of_the_key_keeps_no_workers() -> None:
     clock = FakeTime()
     with pytest.raises(RunGenForbiddenError):
         play(set_workers(APP, 0), [403], clock)
-    assert sum(clock.slept) == pytest.approx(GONE_GRACE)
+    assert sum(clock.slept) == pytest.approx(REFUSAL_GRACE)
 
 
 @pytest.mark.parametrize("before", [0, 1])

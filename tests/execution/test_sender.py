@@ -18,6 +18,7 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.client.transport import adrive, drive
 from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
     RunGenBadRequestError,
     RunGenError,
     RunGenForbiddenError,
@@ -259,11 +260,11 @@ class Scene:
             assert time.monotonic() < give_up_at, "a thread is left behind"
             time.sleep(0.002)
 
-    def send_one(self, number: int = 0, *, within: float = 3.0) -> Sender:
+    def send_one(self, number: int = 0, *, within: float = 3.0, **options: Any) -> Sender:
         """Send a single input as a task with one input does: with blocking requests."""
         begun_at = time.monotonic()
         todo = iter([(number, {"number": number})])
-        made = self.send(todo, perform=self.perform_blocking, throttle=Throttle(1, ATTEMPTS))
+        made = self.send(todo, perform=self.perform_blocking, throttle=Throttle(1, ATTEMPTS), **options)
         assert time.monotonic() < begun_at + within
         return made
 
@@ -482,12 +483,47 @@ def test_an_input_of_unknown_fate_stays_announced_and_is_not_sent_again(make: Ca
 
 def test_a_refused_key_ends_it_and_leaves_nothing_unknown(make: Callable[..., Scene]) -> None:
     scene = make()
-    scene.answers = {number: [answer(403)] for number in range(6, 40)}
+    scene.answers = {number: [answer(403)] * 99 for number in range(6, 40)}
     with pytest.raises(RunGenForbiddenError):
         scene.send(40)
     assert scene.logged() == ids(*range(6))
     assert not scene.later().inputs(InputState.UNKNOWN)
     assert scene.states(40) == {"RUNNING": 6, "UNSENT": 34}
+
+
+def page(status: int) -> Response:
+    return Response(status, {"content-type": "text/html"}, b"<h1>default backend</h1>")
+
+
+@pytest.mark.parametrize("status", [400, 404, 413])
+def test_the_page_of_a_gateway_ends_nothing_and_refuses_no_input(
+    make: Callable[..., Scene], status: int
+) -> None:
+    scene = make()
+    scene.answers = {number: [page(status)] for number in range(LIMIT)}
+    scene.answers[7] = [page(413), page(413)]
+    made = scene.send(10)
+    assert scene.states(10) == {"RUNNING": 9, "REFUSED": 1}
+    assert made.errors.keys() == {7}
+    assert scene.created == {*range(10)} - {7}
+
+
+@pytest.mark.parametrize("status", [402, 404, 409])
+def test_what_is_refused_while_jobs_run_may_be_accepted_later(
+    make: Callable[..., Scene], status: int
+) -> None:
+    own = Response(status, {}, b'{"error": "no such app"}')
+    scene = make()
+    scene.answers = {number: [own] for number in range(LIMIT)}
+    scene.send(6, has_jobs=True)
+    assert scene.states(6) == {"RUNNING": 6}
+    scene.answers = {number: [own] * 9 for number in range(6, 40)}
+    with pytest.raises(RunGenAPIError) as failure:
+        scene.send(iter([(number, {"number": number}) for number in range(6, 10)]))
+    assert not failure.value.retryable
+    with pytest.raises(RunGenAPIError) as failure:
+        scene.send_one(20, within=20, has_jobs=True)
+    assert failure.value.retryable, "the next attempt resumes what runs"
 
 
 def test_inputs_that_cannot_be_read_on_lose_no_id(make: Callable[..., Scene]) -> None:

@@ -194,7 +194,7 @@ def test_the_connection_is_looked_up_once_and_not_before_it_is_needed(
 def test_a_quick_cancel_reports_the_outcome_of_each_job(rungen_emulator: Emulator, count: int) -> None:
     with RunGenHook() as hook:
         ids = [hook.run_job(input={**INPUT, "emulator": {"seconds": 60}}).id for _ in range(count)]
-        rungen_emulator.service.inject(Fault(on="cancel", job_id=ids[-1], status=403))
+        rungen_emulator.service.inject(Fault(on="cancel", job_id=ids[-1], status=403, times=None))
         outcomes = hook.cancel_jobs(app_id=APP, job_ids=ids, within=3.0)
     assert list(outcomes) == ids
     assert [error is None for error in outcomes.values()] == [True] * (count - 1) + [False]

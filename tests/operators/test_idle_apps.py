@@ -119,7 +119,7 @@ def test_a_stray_404_is_no_app_that_is_gone(emulator: Emulator, context: Any) ->
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (Fault(on="update_app", status=402, times=1), "(402)"),
+        (Fault(on="update_app", status=400, times=1), "(400)"),
         (Fault(on="get_app", status=404, times=1), "(404)"),
         (Fault(on="get_app", status=500, times=5), "(500)"),
     ],

@@ -148,6 +148,24 @@ def test_jobs_of_another_run_that_fail_are_replaced_within_the_limit(
     assert task.column("status").count("completed") == bought
 
 
+def test_what_another_run_began_is_not_bought_again_beyond_the_cost(
+    run: Callable[..., Table], mode: bool
+) -> None:
+    long = lambda row: picture(row) | {"emulator": {"seconds": 2}}  # noqa: E731
+    failing = lambda row: picture(row) | {"emulator": {"fail": "no luck", "seconds": 1}}  # noqa: E731
+    task = run(products(1), to_input=long)
+    task.options["ledger"].ignore = ("emulator",)
+    assert task.attempt().error is None
+    task.next_run("night 2")
+    task.attempt_until("rungen_job_link", table=products(7), to_input=failing)
+    assert task.created == 7
+    task.next_run("night 3")
+    outcome = task.attempt(table=products(7), to_input=picture, max_cost="5 USD", deferrable=mode)
+    assert outcome.error is not None
+    # 2 s, which cost 2 USD, are expected for each
+    assert task.created <= 7 + 2
+
+
 @pytest.mark.parametrize("is_durable", [False, True])
 def test_a_batch_without_a_ledger_has_a_limit(rungen_emulator: Emulator, is_durable: bool) -> None:
     store = FakeStore() if is_durable else None

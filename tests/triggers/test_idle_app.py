@@ -159,7 +159,7 @@ def test_an_app_that_hangs_does_not_disturb_the_others(rungen_emulator: Emulator
 def test_a_refusal_to_scale_down_is_logged_and_sent_again(
     rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rungen_emulator.service.inject(Fault(on="update_app", status=402, times=4))
+    rungen_emulator.service.inject(Fault(on="update_app", status=400, times=4))
     [event] = run(trigger(), until=bool)
     assert event["scaled_down"]
     assert caplog.text.count(f"STILL BILLED: app {APP}") >= 2

@@ -26,6 +26,7 @@ from airflow_provider_rungen.client.scaling import (
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord, workers_of
 from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
     RunGenAppTimeoutError,
     RunGenError,
     RunGenInputError,
@@ -139,7 +140,8 @@ class ScaleRun(TaskRun[Any]):
             app = self.hook.perform(outlast(app_id, scale, within=budget))
         except RunGenError as error:
             # refused, but perhaps not the first time it was sent, when the answer was lost
-            has = None if error.retryable else workers_of(self.hook.perform(ask_app(app_id)))
+            is_refused = isinstance(error, RunGenAPIError) and 400 <= error.status_code < 500
+            has = workers_of(self.hook.perform(ask_app(app_id))) if is_refused else None
             if record.was_raised and has is not None and has == record.before:
                 self._note(record.settled(has, since))
             raise

@@ -130,21 +130,21 @@ class Limits:
         if self.max_jobs is not None and bought + new > self.max_jobs:
             exceeded["max_jobs"] = self.max_jobs
         spare = None if self.max_jobs is None else self.max_jobs - bought - new
-        if not new or not (exceeded or self.max_cost):
-            return spare
-        quote = Quote.of(run, bought + new, self.price)
-        if self.max_cost and not quote.seconds:
+        # if nothing is new, jobs of other runs may still fail
+        jobs = max(bought + new, 1)
+        quote = Quote.of(run, jobs if exceeded or self.max_cost else 0, self.price)
+        if self.max_cost and new and not quote.seconds:
             log.warning(
                 "Not checked: max_cost=%s, since it is unknown how long jobs of app %s run. %s",
                 *(self.max_cost, run.app_id),
                 f"Only max_jobs={self.max_jobs} counts" if self.max_jobs else "Set max_jobs, too",
             )
-        elif self.max_cost and quote.cost > self.max_cost.amount:
+        elif self.max_cost and quote.cost > self.max_cost.amount and bought + new:
             exceeded["max_cost"] = self.max_cost
         elif self.max_cost and quote.cost:
-            affordable = int(self.max_cost.amount * (bought + new) / quote.cost) - bought - new
+            affordable = int(self.max_cost.amount * jobs / quote.cost) - bought - new
             spare = affordable if spare is None else min(spare, affordable)
-        if not exceeded:
+        if not new or not exceeded:
             return spare
         plan = run.task_log.plan
         # a table has columns: those of its key

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin
+from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobFailedError,
@@ -164,9 +165,8 @@ class PaidInputs:
         noted = [number for number, entry in entries if self._add(number, entry)]
         for number, entry in found.given_up.items():
             if self.jobs.state(number) in SUBMITTABLE:
-                self.jobs.give_up(
-                    number, f"given up after {entry.failures} failed jobs, the last: {entry.why}"
-                )
+                failed = format_count(entry.failures, "failed job")
+                self.jobs.give_up(number, f"given up after {failed}, the last: {entry.why}")
                 noted.append(number)
         # what was found and is of no use is submitted without a claim
         unused = found.settled.difference(noted)

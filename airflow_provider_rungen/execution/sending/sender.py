@@ -35,6 +35,8 @@ PROGRESS_INTERVAL = 10.0
 LAST_ANSWERS = 1.0
 # Seconds that the inputs which were claimed, and not submitted, may take to be released.
 RELEASE_TIME = 0.5
+# Seconds until an input is sent once more that a page has refused.
+PAGE_PAUSE = 10.0
 # Seconds between checks for a kill, and whether a submission may begin.
 _POLL = 0.05
 
@@ -55,6 +57,7 @@ class Sender:
     :param is_stopping: returns whether to stop at once.
     :param stop_after: stop when so many inputs in a row were refused.
     :param refusals: how many in a row were refused, up to the last answer.
+    :param has_jobs: whether the service has taken an input of the task run before.
     :param spare: where the files of the log go if its own place fails at the end.
     """
 
@@ -68,6 +71,7 @@ class Sender:
     is_stopping: Callable[[], bool]
     stop_after: int | None = None
     refusals: int = 0
+    has_jobs: bool = False
     spare: Place | None = None
     #: Why inputs were refused, or have an unknown fate.
     errors: dict[int, RunGenError] = field(init=False, default_factory=dict)
@@ -79,6 +83,8 @@ class Sender:
     _in_flight: dict[asyncio.Task[None], int] = field(init=False, default_factory=dict)
     _has_ended: bool = field(init=False, default=False)
     _submitted: int = field(init=False, default=0)
+    # the inputs that a page has refused, which a gateway may send for a moment
+    _doubted: set[int] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self._writer = LogWriter(
@@ -160,7 +166,7 @@ class Sender:
             self.saver.jobs.withdraw([number])
             return False
         worker = cast("asyncio.Task[None]", asyncio.current_task())
-        self._in_flight[worker] = number
+        self._in_flight[worker], is_settled = number, True
         try:
             job = await self.perform(endpoints.run_job(self.app_id, job_input, attempts=1))
             self._note_job(number, job)
@@ -168,10 +174,13 @@ class Sender:
             self.errors[number] = error
             self.throttle.note_failure(error)
         except RunGenBadRequestError as error:
-            self.errors[number] = error
-            self.saver.jobs.refuse(number, error.message)
-            self.refusals += 1
-            self.is_broken |= self.stop_after is not None and self.refusals >= self.stop_after
+            if error.retryable and number not in self._doubted:
+                self._doubted.add(number)
+                self.saver.jobs.withdraw([number])
+                log.warning("%s; sending the input once more in %.0f s", error.message, PAGE_PAUSE)
+                is_settled = False
+            else:
+                self._refuse(number, error)
         except RunGenError as error:
             self.saver.jobs.withdraw([number])
             if not (retry.was_not_accepted(error) or self._may_pass(error)):
@@ -180,11 +189,24 @@ class Sender:
             return False
         finally:
             del self._in_flight[worker]
-        return True
+        if not is_settled:
+            await asyncio.sleep(PAGE_PAUSE)
+        return is_settled
+
+    def _refuse(self, number: int, error: RunGenError) -> None:
+        self.errors[number] = error
+        self.saver.jobs.refuse(number, error.message)
+        self.refusals += 1
+        self.is_broken |= self.stop_after is not None and self.refusals >= self.stop_after
 
     def _may_pass(self, error: RunGenError) -> bool:
-        """Return whether the service, which has taken inputs before, may take this one later."""
-        return self._submitted > 0 and isinstance(error, RunGenAPIError) and not retry.is_refusal(error)
+        """Return whether an input may be taken later: others were, or the answer may not be the service's."""
+        if retry.is_refusal(error) or not isinstance(error, RunGenAPIError):
+            return retry.is_refusal(error)
+        has_jobs = self.has_jobs or self._submitted > 0
+        # if that does not pass, the next attempt resumes what runs
+        error.retryable |= has_jobs
+        return has_jobs or not error.is_from_service
 
     def _note_job(self, number: int, job: Job) -> None:
         if not self.saver.jobs.accept(number, job.id):
@@ -296,6 +318,8 @@ class Throttle:
             log.warning("%s; continuing with %d in flight", error.message, self.limit)
 
     def _is_over(self, now: float, error: RunGenError) -> bool:
+        if retry.is_refusal(error):
+            return now >= (self._since or now) + retry.REFUSAL_GRACE
         give_up_at = (self._since or now) + retry.RETRY_BUDGET
         if self._attempts is not None:
             return self._failures >= self._attempts or self._not_before > give_up_at
