@@ -118,7 +118,8 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
         request.failure(reason, code),
         status_code=code,
         retry_after=asked,
-        is_from_service=asked is not None or is_own_shape,
+        # a proxy may send a page with a Retry-After, too, and a 503 after it passed the request on
+        is_from_service=is_own_shape or (asked is not None and (code == 429 or isinstance(body, Mapping))),
         retryable=True if is_page or is_odd else None,
     )
 

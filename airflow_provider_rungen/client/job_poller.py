@@ -263,6 +263,8 @@ class JobPoller:
             if state is not None and not getattr(outcome, "retry_after", None):
                 state.not_before = 0.0  # in an outage it is the whole app that is left alone
         self.outages.note_failed_round([error for error in outcomes if isinstance(error, RunGenError)])
+        for state in self.waiting.values():  # one poll stands for all
+            state.forget_doubts(self.outages.last_failure)
 
     def _poll_job(self, job_id: str) -> Flow[RunGenError | None]:
         """Poll one job; return the error if the poll was not answered."""

@@ -108,6 +108,12 @@ class PollState:
         """Whether the last answer was one that ends the wait if it lasts."""
         return self.refused_at is not None or self.absence.since is not None
 
+    def forget_doubts(self, error: RunGenError | None) -> None:
+        """Begin anew to count answers in a row, since an error came between, or none did."""
+        self.absence = Absence()
+        if error is None or not retry.is_refusal(error):
+            self.refused_at = None
+
     def may_appear(self, error: RunGenAPIError, now: float) -> bool:
         """Note that the service does not find the job; return whether it may find it later."""
         is_new = isinstance(error, RunGenNotFoundError) and now < self.visible_by
@@ -182,7 +188,7 @@ class Outages:
         pause = retry_delay(state.failures, error)
         state.not_before = now + (min(pause, REFUSAL_PAUSE) if retry.is_refusal(error) else pause)
         state.failures += 1
-        state.absence = Absence()
+        state.forget_doubts(error)
         self.silent.add(state)
         self.last_failure = error
         if not self._is_logged:
@@ -198,6 +204,8 @@ class Outages:
     def note_failed_round(self, errors: Sequence[RunGenError]) -> None:
         """Record that nothing was answered in a round."""
         self.failed_rounds += 1
+        if not any(map(retry.is_refusal, errors)):
+            self.refused_at = None
         if errors:  # one that asks for a long pause may ask for itself alone
             self.last_failure = min(errors, key=lambda error: getattr(error, "retry_after", None) or 0.0)
 

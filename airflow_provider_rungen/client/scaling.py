@@ -31,6 +31,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppError,
     RunGenAppTimeoutError,
+    RunGenBadRequestError,
     RunGenConflictError,
     RunGenError,
     RunGenNotFoundError,
@@ -109,7 +110,10 @@ class AppPoller:
         """
         if isinstance(answer, App):
             self.outages.note_answer(self._state, now)
+            self._state.forget_doubts(None)
             return self.is_met(answer, now)
+        if isinstance(answer, RunGenBadRequestError) and self._state.absence.may_end(answer, now):
+            return False
         if not self.outages.outlasts(self._state, answer, now):
             raise answer
         self.outages.note_failed_round([answer])
@@ -259,6 +263,22 @@ def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow
         return record
     log.info("Scaled back to %s %s", format_count(before, "worker"), format_ids(app_id))
     return record.settled(before, (yield Sleep(0)))
+
+
+def raise_workers(app_id: str, wanted: int, before: int | None, *, retry_budget: float) -> Flow[App]:
+    """
+    Raise the number of an app's workers; once more if an answer names none, and the app has what it had.
+
+    :param before: the number that it had, where that is known.
+    :param retry_budget: seconds after which a request that fails is not sent again.
+    """
+    scale = partial(scale_app, app_id, wanted, retry_budget=retry_budget)
+    app = yield from outlast(app_id, scale, within=retry_budget)
+    if app.active_workers is None:  # the answer may be that of a gateway
+        yield Sleep(PAUSE)
+        if workers_of((yield from ask_app(app_id))) == before not in (None, wanted):
+            app = yield from outlast(app_id, scale, within=retry_budget)
+    return app
 
 
 def set_workers(

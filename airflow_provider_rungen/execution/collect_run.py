@@ -10,7 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenInputError,
+    RunGenJobError,
+    RunGenJobTimeoutError,
+)
 from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
@@ -115,11 +120,19 @@ class CollectRun(TaskRun["JobOptions"]):
 
         :param have_ended: whether a trigger has seen their ends.
         """
-        if not self.options.wait_for_completion or (have_ended and sink.stores):
-            return []  # collecting fetches each of them
+        is_gathered = have_ended and sink.stores
+        if is_gathered:  # collecting fetches each of them
+            sink.gather(app_id, job_ids)
+            # the trigger may have asked another replica
+            job_ids = [each for each in job_ids if type(sink.errors.get(each)) is RunGenJobError]
+        if not self.options.wait_for_completion or not job_ids:
+            return []
         deadline = self.deadline(time.time() + self.options.timeout)
-        ended = job_ids if have_ended else ()
-        return self.wait.wait(app_id, job_ids, deadline=deadline, on_finished=sink.hold, ended=ended)
+        ended = job_ids if have_ended and not is_gathered else ()
+        jobs = self.wait.wait(app_id, job_ids, deadline=deadline, on_finished=sink.hold, ended=ended)
+        if is_gathered:
+            sink.gather(app_id, job_ids, jobs)
+        return jobs
 
     def cleanup(self) -> str:
         self.wait.cancel_on_kill()

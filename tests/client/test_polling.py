@@ -648,14 +648,20 @@ def test_a_job_that_was_seen_is_gone_when_it_stays_unknown() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 20])
-@pytest.mark.parametrize(("status", "words"), [(404, PAGE), (503, OWN)])
-def test_only_answers_in_a_row_tell_that_a_job_is_gone(count: int, status: int, words: bytes) -> None:
-    world = World(in_order(count, 300, 310))
+@pytest.mark.parametrize("doubt", [404, 403])
+@pytest.mark.parametrize("between", ["page", "503", "outage"])
+def test_only_answers_in_a_row_end_a_wait(
+    monkeypatch: pytest.MonkeyPatch, count: int, doubt: int, between: str
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 30.0)
+    # each job is polled in each round
+    world = World(in_order(count, 300, 310), MISSING["absent"])
 
     def answer(_: Request) -> None:
-        own = {run_id: 404 for run_id in world.runs if 12 < world.now < 17 or 100 < world.now < 125}
-        other = {run_id: status for run_id in world.runs if 17 < world.now < 100}
-        world.refuse, world.refusal = own or other, OWN if own else words
+        own = {run_id: doubt for run_id in world.runs if 12 < world.now < 17 or 100 < world.now < 125}
+        other = {run_id: 503 if between == "503" else 404 for run_id in world.runs if 17 < world.now < 100}
+        world.refuse, world.refusal = own or other, OWN if own or between == "503" else PAGE
+        world.outage = (17, 100) if between == "outage" else (0, 0)
 
     world.on_request = answer
     jobs = wait(world, list(world.runs))

@@ -303,7 +303,8 @@ def test_a_stray_answer_does_not_hide_what_somebody_else_has_set(fault: int) -> 
 
 
 def test_what_confirms_a_number_is_asked_for_again() -> None:
-    for fault in (503, {}):
+    faults: list[Any] = [503, {}]
+    for fault in faults:
         assert puts(play(set_workers(APP, 0), [app(), fault, app("STOPPED", 0)])[1]) == [0]
 
 

@@ -46,6 +46,9 @@ FAULTS: dict[str, Callable[[Any], Fault]] = {
     "HTML page, 503": lambda on: Fault(on=on, kind="html", status=503),
     "HTML page, 502, taken behind the proxy": lambda on: Fault(on=on, kind="html", status=502, taken=True),
     "HTML page, 503, taken behind the proxy": lambda on: Fault(on=on, kind="html", status=503, taken=True),
+    "HTML page, 503, Retry-After, taken behind the proxy": lambda on: Fault(
+        on=on, kind="html", status=503, taken=True, headers={"Retry-After": "1"}
+    ),
     "HTML page, 504, taken behind the proxy": lambda on: Fault(on=on, kind="html", status=504, taken=True),
     "empty body, 503": lambda on: Fault(on=on, status=503, body=""),
     "JSON that is not the service's, 503": lambda on: Fault(on=on, status=503, body={"message": "busy"}),

@@ -507,6 +507,30 @@ def test_a_job_that_fails_leaves_what_it_was_to_replace(base: str) -> None:
         assert again.taken == ["job-0"]
 
 
+def test_a_failure_does_not_expire(base: str) -> None:
+    options: dict[str, Any] = {"expires": 1e-9, "max_attempts": 2}
+    for token, job_id in ((A, "job-0"), (B, "job-1")):
+        run = Run(base, token, **options)
+        assert run.look_up(0) == []
+        run.buy(0, job_id)
+        run.paid.forget({job_id: RunGenJobFailedError("no memory")})
+    assert Run(base, "c" * 36, **options).look_up(0) == [0]
+
+
+def test_a_job_that_an_outage_kept_from_the_ledger_leaves_what_it_was_to_replace(base: str) -> None:
+    first = Run(base, A)
+    first.buy(0, "job-0")
+    first.paid.add_done({0: store(first.destination, "job-0")}).result()
+    run = Run(base, B, refresh=True)
+    run.look_up(0)
+    run.accept(0, "job-1")
+    retry = Run(base, B, turn=2, refresh=True)
+    retry.jobs.adopt(0, run.jobs.table.rows[0])
+    retry.paid.add_missing({0: "job-1"})
+    retry.paid.forget({"job-1": None})
+    assert Run(base, "c" * 36).look_up(0) == [0]
+
+
 def test_a_job_that_failed_while_nobody_looked_leaves_what_it_was_to_replace(base: str) -> None:
     first = Run(base, A)
     first.buy(0, "job-0")

@@ -611,7 +611,7 @@ def test_without_a_ledger_the_spare_place_has_the_ids(
 
 
 def test_an_attempt_that_was_cut_off_sends_one_block_at_most(make: Callable[..., Scene]) -> None:
-    scene = make()
+    scene = make(ledger=FakeLedger())
     begun: list[int] = []
 
     def supersede(number: int) -> None:
@@ -625,6 +625,7 @@ def test_an_attempt_that_was_cut_off_sends_one_block_at_most(make: Callable[...,
         scene.send(60)
     assert len(scene.posts) <= begun[0] + LIMIT
     assert scene.logged() == ids(*scene.posts)
+    assert not scene.ledger.counts["release"], "the claims are those of its successor"
     assert not scene.later().inputs(InputState.UNKNOWN)
 
 

@@ -20,6 +20,7 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
 from bad_answers import Fault
 from conftest import APP, SOON, Clock, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
 
+from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -167,6 +168,14 @@ def test_a_job_that_did_not_complete_is_run_again(task: Task, end: str) -> None:
 def test_a_job_that_the_service_does_not_know_yet_is_not_run_again(task: Task) -> None:
     job_id = die_after_submission(task)
     task.emulator.service.inject(Fault(on="get", status=404))
+    assert task.attempt().value == job_id
+    assert task.job_ids() == [job_id]
+
+
+def test_an_outage_while_a_retry_looks_costs_no_job(task: Task) -> None:
+    job_id = die_after_submission(task)
+    task.max_tries = task.tries + 1  # it is the last
+    task.emulator.service.inject(Fault(on="get", status=503, times=2 * ATTEMPTS))
     assert task.attempt().value == job_id
     assert task.job_ids() == [job_id]
 

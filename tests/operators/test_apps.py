@@ -100,6 +100,16 @@ def test_an_app_that_is_there_already_is_sent_nothing(emulator: Emulator, contex
     assert numbers(emulator) == []
 
 
+@pytest.mark.parametrize("body", [{}, {"status": "error"}])
+def test_a_number_that_was_not_set_is_sent_again(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, body: Any
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.scaling.PAUSE", 0.05)
+    emulator.service.inject(Fault(on="update_app", status=200, body=body))
+    assert run_task(scale_op(), context).value == APP
+    assert numbers(emulator) == [2, 2]
+
+
 @pytest.mark.parametrize("before", [0, 1, 5])
 def test_going_up_or_down_without_a_wait(emulator: Emulator, context: Any, before: int) -> None:
     emulator.service.scale(APP, before)
@@ -113,11 +123,13 @@ def app_that_tells(emulator: Emulator, on: str = "get_app", times: int | None = 
 
 
 @MODES
-@pytest.mark.parametrize("skip", [0, 2], ids=["created a moment ago", "on the way up"])
-def test_a_stray_404_does_not_end_the_way_up(
-    emulator: Emulator, context: Any, deferrable: bool, skip: int
+@pytest.mark.parametrize(
+    ("status", "skip"), [(404, 0), (404, 2), (400, 2)], ids=["created a moment ago", "on the way up", "odd"]
+)
+def test_a_stray_refusal_does_not_end_the_way_up(
+    emulator: Emulator, context: Any, deferrable: bool, status: int, skip: int
 ) -> None:
-    emulator.service.inject(Fault(on="get_app", status=404, times=2, skip=skip))
+    emulator.service.inject(Fault(on="get_app", status=status, times=2, skip=skip))
     assert run_task(scale_op(deferrable=deferrable), context).value == APP
     assert numbers(emulator) == [2]
 

@@ -100,6 +100,21 @@ def test_results_are_written_in_the_order_of_the_jobs(
     }
 
 
+def test_a_job_that_is_not_over_when_it_is_collected_is_waited_for(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    """Whatever the trigger has seen: it may have asked another replica."""
+    op: Any = RunGenCollectResultsOperator(
+        task_id="collect",
+        job_id=submitted(job(0.5), job()),
+        destination=tmp_path.as_uri(),
+        poll_interval=0.02,
+    )
+    context["task"] = op
+    value = op.execute_complete(context, {"outcome": "go on", "in_flight": 0})
+    assert len(value) == 2
+
+
 @MODES
 @pytest.mark.parametrize("images", [2, 0])
 def test_stored_files_are_in_the_table(  # noqa: PLR0917 - fixtures

@@ -13,13 +13,14 @@ from typing import Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
 from airflow_provider_rungen.client.durations import format_duration
-from airflow_provider_rungen.client.endpoints import get_app, scale_app
+from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.scaling import (
     AppTarget,
     LoweredError,
     ask_app,
     outlast,
+    raise_workers,
     restore_workers,
     set_workers,
 )
@@ -136,8 +137,7 @@ class ScaleRun(TaskRun[Any]):
                 self.hook.perform(set_workers(app_id, wanted, poll_interval=self.task.poll_interval))
                 return since
             budget = min(RETRY_BUDGET, max(deadline - since, 0))
-            scale = partial(scale_app, app_id, wanted, retry_budget=budget)
-            app = self.hook.perform(outlast(app_id, scale, within=budget))
+            app = self.hook.perform(raise_workers(app_id, wanted, record.before, retry_budget=budget))
         except RunGenError as error:
             # refused, but perhaps not the first time it was sent, when the answer was lost
             is_refused = isinstance(error, RunGenAPIError) and 400 <= error.status_code < 500

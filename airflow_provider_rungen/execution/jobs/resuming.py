@@ -116,14 +116,20 @@ class Resuming:
             if self.task_log.count == 1 and self._completed_count:
                 log.info("Resuming a job that is COMPLETED %s", format_ids(self.app_id, self._only_job()))
             return
-        self.wait.refetch(self.app_id, known, self._note)
+        try:
+            self.wait.refetch(self.app_id, known, self._note)
+        except RunGenError as error:
+            # a wait outlasts what a look does not; but whose a job is has to be known first
+            if not retry.is_transient(error) or any(map(self._is_strange, jobs.unchecked)):
+                raise
+            log.warning("%s; polled again with the others", error.message)
         self._log_found(known)
         self._cancel_outdated()
 
     def _note(self, job_id: str, outcome: Job | RunGenError) -> None:
         jobs = self.task_log.jobs
         is_ours = isinstance(outcome, Job) and self._is_ours(job_id, outcome)
-        is_strange = job_id in jobs.table.unchecked and not self.is_remembered(job_id)
+        is_strange = self._is_strange(job_id)
         if isinstance(outcome, RunGenNotFoundError | RunGenBadRequestError):
             self.task_log.jobs.end(job_id, JobState.LOST)
             self.lost.append(job_id)
@@ -142,6 +148,10 @@ class Resuming:
             if outcome.is_terminal:
                 state = ENDS[outcome.status]
                 self.task_log.jobs.end(job_id, state, seconds=outcome.execution_time, why=outcome.error or "")
+
+    def _is_strange(self, job_id: str) -> bool:
+        """Return whether only storage names a job."""
+        return job_id in self.task_log.jobs.table.unchecked and not self.is_remembered(job_id)
 
     def _is_ours(self, job_id: str, job: Job) -> bool:
         ours = self.input_of(self.task_log.jobs.table.input_of[job_id])

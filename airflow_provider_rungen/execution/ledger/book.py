@@ -29,6 +29,7 @@ from airflow_provider_rungen.execution.ledger.entries import (
     file_of,
     is_manifest_uri,
     is_same_task,
+    kept_of,
     ledger_key,
     parse_entry,
 )
@@ -209,9 +210,10 @@ class LedgerBook:
         # a retry is not to buy again what this run has bought
         if entry.run == self._run:
             return True
-        # what a job that still runs will bring is new
-        ends = math.inf if self._expires is None or entry.state == "pending" else self._expires
-        return not self._ledger.refresh and (datetime.now(UTC) - entry.at).total_seconds() <= ends
+        # what a job that still runs will bring is new, and a failure is none that time heals
+        expires = self._expires if entry.manifest else None
+        age = (datetime.now(UTC) - entry.at).total_seconds()
+        return not self._ledger.refresh and (expires is None or age <= expires)
 
     def _read(self, keys: Iterable[str]) -> dict[str, Entry]:
         """
@@ -276,10 +278,11 @@ class LedgerBook:
 
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
-        entries = self._read(jobs).items()
-        states = ("done", "pending")
-        counting = {key for key, entry in entries if entry.state in states and self._counts(entry)}
-        self.add_pending(app_id, {key: job_id for key, job_id in jobs.items() if key not in counting})
+        entries, states = self._read(jobs), ("done", "pending")
+        counting = {key for key, each in entries.items() if each.state in states and self._counts(each)}
+        missing = {key: job_id for key, job_id in jobs.items() if key not in counting}
+        self.claims.replaced |= {key: kept for key in missing if (kept := kept_of(entries.get(key)))}
+        self.add_pending(app_id, missing)
 
     def add_done(self, jobs: Mapping[str, StoredJob | Entry]) -> None:
         """

@@ -20,6 +20,7 @@ from airflow_provider_rungen.execution.ledger.entries import (
     entry_text,
     file_of,
     is_same_task,
+    kept_of,
     parse_entry,
 )
 
@@ -143,7 +144,7 @@ class Claims:
         Whoever creates a file that is named after the entry may replace it, and nobody else.
         """
         entry = parse_entry(key, text)
-        replaces = entry and (entry if entry.manifest or entry.failures else entry.replaces)
+        replaces = kept_of(entry)
         claim = entry_text(key, Entry(app_id, "", self._run, datetime.now(UTC), replaces=replaces))
         lock = key[:2], f"{key}.{hashlib.sha256(text).hexdigest()[:16]}"
         if self._is_exclusive and not self._storage.create(*lock, self._run.encode()):

@@ -126,6 +126,11 @@ class Entry:
         return "pending" if self.job_id else "claimed"
 
 
+def kept_of(entry: Entry | None) -> Entry | None:
+    """Return what counts again if the job that takes the place of an entry comes to nothing."""
+    return entry if entry is None or entry.manifest or entry.failures else entry.replaces
+
+
 def file_of(key: str) -> tuple[str, str]:
     """Return the folder and the name of the file of an entry."""
     return key[:2], f"{key}.json"

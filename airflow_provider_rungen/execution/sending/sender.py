@@ -23,7 +23,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.sending.inputs import Inputs, Item, LedgerPort
 from airflow_provider_rungen.execution.sending.log_writer import LogWriter, Saver
-from airflow_provider_rungen.runs.place import Place
+from airflow_provider_rungen.runs.place import Place, SupersededError
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState
 
 log = logging.getLogger(__name__)
@@ -245,11 +245,12 @@ class Sender:
             worker.cancel()
         await asyncio.wait(workers, timeout=_POLL)
         ledger_failure = await self._writer.finish()
-        if self.ledger is not None:
-            release = begin(self.ledger.release, self.saver.jobs.inputs(*SUBMITTABLE, InputState.REFUSED))
-            await asyncio.wait([asyncio.wrap_future(release)], timeout=RELEASE_TIME)
         ended = [worker for worker in workers if worker.done() and not worker.cancelled()]
         failures = [*[worker.exception() for worker in ended], ledger_failure]
+        # the claims may be those of a later attempt
+        if self.ledger is not None and not any(isinstance(each, SupersededError) for each in failures):
+            release = begin(self.ledger.release, self.saver.jobs.inputs(*SUBMITTABLE, InputState.REFUSED))
+            await asyncio.wait([asyncio.wrap_future(release)], timeout=RELEASE_TIME)
         return next((failure for failure in failures if failure is not None), None)
 
     async def _await_answers(self) -> None:
