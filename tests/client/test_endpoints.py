@@ -440,7 +440,7 @@ def _nested(levels: int) -> Any:
 
 
 BAD_INPUTS: list[tuple[Any, str]] = [
-    *((not_an_object, "input") for not_an_object in (None, [], "{}")),
+    *((None, "input"), ([], "input"), ("{}", "input")),
     ({"a": float("nan")}, "input.a"),
     ({"a": [1, {"b": float("inf")}]}, r"input\.a\[1\]\.b"),
     ({"a": b"bytes"}, "input.a is a bytes"),

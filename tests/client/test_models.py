@@ -104,10 +104,12 @@ def test_times_are_utc(value: str, want: str) -> None:
     assert got.utcoffset() == pendulum.duration(0)
 
 
-TIMES = (None, "", "yesterday", 0, 1.5, [], {}, "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59")
+NO_TIMES: list[Any] = [
+    *(None, "", "yesterday", 0, 1.5, [], {}, "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59")
+]
 
 
-@pytest.mark.parametrize("value", TIMES)
+@pytest.mark.parametrize("value", NO_TIMES)
 def test_a_strange_time_is_no_time(value: Any) -> None:
     assert job(created_at=value).created_at is None
 
@@ -207,11 +209,13 @@ def test_an_app_is_read_whole() -> None:
         assert app.created_at == pendulum.datetime(2025, 1, 11, 16, 45, 34)
 
 
-NO_COUNTS = (None, "two", True, 1.5, "1.5", -1, -1.0, "-1", [], math.nan, math.inf, "nan", "1e3", "9" * 5000)
+NO_COUNTS: list[Any] = [
+    *(None, "two", True, 1.5, "1.5", -1, -1.0, "-1", [], math.nan, math.inf, "nan", "1e3", "9" * 5000)
+]
 
 
 @pytest.mark.parametrize(("want", "counts"), [(2, (2, "2", 2.0, "2.0", "2.00")), (None, NO_COUNTS)])
-def test_a_count_may_be_text_or_a_whole_float(want: int | None, counts: tuple[Any, ...]) -> None:
+def test_a_count_may_be_text_or_a_whole_float(want: int | None, counts: Any) -> None:
     for count in counts:
         inside = {"active_workers": count}
         for body in ({"configuration": inside}, inside, {**inside, "configuration": inside}):

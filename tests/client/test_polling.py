@@ -274,7 +274,7 @@ def test_counters_that_are_missing_are_done_without(name: str) -> None:
 
 _value = st.integers(-5, 40) | st.integers() | st.booleans() | st.none() | st.text(max_size=3) | st.floats()
 _names = st.sampled_from(["completed", "failed", "in_progress", "in_queue", "retried", "x"])
-_reports = (
+_reports: st.SearchStrategy[Any] = (
     st.none()
     | st.sampled_from([403, 404, 500, 503])
     | st.fixed_dictionaries(

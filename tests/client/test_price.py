@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -23,11 +24,16 @@ def test_a_price_is_an_amount_a_currency_and_a_unit(text: str, price: Price) -> 
     assert parse_price(str(price)) == price
 
 
-def test_what_is_no_price() -> None:
-    amounts = ("", "1.20", "1,20 USD/h", "1.20 usd/h", "$1.20/h", "1.20 $/h", "1.20 USD/d", "1e3 USD/h")
-    for text in (*amounts, "NaN USD/h", "USD/h", "-1 USD/h", 1.2, None, {}, True):
-        with pytest.raises(ValueError, match=r"must be the price of one worker, such as 1\.20 USD/h"):
-            parse_price(text)  # type: ignore[arg-type]
+NO_PRICES: list[Any] = [
+    *("", "1.20", "1,20 USD/h", "1.20 usd/h", "$1.20/h", "1.20 $/h", "1.20 USD/d", "1e3 USD/h"),
+    *("NaN USD/h", "USD/h", "-1 USD/h", 1.2, None, {}, True),
+]
+
+
+@pytest.mark.parametrize("text", NO_PRICES)
+def test_what_is_no_price(text: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be the price of one worker, such as 1\.20 USD/h"):
+        parse_price(text)
 
 
 def test_the_cost_of_worker_seconds() -> None:

@@ -113,14 +113,9 @@ def test_every_way_to_say_that_an_app_runs(there: Any) -> None:
     [
         (app("INITIALIZING", 2, workers={"initializing": 2}), "INITIALIZING"),
         *((app(status, 2), status) for status in ("STOPPED", "FAILED")),
-        (
-            app("UNHEALTHY", 2, workers={"unhealthy": 2, "ready": 2}),
-            "UNHEALTHY, 2 workers: 2 ready, 2 unhealthy",
-        ),
-        *(
-            (answer, "")
-            for answer in (app(None, 2), app(None, 2, workers={"initializing": 2}), {"data": {}}, 503)
-        ),
+        (app("UNHEALTHY", 2, workers={"unhealthy": 2, "ready": 2}), "UNHEALTHY, .* 2 ready, 2 unhealthy"),
+        *((app(None, 2, workers=workers), "") for workers in (None, {"initializing": 2})),
+        *(({"data": {}}, ""), (503, "")),
     ],
 )
 def test_an_app_that_does_not_get_there_is_an_error_that_says_where_it_is(not_there: Any, said: str) -> None:

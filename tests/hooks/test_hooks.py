@@ -106,7 +106,10 @@ def test_a_job_by_the_asynchronous_methods(rungen_emulator: Emulator) -> None:
 
 
 def test_waiting_takes_a_timedelta_and_ends_in_time(rungen_emulator: Emulator) -> None:
-    limits = {"poll_interval": timedelta(milliseconds=50), "timeout": timedelta(milliseconds=300)}
+    limits: dict[str, Any] = {
+        "poll_interval": timedelta(milliseconds=50),
+        "timeout": timedelta(milliseconds=300),
+    }
     with RunGenHook() as hook:
         job = hook.run_job(input=LONG)
         started = time.monotonic()
