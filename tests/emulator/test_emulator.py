@@ -164,16 +164,6 @@ def test_canceling_frees_the_worker_and_comes_too_late_for_a_job_that_is_over(
     assert client("PUT", f"{FLUX}/job/{jobs[1]}").status == 409
 
 
-@pytest.mark.parametrize(
-    "given", [{"prompt": "fail: out of memory"}, {"emulator": {"fail": "out of memory"}}]
-)
-def test_a_job_fails_on_request(client: Client, clock: Clock, given: dict[str, Any]) -> None:
-    job_id = client.run(**given)
-    clock.now += 10
-    job = client.get(job_id)
-    assert (job["status"], job["error"], job["result"]) == ("FAILED", "out of memory", None)
-
-
 def test_the_input_controls_the_result(client: Client) -> None:
     many = client.run(emulator={"images": 3, "result_bytes": 2_000_000, "seconds": 0})
     result = client.get(many)["result"]
