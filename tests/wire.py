@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import re
 import socket
 import ssl
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from airflow_provider_rungen.client.flow import Request, Response
 from airflow_provider_rungen.client.senders import Sender
 from airflow_provider_rungen.client.settings import Settings
+from airflow_provider_rungen.exceptions import RunGenConnectionError
 
 KEY = "sk-0123456789-very-secret"
 GET = Request("GET", "app", "list the apps")
@@ -34,6 +39,26 @@ def send_each(settings: Settings, *requests: Request) -> list[Response]:
         return [sender(request) for request in requests]
     finally:
         sender.close()
+
+
+def failure(settings: Settings, request: Request = POST, *, sent: bool, match: str = ".") -> str:
+    """Send a request that gets no answer, and return all that a log could show of the error: no key."""
+    with pytest.raises(RunGenConnectionError, match=match) as caught:
+        send(settings, request)
+    assert caught.value.sent is sent
+    shown = everything_in(caught.value)
+    assert KEY not in shown
+    return shown
+
+
+def everything_in(error: BaseException) -> str:
+    """Return an error's texts and attributes, and those of every error behind it."""
+    shown, chain = [pickle.dumps(error).decode("latin-1")], [error]
+    for one in chain:
+        shown += [str(one), repr(one), repr(one.args), repr(getattr(one, "__dict__", ""))]
+        shown += traceback.format_exception(one)
+        chain += [each for each in (one.__cause__, one.__context__) if each and each not in chain]
+    return "\n".join(shown)
 
 
 class Server:

@@ -21,10 +21,7 @@ from airflow_provider_rungen._airflow import AIRFLOW_V_3_2_PLUS, metrics
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenConnectionError
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators import (
-    RunGenRunBatchOperator,
-    RunGenRunJobOperator,
-)
+from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
@@ -38,22 +35,14 @@ class Backend:
         self.counts: Counter[str] = Counter()
         self.gauges: dict[str, list[float]] = {}
         self.timings: dict[str, list[timedelta]] = {}
-        self.is_broken = False
-
-    def _check(self) -> None:
-        if self.is_broken:
-            raise OSError("the metrics are down")
 
     def incr(self, stat: str, count: int = 1, **_: Any) -> None:
-        self._check()
         self.counts[stat] += count
 
     def gauge(self, stat: str, value: float, **_: Any) -> None:
-        self._check()
         self.gauges.setdefault(stat, []).append(value)
 
     def timing(self, stat: str, dt: timedelta, **_: Any) -> None:
-        self._check()
         self.timings.setdefault(stat, []).append(dt)
 
     def timer(self, *_: Any, **__: Any) -> Any:
@@ -61,16 +50,17 @@ class Backend:
         return contextlib.nullcontext(SimpleNamespace(duration=0))
 
 
+def fail(*_: Any, **__: Any) -> None:
+    raise OSError("the metrics are down")
+
+
 def _send_to(stats: Any, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make Airflow send its metrics to a backend, or to nobody."""
     if not hasattr(stats, "initialize"):  # before Airflow 3.2 it sets itself up
         monkeypatch.setattr(stats, "instance", backend, raising=False)
         return
-    more = (
-        {"export_legacy_names": False}
-        if "export_legacy_names" in inspect.signature(stats.initialize).parameters
-        else {}
-    )
+    known = inspect.signature(stats.initialize).parameters
+    more = {"export_legacy_names": False} if "export_legacy_names" in known else {}
     stats.initialize(factory=backend and (lambda: backend), **more)
 
 
@@ -134,25 +124,18 @@ def test_a_job_that_a_retry_takes_up_is_counted(
     rungen_emulator: Emulator, ti: FakeTaskInstance, sent: Sent
 ) -> None:
     context: Any = {"ti": ti, "task_state_store": FakeStore()}
-    for _ in range(2):
-        assert run_task(run(), context).error is None
-    batch: dict[str, Any] = {"task_id": "batch", "inputs": [{"prompt": "a"}, {"prompt": "b"}]}
-    for _ in range(2):
-        assert run_task(RunGenRunBatchOperator(poll_interval=0.02, **batch), context).error is None
-    assert sent.worker.counts["rungen.jobs.submitted"] == 3
-    assert sent.worker.counts["rungen.jobs.resumed"] == 3
-
-
-USAGE = ("jobs", "completed", "failed", "reused", "execution_seconds")
+    batch = RunGenRunBatchOperator(
+        task_id="batch", inputs=[{"prompt": "a"}, {"prompt": "b"}], poll_interval=0.02
+    )
+    for task in (run(), batch):
+        for _ in range(2):
+            assert run_task(task, context).error is None
+    assert counted(sent, "rungen.jobs.submitted", "rungen.jobs.resumed") == [3, 3]
 
 
 def counted(sent: Sent, *names: str) -> list[int]:
     # after a trigger, this process counts as a triggerer
     return [sent.worker.counts[name] or sent.triggerer.counts[name] for name in names]
-
-
-def used(sent: Sent) -> list[int]:
-    return counted(sent, *(f"rungen.usage.{name}" for name in USAGE))
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
@@ -163,7 +146,8 @@ def test_what_jobs_used_is_counted(
     options: dict[str, Any] = {"poll_interval": 0.05, "defer_after": 0, "deferrable": deferrable}
     task = RunGenRunBatchOperator(task_id="batch", inputs=[good, good, bad], **options)
     assert run_task(task, context).error is not None
-    assert used(sent) == [3, 2, 1, 0, 2], "1.8 s"
+    usage = ("jobs", "completed", "failed", "reused", "execution_seconds")
+    assert counted(sent, *(f"rungen.usage.{name}" for name in usage)) == [3, 2, 1, 0, 2], "1.8 s"
     # each job once, in one of the two
     assert counted(sent, "rungen.jobs.completed", "rungen.jobs.failed") == [2, 1]
 
@@ -191,7 +175,8 @@ def test_a_request_without_an_answer_is_counted(
 def test_metrics_that_are_down_fail_nothing(
     rungen_emulator: Emulator, context: Any, sent: Sent, deferrable: bool
 ) -> None:
-    sent.worker.is_broken = sent.triggerer.is_broken = True
+    for backend in (sent.worker, sent.triggerer):
+        vars(backend).update(incr=fail, gauge=fail, timing=fail)
     assert run_task(run(deferrable=deferrable), context).error is None
 
 

@@ -11,12 +11,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_rungen import _airflow
-from airflow_provider_rungen._airflow import (
-    AIRFLOW_VERSION,
-    PLACES,
-    parse_version,
-    place_of,
-)
+from airflow_provider_rungen._airflow import AIRFLOW_VERSION, PLACES, parse_version, place_of
 from compat.private_names import look_up, names_used_on
 
 # On older versions, these are other objects than those of common-compat.
@@ -28,18 +23,11 @@ def names_here() -> list[str]:
 
 
 @pytest.mark.parametrize("name", names_here())
-def test_a_name_is_where_the_table_has_it(name: str) -> None:
+def test_a_name_is_where_the_table_has_it_and_the_one_that_airflow_gives_to_providers(name: str) -> None:
     assert getattr(_airflow, name) is not None
-
-
-@pytest.mark.parametrize("name", names_here())
-def test_a_name_is_the_one_that_airflow_gives_to_providers(name: str) -> None:
     compat = pytest.importorskip("airflow.providers.common.compat.sdk")
-    if name in _OTHER_FALL_BACKS and not _airflow.AIRFLOW_V_3_0_PLUS:
-        pytest.skip("common-compat has its own object there")
-    if (theirs := getattr(compat, name, None)) is None:
-        pytest.skip("unknown to common-compat")
-    assert getattr(_airflow, name) is theirs
+    if name not in _OTHER_FALL_BACKS or _airflow.AIRFLOW_V_3_0_PLUS:
+        assert getattr(compat, name, getattr(_airflow, name)) is getattr(_airflow, name)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Airflow's web server and its libraries
@@ -61,21 +49,16 @@ def test_type_checkers_know_the_names_of_the_table() -> None:
     assert sorted(alias.name for each in imports for alias in each.names) == sorted(PLACES)
 
 
-@pytest.mark.parametrize(
-    ("version", "parsed"),
-    [("2.11.0", (2, 11)), ("3.0.6", (3, 0)), ("3.4.0b2", (3, 4)), ("3.10.1.dev0", (3, 10)), ("4.0", (4, 0))],
-)
-def test_a_pre_release_counts_as_its_release(version: str, parsed: tuple[int, int]) -> None:
-    assert parse_version(version) == parsed
+def test_a_pre_release_counts_as_its_release() -> None:
+    versions = ("2.11.0", "3.0.6", "3.4.0b2", "3.10.1.dev0", "4.0")
+    assert [*map(parse_version, versions)] == [(2, 11), (3, 0), (3, 4), (3, 10), (4, 0)]
 
 
 @pytest.mark.parametrize(
     ("name", "version", "place"),
     [
-        ("conf", (2, 11), ("airflow.configuration", "conf")),
-        ("conf", (3, 1), ("airflow.configuration", "conf")),
-        ("conf", (3, 2), ("airflow.sdk.configuration", "conf")),
-        ("conf", (4, 0), ("airflow.sdk.configuration", "conf")),
+        *(("conf", version, ("airflow.configuration", "conf")) for version in ((2, 11), (3, 1))),
+        *(("conf", version, ("airflow.sdk.configuration", "conf")) for version in ((3, 2), (4, 0))),
         ("Asset", (2, 11), ("airflow.datasets", "Dataset")),
         ("Asset", (3, 0), ("airflow.sdk", "Asset")),
         ("RetryPolicy", (3, 2), None),

@@ -7,12 +7,11 @@ import pytest
 from airflow_provider_rungen.client.address_policy import is_local_name, literal, may_be_reached
 
 PUBLIC = ["93.184.216.34", "8.8.8.8", "2606:2800:220:1::1", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8"]
+# Beside those of the special blocks: metadata services, and what hides an address in another one.
 NEVER = [
-    *("169.254.169.254", "169.254.0.1", "::ffff:169.254.169.254", "fe80::1", "fe80::1%eth0"),
-    *("fd00:ec2::23", "fd20:ce::254", "fd00:42::42"),
-    *("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "2002:a9fe:a9fe::", "64:ff9b::a9fe:a9fe"),
-    *("0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255", "240.0.0.1", "fec0::1"),  # noqa: S104
-    *("::127.0.0.1", "192.0.2.1", "198.18.0.1", "192.0.0.192", "2001:0:a9fe:a9fe::"),
+    *("169.254.169.254", "::ffff:169.254.169.254", "fe80::1%eth0", "fd00:ec2::23", "fd20:ce::254"),
+    *("fd00:42::42", "fd00:ec2::254", "100.100.100.200", "168.63.129.16", "2002:a9fe:a9fe::"),
+    *("64:ff9b::a9fe:a9fe", "::", "ff02::1", "fec0::1", "::127.0.0.1", "2001:0:a9fe:a9fe::"),
 ]
 LOOPBACK = ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "2002:7f00:1::", "64:ff9b::127.0.0.1"]
 BLOCKS = [
@@ -86,30 +85,20 @@ def test_this_machine_is_reached_only_by_a_service_on_it(address: str) -> None:
 def test_a_private_network_is_reached_only_by_a_service_in_it(block: list[str]) -> None:
     for address in block:
         assert may_be_reached(address, [block[-1]])
-        assert not any(may_be_reached(address, [own]) for own in SERVICES if own != block[0])
         assert not may_be_reached(address, [])
+        assert not any(may_be_reached(address, [own]) for own in SERVICES if own != block[0])
 
 
 @pytest.mark.parametrize(
-    ("host", "address"),
+    ("hosts", "address"),
     [
-        ("10.0.0.1", "10.0.0.1"),
-        ("::1", "::1"),
-        ("fe80::1%eth0", "fe80::1"),
-        ("2130706433", "127.0.0.1"),
-        ("0177.0.0.1", "127.0.0.1"),
-        ("0x7f000001", "127.0.0.1"),
-        ("0X7F.1", "127.0.0.1"),
-        ("127.1", "127.0.0.1"),
-        ("127.0.0.1.", "127.0.0.1"),
-        ("storage.example", None),
-        ("face.cafe", None),
-        ("1.2.3.4.5", None),
-        ("", None),
+        (("2130706433", "0177.0.0.1", "0x7f000001", "0X7F.1", "127.1", "127.0.0.1."), "127.0.0.1"),
+        *((("10.0.0.1",), "10.0.0.1"), (("::1",), "::1"), (("fe80::1%eth0",), "fe80::1")),
+        (("storage.example", "face.cafe", "1.2.3.4.5", ""), None),
     ],
 )
-def test_an_address_is_known_however_it_is_written(host: str, address: str | None) -> None:
-    assert literal(host) == address
+def test_an_address_is_known_however_it_is_written(hosts: tuple[str, ...], address: str | None) -> None:
+    assert {literal(host) for host in hosts} == {address}
 
 
 def test_names_of_this_machine_are_known() -> None:

@@ -22,10 +22,7 @@ def hang(number=0):
     threading.Event().wait()
 """
 ENDS = {
-    "a future": """
-begin(hang)
-is_hanging.wait()
-""",
+    "a future": "begin(hang); is_hanging.wait()",
     "an event loop": """
 async def main():
     task = asyncio.create_task(in_daemon_thread(hang))

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import gzip
 import hashlib
 import io
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 from conftest import KEY
+from wire import Server
 
 from airflow_provider_rungen.client import download
-from airflow_provider_rungen.client.download import (
-    Download,
-    Downloader,
-    RefusedError,
-    RejectedUrlError,
-)
+from airflow_provider_rungen.client.download import Download, Downloader, RefusedError, RejectedUrlError
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -39,41 +36,28 @@ HERE = "http://127.0.0.1:1"
 AWAY = "https://api.rungen.invalid"
 
 
-class Host:
+class Host(Server):
     """A host that answers with the given bytes, and keeps what it was sent."""
 
-    def __init__(self, listener: socket.socket) -> None:
-        self.port: int = listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.requests: list[str] = []
+    def __init__(self) -> None:
         self.answer: Callable[[str], bytes | Iterator[bytes]] = lambda path: ok(BODY)
-        self._listener = listener
+        super().__init__(self._send)
 
-    def serve(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            with sock, contextlib.suppress(OSError):
-                head = b""
-                while b"\r\n\r\n" not in head:
-                    head += sock.recv(65536)
-                self.requests.append(head.decode())
-                answer = self.answer(head.split()[1].decode())
-                for part in [answer] if isinstance(answer, bytes) else answer:
-                    sock.sendall(part)
+    @property
+    def requests(self) -> list[str]:
+        return [heard.decode() for heard in self.heard]
+
+    def _send(self, connection: socket.socket) -> None:
+        answer = self.answer(self.requests[-1].split()[1])
+        for part in [answer] if isinstance(answer, bytes) else answer:
+            connection.sendall(part)
 
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        host = Host(listener)
-        thread = threading.Thread(target=host.serve, daemon=True)
-        thread.start()
-        yield host
-        listener.shutdown(socket.SHUT_RDWR)
-    thread.join()
+    host = Host()
+    yield host
+    host.close()
 
 
 def response(status: str, *headers: str, body: bytes = b"") -> bytes:
@@ -86,45 +70,29 @@ def ok(body: bytes, *headers: str) -> bytes:
 
 
 def fetch(
-    url: str, service: str = HERE, *, max_bytes: int = 10**6, **options: Any
+    url: str, service: str = HERE, *, max_bytes: int = 10**6, file: io.BytesIO | None = None, **options: Any
 ) -> tuple[Download | RunGenError, bytes]:
     """Download a URL; return the outcome, and what was written."""
     settings = replace(Settings(service, KEY, team_id="team", user_id="user", read_timeout=5.0), **options)
-    file = io.BytesIO(b"what a failed attempt has left" * 9999)
+    into = file or io.BytesIO(b"what a failed attempt has left" * 9999)
 
     async def run() -> Download | RunGenError:
         downloader = Downloader(settings, max_bytes=max_bytes, at_once=2)
         try:
-            return await downloader.fetch(url, file)
+            return await downloader.fetch(url, into)
         except RunGenError as error:
             return error
         finally:
             await downloader.close()
 
-    return asyncio.run(run()), file.getvalue()
+    return asyncio.run(run()), into.getvalue()
 
 
-def rejection(url: str, service: str = HERE, **options: Any) -> str:
-    """Return why a URL is never requested."""
+def failure(kind: type[RunGenError], url: str, service: str = HERE, **options: Any) -> str:
+    """Return why a URL is never requested, or a file refused: for good, or only this time."""
     outcome, _ = fetch(url, service, **options)
-    assert type(outcome) is RejectedUrlError
-    assert not outcome.retryable
-    return str(outcome)
-
-
-def refusal(url: str) -> str:
-    """Return how a host refuses a file, which it may not do the next time."""
-    outcome, _ = fetch(url)
-    assert type(outcome) is RefusedError
-    assert outcome.retryable
-    return str(outcome)
-
-
-def too_large(url: str, max_bytes: int) -> str:
-    """Return how a file is refused for its size."""
-    outcome, _ = fetch(url, max_bytes=max_bytes)
-    assert type(outcome) is RunGenOutputError
-    assert not outcome.retryable
+    assert type(outcome) is kind
+    assert outcome.retryable == (kind is RefusedError)
     return str(outcome)
 
 
@@ -172,31 +140,26 @@ def test_a_file_that_is_large_once_decoded_does_not_hold_up_the_event_loop(host:
 
     class File(io.BytesIO):
         def write(self, data: Any) -> int:
+            if not counts:
+                asyncio.get_running_loop().call_soon(begin_turn)
+                counts.append(0)
             counts[-1] += 1
             return super().write(data)
 
-    async def count_writes_of_each_turn() -> None:
-        while True:
-            counts.append(0)
-            await asyncio.sleep(0)
+    def begin_turn() -> None:
+        counts.append(0)
+        asyncio.get_running_loop().call_soon(begin_turn)
 
-    async def run() -> Download:
-        downloader = Downloader(Settings(HERE, KEY), max_bytes=10**8, at_once=1)
-        counter = asyncio.ensure_future(count_writes_of_each_turn())
-        try:
-            return await downloader.fetch(host.url, File())
-        finally:
-            counter.cancel()
-            await downloader.close()
-
-    assert asyncio.run(run()).size == 50_000_000
+    outcome, written = fetch(host.url, max_bytes=10**8, file=File())
+    assert isinstance(outcome, Download)
+    assert outcome.size == len(written) == 50_000_000
     assert sum(counts) > 100
     assert max(counts) <= 2
 
 
 def test_an_encoding_that_is_not_known_is_refused(host: Host) -> None:
     host.answer = lambda path: ok(BODY, "Content-Encoding: gzip, br")
-    assert "encoding gzip, br" in refusal(host.url)
+    assert "encoding gzip, br" in failure(RefusedError, host.url)
 
 
 @pytest.mark.parametrize("path", ["/", "/0.txt", "/0.csv?x=.png"])
@@ -241,30 +204,27 @@ def test_a_page_in_place_of_a_picture_is_a_refusal(  # noqa: PLR0917 - parameter
 # --- too large ----------------------------------------------------------------------------------------------
 
 
-def test_a_file_may_have_the_size_it_may_have(host: Host) -> None:
-    assert isinstance(fetch(host.url, max_bytes=len(BODY))[0], Download)
-
-
 def test_a_file_that_announces_too_many_bytes_is_not_read(host: Host) -> None:
+    assert isinstance(fetch(host.url, max_bytes=len(BODY))[0], Download)
     host.answer = lambda path: b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999\r\n\r\n"
-    assert "over 1000 bytes (max_output_bytes)" in too_large(host.url, 1000)
+    reason = failure(RunGenOutputError, host.url, max_bytes=1000)
+    assert "over 1000 bytes (max_output_bytes)" in reason
 
 
-@pytest.mark.parametrize("encoding", ["plain", "gzip"])
-def test_what_turns_out_too_large_is_read_no_further(host: Host, encoding: str) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "part"), [("identity", bytes(1 << 20)), ("gzip", gzip.compress(bytes(1 << 20)))]
+)
+def test_what_turns_out_too_large_is_read_no_further(host: Host, encoding: str, part: bytes) -> None:
     sent = 0
-    part = bytes(1 << 20)
 
     def endless() -> Iterator[bytes]:
         nonlocal sent
-        yield b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
-        yield b"Content-Encoding: gzip\r\n\r\n" if encoding == "gzip" else b"\r\n"
-        for _ in range(1000):
-            sent += 1
-            yield gzip.compress(part) if encoding == "gzip" else part
+        yield f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Encoding: {encoding}\r\n\r\n".encode()
+        for sent in range(1000):  # noqa: B007
+            yield part
 
     host.answer = lambda path: endless()
-    assert "max_output_bytes" in too_large(host.url, 5 << 20)
+    assert "max_output_bytes" in failure(RunGenOutputError, host.url, max_bytes=5 << 20)
     assert sent < 200 or encoding == "gzip"
 
 
@@ -392,16 +352,10 @@ def test_a_full_disk_is_no_fault_of_the_network(host: Host) -> None:
         def write(self, _: Any) -> int:
             raise OSError(28, "No space left on device")
 
-    async def run() -> None:
-        downloader = Downloader(Settings(HERE, KEY), max_bytes=10**6, at_once=1)
-        try:
-            await downloader.fetch(host.url, Full())
-        finally:
-            await downloader.close()
-
-    with pytest.raises(RunGenOutputError, match=r"cannot be written to disk \(No space") as caught:
-        asyncio.run(run())
-    assert caught.value.retryable
+    outcome, _ = fetch(host.url, file=Full())
+    assert type(outcome) is RunGenOutputError
+    assert outcome.retryable
+    assert "cannot be written to disk (No space" in str(outcome)
 
 
 # --- redirects ----------------------------------------------------------------------------------------------
@@ -420,14 +374,9 @@ def test_a_redirect_to_this_machine_is_followed(host: Host, status: int, goal: s
 @pytest.mark.parametrize(
     ("location", "reason"),
     [
-        ("http://storage.example/x", "over plain http"),
-        ("http://8.8.8.8/x", "over plain http"),
-        ("https://10.0.0.1/x", "private network"),
-        ("https://169.254.169.254/latest", "private network"),
-        ("https://[::ffff:10.0.0.1]/x", "private network"),
-        ("https://0x0a000001/x", "private network"),
-        ("ftp://127.0.0.1/x", "not http or https"),
-        ("file:///etc/passwd", "not http or https"),
+        *((f"http://{host}/x", "over plain http") for host in ("storage.example", "8.8.8.8")),
+        *((f"https://{host}/x", "private network") for host in ("169.254.169.254", "[::ffff:10.0.0.1]")),
+        *((url, "not http or https") for url in ("ftp://127.0.0.1/x", "file:///etc/passwd")),
         ("https://", "no valid host"),
         ("http://[bad", "cannot be parsed"),
     ],
@@ -435,7 +384,7 @@ def test_a_redirect_to_this_machine_is_followed(host: Host, status: int, goal: s
 def test_a_redirect_to_somewhere_else_is_not_followed(host: Host, location: str, reason: str) -> None:
     # the login page of a proxy is often in a private network, or without https
     host.answer = lambda path: response("302 Found", f"Location: {location}?secret=1")
-    message = refusal(host.url)
+    message = failure(RefusedError, host.url)
     assert message.startswith("127.0.0.1 redirected it, but ")
     assert reason in message
     assert "secret" not in message
@@ -450,7 +399,7 @@ def test_a_redirect_to_https_is_followed(host: Host, free_port: int) -> None:
 
 def test_redirects_come_to_an_end(host: Host) -> None:
     host.answer = lambda path: response("302 Found", "Location: /again")
-    assert "redirected more than" in refusal(host.url)
+    assert "redirected more than" in failure(RefusedError, host.url)
     assert len(host.requests) == download.MAX_REDIRECTS + 1
 
 
@@ -466,7 +415,7 @@ def test_redirects_come_to_an_end(host: Host) -> None:
 def test_no_private_network_is_reached_for_a_public_service(
     host: Host, name: str, service: str, proxy: str | None
 ) -> None:
-    reason = rejection(f"http://{name}:{host.port}/x?secret=1", service, proxy=proxy)
+    reason = failure(RejectedUrlError, f"http://{name}:{host.port}/x?secret=1", service, proxy=proxy)
     assert "private network that the service is not part of" in reason
     assert "secret" not in reason
     assert host.requests == []
@@ -480,19 +429,15 @@ def test_a_service_on_this_machine_may_have_its_outputs_here(host: Host, service
 
 def test_a_name_is_judged_by_every_address_it_has(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"two.example": ["93.184.216.34", "127.0.0.1"], "one.example": ["127.0.0.1"]}
-
     known = socket.getaddrinfo
 
     def look_up(name: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
-        if name not in names:
-            return known(name, port, *args, **kwargs)
-        return [
-            (socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, int(port or 0))) for address in names[name]
-        ]
+        addresses = names.get(name, [name])
+        return [each for address in addresses for each in known(address, port, *args, **kwargs)]
 
     monkeypatch.setattr("socket.getaddrinfo", look_up)  # stands for the network's DNS
     for name in names:
-        assert "private network" in rejection(f"http://{name}:{host.port}/x", AWAY)
+        assert "private network" in failure(RejectedUrlError, f"http://{name}:{host.port}/x", AWAY)
     assert host.requests == []
     assert fetch(f"http://one.example:{host.port}/x", HERE)[1] == BODY
 
@@ -500,18 +445,13 @@ def test_a_name_is_judged_by_every_address_it_has(host: Host, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("ftp://127.0.0.1/x", "ftp, not http"),
-        ("file:///etc/passwd", "file, not http"),
-        ("s3://bucket/x", "s3, not http"),
-        ("http:///x", "no valid host"),
-        ("http://[bad/x", "cannot be parsed"),
-        ("http://h:99999/x", "cannot be parsed"),
-        ("http://127.0.0.\uff11/x", "no valid host"),
-        ("http://1.2.3.4.5/x", "no valid host"),
+        *((f"{scheme}://bucket/x", f"{scheme}, not http") for scheme in ("ftp", "file", "s3")),
+        *((f"http://{host}/x", "no valid host") for host in ("", "127.0.0.\uff11", "1.2.3.4.5")),
+        *((f"http://{host}/x", "cannot be parsed") for host in ("[bad", "h:99999")),
     ],
 )
 def test_what_cannot_be_fetched_is_refused(url: str, reason: str) -> None:
-    assert reason in rejection(url)
+    assert reason in failure(RejectedUrlError, url)
 
 
 # --- proxies and TLS ----------------------------------------------------------------------------------------
@@ -528,23 +468,10 @@ def test_a_proxy_is_used(host: Host, monkeypatch: pytest.MonkeyPatch, by: str) -
     assert KEY not in host.requests[0]
 
 
-def test_a_ca_bundle_is_trusted_beside_the_usual_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_ca_bundle_is_trusted_beside_the_usual_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
     monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
-    import ssl
-
-    import certifi
-
-    own = tmp_path / "ca.pem"
-    own.write_bytes(
-        Path(certifi.where()).read_bytes().split(b"-----END CERTIFICATE-----")[0]
-        + b"-----END CERTIFICATE-----\n"
-    )
-    context = download._tls(str(own))
+    context = download._tls(certifi.where())
     assert isinstance(context, ssl.SSLContext)
-    assert context.verify_mode is ssl.CERT_REQUIRED
-    assert context.check_hostname
-    assert download._tls(False) is False
-    assert download._tls(True) is True
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert [download._tls(verify) for verify in (False, True)] == [False, True]

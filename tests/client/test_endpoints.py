@@ -16,29 +16,20 @@ from client_mistakes import early_retries
 from conftest import APP, KEY, VIAS, Via, pairwise, wait_for_jobs
 from odd_answers import Style
 
+from airflow_provider_rungen import exceptions as errors
 from airflow_provider_rungen.client import codec, endpoints, retry
-from airflow_provider_rungen.client.flow import Flow, Request, Response
+from airflow_provider_rungen.client.flow import Flow, Response
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.transport import drive
-from airflow_provider_rungen.emulator import Emulator, Service
+from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
-    RunGenBadRequestError,
-    RunGenConflictError,
     RunGenConnectionError,
-    RunGenError,
-    RunGenForbiddenError,
     RunGenInputError,
     RunGenJobTimeoutError,
-    RunGenNotFoundError,
-    RunGenRateLimitedError,
-    RunGenResponseError,
-    RunGenServerError,
-    RunGenSubmissionUnknownError,
 )
 
 INPUT: dict[str, Any] = {"prompt": "a red fox", "width": 64, "height": 64}
-NO_JOB = "00000000-0000-4000-8000-00000000dead"
 
 
 def wait(job_ids: list[str], *, every: float = 5, deadline: float | None = None) -> Flow[list[Job]]:
@@ -48,106 +39,86 @@ def wait(job_ids: list[str], *, every: float = 5, deadline: float | None = None)
 # --- every reading of the documentation ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("time_format", ["T", "space"])
-@pytest.mark.parametrize("words", ["upper", "lower", "title", "alternate"])
-@pytest.mark.parametrize("id_field", ["documented", "job_id", "id", "both"])
-@pytest.mark.parametrize("shape", ["wrapped", "flat", "mixed"])
-@pytest.mark.parametrize("via", ["direct"], indirect=True)  # what carries an answer does not change it
-def test_a_job_goes_its_way_in_every_shape(
-    via: Via, shape: Any, id_field: Any, words: Any, time_format: Any
-) -> None:
-    via.service.style = Style(shape=shape, id_field=id_field, words=words, time_format=time_format)
-    via.service.scale(APP, 1)
+AXES: dict[str, tuple[Any, ...]] = {
+    "shape": ("wrapped", "flat", "mixed"),
+    "id_field": ("documented", "job_id", "id", "both"),
+    "words": ("upper", "lower", "title", "alternate"),
+    "time_format": ("T", "space"),
+    "execution_time_as": ("string", "number"),
+    "extra_fields": (False, True),
+    "run_status": (200, 201, 202),
+}
+STYLES = [dict(zip(AXES, row, strict=True)) for row in pairwise(*AXES.values())]
 
-    first = via(endpoints.run_job(APP, INPUT))
-    second = via(endpoints.run_job(APP, {**INPUT, "prompt": "fail: no foxes here"}))
-    third = via(endpoints.run_job(APP, INPUT))
 
-    assert [job["id"] for job in via.service.jobs()] == [first.id, second.id, third.id]
-    assert first.status is JobStatus.QUEUED
-    assert first.app_id == APP
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: " ".join(map(str, style.values())))
+def test_a_job_goes_its_way_in_every_shape(direct: Via, style: dict[str, Any]) -> None:
+    direct.service.style = Style(**style)
+    direct.service.scale(APP, 1)
+    first, second, third = (
+        direct(endpoints.run_job(APP, {**INPUT, "prompt": prompt})) for prompt in ("x", "fail: no foxes", "y")
+    )
+    assert [job["id"] for job in direct.service.jobs()] == [first.id, second.id, third.id]
+    assert (first.status, first.app_id) == (JobStatus.QUEUED, APP)
     assert first.created_at is not None
-    assert abs(first.created_at.timestamp() - via.clock.now) < 2
-    assert via(endpoints.get_job(APP, first.id)).status is JobStatus.RUNNING
-    assert via(endpoints.get_job(APP, third.id)).status is JobStatus.QUEUED
-    canceled = via(endpoints.cancel_job(APP, third.id))
+    assert abs(first.created_at.timestamp() - direct.clock.now) < 2
+    assert direct(endpoints.get_job(APP, first.id)).status is JobStatus.RUNNING
+    assert direct(endpoints.get_job(APP, third.id)).status is JobStatus.QUEUED
+    canceled = direct(endpoints.cancel_job(APP, third.id))
     assert (canceled.id, canceled.status) == (third.id, JobStatus.CANCELED)
-
-    done, failed, gone = via(wait([first.id, second.id, third.id]))
-
-    assert done.status is JobStatus.COMPLETED
-    assert done.execution_time == 2.0
-    assert done.result["images"][0]["image"].startswith("http")
-    assert (failed.status, failed.error, failed.result) == (JobStatus.FAILED, "no foxes here", None)
-    assert gone.status is JobStatus.CANCELED
-    assert via.service.stats()["jobs_created"] == 3
-
-
-@pytest.mark.parametrize("execution_time_as", ["string", "number"])
-@pytest.mark.parametrize("run_status", [200, 201, 202])
-def test_small_print_does_not_matter(via: Via, run_status: int, execution_time_as: Any) -> None:
-    via.service.style = Style(run_status=run_status, execution_time_as=execution_time_as, extra_fields=True)
-    job = via(endpoints.run_job(APP, INPUT))
-    [done] = via(wait([job.id]))
+    done, failed, gone = direct(wait([first.id, second.id, third.id]))
     assert (done.status, done.execution_time) == (JobStatus.COMPLETED, 2.0)
+    assert done.result["images"][0]["image"].startswith("http")
+    assert (failed.status, failed.error, failed.result) == (JobStatus.FAILED, "no foxes", None)
+    assert gone.status is JobStatus.CANCELED
 
 
-@pytest.mark.parametrize("shape", ["wrapped", "flat"])
-@pytest.mark.parametrize("create_status", [200, 201])
-def test_an_app_goes_its_way_in_every_shape(via: Via, shape: Any, create_status: int) -> None:
-    via.service.style = Style(shape=shape, create_status=create_status)
-    via.service.init_seconds = 60.0
-    body: dict[str, Any] = {
-        "name": "My app",
-        "description": "what for",
-        "configuration": {"gpu_tier": "BASIC", "active_workers": 1},
-        "workflow": {"model_url": "https://models.example/flux"},
-    }
-
-    app = via(endpoints.create_app(body))
-
-    assert (app.name, app.description, app.status) == ("My app", "what for", "INITIALIZING")
-    assert app.active_workers == 1
-    assert (dict(app.jobs), dict(app.workers)) == ({}, {})
-    via.clock.now += 61
-    running = via(endpoints.get_app(app.id))
+@pytest.mark.parametrize(("shape", "create_status"), [("wrapped", 201), ("flat", 200)])
+def test_an_app_goes_its_way_in_every_shape(direct: Via, shape: Any, create_status: int) -> None:
+    direct.service.style = Style(shape=shape, create_status=create_status)
+    direct.service.init_seconds = 60.0
+    configuration = {"gpu_tier": "BASIC", "active_workers": 1}
+    workflow = {"model_url": "https://models.example/flux"}
+    body = {"name": "A", "description": "what for", "configuration": configuration, "workflow": workflow}
+    app = direct(endpoints.create_app(body))
+    assert (app.name, app.description, app.status) == ("A", "what for", "INITIALIZING")
+    assert (app.active_workers, dict(app.jobs), dict(app.workers)) == (1, {}, {})
+    direct.clock.now += 61
+    running = direct(endpoints.get_app(app.id))
     assert (running.id, running.status, running.workers["ready"]) == (app.id, "RUNNING", 1)
-    assert app.id in [each.id for each in via(endpoints.list_apps())]
-    with pytest.raises(RunGenConflictError, match="scale to 0 workers first"):
-        via(endpoints.delete_app(app.id))
-    stopped = via(endpoints.update_app(app.id, {"configuration": {"active_workers": 0}, "name": "Mine"}))
+    assert app.id in [each.id for each in direct(endpoints.list_apps())]
+    with pytest.raises(errors.RunGenConflictError, match="scale to 0 workers first"):
+        direct(endpoints.delete_app(app.id))
+    stopped = direct(endpoints.update_app(app.id, {"configuration": {"active_workers": 0}, "name": "Mine"}))
     assert (stopped.status, stopped.active_workers, stopped.name) == ("STOPPED", 0, "Mine")
-    via(endpoints.delete_app(app.id))
-    with pytest.raises(RunGenNotFoundError, match=app.id):
-        via(endpoints.get_app(app.id))
+    direct(endpoints.delete_app(app.id))
+    with pytest.raises(errors.RunGenNotFoundError, match=app.id):
+        direct(endpoints.get_app(app.id))
 
 
-def test_what_is_sent(via: Via) -> None:
-    via.overrides = {"team_id": "team-1", "user_id": "user-1"}
-    via.service.add_app("teams-app", owner_team_id="team-1", workers=1)
-    given: dict[str, Any] = {"prompt": "ä 狐", "b": [1, 2.5, None, True], "a": {"z": 1, "y": ()}}
-    job = via(endpoints.run_job("teams-app", given))
-    via(endpoints.get_job("teams-app", job.id))
-    via(endpoints.cancel_job("teams-app", job.id))
-    via(endpoints.list_apps())
-
-    run, get, cancel, apps = via.service.records()
-
+def test_what_is_sent(direct: Via) -> None:
+    direct.overrides = {"team_id": "team-1", "user_id": "user-1"}
+    direct.service.add_app("teams-app", owner_team_id="team-1", workers=1)
+    given: dict[str, Any] = {
+        "prompt": "ä 狐 😀\x00\u2028",
+        "b": [2**70, 2.5, None, True],
+        "a": {"z": 1, "y": ()},
+    }
+    job = direct(endpoints.run_job("teams-app", given))
+    direct(endpoints.get_job("teams-app", job.id))
+    direct(endpoints.cancel_job("teams-app", job.id))
+    direct(endpoints.list_apps())
+    run, get, cancel, apps = direct.service.records()
     for record in (run, get, cancel, apps):
-        assert record.headers["x-api-key"] == KEY
-        assert record.headers["x-team-id"] == "team-1"
+        assert (record.headers["x-api-key"], record.headers["x-team-id"]) == (KEY, "team-1")
         assert record.headers["user-agent"].startswith("airflow-provider-rungen/")
         assert record.headers["accept"] == "application/json"
+        assert record.headers.get("x-authenticated-user-id") == ("user-1" if record is cancel else None)
     assert (run.method, run.path) == ("POST", "/app/teams-app/run_async")
     assert run.headers["content-type"] == "application/json"
-    assert json.loads(run.body) == {
-        "input": {"a": {"y": [], "z": 1}, "b": [1, 2.5, None, True], "prompt": "ä 狐"}
-    }
+    assert json.loads(run.body) == {"input": {**given, "a": {"z": 1, "y": []}}}
     assert (get.method, get.path, get.body) == ("GET", f"/app/teams-app/job/{job.id}", b"")
     assert (cancel.method, cancel.path, cancel.body) == ("PUT", f"/app/teams-app/job/{job.id}", b"")
-    assert cancel.headers["x-authenticated-user-id"] == "user-1"
-    for record in (run, get, apps):
-        assert "x-authenticated-user-id" not in record.headers
 
 
 def test_equal_inputs_give_equal_bytes() -> None:
@@ -160,21 +131,21 @@ def test_equal_inputs_give_equal_bytes() -> None:
 
 REFUSALS: dict[int, type[RunGenAPIError]] = {
     **dict.fromkeys((402, 405, 415), RunGenAPIError),
-    **dict.fromkeys((400, 413, 422), RunGenBadRequestError),
-    **dict.fromkeys((401, 403), RunGenForbiddenError),
-    **dict.fromkeys((404, 410), RunGenNotFoundError),
-    409: RunGenConflictError,
+    **dict.fromkeys((400, 413, 422), errors.RunGenBadRequestError),
+    **dict.fromkeys((401, 403), errors.RunGenForbiddenError),
+    **dict.fromkeys((404, 410), errors.RunGenNotFoundError),
+    409: errors.RunGenConflictError,
 }
 # What says nothing about that which is read.
 ODD = {402, 405, 409, 415}
 TROUBLES: dict[int, type[RunGenAPIError]] = {
     408: RunGenAPIError,
-    429: RunGenRateLimitedError,
-    **dict.fromkeys((500, 501, 502, 503, 504), RunGenServerError),
+    429: errors.RunGenRateLimitedError,
+    **dict.fromkeys((500, 501, 502, 503, 504), errors.RunGenServerError),
 }
 CALLS: dict[str, Callable[[], Flow[Any]]] = {
     "run": lambda: endpoints.run_job(APP, INPUT),
-    "get": lambda: endpoints.get_job(APP, NO_JOB),
+    "get": lambda: endpoints.get_job(APP, "00000000-0000-4000-8000-00000000dead"),
     "list_apps": endpoints.list_apps,
     "get_app": lambda: endpoints.get_app(APP),
     "create_app": lambda: endpoints.create_app({"name": "x"}),
@@ -209,30 +180,27 @@ def test_a_refused_key_is_outlasted_for_a_while(
 ) -> None:
     monkeypatch.setattr(retry, "REFUSAL_GRACE", 30.0)
     direct.service.inject(Fault(on=operation, status=403, times=2))
-    with contextlib.suppress(RunGenNotFoundError, RunGenBadRequestError):  # as they are
+    with contextlib.suppress(errors.RunGenNotFoundError, errors.RunGenBadRequestError):  # as they are
         direct(CALLS[operation]())
     assert direct.slept == [5.0] * 2
     direct.service.inject(Fault(on=operation, status=403, times=None))
-    with pytest.raises(RunGenForbiddenError):
+    with pytest.raises(errors.RunGenForbiddenError):
         direct(CALLS[operation]())
     assert direct.slept == [5.0] * 8
 
 
-@pytest.mark.parametrize(
-    ("operation", "status"),
-    [
-        *pairwise(REPEATED, TROUBLES),
-        *(("get", 402), ("get_app", 405), ("get", 409), ("update_app", 402), ("update_app", 409)),
-    ],
-)
+LASTING = [*pairwise(REPEATED, TROUBLES), ("run", 429), ("run", 503)]
+ODDLY = [("get", 402), ("get_app", 405), ("get", 409), ("update_app", 402), ("update_app", 409)]
+
+
+@pytest.mark.parametrize(("operation", "status"), [*LASTING, *ODDLY])
 def test_trouble_is_outlasted_within_bounds(direct: Via, operation: str, status: int) -> None:
     direct.service.inject(Fault(on=operation, status=status, times=None))
     with pytest.raises((TROUBLES | REFUSALS)[status]) as caught:
         direct(CALLS[operation]())
     assert type(caught.value) is (TROUBLES | REFUSALS)[status]
     assert (caught.value.status_code, caught.value.retryable) == (status, True)
-    assert direct.service.count(operation) == retry.ATTEMPTS
-    assert len(direct.slept) == retry.ATTEMPTS - 1
+    assert direct.service.count(operation) == retry.ATTEMPTS == len(direct.slept) + 1
     for number, seconds in enumerate(direct.slept):
         assert 0.75 * retry.BACKOFF * 2**number <= seconds <= 1.25 * retry.BACKOFF * 2**number
 
@@ -248,31 +216,20 @@ def test_a_page_of_somebody_in_between_is_outlasted(direct: Via, status: int) ->
     assert (caught.value.retryable, caught.value.status_code) == (True, status)
 
 
-@pytest.mark.parametrize(("status", "kind"), [(429, RunGenRateLimitedError), (503, RunGenServerError)])
-def test_a_post_that_was_turned_away_is_repeated(via: Via, status: int, kind: type[RunGenError]) -> None:
-    via.service.inject(Fault(on="run", status=status, times=3))
-    job = via(endpoints.run_job(APP, INPUT))
-    assert [each["id"] for each in via.service.jobs()] == [job.id]
-    assert via.posts() == 4
-    via.service.inject(Fault(on="run", status=status, times=None))
-    with pytest.raises(kind):
-        via(endpoints.run_job(APP, INPUT))
-    assert via.posts() == 4 + retry.ATTEMPTS
-    assert via.service.stats()["jobs_created"] == 1
-
-
-@pytest.mark.parametrize("status", [408, 500, 501, 502, 504, 520, 599])
-def test_a_post_with_an_uncertain_refusal_is_sent_once(direct: Via, status: int) -> None:
-    direct.service.inject(Fault(on="run", status=status, times=None))
-    with pytest.raises(RunGenSubmissionUnknownError, match=rf"\({status}\).*{APP}"):
+@pytest.mark.parametrize("fault", [{"kind": "reset_after"}, *({"status": code} for code in (501, 520, 599))])
+def test_a_post_of_unknown_fate_is_sent_once_and_says_what_it_may_cost(
+    direct: Via, fault: dict[str, Any]
+) -> None:
+    direct.service.inject(Fault(on="run", times=None, **fault))
+    match = rf"^Fate unknown: .*{fault.get('status', '')}.*{APP}.*billed twice"
+    with pytest.raises(errors.RunGenSubmissionUnknownError, match=match):
         direct(endpoints.run_job(APP, INPUT))
     assert (direct.posts(), direct.slept) == (1, [])
 
 
-@pytest.mark.parametrize("status", [400, 403, 500])
-def test_a_page_in_place_of_json_is_reported_in_plain_words(direct: Via, status: int) -> None:
+def test_a_page_in_place_of_json_is_reported_in_plain_words(direct: Via) -> None:
     page = "<!DOCTYPE html><html><head><style>p {}</style></head><body><p>nginx</p></body></html>"
-    direct.service.inject(Fault(on="get_app", status=status, body=page, times=None))
+    direct.service.inject(Fault(on="get_app", status=400, body=page, times=None))
     with pytest.raises(RunGenAPIError, match=rf": nginx \(app {APP}\)") as caught:
         direct(endpoints.get_app(APP))
     assert "<" not in str(caught.value)
@@ -292,25 +249,10 @@ def test_a_refusal_without_words_is_still_an_error_of_some_length(direct: Via, b
 # --- Retry-After --------------------------------------------------------------------------------------------
 
 
-def _retry_after(form: str, seconds: float, now: float) -> str:
-    return str(int(seconds)) if form == "seconds" else email.utils.formatdate(now + seconds, usegmt=True)
-
-
-@pytest.mark.parametrize("form", ["seconds", "date"])
-@pytest.mark.parametrize(("operation", "status"), [("run", 429), ("get_app", 503), ("update_app", 429)])
-def test_retry_after_is_kept(direct: Via, form: str, status: int, operation: str) -> None:
-    headers = {"Retry-After": _retry_after(form, 17, direct.clock.now)}
-    direct.service.inject(Fault(on=operation, status=status, headers=headers, times=1))
-    direct(CALLS[operation]())
-    [slept] = direct.slept
-    assert 16 <= slept <= 19
-    assert early_retries(direct.service) == 0
-
-
 @pytest.mark.parametrize("asked", [61, 119, 3600])
 def test_nobody_comes_back_before_the_service_asked(direct: Via, asked: int) -> None:
     direct.service.inject(Fault(on="get_app", status=429, headers={"Retry-After": str(asked)}))
-    with contextlib.suppress(RunGenRateLimitedError):
+    with contextlib.suppress(errors.RunGenRateLimitedError):
         direct(endpoints.get_app(APP))
     job = direct(endpoints.run_job(APP, INPUT))
     direct.service.inject(Fault(on="get", status=429, headers={"Retry-After": str(asked)}, times=3))
@@ -342,152 +284,111 @@ def _slept_after(direct: Via, headers: dict[str, str]) -> float:
 
 # --- accidents ----------------------------------------------------------------------------------------------
 
-LOST = ["reset_before", "reset_after", "truncate"]
 
-
-@pytest.mark.parametrize("kind", [*LOST, "html", "empty", "garbage", "no_id"])
-def test_the_fate_of_a_post_whose_answer_is_lost_is_unknown(via: Via, kind: str) -> None:
-    via.service.inject(Fault(on="run", kind=kind, times=None))
-    with pytest.raises(RunGenSubmissionUnknownError, match=r"^Fate unknown: .*billed twice"):
-        via(endpoints.run_job(APP, INPUT))
-    assert (via.posts(), via.slept) == (1, [])
-    assert via.service.stats()["jobs_created"] == (kind not in ("reset_before", "html"))
-
-
-def test_wrong_types_are_a_model_or_an_error_of_ours(direct: Via) -> None:
-    made = direct(endpoints.run_job(APP, INPUT))
-    for operation in ("run", "get", "list_apps", "get_app"):
-        direct.service.inject(Fault(on=operation, kind="wrong_types", times=None))
-    with contextlib.suppress(RunGenSubmissionUnknownError):
-        assert direct(endpoints.run_job(APP, INPUT)).status is JobStatus.QUEUED
-    assert direct.posts() == 2
-    for flow in (endpoints.get_job(APP, made.id), endpoints.list_apps(), endpoints.get_app(APP)):
-        with pytest.raises(RunGenResponseError):
-            direct(flow)
-
-
-@pytest.mark.parametrize("kind", LOST)
-def test_a_question_that_meets_accidents_only_ends_in_an_error(via: Via, kind: str) -> None:
-    via.service.inject(Fault(on="get_app", kind=kind, times=None))
+def test_a_question_that_meets_accidents_only_ends_in_an_error(direct: Via) -> None:
+    direct.service.inject(Fault(on="get_app", kind="reset_after", times=None))
     with pytest.raises(RunGenConnectionError, match=rf"^Could not get the app: .* \(app {APP}\)") as caught:
-        via(endpoints.get_app(APP))
+        direct(endpoints.get_app(APP))
     assert (caught.value.sent, caught.value.retryable) == (True, True)
-    assert via.service.count("get_app") == retry.ATTEMPTS == len(via.slept) + 1
+    assert direct.service.count("get_app") == retry.ATTEMPTS == len(direct.slept) + 1
+
+
+@pytest.fixture
+def running(direct: Via) -> str:
+    return direct(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": 900}})).id
+
+
+@pytest.mark.parametrize("fault", [{"status": 404, "times": 3}, {"status": 409, "times": 2}])
+def test_a_job_that_cannot_be_canceled_yet_is_canceled_later(
+    direct: Via, running: str, fault: dict[str, Any]
+) -> None:
+    direct.service.inject(Fault(on="cancel", **fault))
+    assert direct(endpoints.cancel_job(APP, running)).status is JobStatus.CANCELED
+    assert [each["status"] for each in direct.service.jobs()] == ["CANCELED"]
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault(on="cancel", status=404, times=3), Fault(on="cancel", status=409, times=2)]
-)
-def test_a_job_that_cannot_be_canceled_yet_is_canceled_later(via: Via, fault: Fault) -> None:
-    job = via(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": 900}}))
-    via.service.inject(fault)
-    assert via(endpoints.cancel_job(APP, job.id)).status is JobStatus.CANCELED
-    assert [each["status"] for each in via.service.jobs()] == ["CANCELED"]
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        *({}, {"data": {"status": "RUNNING"}}, {"status": "COMPLETED"}, {"success": False}),
-        *({"error": "cannot cancel"}, "<html>", ""),
-    ],
+    "body", [{}, {"data": {"status": "RUNNING"}}, {"status": "COMPLETED"}, {"error": "cannot cancel"}, ""]
 )
 @pytest.mark.parametrize("is_canceled", [False, True])
-def test_a_job_is_canceled_when_the_service_says_so(via: Via, body: Any, is_canceled: bool) -> None:
-    job = via(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": 900}}))
-    via.service.inject(Fault(on="cancel", status=200, body=body, taken=is_canceled))
-    assert via(endpoints.cancel_job(APP, job.id)).status is JobStatus.CANCELED
-    assert [each["status"] for each in via.service.jobs()] == ["CANCELED"]
-    assert via.service.count("cancel") == (1 if is_canceled else 2)
+def test_a_job_is_canceled_when_the_service_says_so(
+    direct: Via, running: str, body: Any, is_canceled: bool
+) -> None:
+    direct.service.inject(Fault(on="cancel", status=200, body=body, taken=is_canceled))
+    assert direct(endpoints.cancel_job(APP, running)).status is JobStatus.CANCELED
+    assert [each["status"] for each in direct.service.jobs()] == ["CANCELED"]
+    assert direct.service.count("cancel") == (1 if is_canceled else 2)
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(404, RunGenNotFoundError), (409, RunGenAPIError), (503, RunGenServerError)]
+    ("status", "kind"),
+    [(404, errors.RunGenNotFoundError), (409, RunGenAPIError), (503, errors.RunGenServerError)],
 )
-def test_a_cancel_is_repeated_within_bounds(via: Via, status: int, kind: type[RunGenError]) -> None:
-    job = via(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": 900}}))
-    via.service.inject(Fault(on="cancel", status=status, times=None))
+def test_a_cancel_is_repeated_within_bounds(
+    direct: Via, running: str, status: int, kind: type[RunGenAPIError]
+) -> None:
+    direct.service.inject(Fault(on="cancel", status=status, times=None))
     for budget, sent in ((0.0, 1), (900.0, 1 + retry.ATTEMPTS)):
         with pytest.raises(kind, match=str(status)):
-            via(endpoints.cancel_job(APP, job.id, retry_budget=budget))
-        assert via.service.count("cancel") == sent
+            direct(endpoints.cancel_job(APP, running, retry_budget=budget))
+        assert direct.service.count("cancel") == sent
 
 
-def test_all_of_the_time_is_used(direct: Via) -> None:
+def test_all_of_the_time_is_used(direct: Via, running: str) -> None:
     """As at a kill, which leaves no time for the next pause in full."""
-    job = direct(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": 900}}))
     direct.service.inject(Fault(on="cancel", status=503, times=retry.ATTEMPTS - 1))
     # the pauses would be 0.05, 0.1, 0.2 and 0.4
-    assert direct(endpoints.cancel_job(APP, job.id, retry_budget=0.5)).status is JobStatus.CANCELED
+    assert direct(endpoints.cancel_job(APP, running, retry_budget=0.5)).status is JobStatus.CANCELED
     assert sum(direct.slept) == pytest.approx(0.5)
     direct.service.inject(Fault(on="update_app", status=503, headers={"Retry-After": "2"}))
-    with pytest.raises(RunGenServerError):
+    with pytest.raises(errors.RunGenServerError):
         direct(endpoints.scale_app(APP, 1, retry_budget=1.5))
     assert direct.service.count("update_app") == 1, "unless the service asks for more"
 
 
-def test_a_job_that_is_over_or_forgotten_cannot_be_canceled(via: Via) -> None:
-    job = via(endpoints.run_job(APP, INPUT))
-    via.clock.now += 3
-    with pytest.raises(RunGenConflictError, match=job.id):
-        via(endpoints.cancel_job(APP, job.id))
-    via.service.inject(Fault(on="get", status=404))
-    with pytest.raises(RunGenConflictError):
-        via(endpoints.cancel_job(APP, job.id))
+def test_a_job_that_is_over_or_forgotten_cannot_be_canceled(direct: Via) -> None:
+    job = direct(endpoints.run_job(APP, INPUT))
+    direct.clock.now += 3
+    with pytest.raises(errors.RunGenConflictError, match=job.id):
+        direct(endpoints.cancel_job(APP, job.id))
+    direct.service.inject(Fault(on="get", status=404))
+    with pytest.raises(errors.RunGenConflictError):
+        direct(endpoints.cancel_job(APP, job.id))
 
 
-@pytest.mark.parametrize(
-    ("faults", "why"),
-    [([], "it is RUNNING"), ([Fault(on="get", status=503, times=None)], "its status is unknown")],
-)
+@pytest.mark.parametrize(("asked", "why"), [(0, "it is RUNNING"), (None, "its status is unknown")])
 def test_a_job_that_runs_is_not_over_though_the_service_says_so(
-    via: Via, faults: list[Fault], why: str
+    direct: Via, running: str, asked: int | None, why: str
 ) -> None:
-    job = via(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": 900}}))
-    via.clock.now += 1
-    for fault in [Fault(on="cancel", status=409, times=None), *faults]:
-        via.service.inject(fault)
-    message = rf"\(409\): .*, but {why} \(job {job.id}, app {APP}\)$"
+    direct.clock.now += 1
+    direct.service.inject(Fault(on="cancel", status=409, times=None))
+    direct.service.inject(Fault(on="get", status=503, times=asked))
+    message = rf"\(409\): .*, but {why} \(job {running}, app {APP}\)$"
     with pytest.raises(RunGenAPIError, match=message) as caught:
-        via(endpoints.cancel_job(APP, job.id))
-    assert not isinstance(caught.value, RunGenConflictError)
+        direct(endpoints.cancel_job(APP, running))
+    assert not isinstance(caught.value, errors.RunGenConflictError)
     assert caught.value.retryable
 
 
 @pytest.mark.parametrize(
-    "fault", [*(Fault(on="delete_app", kind=kind) for kind in ("reset_after", "truncate")),
-              Fault(on="delete_app", kind="html", status=200)]
-)  # fmt: skip
-def test_an_app_is_deleted_whatever_becomes_of_the_answer(via: Via, fault: Fault) -> None:
-    via.service.add_app("doomed", workers=0)
-    via.service.inject(fault)
-    via(endpoints.delete_app("doomed"))
-    assert "doomed" not in [app.id for app in via(endpoints.list_apps())]
+    "fault", [{"kind": "reset_after"}, {"kind": "truncate"}, {"kind": "html", "status": 200}]
+)
+def test_an_app_is_deleted_whatever_becomes_of_the_answer(direct: Via, fault: dict[str, Any]) -> None:
+    direct.service.add_app("doomed", workers=0)
+    direct.service.inject(Fault(on="delete_app", **fault))
+    direct(endpoints.delete_app("doomed"))
+    assert "doomed" not in [app.id for app in direct(endpoints.list_apps())]
 
 
-def test_a_post_is_repeated_until_the_service_is_there(via: Via, free_port: int) -> None:
-    nowhere = {"base_url": f"http://127.0.0.1:{free_port}"}
-    via.overrides = dict(nowhere)
+def test_a_post_is_repeated_until_the_service_is_there(direct: Via, free_port: int) -> None:
+    direct.overrides = {"base_url": f"http://127.0.0.1:{free_port}"}
     with pytest.raises(RunGenConnectionError, match="run a job") as caught:
-        via(endpoints.run_job(APP, INPUT))
+        direct(endpoints.run_job(APP, INPUT))
     assert not caught.value.sent
-    assert len(via.sent) == retry.ATTEMPTS
-    if via.kind == "direct":
-        via.clock.on_sleep = lambda _: via.overrides.clear()
-        job = via(endpoints.run_job(APP, INPUT))
-        assert [each["id"] for each in via.service.jobs()] == [job.id]
-        return
-    with contextlib.ExitStack() as stack:
-        later = Emulator(Service(clock=via.clock.time), port=free_port)
-        stack.callback(later.stop)
-
-        def open_late(_: float) -> None:
-            via.clock.on_sleep = None
-            later.start()
-
-        via.clock.on_sleep = open_late
-        job = via(endpoints.run_job(APP, INPUT))
-        assert [each["id"] for each in later.service.jobs()] == [job.id]
+    assert len(direct.sent) == retry.ATTEMPTS
+    direct.clock.on_sleep = lambda _: direct.overrides.clear()
+    job = direct(endpoints.run_job(APP, INPUT))
+    assert [each["id"] for each in direct.service.jobs()] == [job.id]
 
 
 @pytest.mark.parametrize(
@@ -499,7 +400,7 @@ def test_a_redirect_is_refused_and_the_key_goes_nowhere(via: Via, operation: str
         via.service.inject(Fault(on=operation, kind="redirect", status=status, headers=headers, times=None))
         # the request may have been performed before
         is_unknown = operation == "run" and status in (300, 302, 303)
-        kind = RunGenSubmissionUnknownError if is_unknown else RunGenAPIError
+        kind = errors.RunGenSubmissionUnknownError if is_unknown else RunGenAPIError
         with pytest.raises(kind, match=r"redirects to 127\.0\.0\.1") as caught:
             via(CALLS[operation]())
         assert elsewhere.service.connections_opened == 0
@@ -507,48 +408,35 @@ def test_a_redirect_is_refused_and_the_key_goes_nowhere(via: Via, operation: str
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "location",
-    [None, "", "/login", "//[bad", "http://[::1", "http://h:port/", "\\\\x", "http://" + "a" * 9000],
-)
-def test_a_redirect_to_nonsense_is_refused_too(location: str | None) -> None:
-    headers = {} if location is None else {"location": location}
-    with pytest.raises(RunGenAPIError, match="redirect"):
-        drive(endpoints.get_app(APP), lambda _: Response(302, headers, b""), lambda _: None)
-
-
 # --- ids ----------------------------------------------------------------------------------------------------
 
 BAD_IDS: list[Any] = [
-    *("", ".", "..", "a/b", "../apps", "a\\b", "a?b", "a#b", "a%2Fb", "a b", " a", "a\n", "a\x00", "\t"),
-    *("a\u2028b", "\u202ea", "\ud800", "a\u00a0b", "x" * 257),
-    *(None, 0, 7, 1.5, True, b"abc", ["a"], {"id": "a"}),
+    *("", ".", "..", "a/b", "../apps", "a\\b", "a?b", "a#b", "a%2Fb", "a b", "a\n", "a\x00", "a\u2028b"),
+    *("\u202ea", "\ud800", "a\u00a0b", "x" * 257, None, 0, True, b"abc", ["a"], {"id": "a"}),
 ]
 
 
 @pytest.mark.parametrize("bad", BAD_IDS, ids=repr)
 def test_an_invalid_id_is_refused_before_anything_is_sent(direct: Via, bad: Any) -> None:
-    flows: list[tuple[str, Callable[[], Flow[Any]]]] = [
-        ("app_id", lambda: endpoints.run_job(bad, INPUT)),
-        ("app_id", lambda: endpoints.get_job(bad, "job")),
-        ("job_id", lambda: endpoints.get_job(APP, bad)),
-        ("job_id", lambda: endpoints.cancel_job(APP, bad)),
-        ("job_id", lambda: wait([bad])),
-        ("app_id", lambda: endpoints.get_app(bad)),
-        ("app_id", lambda: endpoints.update_app(bad, {})),
-        ("app_id", lambda: endpoints.delete_app(bad)),
+    of_apps: list[Callable[[], Flow[Any]]] = [
+        *(lambda: endpoints.run_job(bad, INPUT), lambda: endpoints.get_job(bad, "job")),
+        *(lambda: endpoints.get_app(bad), lambda: endpoints.update_app(bad, {})),
+        lambda: endpoints.delete_app(bad),
     ]
-    for name, make in flows:
+    of_jobs: list[Callable[[], Flow[Any]]] = [
+        *(lambda: endpoints.get_job(APP, bad), lambda: endpoints.cancel_job(APP, bad), lambda: wait([bad])),
+    ]
+    for make in of_apps + of_jobs:
+        name = "app_id" if make in of_apps else "job_id"
         with pytest.raises(RunGenInputError, match=name) as caught:
             direct(make())
         assert not caught.value.retryable
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 400
     assert direct.sent == []
-    assert direct.service.records() == []
 
 
-@pytest.mark.parametrize("app_id", ["ä-ö", "a:b@c", "a;b=c,d", "a+b&c", "~a.b_c-d", "狐", "a'(b)*!$"])
+@pytest.mark.parametrize("app_id", ["ä-ö狐", "a:b@c;d=e,f", "a+b&c", "~a.b_c-d", "a'(b)*!$"])
 def test_unusual_ids_arrive_as_they_are(via: Via, app_id: str) -> None:
     via.service.add_app(app_id, workers=1)
     job = via(endpoints.run_job(app_id, INPUT))
@@ -565,27 +453,27 @@ def _self_containing() -> dict[str, Any]:
     return loop
 
 
+def _nested(levels: int) -> Any:
+    deep: Any = "bottom"
+    for _ in range(levels):
+        deep = [deep]
+    return deep
+
+
 BAD_INPUTS: list[tuple[Any, str]] = [
-    (None, "input"),
-    ([], "input"),
-    ("{}", "input"),
-    (7, "input"),
+    *((None, "input"), ([], "input"), ("{}", "input")),
     ({"a": float("nan")}, "input.a"),
     ({"a": [1, {"b": float("inf")}]}, r"input\.a\[1\]\.b"),
-    ({"a": -float("inf")}, "input.a"),
     ({"a": b"bytes"}, "input.a is a bytes"),
     ({"a": {"when": datetime.datetime(2025, 1, 1)}}, r"input\.a\.when is a datetime"),
-    ({"a": {1, 2}}, "input.a is a set"),
-    ({"a": object()}, "input.a is a object"),
     ({"a": {1: 2}}, "input.a has the key 1"),
     ({None: 2}, "input has the key None"),
-    ({("a",): 2}, "input has the key"),
     ({"a": "\ud800"}, "input.a holds half a surrogate"),
     ({"\udfff": 1}, "a key of input holds half a surrogate"),
     (_self_containing(), "input.me"),
     ({"a": 10**5000}, "input"),
-    ({"a\nb": {"c": float("nan")}}, "input"),
-    ({"a\nb": {1: 2}}, "input"),
+    *(({"a\nb": inner}, "input") for inner in ({"c": float("nan")}, {1: 2})),
+    ({"a": _nested(5000)}, "nested deeper"),
 ]
 
 
@@ -598,23 +486,6 @@ def test_an_input_that_is_not_json_is_refused_and_not_sent(direct: Via, bad: Any
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
     assert direct.sent == []
-    assert direct.service.records() == []
-
-
-def test_a_deep_but_finite_input_is_sent_or_refused_in_words() -> None:
-    deep: Any = "bottom"
-    for _ in range(5000):
-        deep = [deep]
-    with pytest.raises(RunGenInputError, match="nested deeper"):
-        codec.encode_input({"a": deep})
-
-
-@pytest.mark.parametrize(
-    "good", [{}, {"prompt": "x", "seed": 2**70}, {"prompt": "\x00\u2028"}, {"prompt": "😀"}]
-)
-def test_any_json_object_is_sent_unchanged(via: Via, good: dict[str, Any]) -> None:
-    via(endpoints.run_job("llama-text", good))
-    assert json.loads(via.service.records()[0].body) == {"input": good}
 
 
 def test_a_change_of_an_app_is_checked_as_well(direct: Via) -> None:
@@ -627,62 +498,41 @@ def test_a_change_of_an_app_is_checked_as_well(direct: Via) -> None:
 
 
 def test_an_unknown_status_counts_as_running_and_is_logged_once(
-    via: Via, caplog: pytest.LogCaptureFixture
+    direct: Via, caplog: pytest.LogCaptureFixture
 ) -> None:
-    via.service.style = Style(failed_word="WARMING_UP")
-    job = via(endpoints.run_job(APP, {"prompt": "fail: x"}))
-    via.clock.now += 10
+    direct.service.style = Style(failed_word="WARMING_UP")
+    job = direct(endpoints.run_job(APP, {"prompt": "fail: x"}))
+    direct.clock.now += 10
     with caplog.at_level(logging.INFO), pytest.raises(RunGenJobTimeoutError, match=job.id) as caught:
-        via(wait([job.id], deadline=via.clock.now + 60))
+        direct(wait([job.id], deadline=direct.clock.now + 60))
     assert (caught.value.app_id, caught.value.job_id) == (APP, job.id)
     assert len([record for record in caplog.records if "WARMING_UP" in record.getMessage()]) == 1
-    assert via.service.count("get") > 5
+    assert direct.service.count("get") > 5
 
 
-@pytest.mark.parametrize(
-    ("status", "kind"),
-    [(400, RunGenBadRequestError), (403, RunGenForbiddenError), (410, RunGenNotFoundError)],
-)
-def test_an_answer_that_no_waiting_can_change_ends_it(via: Via, status: int, kind: type[RunGenError]) -> None:
-    job = via(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": 30}}))
-    via.service.inject(Fault(on="get", status=status, skip=2, times=None))
-    with pytest.raises(kind):
-        via(wait([job.id]))
-    looks_in_vain = via.service.count("get") - 2
+@pytest.mark.parametrize("status", [400, 403, 410])
+def test_an_answer_that_no_waiting_can_change_ends_it(direct: Via, running: str, status: int) -> None:
+    direct.service.inject(Fault(on="get", status=status, skip=2, times=None))
+    with pytest.raises(REFUSALS[status]):
+        direct(wait([running]))
+    looks_in_vain = direct.service.count("get") - 2
     # a key that is refused may be replaced in a moment, and a replica may lag behind
     assert 2 <= looks_in_vain <= 8
 
 
-def test_the_deadline_ends_the_waiting_and_leaves_the_job(via: Via) -> None:
-    jobs = [via(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": s}})).id for s in (1, 500, 500)]
-    deadline = via.clock.now + 32
+def test_the_deadline_ends_the_waiting_and_leaves_the_job(direct: Via) -> None:
+    jobs = [direct(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": s}})).id for s in (1, 500, 500)]
+    deadline = direct.clock.now + 32
     with pytest.raises(RunGenJobTimeoutError, match=rf"{jobs[1]}.*and 1 more") as caught:
-        via(wait(jobs, deadline=deadline))
+        direct(wait(jobs, deadline=deadline))
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.job_id == jobs[1]
-    assert sum(via.slept) == pytest.approx(32, abs=0.1)
-    assert via.service.stats()["jobs_cancelled"] == 0
+    assert sum(direct.slept) == pytest.approx(32, abs=0.1)
+    assert direct.service.stats()["jobs_cancelled"] == 0
 
 
-def test_the_deadline_holds_in_an_outage(via: Via) -> None:
-    job = via(endpoints.run_job(APP, INPUT)).id
-    via.service.inject(Fault(on="get", status=503, times=None, headers={"Retry-After": "50"}))
+def test_the_deadline_holds_in_an_outage(direct: Via, running: str) -> None:
+    direct.service.inject(Fault(on="get", status=503, times=None, headers={"Retry-After": "50"}))
     with pytest.raises(RunGenJobTimeoutError):
-        via(wait([job], deadline=via.clock.now + 70))
-    assert sum(via.slept) <= 70.1
-
-
-@pytest.mark.parametrize(
-    "body", [b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000]
-)
-def test_an_answer_that_is_nested_too_deeply_is_asked_for_once(body: bytes) -> None:
-    sent: list[Request] = []
-
-    def send(request: Request) -> Response:
-        sent.append(request)
-        return Response(200, {}, body)
-
-    with pytest.raises(RunGenResponseError, match="nested too deeply") as caught:
-        drive(endpoints.get_job(APP, "j"), send, lambda seconds: None)
-    assert not caught.value.retryable
-    assert len(sent) == 1
+        direct(wait([running], deadline=direct.clock.now + 70))
+    assert sum(direct.slept) <= 70.1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -84,7 +85,8 @@ class World:
         self.start = self.clock.now
         self.looks: dict[str, int] = {}
         self.questions = 0
-        self.refuse: dict[str, int] = {}
+        #: Which jobs are refused at a time, and how.
+        self.refuse: Callable[[float], dict[str, int]] = lambda _: {}
         self.refusal = OWN
         self.on_request: Callable[[Request], None] = lambda _: None
 
@@ -133,28 +135,27 @@ class World:
         return Response(200, {}, json.dumps({"data": {"id": APP, "status": "RUNNING", **jobs}}).encode())
 
     def _job(self, job_id: str) -> Response:
-        if job_id in self.refuse:
-            return Response(self.refuse[job_id], {}, self.refusal)
+        if status := self.refuse(self.now).get(job_id):
+            return Response(status, {}, self.refusal)
         run = self.runs[job_id]
         if self.now < run.hidden_until:
             return Response(404, {}, b'{"error": "no such job"}')
-        status = "RUNNING" if run.starts <= self.now else "QUEUED"
-        status = run.status if run.ends <= self.now else status
-        return Response(200, {}, json.dumps({"data": {"id": job_id, "status": status}}).encode())
+        started = "RUNNING" if run.starts <= self.now else "QUEUED"
+        return status_of(job_id, run.status if run.ends <= self.now else started)
 
 
-@dataclass
-class Log:
-    """The lines that were logged about a job or about the app."""
+def perform(world: World, flow: Flow[T], send: Callable[[Request], Response] | None = None) -> T:
+    return drive(flow, send or world.send, world.clock.sleep, world.clock.time)
 
-    world: World
-    lines: list[tuple[float, int, str, str | None]] = field(default_factory=list)
 
-    def __call__(self, level: int, line: str, job_id: str | None) -> None:
-        self.lines.append((self.world.now, level, line, job_id))
+def poller_of(world: World) -> JobPoller:
+    poller = JobPoller(APP)
+    poller.add(world.runs, world.clock.now)
+    return poller
 
-    def of_app(self) -> list[str]:
-        return [line for _, _, line, job_id in self.lines if job_id is None]
+
+def status_of(job_id: str, status: str) -> Response:
+    return Response(200, {}, json.dumps({"data": {"id": job_id, "status": status}}).encode())
 
 
 @dataclass
@@ -172,8 +173,8 @@ class Outcome:
 
 def follow(world: World, *, every: float = EVERY, until: float = 3 * HOUR) -> Outcome:
     """Wait for the jobs as the watcher does, and see that each is found, as what it is, after it ended."""
-    log = Log(world)
-    poller = JobPoller(APP, log)
+    logged: list[str] = []
+    poller = JobPoller(APP, lambda _, line, job_id: None if job_id else logged.append(line))
     ours = sorted((run for run in world.runs.values() if run.is_ours), key=lambda run: run.waited_from)
     to_come = list(ours)
     late: dict[str, float] = {}
@@ -192,7 +193,7 @@ def follow(world: World, *, every: float = EVERY, until: float = 3 * HOUR) -> Ou
         assert world.now < until, f"{len(ours) - len(late)} jobs are never found"
         admit()
         begun, asked, waiting = world.clock.now, world.requests, len(poller.waiting)
-        drive(poller.poll_once(every), send, world.clock.sleep, world.clock.time)
+        perform(world, poller.poll_once(every), send)
         is_outage = world.outage[0] <= world.now < world.outage[1] + 120
         assert is_outage or world.requests - asked <= waiting + 1, "never more than polling each, and one"
         for job_id, job in poller.finished.items():
@@ -203,7 +204,7 @@ def follow(world: World, *, every: float = EVERY, until: float = 3 * HOUR) -> Ou
             late[job_id] = world.now - max(run.ends, run.waited_from)
         poller.finished.clear()
         world.clock.now = max(begun + every, world.clock.now, poller.outages.quiet_until)
-    return Outcome(late, world.requests / len(ours), log.of_app())
+    return Outcome(late, world.requests / len(ours), logged)
 
 
 def poll_each(runs: Iterable[Run], every: float = EVERY) -> float:
@@ -257,6 +258,8 @@ MISSING: dict[str, Callable[[float, dict[str, int]], Counters]] = {
     "partial": lambda _, counters: {name: counters[name] for name in ("completed", "in_progress")},
     "texts": lambda _, counters: {name: f"some {count}" for name, count in counters.items()},
     "403": lambda _, counters: 403,
+    "500": lambda _, counters: 500,
+    "429": lambda _, counters: 429,
 }
 
 
@@ -266,42 +269,23 @@ def test_counters_that_are_missing_are_done_without(name: str) -> None:
     outcome = follow(world)
     assert outcome.requests_per_job <= poll_each(world.runs.values()) + 1
     assert outcome.latest <= EVERY + 1
-    assert outcome.logged == []
+    assert [name in line for line in outcome.logged] == ([True] if name in ("500", "429") else [])
 
 
-@pytest.mark.parametrize("status", [500, 503, 429])
-def test_an_app_that_does_not_answer_does_not_keep_the_jobs(status: int) -> None:
-    world = World(in_order(200), lambda _, counters: status)
-    outcome = follow(world)
-    assert outcome.requests_per_job <= poll_each(world.runs.values()) + 1
-    assert outcome.latest <= EVERY + 1
-    assert len(outcome.logged) == 1
-    assert str(status) in outcome.logged[0]
-
-
-_value = st.one_of(
-    st.integers(-5, 40),
-    st.integers(),
-    st.booleans(),
-    st.none(),
-    st.text(max_size=3),
-    st.floats(),
-    st.just([]),
-)
+_value = st.integers(-5, 40) | st.integers() | st.booleans() | st.none() | st.text(max_size=3) | st.floats()
 _names = st.sampled_from(["completed", "failed", "in_progress", "in_queue", "retried", "x"])
-_reports = st.one_of(
-    st.none(),
-    st.sampled_from([403, 404, 500, 503]),
-    st.fixed_dictionaries(
-        {name: st.integers(0, 40) for name in ("completed", "failed", "in_progress", "in_queue")}
-    ),
-    st.dictionaries(_names, _value, max_size=6),
+_reports: st.SearchStrategy[Any] = (
+    st.none()
+    | st.sampled_from([403, 404, 500, 503])
+    | st.fixed_dictionaries(
+        dict.fromkeys(("completed", "failed", "in_progress", "in_queue"), st.integers(0, 40))
+    )
+    | st.dictionaries(_names, _value | st.just([]), max_size=6)
 )
+_ends = st.sampled_from(["COMPLETED", "FAILED", "CANCELED"])
 _runs = st.lists(
-    st.tuples(
-        st.integers(-100, 300),
-        st.sampled_from(["COMPLETED", "FAILED", "CANCELED"]),
-        st.integers(0, 200),
+    st.builds(
+        Run, st.just(""), st.integers(-100, 300), _ends, st.just(-HOUR), waited_from=st.integers(0, 200)
     ),
     min_size=5,
     max_size=24,
@@ -313,18 +297,12 @@ _runs = st.lists(
     runs=_runs, reports=st.lists(_reports, min_size=1, max_size=12), every=st.sampled_from([1.0, 5.0, 90.0])
 )
 def test_no_counters_whatever_change_the_outcome(
-    runs: list[tuple[int, str, int]], reports: list[Counters], every: float
+    runs: list[Run], reports: list[Counters], every: float
 ) -> None:
-    asked = iter(range(10**9))
-    world = World(
-        (
-            Run(f"job-{i}", ends, status, created=-HOUR, waited_from=waited_from)
-            for i, (ends, status, waited_from) in enumerate(runs)
-        ),
-        lambda _, counters: reports[next(asked) % len(reports)],
-    )
-    outcome = follow(world, every=every)
-    assert outcome.latest <= 4 * every + 60
+    in_turn = itertools.cycle(reports)
+    named = (replace(run, id=f"job-{number}") for number, run in enumerate(runs))
+    world = World(named, lambda _, counters: next(in_turn))
+    assert follow(world, every=every).latest <= 4 * every + 60
 
 
 # --- trouble ------------------------------------------------------------------------------------------------
@@ -344,15 +322,14 @@ def test_an_outage_costs_one_poll_a_round_and_is_logged_once() -> None:
 
 def test_an_outage_in_the_middle_of_a_round_ends_it() -> None:
     world = World(in_order(1000, 100, 200), MISSING["absent"])
-    poller = JobPoller(APP)
-    poller.add(world.runs, world.clock.now)
+    poller = poller_of(world)
 
     def fail(_: Request) -> None:
         if sum(world.looks.values()) == 300:
             world.outage = (world.now, world.now + 60)
 
     world.on_request = fail
-    drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
+    perform(world, poller.poll_once(EVERY))
     assert sum(world.looks.values()) <= 300 + 2 * job_poller.MAX_CONCURRENT_POLLS
     assert poller.outages.is_quiet(world.clock.now)
 
@@ -362,10 +339,9 @@ def test_an_outage_in_the_middle_of_a_round_ends_it() -> None:
 def test_a_job_that_never_answers_hides_no_other(count: int, broken: int) -> None:
     world = World(in_order(count))
     poison = list(world.runs)[broken]
-    world.refuse[poison] = 500
+    world.refuse = lambda now: {} if now > 300 else {poison: 500}
     del world.runs[poison]
     world.runs |= {poison: Run(poison, 300)}
-    world.on_request = lambda _: world.refuse.clear() if world.now > 300 else None
     outcome = follow(world)
     assert max(late for job_id, late in outcome.late.items() if job_id != poison) <= 2 * EVERY + 2
     assert len(outcome.logged) == 2, "logged once at its begin, and once at its end"
@@ -379,9 +355,7 @@ def test_an_outage_that_began_before_the_first_look_is_outlasted() -> None:
 
 def test_a_retry_after_is_waited_for() -> None:
     world = World(in_order(50))
-    poller = JobPoller(APP)
-    poller.add(world.runs, world.clock.now)
-
+    poller = poller_of(world)
     sent: list[Request] = []
 
     def busy(request: Request) -> Response:
@@ -389,13 +363,12 @@ def test_a_retry_after_is_waited_for() -> None:
         return Response(429, {"retry-after": "77"}, b"")
 
     for _ in range(3):  # the counters, then a job; after that the service is left alone
-        drive(poller.poll_once(EVERY), busy, world.clock.sleep, world.clock.time)
+        perform(world, poller.poll_once(EVERY), busy)
         world.clock.now += EVERY
     assert len(sent) == 2
-    assert poller.outages.quiet_until >= world.clock.now + 77 - 3 * EVERY
-    assert poller.not_before >= world.clock.now + 77 - 3 * EVERY
+    assert min(poller.outages.quiet_until, poller.not_before) >= world.clock.now + 77 - 3 * EVERY
     world.clock.now += 100
-    drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
+    perform(world, poller.poll_once(EVERY))
     assert not poller.outages.is_quiet(world.clock.now)
 
 
@@ -430,8 +403,7 @@ def test_frozen_counters_hide_no_end_after_hours_in_the_queue(count: int, is_in_
 def test_waiters_may_leave_in_the_middle_of_a_round() -> None:
     for leaves_at in range(25):
         world = World(from_before(in_order(20, -10, 10)))
-        poller = JobPoller(APP, Log(world))
-        poller.add(world.runs, world.clock.now)
+        poller = poller_of(world)
         left = iter(range(1000))
 
         def leave(_: Request, left: Any = left, at: int = leaves_at, poller: JobPoller = poller) -> None:
@@ -439,18 +411,15 @@ def test_waiters_may_leave_in_the_middle_of_a_round() -> None:
                 poller.forget([f"job-{i}" for i in range(0, 20, 2)])
 
         world.on_request = leave
-        drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
-        drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
+        for _ in range(2):
+            perform(world, poller.poll_once(EVERY))
         assert set(poller.finished) <= set(world.runs)
 
 
-@pytest.mark.parametrize("counters", ["honest", "absent"])
-def test_a_job_is_not_polled_while_another_poll_of_it_is_in_flight(counters: str) -> None:
-    world = World(from_before(in_order(20, -10, -5)))
-    if counters == "absent":
-        world.lie = MISSING["absent"]
-    poller = JobPoller(APP)
-    poller.add(world.runs, world.clock.now)
+@pytest.mark.parametrize("lie", [lambda _, counters: counters, MISSING["absent"]], ids=["honest", "absent"])
+def test_a_job_is_not_polled_while_another_poll_of_it_is_in_flight(lie: Any) -> None:
+    world = World(from_before(in_order(20, -10, -5)), lie)
+    poller = poller_of(world)
 
     def begin_polls(request: Request) -> None:
         if "/job/" not in request.path:
@@ -458,23 +427,27 @@ def test_a_job_is_not_polled_while_another_poll_of_it_is_in_flight(counters: str
                 poller.waiting[job_id].is_in_flight = True
 
     world.on_request = begin_polls
-    drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
+    perform(world, poller.poll_once(EVERY))
     assert list(world.looks) == ["job-0"]
 
 
 # --- wait_for_jobs ------------------------------------------------------------------------------------------
 
 
-def wait(world: World, job_ids: Sequence[str], **options: Any) -> list[Job]:
-    flow = wait_for_jobs(APP, job_ids, **{"poll_interval": EVERY, **options})
-    return drive(flow, world.send, world.clock.sleep, world.clock.time)
+def wait(world: World, job_ids: Iterable[str] = (), **options: Any) -> list[Job]:
+    flow = wait_for_jobs(APP, list(job_ids or world.runs), **{"poll_interval": EVERY, **options})
+    return perform(world, flow)
 
 
-def poll(world: World, job_ids: Sequence[str], poller: JobPoller) -> list[Job] | None:
+def poll(world: World, poller: JobPoller) -> list[Job] | None:
+    job_ids = list(world.runs)
     poller.add(job_ids, world.clock.now)
     wait = Wait(poller, job_ids, EVERY, world.clock.now)
-    is_over = drive(wait.poll(None), world.send, world.clock.sleep, world.clock.time)
-    return [wait.finished[job_id] for job_id in job_ids] if is_over else None
+    return [wait.finished[job_id] for job_id in job_ids] if perform(world, wait.poll(None)) else None
+
+
+def all_complete(jobs: list[Job]) -> bool:
+    return {job.status.value for job in jobs} == {"COMPLETED"}
 
 
 def test_many_jobs_come_back_in_the_order_given_with_duplicates() -> None:
@@ -491,7 +464,7 @@ def test_many_jobs_come_back_in_the_order_given_with_duplicates() -> None:
 def test_the_time_a_round_takes_is_part_of_the_interval(seconds: float, sleeps: float) -> None:
     world = World(in_order(3, 58, 60))
     world.seconds_per_request = seconds
-    wait(world, list(world.runs))
+    wait(world)
     assert max(world.clock.slept, default=0.0) == pytest.approx(sleeps, abs=0.01)
 
 
@@ -513,13 +486,12 @@ def test_one_look_with_the_deadline_in_the_past_trusts_no_counters() -> None:
 def test_looks_that_are_followed_by_more_go_by_the_counters() -> None:
     """A sensor pokes: the first look is full, the rest are as those of a wait."""
     world = World(in_order(500, 60, 160))
-    poller, ids = JobPoller(APP), list(world.runs)
-    jobs: list[Job] = []
-    for _ in range(100):
-        if jobs := poll(world, ids, poller) or []:
-            break
+    poller = JobPoller(APP)
+    pokes = 0
+    while not poll(world, poller):
         world.clock.now += 10
-    assert len(jobs) == 500
+        pokes += 1
+    assert pokes < 100
     assert world.requests <= 3.2 * 500
 
 
@@ -534,14 +506,8 @@ def test_the_last_poll_at_the_deadline_waits_for_no_pause() -> None:
 @pytest.mark.parametrize("status", [402, 405, 409, 451])
 def test_an_answer_that_says_nothing_of_the_job_ends_no_wait(status: int) -> None:
     world = World(in_order(6, 20, 40))
-    world.refuse = dict.fromkeys(world.runs, status)
-
-    def pass_by(_: Request) -> None:
-        if world.now > 60:
-            world.refuse = {}
-
-    world.on_request = pass_by
-    assert {job.status for job in wait(world, list(world.runs))} == {"COMPLETED"}
+    world.refuse = lambda now: {} if now > 60 else dict.fromkeys(world.runs, status)
+    assert all_complete(wait(world))
 
 
 @pytest.mark.parametrize("counters", ["right", "none"])
@@ -549,13 +515,12 @@ def test_a_job_that_the_key_may_not_see_ends_no_other_wait(counters: str) -> Non
     runs = [Run(f"job-{number}", HOUR, starts=HOUR - 60) for number in range(20)]
     world = World([*runs, Run("foreign", HOUR)])
     if counters == "none":
-        world.lie = lambda *_: None
-    world.refuse = {"foreign": 403}
-    poller = JobPoller(APP)
-    poller.add(list(world.runs), world.clock.now)
+        world.lie = MISSING["absent"]
+    world.refuse = lambda _: {"foreign": 403}
+    poller = poller_of(world)
     wait = Wait(poller, list(world.runs)[:20], EVERY, world.clock.now)
     while not poller.errors and world.now < HOUR / 2:
-        drive(wait.poll(HOUR), world.send, world.clock.sleep, world.clock.time)
+        perform(world, wait.poll(HOUR))
         world.clock.now += EVERY
     # by right counters, those that are queued behind others are hardly ever polled
     assert poller.errors.keys() == ({"foreign"} if counters == "none" else set())
@@ -567,57 +532,42 @@ def test_a_single_poll_ends_though_a_refusal_is_neither_confirmed_nor_disproved(
 ) -> None:
     """The others answer, or nobody does any more: a sensor goes on to its next poke."""
     world = World(in_order(6, HOUR, HOUR))
-    world.refuse = dict.fromkeys(refused or world.runs, 403)
 
-    def begin_outage(_: Request) -> None:
-        if refused is None and sum(world.looks.values()) >= 6:
-            world.refuse = dict.fromkeys(world.runs, 502)
+    def refuse(_: float) -> dict[str, int]:
+        is_outage = refused is None and sum(world.looks.values()) > 6
+        return dict.fromkeys(refused or world.runs, 502 if is_outage else 403)
 
-    world.on_request = begin_outage
-    assert poll(world, list(world.runs), JobPoller(APP)) is None
+    world.refuse = refuse
+    assert poll(world, JobPoller(APP)) is None
     assert world.now <= REFUSAL_GRACE + REFUSAL_PAUSE + 1
 
 
 def test_a_single_poll_outlasts_a_replica_that_lags_behind() -> None:
     world = World([Run("job-0", 2, hidden_until=9), *in_order(3, HOUR, HOUR)[1:]])
-    assert poll(world, list(world.runs), poller := JobPoller(APP)) is None
+    assert poll(world, poller := JobPoller(APP)) is None
     assert list(poller.finished) == ["job-0"]
     assert world.now < 12
 
 
-def test_the_deadline_names_what_is_not_over() -> None:
-    world = World(in_order(100, 10, 100))
-    with pytest.raises(RunGenJobTimeoutError, match=r"job job-5\d and 4\d more, app ") as caught:
-        wait(world, list(world.runs), deadline=world.clock.now + 60)
-    assert caught.value.job_id.startswith("job-5")
-    assert world.now <= 61
-
-
-def test_an_error_no_waiting_can_change_ends_the_wait() -> None:
+def test_a_job_that_is_gone_counts_as_failed_among_others_and_a_refused_key_ends_the_wait() -> None:
     world = World(in_order(20))
-    world.refuse["job-0"] = 403
-    with pytest.raises(RunGenForbiddenError):
-        wait(world, list(world.runs))
-
-
-def test_a_job_that_is_gone_counts_as_failed_among_others() -> None:
-    world = World(in_order(20))
-    world.refuse["job-0"] = 404
-    jobs = wait(world, list(world.runs))
+    world.refuse = lambda _: {"job-0": 404}
+    jobs = wait(world)
     assert [job.status for job in jobs] == ["FAILED", *["COMPLETED"] * 19]
     assert "404" in jobs[0].error
     with pytest.raises(RunGenNotFoundError):
         wait(world, ["job-0"])
+    world = World(in_order(20))
+    world.refuse = lambda _: {"job-0": 403}
+    with pytest.raises(RunGenForbiddenError):
+        wait(world)
 
 
 def test_a_job_may_be_unknown_at_first() -> None:
-    runs = in_order(20)
-    for run in runs:
-        run.hidden_until = 45.0
-    for waited in ("job-3",), tuple(run.id for run in runs):
+    runs = with_every(1, in_order(20), hidden_until=45.0)
+    for waited in ["job-3"], [run.id for run in runs]:
         world = World(runs)
-        jobs = wait(world, waited, visible_by=world.clock.now + 50)
-        assert {job.status for job in jobs} == {"COMPLETED"}
+        assert all_complete(wait(world, waited, visible_by=world.clock.now + 50))
         with pytest.raises(RunGenNotFoundError):
             wait(World(runs), waited[:1], visible_by=world.start + 4)
 
@@ -625,25 +575,15 @@ def test_a_job_may_be_unknown_at_first() -> None:
 @pytest.mark.parametrize("count", [1, 20])
 def test_a_replica_that_lags_behind_ends_no_job_that_was_seen(count: int) -> None:
     world = World(in_order(count, 200, 210))
-
-    def lag(_: Request) -> None:
-        world.refuse = {"job-0": 404} if 12 < world.now < 30 else {}
-
-    world.on_request = lag
-    jobs = wait(world, list(world.runs))
-    assert {job.status for job in jobs} == {"COMPLETED"}
+    world.refuse = lambda now: {"job-0": 404} if 12 < now < 30 else {}
+    assert all_complete(wait(world))
 
 
 def test_a_job_that_was_seen_is_gone_when_it_stays_unknown() -> None:
     world = World(in_order(1, 600))
-
-    def forget(_: Request) -> None:
-        if world.now > 12:
-            world.refuse["job-0"] = 404
-
-    world.on_request = forget
+    world.refuse = lambda now: {"job-0": 404} if now > 12 else {}
     with pytest.raises(RunGenNotFoundError):
-        wait(world, ["job-0"], visible_by=world.start + 1000)
+        wait(world, visible_by=world.start + 1000)
     assert 12 + GONE_GRACE <= world.now < 12 + GONE_GRACE + 2 * EVERY
 
 
@@ -657,28 +597,23 @@ def test_only_answers_in_a_row_end_a_wait(
     # each job is polled in each round
     world = World(in_order(count, 300, 310), MISSING["absent"])
 
-    def answer(_: Request) -> None:
-        own = {run_id: doubt for run_id in world.runs if 12 < world.now < 17 or 100 < world.now < 125}
-        other = {run_id: 503 if between == "503" else 404 for run_id in world.runs if 17 < world.now < 100}
-        world.refuse, world.refusal = own or other, OWN if own or between == "503" else PAGE
+    def refuse(now: float) -> dict[str, int]:
+        is_own = 12 < now < 17 or 100 < now < 125
+        world.refusal = OWN if is_own or between == "503" else PAGE
         world.outage = (17, 100) if between == "outage" else (0, 0)
+        status = doubt if is_own else (503 if between == "503" else 404)
+        return dict.fromkeys(world.runs, status) if 12 < now < 125 else {}
 
-    world.on_request = answer
-    jobs = wait(world, list(world.runs))
-    assert {job.status for job in jobs} == {"COMPLETED"}
+    world.refuse = refuse
+    assert all_complete(wait(world))
 
 
 def test_a_look_at_many_jobs_gives_each_the_time_to_be_found() -> None:
     world = World(in_order(640, 600, 610))
     world.seconds_per_request = 1.7  # the first look takes longer than a job may be unknown
-
-    def lag(_: Request) -> None:
-        world.refuse = dict.fromkeys(world.runs, 404) if 31 < world.now < 37 else {}
-
-    world.on_request = lag
+    world.refuse = lambda now: dict.fromkeys(world.runs, 404) if 31 < now < 37 else {}
     found: dict[str, Job | RunGenError] = {}
-    look = fetch_known_jobs(APP, list(world.runs), found.__setitem__)
-    drive(look, world.send, world.clock.sleep, world.clock.time)
+    perform(world, fetch_known_jobs(APP, list(world.runs), found.__setitem__))
     assert [job_id for job_id, outcome in found.items() if not isinstance(outcome, Job)] == []
     assert found.keys() == world.runs.keys()
 
@@ -692,22 +627,19 @@ def test_nothing_is_asked_for_an_id_that_cannot_be_one() -> None:
 
 
 def test_many_jobs_are_logged_by_their_number(caplog: pytest.LogCaptureFixture) -> None:
-    world = World(in_order(200, 10, 100))
     with caplog.at_level(logging.INFO):
-        wait(world, list(world.runs))
-    lines = [record.getMessage() for record in caplog.records]
-    assert 2 <= len(lines) <= 4
-    for line in lines:
+        wait(World(in_order(200, 10, 100)))
+    assert 2 <= len(caplog.messages) <= 4
+    for line in caplog.messages:
         counts = re.fullmatch(r"(\d+) of 200 done, (\d+) queued or running, 0 failed; .* left", line)
         assert counts, line
         assert int(counts[1]) + int(counts[2]) == 200
 
 
 def test_a_few_jobs_are_logged_by_their_ids(caplog: pytest.LogCaptureFixture) -> None:
-    world = World(in_order(2, 10, 12))
     with caplog.at_level(logging.INFO):
-        wait(world, list(world.runs))
-    assert [record.getMessage() for record in caplog.records] == [
+        wait(World(in_order(2, 10, 12)))
+    assert caplog.messages == [
         *(f"Running (job job-0, app {APP})", f"Running (job job-1, app {APP})"),
         *(f"Completed (job job-0, app {APP})", f"Completed (job job-1, app {APP})"),
     ]
@@ -716,41 +648,31 @@ def test_a_few_jobs_are_logged_by_their_ids(caplog: pytest.LogCaptureFixture) ->
 # --- a service that is slow, or hangs -----------------------------------------------------------------------
 
 
-class Slow:
-    """A service that needs some seconds for each answer about a job, or never answers about some jobs."""
+class Slow(World):
+    """A service that needs some seconds for each answer about a job, or more than anybody waits for."""
 
-    def __init__(self, seconds: float, ends: float = 0.0, hanging: Iterable[str] = ()) -> None:
-        self.clock = FakeTime()
+    def __init__(self, seconds: float, ends: float) -> None:
+        super().__init__(Run(job_id, ends) for job_id in "abcd")
         self.seconds = seconds
-        self.over_at = self.clock.now + ends
-        self.hanging = set(hanging)
 
     def send(self, request: Request) -> Response:
         assert request.timeout is not None
-        job_id = request.path.rpartition("/")[2]
-        seconds = math.inf if job_id in self.hanging else self.seconds
-        self.clock.now += min(seconds, request.timeout)
-        if seconds > request.timeout:
+        self.clock.now += min(self.seconds, request.timeout)
+        if self.seconds > request.timeout:
             raise RunGenConnectionError("RunGen did not answer in time")
-        status = "COMPLETED" if self.clock.now >= self.over_at else "RUNNING"
-        return Response(200, {}, json.dumps({"data": {"id": job_id, "status": status}}).encode())
-
-    def perform(self, flow: Flow[T]) -> T:
-        return drive(flow, self.send, self.clock.sleep, self.clock.time)
+        return self._job(request.path.rpartition("/")[2])
 
 
 def test_each_poke_of_a_sensor_gives_a_slow_service_time() -> None:
-    slow, poller = Slow(seconds=12.0, ends=20.0), JobPoller(APP)
+    slow, poller = Slow(12.0, ends=20.0), JobPoller(APP)
     poller.add(["a"], slow.clock.now)
     wait = Wait(poller, ["a"], EVERY, slow.clock.now)
-    assert [slow.perform(wait.poll(None)) for _ in range(2)] == [None, True]
+    assert [perform(slow, wait.poll(None)) for _ in range(2)] == [None, True]
     assert wait.finished["a"].status.value == "COMPLETED"
 
 
 def test_jobs_that_hang_one_after_the_other_do_not_outlast_the_deadline() -> None:
-    ids = ["a", "b", "c", "d"]
-    slow = Slow(seconds=0.1, ends=HOUR, hanging=ids)
-    deadline = slow.clock.now + 10
+    slow = Slow(math.inf, ends=HOUR)
     with pytest.raises(RunGenJobTimeoutError):
-        slow.perform(wait_for_jobs(APP, ids, poll_interval=EVERY, deadline=deadline))
-    assert slow.clock.now - deadline < 2
+        wait(slow, deadline=slow.start + 10)
+    assert slow.now < 12

@@ -25,34 +25,24 @@ def app(workers: int | None = None, changed_at: float | None = None) -> App:
 
 def test_worker_seconds_are_workers_times_seconds() -> None:
     history = UP.changed(3, 1011.0).changed(0, 1021.0)
-    assert history.worker_seconds(5000.0) == 2 * 10 + 3 * 10
-    assert history.seconds_up(5000.0) == 20
+    assert (history.worker_seconds(5000.0), history.seconds_up(5000.0)) == (2 * 10 + 3 * 10, 20)
     assert (history.up_at, history.down_at) == (1001.0, 1021.0)
-    assert UP.worker_seconds(1002.5) == 3
-    assert UP.down_at is None
-
-
-def test_an_app_that_never_had_workers() -> None:
-    for history in (WorkerHistory(), WorkerHistory(((1000.0, 0),))):
-        assert history.worker_seconds(2000.0) == 0
-        assert (history.up_at, history.down_at) == (None, None)
+    assert (UP.worker_seconds(1002.5), UP.down_at) == (3, None)
+    for never_up in (WorkerHistory(), WorkerHistory(((1000.0, 0),))):
+        assert never_up.worker_seconds(2000.0) == 0
+        assert (never_up.up_at, never_up.down_at) == (None, None)
 
 
 @pytest.mark.parametrize(
     ("seen", "worker_seconds"),
     [
-        (app(2, 1001.0), 2 * 100),
-        (app(None), 2 * 100),
-        # set to zero by somebody else, or by a triggerer
-        (app(0, 1051.0), 2 * 50),
-        # set to another number
-        (app(5, 1051.0), 2 * 50 + 5 * 50),
+        *((app(*told), 2 * 100) for told in ((2, 1001.0), (None,))),
+        (app(0, 1051.0), 2 * 50),  # set to zero by somebody else, or by a triggerer
+        (app(5, 1051.0), 2 * 50 + 5 * 50),  # set to another number
         # a clock that is slow, and one that is fast
-        (app(0, 990.0), 0),
-        (app(0, 1120.0), 2 * 100),
+        *((app(0, 990.0), 0), (app(0, 1120.0), 2 * 100)),
         # a service that does not say when
-        (app(0), 2 * 100),
-        (app(0, 500.0), 2 * 100),
+        *((app(0), 2 * 100), (app(0, 500.0), 2 * 100)),
     ],
 )
 def test_another_number_counts_since_the_app_was_changed(seen: App, worker_seconds: float) -> None:
@@ -64,14 +54,9 @@ def test_another_number_counts_since_the_app_was_changed(seen: App, worker_secon
     ("seen", "worker_seconds"),
     [
         # it was raised, and the answer was lost
-        (app(2, 1001.0), 2 * 99.5),
-        (app(None), 2 * 99.5),
-        # raised and lowered again
-        (app(0, 1050.5), 2 * 50),
-        # never raised
-        (app(0, 500.0), 0),
-        (app(0), 0),
-        (app(0, 999.0), 0),
+        *((app(*told), 2 * 99.5) for told in ((2, 1001.0), (None,))),
+        (app(0, 1050.5), 2 * 50),  # raised and lowered again
+        *((app(*told), 0) for told in ((0, 500.0), (0,), (0, 999.0))),  # never raised
     ],
 )
 def test_a_scaling_of_unknown_fate_counts_if_the_app_was_changed(seen: App, worker_seconds: float) -> None:
@@ -101,22 +86,16 @@ def test_an_answer_that_does_not_come_is_not_waited_for(direct: Via, status: int
     assert direct.service.count("get_app") == 1
 
 
-@pytest.mark.parametrize(
-    ("answer", "workers"),
-    [
+def test_how_many_workers_an_app_is_paid_for() -> None:
+    answers: list[tuple[dict[str, Any], int | None]] = [
         ({"status": "RUNNING", "active_workers": "1"}, 1),
-        ({"status": "STOPPED"}, 0),
         ({"status": "STOPPED", "active_workers": 1}, 1),
-        ({"active_workers": 0}, 0),
-        ({"status": "RUNNING"}, None),
-        ({}, None),
-    ],
-)
-def test_how_many_workers_an_app_is_paid_for(answer: Any, workers: int | None) -> None:
-    assert workers_of(App.from_json({"id": APP, **answer})) == workers
+        *(({"status": "STOPPED"}, 0), ({"active_workers": 0}, 0), ({"status": "RUNNING"}, None), ({}, None)),
+    ]
+    for answer, workers in answers:
+        assert workers_of(App.from_json({"id": APP, **answer})) == workers, answer
 
 
 def test_an_app_was_raised_if_it_had_fewer_workers() -> None:
-    assert [ScaleRecord(APP, 2, before).was_raised for before in (0, 1, 2, 3, None)] == [
-        *(True, True, False, False, True)
-    ]
+    raised = [ScaleRecord(APP, 2, before).was_raised for before in (0, 1, 2, 3, None)]
+    assert raised == [True, True, False, False, True]

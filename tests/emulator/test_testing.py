@@ -13,12 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import (
-    DAG,
-    AirflowFailException,
-    AirflowSkipException,
-    BaseOperator,
-)
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, BaseOperator
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from conftest import SOON
 
@@ -57,9 +52,8 @@ def test_an_error_is_returned(rungen_emulator: Emulator) -> None:
     result = run_operator(job("fail: out of memory", **WAITING))
     assert isinstance(result.error, RunGenJobFailedError)
     assert "out of memory" in str(result.error)
-    assert result.value is None
+    assert (result.value, result.xcoms.get("return_value")) == (None, None)
     assert result.xcoms["job_id"]
-    assert "return_value" not in result.xcoms
 
 
 @pytest.mark.parametrize("defer_after", [0, 60])
@@ -86,19 +80,15 @@ def worker_seconds(emulator: Emulator) -> float:
 
 
 def test_templates_are_rendered_and_the_operator_can_be_run_again(rungen_emulator: Emulator) -> None:
+    template = "{{ params.color }} {{ ds }} {{ macros.ds_add(ds, 1) }} {{ dag.dag_id }} {{ task.task_id }}"
     with DAG("d", schedule=None, params={"color": "red"}):
-        op = job("{{ params.color }} {{ ds }} {{ macros.ds_add(ds, 1) }} {{ dag.dag_id }} {{ task.task_id }}")
+        op = job(template)
+    prompts = []
     for day, next_day in (("2026-01-31", "2026-02-01"), ("2026-03-31", "2026-04-01")):
-        result = run_operator(op, context={"ds": day})
-        assert result.rendered["input"] == {"prompt": f"red {day} {next_day} d paint"}
-    assert [made["input"] for made in rungen_emulator.service.jobs()] == [
-        {"prompt": "red 2026-01-31 2026-02-01 d paint"},
-        {"prompt": "red 2026-03-31 2026-04-01 d paint"},
-    ]
-    assert op.input == {
-        "prompt": "{{ params.color }} {{ ds }} {{ macros.ds_add(ds, 1) }} {{ dag.dag_id }} {{ task.task_id }}"
-    }
-    assert op.upstream_task_ids == set()
+        prompts.append({"prompt": f"red {day} {next_day} d paint"})
+        assert run_operator(op, context={"ds": day}).rendered["input"] == prompts[-1]
+    assert [made["input"] for made in rungen_emulator.service.jobs()] == prompts
+    assert (op.input, op.upstream_task_ids) == ({"prompt": template}, set())
 
 
 def test_templates_know_connections_variables_and_the_task_instance(
@@ -121,29 +111,26 @@ def test_a_variable_and_a_connection_may_have_a_default(rungen_emulator: Emulato
 
 
 def test_what_earlier_tasks_returned_is_pulled(rungen_emulator: Emulator) -> None:
+    def collect(name: str, job_id: Any) -> Any:
+        return RunGenCollectResultsOperator(task_id=name, job_id=job_id, poll_interval=0.05)
+
     with DAG("d", schedule=None):
         paint = job()
         mapped: Any = RunGenRunJobOperator.partial(task_id="mapped").expand(input=[{"prompt": "x"}])
-        collect = RunGenCollectResultsOperator(task_id="collect", job_id=paint.output, poll_interval=0.05)
+        one, several = collect("one", paint.output), collect("several", mapped.output)
+        both = collect("both", [mapped.output, paint.output])
         sensor = RunGenJobSensor(
             task_id="wait", job_id="{{ ti.xcom_pull('paint', key='job_id') }}", poke_interval=0.05
         )
-        collect_mapped = RunGenCollectResultsOperator(
-            task_id="collect_mapped", job_id=mapped.output, poll_interval=0.05
-        )
     first = run_operator(paint)
     for upstream in ({"paint": first}, {"paint": first.value}):
-        assert run_operator(collect, upstream=upstream).value["images"]
+        assert run_operator(one, upstream=upstream).value["images"]
     assert run_operator(sensor, upstream={"paint": first}).error is None
-    several = run_operator(collect_mapped, upstream={"mapped": [first.value, first.value]}).value
-    assert len(several) == 2
-    collect_both = RunGenCollectResultsOperator(
-        task_id="collect_both", job_id=[mapped.output, paint.output], poll_interval=0.05
-    )
-    both = run_operator(collect_both, upstream={"paint": first, "mapped": [first.value] * 2})
-    assert len(both.value) == 3
-    assert collect.upstream_task_ids == {"paint"}
-    assert isinstance(run_operator(collect).error, AirflowFailException), "no id"
+    ids = [first.value] * 2
+    assert len(run_operator(several, upstream={"mapped": ids}).value) == 2
+    assert len(run_operator(both, upstream={"paint": first, "mapped": ids}).value) == 3
+    assert one.upstream_task_ids == {"paint"}
+    assert isinstance(run_operator(one).error, AirflowFailException), "no id"
 
 
 def test_a_decorated_function_can_be_run_mapped_or_not(rungen_emulator: Emulator) -> None:
@@ -164,10 +151,8 @@ def test_a_decorated_function_can_be_run_mapped_or_not(rungen_emulator: Emulator
 @pytest.mark.parametrize(
     ("upstream", "has_run"),
     [
-        ({"app_up": TaskResult(error=ValueError())}, True),
-        ({"app_up": "flux-schnell"}, True),
-        ({"app_up": TaskResult(error=AirflowSkipException())}, False),
-        ({}, False),
+        *(({"app_up": up}, True) for up in (TaskResult(error=ValueError()), "flux-schnell")),
+        *((upstream, False) for upstream in ({"app_up": TaskResult(error=AirflowSkipException())}, {})),
     ],
     ids=["failed", "success", "skipped", "not run"],
 )
@@ -227,14 +212,17 @@ def test_a_mapped_operator_maps_over_what_earlier_tasks_returned(rungen_emulator
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_the_rows_of_a_table_are_at_hand(rungen_emulator: Emulator, tmp_path: Path, suffix: str) -> None:
+    elsewhere: dict[str, Any] = {
+        "table": "s3://bucket/products.parquet",
+        "destination": "s3://bucket/{{ run_id }}",
+        "ledger": Ledger("s3://bucket/ledger"),
+    }
     op = RunGenRunTableOperator(
         task_id="paint",
-        table="s3://bucket/products.parquet",
         key="sku",
         to_input=lambda row: {"prompt": row["title"]},
-        destination="s3://bucket/{{ run_id }}",
-        ledger=Ledger("s3://bucket/ledger"),
         poll_interval=0.05,
+        **elsewhere,
     )
     here = {
         "table": [{"sku": "A-1", "title": "a {{ kettle }}"}],
@@ -247,7 +235,7 @@ def test_the_rows_of_a_table_are_at_hand(rungen_emulator: Emulator, tmp_path: Pa
     assert [each["input"]["prompt"] for each in rungen_emulator.service.jobs()] == ["a {{ kettle }}"]
     [again] = run_operator(op, replace=here).rows
     assert again["job_id"] == row["job_id"], "the ledger has it"
-    assert op.table == "s3://bucket/products.parquet"
+    assert op.table == elsewhere["table"]
     assert "no parameter 'folder'" in str(run_operator(op, replace={"folder": []}).error)
     with pytest.raises(ValueError, match="no results table"):
         _ = run_operator(job()).rows
@@ -361,12 +349,8 @@ class Deferring(BaseOperator):
         self.how = how
 
     def execute(self, context: Any) -> None:
-        self.defer(
-            trigger=SlowTrigger(self.how),
-            method_name="come_back",
-            kwargs={"extra": 1},
-            timeout=timedelta(seconds=0.2),
-        )
+        trigger, timeout = SlowTrigger(self.how), timedelta(seconds=0.2)
+        self.defer(trigger=trigger, method_name="come_back", kwargs={"extra": 1}, timeout=timeout)
 
     def come_back(self, context: Any, event: Any, extra: int) -> Any:
         return event, extra, context["task"].task_id
