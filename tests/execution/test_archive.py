@@ -745,19 +745,6 @@ def test_a_new_url_is_found_by_its_place(archive: Archive) -> None:
     assert set(archive.fetches.values()) == {2}
 
 
-def test_a_page_in_place_of_an_output_is_not_stored(archive: Archive) -> None:
-    [job_id] = submitted(job())
-    archive.inject(kind="html", status=200, times=None)
-    error = archive.collect(job_id).error
-    assert type(error) is RunGenOutputError
-    assert error.retryable
-    assert "sent text/html in place of a .png file; check that the worker may reach it" in str(error)
-    assert archive.files == {}
-    archive.service.clear_faults()
-    assert archive.collect(job_id).error is None
-    assert archive.files[f"{job_id}/0-0.png"].startswith(b"\x89PNG")
-
-
 @pytest.mark.parametrize("times", [1, None])
 def test_a_job_is_not_given_up_because_its_urls_cannot_be_renewed(
     archive: Archive, times: int | None

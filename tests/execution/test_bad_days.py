@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import json
 import logging
@@ -14,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,8 +34,8 @@ from client_mistakes import keys_leaked
 from conftest import APP, FakeStore, TrackedTaskInstance
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from places import Died
 
-from airflow_provider_rungen import triggers
 from airflow_provider_rungen.client import job_poller, poll_state, polling, retry
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenForbiddenError
@@ -206,10 +205,6 @@ def scripts(draw: st.DrawFn) -> Script:
 
 class TroubleError(Exception):
     """What Airflow raises when its API server cannot be reached."""
-
-
-class Died(BaseException):
-    """Ends an attempt as abruptly as a test can."""
 
 
 @dataclass(frozen=True)
@@ -867,136 +862,50 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, name, value)
 
 
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[Emulator]:
-    with Emulator() as emulator:
-        yield emulator
-
-
-@contextlib.contextmanager
-def logged() -> Iterator[Log]:
+@pytest.fixture
+def log() -> Iterator[Log]:
+    """Every line of the root logger and of those below it."""
     log = Log()
     names = ("", "airflow.task", "airflow_provider_rungen")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
+    before = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in before:
         logger.setLevel(logging.INFO)
     logging.getLogger().addHandler(log)
-    try:
-        yield log
-    finally:
-        logging.getLogger().removeHandler(log)
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+    yield log
+    logging.getLogger().removeHandler(log)
+    for logger, level in before.items():
+        logger.setLevel(level)
 
 
 @pytest.fixture
 def led(
-    hurried: None, emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[Script], Life]]:
+    hurried: None, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Script], None]]:
     """Lead a life, and judge it."""
     monkeypatch.setenv(CONNECTION, "")
     current: list[Life] = []
     monkeypatch.setattr(task_instances, "task_state", lambda ti: current[-1].state)
     monkeypatch.setattr(task_instances, "pushed_job_ids", lambda ti: None)
 
-    def lead(script: Script) -> Life:
+    def lead(script: Script) -> None:
         monkeypatch.setattr(attempts, "CLEAR_DISCARDS_STATE", script.airflow == "3.4")
-        folder = tmp_path / str(len(current))
-        with logged() as log:
-            life = Life(emulator, script, folder, log)
-            current.append(life)
-            life.lead()
-            gc.collect()
+        log.lines.clear()
+        life = Life(emulator, script, tmp_path / str(len(current)), log)
+        current.append(life)
+        life.lead()
+        gc.collect()
         life.judge()
-        return life
 
     gc.collect()
     gc.freeze()
-    yield lead
+    with Emulator() as emulator:
+        yield lead
     gc.unfreeze()
 
 
 @lives
 @given(script=scripts())
 def test_every_job_is_used_or_canceled_or_told_on_any_bad_day(
-    led: Callable[[Script], Life], script: Script
+    led: Callable[[Script], None], script: Script
 ) -> None:
     led(script)
-
-
-# --- one task must not hurt another -------------------------------------------------------------------------
-
-
-@st.composite
-def troubles(draw: st.DrawFn) -> Fault:
-    """Make what goes wrong with one job alone."""
-    fault = draw(faults(("get",)))
-    return replace(fault, times=draw(st.sampled_from([1, 2, None])), skip=draw(st.integers(1, 4)))
-
-
-@pytest.mark.usefixtures("hurried")
-@settings(lives, max_examples=int(EXAMPLES or 48) // 4)
-@given(
-    wrong=st.lists(troubles(), min_size=1, max_size=3),
-    times=st.tuples(st.floats(0.2, 1.5), st.sampled_from([0.3, 6.0])),
-    count=st.sampled_from([1, 1, 3, 6]),
-)
-def test_nobody_is_late_because_of_somebody_else(
-    emulator: Emulator,
-    monkeypatch: pytest.MonkeyPatch,
-    wrong: list[Fault],
-    times: tuple[float, float],
-    count: int,
-) -> None:
-    """In the same triggerer, on the same connection and app: what befalls the jobs of one task."""
-    poll_interval, (seconds, read) = 0.1, times
-    # as long as a hanging look could be
-    for module in (poll_state, job_poller, polling):
-        monkeypatch.setattr(module, "POLL_TIMEOUT", 6.0)
-    emulator.service = service = Service(workers=16)
-    monkeypatch.setenv(
-        CONNECTION,
-        emulator.airflow_connection(timeout={"connect": 0.3, "read": read}, max_response_bytes=1_000_000),
-    )
-    headers = {"x-api-key": service.api_key, "content-type": "application/json"}
-
-    def submit(job_seconds: float) -> str:
-        body = json.dumps({"input": {"prompt": "p", "emulator": {"seconds": job_seconds}}}).encode()
-        reply = service.handle("POST", f"/app/{APP}/run_async", headers, body)
-        return str(json.loads(reply.body)["data"]["id"])
-
-    theirs = [submit(60.0) for _ in range(count)]
-    for place, fault in enumerate(wrong):
-        service.inject(replace(fault, job_id=theirs[place % count]))
-
-    async def wait_for(job_ids: list[str], deadline: float) -> tuple[Any, float]:
-        trigger = triggers.RunGenJobTrigger(
-            app_id=APP, job_id=job_ids, poll_interval=poll_interval, deadline=deadline, deferred_at=1.0
-        )
-        stream: Any = trigger.run()
-        try:
-            return (await anext(stream)).payload, time.time()
-        finally:
-            await stream.aclose()
-
-    async def both() -> tuple[Any, float]:
-        deadline = time.time() + 20
-        other = asyncio.ensure_future(wait_for(theirs, deadline))
-        await asyncio.sleep(0.15)
-        healthy.append(submit(seconds))
-        outcome = await wait_for(healthy, deadline)
-        other.cancel()
-        await asyncio.gather(other, return_exceptions=True)
-        return outcome
-
-    healthy: list[str] = []
-    with logged() as log:
-        event, at = asyncio.run(both())
-        gc.collect()
-    assert (event["outcome"], event["in_flight"], event["failed"]) == ("go on", 0, "")
-    [finished] = [job["finished"] for job in service.jobs() if job["id"] == healthy[0]]
-    # a round waits a second at least for the slowest look; the rest is for a busy machine
-    assert at - finished < 2 * max(poll_interval, 1.0) + 0.5, f"late by {at - finished:.2f} s"
-    assert not [text for _, record, text in log.lines if record.name == "asyncio"]
-    assert service.stats()["cancels_received"] == 0

@@ -19,6 +19,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from bad_answers import Fault
 from conftest import APP, SOON, Clock, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
+from places import Died
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
@@ -122,10 +123,6 @@ def emulator(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emul
 @pytest.fixture(params=MODES)
 def task(request: pytest.FixtureRequest, emulator: Emulator) -> Task:
     return Task(emulator, **MODES[request.param])
-
-
-class Died(BaseException):
-    """Ends an attempt as abruptly as a test can."""
 
 
 def die_after_submission(task: Task) -> str:

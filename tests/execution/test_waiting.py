@@ -55,14 +55,6 @@ def first_event(deferred: TaskDeferred) -> Any:
     return asyncio.run(first())
 
 
-def test_what_is_over_soon_is_not_deferred(rungen_emulator: Emulator, context: Any) -> None:
-    op = RunGenRunJobOperator(task_id="run", input=job_input(0.7), **WAITING)
-    outcome = run_task(op, context)
-    assert outcome.value
-    assert outcome.events == []
-    assert 2 < rungen_emulator.service.count("get") < 12
-
-
 ENDS_THERE = pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a worker is started for it")
 ENDING: dict[str, Any] = WAITING | {"defer_after": 0, "end_from_trigger": True}
 
