@@ -629,29 +629,12 @@ class Life:
         return said
 
     def explain(self, what: str) -> str:
-        t0 = self.tries[0].began if self.tries else time.time()
-        lines = [what, "", repr(self.script), ""]
-        for this in self.tries:
-            lines.append(
-                f"try {this.number} (#{this.try_number}, cleared={this.is_cleared}) {this.began - t0:.2f} to "
-                f"{this.ended - t0:.2f}: value={this.value!r} killed={bool(this.killed_at)} "
-                f"died={this.has_died} ordered={this.ordered!r} error={this.chain()!r} events={this.events}"
-            )
-        for job in self.service.jobs():
-            [made] = [made for made in self.made if made.id == job["id"]]
-            lines.append(
-                f"job {job['id']} {job['status']} of input {made.index}, try {made.attempt}, {made.fault}"
-            )
-        lines += [
-            f"  {record.time - t0:.2f} {record.operation} {record.path[-40:]} {record.status} {record.fault}"
-            for record in self.service.records()[:150]
-        ]
-        lines += [
+        shown = [self.script, *self.tries, *self.made, *self.service.jobs(), *self.service.records()[:150]]
+        said = [
             f"  [{number}] {record.levelname} {record.name}: {text[:1500]}"
             for number, record, text in self.log.lines
-            if record.levelno >= logging.INFO
         ]
-        return "\n".join(lines)
+        return "\n".join([what, *map(repr, shown), *said])
 
     def hold(self, is_so: object, what: str) -> None:
         if not is_so:
@@ -880,14 +863,14 @@ def log() -> Iterator[Log]:
 @pytest.fixture
 def led(
     hurried: None, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[Script], None]]:
+) -> Iterator[Callable[[Script], Life]]:
     """Lead a life, and judge it."""
     monkeypatch.setenv(CONNECTION, "")
     current: list[Life] = []
     monkeypatch.setattr(task_instances, "task_state", lambda ti: current[-1].state)
     monkeypatch.setattr(task_instances, "pushed_job_ids", lambda ti: None)
 
-    def lead(script: Script) -> None:
+    def lead(script: Script) -> Life:
         monkeypatch.setattr(attempts, "CLEAR_DISCARDS_STATE", script.airflow == "3.4")
         log.lines.clear()
         life = Life(emulator, script, tmp_path / str(len(current)), log)
@@ -895,6 +878,7 @@ def led(
         life.lead()
         gc.collect()
         life.judge()
+        return life
 
     gc.collect()
     gc.freeze()
@@ -906,6 +890,6 @@ def led(
 @lives
 @given(script=scripts())
 def test_every_job_is_used_or_canceled_or_told_on_any_bad_day(
-    led: Callable[[Script], None], script: Script
+    led: Callable[[Script], Life], script: Script
 ) -> None:
     led(script)

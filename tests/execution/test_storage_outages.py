@@ -233,7 +233,7 @@ class ClientAuthenticationError(AzureError):
 
 @pytest.fixture(params=["gs", "abfs"])
 def scheme(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Let the URIs of a cloud lead to an object store while the test runs."""
+    """The scheme of a cloud, whose file systems are those of before after the test."""
     stores = import_module(import_module(ObjectStoragePath.__module__).attach.__module__)._STORE_CACHE
     before = dict(stores)
     yield request.param
