@@ -33,7 +33,7 @@ from conftest import APP, KEY, SOON, Outcome, OutletEvents, run_task, signal_whe
 from object_store import ObjectStore, attach
 
 from airflow_provider_rungen.client import retry
-from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS
+from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS, redact_value
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
@@ -44,7 +44,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenResultError,
 )
 from airflow_provider_rungen.execution.archive import job_archiver, output_store, stored_jobs
-from airflow_provider_rungen.execution.archive.manifests import Manifest, parse_manifest
+from airflow_provider_rungen.execution.archive.manifests import Manifest, manifest_text, parse_manifest
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.task.outcomes import is_useless
 from airflow_provider_rungen.hooks import RunGenHook
@@ -570,6 +570,15 @@ def parsed(*entries: dict[str, Any]) -> Manifest:
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"app_id": 1}', b"[" * 100_000])
 def test_a_manifest_that_is_none_has_no_entries(content: bytes) -> None:
     assert parse_manifest(content, APP, "job") == Manifest({}, is_complete=False, invalid_count=1)
+
+
+def test_a_result_that_no_parser_could_read_is_no_part_of_a_manifest() -> None:
+    deep: Any = SIGNED
+    for _ in range(100_000):
+        deep = [deep]
+    text = manifest_text({"app_id": APP, "job_id": "job", "result": redact_value(deep)})
+    assert b"nested too deeply to be stored" in text
+    assert b"s3cret" not in text
 
 
 def test_only_known_fields_of_an_entry_are_read() -> None:

@@ -45,6 +45,7 @@ from airflow_provider_rungen.execution.jobs.places import StorePlace
 from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
 from airflow_provider_rungen.execution.sending import log_writer, sender
 from airflow_provider_rungen.execution.task import attempts, task_instances
+from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.hooks import base as hook_base
 from airflow_provider_rungen.hooks import rungen as hooks
 from airflow_provider_rungen.operators import (
@@ -55,7 +56,7 @@ from airflow_provider_rungen.operators import (
 )
 from airflow_provider_rungen.runs.log import read_attempts
 from airflow_provider_rungen.sensors import RunGenJobSensor
-from airflow_provider_rungen.triggers import base
+from airflow_provider_rungen.triggers import RunGenJobTrigger, base
 from airflow_provider_rungen.triggers import job as job_trigger
 
 #: How many lives to try. With it set, they are other ones each time.
@@ -893,3 +894,58 @@ def test_every_job_is_used_or_canceled_or_told_on_any_bad_day(
     led: Callable[[Script], Life], script: Script
 ) -> None:
     led(script)
+
+
+# --- one task must not hurt another -------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *({"kind": kind} for kind in ("hang", "truncate", "garbage", "wrong_types", "oversize")),
+        *({"status": status} for status in (401, 404, 503)),
+        {"status": 429, "headers": {"Retry-After": "1"}},
+    ],
+    ids=str,
+)
+def test_nobody_is_late_because_of_somebody_else(
+    log: Log, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
+) -> None:
+    """In the same triggerer, on the same connection and app, one comes while a look at another one fails."""
+    for module in (poll_state, job_poller, polling):
+        monkeypatch.setattr(module, "POLL_TIMEOUT", 6.0)  # as long as a hanging look could be
+    timeout = {"connect": 0.3, "read": 0.5}
+
+    async def wait_for(job_id: str) -> tuple[Any, float]:
+        trigger = RunGenJobTrigger(
+            app_id=APP, job_id=[job_id], poll_interval=0.1, deadline=time.time() + 20, deferred_at=1.0
+        )
+        stream: Any = trigger.run()
+        try:
+            return (await anext(stream)).payload, time.time()
+        finally:
+            await stream.aclose()
+
+    async def both(theirs: str, healthy: str) -> tuple[Any, float]:
+        other = asyncio.ensure_future(wait_for(theirs))
+        await asyncio.sleep(0.15)
+        outcome = await wait_for(healthy)
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)
+        return outcome
+
+    with Emulator(Service(workers=16)) as emulator:
+        monkeypatch.setenv(CONNECTION, emulator.airflow_connection(timeout=timeout, max_response_bytes=10**6))
+        with RunGenHook() as hook:
+            inputs = [{"prompt": "p", "emulator": {"seconds": seconds}} for seconds in (60.0, 0.5)]
+            ids = [hook.run_job(app_id=APP, input=each).id for each in inputs]
+        emulator.service.inject(Fault(on="get", job_id=ids[0], times=None, size=1_100_000, **fault))
+        event, at = asyncio.run(both(*ids))
+        gc.collect()
+        [finished] = [job["finished"] for job in emulator.service.jobs() if job["id"] == ids[1]]
+        assert emulator.service.stats()["cancels_received"] == 0
+    assert (event["outcome"], event["in_flight"], event["failed"]) == ("go on", 0, "")
+    # a round waits a second at least for the slowest look; the rest is for a busy machine
+    assert at - finished < 2.5, f"late by {at - finished:.2f} s"
+    assert not [text for _, record, text in log.lines if record.name == "asyncio"]
