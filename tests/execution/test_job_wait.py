@@ -9,9 +9,11 @@ import pytest
 from conftest import APP, Clock, FakeTaskInstance, run_task
 
 from airflow_provider_rungen._airflow import BaseOperator
-from airflow_provider_rungen.client.job_poller import strip_payloads
+from airflow_provider_rungen.client.flow import Request, Response
+from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.progress import WaitGoal
+from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
     RunGenJobQueuedTimeoutError,
@@ -203,6 +205,21 @@ def test_jobs_that_could_not_be_canceled_are_returned(scene: Scene) -> None:
     scene.service.inject(Fault(on="cancel", job_id=stubborn, status=500, times=None))
     assert waits.cancel(APP, [running, stubborn, over], within=2) == [stubborn]
     assert waits.canceled == {running}
+
+
+@pytest.mark.parametrize("newcomers", [[], ["late"]])
+def test_whoever_comes_in_a_round_that_fails_does_not_wait_for_the_end_of_the_outage(
+    newcomers: list[str],
+) -> None:
+    poller = JobPoller(APP)
+    poller.add(["early"], DAY)
+
+    def refuse(_: Request) -> Response:
+        poller.add(newcomers, DAY)
+        return Response(503, {}, b"")
+
+    drive(poller.poll_once(None), refuse, lambda _: None, lambda: DAY)
+    assert poller.outages.is_quiet(DAY) == (not newcomers)
 
 
 # --- an event is a hint -------------------------------------------------------------------------------------
