@@ -938,7 +938,7 @@ def test_nobody_is_late_because_of_somebody_else(
     with Emulator(Service(workers=16)) as emulator:
         monkeypatch.setenv(CONNECTION, emulator.airflow_connection(timeout=timeout, max_response_bytes=10**6))
         with RunGenHook() as hook:
-            inputs = [{"prompt": "p", "emulator": {"seconds": seconds}} for seconds in (60.0, 0.5)]
+            inputs: list[Any] = [{"prompt": "p", "emulator": {"seconds": each}} for each in (60.0, 0.5)]
             ids = [hook.run_job(app_id=APP, input=each).id for each in inputs]
         emulator.service.inject(Fault(on="get", job_id=ids[0], times=None, size=1_100_000, **fault))
         event, at = asyncio.run(both(*ids))
