@@ -317,17 +317,16 @@ def test_a_destination_that_cannot_be_used_is_reported_before_the_wait(
 def test_no_secret_of_a_destination_is_shown(
     archive: Archive, caplog: pytest.LogCaptureFixture, error: Exception, when: str
 ) -> None:
-    class Lookup:
-        def __get__(self, *_: Any) -> Any:
-            if when == "looked up":
-                raise error
-            return fs
+    def look_up(_: Any) -> Any:
+        if when == "looked up":
+            raise error
+        return fs
 
     fs = attach(conn_id="KEY:S3CRET")
     fs.refuse("open", error)
     [job_id] = submitted(job())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(fs.attached), "fs", Lookup())
+        patch.setattr(type(fs.attached), "fs", property(look_up))
         outcome = archive.collect(job_id, "memory://KEY:S3CRET@bucket/x?sig=S3CRET")
     assert isinstance(outcome.error, RunGenInputError | AirflowFailException)
     assert "destination" in str(outcome.error)
