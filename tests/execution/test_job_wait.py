@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import pytest
 from conftest import APP, Clock, FakeTaskInstance, run_task
 
 from airflow_provider_rungen._airflow import BaseOperator
-from airflow_provider_rungen.client.job_poller import strip_payloads
+from airflow_provider_rungen.client.flow import Request, Response
+from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.progress import WaitGoal
+from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
     RunGenJobQueuedTimeoutError,
@@ -41,27 +43,30 @@ def defer(arguments: dict[str, Any], seconds: float) -> NoReturn:
     raise DeferralError(arguments, seconds)
 
 
-@pytest.fixture
-def clock(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock that moves when a task sleeps."""
-    rungen_emulator.service.scale(APP, 1000)
-    clock = Clock(rungen_emulator, monkeypatch)
-    monkeypatch.setattr(RunGenHook, "sleep", lambda _, seconds: clock.advance(seconds))
-    return clock
+class Scene:
+    """The waits of an attempt, and the service. A clock moves when the task sleeps."""
 
+    def __init__(self, emulator: Emulator, ti: FakeTaskInstance) -> None:
+        self.service, self._context = emulator.service, {"ti": ti}
+        self.service.scale(APP, 1000)
 
-@pytest.fixture
-def wait(clock: Clock, ti: FakeTaskInstance) -> Callable[..., JobWait]:
-    """Make the waits of an attempt."""
-
-    def wait(**options: Any) -> JobWait:
+    def wait(self, **options: Any) -> JobWait:
         given = {"poll_interval": 5.0, "deferrable": False, "defer_after": 20.0, "cancel_on_kill": True}
         task: dict[str, Any] = {"rungen_conn_id": "rungen_default", "app_id": APP, "timeout": 60}
         wait_options = JobOptions(**{**task, **given, **options})
-        context: Any = {"ti": ti}
+        context: Any = self._context
         return JobWait(TaskRun(BaseOperator(task_id="wait"), context, wait_options), defer)
 
-    return wait
+    @property
+    def deadline(self) -> float:
+        return self.service.now() + DAY
+
+
+@pytest.fixture
+def scene(rungen_emulator: Emulator, ti: FakeTaskInstance, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    clock = Clock(rungen_emulator, monkeypatch)
+    monkeypatch.setattr(RunGenHook, "sleep", lambda _, seconds: clock.advance(seconds))
+    return Scene(rungen_emulator, ti)
 
 
 def submitted(*seconds: float, **steering: Any) -> list[str]:
@@ -79,26 +84,24 @@ def by_ones(wait: JobWait, job_ids: list[str], deadline: float, **options: Any) 
     return over
 
 
-def test_many_short_waits_poll_no_more_than_a_long_one(
-    rungen_emulator: Emulator, clock: Clock, wait: Callable[..., JobWait]
-) -> None:
-    service, counts = rungen_emulator.service, []
+def test_many_short_waits_poll_no_more_than_a_long_one(scene: Scene) -> None:
+    counts = []
     for is_long in (True, False):
-        ids, before = submitted(12, 31, 50, 90), service.count("get")
-        begun_at = service.now()
+        ids, before = submitted(12, 31, 50, 90), scene.service.count("get")
+        waits, begun_at = scene.wait(), scene.service.now()
         if is_long:
-            wait().wait(APP, ids, deadline=begun_at + DAY)
+            waits.wait(APP, ids, deadline=scene.deadline)
         else:
-            assert by_ones(wait(), ids, begun_at + DAY) == ids
-        counts.append(service.count("get") - before)
-        assert 90 <= service.now() - begun_at <= 96
+            assert by_ones(waits, ids, scene.deadline) == ids
+        counts.append(scene.service.count("get") - before)
+        assert 90 <= scene.service.now() - begun_at <= 96
     assert counts[1] <= counts[0] < 90
 
 
 def test_jobs_that_are_added_are_waited_for_and_each_is_returned_once_with_the_result_of_its_poll(
-    rungen_emulator: Emulator, clock: Clock, wait: Callable[..., JobWait]
+    scene: Scene,
 ) -> None:
-    waits, service, results, returned = wait(), rungen_emulator.service, [], []
+    waits, results, returned = scene.wait(), [], []
 
     def keep(job: Job) -> Job:
         results.append((job.id, job.result))
@@ -107,7 +110,7 @@ def test_jobs_that_are_added_are_waited_for_and_each_is_returned_once_with_the_r
     running = submitted(10, 20)
     for _ in range(4):
         goal = WaitGoal(left=len(running) - 1)
-        jobs = waits.wait(APP, running, deadline=service.now() + DAY, goal=goal, on_finished=keep)
+        jobs = waits.wait(APP, running, deadline=scene.deadline, goal=goal, on_finished=keep)
         returned += jobs
         running = [job_id for job_id in running if job_id not in {job.id for job in jobs}] + submitted(10)
     assert all(result for _, result in results)
@@ -116,16 +119,14 @@ def test_jobs_that_are_added_are_waited_for_and_each_is_returned_once_with_the_r
     assert not set(running) & {job.id for job in returned}
 
 
-def test_an_error_of_a_job_makes_it_a_failed_one_though_no_other_is_left(
-    rungen_emulator: Emulator, clock: Clock, wait: Callable[..., JobWait]
-) -> None:
+def test_an_error_of_a_job_makes_it_a_failed_one_though_no_other_is_left(scene: Scene) -> None:
     told: list[Job] = []
 
     def keep(job: Job) -> Job:
         told.append(job)
         return job
 
-    [job] = wait().wait(APP, ["gone"], deadline=rungen_emulator.service.now() + DAY, on_finished=keep)
+    [job] = scene.wait().wait(APP, ["gone"], deadline=scene.deadline, on_finished=keep)
     assert job.status is JobStatus.FAILED
     assert isinstance(job.cause, RunGenNotFoundError)
     assert told == [job]
@@ -133,104 +134,92 @@ def test_an_error_of_a_job_makes_it_a_failed_one_though_no_other_is_left(
 
 @pytest.mark.parametrize("limit", [None, 30.0])
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_the_time_is_over(
-    rungen_emulator: Emulator,
-    clock: Clock,
-    *,
-    wait: Callable[..., JobWait],
-    limit: float | None,
-    deferrable: bool,
-) -> None:
+def test_the_time_is_over(scene: Scene, limit: float | None, deferrable: bool) -> None:
     kind = RunGenJobQueuedTimeoutError if limit else RunGenJobTimeoutError
-    ids, service = submitted(5, DAY), rungen_emulator.service
-    service.scale(APP, 0 if limit else 1000)
-    waits = wait(queued_timeout=limit, deferrable=deferrable, defer_after=DAY)
+    ids = submitted(5, DAY)
+    scene.service.scale(APP, 0 if limit else 1000)
+    waits = scene.wait(queued_timeout=limit, deferrable=deferrable, defer_after=DAY)
     with pytest.raises(kind, match="no active workers" if limit else "RUNNING for 1 min"):
-        waits.wait(APP, ids, deadline=service.now() + 60)
+        waits.wait(APP, ids, deadline=scene.service.now() + 60)
     assert waits.in_flight == (ids if limit else ids[1:])
 
 
-def test_a_deferral_hands_over_what_is_in_flight(
-    rungen_emulator: Emulator, clock: Clock, wait: Callable[..., JobWait]
-) -> None:
-    service, saved = rungen_emulator.service, []
+def deferral(waits: JobWait, ids: list[str], deadline: float, **options: Any) -> Mapping[str, Any]:
+    """Return the arguments of the trigger that goes on with a wait."""
+    with pytest.raises(DeferralError) as caught:
+        waits.wait(APP, ids, deadline=deadline, **options)
+    return caught.value.arguments
+
+
+def test_a_deferral_hands_over_what_is_in_flight(scene: Scene) -> None:
+    saved = []
 
     def save(over: list[Job]) -> dict[str, Any]:
-        saved.append((service.now(), [job.id for job in over]))
+        saved.append((scene.service.now(), [job.id for job in over]))
         return {"attempt": "0001-0001-ab", "on_clear": "keep"}
 
     failing = submitted(1, fail="x")
-    ids = [*failing, *submitted(60, 60, 60)]
-    deadline = service.now() + DAY
-    with pytest.raises(DeferralError) as caught:
-        wait(deferrable=True).wait(
-            APP,
-            ids,
-            deadline=deadline,
-            goal=WaitGoal(left=1, stop_after=5, failures=1),
-            before_defer=save,
-            shared={ids[2]: 0.0},
-        )
+    ids, deadline = [*failing, *submitted(60, 60, 60)], scene.deadline
+    goal, shared = WaitGoal(left=1, stop_after=5, failures=1), {ids[2]: 0.0}
+    waits = scene.wait(deferrable=True)
+    arguments = deferral(waits, ids, deadline, goal=goal, before_defer=save, shared=shared)
     [(saved_at, over)] = saved
     assert saved_at - (deadline - DAY) == pytest.approx(20, abs=1)
     assert over == failing
-    arguments = caught.value.arguments
     wanted = {"job_id": ids[1:], "left": 1, "stop_after": 3, "shared": [ids[2]], "deadline": deadline}
     wanted |= {"attempt": "0001-0001-ab", "on_clear": "keep", "cancel_on_kill": True}
     _, kwargs = RunGenJobTrigger(**arguments).serialize()
     assert {name: kwargs[name] for name in wanted} == wanted
-    assert kwargs["deferred_at"] == pytest.approx(service.now(), abs=1)
+    assert kwargs["deferred_at"] == pytest.approx(scene.service.now(), abs=1)
 
 
-def test_a_trigger_that_may_end_the_task_sees_all_jobs(
-    rungen_emulator: Emulator, clock: Clock, wait: Callable[..., JobWait]
-) -> None:
-    ids = [*submitted(1, fail="x"), *submitted(60)]
-    with pytest.raises(DeferralError) as caught:
-        wait(deferrable=True).wait(
-            APP,
-            ids,
-            deadline=rungen_emulator.service.now() + DAY,
-            before_defer=lambda over: {"end_from_trigger": True},
-        )
-    assert caught.value.arguments["job_id"] == ids
+def test_a_trigger_that_may_end_the_task_sees_all_jobs(scene: Scene) -> None:
+    ids, waits = [*submitted(1, fail="x"), *submitted(60)], scene.wait(deferrable=True)
+    arguments = deferral(waits, ids, scene.deadline, before_defer=lambda over: {"end_from_trigger": True})
+    assert arguments["job_id"] == ids
 
 
-def test_the_time_to_a_deferral_counts_from_the_first_wait(
-    rungen_emulator: Emulator, clock: Clock, wait: Callable[..., JobWait]
-) -> None:
-    waits, begun_at = wait(deferrable=True), rungen_emulator.service.now()
+def test_the_time_to_a_deferral_counts_from_the_first_wait(scene: Scene) -> None:
+    waits, begun_at = scene.wait(deferrable=True), scene.service.now()
     ids = submitted(8, 16, 24, 32)
     with pytest.raises(DeferralError) as caught:
-        by_ones(waits, ids, begun_at + DAY)
+        by_ones(waits, ids, scene.deadline)
     assert caught.value.arguments["job_id"] == ids[2:]
-    assert rungen_emulator.service.now() - begun_at < 22
+    assert scene.service.now() - begun_at < 22
 
 
-def test_a_task_that_cannot_go_on_after_a_deferral_waits_here(
-    rungen_emulator: Emulator, clock: Clock, wait: Callable[..., JobWait]
-) -> None:
-    ids, deadline = submitted(60), rungen_emulator.service.now() + DAY
-    assert wait(deferrable=True).wait(APP, ids, deadline=deadline, may_defer=False)
+def test_a_task_that_cannot_go_on_after_a_deferral_waits_here(scene: Scene) -> None:
+    waits = scene.wait(deferrable=True)
+    assert waits.wait(APP, submitted(60), deadline=scene.deadline, may_defer=False)
 
 
-def test_what_a_trigger_found_over_is_polled_first_and_nothing_else(
-    rungen_emulator: Emulator, clock: Clock, wait: Callable[..., JobWait]
-) -> None:
-    service = rungen_emulator.service
+def test_what_a_trigger_found_over_is_polled_first_and_nothing_else(scene: Scene) -> None:
     ids, over = submitted(*[60] * 10), submitted(*[0] * 10)
-    jobs = wait().wait(APP, ids + over, deadline=service.now() + DAY, goal=WaitGoal(left=10), ended=over)
+    jobs = scene.wait().wait(APP, ids + over, deadline=scene.deadline, goal=WaitGoal(left=10), ended=over)
     assert [job.id for job in jobs] == over
-    assert (service.count("get"), service.count("get_app")) == (10, 0)
+    assert (scene.service.count("get"), scene.service.count("get_app")) == (10, 0)
 
 
-def test_jobs_that_could_not_be_canceled_are_returned(
-    rungen_emulator: Emulator, clock: Clock, wait: Callable[..., JobWait]
-) -> None:
-    waits, [running, stubborn, over] = wait(), submitted(60, 60, 0)
-    rungen_emulator.service.inject(Fault(on="cancel", job_id=stubborn, status=500, times=None))
+def test_jobs_that_could_not_be_canceled_are_returned(scene: Scene) -> None:
+    waits, [running, stubborn, over] = scene.wait(), submitted(60, 60, 0)
+    scene.service.inject(Fault(on="cancel", job_id=stubborn, status=500, times=None))
     assert waits.cancel(APP, [running, stubborn, over], within=2) == [stubborn]
     assert waits.canceled == {running}
+
+
+@pytest.mark.parametrize("newcomers", [[], ["late"]])
+def test_whoever_comes_in_a_round_that_fails_does_not_wait_for_the_end_of_the_outage(
+    newcomers: list[str],
+) -> None:
+    poller = JobPoller(APP)
+    poller.add(["early"], DAY)
+
+    def refuse(_: Request) -> Response:
+        poller.add(newcomers, DAY)
+        return Response(503, {}, b"")
+
+    drive(poller.poll_once(None), refuse, lambda _: None, lambda: DAY)
+    assert poller.outages.is_quiet(DAY) == (not newcomers)
 
 
 # --- an event is a hint -------------------------------------------------------------------------------------

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
-from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
+from object_store import ObjectStore, attach
 
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.redaction import without_secret_parameters
@@ -260,49 +259,14 @@ def test_an_entry_is_none_or_as_this_package_writes_it(content: bytes) -> None:
 # --- what the book finds ------------------------------------------------------------------------------------
 
 
-def attach(fs: MemoryFileSystem) -> None:
-    """Make `memory://` lead to a file system."""
-    module = import_module(ObjectStoragePath.__module__)  # it moved with Airflow 3
-    module.attach("memory", fs=fs).fs = fs
-
-
-@pytest.fixture
-def memory() -> Iterator[None]:
-    attach(MemoryFileSystem())
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]
-    yield
-    MemoryFileSystem.store.clear()
-
-
-@pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.system)])
-def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return the URI of a folder in each kind of store."""
-    if request.param == "s3":
-        return str(request.getfixturevalue("s3"))
-    if request.param == "memory":
-        request.getfixturevalue("memory")
-        return "memory://bucket/x"
-    return tmp_path.as_uri()
-
-
-@pytest.fixture(autouse=True)
-def _log_level(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "airflow_provider_rungen")
-
-
-def open_book(base: str, run: str = "a1", **options: Any) -> LedgerBook:
-    book = LedgerBook(Ledger(f"{base}/ledger", **options), "flux", run)
-    book.open()
-    return book
-
-
-@dataclass
-class Found:
+class Found(NamedTuple):
     """What a ledger finds."""
 
     stored: dict[str, StoredJob]
     pending: dict[str, Entry]
+
+
+NOTHING = Found({}, {})
 
 
 def find(book: LedgerBook, keys: Iterable[str], destination: Any = None) -> Found:
@@ -314,83 +278,112 @@ def find(book: LedgerBook, keys: Iterable[str], destination: Any = None) -> Foun
     )
 
 
-def store(destination: str, job_id: str, /, *, size: int = 3, **fields: Any) -> StoredJob:
-    """Store a job with one output as the archive does, with some fields of its manifest changed."""
-    storage = Storage(destination).prepare()
-    name = "0-fox.png"
-    output = {
-        "uri": storage.uri_of(job_id, name),
-        "size": size,
-        "sha256": "0" * 64,
-        "content_type": "image/png",
-    }
-    manifest = {
-        "job_id": job_id,
-        "app_id": "flux",
-        "complete": True,
-        "status": "COMPLETED",
-        "created_at": "2026-01-31T12:30:00+00:00",
-        "execution_time": "2.5",
-        "input": INPUT,
-        "result": {"image": output["uri"]},
-        "outputs": [{**output, "at": "result.image"}],
-    }
-    text = manifest_text({**manifest, **fields})
-    storage.write_all({(job_id, name): b"png", (job_id, "manifest.json"): text})
-    return StoredJob(
-        app_id="flux",
-        job_id=job_id,
-        manifest=storage.uri_of(job_id, "manifest.json"),
-        outputs=[output],
-        result={"image": output["uri"]},
-        execution_seconds=2.5,
-        created_at="2026-01-31T12:30:00+00:00",
-        input=INPUT,
+class Scene:
+    """A ledger and destinations in a store, and what is logged."""
+
+    def __init__(self, base: str, caplog: pytest.LogCaptureFixture, fs: ObjectStore | None = None) -> None:
+        self.base, self.photos, self.caplog, self._fs = base, f"{base}/photos", caplog, fs
+
+    @property
+    def fs(self) -> ObjectStore:
+        assert self._fs is not None
+        return self._fs
+
+    def book(self, run: str = "a1", **options: Any) -> LedgerBook:
+        book = LedgerBook(Ledger(f"{self.base}/ledger", **options), "flux", run)
+        book.open()
+        return book
+
+    def store(self, job_id: str, /, *, to: str = "", size: int = 3, **fields: Any) -> StoredJob:
+        """Store a job with one output as the archive does, with some fields of its manifest changed."""
+        storage = Storage(to or self.photos).prepare()
+        name, created_at = "0-fox.png", "2026-01-31T12:30:00+00:00"
+        uri = storage.uri_of(job_id, name)
+        output = {"uri": uri, "size": size, "sha256": "0" * 64, "content_type": "image/png"}
+        manifest = {
+            "job_id": job_id,
+            "app_id": "flux",
+            "complete": True,
+            "status": "COMPLETED",
+            "created_at": created_at,
+            "execution_time": "2.5",
+            "input": INPUT,
+            "result": {"image": uri},
+            "outputs": [{**output, "at": "result.image"}],
+        }
+        text = manifest_text({**manifest, **fields})
+        storage.write_all({(job_id, name): b"png", (job_id, "manifest.json"): text})
+        return StoredJob(
+            app_id="flux",
+            job_id=job_id,
+            manifest=storage.uri_of(job_id, "manifest.json"),
+            outputs=[output],
+            result={"image": uri},
+            execution_seconds=2.5,
+            created_at=created_at,
+            input=INPUT,
+        )
+
+    def write(self, key: str, content: Entry | bytes) -> None:
+        text = entry_text(key, content) if isinstance(content, Entry) else content
+        Storage(f"{self.base}/ledger").write_all({(key[:2], f"{key}.json"): text})
+
+    def read(self, key: str) -> bytes:
+        content: bytes = ObjectStoragePath(f"{self.base}/ledger/{key[:2]}/{key}.json").read_bytes()
+        return content
+
+    @property
+    def warnings(self) -> list[str]:
+        """All warnings but that a ledger is new."""
+        records = [record for record in self.caplog.records if record.levelno >= logging.WARNING]
+        messages = [record.getMessage() for record in records]
+        return [message for message in messages if not message.startswith("New ledger")]
+
+
+@pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.system)])
+def scene(request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Scene:
+    """A ledger in each kind of store."""
+    if request.param == "s3":
+        return Scene(request.getfixturevalue("s3"), caplog)
+    return (
+        request.getfixturevalue("remote") if request.param == "memory" else Scene(tmp_path.as_uri(), caplog)
     )
 
 
-def write_entry(base: str, key: str, content: Entry | bytes) -> None:
-    text = entry_text(key, content) if isinstance(content, Entry) else content
-    Storage(f"{base}/ledger").write_all({(key[:2], f"{key}.json"): text})
+@pytest.fixture
+def remote(caplog: pytest.LogCaptureFixture) -> Scene:
+    """A ledger in an object store."""
+    return Scene("memory://bucket/x", caplog, attach())
 
 
-def read_entry(base: str, key: str) -> Entry | None:
-    content = ObjectStoragePath(f"{base}/ledger/{key[:2]}/{key}.json").read_bytes()
-    return parse_entry(key, content)
+def numbered(book: LedgerBook, count: int) -> list[str]:
+    """Return the keys of so many inputs."""
+    return [book.key({"number": number}) for number in range(count)]
 
 
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return all warnings but that a ledger is new."""
-    messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    return [message for message in messages if not message.startswith("New ledger")]
-
-
-def test_an_input_is_pending_and_then_stored(base: str, caplog: pytest.LogCaptureFixture) -> None:
-    book = open_book(base)
+def test_an_input_is_pending_and_then_stored(scene: Scene) -> None:
+    book = scene.book()
     fox, blue = book.key(INPUT), book.key(OTHER)
-    assert find(book, [fox, blue, fox]) == find(book, []) == find(book, iter([fox]))
-    assert (find(book, [fox]).stored, find(book, [fox]).pending) == ({}, {})
+    assert find(book, [fox, blue, fox]) == find(book, []) == find(book, iter([fox])) == NOTHING
     book.add_pending("flux", {fox: "job-1", blue: "job-2"})
-    other = open_book(base, "b2")
+    other = scene.book("b2")
     pending = find(other, [fox, blue, fox]).pending
-    assert {key: (entry.app_id, entry.job_id) for key, entry in pending.items()} == {
-        fox: ("flux", "job-1"),
-        blue: ("flux", "job-2"),
-    }
-    job = store(f"{base}/photos", "job-1")
+    jobs = {key: (entry.app_id, entry.job_id) for key, entry in pending.items()}
+    assert jobs == {fox: ("flux", "job-1"), blue: ("flux", "job-2")}
+    job = scene.store("job-1")
     book.add_done({fox: job})
     found = find(other, [fox, blue])
     assert found.stored == {fox: job}
     assert found.pending.keys() == {blue}
-    assert open_book(base, "c3", version="2").key(INPUT) not in (fox, blue)
-    assert warnings(caplog) == []
+    assert scene.book("c3", version="2").key(INPUT) not in (fox, blue)
+    assert scene.warnings == []
 
 
-def test_an_entry_is_a_small_file_of_its_own(base: str) -> None:
-    book = open_book(base)
+def test_an_entry_is_a_small_file_of_its_own(scene: Scene) -> None:
+    book = scene.book()
     key = book.key(INPUT)
-    book.add_done({key: store(f"{base}/photos", "job-1")})
-    fields = json.loads(ObjectStoragePath(f"{base}/ledger/{key[:2]}/{key}.json").read_bytes())
+    book.add_done({key: scene.store("job-1")})
+    fields = json.loads(scene.read(key))
     assert datetime.now(UTC) - datetime.fromisoformat(fields.pop("at")) < timedelta(minutes=5)
     assert fields == {
         "version": 1,
@@ -399,48 +392,47 @@ def test_an_entry_is_a_small_file_of_its_own(base: str) -> None:
         "app_id": "flux",
         "job_id": "job-1",
         "run": "a1",
-        "manifest": f"{base}/photos/job-1/manifest.json",
+        "manifest": f"{scene.photos}/job-1/manifest.json",
         "execution_seconds": 2.5,
     }
 
 
-def test_many_inputs_in_several_destinations_are_found(base: str) -> None:
-    book = open_book(base)
-    keys = [book.key({"number": number}) for number in range(40)]
-    jobs = {key: store(f"{base}/photos-{i % 3}", f"job-{i}") for i, key in enumerate(keys)}
+def test_many_inputs_in_several_destinations_are_found(scene: Scene) -> None:
+    book = scene.book()
+    keys = numbered(book, 40)
+    jobs = {key: scene.store(f"job-{i}", to=f"{scene.photos}-{i % 3}") for i, key in enumerate(keys)}
     book.add_done(jobs)
-    assert find(open_book(base, "b2"), keys).stored == jobs
+    assert find(scene.book("b2"), keys).stored == jobs
 
 
-def test_a_pending_job_that_is_stored_counts_as_stored(base: str) -> None:
-    book = open_book(base)
+def test_a_pending_job_that_is_stored_counts_as_stored(scene: Scene) -> None:
+    book = scene.book()
     fox, blue = book.key(INPUT), book.key(OTHER)
     book.add_pending("flux", {fox: "job-1", blue: "job-2"})
-    job = store(f"{base}/photos", "job-1")
-    store(f"{base}/photos", "job-2", complete=False)
+    job = scene.store("job-1")
+    scene.store("job-2", complete=False)
     assert find(book, [fox, blue]).pending.keys() == {fox, blue}
-    assert find(book, [fox], f"{base}/elsewhere").stored == {}
-    for other, destination in ((book, f"{base}/photos"), (open_book(base, "b2"), None)):
+    assert find(book, [fox], f"{scene.base}/elsewhere").stored == {}
+    for other, destination in ((book, scene.photos), (scene.book("b2"), None)):
         found = find(other, [fox, blue], destination)
         assert found.stored == {fox: job}
         assert found.pending.keys() == {blue}
 
 
 @pytest.mark.parametrize("harm", ["file", "manifest", "size"])
-def test_what_is_gone_from_storage_runs_again(base: str, harm: str, caplog: pytest.LogCaptureFixture) -> None:
-    book = open_book(base)
-    keys = [book.key({"number": number}) for number in range(3)]
-    jobs = {key: store(f"{base}/photos", f"job-{i}") for i, key in enumerate(keys)}
+def test_what_is_gone_from_storage_runs_again(scene: Scene, harm: str) -> None:
+    book = scene.book()
+    keys = numbered(book, 3)
+    jobs = {key: scene.store(f"job-{i}") for i, key in enumerate(keys)}
     book.add_done(jobs)
+    storage, name = Storage(scene.photos), "manifest.json" if harm == "manifest" else "0-fox.png"
     for number in (0, 1):
-        storage = Storage(f"{base}/photos")
         if harm == "size":
-            storage.write_all({(f"job-{number}", "0-fox.png"): b"half a picture"})
+            storage.write(f"job-{number}", name, b"half a picture")
         else:
-            name = "manifest.json" if harm == "manifest" else "0-fox.png"
             storage.remove([(f"job-{number}", name)])
-    assert find(open_book(base, "b2"), keys).stored == {keys[2]: jobs[keys[2]]}
-    [warning] = warnings(caplog)
+    assert find(scene.book("b2"), keys).stored == {keys[2]: jobs[keys[2]]}
+    [warning] = scene.warnings
     assert warning.startswith("2 of the remembered jobs are gone from storage and run again: ")
     assert "/photos/job-" in warning
 
@@ -448,23 +440,16 @@ def test_what_is_gone_from_storage_runs_again(base: str, harm: str, caplog: pyte
 @pytest.mark.parametrize(
     "fields",
     [
-        {"complete": False},
-        {"complete": 1},
-        {"status": "FAILED"},
-        {"job_id": "job-2"},
-        {"app_id": "other"},
-        {"outputs": None},
-        {"outputs": [{}]},
-        {"size": 4},
+        *({"complete": False}, {"complete": 1}, {"status": "FAILED"}, {"job_id": "job-2"}),
+        *({"app_id": "other"}, {"outputs": None}, {"outputs": [{}]}, {"size": 4}),
     ],
     ids=str,
 )
-def test_a_manifest_that_does_not_hold_runs_again(base: str, fields: dict[str, Any]) -> None:
-    book = open_book(base)
+def test_a_manifest_that_does_not_hold_runs_again(scene: Scene, fields: dict[str, Any]) -> None:
+    book = scene.book()
     key = book.key(INPUT)
-    book.add_done({key: store(f"{base}/photos", "job-1", **fields)})
-    found = find(book, [key], f"{base}/photos")
-    assert (found.stored, found.pending) == ({}, {})
+    book.add_done({key: scene.store("job-1", **fields)})
+    assert find(book, [key], scene.photos) == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -476,151 +461,145 @@ def test_a_manifest_that_does_not_hold_runs_again(base: str, fields: dict[str, A
         "{base}/photos/job-1/" + "x" * 300,
     ],
 )
-def test_no_output_outside_of_the_folder_of_its_job_counts(base: str, uri: str) -> None:
-    book = open_book(base)
+def test_no_output_outside_of_the_folder_of_its_job_counts(scene: Scene, uri: str) -> None:
+    book = scene.book()
     key = book.key(INPUT)
     for place in ("other", "photos"):
-        store(f"{base}/{place}", "job-2")
-    output = {
-        "uri": uri.format(base=base),
-        "at": "result",
-        "size": 3,
-        "sha256": "0" * 64,
-        "content_type": None,
-    }
-    book.add_done({key: store(f"{base}/photos", "job-1", outputs=[output])})
+        scene.store("job-2", to=f"{scene.base}/{place}")
+    output = {"uri": uri.format(base=scene.base), "at": "result", "size": 3, "sha256": "0" * 64}
+    book.add_done({key: scene.store("job-1", outputs=[{**output, "content_type": None}])})
     assert find(book, [key]).stored == {}
 
 
-def test_a_job_without_outputs_counts(base: str) -> None:
-    book = open_book(base)
+def test_a_job_without_outputs_counts(scene: Scene) -> None:
+    book = scene.book()
     key = book.key(INPUT)
-    job = replace(store(f"{base}/photos", "job-1", outputs=[], result="a text"), outputs=[], result="a text")
+    job = replace(scene.store("job-1", outputs=[], result="a text"), outputs=[], result="a text")
     book.add_done({key: job})
     assert find(book, [key]).stored == {key: job}
 
 
-def test_broken_entries_are_misses_with_one_warning(base: str, caplog: pytest.LogCaptureFixture) -> None:
-    book = open_book(base)
-    keys = [book.key({"number": number}) for number in range(len(BROKEN) + 1)]
-    files = dict(zip(keys, BROKEN.values(), strict=False))
-    Storage(f"{base}/ledger").write_all({(key[:2], f"{key}.json"): text for key, text in files.items()})
-    job = store(f"{base}/photos", "job-1")
-    book.add_done({keys[-1]: job})
-    found = find(book, keys)
-    assert (found.stored, found.pending) == ({keys[-1]: job}, {})
-    [warning] = warnings(caplog)
+def test_broken_entries_are_misses_with_one_warning(scene: Scene) -> None:
+    book = scene.book()
+    *keys, last = numbered(book, len(BROKEN) + 1)
+    for key, text in zip(keys, BROKEN.values(), strict=True):
+        scene.write(key, text)
+    job = scene.store("job-1")
+    book.add_done({last: job})
+    assert find(book, [*keys, last]) == Found({last: job}, {})
+    [warning] = scene.warnings
     # an empty one may be about to be written
-    assert warning.startswith(f"Ignored {len(BROKEN) - 1} invalid entries of the ledger: {base}/ledger/")
+    assert warning.startswith(
+        f"Ignored {len(BROKEN) - 1} invalid entries of the ledger: {scene.base}/ledger/"
+    )
 
 
-def test_an_entry_of_a_later_version_is_no_miss(base: str) -> None:
-    book = open_book(base)
+def test_an_entry_of_a_later_version_is_no_miss(scene: Scene) -> None:
+    book = scene.book()
     key = book.key(INPUT)
-    claim = entry_text(key, PENDING).replace(b'"version": 1', b'"version": 2')
-    Storage(f"{base}/ledger").write(key[:2], f"{key}.json", claim)
+    scene.write(key, entry_text(key, PENDING).replace(b'"version": 1', b'"version": 2'))
     with pytest.raises(
         RunGenInputError, match=r"has version 2, and this package reads 1. Install the version"
     ):
         find(book, [key])
 
 
-def test_a_destination_that_cannot_be_opened_here_is_an_outage(base: str) -> None:
-    book = open_book(base)
+def test_a_destination_that_cannot_be_opened_here_is_an_outage(scene: Scene) -> None:
+    book = scene.book()
     key = book.key(INPUT)
-    write_entry(base, key, replace(DONE, manifest="nosuch://bucket/job-1/manifest.json"))
+    scene.write(key, replace(DONE, manifest="nosuch://bucket/job-1/manifest.json"))
     with pytest.raises(RunGenOutputError, match="nosuch://bucket") as outage:
         find(book, [key])
     assert outage.value.retryable
 
 
-def test_a_remembered_job_expires(base: str) -> None:
-    book = open_book(base, "b2")
-    keys = [book.key({"number": number}) for number in range(4)]
-    jobs = [store(f"{base}/photos", f"job-{number}") for number in (1, 2)]
+def test_a_remembered_job_expires(scene: Scene) -> None:
+    keys = numbered(scene.book("b2"), 4)
+    jobs = [scene.store(f"job-{number}") for number in (1, 2)]
     hour_ago = datetime.now(UTC) - timedelta(hours=1)
     done = [replace(DONE, at=hour_ago, job_id=job.job_id, manifest=job.manifest) for job in jobs]
     pending = replace(PENDING, at=hour_ago, job_id="job-3")
     for key, entry in zip(keys, [done[0], pending, replace(done[1], run="c3")], strict=False):
-        write_entry(base, key, entry)
-    assert find(open_book(base, "b2"), keys).stored.keys() == {keys[0], keys[2]}
-    assert find(open_book(base, "b2", expires=7200), keys).stored.keys() == {keys[0], keys[2]}
-    found = find(open_book(base, "c3", expires=timedelta(minutes=30)), keys)
+        scene.write(key, entry)
+    for options in ({}, {"expires": 7200}):
+        assert find(scene.book("b2", **options), keys).stored.keys() == {keys[0], keys[2]}
+    found = find(scene.book("c3", expires=timedelta(minutes=30)), keys)
     # what the task run itself has bought does not expire between its attempts, nor what still runs
     assert found.stored.keys() == {keys[2]}
     assert found.pending.keys() == {keys[1]}
 
 
-def test_a_job_that_is_reused_does_not_become_younger(base: str) -> None:
-    book = open_book(base, "b2")
+def test_a_job_that_is_reused_does_not_become_younger(scene: Scene) -> None:
+    book = scene.book("b2")
     key = book.key(INPUT)
-    job = store(f"{base}/photos", "job-1")
+    job = scene.store("job-1")
     done = replace(DONE, at=datetime.now(UTC) - timedelta(hours=1), manifest=job.manifest)
-    write_entry(base, key, done)
+    scene.write(key, done)
     book.add_done(find(book, [key]).stored)
-    assert read_entry(base, key) == done
+    assert parse_entry(key, scene.read(key)) == done
 
 
-def test_refresh_runs_all_anew_but_not_in_each_attempt(base: str, caplog: pytest.LogCaptureFixture) -> None:
-    first = open_book(base)
+def test_refresh_runs_all_anew_but_not_in_each_attempt(scene: Scene) -> None:
+    first = scene.book()
     fox, blue = first.key(INPUT), first.key(OTHER)
-    first.add_done({fox: store(f"{base}/photos", "job-1")})
+    first.add_done({fox: scene.store("job-1")})
     first.add_pending("flux", {blue: "job-2"})
-    refreshing = open_book(base, "b2", refresh=True)
-    found = find(refreshing, [fox, blue])
-    assert (found.stored, found.pending) == ({}, {})
+    refreshing = scene.book("b2", refresh=True)
+    assert find(refreshing, [fox, blue]) == NOTHING
     refreshing.add_pending("flux", {fox: "job-3", blue: "job-4"})
-    refreshing.add_done({fox: (job := store(f"{base}/photos", "job-3"))})
-    retry = find(open_book(base, "b2", refresh=True), [fox, blue])
+    refreshing.add_done({fox: (job := scene.store("job-3"))})
+    retry = find(scene.book("b2", refresh=True), [fox, blue])
     assert (retry.stored, retry.pending[blue].job_id) == ({fox: job}, "job-4")
-    assert find(open_book(base, "c3"), [fox]).stored == {fox: job}
-    assert warnings(caplog) == []
+    assert find(scene.book("c3"), [fox]).stored == {fox: job}
+    assert scene.warnings == []
 
 
-def test_two_runs_at_the_same_moment_are_counted(base: str, caplog: pytest.LogCaptureFixture) -> None:
-    one, other = open_book(base, "a1"), open_book(base, "b2")
-    keys = [one.key({"number": number}) for number in range(3)]
+def test_two_runs_at_the_same_moment_are_counted(scene: Scene) -> None:
+    one, other = scene.book("a1"), scene.book("b2")
+    keys = numbered(one, 3)
     for book in (one, other):
         assert find(book, keys).pending == {}
     one.add_pending("flux", dict(zip(keys, ["job-1", "job-2"], strict=False)))
     other.add_pending("flux", dict(zip(keys, ["job-3", "job-4"], strict=False)))
-    one.add_done({keys[0]: store(f"{base}/photos", "job-1")})
-    last = store(f"{base}/photos", "job-3")
-    other.add_done({keys[0]: last, keys[2]: store(f"{base}/photos", "job-5")})
-    assert (
-        warnings(caplog) == ["Bought twice: 1 inputs, since another run submitted them at the same time"] * 2
-    )
-    assert find(open_book(base, "c3"), keys).stored[keys[0]] == last
+    one.add_done({keys[0]: scene.store("job-1")})
+    last = scene.store("job-3")
+    other.add_done({keys[0]: last, keys[2]: scene.store("job-5")})
+    twice = "Bought twice: 1 inputs, since another run submitted them at the same time"
+    assert scene.warnings == [twice] * 2
+    assert find(scene.book("c3"), keys).stored[keys[0]] == last
 
 
-def test_a_job_that_another_run_left_is_not_bought_twice(base: str, caplog: pytest.LogCaptureFixture) -> None:
-    open_book(base, "a1").add_pending("flux", {(key := open_book(base).key(INPUT)): "job-1"})
-    later = open_book(base, "b2")
+def test_a_job_that_another_run_left_is_not_bought_twice(scene: Scene) -> None:
+    scene.book("a1").add_pending("flux", {(key := scene.book().key(INPUT)): "job-1"})
+    later = scene.book("b2")
     # it failed, so that this run buys another one
     assert find(later, [key]).pending[key].job_id == "job-1"
-    later.add_done({key: store(f"{base}/photos", "job-2")})
-    assert warnings(caplog) == []
+    later.add_done({key: scene.store("job-2")})
+    assert scene.warnings == []
 
 
-def test_only_entries_that_name_the_job_are_removed(base: str, caplog: pytest.LogCaptureFixture) -> None:
-    book = open_book(base)
-    keys = [book.key({"number": number}) for number in range(4)]
+def test_only_entries_that_name_the_job_are_removed(scene: Scene) -> None:
+    book = scene.book()
+    keys = numbered(book, 4)
     book.add_pending("flux", {key: f"job-{i}" for i, key in enumerate(keys[:3])})
-    open_book(base, "b2").add_pending("flux", {keys[1]: "another"})
+    scene.book("b2").add_pending("flux", {keys[1]: "another"})
     book.remove({keys[0]: "job-0", keys[1]: "job-1", keys[3]: "job-3"})
     pending = find(book, keys).pending
     assert {key: entry.job_id for key, entry in pending.items()} == {keys[1]: "another", keys[2]: "job-2"}
-    assert warnings(caplog) == []
+    assert scene.warnings == []
 
 
-def test_what_other_machines_change_in_s3_is_seen(s3: str, s3_client: Any) -> None:
-    book = open_book(s3)
+def test_what_other_machines_change_in_s3_is_seen(
+    s3: str, s3_client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(s3, caplog)
+    book = scene.book()
     fox, blue = book.key(INPUT), book.key(OTHER)
-    job = store(f"{s3}/photos", "job-1")
+    job = scene.store("job-1")
     book.add_pending("flux", {fox: "job-1"})
-    assert find(book, [fox, blue], f"{s3}/photos").stored == {fox: job}
+    assert find(book, [fox, blue], scene.photos).stored == {fox: job}
     folder = s3.removeprefix("s3://my_s3@bucket/")
-    jobs = {fox: job, blue: store(f"{s3}/photos", "job-2")}
+    jobs = {fox: job, blue: scene.store("job-2")}
     for key, stored in jobs.items():
         entry = entry_text(key, replace(DONE, job_id=stored.job_id, manifest=stored.manifest))
         s3_client.put_object(Bucket="bucket", Key=f"{folder}/ledger/{key[:2]}/{key}.json", Body=entry)
@@ -629,82 +608,47 @@ def test_what_other_machines_change_in_s3_is_seen(s3: str, s3_client: Any) -> No
     assert find(book, [fox, blue]).stored == {blue: jobs[blue]}
 
 
-def test_no_secret_and_no_input_is_written(base: str) -> None:
+def test_no_secret_and_no_input_is_written(scene: Scene) -> None:
     signed = "https://storage.example/in.png?X-Amz-Signature=s3cret"
     model = model_identity(app("flux", workflow(signed)))
-    book = LedgerBook(Ledger(f"{base}/ledger"), model, "a1")
+    book = LedgerBook(Ledger(f"{scene.base}/ledger"), model, "a1")
     book.open()
     fox, blue = book.key({"prompt": "s3cret", "like": signed}), book.key({"prompt": "s3cret"})
     book.add_pending("flux", {fox: "job-1", blue: "job-2"})
-    book.add_done({fox: store(f"{base}/photos", "job-1", result=signed)})
-    files = Storage(f"{base}/ledger").list_all({"", fox[:2], blue[:2]})
-    contents = Storage(f"{base}/ledger").read_all(files)
+    book.add_done({fox: scene.store("job-1", result=signed)})
+    storage = Storage(f"{scene.base}/ledger")
+    contents = storage.read_all(storage.list_all({"", fox[:2], blue[:2]}))
     assert len(contents) >= 2
     for word in (b"s3cret", b"storage.example", b"Signature", b"prompt", b"models.example"):
         assert not any(word in content for content in contents.values())
 
 
-def test_a_destination_with_a_password_is_not_remembered(
-    memory: None, caplog: pytest.LogCaptureFixture
-) -> None:
-    book = open_book("memory://bucket/x")
+def test_a_destination_with_a_password_is_not_remembered(remote: Scene) -> None:
+    book = remote.book()
     key = book.key(INPUT)
-    job = replace(store("memory://bucket/photos", "job-1"), manifest="")
+    job = remote.store("job-1")
     for place in ("memory://user:s3cret@bucket", "memory://bucket/x?sig=s3cret", "memory://bucket//x"):
         book.add_done({key: replace(job, manifest=f"{place}/job-1/manifest.json")})
     assert find(book, [key]).stored == {}
-    assert len(warnings(caplog)) == 3
-    assert all("Not remembered: 1 stored jobs" in warning for warning in warnings(caplog))
-    assert "s3cret" not in caplog.text
-    assert not any(b"s3cret" in file.getvalue() for file in MemoryFileSystem.store.values())
+    assert len(remote.warnings) == 3
+    assert all("Not remembered: 1 stored jobs" in warning for warning in remote.warnings)
+    assert "s3cret" not in remote.caplog.text
+    assert not any(b"s3cret" in file.getvalue() for file in remote.fs.store.values())
 
 
 # --- what can go wrong --------------------------------------------------------------------------------------
 
-
-class Failing(MemoryFileSystem):  # type: ignore[misc]  # it has no types
-    """A store that refuses one kind of access."""
-
-    cachable = False
-    refused = ""
-    error: Exception = OSError("no route to https://KEY:S3CRET@storage.example?sig=S3CRET")
-
-    def _check(self, access: str) -> None:
-        if access == self.refused:
-            raise self.error
-
-    def ls(self, *args: Any, **kwargs: Any) -> Any:
-        self._check("list")
-        return super().ls(*args, **kwargs)
-
-    def cat_file(self, *args: Any, **kwargs: Any) -> Any:
-        self._check("read")
-        return super().cat_file(*args, **kwargs)
-
-    def pipe_file(self, *args: Any, **kwargs: Any) -> Any:
-        self._check("write")
-        return super().pipe_file(*args, **kwargs)
-
-    def _rm(self, *args: Any, **kwargs: Any) -> Any:
-        self._check("remove")
-        return super()._rm(*args, **kwargs)
-
-
-@pytest.fixture
-def failing(memory: None) -> Failing:
-    fs = Failing()
-    attach(fs)
-    return fs
+SECRET = OSError("no route to https://KEY:S3CRET@storage.example?sig=S3CRET")
 
 
 @pytest.mark.parametrize("access", ["list", "read", "write", "remove"])
-@pytest.mark.parametrize("error", [Failing.error, PermissionError("S3CRET?sig=S3CRET")], ids=type)
+@pytest.mark.parametrize("error", [SECRET, PermissionError("S3CRET?sig=S3CRET")], ids=type)
 def test_a_ledger_that_cannot_be_used_is_reported_before_anything_is_sent(
-    failing: Failing, access: str, error: Exception
+    remote: Scene, access: str, error: Exception
 ) -> None:
-    failing.refused, failing.error = access, error
+    remote.fs.refuse(access, error)
     with pytest.raises(RunGenInputError, match="the ledger cannot be used") as refused:
-        open_book("memory://bucket/x?sig=S3CRET")
+        LedgerBook(Ledger("memory://bucket/x?sig=S3CRET/ledger"), "flux", "a1").open()
     assert "KEY:S3CRET" not in str(refused.value)
     assert "sig=S3CRET" not in str(refused.value)
 
@@ -712,28 +656,27 @@ def test_a_ledger_that_cannot_be_used_is_reported_before_anything_is_sent(
 @pytest.mark.parametrize(
     "header", [b'{"version": 2}\n', b"", b"{", b"[1]", b"\xff", b'{"version": "1"}', b"x" * 100_000]
 )
-def test_a_ledger_of_another_version_is_refused_and_left_alone(base: str, header: bytes) -> None:
-    storage, file = Storage(f"{base}/ledger").prepare(), ("", "ledger.json")
+def test_a_ledger_of_another_version_is_refused_and_left_alone(scene: Scene, header: bytes) -> None:
+    storage, file = Storage(f"{scene.base}/ledger").prepare(), ("", "ledger.json")
     storage.write(*file, header)
-    with pytest.raises(
-        RunGenInputError, match="version 2" if b"2" in header else "not the header"
-    ) as refused:
-        open_book(base)
+    words = "version 2" if b"2" in header else "not the header"
+    with pytest.raises(RunGenInputError, match=words) as refused:
+        scene.book()
     assert not refused.value.retryable
-    assert f"{base}/ledger/ledger.json" in str(refused.value)
+    assert f"{scene.base}/ledger/ledger.json" in str(refused.value)
     assert storage.read_all([file]) == {file: header}
 
 
 @pytest.mark.parametrize("count", [1, 300])
-def test_nothing_is_missing_from_a_ledger_whose_header_is_gone(base: str, count: int) -> None:
-    book = open_book(base)
-    keys = [book.key({"number": number}) for number in range(count)]
+def test_nothing_is_missing_from_a_ledger_whose_header_is_gone(scene: Scene, count: int) -> None:
+    book = scene.book()
+    keys = numbered(book, count)
     book.add_pending("flux", dict.fromkeys(keys, "job-1"))
-    Storage(f"{base}/ledger").remove([("", "ledger.json")])
+    Storage(f"{scene.base}/ledger").remove([("", "ledger.json")])
     with pytest.raises(RunGenOutputError, match=r"ledger\.json is missing") as outage:
         find(book, keys)
     assert outage.value.retryable
-    assert find(open_book(base), keys).pending.keys() == set(keys)
+    assert find(scene.book(), keys).pending.keys() == set(keys)
 
 
 @pytest.mark.parametrize("uri", ["some/folder", "nosuch://bucket/x", "/proc/no", "file:///dev/null/x"])
@@ -743,11 +686,11 @@ def test_a_ledger_in_no_place_is_reported(uri: str) -> None:
 
 
 @pytest.mark.parametrize("access", ["list", "read"])
-def test_an_outage_is_not_mistaken_for_a_miss(failing: Failing, access: str) -> None:
-    book = open_book("memory://bucket/x")
+def test_an_outage_is_not_mistaken_for_a_miss(remote: Scene, access: str) -> None:
+    book = remote.book()
     key = book.key(INPUT)
-    book.add_done({key: (job := store("memory://bucket/x/photos", "job-1"))})
-    failing.refused = access
+    book.add_done({key: (job := remote.store("job-1"))})
+    remote.fs.refuse(access, SECRET)
     # to read a few entries needs no listing
     calls: list[Callable[[], object]] = [lambda: find(book, [key, *map(str, range(256))])]
     calls += [lambda: find(book, [key]), lambda: book.add_done({key: job})] if access == "read" else []
@@ -756,42 +699,40 @@ def test_an_outage_is_not_mistaken_for_a_miss(failing: Failing, access: str) -> 
             call()
         assert outage.value.retryable
         assert "S3CRET" not in str(outage.value)
-    failing.refused = ""
+    remote.fs.refuse("", SECRET)
     assert find(book, [key]).stored == {key: job}
 
 
-def test_an_outage_of_a_destination_is_not_mistaken_for_a_miss(failing: Failing, tmp_path: Path) -> None:
-    book = open_book(tmp_path.as_uri())
+def test_an_outage_of_a_destination_is_not_mistaken_for_a_miss(remote: Scene, tmp_path: Path) -> None:
+    book = Scene(tmp_path.as_uri(), remote.caplog).book()
     key = book.key(INPUT)
-    book.add_done({key: (job := store("memory://bucket/photos", "job-1"))})
-    failing.refused = "read"
-    with pytest.raises(RunGenOutputError, match="destination memory://bucket/photos cannot be used"):
+    book.add_done({key: (job := remote.store("job-1"))})
+    remote.fs.refuse("read", SECRET)
+    with pytest.raises(RunGenOutputError, match="destination memory://bucket/x/photos cannot be used"):
         find(book, [key])
-    failing.refused = ""
+    remote.fs.refuse("", SECRET)
     assert find(book, [key]).stored == {key: job}
 
 
-def test_what_cannot_be_written_is_reported(failing: Failing) -> None:
-    book = open_book("memory://bucket/x")
+def test_what_cannot_be_written_is_reported(remote: Scene) -> None:
+    book = remote.book()
     key = book.key(INPUT)
-    failing.refused = "write"
+    remote.fs.refuse("write", SECRET)
     with pytest.raises(RunGenOutputError) as outage:
         book.add_pending("flux", {key: "job-1"})
     assert outage.value.retryable
-    failing.refused = ""
+    remote.fs.refuse("", SECRET)
     assert find(book, [key]).pending == {}
-    assert not [name for name in failing.store if name.endswith(".part")]
+    assert not [name for name in remote.fs.names() if name.endswith(".part")]
 
 
 @pytest.mark.parametrize("access", ["read", "remove"])
-def test_what_cannot_be_removed_is_logged(
-    failing: Failing, access: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    book = open_book("memory://bucket/x")
-    keys = [book.key({"number": number}) for number in range(3)]
-    book.add_pending("flux", dict.fromkeys(keys, "job-1"))
-    failing.refused = access
-    book.remove(dict.fromkeys(keys, "job-1"))
-    [warning] = warnings(caplog)
+def test_what_cannot_be_removed_is_logged(remote: Scene, access: str) -> None:
+    book = remote.book()
+    jobs = dict.fromkeys(numbered(book, 3), "job-1")
+    book.add_pending("flux", jobs)
+    remote.fs.refuse(access, SECRET)
+    book.remove(jobs)
+    [warning] = remote.warnings
     assert warning.startswith("Could not remove 3 entries from the ledger: ")
     assert "S3CRET" not in warning

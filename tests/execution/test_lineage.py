@@ -60,26 +60,29 @@ def run(context: Any, op: Any) -> tuple[Outcome, dict[str, Any]]:
 # --- asset events -------------------------------------------------------------------------------------------
 
 
+def task(kind: str, deferrable: bool, *, ids: list[str], prompts: list[str], **options: Any) -> Any:
+    """Return a task that runs inputs, or waits for jobs."""
+    options = {"task_id": "t", "deferrable": deferrable, **FAST, **options}
+    inputs = [{**INPUT, "prompt": prompt} for prompt in prompts]
+    match kind:
+        case "run":
+            return RunGenRunJobOperator(input=inputs[-1], wait_for_completion=True, **options)
+        case "batch":
+            return RunGenRunBatchOperator(inputs=inputs, **options)
+        case "collect":
+            return RunGenCollectResultsOperator(job_id=ids, **options)
+    return RunGenJobSensor(job_id=ids, poke_interval=options.pop("poll_interval"), **options)
+
+
 @MODES
 @pytest.mark.parametrize("kind", ["run", "batch", "collect", "sensor"])
 @pytest.mark.feature("assets")
 def test_what_was_done_is_reported(
     rungen_emulator: Emulator, context: Any, deferrable: bool, kind: str
 ) -> None:
-    inputs = [{**INPUT, "prompt": prompt} for prompt in ("a", "", "fail: x", "b")]
     ids = submitted(INPUT, INPUT) if kind in ("collect", "sensor") else []
-    options: dict[str, Any] = {"task_id": "t", "deferrable": deferrable, "outlets": [OUTLET]} | FAST
-    op: Any
-    match kind:
-        case "run":
-            op = RunGenRunJobOperator(input=INPUT, wait_for_completion=True, **options)
-        case "batch":
-            op = RunGenRunBatchOperator(inputs=inputs, max_failed=2, **options)
-        case "collect":
-            op = RunGenCollectResultsOperator(job_id=ids, **options)
-        case _:
-            options["poke_interval"] = options.pop("poll_interval")
-            op = RunGenJobSensor(job_id=ids, **options)
+    options: dict[str, Any] = {"max_failed": 2} if kind == "batch" else {}
+    op = task(kind, deferrable, ids=ids, prompts=["a", "", "fail: x", "b"], outlets=[OUTLET], **options)
     outcome, extra = run(context, op)
     assert len(outcome.events) == deferrable
     ids = ids or [outcome.value] * (kind == "run") or [job_id for job_id in outcome.value if job_id]
@@ -160,14 +163,7 @@ def test_the_folder_of_many_files_is_reported(place: str, dataset: tuple[str, st
 def test_every_operator_reports_to_openlineage(
     rungen_emulator: Emulator, context: Any, ti: Any, deferrable: bool, kind: str
 ) -> None:
-    options: dict[str, Any] = {"task_id": "t", "deferrable": deferrable, **FAST}
-    op: Any
-    if kind == "run":
-        op = RunGenRunJobOperator(input=INPUT, wait_for_completion=True, **options)
-    elif kind == "batch":
-        op = RunGenRunBatchOperator(inputs=[INPUT] * 2, **options)
-    else:
-        op = RunGenCollectResultsOperator(job_id=submitted(INPUT), **options)
+    op = task(kind, deferrable, ids=submitted(INPUT) if kind == "collect" else [], prompts=["a", "b"])
     assert op.get_openlineage_facets_on_complete(ti).inputs == [], "nothing was done yet"
     assert run_task(op, context).error is None
     requests = len(rungen_emulator.service.records())
@@ -175,18 +171,6 @@ def test_every_operator_reports_to_openlineage(
     assert named(lineage.inputs) == [(rungen_emulator.url, f"app/{APP}")]
     assert lineage.outputs == []
     assert len(rungen_emulator.service.records()) == requests, "it must not ask anybody"
-
-
-def failing(kind: str, **options: Any) -> Any:
-    bad = {**INPUT, "prompt": "fail: out of memory"}
-    if kind == "run":
-        return RunGenRunJobOperator(input=bad, wait_for_completion=True, **options)
-    if kind == "batch":
-        return RunGenRunBatchOperator(inputs=[INPUT, bad], **options)
-    if kind == "sensor":
-        del options["poll_interval"]
-        return RunGenJobSensor(job_id=submitted(INPUT, bad), poke_interval=0.02, **options)
-    return RunGenCollectResultsOperator(job_id=submitted(INPUT, bad), **options)
 
 
 @MODES
@@ -201,7 +185,9 @@ def test_a_task_that_fails_reports_to_openlineage(
 ) -> None:
     from airflow.providers.openlineage.extractors import ExtractorManager
 
-    op = failing(kind, task_id="t", deferrable=deferrable, **FAST)
+    bad = {**INPUT, "prompt": "fail: out of memory"}
+    ids = submitted(INPUT, bad) if kind in ("collect", "sensor") else []
+    op = task(kind, deferrable, ids=ids, prompts=["a red fox", bad["prompt"]])
     assert run_task(op, context).error is not None
     requests = len(rungen_emulator.service.records())
     op.dag = DAG("d", schedule=None)

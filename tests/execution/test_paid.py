@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
-from airflow.providers.common.compat.sdk import ObjectStoragePath
 from conftest import FakeTime
 from faulty_s3 import FaultyS3
 from fsspec.implementations.memory import MemoryFileSystem
+from object_store import ObjectStore, attach
 
 from airflow_provider_rungen.exceptions import RunGenJobFailedError, RunGenOutputError, RunGenResultError
 from airflow_provider_rungen.execution.archive.manifests import manifest_text
@@ -118,45 +117,27 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 # --- what a look-up costs, and what counts as missing -------------------------------------------------------
 
 
-class Counting(MemoryFileSystem):  # type: ignore[misc]  # it has no types
-    """A store that counts requests."""
-
-    cachable = False
-    reads = lists = 0
-
-    def cat_file(self, *args: Any, **kwargs: Any) -> Any:
-        self.reads += 1
-        return super().cat_file(*args, **kwargs)
-
-    def ls(self, *args: Any, **kwargs: Any) -> Any:
-        self.lists += 1
-        return super().ls(*args, **kwargs)
-
-
 @pytest.fixture
-def counting() -> Iterator[Counting]:
-    module, fs = import_module(ObjectStoragePath.__module__), Counting()  # it moved with Airflow 3
-    module.attach("memory", fs=fs).fs = fs
-    fs.store.clear()
-    yield fs
+def remote() -> Iterator[ObjectStore]:
+    """The store of ``memory://…``."""
+    yield (fs := attach())
     fs.store.clear()
 
 
-def test_a_block_costs_a_read_for_each_input_however_large_the_ledger_is(counting: Counting) -> None:
+def test_a_block_costs_a_read_for_each_input_however_large_the_ledger_is(remote: ObjectStore) -> None:
     run = Run("memory://bucket/x", B)
     entry = Entry("flux", "job", A, datetime.now(UTC))
     for number in range(100_000):
         key = key_of(number)
         path = f"/bucket/x/ledger/{key[:2]}/{key}.json"
-        counting.store[path] = file = type(counting.store["/bucket/x/ledger/ledger.json"])(counting, path)
-        file.write(entry_text(key, replace(entry, job_id=f"job-{number}")))
-    counting.reads = counting.lists = 0
+        remote.pipe_file(path, entry_text(key, replace(entry, job_id=f"job-{number}")))
+    remote.counts.clear()
     numbers = range(BLOCK // 2, BLOCK + BLOCK // 2)
     run.jobs.load(range(100_000, 100_000 + BLOCK))
     assert run.look_up(*numbers) == list(numbers)
     assert run.look_up(*range(100_000, 100_000 + BLOCK)) == []
     # and the header, which proves that what is missing is missing
-    assert (counting.reads, counting.lists) == (BLOCK + 4, 0)
+    assert (remote.counts["read"], remote.counts["list"]) == (BLOCK + 4, 0)
 
 
 def test_a_block_in_s3_costs_a_put_for_each_input_and_a_get_for_each_that_is_known(
@@ -593,12 +574,20 @@ def test_a_replacement_that_was_killed_halfway_is_made_later(
     assert claimed(run, 1) == {0}
 
 
-@pytest.mark.parametrize("refusal", [None, NotImplementedError(), OSError(errno.ENOSYS, "501")])
-def test_a_store_that_cannot_create_exclusively_says_so(
-    counting: Counting,
+@pytest.mark.parametrize(
+    ("refusal", "is_told"),
+    [
+        *((None, True), (NotImplementedError(), True), (OSError(errno.ENOSYS, "501"), True)),
+        (OSError(errno.EINVAL, "InvalidArgument"), False),
+    ],
+)
+def test_a_store_that_cannot_create_exclusively_is_written_to_and_says_so(
+    remote: ObjectStore,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    *,
     refusal: Exception | None,
+    is_told: bool,
 ) -> None:
     write = MemoryFileSystem.pipe_file
 
@@ -613,26 +602,8 @@ def test_a_store_that_cannot_create_exclusively_says_so(
     one.look_up(0)
     other.look_up(0, 1)
     assert (claimed(one, 2), claimed(other, 2)) == ({0}, {1})
-    warning, *rest = messages(caplog)
-    assert warning.startswith("The ledger's store cannot create a file only if it is missing")
-    assert rest == [warning]  # the other run
-
-
-def test_a_store_that_refuses_the_condition_as_an_argument_is_written_to(
-    counting: Counting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = MemoryFileSystem.pipe_file
-
-    def pipe_file(fs: Any, path: str, value: bytes, **options: Any) -> None:
-        if options:
-            raise OSError(errno.EINVAL, "InvalidArgument")
-        write(fs, path, value)
-
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
-    one, other = Run("memory://bucket/z", A), Run("memory://bucket/z", B)
-    one.look_up(0)
-    other.look_up(0, 1)
-    assert (claimed(one, 2), claimed(other, 2)) == ({0}, {1})
+    warned = [line for line in messages(caplog) if "cannot create a file only if it is missing" in line]
+    assert (len(warned), len(messages(caplog))) == ((2, 2) if is_told else (0, 0)), "each run says so once"
 
 
 # --- two runs at once ---------------------------------------------------------------------------------------

@@ -42,12 +42,7 @@ SLOW_OUTAGES = [S3Fault(503, "SlowDown"), CUT, HANG]
 
 
 @pytest.fixture
-def proxy(faulty_s3: FaultyS3) -> FaultyS3:
-    return faulty_s3
-
-
-@pytest.fixture
-def s3_uri(proxy: FaultyS3, tmp_path: Path) -> str:
+def s3_uri(faulty_s3: FaultyS3, tmp_path: Path) -> str:
     return f"s3://faulty_s3@bucket/{tmp_path.name}"
 
 
@@ -184,24 +179,29 @@ def test_a_log_is_read_as_it_was_written(opener: Opener) -> None:
 
 def test_a_folder_has_the_permissions_of_results_and_no_leftovers(tmp_path: Path) -> None:
     before = os.umask(0o027)
+    place = StoragePlace(str(tmp_path), TOKEN)
     try:
-        StoragePlace(str(tmp_path), TOKEN).put({"attempts/1.json": b"1"})
+        place.put({"attempts/1.json": b"1"})
     finally:
         os.umask(before)
     file = tmp_path / ".rungen" / "runs" / TOKEN / "attempts" / "1.json"
     assert [path.name for path in file.parent.iterdir()] == ["1.json"]
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o750
+    (file.parent / ".3f5a.part").write_bytes(b"{")  # of an attempt that was killed
+    assert list(place.list("attempts")) == ["1.json"]
 
 
 def test_a_missing_destination_is_an_outage_and_is_not_created(tmp_path: Path) -> None:
     place = StoragePlace(str(tmp_path / "mount"), TOKEN)
-    with pytest.raises(RunGenOutputError):
-        place.list("attempts")
-    with pytest.raises(RunGenOutputError):
-        place.get(["attempts/1.json"])
-    with pytest.raises(RunGenOutputError):
-        place.put({"attempts/1.json": b"1"})
+    steps: list[Callable[[], object]] = [
+        lambda: place.list("attempts"),
+        lambda: place.get(["attempts/1.json"]),
+        lambda: place.put({"attempts/1.json": b"1"}),
+    ]
+    for step in steps:
+        with pytest.raises(RunGenOutputError):
+            step()
     assert not list(tmp_path.iterdir())
 
 
@@ -227,19 +227,12 @@ def test_no_link_is_followed(tmp_path: Path, depth: int) -> None:
     assert sorted(elsewhere.rglob("*")) == before
 
 
-def test_temporary_files_are_not_listed(tmp_path: Path) -> None:
-    place = StoragePlace(str(tmp_path), TOKEN)
-    place.put({"attempts/1.json": b"1"})
-    (tmp_path / ".rungen" / "runs" / TOKEN / "attempts" / ".3f5a.part").write_bytes(b"{")
-    assert list(place.list("attempts")) == ["1.json"]
-
-
 # --- S3 ---
 
 
-def operations(proxy: FaultyS3) -> Counter[str]:
+def operations(faulty_s3: FaultyS3) -> Counter[str]:
     """Count what was asked. The client may send a read again, whose connection was lost on a busy machine."""
-    sent, proxy.requests[:] = list(proxy.requests), []
+    sent, faulty_s3.requests[:] = list(faulty_s3.requests), []
     reads = {request for request in sent if request.operation == "GET"}
     return Counter(request.operation for request in [*reads, *(each for each in sent if each not in reads)])
 
@@ -262,44 +255,46 @@ STEPS: dict[str, tuple[set[str], str, Callable[[Place], object]]] = {
     + [("read", CUT)],
     ids=lambda value: value if isinstance(value, str) else f"{value.code} {value.status}",
 )
-def test_an_outage_of_s3_is_not_an_absence(proxy: FaultyS3, s3_uri: str, step: str, fault: S3Fault) -> None:
+def test_an_outage_of_s3_is_not_an_absence(
+    faulty_s3: FaultyS3, s3_uri: str, step: str, fault: S3Fault
+) -> None:
     operations, token, call = STEPS[step]
     StoragePlace(s3_uri, TOKEN).put({"attempts/1.json": b"1"})
-    proxy.find_fault = lambda request: fault if request.operation in operations else None
+    faulty_s3.find_fault = lambda request: fault if request.operation in operations else None
     with pytest.raises(RunGenOutputError) as caught:
         call(StoragePlace(s3_uri, token))
     assert caught.value.retryable
-    proxy.reset()
+    faulty_s3.reset()
     assert StoragePlace(s3_uri, TOKEN).get(["attempts/1.json"]) == {"attempts/1.json": b"1"}
 
 
 def test_a_log_in_s3_costs_few_requests_and_never_lists_the_destination(
-    proxy: FaultyS3, s3_uri: str, tmp_path: Path
+    faulty_s3: FaultyS3, s3_uri: str
 ) -> None:
     first, jobs = begin(StoragePlace(s3_uri, TOKEN))
     # that nothing is there is made certain with a file, and one more list
-    assert operations(proxy) == {"PUT": 2, "LIST": 3}
+    assert operations(faulty_s3) == {"PUT": 2, "LIST": 3}
     assert list(read_parts(first.place, PLAN, [])) == []
-    assert operations(proxy) == {"LIST": 3}
+    assert operations(faulty_s3) == {"LIST": 3}
     for block in range(8):
         submit(first, jobs, range(16 * block, 16 * block + 16))
         # two parts change in the first block of a part: the ids of the last block are saved with this one
-        assert operations(proxy) == {"PUT": 1 + (block == 4), "LIST": 1}
+        assert operations(faulty_s3) == {"PUT": 1 + (block == 4), "LIST": 1}
     for part in range(2, 100):
         jobs.load([part * PART_ROWS])
     announce(first, jobs, range(2 * PART_ROWS, 100 * PART_ROWS, PART_ROWS))
-    assert operations(proxy) == {"PUT": 99, "LIST": 1}
+    assert operations(faulty_s3) == {"PUT": 99, "LIST": 1}
     later, _ = begin(StoragePlace(s3_uri, TOKEN), try_number=2)
-    assert operations(proxy) == {"LIST": 1, "GET": 1, "PUT": 1}
+    assert operations(faulty_s3) == {"LIST": 1, "GET": 1, "PUT": 1}
     after = Jobs(PLAN, later.attempt.writer)
     for _, files in read_parts(later.place, PLAN, [first.attempt.writer]):
         after.load((), *files)
-    assert operations(proxy) == {"LIST": 1, "GET": 100}
+    assert operations(faulty_s3) == {"LIST": 1, "GET": 100}
     assert len(after.inputs(InputState.UNKNOWN)) == 98
     assert len(after.running) == 128
     with pytest.raises(SupersededError):
         first.fence()
-    assert all(TOKEN in request.key for request in proxy.requests)
+    assert all(TOKEN in request.key for request in faulty_s3.requests)
 
 
 # --- Airflow's task state store ---
@@ -412,15 +407,9 @@ def test_an_outage_of_the_store_is_not_an_absence() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "text",
-        7,
-        [],
-        {"name": "attempts/x"},
-        {"names": "attempts/x"},
-        {"names": [1]},
+        *("text", 7, [], {"name": "attempts/x"}, {"names": "attempts/x"}, {"names": [1]}),
         {"name": "another", "content": "", "more": []},
-        {"name": "attempts/x", "content": "%", "more": []},
-        {"name": "attempts/x", "content": "eJw=", "more": []},
+        *({"name": "attempts/x", "content": content, "more": []} for content in ("%", "eJw=")),
     ],
     ids=str,
 )

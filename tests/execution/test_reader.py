@@ -13,14 +13,13 @@ import tracemalloc
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
-from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, ObjectStoragePath
-from fsspec.implementations.memory import MemoryFileSystem
+from object_store import ObjectStore, attach
 
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.table.reader import open_rows
@@ -31,27 +30,10 @@ parquet = pytest.importorskip("pyarrow.parquet")
 ROWS = [{"sku": "a1", "title": "a kettle"}, {"sku": "b2", "title": 'a "desk",\nold'}]
 
 
-class Store(MemoryFileSystem):  # type: ignore[misc]  # it has no types
-    """An object store of this process, which can fail."""
-
-    cachable = False
-    store: dict[str, Any] = {}  # each test clears it
-    failing: BaseException | None = None
-
-    def _open(self, *args: Any, **kwargs: Any) -> Any:
-        if self.failing is not None:
-            raise self.failing
-        return super()._open(*args, **kwargs)
-
-
 @pytest.fixture
-def store() -> Store:
+def store() -> ObjectStore:
     """The files of ``memory://shop@…``."""
-    fs = Store()
-    fs.store.clear()
-    attach = import_module(ObjectStoragePath.__module__).attach  # it moved with Airflow 3
-    attach("memory", conn_id="shop", fs=fs).fs = fs
-    return fs
+    return attach(conn_id="shop")
 
 
 class ArrowStream:
@@ -169,7 +151,7 @@ def test_a_column_of_the_file_wins_over_its_folder(tmp_path: Path, suffix: str) 
     assert list(open_rows(folder, are_folders_columns=True)) == ROWS
 
 
-def put(store: Store, *names: str) -> None:
+def put(store: ObjectStore, *names: str) -> None:
     for name in names:
         suffix = Path(name).suffix
         store.pipe_file(f"/bucket/{name}", CONTENTS.get(suffix, b"not rows"))
@@ -205,7 +187,7 @@ FOLDER = (
     ],
 )
 def test_folders_and_patterns_yield_files_in_the_order_of_their_paths(
-    store: Store, source: str, files: list[str]
+    store: ObjectStore, source: str, files: list[str]
 ) -> None:
     put(store, *FOLDER)
     rows = open_rows(f"memory://shop@bucket/{source}")
@@ -222,7 +204,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> 
     assert files_of(open_rows(tmp_path / "[1]?.csv")) == [f"{tmp_path}/[1]?.csv"]
 
 
-def test_a_format_makes_all_files_of_a_folder_count(store: Store) -> None:
+def test_a_format_makes_all_files_of_a_folder_count(store: ObjectStore) -> None:
     put(store, "t/a.csv")
     store.pipe_file("/bucket/t/b.txt", CSV)
     store.pipe_file("/bucket/t/_c.txt", CSV)
@@ -230,7 +212,7 @@ def test_a_format_makes_all_files_of_a_folder_count(store: Store) -> None:
 
 
 @pytest.mark.parametrize("source", ["t", "t/", "t/*.parquet", "none/*"])
-def test_no_file_is_an_error_that_names_what_is_read(store: Store, source: str) -> None:
+def test_no_file_is_an_error_that_names_what_is_read(store: ObjectStore, source: str) -> None:
     put(store, "t/notes.txt", "t/_x.csv")
     error = failure(f"memory://shop@bucket/{source}", name="table")
     assert f"Could not read table: no file of rows in memory://shop@bucket/{source}. " in str(error)
@@ -238,7 +220,7 @@ def test_no_file_is_an_error_that_names_what_is_read(store: Store, source: str) 
     assert not error.retryable
 
 
-def test_a_file_written_after_a_listing_is_found(store: Store) -> None:
+def test_a_file_written_after_a_listing_is_found(store: ObjectStore) -> None:
     put(store, "t/a.csv")
     assert len(files_of(open_rows("memory://shop@bucket/t"))) == 1
     put(store, "t/b.csv")
@@ -261,19 +243,19 @@ def test_a_file_written_after_a_listing_is_found(store: Store) -> None:
     ],
 )
 def test_an_error_of_the_storage_is_retried_if_that_may_help(
-    store: Store, error: Exception, retryable: bool
+    store: ObjectStore, error: Exception, retryable: bool
 ) -> None:
     put(store, "a.csv")
-    store.failing = error
+    store.refuse("open", error)
     caught = failure("memory://shop@bucket/a.csv")
     assert caught.message.startswith("Could not read inputs from memory://shop@bucket/a.csv: ")
     assert str(error.args[-1]) in caught.message
     assert caught.retryable is retryable
 
 
-def test_a_kill_is_not_an_error_of_the_storage(store: Store) -> None:
+def test_a_kill_is_not_an_error_of_the_storage(store: ObjectStore) -> None:
     put(store, "a.csv")
-    store.failing = AirflowException("Task received SIGTERM signal")
+    store.refuse("open", AirflowException("Task received SIGTERM signal"))
     with pytest.raises(AirflowException, match="SIGTERM"):
         list(open_rows("memory://shop@bucket/a.csv"))
 
@@ -323,7 +305,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_row_that_cannot_be_read_is_named_with_its_file(store: Store, kind: str) -> None:
+def test_a_row_that_cannot_be_read_is_named_with_its_file(store: ObjectStore, kind: str) -> None:
     name, content, words = BROKEN[kind]
     put(store, f"t/0{Path(name).suffix}")
     store.pipe_file(f"/bucket/t/{name}", content)
@@ -344,14 +326,16 @@ def test_a_row_that_cannot_be_read_is_named_with_its_file(store: Store, kind: st
         ("a.csv.gz", gzip.compress(os.urandom(9000).hex().encode())[:-100]),
     ],
 )
-def test_a_file_that_is_broken_is_named_and_not_retried(store: Store, name: str, content: bytes) -> None:
+def test_a_file_that_is_broken_is_named_and_not_retried(
+    store: ObjectStore, name: str, content: bytes
+) -> None:
     store.pipe_file(f"/bucket/{name}", content)
     error = failure(f"memory://shop@bucket/{name}")
     assert error.message.startswith(f"Could not read inputs from memory://shop@bucket/{name}")
     assert not error.retryable
 
 
-def test_a_parquet_file_that_is_broken_in_the_middle_names_the_last_row(store: Store) -> None:
+def test_a_parquet_file_that_is_broken_in_the_middle_names_the_last_row(store: ObjectStore) -> None:
     content = bytearray(parquet_bytes(pa.table({"a": range(5000)}), row_group_size=2500, compression="zstd"))
     with parquet.ParquetFile(pa.BufferReader(bytes(content))) as file:
         second = file.metadata.row_group(1).column(0)
@@ -361,13 +345,24 @@ def test_a_parquet_file_that_is_broken_in_the_middle_names_the_last_row(store: S
     assert "memory://shop@bucket/a.parquet after row 2" in failure("memory://shop@bucket/a.parquet").message
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-def test_a_row_that_never_ends_does_not_fill_the_memory(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"rows{suffix}"
-    path.write_bytes(b"a\n")
-    os.truncate(path, 1 << 36)  # a sparse file of 64 GiB
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.jsonl", "a\n", "line 1"),
+        ("a.csv", "a\n", "line 2"),
+        ("b.csv", 'a\n"' + f"{'x' * 999}\n" * 17_000, "line 2"),
+    ],
+)
+def test_a_row_that_never_ends_does_not_fill_the_memory(
+    tmp_path: Path, name: str, content: str, line: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    if len(content) < 9:
+        os.truncate(path, 1 << 36)  # a sparse file of 64 GiB
     error = failure(path)
-    assert ("line 2" if suffix == ".csv" else "line 1") in error.message
+    assert line in error.message
+    assert name != "b.csv" or "more than 16 MiB" in error.message
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".csv.gz", ".parquet"])
@@ -381,14 +376,6 @@ def test_a_pipe_or_a_device_is_not_read(tmp_path: Path, suffix: str) -> None:
         assert not error.retryable
 
 
-def test_a_row_of_many_lines_does_not_fill_the_memory(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text('a\n"' + f"{'x' * 1000}\n" * 17_000)
-    error = failure(path)
-    assert "line 2" in error.message
-    assert "more than 16 MiB" in error.message
-
-
 def test_a_parquet_row_of_more_than_the_limit_is_named_with_its_column(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     texts = ["a"] * 30 + ["x" * (17 << 20)] + ["b"]
@@ -398,6 +385,24 @@ def test_a_parquet_row_of_more_than_the_limit_is_named_with_its_column(tmp_path:
         f"Could not read inputs: row 31 of {path} has more than 16 MiB, 17 of them in column 'text'"
     )
     assert "Leave out the large values" in error.hint
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"text": ["x" * (40 << 20)]}, {f"c{number}": ["x" * (2 << 20)] for number in range(20)}],
+    ids=["one", "wide"],
+)
+def test_a_row_that_is_too_large_by_the_footer_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: dict[str, list[str]]
+) -> None:
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(parquet_bytes(pa.table(columns), compression="zstd"))
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("it is decoded"))
+    error = failure(path)
+    assert f"row 1 of {path} or one after it has more than 16 MiB: row group 1 has 40 MiB in 1 rows" in str(
+        error
+    )
+    assert "fewer rows in each row group" in error.hint
 
 
 @pytest.mark.parametrize("kind", ["text", "list", "fixed list", "struct"])
@@ -451,8 +456,7 @@ def test_rows_that_need_smaller_batches_are_read_once_each(tmp_path: Path) -> No
         (b'\n\n \t\n{"a": 1}\n\n', [{"a": 1}]),
         ('{"a": "\u2028"}\n'.encode(), [{"a": "\u2028"}]),
         (b'{"a": "%s"}\n{"a": 2}' % (b"x" * 300_000), [{"a": "x" * 300_000}, {"a": 2}]),
-        (b"", []),
-        (b"\xef\xbb\xbf", []),
+        *((b"", []), (b"\xef\xbb\xbf", [])),
     ],
 )
 def test_every_usual_json_lines_file_is_read(tmp_path: Path, content: bytes, rows: list[Any]) -> None:
@@ -463,8 +467,7 @@ def test_every_usual_json_lines_file_is_read(tmp_path: Path, content: bytes, row
 @pytest.mark.parametrize(
     ("content", "rows"),
     [
-        (b"", []),
-        (b"a,b\n", []),
+        *((b"", []), (b"a,b\n", [])),
         (b"\xef\xbb\xbfa,b\n1,2", [{"a": "1", "b": "2"}]),
         (b"\n\na\n\n1\n\n2\n\n", [{"a": "1"}, {"a": "2"}]),
         ("a\n\u2028 \x85\n".encode(), [{"a": "\u2028 \x85"}]),

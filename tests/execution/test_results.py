@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import ObjectStoragePath
-from fsspec.implementations.memory import MemoryFileSystem
+from object_store import ObjectStore, attach
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
@@ -266,26 +265,10 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
 # --- whole or not at all ------------------------------------------------------------------------------------
 
 
-class Store(MemoryFileSystem):  # type: ignore[misc]  # it has no types
-    """A file system that is not local, and can refuse files."""
-
-    cachable = False
-    is_broken = False
-
-    def put_file(self, lpath: Any, rpath: Any, *args: Any, **kwargs: Any) -> None:
-        if self.is_broken:
-            raise OSError(f"lost the connection to {SIGNED}")
-        super().put_file(lpath, rpath, *args, **kwargs)
-
-
 @pytest.fixture
-def store() -> Iterator[Store]:
-    attach = import_module(ObjectStoragePath.__module__).attach  # it moved with Airflow 3
-    fs = Store()
-    attach("memory", fs=fs).fs = fs
-    fs.store.clear()
-    yield fs
-    fs.store.clear()
+def store() -> ObjectStore:
+    """The store of ``memory://…``."""
+    return attach()
 
 
 def failing() -> Iterator[ResultRow]:
@@ -316,18 +299,18 @@ def test_an_error_of_the_rows_keeps_its_hint(tmp_path: Path) -> None:
 
 
 @FORMATS
-def test_a_table_is_uploaded_as_a_whole(store: Store, tmp_path: Path, suffix: str) -> None:
+def test_a_table_is_uploaded_as_a_whole(store: ObjectStore, tmp_path: Path, suffix: str) -> None:
     uri = f"memory://bucket/x/results.{suffix}"
     table = ResultsTable(uri)
     assert table.uri == uri
     table.write([BARE])
-    store.is_broken = True
+    store.refuse("put", OSError(f"lost the connection to {SIGNED}"))
     with pytest.raises(RunGenOutputError) as caught:
         table.write([FULL, BARE])
     assert caught.value.retryable
     assert f"Could not write the results table {uri}" in str(caught.value)
     assert "s3cret" not in str(caught.value)
-    store.is_broken = False
+    store.refuse("", OSError())
     with pytest.raises(LookupError):
         table.write(failing())
     (tmp_path / f"results.{suffix}").write_bytes(store.cat_file(uri))

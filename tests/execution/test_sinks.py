@@ -96,12 +96,8 @@ class Task:
         return sink
 
     def submit(self, count: int, **emulator: Any) -> list[str]:
-        given: dict[str, Any] = {
-            "prompt": "a fox",
-            "width": 64,
-            "height": 64,
-            "emulator": {"seconds": 0, **emulator},
-        }
+        steering: Any = {"seconds": 0, **emulator}
+        given = {"prompt": "a fox", "width": 64, "height": 64, "emulator": steering}
         with self.attempt.hook as hook:
             return [hook.run_job(app_id=APP, input=given).id for _ in range(count)]
 

@@ -16,7 +16,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, ObjectStoragePath
 from conftest import FakeTaskInstance, Outcome, run_task
 from faulty_s3 import CUT, HANG, FaultyS3, S3Fault, S3Request
-from fsspec.implementations.memory import MemoryFileSystem
+from object_store import attach
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenOutputError
@@ -27,15 +27,9 @@ pytestmark = pytest.mark.usefixtures("unsettled")
 
 ROWS = 4
 CODES = [
-    S3Fault(400, "ExpiredToken"),
-    S3Fault(403, "ExpiredToken"),
-    S3Fault(403, "RequestTimeTooSkewed"),
-    S3Fault(403, "InvalidAccessKeyId"),
-    S3Fault(403, "SignatureDoesNotMatch"),
-    S3Fault(403, "InvalidObjectState"),
-    S3Fault(403, "AccessDenied"),
-    S3Fault(404, "NoSuchBucket"),
-    S3Fault(503, "SlowDown"),
+    *(S3Fault(400, "ExpiredToken"), S3Fault(404, "NoSuchBucket"), S3Fault(503, "SlowDown")),
+    *(S3Fault(403, code) for code in ("ExpiredToken", "RequestTimeTooSkewed", "InvalidAccessKeyId")),
+    *(S3Fault(403, code) for code in ("SignatureDoesNotMatch", "InvalidObjectState", "AccessDenied")),
 ]
 
 
@@ -82,12 +76,7 @@ def retryable(outcome: Outcome) -> bool:
 
 
 @pytest.fixture
-def proxy(faulty_s3: FaultyS3) -> FaultyS3:
-    return faulty_s3
-
-
-@pytest.fixture
-def task(proxy: FaultyS3, rungen_emulator: Emulator, tmp_path: Path) -> Task:
+def task(faulty_s3: FaultyS3, rungen_emulator: Emulator, tmp_path: Path) -> Task:
     return Task(rungen_emulator, f"s3://faulty_s3@bucket/{tmp_path.name}")
 
 
@@ -127,12 +116,12 @@ def bought_in(
 
 
 @pytest.mark.parametrize("where", PLACES)
-def test_no_outage_of_s3_buys_again_what_is_stored(task: Task, proxy: FaultyS3, where: str) -> None:
+def test_no_outage_of_s3_buys_again_what_is_stored(task: Task, faulty_s3: FaultyS3, where: str) -> None:
     def cause(fault: S3Fault) -> None:
-        proxy.find_fault = lambda request: fault if PLACES[where](request) else None
+        faulty_s3.find_fault = lambda request: fault if PLACES[where](request) else None
 
     faults = [*CODES, CUT, HANG]
-    assert bought_in(task, faults, cause, proxy.reset) == {name_of(fault): 0 for fault in faults}
+    assert bought_in(task, faults, cause, faulty_s3.reset) == {name_of(fault): 0 for fault in faults}
 
 
 @pytest.mark.parametrize(
@@ -140,25 +129,25 @@ def test_no_outage_of_s3_buys_again_what_is_stored(task: Task, proxy: FaultyS3, 
 )
 @pytest.mark.parametrize("has_ledger", [True, False])
 def test_each_right_on_the_destination_is_tried_before_anything_is_bought(
-    task: Task, proxy: FaultyS3, operations: list[str], has_ledger: bool
+    task: Task, faulty_s3: FaultyS3, operations: list[str], has_ledger: bool
 ) -> None:
     changes: dict[str, Any] = {} if has_ledger else {"ledger": None}
-    proxy.find_fault = lambda request: (
+    faulty_s3.find_fault = lambda request: (
         S3Fault(403, "AccessDenied") if in_folder("photos", *operations)(request) else None
     )
     outcome = task.run(**changes)
     assert task.bought == 0
     assert retryable(outcome)
     assert "destination" in str(outcome.error)
-    proxy.reset()
+    faulty_s3.reset()
     assert task.run(retry=True, **changes).value["jobs"] == ROWS
 
 
 def test_a_place_is_tried_with_few_requests_and_left_as_it_was(
-    task: Task, proxy: FaultyS3, s3_client: Any, tmp_path: Path
+    task: Task, faulty_s3: FaultyS3, s3_client: Any, tmp_path: Path
 ) -> None:
     assert task.run().error is None
-    found = [request for request in proxy.requests if "/.rungen/" in request.key]
+    found = [request for request in faulty_s3.requests if "/.rungen/" in request.key]
     probes = [request.operation for request in found if "/.rungen/runs/" not in request.key]
     # of the ledger and of the destination
     assert probes == 2 * ["PUT", "LIST", "GET", "DELETE"]
@@ -172,7 +161,7 @@ LOGIN_PAGE = S3Fault(200, "LogIn")
 
 
 def test_an_upload_that_the_store_does_not_confirm_is_none(
-    proxy: FaultyS3, s3_client: Any, tmp_path: Path
+    faulty_s3: FaultyS3, s3_client: Any, tmp_path: Path
 ) -> None:
     storage = Storage(f"s3://faulty_s3@bucket/{tmp_path.name}")
 
@@ -182,31 +171,31 @@ def test_an_upload_that_the_store_does_not_confirm_is_none(
             storage.put(file, path, "job", "0.png")
 
     uploads: list[Callable[[], None]] = [put, lambda: storage.write("job", "manifest.json", b"{}")]
-    proxy.find_fault = lambda request: LOGIN_PAGE if request.operation == "PUT" else None
+    faulty_s3.find_fault = lambda request: LOGIN_PAGE if request.operation == "PUT" else None
     for each in uploads:
         # newer versions of botocore refuse the page themselves
         with pytest.raises(RunGenOutputError, match=r"no ETag|LogIn") as caught:
             each()
         assert caught.value.retryable
-    proxy.reset()
+    faulty_s3.reset()
     for each in uploads:
         each()
-    assert [request.operation for request in proxy.requests] == ["PUT", "PUT"]
+    assert [request.operation for request in faulty_s3.requests] == ["PUT", "PUT"]
     assert storage.list_folder("job") == {"0.png": 7, "manifest.json": 2}
     stored = s3_client.head_object(Bucket="bucket", Key=f"{tmp_path.name}/job/0.png")
     assert stored["ContentType"] == "image/png"
 
 
 @pytest.mark.parametrize("name", ["photos", "ledger"])
-def test_a_login_page_in_place_of_a_store_loses_nothing(task: Task, proxy: FaultyS3, name: str) -> None:
+def test_a_login_page_in_place_of_a_store_loses_nothing(task: Task, faulty_s3: FaultyS3, name: str) -> None:
     assert task.run(table=[{"n": "first", "prompt": "the ledger is there"}]).error is None
     is_stored = in_folder(name, "PUT")
     # outputs, manifests and entries
-    proxy.find_fault = lambda request: (
+    faulty_s3.find_fault = lambda request: (
         LOGIN_PAGE if is_stored(request) and "/.rungen/" not in request.key else None
     )
     assert retryable(task.run())
-    proxy.reset()
+    faulty_s3.reset()
     outcome = task.run(retry=True)
     assert outcome.error is None
     assert task.bought == 1 + ROWS
@@ -214,9 +203,9 @@ def test_a_login_page_in_place_of_a_store_loses_nothing(task: Task, proxy: Fault
     assert task.bought == 1 + ROWS
 
 
-def test_a_store_that_removes_one_file_at_a_time_is_no_outage(task: Task, proxy: FaultyS3) -> None:
+def test_a_store_that_removes_one_file_at_a_time_is_no_outage(task: Task, faulty_s3: FaultyS3) -> None:
     # some that speak S3 do not know DeleteObjects, or want another checksum than botocore sends
-    proxy.find_fault = lambda request: (
+    faulty_s3.find_fault = lambda request: (
         S3Fault(400, "MissingContentMD5") if request.operation == "BULK_DELETE" else None
     )
     outcome = task.run()
@@ -242,45 +231,12 @@ class ClientAuthenticationError(AzureError):
     """As that of `azure.core`, for an expired token or a wrong clock."""
 
 
-class Cloud(MemoryFileSystem):  # type: ignore[misc]  # it has no types
-    """An object store, some of whose methods raise an error for a folder."""
-
-    cachable = False
-    error: Exception | None = None
-    broken: tuple[str, ...] = ()
-    folder = scheme = ""
-
-    def _check(self, method: str, path: Any) -> None:
-        if self.error is not None and method in self.broken and f"/{self.folder}/" in f"{path}/":
-            raise self.error
-
-    def info(self, path: Any, **kwargs: Any) -> Any:
-        self._check("info", path)
-        return super().info(path, **kwargs)
-
-    def ls(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        self._check("ls", path)
-        return super().ls(path, *args, **kwargs)
-
-    def cat_file(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        self._check("read", path)
-        return super().cat_file(path, *args, **kwargs)
-
-    def pipe_file(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        self._check("write", path)
-        return super().pipe_file(path, *args, **kwargs)
-
-
 @pytest.fixture(params=["gs", "abfs"])
-def cloud(request: pytest.FixtureRequest) -> Iterator[Cloud]:
-    module = import_module(ObjectStoragePath.__module__)  # it moved with Airflow 3
-    stores = import_module(module.attach.__module__)._STORE_CACHE
-    before, fs = dict(stores), Cloud()
-    module.attach(request.param, fs=fs).fs = fs
-    fs.store.clear()
-    fs.scheme = request.param
-    yield fs
-    fs.store.clear()
+def scheme(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The scheme of a cloud, whose file systems are those of before after the test."""
+    stores = import_module(import_module(ObjectStoragePath.__module__).attach.__module__)._STORE_CACHE
+    before = dict(stores)
+    yield request.param
     stores.clear()
     stores |= before
 
@@ -302,19 +258,21 @@ OUTAGES = {
 }
 
 
-@pytest.mark.parametrize("broken", [("read",), ("ls", "info", "read")], ids=str)
+@pytest.mark.parametrize("broken", [("read",), ("list", "info", "read")], ids=str)
 @pytest.mark.parametrize("where", ["photos", "ledger"])
 def test_no_outage_of_another_cloud_buys_again_what_is_stored(
-    cloud: Cloud, rungen_emulator: Emulator, where: str, broken: tuple[str, ...]
+    scheme: str, rungen_emulator: Emulator, where: str, broken: tuple[str, ...]
 ) -> None:
-    errors = OUTAGES[cloud.scheme]
-    cloud.folder, cloud.broken = where, broken
+    cloud, current = attach(scheme), list[Exception]()
 
-    def cause(error: Exception | None = None) -> None:
-        cloud.error = error
+    def fail(kind: str, path: str) -> None:
+        if current and kind in broken and f"/{where}/" in f"{path}/":
+            raise current[0]
 
-    task = Task(rungen_emulator, f"{cloud.scheme}://bucket/x")
-    assert bought_in(task, errors, cause, cause) == {name_of(error): 0 for error in errors}
+    cloud.before = fail
+    task = Task(rungen_emulator, f"{scheme}://bucket/x")
+    bought = bought_in(task, OUTAGES[scheme], current.append, current.clear)
+    assert bought == {name_of(error): 0 for error in OUTAGES[scheme]}
 
 
 # --- folders of this machine, and mounts ---
@@ -345,22 +303,13 @@ def test_a_destination_on_a_missing_mount_buys_nothing(local: Task, tmp_path: Pa
 def test_a_ledger_that_had_to_be_created_is_named(
     local: Task, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def warned() -> bool:
-        return any(
-            record.levelname == "WARNING" and f"{tmp_path}/mount/ledger" in record.getMessage()
-            for record in caplog.records
-        )
-
-    def shown() -> Any:
-        return local.ti.xcoms.get("rungen_page", {}).get("new_ledger")
-
-    assert local.run().error is None
-    assert warned()
-    assert shown() == f"{tmp_path}/mount/ledger"
-    caplog.clear()
-    assert local.run().error is None
-    assert not warned()
-    assert shown() is None
+    ledger = f"{tmp_path}/mount/ledger"
+    for shown in (ledger, None):
+        caplog.clear()
+        assert local.run().error is None
+        warned = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert any(ledger in record.getMessage() for record in warned) == (shown is not None)
+        assert local.ti.xcoms.get("rungen_page", {}).get("new_ledger") == shown
 
 
 def test_a_plan_creates_no_ledger_and_no_folder(local: Task, tmp_path: Path) -> None:

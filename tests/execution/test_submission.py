@@ -16,9 +16,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from bad_answers import Fault
 from conftest import APP, SOON, Clock, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
+from places import Died
 
 from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.emulator import Emulator
@@ -35,7 +36,8 @@ from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.triggers import base as triggers
 
-INPUT = {"prompt": "a lighthouse"}
+INPUT: dict[str, Any] = {"prompt": "a lighthouse"}
+LONG = INPUT | {"emulator": {"seconds": 600}}
 MODES: dict[str, dict[str, Any]] = {
     "no wait": {},
     "blocking": {"wait_for_completion": True, "deferrable": False},
@@ -96,6 +98,12 @@ class Task:
         self.begin(**changes)
         return run_task(self.op, self.context)
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What the store holds."""
+        assert self.store is not None
+        return self.store.kept
+
     def clear(self) -> None:
         self.max_tries += 1
         self.clear_number += 1
@@ -118,10 +126,6 @@ def task(request: pytest.FixtureRequest, emulator: Emulator) -> Task:
     return Task(emulator, **MODES[request.param])
 
 
-class Died(BaseException):
-    """Ends an attempt as abruptly as a test can."""
-
-
 def die_after_submission(task: Task) -> str:
     """Run an attempt that ends when its job is submitted and saved."""
 
@@ -134,6 +138,11 @@ def die_after_submission(task: Task) -> str:
         task.attempt()
     task.on_push = on_push
     return task.job_ids()[-1]
+
+
+def lose_the_api_server(key: str, value: Any) -> None:
+    """Fail as a push to XCom does."""
+    raise OSError("the API server is gone")
 
 
 def test_a_running_job_is_taken_up_again(task: Task, caplog: pytest.LogCaptureFixture) -> None:
@@ -196,9 +205,11 @@ def test_a_forgotten_job_is_run_again(
     )
 
 
-def test_a_changed_input_is_run_anew(task: Task) -> None:
+@pytest.mark.parametrize("change", [{"input": {"prompt": "a windmill"}}, {"app_id": "another"}], ids=str)
+def test_a_changed_input_or_app_is_run_anew(task: Task, change: dict[str, Any]) -> None:
     die_after_submission(task)
-    assert task.attempt(input={"prompt": "a windmill"}).value == task.job_ids()[1]
+    task.emulator.service.add_app("another", workers=1)
+    assert task.attempt(**change).value == task.job_ids()[1]
 
 
 def test_a_job_that_is_replaced_is_left_alone_where_kills_do_not_cancel(task: Task) -> None:
@@ -206,12 +217,6 @@ def test_a_job_that_is_replaced_is_left_alone_where_kills_do_not_cancel(task: Ta
     task.clear()
     assert task.attempt(cancel_on_kill=False).value == task.job_ids()[1]
     assert "CANCELED" not in task.statuses()
-
-
-def test_another_app_is_run_anew(task: Task) -> None:
-    die_after_submission(task)
-    task.emulator.service.add_app("another", workers=1)
-    assert task.attempt(app_id="another").value == task.job_ids()[1]
 
 
 def test_a_cleared_task_is_run_anew(task: Task, caplog: pytest.LogCaptureFixture) -> None:
@@ -231,8 +236,7 @@ def test_without_durable_every_attempt_submits(emulator: Emulator) -> None:
     task.attempt()
     task.attempt()
     assert len(task.job_ids()) == 2
-    assert task.store is not None
-    assert task.store.kept == {}
+    assert task.kept == {}
 
 
 def test_an_airflow_without_a_store_says_so_and_works(
@@ -259,10 +263,12 @@ def test_an_unknown_fate_is_its_own_error_and_resubmitted_with_a_warning(
     assert task.attempt().value == task.job_ids()[1]
 
 
-def test_an_unknown_fate_can_fail_the_task_for_good(emulator: Emulator) -> None:
-    from airflow.providers.common.compat.sdk import AirflowFailException
-
-    task = Task(emulator, on_unknown_submission="fail")
+@pytest.mark.parametrize("on_clear", ["new", "resume"])
+def test_an_unknown_fate_can_fail_the_task_for_good_until_it_is_cleared(
+    emulator: Emulator, on_clear: str
+) -> None:
+    """The message tells the user to look, and to clear the task then."""
+    task = Task(emulator, on_unknown_submission="fail", on_clear=on_clear)
     emulator.service.inject(Fault(on="run", kind="reset_after"))
     assert isinstance(task.attempt().error, AirflowFailException)
     assert len(task.job_ids()) == 1
@@ -271,10 +277,7 @@ def test_an_unknown_fate_can_fail_the_task_for_good(emulator: Emulator) -> None:
 
 
 def test_a_retry_after_an_unknown_fate_can_fail_the_task_for_good(emulator: Emulator) -> None:
-    from airflow.providers.common.compat.sdk import AirflowFailException
-
     task = Task(emulator, on_unknown_submission="fail")
-
     failing(task, 1000)
     die_after_submission(task)
     failing(task, 0)
@@ -282,13 +285,11 @@ def test_a_retry_after_an_unknown_fate_can_fail_the_task_for_good(emulator: Emul
     assert isinstance(error, AirflowFailException)
     assert isinstance(error.__cause__, RunGenSubmissionUnknownError)
     assert len(task.job_ids()) == 1
-    task.clear()
-    assert task.attempt().value == task.job_ids()[1]
 
 
 def test_the_clock_of_a_job_that_is_taken_up_again_does_not_start_anew(emulator: Emulator) -> None:
     task = Task(emulator, timeout=0.2, **MODES["blocking"])
-    task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    task.options["input"] = LONG
     die_after_submission(task)
     outcome = task.attempt(timeout=600)  # the deadline is that of the submission
     assert "Not over in time" in str(outcome.error)
@@ -297,19 +298,16 @@ def test_the_clock_of_a_job_that_is_taken_up_again_does_not_start_anew(emulator:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_id_that_cannot_be_pushed_leaves_no_job_behind(emulator: Emulator, mode: str) -> None:
-    task = Task(emulator, **MODES[mode], input=INPUT | {"emulator": {"seconds": 600}})
+    task = Task(emulator, **MODES[mode], input=LONG)
 
-    def fail(key: str, value: Any) -> None:
-        raise OSError("the API server is gone")
-
-    task.on_push = fail
+    task.on_push = lose_the_api_server
     for tries, statuses in ((1, ["RUNNING"]), (2, ["RUNNING"]), (3, ["CANCELED"])):
         assert isinstance(task.attempt().error, OSError)
         assert (task.tries, task.statuses()) == (tries, statuses)
 
 
 def test_a_retry_that_cannot_begin_leaves_no_job_of_an_earlier_attempt(task: Task) -> None:
-    task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    task.options["input"] = LONG
     die_after_submission(task)
     assert "input.prompt" in str(task.attempt(input={"prompt": float("nan")}).error)
     assert task.statuses() == ["CANCELED"]
@@ -317,7 +315,7 @@ def test_a_retry_that_cannot_begin_leaves_no_job_of_an_earlier_attempt(task: Tas
 
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_while_a_job_is_taken_up_cancels_it(task: Task) -> None:
-    task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    task.options["input"] = LONG
     die_after_submission(task)
     service = task.emulator.service
     service.inject(Fault(on="get", kind="hang"))
@@ -328,24 +326,30 @@ def test_a_kill_while_a_job_is_taken_up_cancels_it(task: Task) -> None:
     assert task.statuses() == ["CANCELED"]
 
 
+@pytest.fixture
+def deferred(emulator: Emulator) -> Callable[..., Task]:
+    """Run an attempt that waits in the triggerer."""
+
+    def defer(max_tries: int = 2, **options: Any) -> Task:
+        task = Task(emulator, **MODES["deferred"], input=LONG, **options)
+        task.max_tries = max_tries
+        task.begin()
+        with pytest.raises(TaskDeferred):
+            task.op.execute(task.context)
+        return task
+
+    return defer
+
+
 NEXT = pytest.mark.parametrize(("max_tries", "statuses"), [(2, ["RUNNING"]), (0, ["CANCELED"])])
-
-
-def defer(task: Task, max_tries: int) -> None:
-    task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
-    task.max_tries = max_tries
-    task.begin()
-    with pytest.raises(TaskDeferred):
-        task.op.execute(task.context)
 
 
 @NEXT
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_deferral_that_airflow_ended_keeps_the_job_only_for_a_next_attempt(
-    emulator: Emulator, max_tries: int, statuses: list[str], durable: bool
+    deferred: Callable[..., Task], max_tries: int, statuses: list[str], durable: bool
 ) -> None:
-    task = Task(emulator, **MODES["deferred"], durable=durable)
-    defer(task, max_tries)
+    task = deferred(max_tries, durable=durable)
     with pytest.raises(RunGenError, match="Trigger timeout"):
         task.op.resume_execution("__fail__", {"error": "Trigger timeout"}, task.context)
     assert task.statuses() == (statuses if durable else ["CANCELED"])
@@ -353,10 +357,9 @@ def test_a_deferral_that_airflow_ended_keeps_the_job_only_for_a_next_attempt(
 
 @NEXT
 def test_an_xcom_that_is_gone_after_a_deferral_leaves_the_job_only_to_a_next_attempt(
-    emulator: Emulator, max_tries: int, statuses: list[str]
+    deferred: Callable[..., Task], max_tries: int, statuses: list[str]
 ) -> None:
-    task = Task(emulator, **MODES["deferred"])
-    defer(task, max_tries)
+    task = deferred(max_tries)
     task.ti.xcom_push("rungen_log", None)
     with pytest.raises(RunGenError, match="rungen_log is gone"):
         task.op.execute_complete(task.context, {"outcome": "go on"})
@@ -367,14 +370,22 @@ def test_an_xcom_that_is_gone_after_a_deferral_leaves_the_job_only_to_a_next_att
     ("kind", "statuses"), [(RunGenJobTimeoutError, ["CANCELED"]), (RunGenError, ["RUNNING"])]
 )
 def test_an_event_that_ends_the_wait_keeps_the_job_only_for_a_next_attempt(
-    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, kind: type[RunGenError], statuses: list[str]
+    deferred: Callable[..., Task], monkeypatch: pytest.MonkeyPatch, kind: Any, statuses: list[str]
 ) -> None:
     monkeypatch.setattr(deferral, "_CLOCK_SKEW", math.inf)
-    task = Task(emulator, **MODES["deferred"])
-    defer(task, 2)
+    task = deferred()
     with pytest.raises(RunGenError, match="it took long"):
         task.op.execute_complete(task.context, {"error": error_to_json(kind("it took long"))})
     assert task.statuses() == statuses
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_in_the_triggerer_cancels_no_job(deferred: Callable[..., Task], status: int) -> None:
+    task = deferred(0, retries=0)
+    event = {"error": error_to_json(RunGenForbiddenError("Could not get the job", status_code=status))}
+    with pytest.raises(RunGenForbiddenError, match=r"Canceled nothing.*on_clear='resume'"):
+        task.op.execute_complete(task.context, event)
+    assert task.statuses() == ["RUNNING"]
 
 
 # --- a proxy in between -------------------------------------------------------------------------------------
@@ -422,7 +433,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_an_id_that_the_store_did_not_take_is_saved_at_once(task: Task) -> None:
-    task.options |= {"input": INPUT | {"emulator": {"seconds": 600}}, "wait_for_completion": False}
+    task.options |= {"input": LONG, "wait_for_completion": False}
     failing(task, 2)
     job_id = task.attempt().value
     assert is_saved(task)
@@ -431,7 +442,7 @@ def test_an_id_that_the_store_did_not_take_is_saved_at_once(task: Task) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_an_id_that_the_store_did_not_take_is_saved_between_polls(emulator: Emulator) -> None:
-    task = Task(emulator, **MODES["blocking"], input=INPUT | {"emulator": {"seconds": 600}})
+    task = Task(emulator, **MODES["blocking"], input=LONG)
     failing(task, 5)
     task.begin()
     with signal_when(signal.SIGTERM, lambda: is_saved(task), task.op.on_kill):
@@ -460,13 +471,9 @@ def test_an_id_that_the_store_did_not_take_is_saved_after_a_deferral(emulator: E
 
 @pytest.mark.usefixtures("impatient")
 def test_an_id_that_the_store_did_not_take_is_saved_at_the_end(emulator: Emulator) -> None:
-    task = Task(emulator, input=INPUT | {"emulator": {"seconds": 600}})
+    task = Task(emulator, input=LONG)
 
-    def fail(key: str, value: Any) -> None:
-        if key == "job_id":
-            raise OSError("the API server is gone")
-
-    task.on_push = fail
+    task.on_push = lambda key, value: lose_the_api_server(key, value) if key == "job_id" else None
     failing(task, 3)
     assert isinstance(task.attempt().error, OSError)
     task.on_push = None
@@ -475,17 +482,16 @@ def test_an_id_that_the_store_did_not_take_is_saved_at_the_end(emulator: Emulato
 
 @pytest.mark.usefixtures("impatient")
 def test_a_job_that_was_never_saved_is_canceled_when_the_attempt_fails(emulator: Emulator) -> None:
-    task = Task(emulator, input=INPUT | {"emulator": {"seconds": 600}})
-    task.on_push = lambda key, value: (_ for _ in ()).throw(OSError("the API server is gone"))
+    task = Task(emulator, input=LONG)
+    task.on_push = lose_the_api_server
     failing(task, 1000)
     assert isinstance(task.attempt().error, OSError)
     assert task.statuses() == ["CANCELED"]
 
 
-@pytest.mark.usefixtures("on_the_wire")
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("on_the_wire", "impatient")
 def test_a_kill_while_the_store_is_written_comes_after_the_write(emulator: Emulator) -> None:
-    task = Task(emulator, **MODES["blocking"], input=INPUT | {"emulator": {"seconds": 600}})
+    task = Task(emulator, **MODES["blocking"], input=LONG)
     tries: list[str] = []
 
     def kill() -> None:
@@ -508,7 +514,7 @@ def test_a_kill_while_the_store_is_written_comes_after_the_write(emulator: Emula
 
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_while_the_store_hangs_cancels_the_job_in_time(emulator: Emulator) -> None:
-    task = Task(emulator, **MODES["blocking"], input=INPUT | {"emulator": {"seconds": 600}})
+    task = Task(emulator, **MODES["blocking"], input=LONG)
     is_met, is_over = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -534,7 +540,7 @@ def killed(
     task: Task, state: str | None = "running", *, on_ask: Callable[[], Any] = lambda: None, **changes: Any
 ) -> BaseException:
     """Kill an attempt while it waits; return its error."""
-    task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    task.options["input"] = LONG
     service = task.emulator.service
     before = service.count("get")
     task.begin(**changes)
@@ -563,7 +569,7 @@ def test_a_kill_leaves_the_job_to_the_next_attempt(waiting: Task, state: str | N
 
 def test_a_zombie_leaves_the_job_to_its_successor(waiting: Task) -> None:
     """It is asked to stop when its successor waits for the job already."""
-    waiting.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    waiting.options["input"] = LONG
     successor = Task(waiting.emulator, **waiting.options)
     successor.store, successor.tries = waiting.store, 1
     found: list[str] = []
@@ -598,9 +604,8 @@ def test_a_clear_while_the_task_runs_leaves_the_job_only_with_its_state(
 ) -> None:
     """From Airflow 3.4 on: where the state is gone, the next attempt does not know the job."""
     monkeypatch.setattr(attempt, "CLEAR_DISCARDS_STATE", True)
-    store = waiting.store
-    assert store is not None
-    killed(waiting, "restarting", on_ask=(lambda: None) if is_kept else store.kept.clear, on_clear=on_clear)
+    kept = waiting.kept
+    killed(waiting, "restarting", on_ask=(lambda: None) if is_kept else kept.clear, on_clear=on_clear)
     assert waiting.statuses() == statuses
 
 
@@ -659,7 +664,7 @@ def test_the_execution_timeout_cancels_the_job_though_tries_are_left(waiting: Ta
     def strike() -> None:
         raise AirflowTaskTimeout("Timeout")
 
-    waiting.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    waiting.options["input"] = LONG
     waiting.begin()
     service = waiting.emulator.service
     with signal_when(signal.SIGALRM, lambda: service.count("get") > 1, strike):
@@ -677,7 +682,7 @@ def test_the_execution_timeout_cancels_the_job_though_tries_are_left(waiting: Ta
 @pytest.mark.parametrize("mode", ["blocking", "deferred"])
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_cancels_no_job_and_a_retry_takes_it_up(emulator: Emulator, mode: str, status: int) -> None:
-    task = Task(emulator, **MODES[mode], input=INPUT | {"emulator": {"seconds": 600}})
+    task = Task(emulator, **MODES[mode], input=LONG)
     emulator.service.inject(Fault(on="get", status=status, times=None))
     error = task.attempt().error
     [job_id] = task.job_ids()
@@ -689,25 +694,12 @@ def test_a_refusal_cancels_no_job_and_a_retry_takes_it_up(emulator: Emulator, mo
     assert task.attempt(wait_for_completion=False).value == job_id
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_refusal_in_the_triggerer_cancels_no_job(emulator: Emulator, status: int) -> None:
-    task = Task(emulator, **MODES["deferred"], input=INPUT | {"emulator": {"seconds": 600}}, retries=0)
-    task.max_tries = 0
-    task.begin()
-    with pytest.raises(TaskDeferred):
-        task.op.execute(task.context)
-    event = {"error": error_to_json(RunGenForbiddenError("Could not get the job", status_code=status))}
-    with pytest.raises(RunGenForbiddenError, match=r"Canceled nothing.*on_clear='resume'"):
-        task.op.execute_complete(task.context, event)
-    assert task.statuses() == ["RUNNING"]
-
-
 @pytest.mark.parametrize("broken", ["gone", "no key"])
 @pytest.mark.parametrize("mode", ["blocking", "deferred"])
 def test_a_connection_that_breaks_cancels_no_job_and_is_tried_again(
     emulator: Emulator, mode: str, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = Task(emulator, **MODES[mode], input=INPUT | {"emulator": {"seconds": 600}})
+    task = Task(emulator, **MODES[mode], input=LONG)
     task.max_tries = 5
     job_id = die_after_submission(task)
     with monkeypatch.context() as patch:
@@ -730,21 +722,20 @@ def test_a_connection_that_breaks_cancels_no_job_and_is_tried_again(
 
 def test_a_clear_after_the_last_failure_runs_a_new_job(task: Task) -> None:
     task.options["input"] = INPUT | {"emulator": {"seconds": 0.2}}
-    task.on_push = lambda key, value: (_ for _ in ()).throw(OSError("the API server is gone"))
+    task.on_push = lose_the_api_server
     task.tries = 2
     assert isinstance(task.attempt(cancel_on_kill=False).error, OSError)
     task.on_push = None
     assert task.attempt().value == task.job_ids()[1]
 
 
-def test_a_cleared_task_resumes_where_it_is_told_to(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cleared_task_resumes_where_it_is_told_to(task: Task) -> None:
     task.options |= {"on_clear": "resume", "input": INPUT | {"emulator": {"seconds": 0.3}}}
     job_id = die_after_submission(task)
     task.clear()
     assert task.attempt().value == job_id
     task.clear()
-    with caplog.at_level(logging.INFO):
-        assert task.attempt(wait_for_completion=True).value == job_id
+    assert task.attempt(wait_for_completion=True).value == job_id
     assert task.job_ids() == [job_id]
 
 
@@ -757,25 +748,13 @@ def test_a_cleared_task_that_resumes_has_its_time_again(emulator: Emulator) -> N
     assert task.attempt(timeout=60).value == job_id
 
 
-def test_a_cleared_task_that_resumes_submits_again_what_is_unknown(emulator: Emulator) -> None:
-    """The message tells the user to look, and to clear the task then."""
-    task = Task(emulator, on_clear="resume", on_unknown_submission="fail")
-    emulator.service.inject(Fault(on="run", kind="reset_after"))
-    assert task.attempt().error is not None
-    task.clear()
-    assert task.attempt().value == task.job_ids()[1]
-
-
-def test_a_state_that_was_kept_on_purpose_is_resumed(
-    task: Task, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_state_that_was_kept_on_purpose_is_resumed(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """From Airflow 3.4 on, a clear discards it unless the user keeps it."""
     monkeypatch.setattr(attempt, "CLEAR_DISCARDS_STATE", True)
     job_id = die_after_submission(task)
     task.clear()
     assert task.attempt().value == job_id
-    assert task.store is not None
-    task.store.kept.clear()
+    task.kept.clear()
     task.clear()
     assert task.attempt().value == task.job_ids()[1]
 

@@ -7,12 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import (
-    DAG,
-    Asset,
-    BaseOperator,
-    TaskDeferred,
-)
+from airflow.providers.common.compat.sdk import DAG, Asset, BaseOperator, TaskDeferred
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS
 from airflow.triggers.base import TaskSuccessEvent
 from client_mistakes import early_retries
@@ -33,6 +28,16 @@ def job_input(seconds: float, **more: Any) -> dict[str, Any]:
     return {"prompt": "a lighthouse", "emulator": {"seconds": seconds, **more}}
 
 
+def submitted(seconds: float) -> str:
+    with RunGenHook() as hook:
+        return hook.run_job(input=job_input(seconds)).id
+
+
+def sensor(job_id: Any, **options: Any) -> RunGenJobSensor:
+    options = {"deferrable": True, "poke_interval": 0.1} | options
+    return RunGenJobSensor(task_id="wait", job_id=job_id, **options)
+
+
 def deferral(op: BaseOperator, context: Any) -> TaskDeferred:
     with pytest.raises(TaskDeferred) as caught:
         op.execute(context)
@@ -50,51 +55,29 @@ def first_event(deferred: TaskDeferred) -> Any:
     return asyncio.run(first())
 
 
-def test_what_is_over_soon_is_not_deferred(rungen_emulator: Emulator, context: Any) -> None:
-    op = RunGenRunJobOperator(task_id="run", input=job_input(0.7), **WAITING)
-    outcome = run_task(op, context)
-    assert outcome.value
-    assert outcome.events == []
-    assert 2 < rungen_emulator.service.count("get") < 12
-
-
 ENDS_THERE = pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a worker is started for it")
 ENDING: dict[str, Any] = WAITING | {"defer_after": 0, "end_from_trigger": True}
 
 
 @ENDS_THERE
 @pytest.mark.feature("end")
-@pytest.mark.parametrize("count", [None, 10], ids=["job", "batch"])
+@pytest.mark.parametrize("kind", ["job", "batch", "sensor"])
 def test_a_success_ends_in_the_triggerer(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, count: int | None
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, kind: str
 ) -> None:
     rungen_emulator.service.scale(APP, 50)
     with DAG("d", schedule=None):
-        if count is None:
+        if kind == "job":
             op: Any = RunGenRunJobOperator(task_id="run", input=job_input(0.4), **ENDING)
+        elif kind == "batch":
+            op = RunGenRunBatchOperator(task_id="run", inputs=[job_input(0.4)] * 10, **ENDING)
         else:
-            op = RunGenRunBatchOperator(task_id="run", inputs=[job_input(0.4)] * count, **ENDING)
+            op = sensor(submitted(0.4), defer_after=0, end_from_trigger=True)
     deferred = deferral(op, context)
-    assert ti.xcoms["return_value"] == ti.xcoms["job_id" if count is None else "job_ids"]
-    assert ti.xcoms.get("failed", []) == []
+    if kind != "sensor":
+        assert ti.xcoms["return_value"] == ti.xcoms["job_id" if kind == "job" else "job_ids"]
+        assert ti.xcoms.get("failed", []) == []
     assert isinstance(first_event(deferred), TaskSuccessEvent)
-
-
-@ENDS_THERE
-@pytest.mark.feature("end")
-def test_a_sensor_ends_in_the_triggerer(rungen_emulator: Emulator, context: Any) -> None:
-    with RunGenHook() as hook:
-        job = hook.run_job(input=job_input(0.4))
-    with DAG("d", schedule=None):
-        op = RunGenJobSensor(
-            task_id="s",
-            job_id=job.id,
-            deferrable=True,
-            poke_interval=0.1,
-            defer_after=0,
-            end_from_trigger=True,
-        )
-    assert isinstance(first_event(deferral(op, context)), TaskSuccessEvent)
 
 
 def test_a_failure_goes_through_a_worker(rungen_emulator: Emulator, context: Any) -> None:
@@ -124,12 +107,10 @@ def test_outlets_and_mapped_tasks_need_the_worker(
 def test_a_retry_after_holds_from_the_worker_into_the_triggerer(
     rungen_emulator: Emulator, context: Any, count: int, skip: int
 ) -> None:
-    with RunGenHook() as hook:
-        ids = [hook.run_job(input=job_input(0.5 * (number != skip))).id for number in range(count)]
+    ids = [submitted(0.5 * (number != skip)) for number in range(count)]
     rungen_emulator.service.inject(Fault(on="get", status=503, headers={"Retry-After": "1"}, skip=skip))
-    op = RunGenJobSensor(task_id="wait", job_id=ids, deferrable=True, poke_interval=0.1, defer_after=0.3)
     begun_at = time.monotonic()
-    outcome = run_task(op, context)
+    outcome = run_task(sensor(ids, defer_after=0.3), context)
     assert outcome.error is None
     assert outcome.events, "it was deferred while the service had asked to be left alone"
     assert time.monotonic() - begun_at >= 1
@@ -140,10 +121,9 @@ def test_a_retry_after_holds_from_the_worker_into_the_triggerer(
 def test_a_sensor_pokes_no_sooner_than_the_service_asked(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, mode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with RunGenHook() as hook:
-        job = hook.run_job(input=job_input(0))
+    job_id = submitted(0)
     rungen_emulator.service.inject(Fault(on="get", status=429, headers={"Retry-After": "1"}))
-    op = RunGenJobSensor(task_id="wait", job_id=job.id, poke_interval=0.1, timeout=30, mode=mode)
+    op = sensor(job_id, deferrable=False, timeout=30, mode=mode)
     if mode == "poke":
         assert run_task(op, context).error is None
     else:
@@ -168,20 +148,12 @@ def test_a_job_that_nobody_starts_is_canceled_in_time(
     rungen_emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture, deferrable: bool
 ) -> None:
     rungen_emulator.service.scale(APP, 0)
-    op = RunGenRunJobOperator(
-        task_id="run",
-        input=job_input(1),
-        **{**WAITING, "deferrable": deferrable},
-        defer_after=0,
-        queued_timeout=0.5,
-    )
-    outcome = run_task(op, context)
-    assert type(outcome.error) is RunGenJobQueuedTimeoutError
-    assert str(outcome.error).startswith("Queued for too long: ")
-    assert "no active workers" in str(outcome.error)
-    assert str(outcome.error).endswith(
-        "Scale the app up. Raise queued_timeout (now 0.5 s) if it needs longer."
-    )
+    options = WAITING | {"deferrable": deferrable, "defer_after": 0, "queued_timeout": 0.5}
+    error = run_task(RunGenRunJobOperator(task_id="run", input=job_input(1), **options), context).error
+    assert type(error) is RunGenJobQueuedTimeoutError
+    assert str(error).startswith("Queued for too long: ")
+    assert "no active workers" in str(error)
+    assert str(error).endswith("Scale the app up. Raise queued_timeout (now 0.5 s) if it needs longer.")
     assert [job["status"] for job in rungen_emulator.service.jobs()] == ["CANCELED"]
     assert f"App {APP} has no active workers: 1 job stays queued until it is scaled up" in caplog.text
 
@@ -191,19 +163,11 @@ def test_a_sensor_on_jobs_that_nobody_starts_leaves_them(
     rungen_emulator: Emulator, context: Any, deferrable: bool
 ) -> None:
     rungen_emulator.service.scale(APP, 0)
-    with RunGenHook() as hook:
-        job = hook.run_job(input=job_input(1))
-        with pytest.raises(RunGenJobQueuedTimeoutError):
-            hook.wait_for_job(job_id=job.id, poll_interval=0.1, queued_timeout=0.3)
-    sensor = RunGenJobSensor(
-        task_id="wait",
-        job_id=job.id,
-        poke_interval=0.1,
-        deferrable=deferrable,
-        defer_after=0,
-        queued_timeout=0.3,
-    )
-    outcome = run_task(sensor, context)
-    assert isinstance(outcome.error, AirflowSensorTimeout)
-    assert str(outcome.error).startswith("Queued for too long: ")
+    job_id = submitted(1)
+    with RunGenHook() as hook, pytest.raises(RunGenJobQueuedTimeoutError):
+        hook.wait_for_job(job_id=job_id, poll_interval=0.1, queued_timeout=0.3)
+    op = sensor(job_id, deferrable=deferrable, defer_after=0, queued_timeout=0.3)
+    error = run_task(op, context).error
+    assert isinstance(error, AirflowSensorTimeout)
+    assert str(error).startswith("Queued for too long: ")
     assert [job["status"] for job in rungen_emulator.service.jobs()] == ["QUEUED"]
