@@ -52,12 +52,14 @@ def workers(emulator: Emulator, app_id: str = "gpu") -> int:
     return count
 
 
-def kill_when(op: Any, context: Any, condition: Callable[[], bool]) -> Outcome:
+def kill_when(
+    op: Any, context: Any, condition: Callable[[], bool], kind: type[Exception] = AirflowException
+) -> Outcome:
     """Run a task that Airflow kills as soon as a condition holds, and check that it ends in time."""
     with signal_when(signal.SIGTERM, condition, op.on_kill) as sent:
         outcome = run_task(op, context)
     assert time.monotonic() - sent[0] < SOON
-    assert isinstance(outcome.error, AirflowException)
+    assert isinstance(outcome.error, kind)
     assert "killed" in str(outcome.error)
     return outcome
 
