@@ -456,9 +456,13 @@ def test_a_retry_of_the_teardown_bills_and_counts_it_all(
     }
 
 
-@pytest.mark.feature("assets")
-@pytest.mark.feature("lineage")
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    "fails",
+    [
+        pytest.param(False, marks=pytest.mark.feature("assets")),
+        pytest.param(True, marks=pytest.mark.feature("lineage")),
+    ],
+)
 def test_an_asset_event_or_the_lineage_of_a_failure_has_the_bill(block: Block, fails: bool) -> None:
     block.up()
     if not fails:
