@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, Asset, task
 from conftest import Clock, FakeStore, FakeTaskInstance, Outcome, OutletEvents, run_task
+from operator_kit import FAST, Died, die, workers
 
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.price import parse_price
@@ -40,9 +40,9 @@ TOLERANCE = 2 * 1.5
 class Block:
     """The setup and the teardown of a block: their attempts, XComs and states."""
 
-    def __init__(self, emulator: Emulator, store: FakeStore | None) -> None:
-        self.emulator = emulator
-        self.store = store
+    def __init__(self, emulator: Emulator, clock: Clock) -> None:
+        self.emulator, self.service, self.clock = emulator, emulator.service, clock
+        self.store = FakeStore()
         self.up_state: str | None = None
         self.usage: dict[str, Any] = {}
         self.pushed: dict[str, Any] = {}
@@ -55,7 +55,7 @@ class Block:
         self._attempts += 1
         self._up = ti = FakeTaskInstance()
         ti.task_id, ti.try_number, ti.max_tries = "app_up", self._attempts, 3
-        own: dict[str, Any] = {"app_id": APP, "active_workers": 2, "poll_interval": 0.02, "defer_after": 0}
+        own: dict[str, Any] = {"app_id": APP, "active_workers": 2, **FAST}
         op = RunGenScaleAppOperator(task_id="app_up", **(own | options))
         op.is_setup = True
         return op, {"ti": ti, "task_instance": ti, "task_state_store": self.store}
@@ -65,22 +65,21 @@ class Block:
         self.up_state = "failed" if outcome.error else "success"
         return outcome
 
-    def down(self, **options: Any) -> Outcome:
+    def down(self, *, others: Any = None, jobs_of: Any = None, **options: Any) -> Outcome:
         """Run an attempt of the teardown."""
         self.pushed.clear()
-        others: dict[str, Any] = options.pop("others", {})
         ti: Any = FakeTaskInstance()
         ti.task_id = "app_down"
         ti.xcom_push = lambda key, value: self.pushed.update({key: value})
         ti.xcom_pull = self._pull
-        ti.get_task_states = lambda **_: {"run": {"app_up": self.up_state, "app_down": "running"}, **others}
-        ti.get_dr_count = lambda **_: 1 + len(others)
+        states = {"run": {"app_up": self.up_state, "app_down": "running"}, **(others or {})}
+        ti.get_task_states = lambda **_: states
+        ti.get_dr_count = lambda **_: len(states)
         ti.get_dagrun_state = lambda *_: "running"
-        jobs_of = options.pop("jobs_of", {})
         own: dict[str, Any] = {"app_id": APP, "poll_interval": 0.02, "price": PRICE}
         op = RunGenScaleDownOperator(task_id="app_down", scale_up_task_id="app_up", **(own | options))
         op.outlets = [OUTLET]
-        op.jobs_of = jobs_of
+        op.jobs_of = jobs_of or {}
         ti.task = op
         self.down_op, self.events = op, OutletEvents()
         return run_task(op, {"ti": ti, "dag": SimpleNamespace(tasks=[op]), "outlet_events": self.events})
@@ -91,48 +90,40 @@ class Block:
         return self._up.xcoms.get(key)
 
     @property
-    def bill(self) -> dict[str, Any]:
-        bill: dict[str, Any] = self.pushed["bill"]
-        return bill
+    def bill(self) -> Any:
+        return self.pushed["bill"]
+
+    @property
+    def worker_seconds(self) -> float:
+        return float(self.bill["worker_seconds"])
 
     @property
     def billed(self) -> float:
         """What the emulator bills."""
-        seconds: float = self.emulator.service.stats()["worker_seconds"][APP]
+        seconds: float = self.service.stats()["worker_seconds"][APP]
         return seconds
 
     def assert_agrees(self, at_least: float) -> None:
         """Compare the bill with the emulator's, which is at least so many worker seconds."""
         assert self.billed >= at_least
-        assert float(self.bill["worker_seconds"]) == pytest.approx(self.billed, abs=TOLERANCE)
+        assert self.worker_seconds == pytest.approx(self.billed, abs=TOLERANCE)
 
     def workers(self) -> int:
-        count: int = self.emulator.service.stats()["active_workers"][APP]
-        return count
+        return workers(self.emulator, APP)
 
 
 @pytest.fixture
-def emulator(rungen_emulator: Emulator) -> Emulator:
+def block(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Block:
     rungen_emulator.service.add_app(APP, init_seconds=0.1)
-    return rungen_emulator
-
-
-@pytest.fixture
-def clock(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock(emulator, monkeypatch)
+    clock = Clock(rungen_emulator, monkeypatch)
     clock.advance(1000)  # the app was created some time ago
-    return clock
+    return Block(rungen_emulator, clock)
 
 
 @pytest.fixture
-def block(emulator: Emulator, clock: Clock) -> Block:
-    return Block(emulator, FakeStore())
-
-
-@pytest.fixture
-def stuck(emulator: Emulator) -> None:
+def stuck(block: Block) -> None:
     """An app that does not get up."""
-    emulator.service.add_app(APP, init_seconds=100_000)
+    block.service.add_app(APP, init_seconds=100_000)
 
 
 # --- what the bill holds ------------------------------------------------------------------------------------
@@ -153,11 +144,11 @@ def test_a_bill_as_a_line(changes: Any, price: str | None, line: str) -> None:
     assert "busy" not in str(bill)
 
 
-def test_a_bill(block: Block, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bill(block: Block, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     block.usage = {"paint": [{"jobs": 830, "execution_seconds": 878.4}], "load": [None]}
     block.up()
-    clock.advance(720)
+    block.clock.advance(720)
     assert block.down(jobs_of={"paint": ["paint"], "load": ["load"]}) == Outcome()
     block.assert_agrees(1440)
     bill = block.bill
@@ -182,17 +173,17 @@ def test_two_changes_at_one_time_stay_in_their_order() -> None:
 
 
 def test_the_wait_before_a_refused_scaling_is_sent_again_is_not_billed(
-    block: Block, emulator: Emulator, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    block: Block, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Waiting(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            clock.advance(30)
+            block.clock.advance(30)
 
     monkeypatch.setattr(retry.log, "handlers", [Waiting()])
     monkeypatch.setattr(retry, "BACKOFF", 0.01)
-    emulator.service.inject(Fault(on="update_app", status=429))
+    block.service.inject(Fault(on="update_app", status=429))
     assert block.up().error is None
-    clock.advance(720)
+    block.clock.advance(720)
     block.down()
     block.assert_agrees(1440)
 
@@ -252,85 +243,74 @@ def test_a_bill_that_cannot_be_made_keeps_no_app_up(
 # --- failed scale-ups, retries and kills --------------------------------------------------------------------
 
 
-def failed_attempt(block: Block, clock: Clock) -> None:
+def failed_attempt(block: Block) -> None:
     """Run an attempt that pays for 100 s, and restores the app."""
     op, context = block.attempt_up(timeout=0.1)
-    pushes = iter(range(100))
+    pushes: list[str] = []
 
     def wait_once_it_is_up(key: str, _: Any) -> None:
-        if key == "scaled" and next(pushes) == 1:
-            clock.advance(100)
+        pushes.append(key)
+        if key == "scaled" and pushes.count("scaled") == 2:
+            block.clock.advance(100)
 
     context["ti"].on_push = wait_once_it_is_up
     assert run_task(op, context).error
 
 
 @pytest.mark.usefixtures("stuck")
-def test_a_retry_adds_to_what_the_failed_attempts_cost(block: Block, clock: Clock) -> None:
-    failed_attempt(block, clock)
-    clock.advance(50)
-    failed_attempt(block, clock)
-    clock.advance(50)
+def test_a_retry_adds_to_what_the_failed_attempts_cost(block: Block) -> None:
+    failed_attempt(block)
+    block.clock.advance(50)
+    failed_attempt(block)
+    block.clock.advance(50)
     assert block.up(wait_until_running=False).error is None
-    clock.advance(300)
+    block.clock.advance(300)
     assert block.down() == Outcome()
     block.assert_agrees(2 * (100 + 100 + 300))
 
 
 @pytest.mark.usefixtures("stuck")
-def test_the_workers_of_another_app_are_not_on_the_bill(
-    block: Block, clock: Clock, emulator: Emulator
-) -> None:
-    failed_attempt(block, clock)
-    emulator.service.add_app("another")
+def test_the_workers_of_another_app_are_not_on_the_bill(block: Block) -> None:
+    failed_attempt(block)
+    block.service.add_app("another")
     assert block.up(app_id="another").error is None
-    clock.advance(100)
+    block.clock.advance(100)
     assert block.down() == Outcome()
     assert block.bill["app_id"] == "another"
-    assert float(block.bill["worker_seconds"]) == pytest.approx(200, abs=TOLERANCE)
-
-
-class Death(BaseException):
-    """A SIGKILL."""
-
-
-def die(*_: Any, **__: Any) -> None:
-    raise Death
+    assert block.worker_seconds == pytest.approx(200, abs=TOLERANCE)
 
 
 def killed_attempt(block: Block, where: str) -> None:
     """Run an attempt that dies at a place without a trace."""
     op, context = block.attempt_up(scale_down_on_failure=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"airflow_provider_rungen.execution.{where}", die)
-        with pytest.raises(Death):
+        patch.setattr(f"airflow_provider_rungen.execution.apps.scale.{where}", die)
+        with pytest.raises(Died):
             op.execute(context)
 
 
-@pytest.mark.parametrize(
-    "where", ["apps.scale.wait_or_defer", "apps.scale.ScaleRun._note"], ids=["waiting", "right after the PUT"]
-)
+@pytest.mark.parametrize("where", ["wait_or_defer", "ScaleRun._note"], ids=["waiting", "right after the PUT"])
 @pytest.mark.parametrize("retries", [0, 1])
-def test_a_killed_scale_up_is_paid_for(block: Block, clock: Clock, where: str, retries: int) -> None:
+def test_a_killed_scale_up_is_paid_for(block: Block, where: str, retries: int) -> None:
     killed_attempt(block, where)
     assert block.workers() == 2
     block.up_state = "failed"
-    clock.advance(200)
+    block.clock.advance(200)
     for _ in range(retries):
         block.up()
-    clock.advance(100)
+    block.clock.advance(100)
     assert block.down() == Outcome()
     block.assert_agrees(600)
 
 
 @pytest.mark.parametrize("status", [402, 500])
 def test_a_scale_up_that_is_refused_costs_nothing(
-    block: Block, clock: Clock, emulator: Emulator, status: int, monkeypatch: pytest.MonkeyPatch
+    block: Block, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
-    emulator.service.inject(Fault(on="update_app", status=status, times=5 if status == 500 else 1))
+    block.service.inject(Fault(on="update_app", status=status, times=5 if status == 500 else 1))
     assert block.up().error
-    clock.advance(500)
+    block.clock.advance(500)
     assert block.down() == Outcome()
     assert (block.billed, block.bill["worker_seconds"], block.bill["cost"]) == (0, "0.000", "0.0000")
     assert (block.bill["up_at"], block.bill["down_at"]) == (None, None)
@@ -339,17 +319,14 @@ def test_a_scale_up_that_is_refused_costs_nothing(
 # --- apps that others use, too ------------------------------------------------------------------------------
 
 
-def test_an_app_that_is_left_up_has_a_bill_so_far(
-    block: Block, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_app_that_is_left_up_has_a_bill_so_far(block: Block, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     block.up()
-    clock.advance(100)
+    block.clock.advance(100)
     record, pull = ScaleRecord(APP, 2, 2).to_json(), block._pull
     block._pull = lambda key, **which: record if "run_id" in which else pull(key, **which)  # type: ignore[method-assign]
     assert block.down(others={"other": {"app_down": None}}) == Outcome()
-    assert block.workers() == 2
-    assert block.bill["down_at"] is None
+    assert (block.workers(), block.bill["down_at"]) == (2, None)
     block.assert_agrees(200)
     assert f"Bill of app {APP} so far: 2 workers for 1 min 40 s" in caplog.text
 
@@ -374,17 +351,17 @@ def test_what_says_neither_yes_nor_no_is_refused(value: Any) -> None:
         is_wanted(value)
 
 
-def test_with_nothing_to_run_the_app_is_left_as_it_is(block: Block, emulator: Emulator) -> None:
-    emulator.service.scale(APP, 1)
+def test_with_nothing_to_run_the_app_is_left_as_it_is(block: Block) -> None:
+    block.service.scale(APP, 1)
     assert block.up(only_if=0) == Outcome(value=APP)
     assert block.down() == Outcome()
-    assert (block.workers(), emulator.service.records()) == (1, []), "nothing is asked for, either"
+    assert (block.workers(), block.service.records()) == (1, []), "nothing is asked for, either"
     assert (block.bill["worker_seconds"], block.bill["cost"]) == ("0.000", "0.0000")
 
 
-def test_what_an_earlier_attempt_scaled_up_is_scaled_down(block: Block, clock: Clock) -> None:
-    killed_attempt(block, "apps.scale.wait_or_defer")
-    clock.advance(100)
+def test_what_an_earlier_attempt_scaled_up_is_scaled_down(block: Block) -> None:
+    killed_attempt(block, "wait_or_defer")
+    block.clock.advance(100)
     assert block.up(only_if=0) == Outcome(value=APP)
     assert block.workers() == 2
     assert block.down() == Outcome()
@@ -457,39 +434,42 @@ def test_a_price_and_a_condition_may_be_outputs_of_tasks() -> None:
 
 
 def test_a_retry_of_the_teardown_bills_and_counts_it_all(
-    block: Block, clock: Clock, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    block: Block, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: dict[str, int] = {}
-    module = import_module("airflow_provider_rungen._airflow.metrics")
-    monkeypatch.setattr(module, "incr", lambda name, count=1: sent.update({name: count}))
+    count = lambda name, count=1: sent.update({name: count} if name.startswith("bill.") else {})  # noqa: E731
+    monkeypatch.setattr("airflow_provider_rungen._airflow.metrics.incr", count)
     block.usage = {"paint": [{"jobs": 1, "execution_seconds": 120}]}
     block.up()
-    clock.advance(1770)
-    emulator.service.inject(Fault(on="update_app", status=402))
+    block.clock.advance(1770)
+    block.service.inject(Fault(on="update_app", status=402))
     assert isinstance(block.down().error, RunGenAppError)
-    assert (block.bill["down_at"], [name for name in sent if name.startswith("bill.")]) == (None, [])
-    assert float(block.bill["worker_seconds"]) == pytest.approx(2 * 1770, abs=TOLERANCE)
-    clock.advance(30)
+    assert (block.bill["down_at"], sent) == (None, {})
+    assert block.worker_seconds == pytest.approx(2 * 1770, abs=TOLERANCE)
+    block.clock.advance(30)
     assert block.down(jobs_of={"paint": ["paint"]}) == Outcome()
     block.assert_agrees(3600)
-    assert {name: count for name, count in sent.items() if name.startswith("bill.")} == {
+    assert sent == {
         "bill.worker_seconds": pytest.approx(3600, abs=TOLERANCE),
         "bill.busy_seconds": 120,
         "bill.cost.usd": pytest.approx(1200, abs=2),
     }
 
 
-@pytest.mark.feature("assets")
-def test_an_asset_event_has_the_bill(block: Block) -> None:
+@pytest.mark.parametrize(
+    "fails",
+    [
+        pytest.param(False, marks=pytest.mark.feature("assets")),
+        pytest.param(True, marks=pytest.mark.feature("lineage")),
+    ],
+)
+def test_an_asset_event_or_the_lineage_of_a_failure_has_the_bill(block: Block, fails: bool) -> None:
     block.up()
-    block.down()
-    assert block.events[OUTLET].extra == {"app_id": APP, "bill": block.bill}
-
-
-@pytest.mark.feature("lineage")
-def test_a_teardown_that_fails_reports_the_app_and_the_bill_so_far(block: Block, emulator: Emulator) -> None:
-    block.up()
-    emulator.service.inject(Fault(on="update_app", status=402))
+    if not fails:
+        block.down()
+        assert block.events[OUTLET].extra == {"app_id": APP, "bill": block.bill}
+        return
+    block.service.inject(Fault(on="update_app", status=402))
     assert block.down().error
     lineage: Any = block.down_op.get_openlineage_facets_on_failure(None)
     assert [dataset.name for dataset in lineage.inputs] == [f"app/{APP}"]

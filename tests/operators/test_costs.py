@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, task
 from conftest import Outcome, OutletEvents, TrackedTaskInstance, run_task
+from operator_kit import FAST, MODES, taking
 
 from airflow_provider_rungen.client.price import parse_price
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.apps.bill import add_costs
 from airflow_provider_rungen.execution.table.results import ResultRow, Status
 from airflow_provider_rungen.operators import (
-    Ledger,
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
     RunGenRunTableOperator,
@@ -28,8 +28,7 @@ pytestmark = pytest.mark.usefixtures("unsettled")
 APP = "gpu"
 # a worker costs 1 in a second
 PRICE = "3600 USD/h"
-MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
-FAST: dict[str, Any] = {"app_id": APP, "poll_interval": 0.02, "defer_after": 0}
+HERE: dict[str, Any] = {"app_id": APP, **FAST}
 
 
 class Night:
@@ -42,9 +41,8 @@ class Night:
 
     def set_price(self) -> None:
         """Set the price of the connection."""
-        conn = json.loads(self.emulator.airflow_connection())
-        conn["extra"] = {**conn.get("extra", {}), "price": PRICE}
-        self._monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(conn))
+        connection = self.emulator.airflow_connection(price=PRICE)
+        self._monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", connection)
 
     def run(self, op: Any, pulled: Any = None) -> Outcome:
         """Run a task, which pulls a value of another one."""
@@ -62,7 +60,7 @@ class Night:
         for row in rows[: options.pop("failing", 0)]:
             row["emulator"]["fail"] = "no luck"
         own: dict[str, Any] = {"task_id": task_id, "table": rows, "key": "id", "results": self.uri(task_id)}
-        return RunGenRunTableOperator(**own | FAST | options)
+        return RunGenRunTableOperator(**own | HERE | options)
 
     def uri(self, name: str, suffix: str = "jsonl") -> str:
         return (self.folder / f"{name}.{suffix}").as_uri()
@@ -109,12 +107,8 @@ def test_a_row_has_the_price_of_the_block_or_else_of_the_connection(
 
 
 def test_reused_and_failed_rows_have_a_cost_and_skipped_ones_have_none(night: Night) -> None:
-    options: dict[str, Any] = {
-        "max_failed": 2,
-        "failing": 1,
-        "destination": night.uri("pictures", "d"),
-        "ledger": Ledger(night.uri("ledger", "d")),
-    }
+    options: dict[str, Any] = {"max_failed": 2, "failing": 1, "destination": night.uri("pictures", "d")}
+    options |= {"ledger": night.uri("ledger", "d")}
     with night.dag, scaled_app(APP, 2, price=PRICE):
         paint, again = night.table(3, **options), night.table(3, "again", **options)
     for op in (paint, again):
@@ -127,10 +121,10 @@ def test_reused_and_failed_rows_have_a_cost_and_skipped_ones_have_none(night: Ni
 
 def test_a_task_that_collects_in_the_block_has_its_price(night: Night) -> None:
     with night.dag, scaled_app(APP, 2, price=PRICE):
-        inputs = [{"prompt": "x", "emulator": {"seconds": 0.3}}] * 2
-        paint = RunGenRunBatchOperator(task_id="paint", inputs=inputs, **FAST)
+        paint = RunGenRunBatchOperator(task_id="paint", inputs=[taking(0.3)] * 2, **HERE)
+        results = night.uri("collect")
         collect = RunGenCollectResultsOperator(
-            task_id="collect", job_id=paint.output, results=night.uri("collect"), **FAST
+            task_id="collect", job_id=paint.output, results=results, **HERE
         )
     collect.job_id = night.run(paint).value
     assert night.run(collect).error is None

@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from conftest import run_task
-from test_table import MODES, Table, picture, products
+from operator_kit import Table, picture, products
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator
 
+Run = Callable[..., Table]
+
 pytestmark = pytest.mark.usefixtures("unsettled")
 
 
-@pytest.fixture(params=MODES)
+@pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
 def mode(request: pytest.FixtureRequest) -> bool:
-    return MODES[request.param]
+    return bool(request.param)
 
 
 def poisoned(row: dict[str, Any]) -> dict[str, Any]:
@@ -28,13 +29,13 @@ def poisoned(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def run(rungen_emulator: Emulator, tmp_path: Path) -> Callable[..., Table]:
+def run(rungen_emulator: Emulator, tmp_path: Path) -> Run:
     """Make a task with two rows that complete, and two that fail, of which each may fail twice."""
 
-    def make(rows: int = 4, **options: Any) -> Table:
+    def make(**options: Any) -> Table:
         ledger = Ledger((tmp_path / "ledger").as_uri(), max_attempts=2)
         more: dict[str, Any] = {"to_input": poisoned, "ledger": ledger, "max_failed": 0.5} | options
-        return Table(rungen_emulator, tmp_path, products(rows), **more)
+        return Table(rungen_emulator, tmp_path, products(4), **more)
 
     return make
 
@@ -50,7 +51,7 @@ def nights(task: Table, count: int, **changes: Any) -> list[int]:
     return bought
 
 
-def test_a_row_is_given_up_until_the_ledger_is_told_to_forget(run: Callable[..., Table], mode: bool) -> None:
+def test_a_row_is_given_up_until_the_ledger_is_told_to_forget(run: Run, mode: bool) -> None:
     task = run(deferrable=mode)
     assert nights(task, 4) == [4, 2, 0, 0]
     assert task.column("status") == ["completed"] * 2 + ["given_up"] * 2
@@ -69,7 +70,7 @@ def test_a_row_is_given_up_until_the_ledger_is_told_to_forget(run: Callable[...,
     assert nights(task, 2, ledger=Ledger(uri, refresh=True, max_attempts=1)) == [4, 4]
 
 
-def test_a_job_that_fails_while_nobody_looks_counts(run: Callable[..., Table], mode: bool) -> None:
+def test_a_job_that_fails_while_nobody_looks_counts(run: Run, mode: bool) -> None:
     task = run(deferrable=mode, stop_after=None)
     task.max_tries = 3
     for bought in (4, 6):
@@ -84,30 +85,24 @@ def test_a_job_that_fails_while_nobody_looks_counts(run: Callable[..., Table], m
     assert task.column("status") == ["completed"] * 2 + ["given_up"] * 2
 
 
-def test_a_correct_input_is_a_new_one(run: Callable[..., Table]) -> None:
+def test_a_correct_input_is_a_new_one(run: Run) -> None:
     task = run()
     assert nights(task, 3) == [4, 2, 0]
     assert nights(task, 1, to_input=picture) == [2]
     assert task.column("status") == ["completed"] * 4
 
 
-def test_retries_count_and_fail_without_one_when_all_is_given_up(
-    run: Callable[..., Table], mode: bool
-) -> None:
+def test_retries_count_and_fail_without_one_when_all_is_given_up(run: Run, mode: bool) -> None:
     task = run(deferrable=mode, max_failed=0)
-    bought, error = [], None
-    for _ in range(3):
-        before = task.created
+    for created in (4, 6, 6):
         error = task.attempt().error
-        bought.append(task.created - before)
-    assert bought == [4, 2, 0]
+        assert task.created == created
     assert isinstance(error, AirflowFailException)
-    assert "2 of 4 rows failed" in str(error)
-    assert "given up after 2 failed jobs" in str(error)
-    assert "max_attempts" in str(error)
+    parts = ("2 of 4 rows failed", "given up after 2 failed jobs", "max_attempts")
+    assert all(part in str(error) for part in parts)
 
 
-def test_a_canceled_job_does_not_count(run: Callable[..., Table]) -> None:
+def test_a_canceled_job_does_not_count(run: Run) -> None:
     task = run()
     task.options["ledger"].ignore = ("emulator",)
     assert nights(task, 1) == [4]
@@ -118,22 +113,13 @@ def test_a_canceled_job_does_not_count(run: Callable[..., Table]) -> None:
     assert nights(task, 2) == [2, 0]
 
 
-def test_a_plan_counts_no_job_for_them(run: Callable[..., Table]) -> None:
+def test_a_plan_counts_no_job_for_them(run: Run) -> None:
     task = run()
     nights(task, 2)
-    names = ("table", "key", "to_input", "destination", "ledger")
-    plan = RunGenPlanTableOperator(task_id="plan", **{name: task.options[name] for name in names})
-    context: Any = {"ti": task.ti}
-    assert run_task(plan, context).value == 0
-    assert task.ti.xcoms["plan"] | {"seconds": 0} == {
-        "rows": 4,
-        "jobs": 0,
-        "reused": 2,
-        "skipped": 0,
-        "seconds": 0,
-        "cost": 0,
-        "currency": "",
-    }
+    task.kind = RunGenPlanTableOperator
+    assert task.attempt().value == 0
+    plan = task.ti.xcoms["plan"]
+    assert (plan["rows"], plan["jobs"], plan["reused"], plan["skipped"], plan["cost"]) == (4, 0, 2, 0, 0)
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "3"])

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
 from conftest import FakeTaskInstance, run_task
+from operator_kit import FAST, taking
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.service import Record
 from airflow_provider_rungen.emulator.testing import run_operator
-from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
@@ -26,8 +27,7 @@ from airflow_provider_rungen.sensors import RunGenJobSensor
 pytestmark = pytest.mark.usefixtures("unsettled")
 
 TEXT_APP = "llama-text"
-INPUT: dict[str, Any] = {"prompt": "a red fox", "emulator": {"seconds": 0.05}}
-FAST: dict[str, Any] = {"poll_interval": 0.02, "defer_after": 0}
+INPUT = taking(0.05)
 
 
 class Run:
@@ -67,13 +67,19 @@ def dag() -> Iterator[DAG]:
         yield dag
 
 
+def waiting(**options: Any) -> RunGenJobSensor:
+    return RunGenJobSensor(poke_interval=0.02, defer_after=0, **options)
+
+
+def collecting(**options: Any) -> RunGenCollectResultsOperator:
+    return RunGenCollectResultsOperator(**FAST, **options)
+
+
 CONSUMERS: dict[str, Callable[..., Any]] = {
-    "wait": lambda **options: RunGenJobSensor(poke_interval=0.02, **options),
-    "wait_deferred": lambda **options: RunGenJobSensor(
-        poke_interval=0.02, deferrable=True, defer_after=0, **options
-    ),
-    "collect": lambda **options: RunGenCollectResultsOperator(**FAST, **options),
-    "collect_deferred": lambda **options: RunGenCollectResultsOperator(deferrable=True, **FAST, **options),
+    "wait": waiting,
+    "wait_deferred": partial(waiting, deferrable=True),
+    "collect": collecting,
+    "collect_deferred": partial(collecting, deferrable=True),
     "cancel": RunGenCancelJobOperator,
 }
 
@@ -135,29 +141,24 @@ def test_a_job_is_asked_of_the_connection_that_ran_it(
 def test_what_a_task_names_itself_counts(rungen_emulator: Emulator, dag: DAG) -> None:
     run = Run()
     paint = RunGenRunJobOperator(task_id="paint", input=INPUT, app_id=TEXT_APP)
-    wait = RunGenJobSensor(task_id="wait", job_id=paint.output, app_id="flux-schnell", poke_interval=0.02)
+    wait = waiting(task_id="wait", job_id=paint.output, app_id="flux-schnell")
     with pytest.raises(AirflowFailException, match="404"):
         run.perform(wait, job_id=run.perform(paint))
     assert requests(rungen_emulator) == {"flux-schnell"}
 
 
-def test_ids_of_other_tasks_are_asked_of_the_connections_app(rungen_emulator: Emulator, dag: DAG) -> None:
-    run = Run()
-    with RunGenHook() as hook:
-        job_id = hook.run_job(input=INPUT).id
-    chosen = task(task_id="chosen")(lambda: None)()
-    run.perform(RunGenJobSensor(task_id="wait", job_id=chosen, poke_interval=0.02), job_id=job_id)
-    run.perform(RunGenJobSensor(task_id="plain", job_id=job_id, poke_interval=0.02))
-    assert requests(rungen_emulator) == {"flux-schnell"}
-
-
-def test_a_source_that_pushed_no_app_leaves_the_connections(rungen_emulator: Emulator, dag: DAG) -> None:
-    """An older version of the package ran it."""
+@pytest.mark.parametrize("source", ["another task", "nobody", "an older version of the package"])
+def test_ids_of_which_no_app_is_known_are_asked_of_the_connections_app(
+    rungen_emulator: Emulator, dag: DAG, source: str
+) -> None:
     run = Run()
     paint = RunGenRunJobOperator(task_id="paint", input=INPUT)
     job_id = run.perform(paint)
     run.xcoms.clear()
-    run.perform(RunGenJobSensor(task_id="wait", job_id=paint.output, poke_interval=0.02), job_id=job_id)
+    given: Any = {"another task": task(task_id="chosen")(lambda: None)(), "nobody": job_id}.get(
+        source, paint.output
+    )
+    run.perform(waiting(task_id="wait", job_id=given), job_id=job_id)
     assert requests(rungen_emulator) == {"flux-schnell"}
 
 
@@ -174,8 +175,7 @@ def mapped(run: Run, apps: list[str]) -> tuple[Any, list[str]]:
 def test_each_mapped_task_asks_the_app_of_its_twin(rungen_emulator: Emulator) -> None:
     run = Run()
     each, ids = mapped(run, ["flux-schnell", TEXT_APP])
-    wait = RunGenJobSensor(task_id="wait", job_id=each.output, poke_interval=0.02)
-    run.perform(wait, map_index=1, job_id=ids[1])
+    run.perform(waiting(task_id="wait", job_id=each.output), map_index=1, job_id=ids[1])
     assert requests(rungen_emulator) == {TEXT_APP}
 
 
@@ -191,9 +191,7 @@ def test_jobs_of_several_apps_are_refused(rungen_emulator: Emulator, consumer: C
 def test_a_twin_that_pushed_nothing_moves_no_other() -> None:
     class Ti:  # as XCom.get_all does: only the rows there are
         map_index = 2
-        rows = {
-            number: {"app": app} for number, app in {1: "b", 2: "c", 3: "d"}.items()
-        }  # 0 failed before it pushed
+        rows = {number: {"app": app} for number, app in ((1, "b"), (2, "c"), (3, "d"))}  # 0 pushed nothing
 
         def xcom_pull(self, task_ids: str, key: str, map_indexes: Any = None) -> Any:
             return list(self.rows.values()) if map_indexes is None else self.rows.get(map_indexes)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import time
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from importlib import import_module
 from types import SimpleNamespace
@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, TaskGroup, TriggerRule, task
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
-from conftest import FakeTaskInstance, Outcome, run_task, signal_when
+from conftest import FakeTaskInstance, Outcome, run_task
+from operator_kit import KILLED, kill_when, workers
 
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -257,48 +258,54 @@ def context(ti: TaskInstance3) -> Any:
     return {"ti": ti, "dag": SimpleNamespace(tasks=[down_op(), down_op("app_2")])}
 
 
+@pytest.fixture
+def down(emulator: Emulator, context: Any) -> Callable[..., int]:
+    """Run a teardown that succeeds, and return how many workers the app has after it."""
+
+    def run(**options: Any) -> int:
+        assert run_task(down_op(**options), context) == Outcome()
+        return workers(emulator)
+
+    return run
+
+
 def down_op(name: str = "app", **options: Any) -> RunGenScaleDownOperator:
     options = {"app_id": APP, "scale_up_task_id": f"{name}_up", "poll_interval": 0.02, **options}
     return RunGenScaleDownOperator(task_id=f"{name}_down", **options)
 
 
-def workers(emulator: Emulator, app_id: str = APP) -> int:
-    count: int = emulator.service.stats()["active_workers"][app_id]
-    return count
-
-
 def test_the_teardown_stops_the_app_and_says_how_long_it_was_up(
-    emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture
+    down: Callable[..., int], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    assert run_task(down_op(), context) == Outcome()
-    assert workers(emulator) == 0
+    assert down() == 0
     assert f"Scaled to 0 workers (app {APP})" in caplog.messages
     assert f"Bill of app {APP}: 2 workers for 1 h 2 min" in caplog.text
 
 
-def test_an_app_that_is_gone_is_fine(emulator: Emulator, context: Any, ti: TaskInstance3) -> None:
+def test_an_app_that_is_gone_is_fine(down: Callable[..., int], ti: TaskInstance3) -> None:
     ti.scaled["run"]["app_id"] = "gone"
-    assert run_task(down_op(), context) == Outcome()
+    assert down() == 2
 
 
 @pytest.mark.parametrize("operation", ["get_app", "update_app"])
 @pytest.mark.parametrize("waits", [{}, {"drain": True}, {"keep_if_busy": True}], ids=str)
 def test_a_stray_404_does_not_leave_the_app_up(
-    emulator: Emulator, context: Any, ti: TaskInstance3, operation: str, waits: dict[str, Any]
+    emulator: Emulator, down: Callable[..., int], ti: TaskInstance3, operation: str, waits: dict[str, Any]
 ) -> None:
     emulator.service.inject(Fault(on=operation, status=404, times=2))
-    assert run_task(down_op(**waits), context) == Outcome()
-    assert workers(emulator) == 0
+    assert down(**waits) == 0
     assert ti.xcoms[BILL_KEY]["down_at"]
+
+
+LOUD = f"STILL BILLED: app {APP} may not be scaled down: "
 
 
 def test_an_app_that_only_a_proxy_does_not_know_is_billed(
     emulator: Emulator, context: Any, ti: TaskInstance3
 ) -> None:
     emulator.service.inject(Fault(status=404, body="default backend - 404", times=None))
-    outcome = run_task(down_op(drain=True, drain_timeout=0.2), context)
-    assert str(outcome.error).startswith(f"STILL BILLED: app {APP} may not be scaled down: ")
+    assert str(run_task(down_op(drain=True, drain_timeout=0.2), context).error).startswith(LOUD)
     assert emulator.service.count("update_app") > 1
     assert ti.xcoms[BILL_KEY]["down_at"] is None, "not a final bill"
 
@@ -311,50 +318,45 @@ def test_an_app_that_only_a_proxy_does_not_know_is_billed(
     ],
 )
 def test_an_app_that_this_run_never_touched_is_left_alone(
-    emulator: Emulator, context: Any, ti: TaskInstance3, up: str | None, want: int
+    down: Callable[..., int], ti: Any, up: str | None, want: int
 ) -> None:
     ti.scaled.clear()
     ti.states["run"]["app_up"] = up
     if up == "upstream_failed":
-        context["ti"].map_index = None  # a task in a loop of Airflow 3.4
-    assert run_task(down_op(), context) == Outcome()
-    assert workers(emulator) == want
+        ti.map_index = None  # a task in a loop of Airflow 3.4
+    assert down() == want
 
 
-def test_a_teardown_that_fails_is_loud_and_tried_again(emulator: Emulator, context: Any) -> None:
-    emulator.service.inject(Fault(on="update_app", status=403, times=None))
-    outcome = run_task(down_op(), context)
-    assert type(outcome.error) is RunGenAppError, "which a retry may help, even with a wrong key"
-    assert f"STILL BILLED: app {APP} may not be scaled down: " in str(outcome.error)
-
-
-def test_a_teardown_without_a_connection_is_loud(
-    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_connection", [True, False])
+def test_a_teardown_that_fails_is_loud_and_tried_again(
+    emulator: Emulator, context: Any, has_connection: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("AIRFLOW_CONN_RUNGEN_DEFAULT")
-    error = str(run_task(down_op(), context).error)
-    assert error.startswith(f"STILL BILLED: app {APP} may not be scaled down: ")
-    assert emulator.service.records() == []
+    if has_connection:
+        emulator.service.inject(Fault(on="update_app", status=403, times=None))
+    else:
+        monkeypatch.delenv("AIRFLOW_CONN_RUNGEN_DEFAULT")
+    error = run_task(down_op(), context).error
+    assert type(error) is RunGenAppError, "which a retry may help, even with a wrong key"
+    assert str(error).startswith(LOUD)
+    assert has_connection or emulator.service.records() == []
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@KILLED
 def test_a_teardown_that_is_killed_is_loud(emulator: Emulator, context: Any) -> None:
     emulator.service.inject(Fault(on="update_app", status=404, times=None))
-    op = down_op()
-    with signal_when(signal.SIGTERM, lambda: emulator.service.count("update_app") > 0, op.on_kill):
-        error = str(run_task(op, context).error)
-    assert error == f"STILL BILLED: app {APP} may not be scaled down: The task was killed"
+    is_due = lambda: emulator.service.count("update_app") > 0  # noqa: E731
+    outcome = kill_when(down_op(), context, is_due, RunGenAppError)
+    assert str(outcome.error) == f"{LOUD}The task was killed"
 
 
-def test_airflow_2_tells_whether_this_run_touched_the_app(emulator: Emulator, context: Any) -> None:
-    up = SimpleNamespace(state="upstream_failed")
+@pytest.mark.parametrize(("state", "want"), [("upstream_failed", 2), ("failed", 0)])
+def test_airflow_2_tells_whether_this_run_touched_the_app(
+    down: Callable[..., int], context: Any, state: str, want: int
+) -> None:
+    up = SimpleNamespace(state=state)
     context["ti"] = FakeTaskInstance()  # it cannot be asked
     context["dag_run"] = SimpleNamespace(get_task_instance=lambda *_, **__: up)
-    assert run_task(down_op(), context) == Outcome()
-    assert workers(emulator) == 2
-    up.state = "failed"
-    assert run_task(down_op(), context) == Outcome()
-    assert workers(emulator) == 0
+    assert down() == want
 
 
 # jobs that are queued or running
@@ -366,41 +368,35 @@ def submit(emulator: Emulator, seconds: float) -> None:
     assert emulator.service.handle("POST", f"/app/{APP}/run_async", headers, body).status == 201
 
 
-def statuses(emulator: Emulator) -> list[str]:
-    return [job["status"] for job in emulator.service.jobs()]
-
-
 def test_draining_waits_for_the_apps_jobs(
-    emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture
+    emulator: Emulator, down: Callable[..., int], caplog: pytest.LogCaptureFixture
 ) -> None:
     submit(emulator, 0.1)
-    run_task(down_op(drain=True), context)
-    assert statuses(emulator) == ["COMPLETED"]
-    assert workers(emulator) == 0
+    assert down(drain=True) == 0
+    assert [job["status"] for job in emulator.service.jobs()] == ["COMPLETED"]
     emulator.service.scale(APP, 2)
     submit(emulator, 60)
-    run_task(down_op(drain=True, drain_timeout=0.2), context)
-    assert workers(emulator) == 0
+    assert down(drain=True, drain_timeout=0.2) == 0
     assert f"Scaling down with 1 job queued or running (app {APP})" in caplog.text
 
 
 def test_an_app_may_stay_up_for_the_jobs_of_others(
-    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    emulator: Emulator,
+    down: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.execution.apps.scale_down.COUNTER_GRACE", 0.3)
     submit(emulator, 0.1)
-    run_task(down_op(keep_if_busy=True), context)
-    assert workers(emulator) == 0, "a job that has just ended is no reason"
+    assert down(keep_if_busy=True) == 0, "a job that has just ended is no reason"
     emulator.service.scale(APP, 2)
     submit(emulator, 60)
     # a single answer without counters decides nothing
     emulator.service.inject(Fault(on="get_app", status=200, body={"id": APP}))
-    assert run_task(down_op(keep_if_busy=True), context) == Outcome()
-    assert workers(emulator) == 2
+    assert down(keep_if_busy=True) == 2
     assert f"STILL BILLED: app {APP} is left up: 1 job queued or running (keep_if_busy)" in caplog.text
     emulator.service.inject(Fault(on="get_app", status=200, body={"id": APP}, times=None))
-    assert run_task(down_op(keep_if_busy=True), context) == Outcome()
-    assert workers(emulator) == 0
+    assert down(keep_if_busy=True) == 0
     assert "Scaling down with an unknown number of jobs queued or running" in caplog.text
 
 
@@ -439,34 +435,29 @@ def test_a_block_takes_no_workers_from_another_one(
     ],
 )
 def test_an_app_is_left_to_another_run_that_is_going_to_scale_it_down(
-    emulator: Emulator, context: Any, ti: TaskInstance3, other: tuple[str | None, str, str | None], want: int
+    down: Callable[..., int], ti: TaskInstance3, other: tuple[str | None, str, str | None], want: int
 ) -> None:
-    down, run_state, app_id = other
+    state, run_state, app_id = other
     ti.run_states |= {"other": run_state, "third": "running"}
-    ti.states["other"] = {"app_up": "success", "app_down": down}
+    ti.states["other"] = {"app_up": "success", "app_down": state}
     if app_id:
         ti.scaled["other"] = ScaleRecord(app_id, 2, 0).to_json()
-    assert run_task(down_op(), context) == Outcome()
-    assert workers(emulator) == want
+    assert down() == want
 
 
-def test_an_app_is_not_left_to_a_block_that_left_it_as_it_was(
-    emulator: Emulator, context: Any, ti: TaskInstance3
-) -> None:
-    ti.states["run"]["app_2_down"] = None
-    ti.scaled["run app_2_up"] = ScaleRecord(APP).to_json()  # only_if=0
-    assert run_task(down_op(), context) == Outcome()
-    assert workers(emulator) == 0
-
-
-@pytest.mark.parametrize(("down", "want"), [(None, 2), ("running", 0), ("success", 0)])
+@pytest.mark.parametrize(
+    ("state", "record", "want"),
+    [
+        (None, ScaleRecord(APP, 2, 2), 2),
+        ("running", ScaleRecord(APP, 2, 2), 0),
+        ("success", ScaleRecord(APP, 2, 2), 0),
+        (None, None, 0),  # it has not scaled up yet
+        (None, ScaleRecord(APP), 0),  # it left the app as it was: only_if=0
+    ],
+)
 def test_an_app_is_left_to_another_block_of_the_same_run(
-    emulator: Emulator, context: Any, ti: TaskInstance3, down: str | None, want: int
+    down: Callable[..., int], ti: TaskInstance3, state: str | None, record: ScaleRecord | None, want: int
 ) -> None:
-    ti.states["run"]["app_2_down"] = down
-    assert run_task(down_op(), context) == Outcome()
-    assert workers(emulator) == 0, "it has not scaled up yet"
-    emulator.service.scale(APP, 2)
-    ti.scaled["run app_2_up"] = ScaleRecord(APP, 2, 2).to_json()
-    assert run_task(down_op(), context) == Outcome()
-    assert workers(emulator) == want
+    ti.states["run"]["app_2_down"] = state
+    ti.scaled["run app_2_up"] = record and record.to_json()
+    assert down() == want

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException
 from bad_answers import Fault
-from conftest import FakeStore, TrackedTaskInstance, run_task
-from test_table import MODES, Table, picture, products
+from conftest import FakeStore
+from operator_kit import Attempts, Table, picture, products
 
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.emulator import Emulator
@@ -24,16 +24,18 @@ from airflow_provider_rungen.operators import (
     scaled_app,
 )
 
+Run = Callable[..., Table]
+
 pytestmark = pytest.mark.usefixtures("unsettled")
 
 
-@pytest.fixture(params=MODES)
+@pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
 def mode(request: pytest.FixtureRequest) -> bool:
-    return MODES[request.param]
+    return bool(request.param)
 
 
 @pytest.fixture
-def run(rungen_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Table]:
+def run(rungen_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     # a worker costs 1 in a second
     links = {"job_url": "https://console.example/{job_id}"}
     connection = rungen_emulator.airflow_connection(price="3600 USD/h", **links)
@@ -45,21 +47,25 @@ def other_picture(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": f"a better photo of {row['title']}"}
 
 
+def failing(row: dict[str, Any], seconds: float = 0.0) -> dict[str, Any]:
+    return picture(row) | {"emulator": {"fail": "no luck", "seconds": seconds}}
+
+
 # --- what is refused ---
 
 
-def test_an_edited_prompt_buys_nothing(run: Callable[..., Table], mode: bool) -> None:
+def test_an_edited_prompt_buys_nothing(run: Run, mode: bool) -> None:
     task = run(products(6), deferrable=mode)
     assert task.attempt().error is None
     before = task.written
     task.next_run("night 2")
-    outcome = task.attempt(to_input=other_picture, max_jobs=5)
-    assert isinstance(outcome.error, AirflowFailException)
-    assert isinstance(outcome.error.__cause__, RunGenLimitError)
+    error = task.attempt(to_input=other_picture, max_jobs=5).error
+    assert isinstance(error, AirflowFailException)
+    assert isinstance(error.__cause__, RunGenLimitError)
     assert re.fullmatch(
         r"Refused: 6 of 6 rows are new, about \d[.\d]* s of GPU, \d\.\d\d USD; max_jobs=5. Nothing was sent. "
         r"Did to_input or the model change\? If not, raise max_jobs, and clear the task.",
-        str(outcome.error),
+        str(error),
     )
     assert task.attempt(to_input=other_picture, max_jobs=5).error is not None, "nor does a retry"
     assert (task.created, task.written) == (6, before), "the last table stays"
@@ -68,7 +74,7 @@ def test_an_edited_prompt_buys_nothing(run: Callable[..., Table], mode: bool) ->
     assert task.created == 12
 
 
-def test_what_is_stored_is_not_counted(run: Callable[..., Table], mode: bool) -> None:
+def test_what_is_stored_is_not_counted(run: Run, mode: bool) -> None:
     task = run(products(4), deferrable=mode)
     assert task.attempt().error is None
     task.next_run("night 2")
@@ -85,7 +91,7 @@ def test_what_is_stored_is_not_counted(run: Callable[..., Table], mode: bool) ->
     ],
 )
 def test_a_retry_counts_what_earlier_attempts_bought(
-    run: Callable[..., Table], mode: bool, most: int, error: str, created: int
+    run: Run, mode: bool, most: int, error: str, created: int
 ) -> None:
     task = run(products(70), deferrable=mode, max_in_flight=30)
     assert task.attempt().error is None
@@ -96,20 +102,14 @@ def test_a_retry_counts_what_earlier_attempts_bought(
     assert task.created == created
 
 
-def test_a_clear_begins_to_count_again(run: Callable[..., Table], mode: bool) -> None:
-    task = run(products(10), deferrable=mode, stop_after=None)
+def test_a_clear_begins_to_count_again(run: Run, mode: bool) -> None:
+    task = run(products(10), deferrable=mode, stop_after=None, to_input=failing, max_jobs=15)
     task.max_tries = 3
-    options: dict[str, Any] = {
-        "to_input": lambda row: picture(row) | {"emulator": {"fail": "no luck"}},
-        "max_jobs": 15,
-    }
-    assert "no luck" in str(task.attempt(**options).error)
-    assert "10 of 10 rows are new after 10 submissions" in str(task.attempt(**options).error)
-    assert task.created == 10
-    task.clear()
-    assert "no luck" in str(task.attempt(**options).error)
-    assert "10 of 10 rows are new after 10 submissions" in str(task.attempt(**options).error)
-    assert task.created == 20
+    for created in (10, 20):
+        assert "no luck" in str(task.attempt().error)
+        assert "10 of 10 rows are new after 10 submissions" in str(task.attempt().error)
+        assert task.created == created
+        task.clear()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_clear_begins_to_count_again(run: Callable[..., Table], mode: bool) ->
     [("lost", {}), ("cut", {}), ("lost", {"to_input": other_picture}), ("lost", {"app_id": "llama-text"})],
     ids=["lost", "cut", "other-inputs", "other-app"],
 )
-def test_jobs_that_may_exist_count(run: Callable[..., Table], kind: str, changed: dict[str, Any]) -> None:
+def test_jobs_that_may_exist_count(run: Run, kind: str, changed: dict[str, Any]) -> None:
     task = run(products(5), max_concurrency=5, on_unknown_submission="resubmit")
     lost = {"status": 502, "body": b"<html>", "taken": True} if kind == "lost" else {"kind": "reset_after"}
     task.emulator.service.inject(Fault(on="run", times=5, **lost))
@@ -131,11 +131,8 @@ def test_jobs_that_may_exist_count(run: Callable[..., Table], kind: str, changed
 
 
 @pytest.mark.parametrize("most", [1, 6, 7])
-def test_jobs_of_another_run_that_fail_are_replaced_within_the_limit(
-    run: Callable[..., Table], mode: bool, most: int
-) -> None:
-    failing: Any = lambda row: picture(row) | {"emulator": {"fail": "no luck", "seconds": 1}}  # noqa: E731
-    task = run(products(6), to_input=failing)
+def test_jobs_of_another_run_that_fail_are_replaced_within_the_limit(run: Run, mode: bool, most: int) -> None:
+    task = run(products(6), to_input=lambda row: failing(row, 1))
     task.options["ledger"].ignore = ("emulator",)
     task.attempt_until("rungen_job_link")
     assert task.created == 6
@@ -148,9 +145,7 @@ def test_jobs_of_another_run_that_fail_are_replaced_within_the_limit(
     assert task.column("status").count("completed") == bought
 
 
-def test_what_another_run_began_is_not_bought_again_beyond_the_cost(
-    run: Callable[..., Table], mode: bool
-) -> None:
+def test_what_another_run_began_is_not_bought_again_beyond_the_cost(run: Run, mode: bool) -> None:
     long = lambda row: picture(row) | {"emulator": {"seconds": 2}}  # noqa: E731
     failing = lambda row: picture(row) | {"emulator": {"fail": "no luck", "seconds": 1}}  # noqa: E731
     task = run(products(1), to_input=long)
@@ -168,20 +163,16 @@ def test_what_another_run_began_is_not_bought_again_beyond_the_cost(
 
 @pytest.mark.parametrize("is_durable", [False, True])
 def test_a_batch_without_a_ledger_has_a_limit(rungen_emulator: Emulator, is_durable: bool) -> None:
-    store = FakeStore() if is_durable else None
-
-    def attempt(number: int, **options: Any) -> str:
-        ti: Any = TrackedTaskInstance()
-        ti.try_number, ti.max_tries = number, 3
-        inputs = [{"prompt": str(n), "emulator": {"fail": "no luck"}} for n in range(3)]
-        op = RunGenRunBatchOperator(task_id="paint", inputs=inputs, poll_interval=0.02, **options)
-        return str(run_task(op, {"ti": ti, "task_state_store": store}).error)
-
-    assert attempt(1, max_jobs=2).startswith("Refused: 3 of 3 inputs are new; max_jobs=2. Nothing was sent. ")
+    inputs = [{"prompt": str(n), "emulator": {"fail": "no luck"}} for n in range(3)]
+    task = Attempts(rungen_emulator, RunGenRunBatchOperator, inputs=inputs)
+    task.store, task.max_tries = FakeStore() if is_durable else None, 3
+    told = str(task.attempt(max_jobs=2).error)
+    assert told.startswith("Refused: 3 of 3 inputs are new; max_jobs=2. Nothing was sent. ")
     assert rungen_emulator.service.count("run") == 0
-    assert "no luck" in attempt(2, max_jobs=5)
+    assert "no luck" in str(task.attempt(max_jobs=5).error)
     # before 3.3, Airflow keeps nothing of an attempt
-    assert ("after 3 submissions" if is_durable else "no luck") in attempt(3, max_jobs=5)
+    told = "after 3 submissions" if is_durable else "no luck"
+    assert told in str(task.attempt(max_jobs=5).error)
 
 
 def test_the_jobs_of_a_function_have_a_limit(rungen_emulator: Emulator) -> None:
@@ -201,9 +192,7 @@ def test_the_jobs_of_a_function_have_a_limit(rungen_emulator: Emulator) -> None:
 # --- money ---
 
 
-def test_a_cost_is_checked_with_what_the_ledger_remembers(
-    run: Callable[..., Table], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_cost_is_checked_with_what_the_ledger_remembers(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     task = run(products(10), max_cost="1 USD", max_jobs=10)
     assert task.attempt().error is None
     [line] = [each for each in caplog.messages if "max_cost" in each]
@@ -271,11 +260,11 @@ def test_a_cost_needs_a_price_in_its_currency(
 # --- plans ---
 
 
-def test_a_plan_speaks_money(run: Callable[..., Table]) -> None:
+def test_a_plan_speaks_money(run: Run) -> None:
     task = run(products(6), to_input=lambda row: None if row["sku"] == "sku-1" else picture(row))
     assert task.attempt().error is None
     task.next_run("night 2")
-    task.operator = RunGenPlanTableOperator
+    task.kind = RunGenPlanTableOperator
     # all are new, so that it is known of other entries how long they take
     assert task.attempt(to_input=other_picture, max_jobs=1).value == 6
     plan = task.ti.xcoms["plan"]
@@ -286,7 +275,7 @@ def test_a_plan_speaks_money(run: Callable[..., Table]) -> None:
     assert {"rows": 7, "jobs": 1, "reused": 5, "skipped": 1}.items() <= task.ti.xcoms["plan"].items()
 
 
-def test_a_plan_has_the_price_of_the_block_that_waits_for_it(run: Callable[..., Table]) -> None:
+def test_a_plan_has_the_price_of_the_block_that_waits_for_it(run: Run) -> None:
     task = run(products(2))
     assert task.attempt().error is None
     with DAG("d", schedule=None) as dag:
@@ -297,7 +286,7 @@ def test_a_plan_has_the_price_of_the_block_that_waits_for_it(run: Callable[..., 
     assert (pushed["cost"], pushed["currency"]) == (pytest.approx(2 * pushed["seconds"], abs=0.001), "EUR")
 
 
-def test_a_function_is_planned_as_it_runs(run: Callable[..., Table]) -> None:
+def test_a_function_is_planned_as_it_runs(run: Run) -> None:
     options = run(products(3)).options | {"limit": 2, "outlets": [], "retries": 2}
     del options["to_input"]
     with DAG("d", schedule=None, params={"when": "dawn"}) as dag:
@@ -318,7 +307,7 @@ def test_a_function_is_planned_as_it_runs(run: Callable[..., Table]) -> None:
     assert [run_operator(mapped, map_index=index).value for index in (0, 1)] == [2, 0]
 
 
-def test_to_input_may_take_the_params_of_the_dag(run: Callable[..., Table]) -> None:
+def test_to_input_may_take_the_params_of_the_dag(run: Run) -> None:
     def at(row: dict[str, Any], params: dict[str, Any]) -> Any:
         return {"prompt": f"{row['title']} at {params['when']}"}
 
@@ -335,7 +324,7 @@ def test_to_input_may_take_the_params_of_the_dag(run: Callable[..., Table]) -> N
 # --- samples ---
 
 
-def test_a_sample_is_not_paid_twice(run: Callable[..., Table], mode: bool) -> None:
+def test_a_sample_is_not_paid_twice(run: Run, mode: bool) -> None:
     task = run(products(9), deferrable=mode, max_in_flight=2)
     task.attempt_until("rungen_job_link")
     outcome = task.attempt(limit="3")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Outcome
-from test_table import MODES, Table, products
+from operator_kit import MODES, Table, products
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.archive.files import LocalFiles
@@ -18,26 +18,18 @@ from airflow_provider_rungen.execution.archive.files import LocalFiles
 pytestmark = pytest.mark.usefixtures("unsettled")
 
 
-@pytest.fixture(params=MODES)
-def mode(request: pytest.FixtureRequest) -> bool:
-    return MODES[request.param]
-
-
+@MODES
 @pytest.mark.parametrize("begun", [0, 80], ids=["together", "later"])
 def test_runs_that_overlap_buy_each_input_once(
-    rungen_emulator: Emulator, tmp_path: Path, mode: bool, begun: int
+    rungen_emulator: Emulator, tmp_path: Path, deferrable: bool, begun: int
 ) -> None:
-    rows: Any = products(200)
-    nights = [
-        Table(rungen_emulator, tmp_path, rows, deferrable=mode, max_in_flight=40, poll_interval=0.05)
-        for _ in range(2)
-    ]
+    options: dict[str, Any] = {"deferrable": deferrable, "max_in_flight": 40, "poll_interval": 0.05}
+    nights = [Table(rungen_emulator, tmp_path, products(200), **options) for _ in range(2)]
     outcomes: dict[str, Outcome] = {}
 
     def run(task: Table, name: str) -> None:
         task.run_id = name
-        task.options["results"] = (tmp_path / f"{name}.jsonl").as_uri()
-        outcomes[name] = task.attempt()
+        outcomes[name] = task.attempt(results=(tmp_path / f"{name}.jsonl").as_uri())
 
     first, second = (
         threading.Thread(target=contextvars.copy_context().run, args=(run, task, name))
@@ -50,9 +42,9 @@ def test_runs_that_overlap_buy_each_input_once(
     first.join(100)
     second.join(100)
     assert [outcomes[name].error for name in "AB"] == [None, None]
-    assert nights[0].created == 200
-    assert sum(outcomes[name].value["jobs"] for name in "AB") == nights[0].created
-    assert [outcomes[name].value["completed"] for name in "AB"] == [200, 200]
+    values = [outcomes[name].value for name in "AB"]
+    assert [value["completed"] for value in values] == [200, 200]
+    assert sum(value["jobs"] for value in values) == nights[0].created == 200
 
 
 @pytest.mark.parametrize("options", [{"ledger": None}, {}], ids=["alone", "with a ledger"])

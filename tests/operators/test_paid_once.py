@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath
-from conftest import FakeTaskInstance, Outcome, run_task
+from operator_kit import Attempts
 
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator, Fault, Service
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("unsettled")
 
 
 def batch(inputs: Any, **options: Any) -> Any:
-    return RunGenRunBatchOperator(task_id="task", inputs=inputs, **options)
+    return RunGenRunBatchOperator(**{"task_id": "task"} | options, inputs=inputs)
 
 
 def decorated(inputs: Any, **options: Any) -> Any:
@@ -38,38 +38,20 @@ def decorated(inputs: Any, **options: Any) -> Any:
 KINDS: dict[str, Callable[..., Any]] = {"batch": batch, "decorated": decorated}
 
 
-class Killed(BaseException):
-    """Ends an attempt at once, as SIGKILL does."""
-
-
-class Task:
+class Task(Attempts):
     """A task with a ledger, that runs again and again."""
 
-    def __init__(self, emulator: Emulator, folder: Path, make: Callable[..., Any], **options: Any) -> None:
-        emulator.service.scale("flux-schnell", 1000)
-        self.emulator, self.folder, self.make = emulator, folder, make
-        self.options: dict[str, Any] = {
-            "destination": (folder / "photos").as_uri(),
-            "ledger": Ledger((folder / "ledger").as_uri(), ignore=["request"]),
-            "poll_interval": 0.02,
-            "defer_after": 0,
-        } | options
-        self.runs = 0
-        self.on_push: Callable[[str, Any], None] | None = None
+    def __init__(self, emulator: Emulator, folder: Path, make: Callable[..., Any]) -> None:
+        options = {"destination": (folder / "photos").as_uri()}
+        options["ledger"] = Ledger((folder / "ledger").as_uri(), ignore=["request"])  # type: ignore[assignment]
+        super().__init__(emulator, make, **options)
+        self.folder, self.store, self.max_tries = folder, None, 1
 
-    def run(self, inputs: Any, *, retry: bool = False, **changes: Any) -> Outcome:
+    def run(self, inputs: Any, *, retry: bool = False, **changes: Any) -> Any:
         """Run the first attempt of a run, or a retry."""
-        self.runs += not retry
-        self.ti = FakeTaskInstance()
-        self.ti.run_id = f"run {self.runs}"
-        self.ti.try_number = 1 + retry
-        self.ti.max_tries = 1
-        self.ti.on_push = self.on_push
-        return run_task(self.make(inputs, **self.options | changes), {"ti": self.ti})
-
-    @property
-    def created(self) -> int:
-        return int(self.emulator.service.stats()["jobs_created"])
+        if not retry:
+            self.next_run(self.run_id + "1")
+        return self.attempt(inputs=inputs, **changes)
 
 
 @pytest.fixture(params=KINDS)
@@ -79,8 +61,7 @@ def task(request: pytest.FixtureRequest, rungen_emulator: Emulator, tmp_path: Pa
 
 @pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
 def mode(request: pytest.FixtureRequest) -> bool:
-    is_deferred: bool = request.param
-    return is_deferred
+    return bool(request.param)
 
 
 def inputs(count: int, **more: Any) -> list[dict[str, Any]]:
@@ -113,14 +94,7 @@ def test_a_stray_answer_about_the_app_ends_no_task(task: Task, status: int) -> N
 
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_retry_takes_up_what_a_killed_attempt_submitted(task: Task, mode: bool) -> None:
-    def kill(key: str, _: Any) -> None:
-        if key == "job_ids":
-            raise Killed
-
-    task.on_push = kill
-    with pytest.raises(Killed):
-        task.run(inputs(6), deferrable=mode)
-    task.on_push = None
+    task.attempt_until("job_ids", inputs=inputs(6), deferrable=mode)
     outcome = task.run(inputs(6), deferrable=mode, retry=True)
     assert outcome.error is None
     assert all(outcome.value)
@@ -151,9 +125,8 @@ def test_a_time_that_no_job_can_have_run_is_not_kept(task: Task, mode: bool) -> 
 
     task.emulator.service = Odd(workers=10)
     failing = [*inputs(2), {"prompt": "p", "emulator": {"fail": "no luck"}}]
-    assert "1 of 3" in str(task.run(failing, deferrable=mode).error)
-    # neither the log nor the ledger is damaged
-    assert "1 of 3" in str(task.run(failing, deferrable=mode, retry=True).error)
+    for retry in (False, True):  # neither the log nor the ledger is damaged
+        assert "1 of 3" in str(task.run(failing, deferrable=mode, retry=retry).error)
     assert task.created == 4
     assert task.run(inputs(2), deferrable=mode).error is None
     assert task.created == 4
@@ -161,7 +134,7 @@ def test_a_time_that_no_job_can_have_run_is_not_kept(task: Task, mode: bool) -> 
 
 def test_each_run_renders_the_templates_of_the_ledger_anew(task: Task) -> None:
     ledger = Ledger("/ledgers/{{ ds }}", version="{{ ds }}")
-    op = task.make([], **task.options | {"ledger": ledger})
+    op = task.begin(inputs=[], ledger=ledger)
     for day in ("2026-01-01", "2026-01-02"):
         run = op.prepare_for_execution()
         run.render_template_fields({"ds": day})
@@ -185,9 +158,8 @@ def test_a_text_is_the_folder_of_a_ledger(rungen_emulator: Emulator, tmp_path: P
 
 def test_a_dict_is_paid_once_too(rungen_emulator: Emulator, tmp_path: Path, mode: bool) -> None:
     task = Task(rungen_emulator, tmp_path, decorated)
-    first = task.run({"prompt": "a fox"}, deferrable=mode)
+    first, again = (task.run({"prompt": "a fox"}, deferrable=mode) for _ in range(2))
     assert first.error is None
-    again = task.run({"prompt": "a fox"}, deferrable=mode)
     assert again.value == first.value
     assert again.value["job_id"] == task.ti.xcoms["job_id"]
     assert task.created == 1
@@ -196,7 +168,8 @@ def test_a_dict_is_paid_once_too(rungen_emulator: Emulator, tmp_path: Path, mode
 def test_without_a_ledger_a_batch_stores_what_it_runs(
     rungen_emulator: Emulator, tmp_path: Path, mode: bool
 ) -> None:
-    task = Task(rungen_emulator, tmp_path, batch, ledger=None)
+    task = Task(rungen_emulator, tmp_path, batch)
+    task.options["ledger"] = None
     same = [{"prompt": "the same"}] * 3
     outcome = task.run(same, deferrable=mode)
     assert len({each["job_id"] for each in outcome.value}) == task.created == 3

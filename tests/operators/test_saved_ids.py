@@ -1,4 +1,4 @@
-"""Each id is in one store at least: a ledger or log that fails or hangs loses none, and holds up no kill."""
+"""Each id is in one store at least: a ledger or log that hangs loses none, and holds up no kill."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib
 import itertools
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -20,6 +19,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from conftest import FakeStore, TrackedTaskInstance
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from operator_kit import statuses
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.sending import sender
@@ -33,16 +33,13 @@ KILL_TIME = 5.0
 
 
 class Places:
-    """What an attempt talks to, each a folder or a file. A file ``hang …`` or ``503 …`` steers one."""
+    """What an attempt talks to, each a folder or a file, which hangs while there is a file ``hang …``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def meet(self, place: str) -> None:
-        """Fail or hang where the test wants it."""
-        if self.flag("503", place).exists():
-            self.flag("met", place).touch()
-            raise OSError("503 Service Unavailable")
+        """Hang where the test wants it."""
         while self.flag("hang", place).exists():
             self.flag("met", place).touch()
             time.sleep(0.02)
@@ -95,15 +92,6 @@ class Store(FakeStore):
         new.rename(self._file)
 
 
-class TaskInstance(TrackedTaskInstance):
-    """A task instance whose state may be long in coming."""
-
-    def __init__(self, places: Places, state: str, try_number: int) -> None:
-        super().__init__(state)
-        self.try_number, self.max_tries = try_number, 1
-        self.on_ask = lambda: places.meet("airflow")
-
-
 class Night:
     """A table task whose attempts are processes."""
 
@@ -142,60 +130,15 @@ class Night:
         )
         # as Airflow's task runner does
         signal.signal(signal.SIGTERM, lambda *_: task.on_kill())
-        store = Store(self.places) if self.has_store else None
-        ti = TaskInstance(self.places, self.state, self.tries)
-        context: Any = {"ti": ti, "task_state_store": store}
+        ti = TrackedTaskInstance(self.state)
+        ti.try_number, ti.max_tries = self.tries, 1
+        ti.on_ask = lambda: self.places.meet("airflow")
+        context: Any = {"ti": ti, "task_state_store": Store(self.places) if self.has_store else None}
         task.execute(context)
 
     @property
     def _report(self) -> Path:
         return self.places.folder / f"report {self.tries}"
-
-    @property
-    def last_words(self) -> str:
-        """How the attempt ended; nothing if it was cut off."""
-        return self._report.read_text() if self._report.exists() else ""
-
-    def until(self, condition: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert not self._report.exists(), self._report.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-
-    def kill(self) -> float:
-        """Kill the attempt as Airflow does, and return the seconds that it took to end."""
-        started_at = time.monotonic()
-        os.kill(self.process, signal.SIGTERM)
-        self.end(within=KILL_TIME)
-        return time.monotonic() - started_at
-
-    def end(self, within: float = 60.0) -> str:
-        """Wait for the end of the attempt, and return how it ended."""
-        deadline = time.monotonic() + within
-        while self.process and not os.waitpid(self.process, os.WNOHANG)[0]:
-            if time.monotonic() > deadline:
-                os.kill(self.process, signal.SIGKILL)
-                os.waitpid(self.process, 0)
-                break
-            time.sleep(0.005)
-        self.process = 0
-        return self.last_words
-
-    def retry(self) -> str:
-        """Run the next attempt to its end, when all is well again."""
-        for trouble in ("hang *", "503 *"):
-            for flag in self.places.folder.glob(trouble):
-                flag.unlink()
-        self.emulator.service.clear_faults()
-        self.end_jobs()
-        self.emulator.service.job_seconds = 0.1
-        self.begin()
-        return self.end()
-
-    def end_jobs(self) -> None:
-        """Move the clock on, so that what runs is over."""
-        self.emulator.service.clock = lambda: time.time() + 3600
 
     @property
     def entries(self) -> int:
@@ -209,6 +152,65 @@ class Night:
         parts = (self.places.folder / "bucket" / "photos" / ".rungen").rglob("jobs/*/*.jsonl")
         text = "".join(part.read_text() for part in parts)
         return sum(job["id"] in text for job in self.emulator.service.jobs())
+
+    @property
+    def created(self) -> int:
+        return len(self.emulator.service.jobs())
+
+    @property
+    def statuses(self) -> Counter[str]:
+        return Counter(statuses(self.emulator))
+
+    def until(self, condition: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert not self._report.exists(), self._report.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    def until_met(self, *hanging: str) -> None:
+        for place in hanging:
+            self.until(self.places.flag("met", place).exists)
+
+    def hang(self, *places: str) -> None:
+        for place in places:
+            self.places.flag("hang", place).touch()
+
+    def kill(self) -> str:
+        """Kill the attempt as Airflow does, which gives it some seconds, and return how it ended."""
+        started_at = time.monotonic()
+        os.kill(self.process, signal.SIGTERM)
+        last_words = self.end(within=KILL_TIME)
+        assert time.monotonic() - started_at < KILL_TIME
+        return last_words
+
+    def end(self, within: float = 60.0) -> str:
+        """Wait for the end of the attempt, and return how it ended; nothing if it was cut off."""
+        deadline = time.monotonic() + within
+        while self.process and not os.waitpid(self.process, os.WNOHANG)[0]:
+            if time.monotonic() > deadline:
+                os.kill(self.process, signal.SIGKILL)
+                os.waitpid(self.process, 0)
+                break
+            time.sleep(0.005)
+        self.process = 0
+        return self._report.read_text() if self._report.exists() else ""
+
+    def assert_the_retry_buys_nothing_twice(self) -> None:
+        """Run the next attempt to its end, when all is well again."""
+        for flag in self.places.folder.glob("hang *"):
+            flag.unlink()
+        self.end_jobs()
+        self.emulator.service.job_seconds = 0.1
+        self.begin()
+        assert self.end() == "succeeded"
+        bought = Counter(job["input"]["prompt"] for job in self.emulator.service.jobs())
+        assert bought == {f"photo of sku-{number}": 1 for number in range(ROWS)}
+        assert self.entries == ROWS
+
+    def end_jobs(self) -> None:
+        """Move the clock on, so that what runs is over."""
+        self.emulator.service.clock = lambda: time.time() + 3600
 
     def hold_answers(self, after: int) -> threading.Event:
         """Hold the answer to the next submission, and with it all others, until the event is set."""
@@ -224,19 +226,6 @@ class Night:
         service.handle = hold  # type: ignore[method-assign]
         return is_over
 
-    @property
-    def created(self) -> int:
-        return int(self.emulator.service.stats()["jobs_created"])
-
-    def bought(self) -> Counter[str]:
-        return Counter(job["input"]["prompt"] for job in self.emulator.service.jobs())
-
-    def statuses(self) -> Counter[str]:
-        return Counter(job["status"] for job in self.emulator.service.jobs())
-
-
-EACH_ONCE = {f"photo of sku-{number}": 1 for number in range(ROWS)}
-
 
 @pytest.fixture
 def night(rungen_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
@@ -248,52 +237,19 @@ def night(rungen_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyP
     made.end(within=0)
 
 
-@pytest.mark.parametrize("trouble", ["503", "hang"])
 @pytest.mark.parametrize("place", ["ledger", "photos"])
-def test_a_store_that_fails_loses_no_id_when_the_task_is_killed(
-    night: Night, place: str, trouble: str
-) -> None:
-    """The log is beside the photos."""
+def test_a_store_that_hangs_loses_no_id_when_the_task_is_killed(night: Night, place: str) -> None:
+    """The log is beside the photos. `test_sender` has a ledger or log that fails, or hangs for too long."""
     answers = night.hold_answers(after=8)
     night.begin()
     night.until(lambda: night.created == 9)
-    night.places.flag(trouble, place).touch()
+    night.hang(place)
     answers.set()
-    night.until(night.places.flag("met", place).exists)
+    night.until_met(place)
     night.until(lambda: (night.logged if place == "ledger" else night.entries) == night.created)
-    assert night.kill() < KILL_TIME
-    assert night.statuses() == {"RUNNING": night.created}
-    assert night.retry() == "succeeded"
-    assert night.bought() == EACH_ONCE
-    assert night.entries == ROWS
-
-
-def test_an_attempt_without_a_working_ledger_ends_and_its_retry_buys_nothing_twice(
-    night: Night, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.3)
-    night.begin()
-    night.until(lambda: night.entries >= 4)
-    night.places.flag("503", "ledger").touch()
-    assert "503 Service Unavailable" in night.end()
-    assert night.statuses() == {"RUNNING": night.created}
-    assert 4 < night.created < ROWS
-    assert night.retry() == "succeeded"
-    assert night.bought() == EACH_ONCE
-    assert night.entries == ROWS
-
-
-def test_a_ledger_that_does_not_answer_ends_the_attempt(
-    night: Night, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.3)
-    night.begin()
-    night.until(lambda: night.entries >= 4)
-    night.places.flag("hang", "ledger").touch()
-    # whichever of them comes first
-    assert re.search("Could not (save job ids|look inputs up) in the ledger: it does not answer", night.end())
-    assert night.logged == night.created < ROWS
-    assert night.statuses() == {"RUNNING": night.created}
+    night.kill()
+    assert night.statuses == {"RUNNING": night.created}
+    night.assert_the_retry_buys_nothing_twice()
 
 
 @pytest.mark.parametrize("phase", ["submitting", "waiting"])
@@ -301,11 +257,11 @@ def test_a_user_cancels_all_jobs_in_time_though_the_ledger_hangs(night: Night, p
     night.state, night.rows = "failed", 200 if phase == "submitting" else ROWS
     night.begin()
     night.until(lambda: night.entries >= ROWS)
-    night.places.flag("hang", "ledger").touch()
+    night.hang("ledger")
     if phase == "submitting":
-        night.until(night.places.flag("met", "ledger").exists)
-    assert night.kill() < KILL_TIME
-    assert night.statuses() == {"CANCELED": night.created}
+        night.until_met("ledger")
+    night.kill()
+    assert night.statuses == {"CANCELED": night.created}
 
 
 STORES = ("ledger", "photos")
@@ -321,37 +277,32 @@ def test_a_kill_without_an_answer_ends_in_time_and_cancels_what_is_lost(
     night.begin()
     # until then, the stores are to have all ids that are known
     night.until(lambda: night.created > 8 and min(night.entries, night.logged) >= 8)
-    for place in hanging:
-        night.places.flag("hang", place).touch()
+    night.hang(*hanging)
     answers.set()
-    for place in hanging:
-        if place != "airflow":
-            night.until(night.places.flag("met", place).exists)
-    assert night.kill() < KILL_TIME
+    night.until_met(*(place for place in hanging if place != "airflow"))
+    night.kill()
     lost = night.created - 8 if set(STORES) <= set(hanging) else 0
     assert night.created > 8
-    assert night.statuses() == Counter(RUNNING=night.created - lost) + Counter(CANCELED=lost)
+    assert night.statuses == Counter(RUNNING=night.created - lost) + Counter(CANCELED=lost)
 
 
-@pytest.mark.parametrize("place", ["photos", "results"])
-def test_a_kill_while_a_bucket_hangs_that_is_tried_ends_in_time(night: Night, place: str) -> None:
-    night.places.flag("hang", place).touch()
-    night.begin()
-    night.until(night.places.flag("met", place).exists)
-    assert night.kill() < KILL_TIME
-    assert "The task was killed." in night.last_words
-    assert night.retry() == "succeeded"
-    assert night.bought() == EACH_ONCE
-
-
-@pytest.mark.parametrize("place", ["photos", "upload to photos", "results", "upload to results"])
-def test_a_kill_while_a_bucket_hangs_with_outputs_costs_nothing(night: Night, place: str) -> None:
-    night.begin()
-    night.until(lambda: night.entries >= ROWS)
-    night.places.flag("hang", place).touch()
+@pytest.mark.parametrize(
+    ("place", "is_late"),
+    [
+        *(("photos", False), ("results", False)),  # while they are tried
+        *((place, True) for place in ("photos", "upload to photos", "results", "upload to results")),
+    ],
+)
+def test_a_kill_while_a_bucket_hangs_ends_in_time_and_costs_nothing(
+    night: Night, place: str, is_late: bool
+) -> None:
+    if is_late:
+        night.begin()
+        night.until(lambda: night.entries >= ROWS)
+    night.hang(place)
     night.end_jobs()
-    night.until(night.places.flag("met", place).exists)
-    assert night.kill() < KILL_TIME
-    assert "The task was killed." in night.last_words
-    assert night.retry() == "succeeded"
-    assert night.bought() == EACH_ONCE
+    if not is_late:
+        night.begin()
+    night.until_met(place)
+    assert "The task was killed." in night.kill()
+    night.assert_the_retry_buys_nothing_twice()

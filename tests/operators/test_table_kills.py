@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-# pytest adds this folder to the path
-from test_table import Table, products
+from operator_kit import Table, products
 
 from airflow_provider_rungen.emulator import Emulator, Fault
 
@@ -85,9 +83,8 @@ class Stage:
         """Begin an attempt of a run."""
         self.tries += 1
         arguments = [str(self.folder), str(rows), str(self.tries), self.ledger, run_id]
-        return subprocess.Popen(
-            [sys.executable, "-c", ATTEMPT, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        command, quiet = [sys.executable, "-c", ATTEMPT, *arguments], subprocess.DEVNULL
+        return subprocess.Popen(command, stdout=quiet, stderr=quiet)
 
     def kill_when(self, is_there: Callable[[], bool]) -> None:
         """Begin an attempt, and kill it when it is there."""
@@ -117,15 +114,15 @@ def stage(request: pytest.FixtureRequest, rungen_emulator: Emulator, tmp_path: P
 
 def finish(stage: Stage, emulator: Emulator) -> dict[str, Any]:
     """Run the last attempt to its end, and return what it says."""
-    options: dict[str, Any] = {} if stage.ledger == "ledger" else {"ledger": None}
-    results = (stage.folder / "out" / "night 1.csv").as_uri()
-    task = Table(emulator, stage.folder, products(ROWS), results=results, **options)
-    task.tries = stage.tries
-    task.max_tries = 9
+    task = Table(
+        emulator, stage.folder, products(ROWS), results=(stage.folder / "out" / "night 1.csv").as_uri()
+    )
+    if stage.ledger != "ledger":
+        task.options["ledger"] = None
+    task.tries, task.max_tries = stage.tries, 9
     outcome = task.attempt()
     assert outcome.error is None
-    assert outcome.value["completed"] == ROWS
-    assert len(stage.bought) == ROWS
+    assert outcome.value["completed"] == len(stage.bought) == ROWS
     value: dict[str, Any] = outcome.value
     return value
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import random
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from places import MemoryPlace, OutageError, Trouble, announce
-from processes import Process
+from greenlet import getcurrent, greenlet
+from places import Died, GoneError, MemoryPlace, OutageError, Trouble, announce
 
+from airflow_provider_rungen.execution.jobs.places import StorePlace
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
 from airflow_provider_rungen.runs.log import RunLog, read_attempts, read_parts
@@ -32,6 +36,51 @@ class UnknownFateError(Exception):
 
 class DeferredError(Exception):
     """The attempt was deferred."""
+
+
+class Process:
+    """
+    A function that runs until it calls `pause`.
+
+    :param work: the function.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._greenlet = greenlet(self._run)
+        self._is_killed = False
+        #: What it raised, other than its death.
+        self.error: Exception | None = None
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except Died:
+            pass
+        except Exception as error:
+            self.error = error
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self._greenlet.dead)
+
+    def step(self) -> None:
+        """Run it to its next pause."""
+        self._greenlet.parent = getcurrent()
+        self._greenlet.switch()
+
+    def kill(self) -> None:
+        """End it where it is: it does nothing more."""
+        self._is_killed = True
+        while not self.is_over:
+            self.step()
+
+    def pause(self) -> None:
+        """Wait for the next step. To be called by the function."""
+        if not self._is_killed:
+            self._greenlet.parent.switch()
+        if self._is_killed:
+            raise Died
 
 
 @dataclass
@@ -259,10 +308,7 @@ class Life:
                 self.waves += 1
             if process.error is not None:
                 self.errors.append(process.error)
-            if self.results is not None and not self.frozen:
-                break
             if self.results is not None:
-                self._thaw()
                 break
         self._thaw()
         self.place.before = lambda kind, name: None
@@ -342,6 +388,12 @@ class Life:
         return self._plans[plan]
 
 
+def load(jobs: Jobs, place: Place, writers: list[Writer]) -> None:
+    """Load what these writers have saved of a plan."""
+    for _, files in read_parts(place, jobs.plan, writers):
+        jobs.load((), *files)
+
+
 @dataclass
 class Attempt:
     """What one attempt does: the runner, in short."""
@@ -395,8 +447,7 @@ class Attempt:
         life.intents_at_begin[writer] = durable_intents(life)
         self._jobs = jobs = Jobs(plan, writer, since=since, stores=True)
         writers = [each.writer for each in earlier] + [writer]
-        for _, files in read_parts(self._place, plan, writers):
-            jobs.load((), *files)
+        load(jobs, self._place, writers)
         jobs.load(range(len(self._source)))
         others = {each.plan for each in earlier if each.plan and each.plan != plan}
         rows = [pair for other in sorted(others) for pair in self._rows_of(other, writers)]
@@ -417,8 +468,7 @@ class Attempt:
     def _rows_of(self, plan: str, writers: list[Writer]) -> Iterator[tuple[str, Row]]:
         inputs = self.life.inputs_of(plan)
         earlier = Jobs(plan, self._log.attempt.writer)
-        for _, files in read_parts(self._place, plan, writers):
-            earlier.load((), *files)
+        load(earlier, self._place, writers)
         return ((inputs[number], row) for number, row in sorted(earlier.table.rows.items()))
 
     def _cancel_left(self, job_id: str, inputs: set[str]) -> None:
@@ -504,9 +554,7 @@ class Attempt:
     def _results(self) -> dict[str, str]:
         """Read everything, as the end does, and return the job of each input."""
         jobs = Jobs(self._jobs.plan, self._log.attempt.writer, since=self._log.attempt.since, stores=True)
-        writers = [each.writer for each in read_attempts(self._place)]
-        for _, files in read_parts(self._place, jobs.plan, writers):
-            jobs.load((), *files)
+        load(jobs, self._place, [each.writer for each in read_attempts(self._place)])
         for job_id in sorted(jobs.table.unchecked):
             # the manifest of a stored job has its input, as the service has that of another one
             number = jobs.table.input_of[job_id]
@@ -518,6 +566,57 @@ class Attempt:
             for number, job_input in enumerate(self._source)
             if (job := jobs.table.row(number).current(jobs.since))
         }
+
+
+# --- a log in Airflow's task state store, of which each request is a step -----------------------------------
+
+
+class _Store:
+    """
+    A store that fails as a place does.
+
+    :param values: where the values are, by key.
+    :param check: raises an error if a later attempt has begun.
+    """
+
+    def __init__(self, values: MemoryPlace, check: Callable[[], None]) -> None:
+        self._values = values
+        self._check = check
+
+    def get(self, key: str) -> Any:
+        content = self._values.get([key]).get(key)
+        return None if content is None else json.loads(content)
+
+    def set(self, key: str, value: Any) -> None:
+        self._values.put({key: json.dumps(value).encode()}, self._check)
+
+
+class StoreLife(Life):
+    """One task run without storage."""
+
+    def place_of(self, attempt: int) -> Place:
+        def check() -> None:
+            if self.attempt > attempt:
+                raise GoneError
+
+        return StorePlace(_Store(self.place, check), attempt)
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        values = [_decode_value(content) for content in self.place.files.values()]
+        # a file is there once the names of its attempt have it
+        listed = {each for name, content in values if name == "names" for each in json.loads(content)}
+        return {name: content for name, content in values if name in listed}
+
+
+@lru_cache(1000)
+def _decode_value(content: bytes) -> tuple[str, bytes]:
+    try:
+        value = json.loads(content)
+    except ValueError:  # half of one
+        return "", b""
+    # each file of these lives is one value
+    return value["name"], zlib.decompress(base64.b64decode(value["content"]))
 
 
 # --- what is durable, read without the log's own code for it ------------------------------------------------

@@ -38,17 +38,15 @@ def successor(jobs: Jobs, *, since: int = 1) -> Jobs:
 
 def test_an_input_goes_from_unsent_to_completed(jobs: Jobs) -> None:
     states = [jobs.state(0)]
-    jobs.announce([0])
-    states.append(jobs.state(0))
-    jobs.accept(0, "job-0")
-    states.append(jobs.state(0))
-    jobs.end("job-0", JobState.COMPLETED, seconds=1.23456)
-    states.append(jobs.state(0))
-    unsent, announced, running, completed = states
-    assert unsent is InputState.UNSENT
-    assert announced is InputState.ANNOUNCED
-    assert running is InputState.RUNNING
-    assert completed is InputState.COMPLETED
+    for step in (
+        lambda: jobs.announce([0]),
+        lambda: jobs.accept(0, "job-0"),
+        lambda: jobs.end("job-0", JobState.COMPLETED, seconds=1.23456),
+    ):
+        step()
+        states.append(jobs.state(0))
+    unsent, running = InputState.UNSENT, InputState.RUNNING
+    assert states == [unsent, InputState.ANNOUNCED, running, InputState.COMPLETED]
     assert jobs.totals() == Totals(
         inputs=PART_ROWS, completed=1, submitted=1, jobs_completed=1, timed=1, seconds=1.235
     )
@@ -193,13 +191,10 @@ def test_a_part_is_let_go_when_it_is_over_and_saved() -> None:
     jobs.store("job-0")
     assert not jobs.close_parts()
     save(jobs)
-    before = jobs.totals()
+    totals = Totals(
+        2, completed=1, failed=1, submitted=2, jobs_completed=1, jobs_failed=1, timed=2, seconds=3.0
+    )
+    assert jobs.totals() == totals
     assert jobs.close_parts() == [0]
     assert not jobs.table.rows
-    assert (
-        jobs.totals()
-        == before
-        == Totals(
-            2, completed=1, failed=1, submitted=2, jobs_completed=1, jobs_failed=1, timed=2, seconds=3.0
-        )
-    )
+    assert jobs.totals() == totals

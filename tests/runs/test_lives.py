@@ -7,12 +7,11 @@ from dataclasses import replace
 
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from lives import BLOCK, Event, Life, Script, durable_ids
+from lives import BLOCK, Event, Life, Script, StoreLife, durable_ids, load
 from places import Trouble
-from store_lives import StoreLife
 
 from airflow_provider_rungen.runs.jobs import Jobs
-from airflow_provider_rungen.runs.log import read_attempts, read_parts
+from airflow_provider_rungen.runs.log import read_attempts
 from airflow_provider_rungen.runs.rows import JobState, Writer
 
 #: How many lives to try. With it set, they are other ones each time.
@@ -51,6 +50,7 @@ def scripts(draw: st.DrawFn) -> Script:
         st.sampled_from([1, 1, 2, 5]),
     )
     nth = st.integers(1, 2 * count + 2)
+    changes = st.tuples(st.integers(2, 4), st.sampled_from(["shuffle", "shuffle", "drop", "add"]))
     return Script(
         seed=draw(st.integers(0, 2**32)),
         inputs=tuple(f"input {number % kinds}" for number in range(count)),
@@ -61,14 +61,7 @@ def scripts(draw: st.DrawFn) -> Script:
         troubles=tuple(draw(st.lists(troubles, max_size=3))),
         answers=tuple(draw(st.lists(st.tuples(nth, st.sampled_from(ANSWERS)), max_size=4))),
         ends=tuple(draw(st.lists(st.tuples(nth, st.sampled_from(FAILURES)), max_size=4))),
-        changes=tuple(
-            draw(
-                st.lists(
-                    st.tuples(st.integers(2, 4), st.sampled_from(["shuffle", "shuffle", "drop", "add"])),
-                    max_size=2,
-                )
-            )
-        ),
+        changes=tuple(draw(st.lists(changes, max_size=2))),
         resubmits=draw(st.sampled_from([True, True, False])),
         resumes_clears=draw(st.booleans()),
         shows_input=draw(st.sampled_from([True, True, False])),
@@ -125,9 +118,8 @@ def test_waves_end_as_one_wait_does(script: Script, wakes: list[int]) -> None:
     one_wait = Life(calm).lead()
     deferrals = tuple(Event("defer", attempt, step) for step in wakes for attempt in (1, 2))
     waves = Life(replace(calm, events=deferrals)).lead()
-    assert [(post.number, post.input) for post in waves.posts] == [
-        (post.number, post.input) for post in one_wait.posts
-    ]
+    posts = [[(post.number, post.input) for post in life.posts] for life in (waves, one_wait)]
+    assert posts[0] == posts[1]
     assert waves.results == one_wait.results
     assert [str(error) for error in waves.errors] == [str(error) for error in one_wait.errors]
 
@@ -185,8 +177,7 @@ def judge_bill(life: Life) -> None:
     seen: set[str] = set()
     for plan in {attempt.plan for attempt in attempts}:
         jobs = Jobs(plan, Writer(10**6, 1, "0" * 8))
-        for _, files in read_parts(life.place_of(LAST), plan, [attempt.writer for attempt in attempts]):
-            jobs.load((), *files)
+        load(jobs, life.place_of(LAST), [attempt.writer for attempt in attempts])
         ids = [job.id for row in jobs.table.rows.values() for job in row.jobs]
         assert len(ids) == len(set(ids)) == jobs.totals().submitted
         seen |= set(ids)

@@ -32,6 +32,20 @@ def begin(place: MemoryPlace, turn: int = 1) -> tuple[RunLog, Jobs]:
     return log, Jobs(PLAN, log.attempt.writer, stores=True)
 
 
+def begun(count: int) -> tuple[MemoryPlace, RunLog, Jobs]:
+    """Return a log with so many jobs, in one part."""
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    submit(log, jobs, range(count))
+    return place, log, jobs
+
+
+def part_of(place: MemoryPlace) -> str:
+    """Return the name of the only file of jobs."""
+    [name] = [name for name in place.files if name.startswith(FOLDER)]
+    return name
+
+
 def submit(log: RunLog, jobs: Jobs, numbers: range) -> None:
     jobs.load(numbers)
     announce(log, jobs, numbers)
@@ -89,9 +103,7 @@ def test_an_attempt_that_is_not_listed_may_be_fenced_off() -> None:
 
 
 def test_what_changes_during_a_put_is_due_after_it() -> None:
-    place = MemoryPlace()
-    log, jobs = begin(place)
-    submit(log, jobs, range(2))
+    place, log, jobs = begun(2)
     rows = dict(jobs.table.rows)
     with log.saving(jobs) as files:
         jobs.load(range(2, 3))
@@ -149,34 +161,26 @@ def test_a_file_that_is_missing_is_noticed(parts: int, data: st.DataObject) -> N
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"\x00\xff", b"half"])
 def test_a_broken_file_is_named(content: bytes) -> None:
-    place = MemoryPlace()
-    log, jobs = begin(place)
-    submit(log, jobs, range(3))
-    [name] = [name for name in place.files if name.startswith(FOLDER)]
+    place, *_ = begun(3)
+    name = part_of(place)
     place.files[name] = content if content != b"half" else place.files[name][:-20]
     with pytest.raises(DamagedLogError, match=name):
         read(place)
-    place.files["attempts/notes.txt"] = place.files[f"{FOLDER}/.DS_Store"] = place.files[f"{name}.part"] = (
-        b"?"
-    )
     del place.files[name]
+    place.files |= dict.fromkeys(("attempts/notes.txt", f"{FOLDER}/.DS_Store", f"{name}.part"), b"?")
     assert not read(place).table.rows
 
 
 def test_files_of_nobody_are_not_read() -> None:
-    place = MemoryPlace()
-    log, jobs = begin(place)
-    submit(log, jobs, range(3))
+    place, log, _ = begun(3)
     del place.files[f"attempts/{attempt_name(log.attempt.writer)}"]
     with pytest.raises(DamagedLogError, match="no record of its attempt"):
         read(place)
 
 
 def test_a_file_in_the_place_of_another_is_not_read() -> None:
-    place = MemoryPlace()
-    log, jobs = begin(place)
-    submit(log, jobs, range(3))
-    [name] = [name for name in place.files if name.startswith(FOLDER)]
+    place, *_ = begun(3)
+    name = part_of(place)
     place.files[name.replace("000000", "000001")] = place.files[name]
     with pytest.raises(DamagedLogError, match="another part"):
         read(place)
@@ -185,9 +189,7 @@ def test_a_file_in_the_place_of_another_is_not_read() -> None:
 @pytest.mark.parametrize("on", ["list", "get"])
 @pytest.mark.parametrize("nth", [1, 2])
 def test_an_outage_is_not_an_absence(on: str, nth: int) -> None:
-    place = MemoryPlace()
-    log, jobs = begin(place)
-    submit(log, jobs, range(3))
+    place, *_ = begun(3)
     place.counts = Counter()
     place.troubles = (Trouble(on, nth, "forbidden"),)
     with pytest.raises(OutageError):
@@ -200,9 +202,7 @@ def test_an_outage_is_not_an_absence(on: str, nth: int) -> None:
 def test_a_record_of_an_attempt_can_be_read_back() -> None:
     place = MemoryPlace()
     log, _ = begin(place)
-    log.note(
-        end=End.FAILED, error="2 of 3 inputs failed", hint="Clear", still_billing=("job-1",), clear_number=0
-    )
+    log.note(end=End.FAILED, error="2 of 3 failed", hint="Clear", still_billing=("job-1",), clear_number=0)
     assert read_attempts(place) == [log.attempt]
 
 
@@ -222,12 +222,10 @@ def test_a_changed_record_is_none(data: st.DataObject) -> None:
 
 
 def test_a_wave_trusts_only_what_it_left() -> None:
-    place = MemoryPlace()
-    log, jobs = begin(place)
-    submit(log, jobs, range(6))
+    place, log, jobs = begun(6)
     log.save(jobs)
     handed = log.handover([0])
-    [name] = [name for name in place.files if name.startswith(FOLDER)]
+    name = part_of(place)
     wave, after = RunLog(place, log.attempt, clock), Jobs(PLAN, log.attempt.writer)
     wave.take_over(after, handed)
     assert after.running == jobs.running
@@ -287,13 +285,12 @@ def lead(place: MemoryPlace, count: int, *, in_flight: int, ended_at_once: int) 
         jobs.close_parts()
         parts = sorted({number // PART_ROWS for number in jobs.table.rows})
         handed, inputs = log.handover(parts), list(jobs.table.rows)
-        log, after = (
+        log, jobs = (
             RunLog(place, log.attempt, clock),
             Jobs(PLAN, jobs.writer, stores=True, closed=jobs.closed),
         )
-        log.take_over(after, handed)
-        after.load(inputs)
-        jobs = after
+        log.take_over(jobs, handed)
+        jobs.load(inputs)
         waves.append(Counter(place.counts) - before + Counter(written=place.written - written))
     assert jobs.totals().completed == count
     return waves

@@ -127,21 +127,13 @@ def test_another_order_is_the_same_multiset() -> None:
 
 
 def test_each_task_run_has_a_token_of_its_own() -> None:
-    usual: dict[str, Any] = {
-        "base_url": "https://airflow.example",
-        "dag_id": "d",
-        "run_id": "r",
-        "task_id": "t",
-    }
-    others = [
-        usual | {"base_url": "https://staging.example"},
-        usual | {"dag_id": "d2"},
-        usual | {"run_id": "r2"},
-        usual | {"task_id": "t2"},
-        usual | {"dag_id": "dr", "run_id": ""},
+    usual: dict[str, Any] = {"base_url": "https://airflow.example"}
+    usual |= {"dag_id": "d", "run_id": "r", "task_id": "t"}
+    others: list[dict[str, Any]] = [
+        *({"base_url": "https://staging.example"}, {"dag_id": "d2"}, {"run_id": "r2"}, {"task_id": "t2"}),
+        *({"dag_id": "dr", "run_id": ""}, {"map_index": 0}, {"region": "0"}),
     ]
-    tokens = [task_token(**each) for each in (usual, *others)]
-    tokens += [task_token(**usual, map_index=0), task_token(**usual, region="0")]
+    tokens = [task_token(**usual | other) for other in ({}, *others)]
     assert len(set(tokens)) == len(tokens)
     assert all(set(token) <= set("0123456789abcdef") and len(token) == 32 for token in tokens)
     assert task_token(**usual | {"base_url": "https://airflow.example/"}) == tokens[0]

@@ -1,0 +1,207 @@
+"""What the tests of operators share: jobs at the service, and attempts that are killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException
+from conftest import SOON, FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task, signal_when
+
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
+
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
+#: Polls at once, and defers at once.
+FAST: dict[str, Any] = {"poll_interval": 0.02, "defer_after": 0}
+# The exception of a kill may strike in a finalizer, which swallows it. The task has to end all the same.
+KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class Died(BaseException):
+    """Ends an attempt as SIGKILL does: nothing that comes after it is done."""
+
+
+def die(*_: Any, **__: Any) -> None:
+    raise Died
+
+
+def taking(seconds: float, **emulator: Any) -> dict[str, Any]:
+    """Return an input whose job takes so many seconds."""
+    return {"prompt": "a red fox", "emulator": {"seconds": seconds, **emulator}}
+
+
+def submitted(*inputs: dict[str, Any]) -> list[str]:
+    """Return the ids of jobs that somebody else has submitted."""
+    with RunGenHook() as hook:
+        return [hook.run_job(input=one).id for one in inputs]
+
+
+def statuses(emulator: Emulator) -> list[str]:
+    return [job["status"] for job in emulator.service.jobs()]
+
+
+def workers(emulator: Emulator, app_id: str = "gpu") -> int:
+    count: int = emulator.service.stats()["active_workers"][app_id]
+    return count
+
+
+def kill_when(
+    op: Any, context: Any, condition: Callable[[], bool], kind: type[Exception] = AirflowException
+) -> Outcome:
+    """Run a task that Airflow kills as soon as a condition holds, and check that it ends in time."""
+    with signal_when(signal.SIGTERM, condition, op.on_kill) as sent:
+        outcome = run_task(op, context)
+    assert time.monotonic() - sent[0] < SOON
+    assert isinstance(outcome.error, kind)
+    assert "killed" in str(outcome.error)
+    return outcome
+
+
+class Stage:
+    """A service, and the context that tasks are run with."""
+
+    def __init__(self, emulator: Emulator, context: Any) -> None:
+        self.emulator, self.service = emulator, emulator.service
+        self.context, self.ti = context, context["ti"]
+
+    def run(self, op: Any, **options: Any) -> Outcome:
+        return run_task(op, self.context, **options)
+
+    def error(self, op: Any, kind: type[BaseException]) -> Any:
+        """Run a task that fails, and return its error, which is of this very kind."""
+        error = self.run(op).error
+        assert type(error) is kind
+        return error
+
+    def kill_when(self, op: Any, condition: Callable[[], bool]) -> Outcome:
+        return kill_when(op, self.context, condition)
+
+    @property
+    def statuses(self) -> list[str]:
+        return statuses(self.emulator)
+
+
+class DyingStore(FakeStore):
+    """Ends the attempt at the n-th write."""
+
+    def __init__(self, writes: int) -> None:
+        super().__init__()
+        self.writes = writes
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        assert len(json.dumps(value)) < 64 * 1024
+        self.writes -= 1
+        if self.writes == 0:
+            raise Died
+        super().set(key, value)
+
+
+class Attempts:
+    """
+    A task that is attempted again and again.
+
+    :param kind: makes its operator.
+    """
+
+    def __init__(self, emulator: Emulator, kind: Callable[..., Any], **options: Any) -> None:
+        emulator.service.scale("flux-schnell", 1000)
+        self.emulator, self.kind = emulator, kind
+        self.options: dict[str, Any] = FAST | options
+        self.store: Any = FakeStore()
+        self.dag_id, self.run_id = "dag", "night 1"
+        self.max_tries, self.tries = 2, 0
+        self.state: str | None = "running"
+        self.ti = TrackedTaskInstance()
+        self.on_push: Callable[[str, Any], None] | None = None
+
+    def begin(self, **changes: Any) -> Any:
+        """Return the operator of the next attempt."""
+        self.tries += 1
+        self.ti = ti = TrackedTaskInstance(self.state)
+        ti.dag_id, ti.run_id = self.dag_id, self.run_id
+        ti.try_number, ti.max_tries = self.tries, self.max_tries
+        ti.on_push = self.on_push
+        self.events = OutletEvents()
+        self.op = self.kind(task_id="task", **self.options | changes)
+        return self.op
+
+    @property
+    def context(self) -> Any:
+        return {"ti": self.ti, "task_state_store": self.store, "outlet_events": self.events}
+
+    def attempt(self, **changes: Any) -> Outcome:
+        """Run the next attempt."""
+        return run_task(self.begin(**changes), self.context)
+
+    def attempt_until(self, key: str, **changes: Any) -> None:
+        """Run the next attempt, which is killed when it pushes this XCom."""
+        self.on_push = lambda pushed, _: die() if pushed == key else None
+        with pytest.raises(Died):
+            self.attempt(**changes)
+        self.on_push = None
+
+    def attempt_killed(self, condition: Callable[[], bool], **changes: Any) -> str:
+        """Run the next attempt, which Airflow kills as soon as a condition holds, and return its error."""
+        op = self.begin(**changes)
+        return str(kill_when(op, self.context, condition).error)
+
+    def clear(self) -> None:
+        """Clear the task, as a user does."""
+        self.max_tries = self.tries + 1
+
+    def next_run(self, run_id: str) -> None:
+        self.run_id, self.tries, self.max_tries = run_id, 0, 1
+        self.store = None if self.store is None else FakeStore()
+
+    @property
+    def created(self) -> int:
+        return int(self.emulator.service.stats()["jobs_created"])
+
+    def statuses(self) -> list[str]:
+        return statuses(self.emulator)
+
+    def ids(self) -> list[str]:
+        return [job["id"] for job in self.emulator.service.jobs()]
+
+
+def products(count: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"sku": f"sku-{n}", "title": f"product {n}", "price": n + 0.5, **more} for n in range(count)]
+
+
+def picture(row: dict[str, Any]) -> dict[str, Any]:
+    return {"prompt": f"photo of {row['title']}"}
+
+
+class Table(Attempts):
+    """A table task, with its runs and attempts, in a folder of its own."""
+
+    def __init__(self, emulator: Emulator, folder: Path, rows: Any, **options: Any) -> None:
+        own: dict[str, Any] = {
+            "table": rows,
+            "key": "sku",
+            "to_input": picture,
+            "destination": (folder / "photos").as_uri(),
+            "ledger": Ledger((folder / "ledger").as_uri()),
+        }
+        super().__init__(emulator, RunGenRunTableOperator, **own | options)
+        # a deferral comes before the first has ended, also on a slow machine
+        emulator.service.job_seconds = 0.3
+        self.folder = folder
+        self.store = None
+        self.max_tries = 1
+
+    @property
+    def written(self) -> list[dict[str, Any]]:
+        """The results table."""
+        text = (self.folder / "photos" / "results.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    def column(self, name: str) -> list[Any]:
+        return [row[name] for row in self.written]
