@@ -31,7 +31,7 @@ ORDER = """
     scale_down_on_failure durable on_unknown_submission on_clear input_schema destination contact_sheet
     results ledger result_schema max_jobs max_cost max_concurrency max_in_flight max_failed stop_after
     max_output_bytes max_xcom_bytes
-""".split()
+"""
 EACH = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
@@ -63,7 +63,7 @@ def test_parameters_are_typed_and_documented_in_the_same_order_everywhere(kind: 
     for name, each in parameters(kind).items():
         assert each.annotation not in (inspect.Parameter.empty, "Any"), name
     if kind is not operators.scaled_app:  # the app and its workers may be positional, and come first
-        assert names == sorted(names, key=ORDER.index)
+        assert names == sorted(names, key=ORDER.split().index)
 
 
 @EACH
