@@ -6,8 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -101,21 +99,6 @@ def test_airflow_takes_it_for_an_asset_watcher() -> None:
 def test_parameters_are_checked_when_the_dag_is_parsed(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RunGenIdleAppTrigger(**{"app_ids": APP, "idle_for": 900, **wrong})
-
-
-def test_importing_it_needs_nothing_that_runs_a_task() -> None:
-    script = (
-        "import sys; from airflow_provider_rungen._airflow import BaseEventTrigger, BaseHook, conf\n"
-        "before = set(sys.modules)\n"
-        "from airflow_provider_rungen.triggers import RunGenIdleAppTrigger\n"
-        "RunGenIdleAppTrigger('a', 900).serialize()\n"
-        "print(*(set(sys.modules) - before))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
-    loaded = done.stdout.splitlines()[-1].split()
-    assert "airflow_provider_rungen.triggers.idle_app" in loaded
-    heavy = ("airflow_provider_rungen.execution", "airflow_provider_rungen.hooks", "aiohttp", "requests")
-    assert [name for name in loaded if name.startswith(heavy)] == []
 
 
 @pytest.mark.parametrize("count", [1, 2], ids=["one triggerer", "two triggerers"])
