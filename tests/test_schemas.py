@@ -93,7 +93,7 @@ def test_the_violations_of_a_huge_value_are_not_all_looked_for() -> None:
     assert f"and {MAX_VIOLATIONS - MAX_NAMED_VIOLATIONS} more" in message
 
 
-OF_VALUES = [
+OF_VALUES: list[Any] = [
     *(
         {"type": "integer"},
         {"maxLength": 3},
@@ -104,7 +104,7 @@ OF_VALUES = [
     ),
     False,
 ]
-OF_KEYS = [
+OF_KEYS: list[Any] = [
     *({"additionalProperties": False}, {"unevaluatedProperties": False}, {"maxProperties": 0}),
     {"propertyNames": {"maxLength": 3}},
 ]
@@ -124,8 +124,9 @@ def test_a_signed_url_is_not_shown_as_a_value_and_not_as_a_key(value: str) -> No
     ids=["text", "array", "object", "number"],
 )
 def test_a_huge_value_is_not_shown(value: Any) -> None:
+    schemas_of_nothing: list[dict[str, Any]] = [{"type": "null"}, {"enum": [None]}, {"not": {}}]
     unevaluated = {"unevaluatedItems": False, "unevaluatedProperties": False, "type": "null"}
-    for schema in ({"type": "null"}, {"enum": [None]}, {"not": {}}, unevaluated):
+    for schema in (*schemas_of_nothing, unevaluated):
         assert len(error_of_input(schema, {"a": value} if isinstance(value, dict) else value)) < 1000
         assert len(error_of_input({"properties": {"a": schema}}, {"a": value})) < 1000
 

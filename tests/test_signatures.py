@@ -117,9 +117,8 @@ def typed_fields(name: str) -> dict[str, str]:
             found |= typed_fields(base.id)
     for node in classes[name].body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            kind = node.annotation
-            is_required = isinstance(kind, ast.Subscript) and ast.unparse(kind.value) == "Required"
-            found[node.target.id] = ast.unparse(kind.slice if is_required else kind)
+            annotation = ast.unparse(node.annotation)
+            found[node.target.id] = re.sub(r"^Required\[(.*)\]$", r"\1", annotation)
     return found
 
 

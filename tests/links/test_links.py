@@ -209,7 +209,11 @@ def test_the_page_of_a_task_learns_what_it_shows_before_it_submits(
     place = tmp_path.as_uri()
     op = RunGenRunBatchOperator(inputs=[given(), given()], destination=place, deferrable=deferrable, **POLL)
     submitted: dict[str, int] = {}
-    ti.on_push = lambda key, _: submitted.setdefault(key, rungen_emulator.service.count("run")) and None
+
+    def note(key: str, _: Any) -> None:
+        submitted.setdefault(key, rungen_emulator.service.count("run"))
+
+    ti.on_push = note
     assert run_task(op, context).error is None
     assert submitted[PAGE_KEY] == 0
     page = {"connection": "rungen_default", "app": APP, "rows": 2, "destination": place}

@@ -35,9 +35,10 @@ def save_task(world: World, state: str = "success", folder: Any = None, **page: 
 
 def table(world: World, *skus: str, **changes: Any) -> RunGenRunTableOperator:
     """Return a task that always writes to the same results."""
-    options = {"to_input": lambda row: given(row["sku"]), "results": f"{world.folder}/results.csv"}
+    to_input = changes.pop("to_input", lambda row: given(row["sku"]))
+    options = {"results": f"{world.folder}/results.csv", **changes, **POLL}
     return RunGenRunTableOperator(
-        table=[{"sku": sku} for sku in skus], key="sku", **(options | changes | POLL)
+        table=[{"sku": sku} for sku in skus], key="sku", to_input=to_input, **options
     )
 
 
@@ -212,7 +213,7 @@ def test_a_failed_task_says_what_a_retry_and_a_clear_pay_for(world: World, on_cl
 
 def test_a_failed_task_names_the_jobs_that_may_still_run(world: World) -> None:
     billing = tuple(f"open-{number}" for number in range(60))
-    end = {"error": "it was stopped", "hint": "Cancel them", "still_billing": billing}
+    end: dict[str, Any] = {"error": "it was stopped", "hint": "Cancel them", "still_billing": billing}
     write_log(world.ti, world.folder, [DONE, OPEN], end=End.FAILED, **end)
     path = save_task(world, "failed")
     page = world.get(path).text

@@ -193,8 +193,8 @@ def test_a_result_schema_that_cannot_be_read_is_told_before_the_wait(
 def test_failing_softly_is_skipping(
     rungen_emulator: Emulator, context: Any, deferrable: bool, way: str, what: str
 ) -> None:
-    soon = {"failed": {"fail": "x"}, "misfit": {"result": 7}}.get(what)
-    [job_id] = submitted(60) if soon is None else submitted(0.2, **soon)
+    ends: dict[str, dict[str, Any]] = {"failed": {"fail": "x"}, "misfit": {"result": 7}}
+    [job_id] = submitted(0.2 if what in ends else 60, **ends.get(what, {}))
     if what == "canceled":
         with RunGenHook() as hook:
             hook.cancel_job(job_id=job_id)

@@ -211,7 +211,8 @@ def _start_and_end(one: RunGenJobTrigger, emulator: Emulator, *, kill: bool) -> 
     """Run a trigger until it looks at its jobs, and end it as the triggerer does."""
 
     async def work() -> None:
-        task = asyncio.create_task(anext(one.run()))  # type: ignore[arg-type]  # a coroutine
+        first: Any = anext(one.run())
+        task: asyncio.Task[Any] = asyncio.create_task(first)
         async with asyncio.timeout(10):
             while not emulator.service.count("get") + emulator.service.count("get_app"):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)

@@ -129,7 +129,7 @@ async def test_hundreds_of_triggers_share_one_loop_one_lookup_and_a_few_connecti
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.job_search.CHECK_PAUSE", 600.0)
     now = time.time()
-    times: dict[str, float] = {"poll_interval": 0.05, "deadline": now + 600, "deferred_at": now - 60}
+    times: dict[str, Any] = {"poll_interval": 0.05, "deadline": now + 600, "deferred_at": now - 60}
 
     async def first_event(job_id: str) -> Any:
         async for event in RunGenJobTrigger(app_id=APP, job_id=[job_id], cancel_on_kill=True, **times).run():
