@@ -89,12 +89,7 @@ def test_airflow_takes_it_for_an_asset_watcher() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        {"app_ids": []},
-        {"idle_for": 0},
-        {"idle_for": "15"},
-        {"poll_interval": 0},
-    ],
+    [{"app_ids": []}, {"app_ids": ["a", 5]}, {"idle_for": 0}, {"idle_for": "15"}, {"poll_interval": 0}],
 )
 def test_parameters_are_checked_when_the_dag_is_parsed(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
