@@ -87,16 +87,14 @@ def test_rows_are_shown_with_their_reasons_whether_they_have_a_job_or_not(world:
     assert "Failures" in page
 
 
-def test_rows_are_shown_while_the_task_runs(world: World) -> None:
+def test_rows_are_shown_while_the_task_runs_and_too_many_are_not_counted(world: World) -> None:
     write_log(world.ti, world.folder, [DONE, OPEN, None])
     path = save_task(world, "running", rows=3)
     page = world.get(path).text
     assert "s2" in page
     assert "not submitted" not in page
     assert world.get(f"{path}/progress").json()["done"] == 1
-
-
-def test_too_many_rows_are_not_counted_while_the_task_runs(world: World) -> None:
+    world = world.again()
     write_log(world.ti, world.folder, [DONE] * 6401)
     path = save_task(world, "running", rows=6401)
     page = world.get(path).text
