@@ -31,10 +31,9 @@ import pytest
 # Before anything imports airflow, which reads its settings then.
 HOME = Path(tempfile.mkdtemp(prefix="rungen-airflow-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
-for _name in [name for name in os.environ if name.startswith(("AIRFLOW_", "RUNGEN_"))]:
-    del os.environ[_name]
-for _name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-    del os.environ[_name]
+for _name in list(os.environ):
+    if _name.startswith(("AIRFLOW_", "RUNGEN_")) or _name.lower().endswith("_proxy"):
+        del os.environ[_name]
 os.environ |= {
     "AIRFLOW_HOME": str(HOME),
     "AIRFLOW_CONFIG": str(HOME / "airflow.cfg"),

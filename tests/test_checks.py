@@ -63,61 +63,63 @@ def picture(row: Any = None) -> Any:
 # --- values -------------------------------------------------------------------------------------------------
 
 
+NOWHERE = "must be a URI or an absolute path"
+
+
 @pytest.mark.parametrize(
-    ("kind", "name", "value", "message"),
+    ("kind", "name", "values", "message"),
     [
-        (job, "input", 42, r"input must be an object \(a dict\), a template .*, but it is a int"),
-        (job, "input", None, "input must be an object"),
-        (job, "input", "a lighthouse", "input must be an object"),
-        (job, "input", ["a lighthouse"], "input must be an object"),
-        (job, "input", Path("input.json"), "input must be an object"),
-        (batch, "inputs", {"prompt": "x"}, r"inputs must be a list .* RunGenRunJobOperator\(input="),
-        (batch, "inputs", 42, "inputs must be a list of objects, or the URI of files, but it is a int"),
-        (batch, "inputs", None, "inputs must be a list"),
-        (batch, "inputs", b"s3://bucket/x.csv", "inputs must be a list"),
-        (batch, "inputs", [{"prompt": "x"}, "a lighthouse"], r"inputs\[1\] must be an object"),
-        (batch, "destination", "pictures", "destination must be a URI or an absolute path, not 'pictures'"),
-        (batch, "destination", Path("pictures"), "destination must be a URI or an absolute path"),
-        (table, "destination", "./pictures", "destination must be a URI or an absolute path"),
-        (table, "results", "results.csv", "results must be a URI or an absolute path, not 'results.csv'"),
-        (collect, "destination", "pictures", "destination must be a URI or an absolute path"),
-        (collect, "results", Path("results.csv"), "results must be a URI or an absolute path"),
-        (app, "gpu_tier", "HUGE", "configuration: gpu_tier must be one of BASIC, .*, not 'HUGE'"),
+        (job, "input", [42], r"input must be an object \(a dict\), a template .*, but it is a int"),
+        (job, "input", [None, "a lighthouse", ["a lighthouse"], Path("in.json")], "input must be an object"),
+        (batch, "inputs", [{"prompt": "x"}], r"inputs must be a list .* RunGenRunJobOperator\(input="),
+        (batch, "inputs", [42], "inputs must be a list of objects, or the URI of files, but it is a int"),
+        (batch, "inputs", [None, b"s3://bucket/x.csv"], "inputs must be a list"),
+        (batch, "inputs", [[{"prompt": "x"}, "a lighthouse"]], r"inputs\[1\] must be an object"),
+        (batch, "destination", ["pictures"], f"destination {NOWHERE}, not 'pictures'"),
+        (batch, "destination", [Path("pictures"), "./pictures"], f"destination {NOWHERE}"),
+        (table, "destination", ["pictures"], f"destination {NOWHERE}"),
+        (table, "results", ["results.csv"], f"results {NOWHERE}, not 'results.csv'"),
+        (collect, "destination", ["pictures"], f"destination {NOWHERE}"),
+        (collect, "results", [Path("results.csv")], f"results {NOWHERE}"),
+        (app, "gpu_tier", ["HUGE"], "configuration: gpu_tier must be one of BASIC, .*, not 'HUGE'"),
     ],
 )
 def test_a_literal_mistake_is_found_when_the_dag_is_parsed(
-    kind: Any, name: str, value: Any, message: str
+    kind: Any, name: str, values: list[Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        kind(**{name: value})
+    for value in values:
+        with pytest.raises(ValueError, match=message):
+            kind(**{name: value})
+
+
+INPUT = {"prompt": "x"}
+FOLDERS = ["{{ params.folder }}", "file:///pictures", "/pictures", Path("/pictures")]
+TABLE_OF_THE_WORKER = "prompts.csv"
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "value"),
+    ("kind", "name", "values"),
     [
-        (job, "input", "{{ params.input }}"),
-        (job, "input", "{% if x %}{}{% endif %}"),
-        (job, "input", {"prompt": "{{ ds }}", "width": "{{ params.width }}"}),
-        (batch, "inputs", "{{ ti.xcom_pull('x') }}"),
-        (batch, "inputs", "s3://bucket/prompts.jsonl"),
-        (batch, "inputs", "prompts.csv"),  # the worker's
-        (batch, "inputs", Path("/prompts.csv")),
-        (batch, "inputs", ["{{ params.input }}", {"prompt": "x"}]),
-        (batch, "inputs", ({"prompt": str(number)} for number in range(3))),
-        (batch, "inputs", []),
-        (batch, "destination", "{{ params.folder }}"),
-        (batch, "destination", "file:///pictures"),
-        (batch, "destination", "/pictures"),
-        (batch, "destination", Path("/pictures")),
-        (batch, "destination", ObjectStoragePath("file:///pictures")),
-        (collect, "results", "s3://conn@bucket/{{ ds }}/results.csv"),
-        (app, "gpu_tier", "BASIC"),
-        (app, "gpu_tier", "{{ params.tier }}"),
-        (app, "location", "x"),  # the rest is checked when the task runs
+        (
+            job,
+            "input",
+            ["{{ params.input }}", "{% if x %}{}{% endif %}", {"prompt": "{{ ds }}", "width": "{{ w }}"}],
+        ),
+        (batch, "inputs", ["{{ ti.xcom_pull('x') }}", "s3://bucket/prompts.jsonl", Path("/prompts.csv")]),
+        (
+            batch,
+            "inputs",
+            [TABLE_OF_THE_WORKER, ["{{ params.input }}", INPUT], (INPUT for _ in range(3)), []],
+        ),
+        (batch, "destination", [*FOLDERS, ObjectStoragePath("file:///pictures")]),
+        (collect, "results", ["s3://conn@bucket/{{ ds }}/results.csv"]),
+        (app, "gpu_tier", ["BASIC", "{{ params.tier }}"]),
+        (app, "location", ["x"]),  # the rest is checked when the task runs
     ],
 )
-def test_what_may_be_right_is_not_refused(kind: Any, name: str, value: Any) -> None:
-    assert kind(**{name: value})
+def test_what_may_be_right_is_not_refused(kind: Any, name: str, values: list[Any]) -> None:
+    for value in values:
+        assert kind(**{name: value})
 
 
 def test_the_output_of_a_task_is_not_refused() -> None:

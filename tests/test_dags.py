@@ -77,7 +77,6 @@ class Runs:
         changed = {"catalogue": str(change_two_colors(folder / "changed.csv"))}
         runs: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             **{name: ("rungen_ways", options, {}) for name, options in WAYS.items()},
-            "deferred": ("rungen_deferred", WAYS["documented"], {}),
             **{name: (f"rungen_{name}", {}, {}) for name in ("failing", "retried")},
             "scaled": ("rungen_scaled", {}, {"results": str(self.costs)}),
             "first night": ("rungen_catalogue", {}, {}),
@@ -159,23 +158,19 @@ def test_a_dag_of_every_operator_succeeds_in_every_shape(runs: Runs, way: str) -
     assert report["many"] == ["You said: one", "You said: two", "You said: three"]
     assert report["each"] == report["many"]
     assert report["canceled"] == []
-
-
-def test_the_template_was_rendered(runs: Runs) -> None:
-    prompts = [job["input"]["prompt"] for job in runs.emulator.service.jobs()]
-    assert prompts.count("a fox for rungen_ways") == len(WAYS)
+    assert runs.prompts().count("a fox for rungen_ways") == len(WAYS), "the template was rendered"
 
 
 def test_no_job_was_made_twice(runs: Runs) -> None:
     examples = (*runs.prompts("studio photo"), *runs.prompts("Describe"), *NIGHT, FORM["prompt"])
     jobs = [prompt for prompt in runs.prompts() if prompt not in ("again", *examples)]
-    assert len(jobs) == 4 * len(WAYS) + (12 if AIRFLOW_V_3_0_PLUS else 10)
+    assert len(jobs) == 4 * len(WAYS) + (11 if AIRFLOW_V_3_0_PLUS else 9)
     assert runs.emulator.service.count("run") == runs.emulator.service.stats()["jobs_created"]
 
 
 def test_a_deferred_task_comes_back(runs: Runs) -> None:
-    assert set(runs.states["deferred"].values()) == {"success"}
-    assert runs.report("deferred") == {"collected": "well done"}
+    assert runs.states["scaled"]["work[-1]"] == "success"
+    assert "Waiting in the triggerer" in runs.log
 
 
 def test_a_failed_job_fails_its_dag_run(runs: Runs) -> None:
@@ -187,37 +182,23 @@ def test_a_failed_job_fails_its_dag_run(runs: Runs) -> None:
 
 
 def test_a_callback_finds_the_app_and_the_jobs_of_a_failed_task(runs: Runs) -> None:
-    report = runs.report("failing")
-    by_prompt: dict[str, list[str]] = {}
-    for job in runs.emulator.service.jobs():
-        by_prompt.setdefault(job["input"]["prompt"], []).append(job["id"])
-    late = {"kind": "AirflowTaskTimeout", "app_id": "flux-schnell", "job_ids": by_prompt.get("late")}
-    assert report == {
-        **({"late": late} if AIRFLOW_V_3_0_PLUS else {}),
-        "bad": {
-            "kind": "RunGenJobFailedError",
-            "app_id": "flux-schnell",
-            "job_ids": by_prompt["fail: out of memory"],
-        },
-        "wait_for_bad": {
-            "kind": "AirflowFailException",
-            "app_id": "flux-schnell",
-            "job_ids": by_prompt["fail: no luck"],
-        },
-        "bad_batch": {
-            "kind": "RunGenJobFailedError",
-            "app_id": "llama-text",
-            "job_ids": [job_id for prompt in ("bad", "good") for job_id in by_prompt[prompt]],
-        },
+    def found(kind: str, app_id: str, *prompts: str) -> dict[str, Any]:
+        jobs = runs.emulator.service.jobs()
+        ids = [job["id"] for prompt in prompts for job in jobs if job["input"]["prompt"] == prompt]
+        return {"kind": kind, "app_id": app_id, "job_ids": ids}
+
+    late = {"late": found("AirflowTaskTimeout", "flux-schnell", "late")} if AIRFLOW_V_3_0_PLUS else {}
+    assert runs.report("failing") == late | {
+        "bad": found("RunGenJobFailedError", "flux-schnell", "fail: out of memory"),
+        "wait_for_bad": found("AirflowFailException", "flux-schnell", "fail: no luck"),
+        "bad_batch": found("RunGenJobFailedError", "llama-text", "bad", "good"),
     }
 
 
 def test_an_app_is_scaled_down_when_its_tasks_failed_and_left_alone_when_it_was_not_up(runs: Runs) -> None:
     states = runs.states["scaled"]
-    assert {task_id for task_id, state in states.items() if state == "failed"} == {
-        "fail[-1]",
-        "fail_before[-1]",
-    }
+    failed = {task_id for task_id, state in states.items() if state == "failed"}
+    assert failed == {"fail[-1]", "fail_before[-1]"}
     assert (states["app_up[-1]"], states["app_2_up[-1]"]) == ("success", "upstream_failed")
     assert (states["app_down[-1]"], states["app_2_down[-1]"]) == ("success", "success")
     assert states["never[-1]"] == states["never_too[-1]"] == states["app_2_end[-1]"] == "upstream_failed"
@@ -280,15 +261,13 @@ def test_a_retry_succeeds(runs: Runs) -> None:
 @pytest.mark.feature("durable")
 @pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a new job is submitted, and the log says so")
 def test_a_retry_takes_up_the_job_of_the_attempt_before(runs: Runs) -> None:
-    assert [job["input"]["prompt"] for job in runs.emulator.service.jobs()].count("again") == 1
+    assert runs.prompts().count("again") == 1
     assert "Resuming a job that is COMPLETED" in runs.log
 
 
-@pytest.mark.skipif(
-    AIRFLOW_V_3_3_PLUS, reason="from Airflow 3.3 on it takes up the job of the attempt before"
-)
+@pytest.mark.skipif(AIRFLOW_V_3_3_PLUS, reason="since Airflow 3.3 it takes up the job")
 def test_a_retry_says_that_it_submits_anew(runs: Runs) -> None:
-    assert [job["input"]["prompt"] for job in runs.emulator.service.jobs()].count("again") == 2
+    assert runs.prompts().count("again") == 2
     assert "Not durable" in runs.log
 
 
@@ -309,11 +288,8 @@ def test_a_catalog_pays_for_what_changed(runs: Runs) -> None:
 
 def test_the_contact_sheet_shows_the_table(runs: Runs) -> None:
     sheet = runpy.run_path(str(EXAMPLE_DAGS / "rungen_contact_sheet.py"))
-    extra = {
-        "results": runs.value("second night", "paint")["results"],
-        "app_id": "flux-schnell",
-        "failed_count": 0,
-    }
+    results = runs.value("second night", "paint")["results"]
+    extra = {"results": results, "app_id": "flux-schnell", "failed_count": 0}
     page = Path(sheet["contact_sheet"](extra).removeprefix("file://"))
     text = page.read_text()
     assert "painted by flux-schnell" in text
@@ -340,19 +316,16 @@ def test_parquet_becomes_parquet(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_is_a_dag(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_example_is_a_dag_that_starts_no_run_by_itself(
+    example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
     dag = runpy.run_path(str(example))["dag"]
     assert dag.dag_id == example.stem
     dag.validate()
     assert all([dag.description, dag.doc_md, dag.tags])
     assert [task.task_id for task in dag.tasks if not task.doc_md] == []
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_unpausing_an_example_starts_no_run(example: Path) -> None:
-    dag = runpy.run_path(str(example))["dag"]
-    timetable = type(dag.timetable).__name__
+    timetable = type(dag.timetable).__name__  # so unpausing it starts no run
     assert timetable in ("NullTimetable", "AssetTriggeredTimetable", "DatasetTriggeredTimetable")
 
 

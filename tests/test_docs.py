@@ -21,13 +21,7 @@ import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from conftest import HOME
 
-from airflow_provider_rungen import (
-    __version__,
-    exceptions,
-    get_provider_info,
-    operators,
-    sensors,
-)
+from airflow_provider_rungen import __version__, exceptions, get_provider_info, operators, sensors
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.__main__ import _parser as emulator_arguments
 from airflow_provider_rungen.emulator.faults import OPERATIONS
@@ -178,11 +172,7 @@ def _fill_bucket(bucket: Path) -> None:
     (bucket / "prompts" / "0.csv").write_text("\n".join(["prompt", *prompts]))
     (bucket / "products.csv").write_text("sku,title\nA-1,kettle\nA-2,desk\n")
     for name, titles in {"0": ["kettle", "desk"], "1": ["boots", "lamp"]}.items():
-        columns = {
-            "sku": [f"{name}-{title}" for title in titles],
-            "title": titles,
-            "color": ["red", None],
-        }
+        columns = {"sku": [f"{name}-{title}" for title in titles], "title": titles, "color": ["red", None]}
         pq.write_table(pa.table(columns), bucket / "products" / f"{name}.parquet")
 
 

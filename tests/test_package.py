@@ -19,53 +19,56 @@ from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 
 PACKAGE = "airflow_provider_rungen"
 HEAVY = {"aiohttp", "jsonschema", "requests"}
+RUNS_TASKS = tuple(f"{PACKAGE}.{name}" for name in ("execution", "hooks", "triggers"))
+AIRFLOW = f"from {PACKAGE}._airflow import BaseHook, BaseOperator, conf"
 DAG_FILE = Path(__file__).parent / "typing" / "accepted.py"
 
 
-def run(*lines: str) -> Any:
-    """Run a script in a new interpreter, and return the literal that it prints last."""
-    script = "\n".join(lines)
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+def imported(before: str, statement: str) -> Any:
+    """Return which modules a statement loads in a new interpreter, after others."""
+    lines = ["import sys", before, "before = set(sys.modules)", statement, "print(set(sys.modules) - before)"]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return ast.literal_eval(done.stdout.splitlines()[-1])
 
 
 def test_parsing_a_dag_file_imports_nothing_heavy_and_nothing_that_runs_a_task() -> None:
     """The file has a task of every operator, sensor and the decorator."""
-    loaded = run(
-        "import runpy, sys",
+    loaded = imported(
         # what Airflow itself imports is not counted, that for a DAG with a task included
-        f"from {PACKAGE}._airflow import BaseHook, BaseOperator, conf",
-        "from airflow.providers.common.compat.sdk import DAG",
+        f"{AIRFLOW}; from airflow.providers.common.compat.sdk import DAG\n"
         "with DAG('other', schedule=None): BaseOperator(task_id='other')",
-        "before = set(sys.modules)",
-        f"runpy.run_path({str(DAG_FILE)!r})",
-        "print(set(sys.modules) - before)",
+        f"import runpy; runpy.run_path({str(DAG_FILE)!r})",
     )
     assert f"{PACKAGE}.operators.job" in loaded
     if AIRFLOW_V_3_0_PLUS:  # Airflow 2 imports them itself when it makes a DAG
         assert not loaded & (HEAVY - {"jsonschema"})  # it checks the schemas in the file
-    runs_tasks = tuple(f"{PACKAGE}.{name}" for name in ("execution", "hooks", "triggers"))
-    assert [name for name in sorted(loaded) if name.startswith(runs_tasks)] == []
+    assert [name for name in sorted(loaded) if name.startswith(RUNS_TASKS)] == []
 
 
-def test_importing_the_hooks_needs_nothing_heavy() -> None:
-    loaded = run(
-        "import sys",
-        f"from {PACKAGE}._airflow import BaseHook, BaseOperator, conf",
-        "before = set(sys.modules)",
-        f"import {PACKAGE}.hooks",
-        "print(set(sys.modules) - before)",
-    )
-    assert not loaded & HEAVY
+@pytest.mark.parametrize(
+    ("before", "statement", "unwanted"),
+    [
+        (AIRFLOW, f"import {PACKAGE}.hooks", tuple(HEAVY)),
+        # for a DAG with an asset watcher
+        (
+            f"{AIRFLOW}; from {PACKAGE}._airflow import BaseEventTrigger",
+            f"from {PACKAGE}.triggers import RunGenIdleAppTrigger as T; T('a', 900).serialize()",
+            (f"{PACKAGE}.execution", f"{PACKAGE}.hooks", *HEAVY),
+        ),
+        # before a page is rendered
+        ("", f"from {PACKAGE}.pages import describe, output_kinds, render", ("airflow.", "jinja2", *HEAVY)),
+    ],
+    ids=["hooks", "idle apps", "pages"],
+)
+def test_importing_it_needs_nothing_heavy(before: str, statement: str, unwanted: tuple[str, ...]) -> None:
+    loaded = imported(before, statement)
+    assert any(name.startswith(PACKAGE) for name in loaded)
+    assert [name for name in sorted(loaded) if name.startswith(unwanted)] == []
 
 
 def test_the_pytest_plugin_adds_only_itself() -> None:
-    loaded = run(
-        "import sys, pytest",
-        "before = set(sys.modules)",
-        f"import {PACKAGE}.emulator.pytest_plugin",
-        "print(set(sys.modules) - before)",
-    )
+    loaded = imported("import pytest", f"import {PACKAGE}.emulator.pytest_plugin")
     assert loaded == {PACKAGE, f"{PACKAGE}.emulator", f"{PACKAGE}.emulator.pytest_plugin"}
 
 

@@ -45,10 +45,7 @@ def classes_of(name: str, path: Path) -> Iterator[tuple[str, list[str]]]:
         if isinstance(node, ast.ClassDef):
             bases = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
             names = [ast.unparse(base) for base in bases]
-            yield (
-                f"{module}.{node.name}",
-                [imported.get(each, f"{module}.{each}") for each in names],
-            )
+            yield (f"{module}.{node.name}", [imported.get(each, f"{module}.{each}") for each in names])
 
 
 def test_no_class_has_a_grandparent() -> None:

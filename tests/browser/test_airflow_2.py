@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
+
+pytest.importorskip("playwright")
+
+from playwright.sync_api import Page, expect
 
 from airflow_provider_rungen import get_provider_info
 from airflow_provider_rungen.emulator import Emulator
 from browser.airflow_2 import Airflow2
 from browser.conftest import KEY
 from compat.environments import Environment
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Page
 
 # a new environment takes minutes
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -49,8 +49,6 @@ def signed_in(airflow: Airflow2, page: Page) -> Page:
 def test_the_first_job_from_the_connection_to_its_link(
     airflow: Airflow2, emulator: Emulator, signed_in: Page
 ) -> None:
-    from playwright.sync_api import expect
-
     page = signed_in
     page.goto(f"{airflow.url}/connection/add")
     page.locator("#conn_id").fill("rungen_default")

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +19,7 @@ pytest.importorskip("playwright")
 from playwright.sync_api import expect
 
 from airflow_provider_rungen.pages import render
-from airflow_provider_rungen.pages.models import ContactSheet, FailureGroup, Progress
+from airflow_provider_rungen.pages.models import Progress
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -161,15 +162,7 @@ def test_pictures_below_the_screen_are_not_loaded(page: Page, site: str) -> None
 
 
 def test_a_contact_sheet_opens_from_a_folder(page: Page, folder: Path, complaints: list[str]) -> None:
-    jobs = [samples.done(index, href="", reused=index % 3 == 0) for index in range(24)]
-    jobs[6] = samples.failed(6)
-    sheet = ContactSheet(
-        title="paint",
-        facts=[("DAG", "pictures_to_look_at"), ("app", "flux-schnell"), ("written", "2026-03-04 02:14 UTC")],
-        progress=Progress(total=24, completed=23, failed=1, reused=7),
-        jobs=jobs,
-        failures=[FailureGroup(reason="out of memory", count=1, examples=[jobs[6]])],
-    )
+    sheet = replace(samples.contact_sheet(), pager=None)
     (folder / "index.html").write_text(render.render(sheet))
     page.goto((folder / "index.html").as_uri())
     expect(page.locator("#job-0 img")).to_be_visible()

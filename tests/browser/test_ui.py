@@ -7,18 +7,19 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+
+pytest.importorskip("playwright")
+
+from playwright.sync_api import Locator, Page, expect
 
 from airflow_provider_rungen import get_provider_info
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.hooks.connection import read_connection
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -119,8 +120,6 @@ def _read(sent: dict[str, Any]) -> Settings:
 
 
 def test_the_form_labels_explains_and_masks_its_fields(connections: Connections, page: Page) -> None:
-    from playwright.sync_api import expect
-
     connections.add("rungen_default")
     form = connections.form
     for label in ("Base URL", "API key", "Port", "Description"):
@@ -206,8 +205,6 @@ def test_the_test_says_what_to_do_and_then_what_it_reached(
 def test_the_first_job_from_the_connection_to_its_link(
     connections: Connections, airflow: AirflowInstance, emulator: Emulator, page: Page
 ) -> None:
-    from playwright.sync_api import expect
-
     connections.add("rungen_default")
     _fill_address(connections, emulator)
     connections.form.get_by_label("API key").fill(KEY)

@@ -75,17 +75,6 @@ with DAG("rungen_ways", schedule=None, start_date=START) as ways:
         >> report.override(task_id="report_canceled")("canceled", cancel.output)
     )
 
-with DAG("rungen_deferred", schedule=None, start_date=START) as deferred:
-    good = RunGenRunJobOperator(
-        task_id="good",
-        input={"prompt": "x", "emulator": {"seconds": 1, "result": "well done"}},
-        wait_for_completion=True,
-        deferrable=True,
-        **FAST,
-    )
-    collected = RunGenCollectResultsOperator(task_id="collected", job_id=good.output, **FAST)
-    report.override(task_id="report_collected")("collected", collected.output)
-
 with DAG(
     "rungen_failing", schedule=None, start_date=START, default_args={"on_failure_callback": report_failure}
 ) as failing:
@@ -129,7 +118,13 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
             **FAST,
         )
         work = RunGenRunJobOperator(
-            task_id="work", app_id="gpu", input={"prompt": "y"}, wait_for_completion=True, **FAST
+            task_id="work",
+            app_id="gpu",
+            input={"prompt": "y", "emulator": {"seconds": 2}},
+            wait_for_completion=True,
+            deferrable=True,
+            defer_after=0,
+            **FAST,
         )
         work >> fail() >> never()
     bill: Any = gpu.down.output

@@ -31,23 +31,13 @@ def operator(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return decorated(function)(*args).operator
 
 
-def die_at(dying_at: str | None) -> Callable[[str, Any], None]:
-    def die(key: str, _: Any) -> None:
-        if key == dying_at:
-            raise SystemExit("the worker dies")
-
-    return die
-
-
 class Attempts:
     """One task that is tried again, and the inputs its function gives."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
-        self.given = list(given)
-        self.calls = self.tries = self.cleared = 0
-        self.options = options
-        self.store = FakeStore()
-        self.ti = FakeTaskInstance()
+        self.given, self.options = list(given), options
+        self.calls = self.tries = 0
+        self.store, self.ti = FakeStore(), FakeTaskInstance()
 
     def attempt(self, dying_at: str | None = None) -> Outcome:
         def say() -> Any:
@@ -57,10 +47,14 @@ class Attempts:
                 raise given
             return given
 
+        def die(key: str, _: Any) -> None:
+            if key == dying_at:
+                raise SystemExit("the worker dies")
+
         self.tries += 1
         self.ti = FakeTaskInstance()
-        self.ti.try_number, self.ti.max_tries = self.tries, 2 + self.cleared
-        self.ti.on_push = die_at(dying_at)
+        self.ti.try_number, self.ti.max_tries = self.tries, 2
+        self.ti.on_push = die
         context: Any = {"ti": self.ti, "task_state_store": self.store}
         try:
             return run_task(operator(say, **self.options), context)
@@ -70,9 +64,10 @@ class Attempts:
 
 @MODES
 def test_a_dict_is_a_job_and_its_result_is_returned(rungen_emulator: Emulator, deferrable: bool) -> None:
-    task = Attempts(saying("a fox"), deferrable=deferrable)
+    prompt = "{{ conn.rungen_default.password }} {% raw"  # what a function returns is no template
+    task = Attempts(saying(prompt), deferrable=deferrable)
     outcome = task.attempt()
-    assert (outcome.value, outcome.error) == ("You said: a fox", None)
+    assert (outcome.value, outcome.error) == (f"You said: {prompt}", None)
     assert len(outcome.events) == deferrable
     [job] = rungen_emulator.service.jobs()
     assert task.ti.xcoms["job_id"] == job["id"]
@@ -142,11 +137,6 @@ def test_a_destination_that_is_lost_in_the_wait_keeps_no_job_from_being_canceled
     assert [job["status"] for job in rungen_emulator.service.jobs()] == ["CANCELED"]
 
 
-def test_what_the_function_returns_is_no_template(rungen_emulator: Emulator) -> None:
-    prompt = "{{ conn.rungen_default.password }} {% raw"
-    assert Attempts(saying(prompt)).attempt().value == f"You said: {prompt}"
-
-
 def test_the_function_is_given_the_context_and_its_arguments(
     rungen_emulator: Emulator, ti: FakeTaskInstance
 ) -> None:
@@ -186,11 +176,8 @@ def test_a_function_that_fails_keeps_jobs_only_for_a_next_attempt(
 
 
 def test_a_result_is_one_xcom_whatever_the_function_is_annotated_with() -> None:
-    def say() -> dict[str, Any]:
-        return {}
-
-    assert operator(say).multiple_outputs is False
-    assert operator(say, multiple_outputs=True).multiple_outputs is True
+    assert operator(saying, "x").multiple_outputs is False
+    assert operator(saying, "x", multiple_outputs=True).multiple_outputs is True
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -210,13 +197,10 @@ def test_default_args_for_other_tasks_take_no_result_away(
     assert (outcome.value, len(outcome.events)) == ("You said: a fox", 1)
 
 
-@pytest.mark.parametrize("name", ["inputs", "wait_for_completion", "end_from_trigger"])
-def test_what_the_function_decides_is_no_parameter(name: str) -> None:
-    def say() -> dict[str, Any]:
-        return {}
-
-    with pytest.raises(TypeError, match=name):
-        operator(say, **{name: False})
+def test_what_the_function_decides_is_no_parameter() -> None:
+    for name in ("inputs", "wait_for_completion", "end_from_trigger"):
+        with pytest.raises(TypeError, match=name):
+            operator(saying, "x", **{name: False})
 
 
 def test_airflow_knows_the_decorator() -> None:
@@ -230,11 +214,7 @@ def test_airflow_knows_the_decorator() -> None:
         mapped: Any = say.override(task_id="mapped").expand(prompt=["a", "b"])
     assert one.operator.custom_operator_name == "@task.rungen"
     assert (one.operator.app_id, one.operator.retries) == ("llama-text", 3)
-    assert [link.name for link in mapped.operator.operator_extra_links] == [
-        "RunGen results",
-        "RunGen job",
-        "RunGen app",
-    ]
+    assert len(mapped.operator.operator_extra_links) == 3
 
 
 def test_a_schema_that_cannot_be_read_after_the_wait_leaves_jobs_that_are_over_alone(

@@ -96,20 +96,6 @@ def test_a_worker_lost_while_a_batch_waits(
     assert_in_order(airflow, run, INPUTS)
 
 
-def test_a_worker_lost_while_its_batch_is_deferred(
-    airflow: DistributedAirflow, start: Callable[..., Run], scale: Callable[[int], None]
-) -> None:
-    scale(0)
-    run = start("batch_deferred", seconds=1, count=INPUTS)
-    run.wait_for_trigger()
-    airflow.kill(str(run.task()["unixname"]))
-    scale(100)
-    assert run.wait_for_end() == "success"
-    assert run.task()["try_number"] == 1
-    assert len(run.jobs()) == INPUTS
-    assert_in_order(airflow, run, INPUTS)
-
-
 def test_a_lost_triggerer_is_replaced_by_the_other(
     airflow: DistributedAirflow, emulator: Emulator, start: Callable[..., Run], scale: Callable[[int], None]
 ) -> None:
@@ -158,18 +144,6 @@ def test_a_trigger_that_moved_is_not_taken_for_a_kill(
     assert run.jobs_by_status() == {"COMPLETED": 20}
     assert run.task()["try_number"] == 1
     assert not cancels(emulator, run)
-
-
-def test_a_deferred_task_marked_failed_cancels_its_jobs_once(
-    emulator: Emulator, start: Callable[..., Run]
-) -> None:
-    run = start("batch_deferred", seconds=300, count=20)
-    run.wait_for_trigger()
-    run.mark("failed")
-    run.wait_for_jobs(20, "CANCELED", timeout=45)
-    assert run.wait_for_end() == "failed"
-    assert set(cancels(emulator, run).values()) == {1}
-    assert len(run.jobs()) == 20
 
 
 def test_the_key_is_nowhere(distributed: DistributedAirflow, emulator: Emulator) -> None:

@@ -39,8 +39,9 @@ def submitted(*inputs: dict[str, Any]) -> list[str]:
         return [hook.run_job(input=one).id for one in inputs]
 
 
-def run(deferrable: bool, *inputs: dict[str, Any]) -> Any:
-    return RunGenRunJobOperator(input=inputs[0], wait_for_completion=True, deferrable=deferrable, **POLL)
+def run(deferrable: bool = False, *inputs: dict[str, Any]) -> Any:
+    given_input = inputs[0] if inputs else given()
+    return RunGenRunJobOperator(input=given_input, wait_for_completion=True, deferrable=deferrable, **POLL)
 
 
 def batch(deferrable: bool, *inputs: dict[str, Any]) -> Any:
@@ -138,7 +139,7 @@ def test_a_submission_that_was_refused_has_the_link_to_the_app(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
 ) -> None:
     rungen_emulator.service.inject(Fault(on="run", status=400))
-    assert run_task(run(False, given()), context).error is not None
+    assert run_task(run(), context).error is not None
     assert ti.xcoms[APP_LINK].endswith(f"/apps/{APP}")
     assert JOB not in ti.xcoms
 
@@ -152,7 +153,7 @@ def test_the_connection_says_where_people_look(
         "job_url": "https://console.example.com/apps/{app_id}/jobs#{job_id}",
     }
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(connection))
-    job_id = run_task(run(False, given()), context).value
+    job_id = run_task(run(), context).value
     assert ti.xcoms[APP_LINK] == f"https://console.example.com/apps/{APP}?tab=jobs"
     assert ti.xcoms[JOB] == f"https://console.example.com/apps/{APP}/jobs#{job_id}"
 
@@ -165,18 +166,15 @@ def test_what_cannot_be_pushed_or_found_fails_nothing(
             raise RuntimeError("the supervisor is busy")
 
     ti.on_push = refuse
-    assert run_task(run(False, given()), context).error is None
-    untouched = run(False, given())
+    assert run_task(run(), context).error is None
+    untouched = run()
     assert [link.get_link(untouched, ti_key=None) for link in untouched.operator_extra_links] == [""] * 3
 
 
 def test_a_mapped_task_has_the_links() -> None:
     mapped = RunGenRunJobOperator.partial(task_id="mapped").expand(input=[given()])
-    assert [link.name for link in mapped.operator_extra_links] == [
-        "RunGen results",
-        "RunGen job",
-        "RunGen app",
-    ]
+    names = [link.name for link in mapped.operator_extra_links]
+    assert names == ["RunGen results", "RunGen job", "RunGen app"]
 
 
 @MODES
@@ -199,7 +197,7 @@ def test_links_begin_with_the_path_of_airflow(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://example.com/team/airflow/")
-    run_task(run(False, given()), context)
+    run_task(run(), context)
     assert ti.xcoms[RESULTS].startswith("/team/airflow/rungen/dags/")
 
 
@@ -210,11 +208,13 @@ def test_the_page_of_a_task_learns_what_it_shows_before_it_submits(
 ) -> None:
     place = tmp_path.as_uri()
     op = RunGenRunBatchOperator(inputs=[given(), given()], destination=place, deferrable=deferrable, **POLL)
-    submitted: list[int] = []
-    ti.on_push = lambda key, _: (
-        submitted.append(rungen_emulator.service.count("run")) if key == PAGE_KEY else None
-    )
+    submitted: dict[str, int] = {}
+
+    def note(key: str, _: Any) -> None:
+        submitted.setdefault(key, rungen_emulator.service.count("run"))
+
+    ti.on_push = note
     assert run_task(op, context).error is None
-    assert submitted[0] == 0
+    assert submitted[PAGE_KEY] == 0
     page = {"connection": "rungen_default", "app": APP, "rows": 2, "destination": place}
     assert ti.xcoms[PAGE_KEY] == page

@@ -73,13 +73,9 @@ def failed(index: int, error: str = "out of memory") -> JobView:
 
 
 def text_job(index: int) -> JobView:
-    answer = (
-        f"Give {THINGS[index % len(THINGS)]} a place of its own. Solid, calm and made to last, it turns any"
-        " corner into the one everybody sits in.\n\nCare: dust with a dry cloth."
-    )
-    return done(
-        index, outputs=0, prompt=f"Describe {THINGS[index % len(THINGS)]} in two sentences.", text=answer
-    )
+    thing = THINGS[index % len(THINGS)]
+    answer = f"Give {thing} a place of its own, solid and made to last.\n\nCare: dust with a dry cloth."
+    return done(index, outputs=0, prompt=f"Describe {thing} in two sentences.", text=answer)
 
 
 @dataclass
@@ -148,63 +144,47 @@ def task_page(jobs: Sequence[JobView], task: TaskRecord = TASK, **changes: Any) 
     return render.render_template("task.html", **values | changes)
 
 
+def group(count: int, reason: str, *examples: JobView) -> FailureGroup:
+    return FailureGroup(reason=reason, count=count, examples=list(examples))
+
+
 MOVING = Progress(total=12, completed=7, failed=1, running=3, queued=1, is_moving=True)
 
 
 def moving() -> str:
     jobs = [done(index) for index in range(8)]
-    jobs += [
-        done(index, outputs=0, status="running" if index < 11 else "queued", seconds=None)
-        for index in range(8, 12)
-    ]
+    states = {8: "running", 9: "running", 10: "running", 11: "queued"}
+    jobs += [done(index, outputs=0, status=state, seconds=None) for index, state in states.items()]
     jobs[3] = failed(3)
-    failures = [FailureGroup(reason="out of memory", count=1, examples=[jobs[3]])]
-    return task_page(jobs, RUNNING, progress=MOVING, failures=failures)
+    return task_page(jobs, RUNNING, progress=MOVING, failures=[group(1, "out of memory", jobs[3])])
 
 
 def large() -> str:
     jobs = [done(index, reused=index % 3 == 0) for index in range(200)]
     progress = Progress(total=10_000, completed=9_962, failed=38, reused=3_321)
     failures = [
-        FailureGroup(
-            reason="out of memory", count=31, examples=[failed(index) for index in range(17, 417, 100)]
-        ),
-        FailureGroup(
-            reason="height must be a multiple of 8", count=7, examples=[failed(index) for index in (5, 9)]
-        ),
+        group(31, "out of memory", *map(failed, range(17, 417, 100))),
+        group(7, "height must be a multiple of 8", failed(5), failed(9)),
     ]
     pager = Pager(page=2, pages=50, previous_href="task.html?page=1", next_href="task.html?page=3")
     return task_page(jobs, progress=progress, failures=failures, pager=pager)
 
 
-def hostile_job(index: int = 0) -> JobView:
+def hostile_job() -> JobView:
     files = [
         OutputFile(name=HOSTILE, href="files/0.svg"),
         OutputFile(name="run.html", href="javascript:alert(3)"),
         OutputFile(name="a.png", href=" jav\tascript:alert(4)", kind="image"),
         OutputFile(name="b.png", href="files/0-0.png", kind="image"),
     ]
-    return JobView(
-        index=index,
-        status=HOSTILE,
-        key=HOSTILE,
-        job_id=HOSTILE,
-        error=HOSTILE * 20,
-        prompt=HOSTILE * 20 + "\ud800",
-        input={HOSTILE: HOSTILE},
-        facts=[(HOSTILE, HOSTILE)],
-        outputs=files,
-        text=HOSTILE,
-        href="javascript:alert(5)",
-    )
+    texts: Any = dict.fromkeys(("status", "key", "job_id", "text"), HOSTILE)
+    texts |= {"error": HOSTILE * 20, "prompt": HOSTILE * 20 + "\ud800", "href": "javascript:alert(5)"}
+    return JobView(index=0, **texts, input={HOSTILE: HOSTILE}, facts=[(HOSTILE, HOSTILE)], outputs=files)
 
 
+_TEXTS: Any = dict.fromkeys(("dag_id", "task_id", "run_id", "state", "operator"), HOSTILE)
 HOSTILE_TASK = TaskRecord(
-    dag_id=HOSTILE,
-    task_id=HOSTILE,
-    run_id=HOSTILE,
-    state=HOSTILE,
-    operator=HOSTILE,
+    **_TEXTS,
     page=PageXCom(app=HOSTILE, connection=HOSTILE, results=HOSTILE, destination=HOSTILE),
     usage={HOSTILE: HOSTILE},
     bill={HOSTILE: HOSTILE},
@@ -220,7 +200,7 @@ def hostile() -> str:
         urls=HOSTILE_URLS,
         failed_attempt=attempt,
         still_billing=[HOSTILE],
-        failures=[FailureGroup(reason=HOSTILE, count=1, examples=[job])],
+        failures=[group(1, HOSTILE, job)],
         notice=HOSTILE,
     )
 
@@ -256,36 +236,28 @@ def app_page() -> str:
 
 
 def apps_page() -> str:
-    apps = [
-        app(0, ready=1, running=1),
-        app(1, workers=1, status="INITIALIZING", initializing=1, ready=0),
-        app(2, workers=0, status="STOPPED"),
-        app(3, workers=0, status="STOPPED"),
-    ]
+    stopped = [app(index, workers=0, status="STOPPED") for index in (2, 3)]
+    starting = app(1, workers=1, status="INITIALIZING", initializing=1, ready=0)
     notice = "RunGen did not answer in time, so that live figures are missing."
-    connections: list[dict[str, Any]] = [
-        {"conn_id": "rungen_default", "apps": apps, "notice": ""},
-        {"conn_id": "rungen_marketing", "apps": [], "notice": notice},
-        {"conn_id": "rungen_test", "apps": [], "notice": ""},
+    shown: list[tuple[str, list[App], str]] = [
+        ("rungen_default", [app(0, ready=1, running=1), starting, *stopped], ""),
+        ("rungen_marketing", [], notice),
+        ("rungen_test", [], ""),
     ]
+    connections = [dict(zip(("conn_id", "apps", "notice"), each, strict=True)) for each in shown]
     return render.render_template("apps.html", urls=URLS, connections=connections)
 
 
 def contact_sheet() -> ContactSheet:
-    jobs = [
-        done(index, href="", reused=index % 4 == 0, outputs=1 if index != 2 else 5) for index in range(30)
-    ]
+    counts = [5 if index == 2 else 1 for index in range(30)]
+    jobs = [done(index, href="", reused=index % 4 == 0, outputs=n) for index, n in enumerate(counts)]
     jobs[6] = failed(6)
     return ContactSheet(
         title="take_pictures",
-        facts=[
-            ("DAG", "rungen_catalogue"),
-            ("run", "scheduled__2026-03-04T02:00:00+00:00"),
-            ("app", "flux-schnell"),
-        ],
+        facts=[("DAG", "rungen_catalogue"), ("app", "flux-schnell"), ("written", "2026-03-04 02:14 UTC")],
         progress=Progress(total=30, completed=29, failed=1, reused=8),
         jobs=jobs,
-        failures=[FailureGroup(reason="out of memory", count=1, examples=[jobs[6]])],
+        failures=[group(1, "out of memory", jobs[6])],
         pager=Pager(page=1, pages=3, next_href="index.3fa9.2.html"),
     )
 
@@ -322,12 +294,9 @@ def main(folder: Path) -> None:
         (folder / f"{name}.html").write_text(make())
     for name in render.ASSETS:
         (folder / name).write_text(render.read_asset(name))
-    for index in range(200):
-        for number in range(5 if index == 2 else 1):
-            shape = (1024, 1024 if index % 5 else 768)
-            (folder / "files" / f"{index}-{number}.png").write_bytes(
-                draw(f"{prompt(index)} {number or ''}", *shape)
-            )
+    for index, number in [*((index, 0) for index in range(200)), *((2, number) for number in range(1, 5))]:
+        drawn = draw(f"{prompt(index)} {number or ''}", 1024, 1024 if index % 5 else 768)
+        (folder / "files" / f"{index}-{number}.png").write_bytes(drawn)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import APP, FakeTaskInstance, Outcome, run_task
+from conftest import APP, FakeTaskInstance, run_task
 from reader import Reader
 
 from airflow_provider_rungen.emulator import Emulator
@@ -28,7 +28,7 @@ from airflow_provider_rungen.operators import (
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
-QUICK: Any = {"poll_interval": 0.02, "defer_after": 0}
+QUICK: Any = {"task_id": "paint", "poll_interval": 0.02, "defer_after": 0, "contact_sheet": True}
 
 
 class Page(Reader):
@@ -47,13 +47,8 @@ class Page(Reader):
 
 
 def job(**emulator: Any) -> dict[str, Any]:
-    return {
-        "prompt": "a red fox",
-        "width": 640,
-        "height": 512,
-        "seed": 7,
-        "emulator": {"seconds": 0.3} | emulator,
-    }
+    given = {"prompt": "a red fox", "width": 640, "height": 512, "seed": 7}
+    return given | {"emulator": {"seconds": 0.3} | emulator}
 
 
 def submitted(*inputs: dict[str, Any]) -> list[str]:
@@ -80,17 +75,8 @@ def test_collected_jobs_are_on_the_sheet(
     seconds = 2 if deferrable else 0
     good, bad = submitted(job(seconds=seconds), job(seconds=seconds, fail="out of memory"))
     more: Any = {"results": f"{tmp_path}/results.csv"} if results else {}
-    op = RunGenCollectResultsOperator(
-        task_id="collect",
-        job_id=[good, None, bad, good],
-        destination=str(tmp_path),
-        contact_sheet=True,
-        deferrable=deferrable,
-        max_failed=2,
-        **QUICK,
-        **more,
-    )
-    outcome = run_task(op, context)
+    options = {**QUICK, **more, "destination": str(tmp_path), "deferrable": deferrable, "max_failed": 2}
+    outcome = run_task(RunGenCollectResultsOperator(job_id=[good, None, bad, good], **options), context)
     assert outcome.error is None
     assert len(outcome.events) == deferrable
     page = Page(tmp_path / "index.html")
@@ -114,45 +100,39 @@ def test_the_rows_of_a_table_are_on_the_sheet(
         given = {"sku-1": None, "sku-2": {"prompt": 7}, "sku-3": job(fail="out of memory")}
         return given.get(row["sku"], {"prompt": f"photo of {row['title']}"})
 
-    def attempt(run_id: str) -> Outcome:
+    def sheet_of(run_id: str) -> Page:
         context["ti"].run_id = run_id
         op = RunGenRunTableOperator(
-            task_id="paint",
             table=rows,
             key="sku",
             to_input=to_input,
             columns=["title"],
             destination=tmp_path.as_uri(),
-            contact_sheet=True,
             ledger=Ledger((tmp_path / "ledger").as_uri()),
             input_schema="flux-schnell",
             max_failed=2,
             deferrable=deferrable,
             **QUICK,
         )
-        return run_task(op, context)
+        assert run_task(op, context).error is None
+        page = Page(tmp_path / "index.html")
+        check(page)
+        assert len(page.all("img", "src")) == 2
+        return page
 
-    assert attempt("night 1").error is None
-    page = Page(tmp_path / "index.html")
-    check(page)
-    assert len(page.all("img", "src")) == 2
+    page = sheet_of("night 1")
     for text in ("sku-0", "lamp 0", "photo of lamp 4", "2 completed", "2 failed", "1 skipped", "night 1"):
         assert text in page.text
     assert "sku-1" not in page.text, "a row without a job needs no place"
     assert "reused" not in page.text
-    assert attempt("night 2").error is None
-    page = Page(tmp_path / "index.html")
-    check(page)
+    page = sheet_of("night 2")
     assert "2 reused" in page.text
     assert "photo of lamp 4" in page.text
-    assert len(page.all("img", "src")) == 2
 
 
 def test_a_batch_that_fails_has_a_sheet(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
     inputs = [job(), {"prompt": 7}, job(fail="out of memory")]
-    op = RunGenRunBatchOperator(
-        task_id="batch", inputs=inputs, destination=str(tmp_path), contact_sheet=True, **QUICK
-    )
+    op = RunGenRunBatchOperator(inputs=inputs, destination=str(tmp_path), **QUICK)
     assert run_task(op, context).error is not None
     page = Page(tmp_path / "index.html")
     check(page)
@@ -185,21 +165,17 @@ class FailingStorage(Storage):
 
 def rows(count: int) -> Iterator[ResultRow]:
     for index in range(count):
-        given = {
-            "prompt": f"picture {index} of a fox in the snow",
-            "width": 1024,
-            "height": 1024,
-            "seed": index,
-        }
-        outputs = [{"size": 24_000, "content_type": "image/png"}]
+        given = {"prompt": f"picture {index} of a fox", "width": 1024, "height": 1024, "seed": index}
+        has_failed = index % 100 == 99
+        outputs = () if has_failed else [{"size": 24_000, "content_type": "image/png"}]
         yield ResultRow(
             index=index,
-            status=Status.FAILED if index % 100 == 99 else Status.COMPLETED,
+            status=Status.FAILED if has_failed else Status.COMPLETED,
             values={"sku": f"sku-{index}"},
-            error=f"Failed: out of memory (job id-{index}, app {APP})" if index % 100 == 99 else None,
+            error=f"Failed: out of memory (job id-{index}, app {APP})" if has_failed else None,
             job_id=f"id-{index}",
-            outputs=() if index % 100 == 99 else [f"/pictures/id-{index}/0-a.png"],
-            about=describe_job(given, () if index % 100 == 99 else outputs),
+            outputs=() if has_failed else [f"/pictures/id-{index}/0-a.png"],
+            about=describe_job(given, outputs),
         )
 
 

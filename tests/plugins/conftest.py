@@ -27,6 +27,7 @@ from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links.urls import are_pages_enabled, task_path
+from airflow_provider_rungen.operators import RunGenRunBatchOperator
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
@@ -37,6 +38,7 @@ if not are_pages_enabled():
     collect_ignore_glob = ["test_*.py"]
 
 _numbers = itertools.count(1)
+POLL: dict[str, Any] = {"task_id": "task", "poll_interval": 0.02, "deferrable": False}
 
 
 def write_log(
@@ -128,11 +130,6 @@ def session_token(role: str) -> str:
 
     user = SimpleAuthManagerUser(username=f"the-{role}", role=role or None)
     return str(get_auth_manager().generate_jwt(user))
-
-
-@pytest.fixture
-def pages(server: Any) -> Pages:
-    return Pages(server)
 
 
 def _place(ti: FakeTaskInstance) -> dict[str, Any]:
@@ -234,11 +231,6 @@ class Database:
 
 
 @pytest.fixture
-def database(server: Any) -> Database:
-    return Database()
-
-
-@pytest.fixture
 def ti() -> FakeTaskInstance:
     """A task of a run of its own."""
     ti = FakeTaskInstance()
@@ -281,18 +273,18 @@ class World:
 
 
 @pytest.fixture
-def world(rungen_emulator: Emulator, context: Any, tmp_path: Path, pages: Pages, database: Database) -> World:
-    return World(rungen_emulator, context, context["ti"], tmp_path, pages, database)
+def world(rungen_emulator: Emulator, context: Any, tmp_path: Path, server: Any) -> World:
+    return World(rungen_emulator, context, context["ti"], tmp_path, Pages(server), Database())
+
+
+def run_batch(world: World, *inputs: dict[str, Any], **options: Any) -> str:
+    """Run a batch that stores its files, and return the path of its page."""
+    options = {"destination": world.folder.as_uri(), "max_failed": 100, **POLL, **options}
+    return world.run(RunGenRunBatchOperator(inputs=list(inputs or [given("one"), given("two")]), **options))
 
 
 def given(prompt: str = "a red fox", **emulator: Any) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "width": 64,
-        "height": 64,
-        "seed": 7,
-        "emulator": {"seconds": 0.02, **emulator},
-    }
+    return {"prompt": prompt, "width": 64, "height": 64, "seed": 7, "emulator": {"seconds": 0.02, **emulator}}
 
 
 def links(page: str, part: str = "") -> list[str]:

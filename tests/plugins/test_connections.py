@@ -31,10 +31,8 @@ def add_connection(world: World) -> Any:
 
     def add(conn_id: str, **fields: Any) -> None:
         known = database.get_connection("rungen_default")
-        same = {
-            name: getattr(known, name)
-            for name in ("conn_type", "host", "port", "schema", "password", "extra")
-        }
+        names = ("conn_type", "host", "port", "schema", "password", "extra")
+        same = {name: getattr(known, name) for name in names}
         added.append(conn_id)
         with create_session() as session:
             session.add(Connection(conn_id=conn_id, **same | fields))
@@ -51,9 +49,7 @@ def notices(page: str) -> list[str]:
 def test_the_password_of_another_kind_of_connection_is_never_sent(world: World, add_connection: Any) -> None:
     add_connection("my_aws", conn_type="aws", password="AWSSECRET")
     before = world.emulator.service.stats()
-    of_task = world.save(
-        xcoms={"rungen_page": {"connection": "my_aws", "app": APP}, "job_ids": ["a", "b"]},
-    )
+    of_task = world.save(xcoms={"rungen_page": {"connection": "my_aws", "app": APP}, "job_ids": ["a", "b"]})
     for path in (f"/connections/my_aws/apps/{APP}", of_task, f"{of_task}/jobs/a", f"{of_task}/apps/{APP}"):
         page = world.get(path)
         assert page.status_code == 200
@@ -62,12 +58,13 @@ def test_the_password_of_another_kind_of_connection_is_never_sent(world: World, 
     assert "my_aws" not in world.get("/").text
 
 
-def test_a_connection_in_the_database_is_found(world: World, add_connection: Any) -> None:
+def test_a_connection_in_the_database_is_found(
+    world: World, submitted: dict[str, Any], add_connection: Any
+) -> None:
     add_connection("in_database")
     assert "in_database" in world.get("/").text
-    [job_id] = submit({"prompt": "a fox"})
-    page = {"connection": "in_database", "app": APP}
-    assert "a fox" in world.get(world.save(xcoms={"rungen_page": page, "job_id": job_id})).text
+    submitted["rungen_page"]["connection"] = "in_database"
+    assert "a fox" in world.get(world.save(xcoms=submitted)).text
 
 
 @pytest.mark.usefixtures("on_the_wire")

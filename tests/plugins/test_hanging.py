@@ -33,8 +33,8 @@ def task_of(world: World, dag_id: str) -> FakeTaskInstance:
 def save_task(world: World, folder: str, *, dag_id: str = "dag", destination: str = "") -> str:
     """Write a task of a DAG of its own, and return the path of its page."""
     record = {"connection": "none", "app": APP, "results": f"{folder}/r.csv", "destination": destination}
-    known = {"job_id": "j"} if destination else {}
-    return world.database.save(task_of(world, dag_id), xcoms={"rungen_page": record, **known})
+    xcoms = {"rungen_page": record} | ({"job_id": "j"} if destination else {})
+    return world.database.save(task_of(world, dag_id), xcoms=xcoms)
 
 
 def save_healthy(world: World) -> str:
@@ -69,23 +69,15 @@ class HangingStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no typ
         self.asked = 0
         self.opened: Any = None
 
-    def _open(self, *args: Any, **kwargs: Any) -> Any:
-        if self.opened is not None:
-            return self.opened
-        self._hang()
-        return super()._open(*args, **kwargs)
+    def _open(self, *_: Any, **__: Any) -> Any:
+        return self.opened or self._hang()
 
-    def cat_file(self, *args: Any, **kwargs: Any) -> Any:
-        self._hang()
-        return super().cat_file(*args, **kwargs)
-
-    def ls(self, *args: Any, **kwargs: Any) -> Any:
-        self._hang()
-        return super().ls(*args, **kwargs)
-
-    def _hang(self) -> None:
+    def _hang(self, *_: Any, **__: Any) -> Any:
         self.asked += 1
         self.answering.wait()
+        raise FileNotFoundError
+
+    cat_file = ls = _hang
 
 
 @pytest.fixture
@@ -107,16 +99,17 @@ def test_a_store_that_hangs_holds_up_no_other_user_and_no_other_store(
     else:
         paths = [f"{save_task(world, str(world.folder), destination=uri)}/jobs/j/files/0"]
     started = time.monotonic()
-    answers = view(world.pages.as_user("viewer"), paths * VIEWS)
+    viewer = world.pages.as_user("viewer")
+    answers = view(viewer, paths * VIEWS)
     assert time.monotonic() - started < SOON + 5
     assert all("did not answer in time" in answer.text for answer in answers)
     assert 0 < hanging.asked <= 4
     assert_healthy(world.pages, healthy)
-    assert_healthy(world.pages.as_user("viewer"), healthy)
+    assert_healthy(viewer, healthy)
     # nor once more, while the first requests hang
-    assert "did not answer in time" in view(world.pages.as_user("viewer"), paths)[0].text
+    assert "did not answer in time" in view(viewer, paths)[0].text
     assert hanging.asked <= 4
-    assert_healthy(world.pages.as_user("viewer"), healthy)
+    assert_healthy(viewer, healthy)
 
 
 def test_a_file_that_hangs_is_closed_without_waiting_for_it(hanging: HangingStore) -> None:

@@ -79,37 +79,31 @@ def test_only_what_a_page_needs_and_can_hold_leaves_the_database(world: World, k
         assert world.get(path + below).status_code in (200, 404)
 
 
-def test_pictures_read_no_xcom_once_the_page_is_open(world: World, parsed: list[int]) -> None:
-    store(world.folder, "a")
+def test_pictures_read_no_xcom_once_the_page_is_open_and_a_cleared_task_shows_its_new_jobs(
+    world: World, parsed: list[int]
+) -> None:
+    for job_id in "ab":
+        store(world.folder, job_id)
     path = save_jobs(world, ["a", *map(str, range(10_000))])
     [picture] = links(world.get(path).text, "/files/")
+    assert picture == f"{path}/jobs/a/files/0"
     parsed.clear()
     assert world.get(picture).status_code == 200
     assert max(parsed, default=0) < 10_000
-
-
-def test_a_cleared_task_shows_its_new_jobs(world: World) -> None:
-    for job_id in "ab":
-        store(world.folder, job_id)
-    path = save_jobs(world, ["a"])
-    assert links(world.get(path).text, "/files/") == [f"{path}/jobs/a/files/0"]
     world.database.push(world.ti, "job_ids", ["b"])
     assert links(world.get(path).text, "/files/") == [f"{path}/jobs/b/files/0"]
-    assert world.get(f"{path}/jobs/a/files/0").status_code == 404
+    assert world.get(picture).status_code == 404
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------
 
 
-def test_json_of_many_values_is_not_parsed() -> None:
+def test_json_of_many_values_is_not_parsed_and_no_xcom_of_them() -> None:
     few = f"[{'0,' * (MAX_VALUES - 1)}0]"
     assert len(parse_bounded(few)) == len(parse_bounded(few.encode())) == MAX_VALUES
     for text in (f"[{few}]", f"[{few}]".encode(), BOMB):
         with pytest.raises(TooLargeError):
             parse_bounded(text)
-
-
-def test_an_xcom_of_many_values_is_not_parsed() -> None:
     escaped = json.dumps(BOMB).replace("[", "\\u005b").replace(",", "\\u002c")
     errors = xcoms.read([xcoms.StoredXCom("job_ids", 1, text) for text in (BOMB, escaped)])
     assert [type(error) for error in errors] == [TooLargeError] * 2
@@ -207,17 +201,21 @@ async def make_page(world: World) -> tuple[Any, float]:
     return page, max(gaps)
 
 
-def test_a_page_of_large_texts_does_not_hold_up_the_event_loop(world: World) -> None:
+def test_a_page_of_large_texts_does_not_hold_up_the_event_loop_and_that_of_a_job_has_them(
+    world: World,
+) -> None:
     text = PROSE * 300
     ids = [f"job-{number}" for number in range(100)]
     result = json.dumps({"text": text, "all": [text]})
     for job_id in ids:
-        store(world.folder, job_id, outputs=0, input={"prompt": "a fox", "document": text}, result=result)
-    save_jobs(world, ids)
+        given = {"prompt": "a fox", "document": f"{text}the end"}
+        store(world.folder, job_id, outputs=0, input=given, result=result)
+    path = save_jobs(world, ids)
     page, gap = asyncio.run(make_page(world))
     assert len(page["jobs"]) == 100
     assert all(job.text.startswith("It was dark") and job.input is None for job in page["jobs"])
     assert gap < 0.2
+    assert "the end" in world.get(f"{path}/jobs/{ids[0]}").text
 
 
 def test_large_results_at_the_service_do_not_hold_up_the_event_loop(
@@ -231,11 +229,6 @@ def test_large_results_at_the_service_do_not_hold_up_the_event_loop(
     page, gap = asyncio.run(make_page(world))
     assert [job.prompt for job in page["jobs"]] == ["a fox"] * 30
     assert gap < 0.2
-
-
-def test_the_page_of_a_job_has_its_whole_input(world: World) -> None:
-    store(world.folder, "j", input={"prompt": "a fox", "document": f"{PROSE * 200}the end"})
-    assert "the end" in world.get(f"{save_jobs(world, ['j'])}/jobs/j").text
 
 
 # --- threads and memory -------------------------------------------------------------------------------------

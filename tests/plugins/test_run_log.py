@@ -19,38 +19,26 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunTableOperator
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.rows import JobState, Totals
-from plugins.conftest import CountingStore, World, given, links, submit, write_log
+from plugins.conftest import POLL, CountingStore, World, given, links, run_batch, submit, write_log
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
 
-POLL: dict[str, Any] = {"task_id": "task", "poll_interval": 0.02, "deferrable": False}
 DONE, FAILED, OPEN = JobState.COMPLETED, JobState.FAILED, JobState.OPEN
 SIGNED = "https://files.example.org/a.png?X-Amz-Signature=SECRET"
 
 
 def save_task(world: World, state: str = "success", folder: Any = None, **page: Any) -> str:
     """Write a task with a log, and return the path of its page."""
-    record = {
-        "connection": "none",
-        "app": APP,
-        "results": f"{folder or world.folder}/r.csv",
-        "key": ["sku"],
-        **page,
-    }
-    return world.save(state, xcoms={"rungen_page": record})
+    record = {"connection": "none", "app": APP, "results": f"{folder or world.folder}/r.csv", "key": ["sku"]}
+    return world.save(state, xcoms={"rungen_page": record | page})
 
 
 def table(world: World, *skus: str, **changes: Any) -> RunGenRunTableOperator:
     """Return a task that always writes to the same results."""
+    to_input = changes.pop("to_input", lambda row: given(row["sku"]))
+    options = {"results": f"{world.folder}/results.csv", **changes, **POLL}
     return RunGenRunTableOperator(
-        table=[{"sku": sku, "prompt": sku} for sku in skus],
-        key="sku",
-        **{
-            "to_input": lambda row: given(row["prompt"]),
-            "results": f"{world.folder}/results.csv",
-            **changes,
-            **POLL,
-        },
+        table=[{"sku": sku} for sku in skus], key="sku", to_input=to_input, **options
     )
 
 
@@ -88,18 +76,8 @@ def test_no_task_shows_the_log_of_another(world: World) -> None:
 
 
 def test_rows_are_shown_with_their_reasons_whether_they_have_a_job_or_not(world: World) -> None:
-    path = world.run(
-        table(
-            world,
-            *("fine", "bad", "skipped"),
-            to_input=lambda row: (
-                None
-                if row["sku"] == "skipped"
-                else given(row["sku"], **({"fail": "out of memory"} if row["sku"] == "bad" else {}))
-            ),
-            max_failed=1,
-        )
-    )
+    inputs = {"fine": given("fine"), "bad": given("bad", fail="out of memory"), "skipped": None}
+    path = world.run(table(world, *inputs, to_input=lambda row: inputs[row["sku"]], max_failed=1))
     page = world.get(path).text
     cards = page.split("<article")[1:]
     assert len(cards) == 3
@@ -109,16 +87,14 @@ def test_rows_are_shown_with_their_reasons_whether_they_have_a_job_or_not(world:
     assert "Failures" in page
 
 
-def test_rows_are_shown_while_the_task_runs(world: World) -> None:
+def test_rows_are_shown_while_the_task_runs_and_too_many_are_not_counted(world: World) -> None:
     write_log(world.ti, world.folder, [DONE, OPEN, None])
     path = save_task(world, "running", rows=3)
     page = world.get(path).text
     assert "s2" in page
     assert "not submitted" not in page
     assert world.get(f"{path}/progress").json()["done"] == 1
-
-
-def test_too_many_rows_are_not_counted_while_the_task_runs(world: World) -> None:
+    world = world.again()
     write_log(world.ti, world.folder, [DONE] * 6401)
     path = save_task(world, "running", rows=6401)
     page = world.get(path).text
@@ -170,11 +146,10 @@ def test_without_a_record_of_the_end_no_number_is_made_up(world: World) -> None:
     assert "only the rows of this page are known" in page
     assert "of 250 done" not in page
     assert "it was killed, or its worker was lost" in page
-
-
-def test_an_attempt_without_anything_to_submit_has_recorded_its_end(world: World) -> None:
-    write_log(world.ti, world.folder, [None] * 250, end=End.SUCCEEDED, totals=Totals())
-    assert "only the rows of this page are known" not in world.get(save_task(world)).text
+    # an attempt without anything to submit has recorded its end
+    again = world.again()
+    write_log(again.ti, again.folder, [None] * 250, end=End.SUCCEEDED, totals=Totals())
+    assert "only the rows of this page are known" not in again.get(save_task(again)).text
 
 
 def test_only_what_a_page_shows_is_read_and_nothing_is_written(world: World, counting: CountingStore) -> None:
@@ -199,9 +174,8 @@ def test_only_what_a_page_shows_is_read_and_nothing_is_written(world: World, cou
 
 
 def test_jobs_of_any_page_and_their_files_are_those_of_the_task(world: World) -> None:
-    path = world.run(
-        table(world, *(f"sku-{number}" for number in range(120)), destination=world.folder.as_uri())
-    )
+    skus = (f"sku-{number}" for number in range(120))
+    path = world.run(table(world, *skus, destination=world.folder.as_uri()))
     second = world.get(f"{path}?page=2").text
     pictures, jobs = links(second, "/files/"), links(second, "/jobs/")
     assert len(pictures) == 20
@@ -237,13 +211,8 @@ def test_a_failed_task_says_what_a_retry_and_a_clear_pay_for(world: World, on_cl
 
 def test_a_failed_task_names_the_jobs_that_may_still_run(world: World) -> None:
     billing = tuple(f"open-{number}" for number in range(60))
-    end: dict[str, Any] = {
-        "end": End.FAILED,
-        "error": "it was stopped",
-        "hint": "Cancel them",
-        "still_billing": billing,
-    }
-    write_log(world.ti, world.folder, [DONE, OPEN], **end)
+    end: dict[str, Any] = {"error": "it was stopped", "hint": "Cancel them", "still_billing": billing}
+    write_log(world.ti, world.folder, [DONE, OPEN], end=End.FAILED, **end)
     path = save_task(world, "failed")
     page = world.get(path).text
     for words in ("it was stopped", "Cancel them", "May still run, and be billed", "open-0", "and 20 more"):
@@ -265,8 +234,7 @@ def test_a_job_that_has_ended_is_not_named_as_one_that_may_run(world: World) -> 
 
 
 def test_a_log_that_is_gone_is_explained(world: World) -> None:
-    op = RunGenRunBatchOperator(inputs=[given("one")], destination=world.folder.as_uri(), **POLL)
-    path = world.run(op)
+    path = run_batch(world, given("one"))
     shutil.rmtree(world.folder / ".rungen")
     page = world.get(path).text
     assert f"there is no run log in {world.folder.as_uri()}" in page

@@ -13,8 +13,7 @@ import pytest
 from airflow.sdk.bases.xcom import BaseXCom
 from conftest import APP, SOON
 
-from airflow_provider_rungen.operators import RunGenRunBatchOperator
-from plugins.conftest import World, given, links
+from plugins.conftest import World, given, links, run_batch
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
 
@@ -69,16 +68,7 @@ def test_pages_read_xcoms_through_their_backend(
     world: World, backend: str, request: pytest.FixtureRequest
 ) -> None:
     request.getfixturevalue(backend)
-    op = RunGenRunBatchOperator(
-        task_id="task",
-        inputs=[given("one"), given("two", fail="out of memory")],
-        destination=world.folder.as_uri(),
-        max_failed=1,
-        poll_interval=0.02,
-        deferrable=False,
-    )
-    assert world.perform(op).error is None
-    path = world.save()
+    path = run_batch(world, given("one"), given("two", fail="out of memory"))
     page = world.get(path)
     assert page.status_code == 200
     assert "is missing" not in page.text
@@ -89,21 +79,17 @@ def test_pages_read_xcoms_through_their_backend(
     assert world.get(f"{path}/progress").json()["done"] == 2
 
 
-def test_a_file_that_is_larger_than_a_page_needs_is_not_read(world: World, object_storage: Path) -> None:
+def test_a_file_that_is_too_large_or_gone_is_explained(world: World, object_storage: Path) -> None:
     path = world.save(xcoms={"job_ids": ["x" * 1000] * 10_000, "rungen_page": {"app": APP}})
     page = world.get(path).text
     assert "The XCom job_ids is missing" in page
     assert APP in page
-
-
-def test_a_file_that_is_gone_is_explained(world: World, object_storage: Path) -> None:
-    path = world.save(xcoms={"job_ids": ["a"]})
+    path = world.again().save(xcoms={"job_ids": ["a"]})
     for file in files_of(object_storage, world):
         file.unlink()
-    page = world.get(path)
-    assert page.status_code == 200
-    assert "The XCom job_ids is missing" in page.text
-    assert "No jobs yet" not in page.text
+    page = world.get(path).text
+    assert "The XCom job_ids is missing" in page
+    assert "No jobs yet" not in page
 
 
 def test_only_files_of_the_backend_are_read(world: World, object_storage: Path) -> None:

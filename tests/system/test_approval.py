@@ -85,7 +85,7 @@ def approval(start: Callable[..., Run], tmp_path: Path) -> Approval:
     return approval
 
 
-def test_a_human_sees_the_quote_and_the_sample(approval: Approval) -> None:
+def test_a_human_sees_the_quote_and_the_sample_and_a_rejection_buys_nothing_more(approval: Approval) -> None:
     plan, body = approval.xcom("plan", "plan"), approval.ask()["body"]
     assert (plan["rows"], plan["jobs"], plan["reused"], plan["currency"]) == (5, 3, 2, "USD")
     assert plan["seconds"] > 0, "the sample has shown how long a job runs"
@@ -96,10 +96,6 @@ def test_a_human_sees_the_quote_and_the_sample(approval: Approval) -> None:
     with build_opener(ProxyHandler({})).open(approval.airflow.url + page, timeout=30) as answer:
         shown = answer.read().decode()
     assert all(f"{approval.style} of {row}" in shown for row in SAMPLE)
-    assert approval.answer("Reject") == "success"
-
-
-def test_a_rejection_ends_the_run_without_another_job(approval: Approval) -> None:
     assert approval.answer("Reject") == "success"
     assert approval.bought() == dict.fromkeys(SAMPLE, 1)
     assert approval.workers_set() == [UP, DOWN]

@@ -159,31 +159,6 @@ def test_the_first_of_two_runs_to_end_leaves_the_app_to_the_other(
     assert app.numbers() == [UP, DOWN]
 
 
-def test_a_teardown_outlasts_an_outage(
-    emulator: Emulator, start: Callable[..., Run], paid: Callable[..., Paid]
-) -> None:
-    app = paid()
-    run = start("scaled", seconds=6, app_id=app.id)
-    run.wait_for_jobs(1)
-    emulator.service.inject(Fault(on="update_app", status=500, times=9))
-    assert run.wait_for_end() == "success"
-    app.assert_over()
-    app.assert_agrees(run)
-    assert run.task("app_down")["try_number"] == 2
-
-
-def test_a_scale_up_that_fails_and_is_retried_is_on_the_bill(
-    emulator: Emulator, start: Callable[..., Run], paid: Callable[..., Paid]
-) -> None:
-    app = paid(init_seconds=1000)
-    run = start("scaled_impatient", seconds=1, app_id=app.id)
-    assert run.wait_for_end() == "failed"
-    app.assert_over()
-    app.assert_agrees(run)
-    assert app.numbers() == [UP, DOWN, UP, DOWN, DOWN]
-    assert app.bill > 2 * 2 * 6, "both attempts: the timeout also covers what comes before the scaling"
-
-
 def test_a_teardown_that_fails_fails_the_run(
     emulator: Emulator, start: Callable[..., Run], paid: Callable[..., Paid]
 ) -> None:

@@ -14,7 +14,6 @@ import pytest
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.task.attempts import CLEAR_DISCARDS_STATE
-from airflow_provider_rungen.hooks import RunGenHook
 from system.stage import AirflowInstance, Run, task_processes, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -153,23 +152,6 @@ def test_a_success_ends_in_the_triggerer_without_a_second_worker(
     assert airflow.xcom("ending", run.id, "run") == job["id"]
     assert run.log().count("Pre Execute") == 1
     assert "Waiting in the triggerer" in run.log()
-
-
-def test_a_sensor_that_starts_in_the_triggerer_needs_no_worker(start: Callable[..., Run]) -> None:
-    with RunGenHook() as hook:
-        late = hook.run_job(input={"prompt": "late", "emulator": {"seconds": 200}})
-    run = start("no_worker", seconds=8, job_id=late.id, app_id=late.app_id)
-    assert run.wait_for_end() == "failed"
-    # the sensor of the late job had 8 s
-    assert run.task("wait_as_asked")["state"] == "failed"
-    assert f"(job {late.id}, app {late.app_id}). Raise timeout" in run.log(task_id="wait_as_asked")
-    assert run.jobs_by_status() == {"COMPLETED": 3}
-    for task_id, starts in {"wait": 0, "wait_for_batch": 0, "wait_on_worker": 1}.items():
-        assert run.task(task_id)["state"] == "success"
-        assert run.log(task_id=task_id).count("Pre Execute") == starts
-    for waited in run.tasks("each.wait"):
-        assert waited["state"] == "success"
-        assert run.log(task_id="each.wait", map_index=waited["map_index"]).count("Pre Execute") == 0
 
 
 def test_a_key_that_is_replaced_ends_no_deferred_task(airflow: AirflowInstance) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import gc
 import json
 import logging
-import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,14 +87,18 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
         yield stage
 
 
-def play(scene: Coroutine[Any, Any, None]) -> None:
-    """Run a scene in an event loop of its own, and see that it ends."""
+def in_loop(scene: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test in an event loop of its own, and see that it ends."""
 
-    async def bounded() -> None:
+    async def bounded(*given: Any, **fixtures: Any) -> None:
         async with asyncio.timeout(LIMIT):
-            await scene
+            await scene(*given, **fixtures)
 
-    asyncio.run(bounded())
+    @functools.wraps(scene)
+    def run(*given: Any, **fixtures: Any) -> None:
+        asyncio.run(bounded(*given, **fixtures))
+
+    return run
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -118,250 +123,192 @@ def watchers() -> list[SharedPoller]:
 # --- together -----------------------------------------------------------------------------------------------
 
 
-def test_hundreds_of_triggers_share_one_loop_one_lookup_and_a_few_connections(
+@in_loop
+async def test_hundreds_of_triggers_share_one_loop_one_lookup_and_a_few_connections(
     stage: Stage, unsettled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.job_search.CHECK_PAUSE", 600.0)
-    ids = stage.submit(300)
+    now = time.time()
+    times: dict[str, Any] = {"poll_interval": 0.05, "deadline": now + 600, "deferred_at": now - 60}
 
     async def first_event(job_id: str) -> Any:
-        trigger = RunGenJobTrigger(
-            rungen_conn_id="rungen_default",
-            app_id=APP,
-            job_id=[job_id],
-            poll_interval=0.05,
-            deadline=time.time() + 600,
-            deferred_at=time.time() - 60,
-            cancel_on_kill=True,
-        )
-        async for event in trigger.run():
+        async for event in RunGenJobTrigger(app_id=APP, job_id=[job_id], cancel_on_kill=True, **times).run():
             return event.payload
         return None
 
-    async def scene() -> None:
-        tasks = [asyncio.create_task(first_event(job_id)) for job_id in ids]
-        await until(lambda: stage.service.count("get_app") >= 2)
-        assert len(watchers()) == 1
-        assert stage.service.count("get") == 0
-        while not all(task.done() for task in tasks):
-            stage.pass_by(0.5)
-            await asyncio.sleep(0.05)
-        for task in tasks:
-            assert task.result()["in_flight"] == 0
-        await until(lambda: stage.service.connections_open == 0)
-
-    play(scene())
+    tasks = [asyncio.create_task(first_event(job_id)) for job_id in stage.submit(300)]
+    await until(lambda: stage.service.count("get_app") >= 2)
+    assert len(watchers()) == 1
+    assert stage.service.count("get") == 0
+    while not all(task.done() for task in tasks):
+        stage.pass_by(0.5)
+        await asyncio.sleep(0.05)
+    assert {task.result()["in_flight"] for task in tasks} == {0}
+    await until(lambda: stage.service.connections_open == 0)
     assert stage.lookups == ["rungen_default"]
     assert stage.service.stats()["max_open_connections"] <= MAX_IN_FLIGHT
     assert stage.service.count("get") <= 1.1 * 300
 
 
-def test_two_waiters_for_one_job_cost_no_more_than_one(stage: Stage) -> None:
+@in_loop
+async def test_waiters_for_one_job_cost_no_more_than_one(stage: Stage) -> None:
     ids = stage.submit(2)
-
-    async def scene() -> None:
-        tasks = [wait(ids), wait(ids[::-1]), wait([ids[0], ids[0]])]
-        await until(lambda: stage.service.count("get") >= 2)
-        before = stage.service.count("get")
-        stage.pass_by(20)
-        first, second, third = await asyncio.gather(*tasks)
-        assert [job.id for job in first] == ids
-        assert [job.id for job in second] == ids[::-1]
-        assert [job.id for job in third] == [ids[0], ids[0]]
-        assert all(job.status is JobStatus.COMPLETED for job in first + second + third)
-        assert stage.service.count("get") - before <= 2 + 2, "one look each, and one that was under way"
-
-    play(scene())
+    orders = [ids, ids[::-1], [ids[0], ids[0]]]
+    tasks = [wait(order) for order in orders]
+    await until(lambda: stage.service.count("get") >= 2)
+    before = stage.service.count("get")
+    stage.pass_by(20)
+    found = await asyncio.gather(*tasks)
+    assert [[job.id for job in jobs] for jobs in found] == orders
+    assert {job.status for jobs in found for job in jobs} == {JobStatus.COMPLETED}
+    assert stage.service.count("get") - before <= 2 + 2, "one look each, and one that was under way"
 
 
-def test_apps_and_connections_have_watchers_of_their_own(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@in_loop
+async def test_connections_have_watchers_of_their_own(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_OTHER", stage.emulator.airflow_connection())
     ids = stage.submit(2)
-
-    async def scene() -> None:
-        tasks = [wait(ids[:1]), wait(ids[1:], conn_id="other")]
-        await until(lambda: stage.service.count("get") >= 2)
-        assert len(watchers()) == 2
-        stage.pass_by(20)
-        await asyncio.gather(*tasks)
-
-    play(scene())
+    tasks = [wait(ids[:1]), wait(ids[1:], conn_id="other")]
+    await until(lambda: stage.service.count("get") >= 2)
+    assert len(watchers()) == 2
+    stage.pass_by(20)
+    await asyncio.gather(*tasks)
     assert sorted(stage.lookups) == ["other", "rungen_default"]
 
 
-def test_waiting_for_nothing_asks_nothing(stage: Stage) -> None:
-    async def scene() -> None:
-        assert await wait([]) == []
-        with pytest.raises(RunGenInputError):
-            await wait(["good", "bad/id"])
-
-    play(scene())
-    assert stage.looks() == 0
-    assert stage.lookups == []
+@in_loop
+async def test_waiting_for_nothing_asks_nothing(stage: Stage) -> None:
+    assert await wait([]) == []
+    with pytest.raises(RunGenInputError):
+        await wait(["good", "bad/id"])
+    assert (stage.looks(), stage.lookups) == (0, [])
 
 
-def test_the_shortest_interval_counts_and_a_newcomer_need_not_wait_for_a_longer_one(stage: Stage) -> None:
+@in_loop
+async def test_the_shortest_interval_counts_and_a_newcomer_need_not_wait_for_a_longer_one(
+    stage: Stage,
+) -> None:
     ids = stage.submit(2)
-
-    async def scene() -> None:
-        slow = wait(ids[:1], every=NEVER)
-        await until(lambda: stage.service.count("get") >= 1)
-        stage.pass_by(20)
-        quick = wait(ids[1:])
-        await asyncio.gather(slow, quick)
-
-    play(scene())
+    slow = wait(ids[:1], every=NEVER)
+    await until(lambda: stage.service.count("get") >= 1)
+    stage.pass_by(20)
+    await asyncio.gather(slow, wait(ids[1:]))
 
 
 # --- leaving ------------------------------------------------------------------------------------------------
 
 
-def test_it_closes_with_the_last_waiter_and_a_new_one_begins_anew(stage: Stage) -> None:
+@in_loop
+async def test_it_closes_with_the_last_waiter_and_a_new_one_begins_anew(stage: Stage) -> None:
     ids = stage.submit(6)
-
-    async def scene() -> None:
-        for part in (ids[:3], ids[3:]):
-            tasks = [wait([job_id]) for job_id in part]
-            await until(lambda: len(watchers()) == 1)
-            stage.pass_by(20)
-            await asyncio.gather(*tasks)
-            assert watchers() == []
-            await until(lambda: stage.service.connections_open == 0)
-        await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
-
-    play(scene())
+    for part in (ids[:3], ids[3:]):
+        tasks = [wait([job_id]) for job_id in part]
+        await until(lambda: len(watchers()) == 1)
+        stage.pass_by(20)
+        await asyncio.gather(*tasks)
+        assert watchers() == []
+        await until(lambda: stage.service.connections_open == 0)
+    await until(lambda: len(asyncio.all_tasks()) == 1)
     assert stage.lookups == ["rungen_default"] * 2
 
 
-def test_a_waiter_may_come_while_the_old_watcher_closes(stage: Stage) -> None:
+@in_loop
+async def test_a_waiter_may_come_while_the_old_watcher_closes(stage: Stage) -> None:
     ids = stage.submit(2)
-
-    async def scene() -> None:
-        first = wait(ids[:1])
-        await until(lambda: stage.service.count("get") > 0)
-        [old] = watchers()
-        first.cancel()
-        await asyncio.wait([first])
-        assert watchers() == []
-        second = wait(ids[1:])
-        await asyncio.sleep(0)
-        assert watchers() != [old]
-        stage.pass_by(20)
-        assert [job.id for job in await second] == ids[1:]
-
-    play(scene())
+    first = wait(ids[:1])
+    await until(lambda: stage.service.count("get") > 0)
+    [old] = watchers()
+    first.cancel()
+    await asyncio.wait([first])
+    assert watchers() == []
+    second = wait(ids[1:])
+    await asyncio.sleep(0)
+    assert watchers() != [old]
+    stage.pass_by(20)
+    assert [job.id for job in await second] == ids[1:]
 
 
-def test_a_waiter_that_is_canceled_leaves_the_others_alone(stage: Stage) -> None:
+@in_loop
+async def test_a_waiter_that_is_canceled_leaves_the_others_alone(stage: Stage) -> None:
     ids = stage.submit(20)
-
-    async def scene() -> None:
-        tasks = [wait([job_id]) for job_id in ids]
-        other = wait(ids[:1])  # for a job that another one waits for, too
-        await until(lambda: stage.service.count("get_app") > 0)
-        for task in tasks[::2]:
-            task.cancel()
-        await asyncio.wait(tasks[::2])
-        assert all(task.cancelled() for task in tasks[::2])
-        stage.pass_by(20)
-        found = await asyncio.gather(other, *tasks[1::2])
-        assert [jobs[0].id for jobs in found] == [ids[0], *ids[1::2]]
-        await until(lambda: watchers() == [])
-
-    play(scene())
-
-
-def test_the_last_waiter_need_not_wait_for_an_answer_that_never_comes(stage: Stage) -> None:
-    [job_id] = stage.submit(1)
-    stage.service.inject(Fault(on="get", kind="hang", times=None))
-
-    async def scene() -> None:
-        task = wait([job_id])
-        await until(lambda: stage.service.count("get") > 0)
-        [watcher] = watchers()
+    tasks = [wait([job_id]) for job_id in ids]
+    other = wait(ids[:1])  # for a job that another one waits for, too
+    await until(lambda: stage.service.count("get_app") > 0)
+    for task in tasks[::2]:
         task.cancel()
-        await asyncio.wait([task])
-        await until(lambda: watchers() == [])
-        assert watcher._hook._async_senders == [], "its session is closed"
+    await asyncio.wait(tasks[::2])
+    assert all(task.cancelled() for task in tasks[::2])
+    stage.pass_by(20)
+    found = await asyncio.gather(other, *tasks[1::2])
+    assert [jobs[0].id for jobs in found] == [ids[0], *ids[1::2]]
+    await until(lambda: watchers() == [])
 
-    play(scene())
+
+@in_loop
+async def test_the_last_waiter_need_not_wait_for_an_answer_that_never_comes(stage: Stage) -> None:
+    stage.service.inject(Fault(on="get", kind="hang", times=None))
+    task = wait(stage.submit(1))
+    await until(lambda: stage.service.count("get") > 0)
+    [watcher] = watchers()
+    task.cancel()
+    await asyncio.wait([task])
+    await until(lambda: watchers() == [])
+    assert watcher._hook._async_senders == [], "its session is closed"
 
 
 # --- deadlines ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 3 * COUNTER_THRESHOLD])
-def test_the_deadline_allows_a_last_look(stage: Stage, count: int) -> None:
+@in_loop
+async def test_the_deadline_allows_a_last_look(stage: Stage, count: int) -> None:
     ids = stage.submit(count)
-
-    async def scene() -> None:
-        task = wait(ids, every=NEVER, within=0.3)
-        await until(lambda: stage.looks() > 0)
-        stage.pass_by(20)
-        assert [job.id for job in await task] == ids
-
-    play(scene())
+    task = wait(ids, every=NEVER, within=0.3)
+    await until(lambda: stage.looks() > 0)
+    stage.pass_by(20)
+    assert [job.id for job in await task] == ids
     assert stage.lookups == ["rungen_default"]
 
 
-def test_many_deadlines_that_passed_while_the_triggerer_was_down_cost_one_lookup(stage: Stage) -> None:
+@in_loop
+async def test_many_deadlines_that_passed_while_the_triggerer_was_down_cost_one_lookup(stage: Stage) -> None:
     ids = stage.submit(100)
     stage.pass_by(10.5)  # about half are over
-
-    async def scene() -> None:
-        tasks = [wait([job_id], every=5.0, within=-3600) for job_id in ids]
-        await asyncio.wait(tasks)
-        for task in tasks[:50]:
-            assert task.result()[0].status is JobStatus.COMPLETED
-        for task in tasks[52:]:
-            assert isinstance(task.exception(), RunGenJobTimeoutError)
-
-    play(scene())
+    tasks = [wait([job_id], every=5.0, within=-3600) for job_id in ids]
+    await asyncio.wait(tasks)
+    assert {task.result()[0].status for task in tasks[:50]} == {JobStatus.COMPLETED}
+    assert {type(task.exception()) for task in tasks[52:]} == {RunGenJobTimeoutError}
     assert stage.lookups == ["rungen_default"]
     assert stage.service.count("get") <= 200
     # no poll was canceled because another one of the same job was faster: that closes its connection
     assert stage.service.stats()["connections_opened"] <= MAX_IN_FLIGHT
 
 
-def test_the_deadline_of_one_is_not_that_of_another(stage: Stage) -> None:
+@in_loop
+async def test_the_deadline_of_one_is_not_that_of_another(stage: Stage) -> None:
     ids = stage.submit(2)
-
-    async def scene() -> None:
-        short, long = wait(ids, within=0.1), wait(ids)
-        with pytest.raises(RunGenJobTimeoutError):
-            await short
-        stage.pass_by(20)
-        assert len(await long) == 2
-
-    play(scene())
+    short, long = wait(ids, within=0.1), wait(ids)
+    with pytest.raises(RunGenJobTimeoutError):
+        await short
+    stage.pass_by(20)
+    assert len(await long) == 2
 
 
-def test_the_deadline_holds_though_the_service_hangs(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_loop
+async def test_the_deadline_holds_though_the_service_hangs(stage: Stage) -> None:
     [job_id] = stage.submit(1)
     stage.service.inject(Fault(on="get", kind="hang", times=None))
-
-    async def scene() -> None:
-        with pytest.raises(RunGenJobTimeoutError, match=job_id):
-            await wait([job_id], within=0.1)
-
-    play(scene())
+    with pytest.raises(RunGenJobTimeoutError, match=job_id):
+        await wait([job_id], within=0.1)
 
 
-def test_the_deadline_holds_in_an_outage_and_the_service_is_left_alone(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = stage.submit(10)
-    stage.service.inject(Fault(on="get", status=503, times=None, headers={"Retry-After": "600"}))
-    stage.service.inject(Fault(on="get_app", status=503, times=None, headers={"Retry-After": "600"}))
-
-    async def scene() -> None:
-        tasks = [wait([job_id], within=1 + 0.02 * number) for number, job_id in enumerate(ids)]
-        await asyncio.wait(tasks)
-        assert all(isinstance(task.exception(), RunGenJobTimeoutError) for task in tasks)
-
-    play(scene())
+@in_loop
+async def test_the_deadline_holds_in_an_outage_and_the_service_is_left_alone(stage: Stage) -> None:
+    for operation in ("get", "get_app"):
+        stage.service.inject(Fault(on=operation, status=503, times=None, headers={"Retry-After": "600"}))
+    tasks = [wait([job_id], within=1 + 0.02 * number) for number, job_id in enumerate(stage.submit(10))]
+    await asyncio.wait(tasks)
+    assert {type(task.exception()) for task in tasks} == {RunGenJobTimeoutError}
     assert stage.looks() <= 3  # the counters, a job, and the last look of the first whose time was over
     assert early_retries(stage.service) == 0
 
@@ -369,247 +316,180 @@ def test_the_deadline_holds_in_an_outage_and_the_service_is_left_alone(
 # --- one task does not hurt another -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [3, 40], ids=["a few", "by the counters"])
-def test_a_look_that_hangs_holds_up_nobody(stage: Stage, count: int) -> None:
-    stuck, *ids = stage.submit(count + 1)
-    stage.service.inject(Fault(on="get", kind="hang", job_id=stuck, times=None))
+@pytest.mark.parametrize(
+    ("stuck", "count"),
+    [(1, 3), (1, 40), (MAX_IN_FLIGHT + 8, 5), (0, 20)],
+    # the jobs that hang are older, and so the others get their turn after them
+    ids=["a look among a few", "a look among many", "more looks than go at a time", "the app"],
+)
+@in_loop
+async def test_what_hangs_holds_up_nobody(stage: Stage, stuck: int, count: int) -> None:
+    hanging, ids = stage.submit(stuck), stage.submit(count)
+    for job_id in hanging:
+        stage.service.inject(Fault(on="get", kind="hang", job_id=job_id, times=None))
+    if not hanging:
+        stage.service.inject(Fault(on="get_app", kind="hang", times=None))
+    held, tasks = ([wait([job_id], every=1.0) for job_id in each] for each in (hanging, ids))
+    await until(lambda: stage.looks() >= min(count, COUNTER_THRESHOLD))
+    stage.pass_by(20)
+    begun_at = time.monotonic()
+    await asyncio.gather(*tasks)
+    assert time.monotonic() - begun_at < SOON  # a look may take 15 s
+    assert not any(task.done() for task in held)
+    stage.service.clear_faults()
 
-    async def scene() -> None:
-        held, *tasks = [wait([job_id], every=1.0) for job_id in (stuck, *ids)]
-        await until(lambda: stage.looks() >= min(count, COUNTER_THRESHOLD))
-        stage.pass_by(20)
-        begun_at = time.monotonic()
-        await asyncio.gather(*tasks)
-        assert time.monotonic() - begun_at < SOON  # a look may take 15 s
-        assert not held.done()
-        stage.service.clear_faults()
 
-    play(scene())
-
-
-def test_a_round_does_not_wait_long_for_a_job_that_hangs(stage: Stage) -> None:
+@in_loop
+async def test_a_round_does_not_wait_long_for_a_job_that_hangs(stage: Stage) -> None:
     stuck, *ids = stage.submit(4, seconds=0)
     stage.pass_by(20)
     stage.service.inject(Fault(on="get", kind="hang", job_id=stuck, times=None))
-
-    async def scene() -> None:
-        held, *tasks = [wait([job_id], every=30.0) for job_id in (stuck, *ids)]
-        begun_at = time.monotonic()
-        await asyncio.gather(*tasks)
-        assert time.monotonic() - begun_at < MAX_WAIT_FOR_POLL + SOON / 2
-        held.cancel()
-
-    play(scene())
+    held, *tasks = [wait([job_id], every=30.0) for job_id in (stuck, *ids)]
+    begun_at = time.monotonic()
+    await asyncio.gather(*tasks)
+    assert time.monotonic() - begun_at < MAX_WAIT_FOR_POLL + SOON / 2
+    held.cancel()
 
 
-def test_a_job_that_answers_late_is_not_asked_again_meanwhile_and_is_delivered(stage: Stage) -> None:
+@in_loop
+async def test_a_job_that_answers_late_is_not_asked_again_meanwhile_and_is_delivered(stage: Stage) -> None:
     slow, *ids = stage.submit(3, seconds=0)
     stage.pass_by(20)
     stage.service.inject(Fault(on="get", kind="drip", drip_seconds=0.005, job_id=slow))
-
-    async def scene() -> None:
-        late, *tasks = [wait([job_id], every=0.2) for job_id in (slow, *ids)]
-        await asyncio.gather(*tasks)
-        assert (await late)[0].id == slow
-        assert stage.service.count("get") == 3
-
-    play(scene())
+    late, *tasks = [wait([job_id], every=0.2) for job_id in (slow, *ids)]
+    await asyncio.gather(*tasks)
+    assert (await late)[0].id == slow
+    assert stage.service.count("get") == 3
 
 
-def test_a_retry_after_of_one_job_silences_that_job_alone(stage: Stage) -> None:
+@in_loop
+async def test_a_retry_after_of_one_job_silences_that_job_alone(stage: Stage) -> None:
     late, *ids = stage.submit(4)
     stage.service.inject(Fault(on="get", status=503, job_id=late, headers={"Retry-After": "600"}, times=None))
-
-    async def scene() -> None:
-        left, *tasks = [wait([job_id]) for job_id in (late, *ids)]
-        await until(lambda: stage.service.count("get") >= 12)
-        stage.pass_by(20)
-        await asyncio.gather(*tasks)
-        assert not left.done()
-        left.cancel()
-
-    play(scene())
+    left, *tasks = [wait([job_id]) for job_id in (late, *ids)]
+    await until(lambda: stage.service.count("get") >= 12)
+    stage.pass_by(20)
+    await asyncio.gather(*tasks)
+    assert not left.done()
+    left.cancel()
     assert sum(record.path.endswith(late) for record in stage.service.records()) == 1
 
 
-def test_a_retry_after_of_the_only_job_holds_up_no_newcomer(stage: Stage) -> None:
-    async def scene() -> None:
-        first, second = stage.submit(2)
-        stage.service.inject(Fault(on="get", status=429, headers={"Retry-After": "3600"}, job_id=first))
-        waiting = wait([first])
-        await until(lambda: stage.service.count("get") == 1)
-        newcomer = wait([second])
-        stage.pass_by(20)
-        assert [job.status for job in await newcomer] == [JobStatus.COMPLETED]
-        assert early_retries(stage.service) == 0
-        waiting.cancel()
-
-    play(scene())
+@in_loop
+async def test_a_retry_after_of_the_only_job_holds_up_no_newcomer(stage: Stage) -> None:
+    first, second = stage.submit(2)
+    stage.service.inject(Fault(on="get", status=429, headers={"Retry-After": "3600"}, job_id=first))
+    waiting = wait([first])
+    await until(lambda: stage.service.count("get") == 1)
+    newcomer = wait([second])
+    stage.pass_by(20)
+    assert [job.status for job in await newcomer] == [JobStatus.COMPLETED]
+    assert early_retries(stage.service) == 0
+    waiting.cancel()
 
 
-def test_many_looks_that_hang_hold_up_nobody(stage: Stage) -> None:
-    """The jobs that hang are older, and more than may be asked for at a time: the others get their turn."""
-    stuck = stage.submit(MAX_IN_FLIGHT + 8, seconds=NEVER)
-    ids = stage.submit(5)
-    for job_id in stuck:
-        stage.service.inject(Fault(on="get", kind="hang", job_id=job_id, times=None))
-
-    async def scene() -> None:
-        held = [wait([job_id], every=1.0) for job_id in stuck]
-        tasks = [wait([job_id], every=1.0) for job_id in ids]
-        await until(lambda: stage.service.count("get_app") >= 1)
-        stage.pass_by(20)
-        await asyncio.gather(*tasks)
-        assert not any(task.done() for task in held)
-        stage.service.clear_faults()
-
-    play(scene())
-
-
-def test_a_service_that_is_slower_than_the_polls_answers_for_every_job(stage: Stage) -> None:
-    running = stage.submit(2 * MAX_BACKGROUND, seconds=NEVER)
-    ids = stage.submit(8, seconds=0)
+@in_loop
+async def test_a_service_that_is_slower_than_the_polls_answers_for_every_job(stage: Stage) -> None:
+    running, ids = stage.submit(2 * MAX_BACKGROUND, seconds=NEVER), stage.submit(8, seconds=0)
     stage.pass_by(20)
     stage.service.inject(Fault(on="get", kind="drip", drip_seconds=0.006, times=None))
-
-    async def scene() -> None:
-        held = [wait([job_id], every=0.1) for job_id in running]
-        await asyncio.gather(*[wait([job_id], every=0.1) for job_id in ids])
-        assert not any(task.done() for task in held)
-        stage.service.clear_faults()
-
-    play(scene())
-
-
-def test_an_app_that_hangs_holds_up_nobody(stage: Stage) -> None:
-    ids = stage.submit(20)
-    stage.service.inject(Fault(on="get_app", kind="hang", times=None))
-
-    async def scene() -> None:
-        tasks = [wait([job_id], every=1.0) for job_id in ids]
-        await until(lambda: stage.service.count("get") >= 1)
-        stage.pass_by(20)
-        begun_at = time.monotonic()
-        await asyncio.gather(*tasks)
-        assert time.monotonic() - begun_at < SOON
-
-    play(scene())
+    held = [wait([job_id], every=0.1) for job_id in running]
+    await asyncio.gather(*[wait([job_id], every=0.1) for job_id in ids])
+    assert not any(task.done() for task in held)
+    stage.service.clear_faults()
 
 
 # --- a key that is replaced ---------------------------------------------------------------------------------
 
 
-def rotate(stage: Stage, monkeypatch: pytest.MonkeyPatch, *, is_stored: bool) -> None:
-    """Revoke the key, and put the new one into the connection."""
+@in_loop
+async def test_a_rotated_key_is_read_from_the_connection(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = stage.submit(10)
+    tasks = [wait([job_id]) for job_id in ids]
+    await until(lambda: stage.looks() >= 2)
     stage.service.api_key = "another-emulator-key"
-    if is_stored:
-        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", stage.emulator.airflow_connection())
-
-
-def test_a_rotated_key_is_read_from_the_connection(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = stage.submit(count := 10)
-
-    async def scene() -> None:
-        tasks = [wait([job_id]) for job_id in ids]
-        await until(lambda: stage.looks() >= 2)
-        rotate(stage, monkeypatch, is_stored=True)
-        stage.pass_by(20)
-        late = wait(ids)  # one that joins after the rotation
-        for job_id, [job] in zip(ids, await asyncio.gather(*tasks), strict=True):
-            assert (job.id, job.status) == (job_id, "COMPLETED")
-        assert len(await late) == count
-
-    play(scene())
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", stage.emulator.airflow_connection())
+    stage.pass_by(20)
+    late = wait(ids)  # one that joins after the rotation
+    found = [job for [job] in await asyncio.gather(*tasks)]
+    assert [(job.id, job.status) for job in found] == [(job_id, "COMPLETED") for job_id in ids]
+    assert len(await late) == 10
     assert len(stage.lookups) <= 3
 
 
-def test_a_refusal_that_lasts_ends_the_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_loop
+async def test_a_refusal_that_lasts_ends_the_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 1.5)
-    ids = stage.submit(30)
-
-    async def scene() -> None:
-        tasks = [wait([job_id]) for job_id in ids]  # all of them, and not one after the other
-        await until(lambda: stage.looks() >= 3)
-        rotate(stage, monkeypatch, is_stored=False)
-        await asyncio.wait(tasks)
-        assert all(isinstance(task.exception(), RunGenForbiddenError) for task in tasks)
-
-    play(scene())
+    tasks = [wait([job_id]) for job_id in stage.submit(30)]  # all of them, and not one after the other
+    await until(lambda: stage.looks() >= 3)
+    stage.service.api_key = "another-emulator-key"
+    await asyncio.wait(tasks)
+    assert {type(task.exception()) for task in tasks} == {RunGenForbiddenError}
 
 
-def test_a_stray_refusal_passes(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+@in_loop
+async def test_a_stray_refusal_passes(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     ids = stage.submit(2)
     stage.service.inject(Fault(on="get", status=403, skip=2, times=2))
-
-    async def scene() -> None:
-        tasks = [wait([job_id]) for job_id in ids]
-        await until(lambda: stage.service.count("get") >= 6)
-        stage.pass_by(20)
-        assert [job.id for [job] in await asyncio.gather(*tasks)] == ids
-
-    play(scene())
+    tasks = [wait([job_id]) for job_id in ids]
+    await until(lambda: stage.service.count("get") >= 6)
+    stage.pass_by(20)
+    assert [job.id for [job] in await asyncio.gather(*tasks)] == ids
     assert caplog.text.count("polling continues") == 2  # each of the two tasks has a log of its own
 
 
 # --- errors -------------------------------------------------------------------------------------------------
 
 
-def test_an_error_that_no_waiting_can_change_reaches_only_the_waiters_of_its_job(stage: Stage) -> None:
+@in_loop
+async def test_an_error_that_no_waiting_can_change_reaches_only_the_waiters_of_its_job(stage: Stage) -> None:
     ids = stage.submit(3)
     stage.service.inject(Fault(on="get", status=404, job_id=ids[1], times=None))
-
-    async def scene() -> None:
-        tasks = [wait([job_id]) for job_id in ids]
-        both = wait(ids[1:])
-        [gone] = await tasks[1]
-        assert isinstance(gone.cause, RunGenNotFoundError)
-        stage.pass_by(20)
-        for number in (0, 2):
-            assert (await tasks[number])[0].id == ids[number]
-        gone, good = await both
-        assert (gone.status, good.status) == ("FAILED", "COMPLETED")
-        assert "404" in gone.error
-
-    play(scene())
+    tasks = [wait([job_id]) for job_id in ids]
+    both = wait(ids[1:])
+    [gone] = await tasks[1]
+    assert isinstance(gone.cause, RunGenNotFoundError)
+    stage.pass_by(20)
+    for number in (0, 2):
+        assert (await tasks[number])[0].id == ids[number]
+    gone, good = await both
+    assert (gone.status, good.status) == ("FAILED", "COMPLETED")
+    assert "404" in gone.error
 
 
-def test_what_nobody_expected_reaches_all_and_the_next_begins_anew(
+@in_loop
+async def test_what_nobody_expected_reaches_all_and_the_next_begins_anew(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = stage.submit(10, seconds=0)
-    stage.pass_by(20)
-
     def fail(*_: Any) -> Any:
         raise RuntimeError("a bug")
 
-    async def scene() -> None:
-        with monkeypatch.context() as patched:
-            patched.setattr(JobPoller, "_note_job", fail)
-            tasks = [wait([job_id]) for job_id in ids]
-            await asyncio.wait(tasks)
-            assert all(isinstance(task.exception(), RuntimeError) for task in tasks)
-        assert len(await wait(ids)) == 10
-        await until(lambda: stage.service.connections_open == 0)
+    ids = stage.submit(10, seconds=0)
+    stage.pass_by(20)
+    with monkeypatch.context() as patched:
+        patched.setattr(JobPoller, "_note_job", fail)
+        tasks = [wait([job_id]) for job_id in ids]
+        await asyncio.wait(tasks)
+        assert {type(task.exception()) for task in tasks} == {RuntimeError}
+    assert len(await wait(ids)) == 10
+    await until(lambda: stage.service.connections_open == 0)
 
-    play(scene())
 
-
-def test_a_connection_that_cannot_be_used_is_read_again(
+@in_loop
+async def test_a_connection_that_cannot_be_used_is_read_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.05)
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", '{"conn_type": "rungen", "extra": {"team": "x"}}')
     ids = stage.submit(5)
-
-    async def scene() -> None:
-        tasks = [wait([job_id]) for job_id in ids]
-        await until(lambda: len(stage.lookups) >= 3)
-        assert not any(task.done() for task in tasks)
-        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", stage.emulator.airflow_connection())
-        stage.pass_by(20)
-        assert [job.id for [job] in await asyncio.gather(*tasks)] == ids
-
-    play(scene())
+    tasks = [wait([job_id]) for job_id in ids]
+    await until(lambda: len(stage.lookups) >= 3)
+    assert not any(task.done() for task in tasks)
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", stage.emulator.airflow_connection())
+    stage.pass_by(20)
+    assert [job.id for [job] in await asyncio.gather(*tasks)] == ids
     assert caplog.text.count("'team' is unknown") == 5  # each of the five tasks has a log of its own
 
 
@@ -619,13 +499,13 @@ _who: contextvars.ContextVar[str] = contextvars.ContextVar("_who", default="nobo
 
 
 @contextlib.contextmanager
-def hearing() -> Iterator[list[tuple[str, str]]]:
+def hearing() -> Iterator[dict[str, list[str]]]:
     """Note who logs what: Airflow sends a trigger's lines to its task by the context they are logged in."""
-    heard: list[tuple[str, str]] = []
+    heard: dict[str, list[str]] = {}
 
     class Ear(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append((_who.get(), record.getMessage()))
+            heard.setdefault(_who.get(), []).append(record.getMessage())
 
     log, ear = logging.getLogger("airflow_provider_rungen"), Ear()
     level = log.level
@@ -638,99 +518,57 @@ def hearing() -> Iterator[list[tuple[str, str]]]:
         log.setLevel(level)
 
 
-def wait_as(name: str, job_ids: list[str]) -> asyncio.Task[list[Job]]:
-    token = _who.set(name)
-    try:
-        return wait(job_ids)
-    finally:
-        _who.reset(token)
-
-
-def test_lines_go_to_the_log_of_the_waiter_they_are_about(stage: Stage) -> None:
-    ids = stage.submit(2)
-
-    async def scene() -> None:
-        tasks = [wait_as("ann", ids[:1]), wait_as("bob", ids[1:]), wait_as("cy", ids[1:])]
-        await until(lambda: stage.service.count("get") >= 2)
-        stage.pass_by(20)
-        await asyncio.gather(*tasks)
-
-    with hearing() as heard:
-        play(scene())
-    assert [line for who, line in heard if who == "ann"] == [
-        f"Running (job {ids[0]}, app {APP})",
-        f"Completed after 10 s (job {ids[0]}, app {APP})",
-    ]
-    for name in ("bob", "cy"):
-        assert [line for who, line in heard if who == name] == [
-            f"Running (job {ids[1]}, app {APP})",
-            f"Completed after 10 s (job {ids[1]}, app {APP})",
-        ]
-    assert {who for who, _ in heard} == {"ann", "bob", "cy"}
-
-
-def test_an_outage_is_logged_to_everyone_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_loop
+async def test_each_waiter_hears_of_its_job_and_once_of_an_outage(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
     ids = stage.submit(2)
     stage.service.inject(Fault(on="get", status=503, times=5))
-
-    async def scene() -> None:
-        tasks = [wait_as("ann", ids[:1]), wait_as("bob", ids[1:])]
+    jobs = {"ann": ids[0], "bob": ids[1], "cy": ids[1]}
+    with hearing() as heard:
+        tasks = []
+        for name, job_id in jobs.items():
+            token = _who.set(name)
+            tasks.append(wait([job_id]))
+            _who.reset(token)
         await until(lambda: stage.service.count("get") >= 10)
         stage.pass_by(20)
         await asyncio.gather(*tasks)
-
-    with hearing() as heard:
-        play(scene())
-    for name in ("ann", "bob"):
-        own = [line for who, line in heard if who == name]
-        lines = [line for line in own if not line.startswith(("Running", "Completed"))]
-        assert len(lines) == 2
-        assert "polling continues" in lines[0]
-        assert lines[1] == "RunGen answers again"
-
-
-# --- limits -------------------------------------------------------------------------------------------------
+    assert heard.keys() == jobs.keys()
+    for name, job_id in jobs.items():
+        about = f"(job {job_id}, app {APP})"
+        outage, *lines = heard[name]
+        assert "polling continues" in outage
+        assert sorted(lines) == [f"Completed after 10 s {about}", "RunGen answers again", f"Running {about}"]
 
 
 # --- event loops --------------------------------------------------------------------------------------------
 
 
 def test_two_event_loops_have_watchers_of_their_own(stage: Stage) -> None:
-    ids = stage.submit(2)
-    failures: list[BaseException] = []
+    @in_loop
+    async def scene(job_id: str) -> None:
+        task = wait([job_id])
+        await until(lambda: stage.service.count("get") >= 2 and len(watchers()) == 1)
+        stage.pass_by(20)
+        assert (await task)[0].id == job_id
 
-    def run(job_id: str) -> None:
-        async def scene() -> None:
-            task = wait([job_id])
-            await until(lambda: stage.service.count("get") >= 2 and len(watchers()) == 1)
-            stage.pass_by(20)
-            assert (await task)[0].id == job_id
-
-        try:
-            play(scene())
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=[job_id]) for job_id in ids]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(scene, stage.submit(2))) == [None, None]
     assert len(stage.lookups) == 2
 
 
 def test_an_event_loop_that_ended_leaves_no_watcher_behind(stage: Stage) -> None:
-    [job_id] = stage.submit(1)
     seen: list[weakref.ref[SharedPoller]] = []
 
+    @in_loop
     async def scene() -> None:
-        wait([job_id])  # still waits at the end
+        wait(stage.submit(1))  # still waits at the end
         await until(lambda: stage.service.count("get") > 0)
         seen.extend(map(weakref.ref, watchers()))
 
-    play(scene())
+    scene()
     gc.collect()
     assert [each() for each in seen] == [None]
     assert not any(watcher_module._pollers.values())

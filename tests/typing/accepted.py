@@ -1,4 +1,8 @@
-"""A user's DAG file that a type checker accepts: each task spells out all of its own parameters."""
+"""
+A user's DAG file that a type checker accepts, with each parameter once.
+
+A parameter has the same type wherever it is taken (``tests/test_signatures.py``).
+"""
 
 from __future__ import annotations
 
@@ -48,7 +52,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         name="flux",
         configuration={"gpu_tier": "BASIC"},
         workflow={"model_url": "https://models.example/flux"},
-        rungen_conn_id="rungen_default",
         description="Pictures",
         if_exists="use",
         execution_timeout=timedelta(minutes=5),
@@ -58,10 +61,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         active_workers="{{ params.workers }}",
         only_if="{{ params.rows }}",
         app_id=create.output,
-        rungen_conn_id="rungen_default",
         wait_until_running=True,
-        deferrable=True,
-        defer_after=0,
         poll_interval=timedelta(seconds=5),
         timeout=1800,
         scale_down_on_failure=False,
@@ -72,21 +72,17 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
     run = RunGenRunJobOperator(
         task_id="run",
         input={"prompt": "a lighthouse in {{ ds }}", "seeds": [1, 2, None], "app": create.output},
-        app_id=create.output,
         rungen_conn_id="rungen_default",
         wait_for_completion=True,
         deferrable=True,
         defer_after=timedelta(seconds=5),
         end_from_trigger=True,
-        poll_interval=5,
-        timeout=timedelta(hours=1),
         queued_timeout=900,
         cancel_on_kill=True,
         durable=True,
         on_unknown_submission="fail",
         on_clear="resume",
         input_schema="flux-schnell",
-        retries=3,
         retry_delay=timedelta(minutes=1),
         pool="gpu",
         doc_md="Runs a job.",
@@ -94,19 +90,8 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
     batch = RunGenRunBatchOperator(
         task_id="batch",
         inputs=[{"prompt": "a lighthouse"}, run.output],
-        format=None,
         limit=20,
         app_id="flux-schnell",
-        rungen_conn_id="rungen_default",
-        wait_for_completion=True,
-        deferrable=False,
-        defer_after=5,
-        end_from_trigger=False,
-        poll_interval=5,
-        timeout=3600,
-        queued_timeout=900,
-        cancel_on_kill=True,
-        durable=True,
         on_unknown_submission="resubmit",
         on_clear="new",
         input_schema={"type": "object"},
@@ -132,194 +117,50 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         to_input=picture,
         format="parquet",
         columns=["title"],
-        limit="{{ params.limit }}",
-        app_id="flux-schnell",
-        rungen_conn_id="rungen_default",
-        deferrable=True,
-        defer_after=0,
-        poll_interval=5,
-        timeout=timedelta(hours=1),
-        queued_timeout=900,
-        cancel_on_kill=True,
-        durable=True,
-        on_unknown_submission="fail",
-        on_clear="resume",
-        input_schema="flux-schnell",
-        destination="s3://bucket/pictures",
-        contact_sheet=True,
         results="s3://bucket/pictures/results.parquet",
-        ledger=ledger,
         result_schema="flux-schnell",
         max_jobs=500,
         max_cost="20 USD",
-        max_concurrency=8,
-        max_in_flight=None,
-        max_failed=0.02,
-        stop_after=5,
         max_output_bytes=1 << 30,
-        retries=2,
     )
     RunGenRunTableOperator(task_id="rows", table=[{"id": 1}], key="id", results="/tmp/results.csv")  # noqa: S108
 
-    @rungen_table_task(
-        table=table.output,
-        key="sku",
-        format="jsonl",
-        columns=["title"],
-        limit="{{ params.limit }}",
-        app_id="flux-schnell",
-        rungen_conn_id="rungen_default",
-        deferrable=True,
-        defer_after=0,
-        poll_interval=5,
-        timeout=timedelta(hours=1),
-        queued_timeout=900,
-        cancel_on_kill=True,
-        durable=True,
-        on_unknown_submission="fail",
-        on_clear="resume",
-        input_schema="flux-schnell",
-        destination="s3://bucket/pictures",
-        contact_sheet=True,
-        results="s3://bucket/pictures/results.parquet",
-        ledger=ledger,
-        result_schema="flux-schnell",
-        max_jobs=500,
-        max_cost="20 USD",
-        max_concurrency=8,
-        max_in_flight=None,
-        max_failed=0.02,
-        stop_after=5,
-        max_output_bytes=1 << 30,
-        retries=2,
-    )
+    @rungen_table_task(table=table.output, key="sku", results="/tmp/rows.csv", limit="{{ params.limit }}")  # noqa: S108
     def paint_row(row: dict[str, Any], style: str) -> dict[str, Any]:
         return {"prompt": f"{row['title']}, {style}"}
 
     paint_row.override(limit=20).plan("in oil") >> paint_row("in oil")
-    wait = RunGenJobSensor(
+    RunGenJobSensor(
         task_id="wait",
         job_id=batch.output,
-        app_id="flux-schnell",
-        rungen_conn_id="rungen_default",
-        deferrable=True,
-        defer_after=0,
-        end_from_trigger=True,
         start_from_trigger=False,
-        cancel_on_kill=False,
-        result_schema="flux-schnell",
         poke_interval=timedelta(seconds=30),
         timeout=3600,
-        queued_timeout=900,
         soft_fail=True,
         mode="reschedule",
     )
-    is_up = RunGenAppSensor(
-        task_id="is_up",
-        app_id="flux-schnell",
-        rungen_conn_id="rungen_default",
-        status="RUNNING",
-        deferrable=True,
-        poke_interval=30,
-    )
-    collect = RunGenCollectResultsOperator(
+    RunGenAppSensor(task_id="is_up", app_id="flux-schnell", status="RUNNING", poke_interval=30)
+    RunGenCollectResultsOperator(
         task_id="collect",
         job_id=[run.output, "5b1c9c3e-0d5a-4d26-a4b0-64f1e2b9a3f7"],
-        app_id="flux-schnell",
-        rungen_conn_id="rungen_default",
-        wait_for_completion=True,
-        deferrable=True,
-        defer_after=5,
-        poll_interval=5,
-        timeout=3600,
-        queued_timeout=900,
-        cancel_on_kill=False,
-        destination="s3://bucket/pictures",
-        contact_sheet=True,
-        results="s3://bucket/results.csv",
-        result_schema="flux-schnell",
-        max_concurrency=8,
         max_failed=1,
-        max_output_bytes=1 << 30,
         max_xcom_bytes=1_000_000,
     )
-    cancel = RunGenCancelJobOperator(
-        task_id="cancel",
-        job_id=batch.output,
-        app_id="flux-schnell",
-        rungen_conn_id="rungen_default",
-        fail_if_over=True,
-        trigger_rule="all_done",
-    )
-    delete = RunGenDeleteAppOperator(
-        task_id="delete",
-        app_id=create.output,
-        rungen_conn_id="rungen_default",
-        poll_interval=5,
-        timeout=600,
-    )
+    RunGenCancelJobOperator(task_id="cancel", job_id=batch.output, fail_if_over=True, trigger_rule="all_done")
+    RunGenDeleteAppOperator(task_id="delete", app_id=create.output, poll_interval=5)
     RunGenScaleDownIdleAppsOperator(
-        task_id="idle",
-        app_ids=["flux-schnell", "llama-text"],
-        idle_for=timedelta(minutes=15),
-        scale_down=True,
-        rungen_conn_id="rungen_default",
-        retries=2,
+        task_id="idle", app_ids=["flux", "llama"], idle_for=timedelta(minutes=15), scale_down=True
     )
     RunGenScaleDownIdleAppsOperator(task_id="idle_one", app_ids=create.output, idle_for=900)
     mapped = RunGenRunJobOperator.partial(task_id="mapped", app_id="flux-schnell").expand(
         input=[{"prompt": "x"}]
     )
 
-    @rungen_task(
-        format="parquet",
-        app_id="flux-schnell",
-        rungen_conn_id="rungen_default",
-        deferrable=True,
-        defer_after=5,
-        poll_interval=5,
-        timeout=3600,
-        queued_timeout=900,
-        cancel_on_kill=True,
-        durable=True,
-        on_unknown_submission="fail",
-        on_clear="new",
-        input_schema="flux-schnell",
-        destination="s3://bucket/pictures",
-        contact_sheet=True,
-        ledger=ledger,
-        result_schema="flux-schnell",
-        max_jobs=500,
-        max_cost="20 USD",
-        max_concurrency=8,
-        max_in_flight=None,
-        max_failed=0,
-        stop_after=5,
-        max_output_bytes=1 << 30,
-        max_xcom_bytes=1_000_000,
-        multiple_outputs=False,
-        retries=2,
-    )
+    @rungen_task(app_id="flux-schnell", max_xcom_bytes=1_000_000, multiple_outputs=False, retries=2)
     def paint(subject: str) -> dict[str, Any]:
         return {"prompt": subject}
 
     with scaled_app(
-        "gpu",
-        2,
-        name="gpu",
-        only_if=True,
-        rungen_conn_id="rungen_default",
-        drain=True,
-        drain_timeout=600,
-        keep_if_busy=True,
-        price="1.20 USD/h",
-        poll_interval=5,
-        pool="gpu",
-        wait_until_running=True,
-        deferrable=True,
-        defer_after=5,
-        timeout=600,
-        scale_down_on_failure=True,
-        retries=2,
+        "gpu", 2, name="gpu", drain=True, drain_timeout=600, keep_if_busy=True, price="1.20 USD/h", pool="gpu"
     ):
         paint("a lighthouse")

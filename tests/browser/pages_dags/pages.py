@@ -13,7 +13,6 @@ from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunT
 
 APP = "flux-schnell"
 FOLDER = os.environ.get("PAGES_FOLDER", "/tmp")  # noqa: S108 - the tests set it
-HOSTILE = """<script>document.title = "run"</script>"><img src=x onerror="document.title = 'run'">"""
 THINGS = ("lighthouse", "harbor", "windmill", "orchard", "glacier", "market", "bridge", "meadow")
 LIGHTS = ("at dawn", "in the rain", "under a full moon", "in thick fog", "on a bright winter morning")
 ARGUMENTS: dict[str, Any] = {"start_date": datetime(2025, 1, 1, tzinfo=UTC), "schedule": None}
@@ -38,23 +37,6 @@ with DAG("moving", **ARGUMENTS):
     RunGenRunBatchOperator(
         task_id="paint",
         inputs=[scene(number) | {"emulator": {"seconds": 6 + 6 * number}} for number in range(12)],
-        **BATCH,
-    )
-
-with DAG("hostile", **ARGUMENTS):
-    RunGenRunBatchOperator(
-        task_id="paint",
-        inputs=[
-            {"prompt": HOSTILE, "width": 64, "height": 64},
-            {"prompt": HOSTILE, "width": 64, "height": 64, "emulator": {"fail": HOSTILE}},
-            {
-                "prompt": HOSTILE,
-                "width": 64,
-                "height": 64,
-                "emulator": {"result": {HOSTILE: HOSTILE, "image": "output:0.png"}},
-            },
-        ],
-        destination=f"file://{FOLDER}/hostile",
         **BATCH,
     )
 

@@ -11,12 +11,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunJobOperator, scaled_app
 
 APP = "{{ dag_run.conf['app_id'] }}"
-DEFAULTS = {
-    "retries": 1,
-    "retry_delay": timedelta(seconds=1),
-    "app_id": APP,
-    "poll_interval": 1,
-}
+DEFAULTS = {"retries": 1, "retry_delay": timedelta(seconds=1), "app_id": APP, "poll_interval": 1}
 
 
 @task(retries=0)
@@ -39,9 +34,9 @@ def leave_a_job(**context: Any) -> None:
         hook.run_job(app_id=context["dag_run"].conf["app_id"], input=context["dag_run"].conf["input"])
 
 
-def chain(dag_id: str, timeout: float = 100, **options: Any) -> None:
+def chain(dag_id: str, **options: Any) -> None:
     with DAG(dag_id, schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS) as dag:
-        with scaled_app(APP, 2, timeout=timeout, price="3600 USD/h", **options) as gpu:
+        with scaled_app(APP, 2, timeout=100, price="3600 USD/h", **options) as gpu:
             first = run("first")
             middle = meddle.override(task_id="middle")("middle")
             first >> middle >> run("last")
@@ -55,7 +50,6 @@ chain("scaled")
 chain("scaled_deferred", deferrable=True, defer_after=1)
 chain("scaled_without_retries", retries=0)
 chain("scaled_and_forgotten")
-chain("scaled_impatient", timeout=8)
 
 with DAG("scaled_draining", schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS):
     with scaled_app(APP, 2, drain=True) as gpu:

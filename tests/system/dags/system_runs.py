@@ -8,11 +8,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, task, task_group
 
-from airflow_provider_rungen.operators import (
-    RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
-    RunGenRunJobOperator,
-)
+from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 INPUT = "{{ dag_run.conf['input'] }}"
@@ -46,20 +42,18 @@ with dag("asked_to_wait"):
 with dag("hopeless"):
     RunGenRunJobOperator(task_id="run", input=INPUT, app_id="no-such-app")
 
-with dag("blocking", wait_for_completion=True, deferrable=False):
-    RunGenRunJobOperator(task_id="run", input=INPUT)
-
-with dag("deferred", wait_for_completion=True, deferrable=True):
-    RunGenRunJobOperator(task_id="run", input=INPUT)
-
-with dag("rotating", wait_for_completion=True, deferrable=True, rungen_conn_id="rungen_rotating"):
-    RunGenRunJobOperator(task_id="run", input=INPUT)
+WAITING: dict[str, dict[str, Any]] = {
+    "blocking": {"deferrable": False},
+    "deferred": {"deferrable": True},
+    "rotating": {"deferrable": True, "rungen_conn_id": "rungen_rotating"},
+    "deferred_timeout": {"deferrable": True, "timeout": 12, "retries": 0},
+}
+for dag_id, options in WAITING.items():
+    with dag(dag_id, wait_for_completion=True, **options):
+        RunGenRunJobOperator(task_id="run", input=INPUT)
 
 with dag("raising", wait_for_completion=True, deferrable=True):
     RaisesOnce(task_id="run", input=INPUT)
-
-with dag("deferred_timeout", wait_for_completion=True, deferrable=True, timeout=12, retries=0):
-    RunGenRunJobOperator(task_id="run", input=INPUT)
 
 with dag("blocking_execution_timeout", wait_for_completion=True, deferrable=False, retries=0):
     RunGenRunJobOperator(task_id="run", input=INPUT, execution_timeout=timedelta(seconds=8))
@@ -109,14 +103,6 @@ with dag("no_worker", retries=0):
         RunGenJobSensor(task_id="wait", job_id=inner.output, end_from_trigger=True, **straight)
 
     each.expand(job_input=[{"prompt": "one of a group"}, {"prompt": "another of a group"}])
-
-with dag("landing"):
-    painted = RunGenRunBatchOperator(
-        task_id="run", inputs="{{ [dag_run.conf['input']] * dag_run.conf['count'] }}"
-    )
-    RunGenCollectResultsOperator(
-        task_id="land", job_id=painted.output, destination="{{ dag_run.conf['destination'] }}"
-    )
 
 with dag("linked", wait_for_completion=True, deferrable=True, retries=0):
     RunGenRunJobOperator(task_id="run", input=INPUT)
