@@ -9,8 +9,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import SET_DURING_EXECUTION
-from airflow_provider_rungen.client.durations import to_optional_seconds, to_seconds
-from airflow_provider_rungen.client.limits import to_cost, to_limit
+from airflow_provider_rungen.client.money import to_cost, to_limit
+from airflow_provider_rungen.client.texts import to_optional_seconds, to_seconds
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator
@@ -204,7 +204,7 @@ def _check_configuration(value: Any, name: str) -> None:
 def _check_price(value: Any, name: str) -> None:
     if value is None:
         return
-    from airflow_provider_rungen.client.price import parse_price
+    from airflow_provider_rungen.client.money import parse_price
 
     try:
         parse_price(value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, ClassVar
 
-from airflow_provider_rungen.client.durations import to_seconds
+from airflow_provider_rungen.client.texts import to_seconds
 
 if TYPE_CHECKING:
     import os

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import RetryDecision, RetryPolicy
-from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError
 
 if TYPE_CHECKING:

@@ -1,17 +1,16 @@
 """
 Requests for each job on a simulated app.
 
-There is no service, and the clock is virtual: `python -m bench.simulate` prints the same each time. 1,000
-jobs are submitted at once to an app that works first come, first served. Each runs for a time by chance,
-and they are polled every 5 s.
+The clock is virtual: `python -m bench.simulate` prints the same each time. 1,000 jobs are submitted at once
+to an app that works first come, first served. Each runs for a time by chance. They are polled every 5 s.
 
 - *The fewest possible* is what an oracle needs. It learns for free how many jobs have ended, knows when
   each one started and how durations are distributed, and polls the likeliest job first.
 - *A plain poller* asks for no counters. It polls the oldest jobs, 8 at a time, until it meets a queued one.
   It finds a job that is canceled in the queue when the job has become one of the oldest.
 - *Each job polled* is computed: one request every 5 s for each job.
-- The last rows are what counters cost that do not tell the truth, jobs of others, and jobs that others
-  cancel. Each shows the load on which it costs most, compared with the plain poller.
+- The last rows are counters that lie, jobs of others, and jobs that others cancel, each on the load on
+  which it costs most.
 """
 
 from __future__ import annotations

@@ -187,8 +187,8 @@ def _run_bare(folder: Path) -> None:
 
 def _remember_all(folder: Path) -> None:
     """Store a job with one file for each row, and remember it in the ledger, as an earlier run does."""
+    from airflow_provider_rungen.client.daemon_threads import batches
     from airflow_provider_rungen.execution.archive.storage import Storage
-    from airflow_provider_rungen.execution.archive.threads import batches
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.operators import Ledger
 

@@ -57,7 +57,7 @@ def test_parsing_a_dag_file_imports_nothing_heavy_and_nothing_that_runs_a_task()
             (f"{PACKAGE}.execution", f"{PACKAGE}.hooks", *HEAVY),
         ),
         # before a page is rendered
-        ("", f"from {PACKAGE}.pages import describe, output_kinds, render", ("airflow.", "jinja2", *HEAVY)),
+        ("", f"from {PACKAGE}.pages import models, output_kinds, render", ("airflow.", "jinja2", *HEAVY)),
     ],
     ids=["hooks", "idle apps", "pages"],
 )

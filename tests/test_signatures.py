@@ -13,8 +13,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, BaseSensorOperator
 
 import airflow_provider_rungen
 from airflow_provider_rungen import operators, sensors
-from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
-from airflow_provider_rungen.decorators.table import RunGenTableDecoratedOperator
+from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator, RunGenTableDecoratedOperator
 
 KINDS: list[Any] = [
     *(getattr(operators, name) for name in operators.__all__),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.flow import Request
+from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import RunGenConnectionError
 
 # what OpenSSL calls an answer that is not TLS

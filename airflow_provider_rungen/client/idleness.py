@@ -11,14 +11,13 @@ from itertools import repeat
 from typing import Any, TypedDict
 
 from airflow_provider_rungen.client.codec import path_segment
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.polling import poll_until
 from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.client.scaling import AppPoller, outlast, set_workers
-from airflow_provider_rungen.client.texts import format_count, format_ids
+from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenNotFoundError
 

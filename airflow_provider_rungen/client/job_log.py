@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.texts import clean_text, format_ids
+from airflow_provider_rungen.client.texts import clean_text, format_duration, format_ids
 
 log = logging.getLogger(__name__)
 

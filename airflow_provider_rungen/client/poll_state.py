@@ -109,7 +109,7 @@ class PollState:
         return self.refused_at is not None or self.absence.since is not None
 
     def forget_doubts(self, error: RunGenError | None) -> None:
-        """Begin anew to count answers in a row, since an error came between, or none did."""
+        """Count answers in a row from the start again, after an error of another kind, or a good answer."""
         self.absence = Absence()
         if error is None or not retry.is_refusal(error):
             self.refused_at = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.texts import format_duration
 
 # Seconds between two progress lines.
 PROGRESS_INTERVAL = 30.0

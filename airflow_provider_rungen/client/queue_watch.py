@@ -11,11 +11,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App, JobStatus
-from airflow_provider_rungen.client.texts import format_ids
+from airflow_provider_rungen.client.texts import format_duration, format_ids
 from airflow_provider_rungen.client.workers import describe_workers, workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
 

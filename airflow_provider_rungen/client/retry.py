@@ -10,8 +10,8 @@ from itertools import count
 from typing import Any
 
 from airflow_provider_rungen.client.codec import decode
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.flow import Flow, Request, Sleep, T
+from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenConnectionError,

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
 
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.endpoints import delete_app, get_app, list_apps, scale_app
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
 from airflow_provider_rungen.client.job_log import log_line
@@ -25,7 +24,7 @@ from airflow_provider_rungen.client.poll_state import (
 )
 from airflow_provider_rungen.client.polling import outlast_refusal, poll_until
 from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
-from airflow_provider_rungen.client.texts import format_count, format_ids
+from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import KNOWN_STATUSES, ScaleRecord, describe, workers_of
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,

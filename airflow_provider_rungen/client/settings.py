@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from airflow_provider_rungen import __version__
 from airflow_provider_rungen.client.address_policy import is_loopback
 from airflow_provider_rungen.client.flow import Request, Response
-from airflow_provider_rungen.client.price import Price
+from airflow_provider_rungen.client.money import Price
 from airflow_provider_rungen.client.redaction import mask_key, mask_key_in_text
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenResponseError
 

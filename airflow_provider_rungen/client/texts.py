@@ -1,8 +1,10 @@
-"""Text from the service, made fit for logs and errors. No I/O."""
+"""Text for logs and errors: that of the service, made fit for them, ids, counts and durations. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 from airflow_provider_rungen.client.redaction import redact
@@ -62,3 +64,39 @@ def error_text(body: Any, depth: int = 5) -> str:
     if isinstance(body, Mapping) and depth:
         return next(filter(None, (error_text(body.get(name), depth - 1) for name in _ERROR_FIELDS)), "")
     return ""
+
+
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def to_seconds(value: float | timedelta, name: str, *, allow_zero: bool = False) -> float:
+    """
+    Return a duration in seconds.
+
+    :param value: seconds, or a timedelta.
+    :param name: the parameter it was passed as, for the error.
+    :param allow_zero: whether 0 is valid.
+    :raises ValueError: the value is not a positive, finite number.
+    """
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+    if not is_number or not 0 <= number < float("inf") or (number == 0 and not allow_zero):
+        raise ValueError(f"{name} must be a positive number of seconds or a timedelta, not {value!r}")
+    return float(number)
+
+
+def to_optional_seconds(value: float | timedelta | None, name: str) -> float | None:
+    """Return a duration in seconds, if there is one; see `to_seconds`."""
+    return None if value is None else to_seconds(value, name)
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration in its largest unit and the next one: ``0.5 s``, ``45 s``, ``2 min 5 s``, ``1 d``."""
+    if seconds < 10:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
+    rest = round(seconds)
+    for (unit, size), (next_unit, next_size) in pairwise(_UNITS):
+        if count := rest // size:
+            more = rest % size // next_size
+            return f"{count} {unit}" + (f" {more} {next_unit}" if more else "")
+    return f"{rest} s"

@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 from airflow_provider_rungen import get_provider_info
 from airflow_provider_rungen._airflow import AirflowNotFoundException
 from airflow_provider_rungen.client.address_policy import is_loopback
-from airflow_provider_rungen.client.durations import to_seconds
-from airflow_provider_rungen.client.price import parse_price
+from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.client.settings import Settings, tls_context
+from airflow_provider_rungen.client.texts import to_seconds
 from airflow_provider_rungen.exceptions import RunGenConfigError
 
 if TYPE_CHECKING:

@@ -9,13 +9,12 @@ from datetime import timedelta
 from typing import Any
 
 from airflow_provider_rungen.client import endpoints
-from airflow_provider_rungen.client.durations import to_optional_seconds, to_seconds
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.injected import Transport
 from airflow_provider_rungen.client.models import App, Job, JsonValue
 from airflow_provider_rungen.client.polling import FIRST_INTERVAL, wait_for_jobs
 from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
-from airflow_provider_rungen.client.texts import format_ids
+from airflow_provider_rungen.client.texts import format_ids, to_optional_seconds, to_seconds
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenConnectionError, RunGenError
 from airflow_provider_rungen.hooks.base import FlowHook
 from airflow_provider_rungen.hooks.connection import form_widgets, ui_field_behaviour

@@ -251,6 +251,6 @@ class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
         :return: what was idle.
         :raises RunGenAppError: an app may be idle, and billed. The others are dealt with.
         """
-        from airflow_provider_rungen.execution.apps.idle_apps import IdleAppsRun
+        from airflow_provider_rungen.execution.apps.scale_down import IdleAppsRun
 
         return self._start(IdleAppsRun(self, context)).execute()

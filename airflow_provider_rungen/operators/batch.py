@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_provider_rungen.checks import set_parameters
-from airflow_provider_rungen.client.limits import to_limit
+from airflow_provider_rungen.client.money import to_limit
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     JOB_LINKS,

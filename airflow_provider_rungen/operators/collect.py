@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.checks import set_parameters
-from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, JOB_LINKS, RunGenBaseOperator
-from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
+from airflow_provider_rungen.operators.base import (
+    DEFAULT_DEFERRABLE,
+    JOB_LINKS,
+    RunGenBaseOperator,
+    find_job_sources,
+    follow_job_sources,
+)
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:

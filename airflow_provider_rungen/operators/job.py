@@ -11,9 +11,10 @@ from airflow_provider_rungen.operators.base import (
     JOB_LINKS,
     RunGenBaseOperator,
     check_deferrable,
+    find_job_sources,
+    follow_job_sources,
     may_end_from_trigger,
 )
-from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:

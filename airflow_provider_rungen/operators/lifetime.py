@@ -18,7 +18,7 @@ from airflow_provider_rungen._airflow import (
 )
 from airflow_provider_rungen.checks import check_names, parameter_names
 from airflow_provider_rungen.operators.app import RunGenScaleAppOperator, RunGenScaleDownOperator
-from airflow_provider_rungen.operators.job_sources import is_job_consumer, is_of_provider, job_sources_of
+from airflow_provider_rungen.operators.base import is_job_consumer, is_of_provider, job_sources_of
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:

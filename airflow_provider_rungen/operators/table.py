@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_rungen.checks import set_parameters
-from airflow_provider_rungen.client.limits import to_limit
+from airflow_provider_rungen.client.money import to_limit
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     JOB_LINKS,

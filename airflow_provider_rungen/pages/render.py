@@ -8,9 +8,8 @@ from functools import lru_cache, partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.client.durations import format_duration
-from airflow_provider_rungen.client.texts import format_bytes
-from airflow_provider_rungen.pages.describe import failure_reason, is_billed, shown_text
+from airflow_provider_rungen.client.texts import format_bytes, format_duration
+from airflow_provider_rungen.pages.models import failure_reason, is_billed, shown_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -14,8 +14,7 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
-from airflow_provider_rungen.pages.describe import shown_text
-from airflow_provider_rungen.pages.models import JobView
+from airflow_provider_rungen.pages.models import JobView, shown_text
 from airflow_provider_rungen.plugins import database, live
 from airflow_provider_rungen.plugins.limits import Pool, TooSlowError, charge, run_within
 from airflow_provider_rungen.plugins.rows import UNKNOWN, JobRows, logged_rows, pushed_rows

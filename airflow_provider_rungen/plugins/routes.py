@@ -18,12 +18,11 @@ from starlette.responses import StreamingResponse
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages import render
 from airflow_provider_rungen.plugins import database, views, xcoms
-from airflow_provider_rungen.plugins.files import NOTHING, SAFE, OpenFile
 from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering
 from airflow_provider_rungen.plugins.limits import TooSlowError, charge, run_within
-from airflow_provider_rungen.plugins.stored import find_files, store_of
+from airflow_provider_rungen.plugins.stored import NOTHING, SAFE, OpenFile, find_files, store_of
 from airflow_provider_rungen.plugins.task_record import TaskRecord
-from airflow_provider_rungen.plugins.urls import Urls
+from airflow_provider_rungen.plugins.views import Urls
 
 log = logging.getLogger(__name__)
 

@@ -11,19 +11,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.execution.jobs.places import RUNS, without_seal
 from airflow_provider_rungen.execution.jobs.plans import Plan
-from airflow_provider_rungen.execution.jobs.storage_place import RUNS, without_seal
-from airflow_provider_rungen.pages.describe import shown_text
-from airflow_provider_rungen.pages.models import FAILED, JobView
+from airflow_provider_rungen.pages.models import FAILED, JobView, shown_text
 from airflow_provider_rungen.plugins.limits import CACHE, FRESH, LASTING
 from airflow_provider_rungen.plugins.stored import BoundedStorage
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
 from airflow_provider_rungen.runs.log import read_attempts, read_parts
-from airflow_provider_rungen.runs.part_files import PART_ROWS
+from airflow_provider_rungen.runs.part_files import PART_ROWS, Table
 from airflow_provider_rungen.runs.plan import PlannedRow
 from airflow_provider_rungen.runs.rows import InputState, JobState, Row, Totals
-from airflow_provider_rungen.runs.table import Table
 
 #: Jobs on one page.
 PAGE_SIZE = 100

@@ -5,30 +5,77 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from starlette.concurrency import run_in_threadpool
 
+from airflow_provider_rungen import __version__
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.output_urls import find_outputs, redact_value
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
-from airflow_provider_rungen.pages.describe import (
+from airflow_provider_rungen.links.urls import PREFIX, path, task_path
+from airflow_provider_rungen.pages.models import (
+    JobView,
+    OutputFile,
+    Pager,
+    Progress,
     find_facts,
     find_prompt,
     find_text,
     group_failures,
     shown_text,
 )
-from airflow_provider_rungen.pages.models import JobView, OutputFile, Pager, Progress
 from airflow_provider_rungen.pages.output_kinds import guess
 from airflow_provider_rungen.plugins import live
 from airflow_provider_rungen.plugins.gather import Gathering, ask_service
 from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, JobRows
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord
-from airflow_provider_rungen.plugins.urls import Urls
+
+
+@dataclass(frozen=True, slots=True)
+class Urls:
+    """
+    The URLs of pages.
+
+    :param root: the path that the plugin is mounted at, with that of Airflow.
+    """
+
+    root: str
+
+    @property
+    def overview(self) -> str:
+        """The page of all apps."""
+        return f"{self.root}/"
+
+    def asset(self, name: str) -> str:
+        return f"{self.root}/{name}?v={__version__}"
+
+    def task(self, task: TaskRecord, *below: str) -> str:
+        """Return the page of a task, or a page below it."""
+        return self.root + task_path(task.dag_id, task.run_id, task.task_id, task.map_index) + path(*below)
+
+    def job(self, task: TaskRecord, job_id: str, *below: str, row: int = 0) -> str:
+        """
+        Return the page of a job, or a page below it.
+
+        :param row: the row of the job. The page of the task that has it is named, as it knows the job.
+        """
+        page = row // PAGE_SIZE + 1
+        return self.task(task, "jobs", job_id, *below) + (f"?task_page={page}" if page > 1 else "")
+
+    def app(self, conn_id: str, app_id: str) -> str:
+        """Return the page of an app of a connection."""
+        return self.root + path("connections", conn_id, "apps", app_id)
+
+    def in_airflow(self, task: TaskRecord) -> str:
+        """Return the page of Airflow itself for a task."""
+        mapped = ("mapped", str(task.map_index)) if task.map_index >= 0 else ()
+        root = self.root.removesuffix(PREFIX)
+        return root + path("dags", task.dag_id, "runs", task.run_id, "tasks", task.task_id, *mapped)
+
 
 # So many failures, and so many jobs that may still run, the service is asked for.
 _MAX_ASKED = 40

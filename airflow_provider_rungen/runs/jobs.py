@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from enum import IntEnum
 
-from airflow_provider_rungen.runs.part_files import PART_ROWS, PartFile
+from airflow_provider_rungen.runs.part_files import PART_ROWS, PartFile, Table
 from airflow_provider_rungen.runs.rows import (
     SUBMITTABLE,
     InputState,
@@ -18,7 +18,6 @@ from airflow_provider_rungen.runs.rows import (
     Totals,
     Writer,
 )
-from airflow_provider_rungen.runs.table import Table
 
 _MAX_REASON = 300
 

@@ -66,7 +66,7 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
     @contextmanager
     def _as_sensor_timeout(self) -> Iterator[None]:
         """Convert a time-out to the one that Airflow knows of sensors."""
-        from airflow_provider_rungen.client.durations import format_duration
+        from airflow_provider_rungen.client.texts import format_duration
 
         try:
             yield

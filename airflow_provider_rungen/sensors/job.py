@@ -14,9 +14,10 @@ from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     DEFERRAL_GRACE,
     JOB_LINKS,
+    find_job_sources,
+    follow_job_sources,
     may_end_from_trigger,
 )
-from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 from airflow_provider_rungen.sensors.base import RunGenBaseSensor
 

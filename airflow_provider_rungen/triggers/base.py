@@ -15,7 +15,7 @@ from asgiref.sync import sync_to_async
 
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.task import task_instances
+from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 
@@ -109,7 +109,7 @@ class RunGenBaseTrigger(BaseTrigger):
 
     async def _undo_if_killed(self) -> None:
         try:
-            state = await ask_airflow(task_instances.task_state, self.task_instance)
+            state = await ask_airflow(attempts.task_state, self.task_instance)
         except Exception:
             log.exception("The state of the task is not known: RunGen is left as it is")
             return

@@ -18,7 +18,7 @@ from airflow_provider_rungen.client.progress import WaitGoal
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.task import attempts, task_instances
+from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
 from airflow_provider_rungen.execution.task.outcomes import (
     GO_ON,
@@ -154,13 +154,13 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 # from Airflow 3.4 on, the next attempt most likely knows nothing of them
                 return [] if attempts.CLEAR_DISCARDS_STATE else job_ids
             await asyncio.sleep(0.5)
-            state = await ask_airflow(task_instances.task_state, self.task_instance)
+            state = await ask_airflow(attempts.task_state, self.task_instance)
         return []
 
     async def _pushed(self) -> set[str] | None:
         try:
-            found: set[str] | None = await ask_airflow(task_instances.pushed_job_ids, self.task_instance)
-        except task_instances.AttemptOverError:
+            found: set[str] | None = await ask_airflow(attempts.pushed_job_ids, self.task_instance)
+        except attempts.AttemptOverError:
             return set(parse_known_job_ids(self.job_id)) if self.on_clear == "resume" else set()
         except Exception as error:
             log.warning("Could not read the jobs of the latest attempt (%s)", type(error).__name__)

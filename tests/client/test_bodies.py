@@ -14,8 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_rungen.client.bodies import CHUNK, Decoder, UnknownEncodingError
-from airflow_provider_rungen.client.lean_json import DROPPED, LeanFilter, TooLongError
+from airflow_provider_rungen.client.bodies import (
+    CHUNK,
+    DROPPED,
+    Decoder,
+    LeanFilter,
+    TooLongError,
+    UnknownEncodingError,
+)
 
 MOST = 256 * 1024
 

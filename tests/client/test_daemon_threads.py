@@ -13,7 +13,7 @@ from airflow_provider_rungen.client.daemon_threads import begin_all
 BEGIN = """
 import asyncio, threading
 from airflow_provider_rungen.client.daemon_threads import begin, in_daemon_thread
-from airflow_provider_rungen.execution.archive.threads import run_concurrently
+from airflow_provider_rungen.client.daemon_threads import run_concurrently
 
 is_hanging = threading.Event()
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.texts import format_duration
 
 FORMATTED = [
     *((0, "0 s"), (0.54, "0.5 s"), (3, "3 s"), (9.96, "10 s"), (45.4, "45 s"), (60, "1 min")),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_rungen.client.price import Price, parse_price
+from airflow_provider_rungen.client.money import Price, parse_price
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,9 @@ from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenForbiddenError
 from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner
 from airflow_provider_rungen.execution.jobs.log_home import token_of
-from airflow_provider_rungen.execution.jobs.places import StorePlace
-from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
+from airflow_provider_rungen.execution.jobs.places import StoragePlace, StorePlace
 from airflow_provider_rungen.execution.sending import log_writer, sender
-from airflow_provider_rungen.execution.task import attempts, task_instances
+from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.hooks import base as hook_base
 from airflow_provider_rungen.hooks import rungen as hooks
@@ -868,8 +867,8 @@ def led(
     """Lead a life, and judge it."""
     monkeypatch.setenv(CONNECTION, "")
     current: list[Life] = []
-    monkeypatch.setattr(task_instances, "task_state", lambda ti: current[-1].state)
-    monkeypatch.setattr(task_instances, "pushed_job_ids", lambda ti: None)
+    monkeypatch.setattr(attempts, "task_state", lambda ti: current[-1].state)
+    monkeypatch.setattr(attempts, "pushed_job_ids", lambda ti: None)
 
     def lead(script: Script) -> Life:
         monkeypatch.setattr(attempts, "CLEAR_DISCARDS_STATE", script.airflow == "3.4")

@@ -17,8 +17,7 @@ from faulty_s3 import CUT, HANG, FaultyS3, S3Fault
 from places import AttemptStore, announce
 
 from airflow_provider_rungen.exceptions import RunGenOutputError
-from airflow_provider_rungen.execution.jobs.places import MemoryPlace, StorePlace
-from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
+from airflow_provider_rungen.execution.jobs.places import MemoryPlace, StoragePlace, StorePlace
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog, read_attempts, read_parts

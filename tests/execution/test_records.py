@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.flow import Response
 from airflow_provider_rungen.client.models import App, Job
-from airflow_provider_rungen.client.price import parse_price
+from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.exceptions import RunGenError

@@ -34,7 +34,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenInputError,
 )
 from airflow_provider_rungen.execution.apps.scale import whole_number
-from airflow_provider_rungen.execution.task import task_instances
+from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.operators import (
     RunGenCreateAppOperator,
     RunGenDeleteAppOperator,
@@ -344,7 +344,7 @@ def test_a_kill_of_a_retry_before_its_first_answer_lowers_the_app(raised: Gpu) -
 def test_a_user_who_ends_the_deferred_task_lowers_the_app(
     slow: Gpu, monkeypatch: pytest.MonkeyPatch, state: str | None, want: int
 ) -> None:
-    monkeypatch.setattr(task_instances, "task_state", lambda _: state)
+    monkeypatch.setattr(attempts, "task_state", lambda _: state)
     monkeypatch.setattr("airflow_provider_rungen.triggers.base.CANCEL_TIME", 5.0)
     with pytest.raises(TaskDeferred) as deferral:
         scale_op(deferrable=True).execute(slow.context)

@@ -12,7 +12,7 @@ from conftest import Clock, FakeStore, FakeTaskInstance, Outcome, OutletEvents, 
 from operator_kit import FAST, Died, die, workers
 
 from airflow_provider_rungen.client import retry
-from airflow_provider_rungen.client.price import parse_price
+from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenInputError

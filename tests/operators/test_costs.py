@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import DAG, task
 from conftest import Outcome, OutletEvents, TrackedTaskInstance, run_task
 from operator_kit import FAST, MODES, taking
 
-from airflow_provider_rungen.client.price import parse_price
+from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.apps.bill import add_costs
 from airflow_provider_rungen.execution.table.results import ResultRow, Status

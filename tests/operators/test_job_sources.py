@@ -21,7 +21,7 @@ from airflow_provider_rungen.operators import (
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
 )
-from airflow_provider_rungen.operators.job_sources import _pull
+from airflow_provider_rungen.operators.base import _pull
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")

@@ -13,7 +13,6 @@ import pendulum
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.emulator.png import draw
 from airflow_provider_rungen.pages import render
-from airflow_provider_rungen.pages.describe import find_facts
 from airflow_provider_rungen.pages.models import (
     ContactSheet,
     FailureGroup,
@@ -21,6 +20,7 @@ from airflow_provider_rungen.pages.models import (
     OutputFile,
     Pager,
     Progress,
+    find_facts,
 )
 from airflow_provider_rungen.plugins.task_record import PageXCom, TaskRecord
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End

@@ -12,16 +12,17 @@ from reader import Reader
 from samples import HOSTILE
 
 from airflow_provider_rungen.pages import render
-from airflow_provider_rungen.pages.describe import (
+from airflow_provider_rungen.pages.models import (
     MAX_EXAMPLES,
     MAX_GROUPS,
     MAX_TEXT,
+    JobView,
+    Progress,
     find_facts,
     find_prompt,
     find_text,
     group_failures,
 )
-from airflow_provider_rungen.pages.models import JobView, Progress
 from airflow_provider_rungen.pages.output_kinds import detect, guess
 
 PAGES = pytest.mark.parametrize("name", samples.pages())

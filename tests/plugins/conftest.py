@@ -23,8 +23,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from airflow_provider_rungen._airflow import conf
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.jobs.log_home import token_of
+from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.jobs.plans import Plan
-from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links.urls import are_pages_enabled, task_path
 from airflow_provider_rungen.operators import RunGenRunBatchOperator

@@ -114,8 +114,7 @@ def test_a_store_that_hangs_holds_up_no_other_user_and_no_other_store(
 
 def test_a_file_that_hangs_is_closed_without_waiting_for_it(hanging: HangingStore) -> None:
     """The event loop closes it, and a file that is being read may wait for that to end."""
-    from airflow_provider_rungen.plugins.files import OpenFile
-    from airflow_provider_rungen.plugins.stored import StoredFile
+    from airflow_provider_rungen.plugins.stored import OpenFile, StoredFile
 
     closed = threading.Event()
 

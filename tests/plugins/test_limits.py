@@ -28,7 +28,7 @@ from airflow_provider_rungen.plugins.limits import (
     run_within,
 )
 from airflow_provider_rungen.plugins.stored import read_manifests
-from airflow_provider_rungen.plugins.urls import Urls
+from airflow_provider_rungen.plugins.views import Urls
 from plugins.conftest import CountingStore, World, links
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]

@@ -12,10 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_rungen.runs.jobs import Jobs
-from airflow_provider_rungen.runs.part_files import PART_ROWS, PartFile, PartName
+from airflow_provider_rungen.runs.part_files import PART_ROWS, PartFile, PartName, Table
 from airflow_provider_rungen.runs.records import InvalidRecordError
 from airflow_provider_rungen.runs.rows import InputState, Intent, Job, JobState, Row, Writer
-from airflow_provider_rungen.runs.table import Table
 
 PLAN = "ab" * 16
 WRITERS = [Writer(turn, turn, f"{turn:08x}") for turn in (1, 2, 3)]

@@ -18,7 +18,7 @@ from conftest import APP, KEY, SOON
 
 from airflow_provider_rungen import _airflow
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.execution.task import attempts, task_instances
+from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.outcomes import parse_ranges
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.triggers import RunGenAppTrigger, RunGenJobTrigger, base, job
@@ -236,7 +236,7 @@ def _start_and_end(one: RunGenJobTrigger, emulator: Emulator, *, kill: bool) -> 
 def test_a_user_who_ends_the_task_cancels_its_jobs(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, state: str | None, cancel: bool, want: str
 ) -> None:
-    monkeypatch.setattr(task_instances, "task_state", lambda _: state)
+    monkeypatch.setattr(attempts, "task_state", lambda _: state)
     rungen_emulator.service.scale(APP, 20)
     ids = submitted(*[60] * 12)
     _start_and_end(trigger(ids, cancel_on_kill=cancel), rungen_emulator, kill=True)
@@ -256,7 +256,7 @@ def test_the_state_may_be_asked_for_on_the_triggerers_own_loop(
         return async_to_sync(answer)()
 
     loops: list[Any] = []
-    monkeypatch.setattr(task_instances, "task_state", ask)
+    monkeypatch.setattr(attempts, "task_state", ask)
     one = trigger(submitted(60))
 
     async def work() -> None:
@@ -270,7 +270,7 @@ def test_the_state_may_be_asked_for_on_the_triggerers_own_loop(
 def test_jobs_whose_tasks_state_is_unknown_are_left_running(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_instances, "task_state", raising(RuntimeError("no database")))
+    monkeypatch.setattr(attempts, "task_state", raising(RuntimeError("no database")))
     _start_and_end(trigger(submitted(60)), rungen_emulator, kill=True)
     assert states(rungen_emulator) == ["RUNNING"]
 
@@ -290,7 +290,7 @@ def test_a_kill_goes_on_though_it_is_canceled_itself(
         return "failed"
 
     asked = threading.Event()
-    monkeypatch.setattr(task_instances, "task_state", slowly)
+    monkeypatch.setattr(attempts, "task_state", slowly)
     one = trigger(submitted(60))
 
     async def work() -> None:
@@ -318,8 +318,8 @@ def ids(rungen_emulator: Emulator) -> list[str]:
 def airflow_tells(monkeypatch: pytest.MonkeyPatch, *told: str, pushed: Iterable[str] | None) -> None:
     """Make Airflow report these states of the task, the last one on, and the jobs of its last attempt."""
     left = list(told)
-    monkeypatch.setattr(task_instances, "task_state", lambda _: left.pop(0) if len(left) > 1 else left[0])
-    monkeypatch.setattr(task_instances, "pushed_job_ids", lambda _: None if pushed is None else set(pushed))
+    monkeypatch.setattr(attempts, "task_state", lambda _: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(attempts, "pushed_job_ids", lambda _: None if pushed is None else set(pushed))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_the_jobs_of_a_table_are_left_to_the_attempt_that_waits_for_them(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, *, ids: list[str], latest: Any, want: str
 ) -> None:
     xcoms = {"rungen_log": latest}
-    monkeypatch.setattr(task_instances, "task_state", lambda _: "deferred")
+    monkeypatch.setattr(attempts, "task_state", lambda _: "deferred")
     monkeypatch.setattr(_airflow.XCom, "get_one", lambda key, **_: xcoms.get(key))
     _start_and_end(trigger(ids, attempt="0001-0001-ab"), rungen_emulator, kill=True)
     assert states(rungen_emulator) == [want, want]
@@ -389,7 +389,7 @@ def test_an_attempt_that_another_has_replaced_cancels_its_jobs(
         "API_SERVER_ERROR: {'status_code': 403, 'detail': {'detail': {'reason': 'access_denied', "
         "'message': 'Task instance is not a live attempt'}}}"
     )
-    monkeypatch.setattr(task_instances, "task_state", lambda _: "deferred")
+    monkeypatch.setattr(attempts, "task_state", lambda _: "deferred")
     monkeypatch.setattr(_airflow.XCom, "get_one", raising(RuntimeError(refusal)))
     _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
     assert states(rungen_emulator) == [want, want]
@@ -408,6 +408,6 @@ def test_a_row_without_jobs_is_an_error_that_says_so(rungen_emulator: Emulator) 
 def test_a_kill_of_a_trigger_without_an_id_does_not_raise(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, nothing: Any
 ) -> None:
-    monkeypatch.setattr(task_instances, "task_state", lambda _: "failed")
+    monkeypatch.setattr(attempts, "task_state", lambda _: "failed")
     asyncio.run(trigger(nothing).on_kill())
     assert rungen_emulator.service.count("cancel") == 0

@@ -11,9 +11,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import metrics
-from airflow_provider_rungen.client.durations import format_duration
-from airflow_provider_rungen.client.price import Price, parse_price
-from airflow_provider_rungen.client.texts import clean_text, format_count
+from airflow_provider_rungen.client.money import Price, parse_price
+from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration
 from airflow_provider_rungen.client.workers import WorkerHistory
 from airflow_provider_rungen.execution.apps.scale_record import teardowns
 from airflow_provider_rungen.execution.task.usage import USAGE_KEY

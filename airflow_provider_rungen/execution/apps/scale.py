@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.scaling import (
@@ -24,7 +23,7 @@ from airflow_provider_rungen.client.scaling import (
     restore_workers,
     set_workers,
 )
-from airflow_provider_rungen.client.texts import format_count, format_ids
+from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord, workers_of
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,

@@ -1,4 +1,4 @@
-"""Scales an app to zero at the end of a run, unless another task or run still needs it."""
+"""Scale apps to zero: at the end of a run, unless another task or run needs them, and if they are idle."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from dataclasses import replace
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
-from airflow_provider_rungen.client.idleness import drain_app
+from airflow_provider_rungen.client.idleness import (
+    IdleEvent,
+    IdleWatch,
+    check_app_ids,
+    drain_app,
+    poll_idle_app,
+)
 from airflow_provider_rungen.client.scaling import ask_app, set_workers
-from airflow_provider_rungen.client.texts import format_count, format_ids
+from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord
-from airflow_provider_rungen.exceptions import RunGenAppError, RunGenNotFoundError
+from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.apps.bill import BILL_KEY, Bill, find_price, read_usage
 from airflow_provider_rungen.execution.apps.scale_record import is_needed, pull_record, task_states
+from airflow_provider_rungen.execution.task.job_ids import untemplated
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
-from airflow_provider_rungen.execution.task.run import TaskRun
+from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 
 log = logging.getLogger(__name__)
 
@@ -119,3 +126,48 @@ class ScaleDownRun(TaskRun[Any]):
         except Exception as error:
             line = "No bill: %s %s"
             log.warning(line, type(error).__name__, format_ids(app_id), exc_info=True)
+
+
+class IdleAppsRun(TaskRun[Any]):
+    """An attempt that scales idle apps to zero."""
+
+    def execute(self) -> list[IdleEvent]:
+        """
+        Poll the apps, wait, poll those again that were idle, and scale down those that still are.
+
+        :return: the events of the apps that were idle.
+        :raises RunGenAppError: an app may be idle and billed. The others are dealt with.
+        """
+        idle_for = self.task.idle_for
+        failures: dict[str, str] = {}
+        with fail_without_retry(), self.opened():
+            app_ids = check_app_ids(untemplated(self.task.app_ids))
+            self.link_to(app_ids[0])
+            watches = [IdleWatch(app_id, idle_for) for app_id in app_ids]
+            self._poll(watches, failures)
+            idle = [watch for watch in watches if watch.since is not None]
+            if idle:
+                line = "Polling %d of %d apps again in %s"
+                log.info(line, len(idle), len(app_ids), format_duration(idle_for))
+                last_poll = max(watch.since or 0 for watch in idle)
+                self.hook.sleep(max(last_poll + idle_for - time.time(), 0))
+            events = self._poll(idle, failures)
+            if failures:
+                apps, reasons = format_count(len(failures), "app"), clean_text("; ".join(failures.values()))
+                message = f"STILL BILLED: {apps} may be idle: {reasons}"
+                raise RunGenAppError(message, app_id=next(iter(failures)))
+            return events
+
+    def _poll(self, watches: list[IdleWatch], failures: dict[str, str]) -> list[IdleEvent]:
+        """Poll apps, and return the events of those that have been idle for long enough."""
+        events = []
+        for watch in watches:
+            try:
+                event = self.hook.perform(poll_idle_app(watch, scale_down=self.task.scale_down))
+            except RunGenNotFoundError:
+                log.info("Gone already %s", format_ids(watch.app_id))
+            except RunGenError as error:
+                failures[watch.app_id] = error.message
+            else:
+                events += [event] if event is not None else []
+        return events

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.client import endpoints, retry
 from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 from airflow_provider_rungen.client.download import RefusedError
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import (
     Output,
@@ -23,7 +22,7 @@ from airflow_provider_rungen.client.output_urls import (
     redact_value,
 )
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.client.texts import format_ids
+from airflow_provider_rungen.client.texts import format_duration, format_ids
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.manifests import (

@@ -13,13 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client import polling
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.job_poller import concerns_one_job
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, pace
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.client.texts import format_count, format_ids
+from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage

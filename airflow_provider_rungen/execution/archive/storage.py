@@ -13,12 +13,11 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
 
-from airflow_provider_rungen.client.daemon_threads import begin
+from airflow_provider_rungen.client.daemon_threads import begin, run_concurrently
 from airflow_provider_rungen.client.redaction import redact, redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.files import LocalFiles, RemoteFiles, temporary_name
-from airflow_provider_rungen.execution.archive.threads import run_concurrently
 
 T = TypeVar("T")
 #: The folder of a file and its name. The folder of a file directly in the destination is empty.

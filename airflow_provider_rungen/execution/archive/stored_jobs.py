@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from airflow_provider_rungen.client.daemon_threads import batches
 from airflow_provider_rungen.client.models import JobStatus
 from airflow_provider_rungen.client.texts import format_bytes, format_count
 from airflow_provider_rungen.execution.archive.manifests import (
@@ -16,7 +17,6 @@ from airflow_provider_rungen.execution.archive.manifests import (
     parse_manifest,
 )
 from airflow_provider_rungen.execution.archive.storage import File, Storage
-from airflow_provider_rungen.execution.archive.threads import batches
 
 T = TypeVar("T")
 # So many manifests are read at a time, and so many bytes of them are in memory. As objects, JSON takes

@@ -1,4 +1,4 @@
-"""Decide at the end of an attempt which jobs are left to the next one, and which are canceled."""
+"""End an attempt: stop one that fails throughout, leave jobs to the next, and cancel the others."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
-from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
+from airflow_provider_rungen.execution.sinks.batch_result import Stopped
 from airflow_provider_rungen.execution.task import attempts
+from airflow_provider_rungen.execution.task.attempts import call_briefly
 from airflow_provider_rungen.execution.task.job_ids import format_jobs, log_jobs
 from airflow_provider_rungen.execution.task.outcomes import is_hopeless, is_misconfigured
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
+from airflow_provider_rungen.runs.rows import JobState
 
 if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.jobs.task_log import TaskLog
     from airflow_provider_rungen.execution.task.kill import KillGuard
     from airflow_provider_rungen.execution.task.options import JobOptions
@@ -285,3 +289,56 @@ def _sentence(job_ids: Sequence[str], app_id: str) -> str:
 
 def _format_left(app_id: str, job_ids: Sequence[str]) -> str:
     return f"Could not cancel {format_jobs(list(job_ids))} of app {app_id}, which may still run: see above"
+
+
+class Stopping:
+    """
+    Stops one attempt.
+
+    :param run: the attempt.
+    """
+
+    def __init__(self, run: Runner) -> None:
+        self._run = run
+        self._log = run.task_log
+        #: Why it was stopped, and how far it had come.
+        self.stopped: Stopped | None = None
+
+    def stop_failing(self) -> None:
+        # of what one poll found, a success may have come last
+        failures = max(self._run.collecting.failures, self._run.options.stop_after or 0)
+        self._stop(f"{failures} jobs in a row failed", retryable=True)
+
+    def stop_refused(self, deadline: float) -> None:
+        """Submit no more. Inputs that were accepted are fine, so their jobs may end."""
+        # an answer that came after the last refusal may have been a success
+        refusals = max(self._run.submitting.refusals, self._run.options.stop_after or 0)
+        unsent = self._log.stop_submitting()
+        log.warning("Submitting no more: %d inputs in a row were refused (stop_after)", refusals)
+        while self._log.jobs.running and not self._run.wait_for_part(deadline, may_defer=False):
+            self._run.collecting.store()
+        self._stop(f"{refusals} inputs in a row were refused", retryable=False, unsent=unsent)
+
+    def _stop(self, cause: str, *, retryable: bool, unsent: int = 0) -> None:
+        """Cancel what is in flight, unless a later attempt waits for it."""
+        self._log.run_log.fence()
+        unsent += self._log.stop_submitting()
+        cause = f"{cause} (stop_after={self._run.options.stop_after})"
+        running = self._log.running
+        log.warning("Stopped: %s. Canceling %d jobs", cause, len(running))
+        left = self.cancel(running, why=f"after {cause}")
+        canceled = self._run.wait.canceled.intersection(running)
+        over = [job_id for job_id in running if job_id not in canceled and job_id not in left]
+        self._run.collecting.look_at(over)
+        self.stopped = Stopped(cause, len(canceled), unsent, left, retryable)
+
+    def cancel(self, job_ids: Any, *, within: float | None = None, why: str = "") -> list[str]:
+        """Cancel jobs, and return those that may still run."""
+        left = self._run.wait.cancel(self._run.ending.app_id, job_ids, within=within)
+        canceled = self._run.wait.canceled.intersection(job_ids)
+        for job_id in canceled:
+            self._log.jobs.end(job_id, JobState.CANCELED, why=why)
+            self._run.report.note_canceled(job_id, why)
+        # a kill leaves little time, and the next attempt finds out that they were canceled
+        call_briefly(lambda: self._run.ledger.forget(dict.fromkeys(canceled)), self._run.guard.time_left())
+        return left

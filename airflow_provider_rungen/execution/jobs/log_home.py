@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, conf
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.jobs.places import MemoryPlace, StorePlace
-from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
-from airflow_provider_rungen.execution.task.attempts import Attempt
-from airflow_provider_rungen.execution.task.task_instances import loop_position
+from airflow_provider_rungen.execution.jobs.places import MemoryPlace, StoragePlace, StorePlace
+from airflow_provider_rungen.execution.task.attempts import Attempt, loop_position
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
 from airflow_provider_rungen.runs.log import read_attempts, read_parts
 from airflow_provider_rungen.runs.place import DamagedLogError, task_token

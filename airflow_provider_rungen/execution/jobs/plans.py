@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from itertools import accumulate, repeat
 from typing import Any, Self, TypeVar
 
-from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
+from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.spool import named_errors
 from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.part_files import PART_ROWS

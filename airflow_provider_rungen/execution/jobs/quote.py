@@ -8,8 +8,8 @@ from decimal import Decimal
 from statistics import fmean
 from typing import TYPE_CHECKING, Self
 
-from airflow_provider_rungen.client.durations import format_duration
-from airflow_provider_rungen.client.limits import Cost, to_cost, to_limit
+from airflow_provider_rungen.client.money import Cost, to_cost, to_limit
+from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenLimitError
 from airflow_provider_rungen.execution.apps.bill import find_price
 from airflow_provider_rungen.execution.jobs.plans import Plan
@@ -17,7 +17,7 @@ from airflow_provider_rungen.execution.task.run import fail_without_retry
 from airflow_provider_rungen.runs.plan import input_digest
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.client.price import Price
+    from airflow_provider_rungen.client.money import Price
     from airflow_provider_rungen.execution.jobs.runner import MakeSource, Runner
     from airflow_provider_rungen.ledger import Ledger
 

@@ -16,7 +16,7 @@ from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenLimitError
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
 from airflow_provider_rungen.execution.jobs.deferral import Deferral
-from airflow_provider_rungen.execution.jobs.ending import Ending
+from airflow_provider_rungen.execution.jobs.ending import Ending, Stopping
 from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
 from airflow_provider_rungen.execution.jobs.log_home import LogHome
 from airflow_provider_rungen.execution.jobs.plans import Plan
@@ -24,7 +24,6 @@ from airflow_provider_rungen.execution.jobs.quote import Limits
 from airflow_provider_rungen.execution.jobs.resuming import Resuming
 from airflow_provider_rungen.execution.jobs.run_ledger import RunLedger
 from airflow_provider_rungen.execution.jobs.run_report import RunReport
-from airflow_provider_rungen.execution.jobs.stopping import Stopping
 from airflow_provider_rungen.execution.jobs.submitting import Submitting
 from airflow_provider_rungen.execution.jobs.task_log import TaskLog
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.adopting import Unwanted, adopt_earlier
 from airflow_provider_rungen.execution.jobs.log_home import LogHome
+from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.jobs.plans import Plan
-from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
 from airflow_provider_rungen.execution.sending.log_writer import Saver
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs

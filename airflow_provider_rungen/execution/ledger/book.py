@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.client.daemon_threads import batches
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import File, Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
-from airflow_provider_rungen.execution.archive.threads import batches
 from airflow_provider_rungen.execution.ledger.claims import Claims, require_header
 from airflow_provider_rungen.execution.ledger.entries import (
     HEADER,

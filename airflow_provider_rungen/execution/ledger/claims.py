@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 
+from airflow_provider_rungen.client.daemon_threads import run_concurrently
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import File, Storage
-from airflow_provider_rungen.execution.archive.threads import run_concurrently
 from airflow_provider_rungen.execution.ledger.entries import (
     HEADER,
     HEADER_TEXT,

@@ -23,8 +23,17 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.table.results import ResultCounts, ResultRow, Status
-from airflow_provider_rungen.pages.describe import find_facts, find_prompt, find_text, group_failures
-from airflow_provider_rungen.pages.models import ContactSheet, JobView, OutputFile, Pager, Progress
+from airflow_provider_rungen.pages.models import (
+    ContactSheet,
+    JobView,
+    OutputFile,
+    Pager,
+    Progress,
+    find_facts,
+    find_prompt,
+    find_text,
+    group_failures,
+)
 from airflow_provider_rungen.pages.output_kinds import guess
 
 log = logging.getLogger(__name__)

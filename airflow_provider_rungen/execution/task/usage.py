@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from airflow_provider_rungen._airflow import metrics
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.texts import format_count
+from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.kill import KillGuard
 
