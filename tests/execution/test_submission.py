@@ -181,12 +181,12 @@ def test_a_job_that_the_service_does_not_know_yet_is_not_run_again(task: Task) -
     assert task.job_ids() == [job_id]
 
 
-def test_an_outage_while_a_retry_looks_costs_no_job(task: Task) -> None:
-    job_id = die_after_submission(task)
-    task.max_tries = task.tries + 1  # it is the last
-    task.emulator.service.inject(Fault(on="get", status=503, times=2 * ATTEMPTS))
-    assert task.attempt().value == job_id
-    assert task.job_ids() == [job_id]
+def test_an_outage_while_a_retry_looks_costs_no_job(waiting: Task) -> None:
+    job_id = die_after_submission(waiting)
+    waiting.max_tries = waiting.tries + 1  # it is the last
+    waiting.emulator.service.inject(Fault(on="get", status=503, times=2 * ATTEMPTS))
+    assert waiting.attempt().value == job_id
+    assert waiting.job_ids() == [job_id]
 
 
 def test_a_forgotten_job_is_run_again(

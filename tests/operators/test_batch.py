@@ -266,16 +266,17 @@ def test_a_cleared_attempt_that_died_finds_nothing_of_before_the_clear(make: Mak
 # --- refusals that mean all of them, and a service in trouble ---
 
 
-@pytest.mark.parametrize("status", [402, 404])
-def test_a_refusal_that_means_all_of_them_ends_the_batch_and_leaves_no_job(
-    make: Make, monkeypatch: pytest.MonkeyPatch, status: int
+@pytest.mark.parametrize(("status", "max_tries"), [(402, 2), (402, 0), (404, 0)])
+def test_a_refusal_that_means_all_of_them_ends_the_batch_and_leaves_its_jobs_to_a_retry(
+    make: Make, monkeypatch: pytest.MonkeyPatch, status: int, max_tries: int
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 0.5)
     task = make(prompts(200, seconds=60))
+    task.max_tries = max_tries
     task.emulator.service.inject(Fault(on="run", status=status, times=None, skip=25))
     assert str(status) in str(task.attempt().error)
     assert task.emulator.service.count("run") < 25 + 3 * 16
-    assert task.statuses() == ["CANCELED"] * 25
+    assert task.statuses() == ["RUNNING" if max_tries else "CANCELED"] * 25
 
 
 @pytest.mark.parametrize(("status", "max_tries"), [(401, 2), (403, 2), (403, 0)])

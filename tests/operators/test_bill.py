@@ -303,7 +303,7 @@ def test_a_killed_scale_up_is_paid_for(block: Block, where: str, retries: int) -
     block.assert_agrees(600)
 
 
-@pytest.mark.parametrize("status", [402, 500])
+@pytest.mark.parametrize("status", [400, 500])
 def test_a_scale_up_that_is_refused_costs_nothing(
     block: Block, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,7 +442,7 @@ def test_a_retry_of_the_teardown_bills_and_counts_it_all(
     block.usage = {"paint": [{"jobs": 1, "execution_seconds": 120}]}
     block.up()
     block.clock.advance(1770)
-    block.service.inject(Fault(on="update_app", status=402))
+    block.service.inject(Fault(on="update_app", status=400))
     assert isinstance(block.down().error, RunGenAppError)
     assert (block.bill["down_at"], sent) == (None, {})
     assert block.worker_seconds == pytest.approx(2 * 1770, abs=TOLERANCE)
@@ -469,7 +469,7 @@ def test_an_asset_event_or_the_lineage_of_a_failure_has_the_bill(block: Block, f
         block.down()
         assert block.events[OUTLET].extra == {"app_id": APP, "bill": block.bill}
         return
-    block.service.inject(Fault(on="update_app", status=402))
+    block.service.inject(Fault(on="update_app", status=400))
     assert block.down().error
     lineage: Any = block.down_op.get_openlineage_facets_on_failure(None)
     assert [dataset.name for dataset in lineage.inputs] == [f"app/{APP}"]

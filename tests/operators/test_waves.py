@@ -818,8 +818,9 @@ def test_an_outage_slows_small_waves_down_too(make: Make, limit: int) -> None:
 
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_what_completed_is_stored_and_all_ids_are_pushed_when_the_rest_cannot_be_sent(
-    make: Make, kind: str, mode: bool
+    make: Make, kind: str, mode: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 0.5)
     task = make(kind, inputs(), deferrable=mode)
     task.max_tries = 0
     task.emulator.service.inject(Fault(on="run", status=402, times=None, skip=18))

@@ -120,7 +120,8 @@ class Resuming:
             self.wait.refetch(self.app_id, known, self._note)
         except RunGenError as error:
             # a wait outlasts what a look does not; but whose a job is has to be known first
-            if not retry.is_transient(error) or any(map(self._is_strange, jobs.unchecked)):
+            may_wait = self.options.wait_for_completion and not any(map(self._is_strange, jobs.unchecked))
+            if not may_wait or not retry.is_transient(error):
                 raise
             log.warning("%s; polled again with the others", error.message)
         self._log_found(known)
