@@ -32,8 +32,6 @@ MIN_POLL_TIMEOUT = 0.5
 GONE_GRACE = 30.0
 # The same if the answer may be that of a gateway which somebody sets up.
 UNSURE_GRACE = 300.0
-# Seconds between two polls while it is not known whether a refusal of the key lasts.
-REFUSAL_PAUSE = 5.0
 
 
 @dataclass(slots=True)
@@ -185,8 +183,7 @@ class Outages:
 
     def note_failure(self, state: PollState, error: RunGenError, now: float) -> None:
         """Record a poll without an answer, and log the first of an outage."""
-        pause = retry_delay(state.failures, error)
-        state.not_before = now + (min(pause, REFUSAL_PAUSE) if retry.is_refusal(error) else pause)
+        state.not_before = now + retry_delay(state.failures, error)
         state.failures += 1
         state.forget_doubts(error)
         self.silent.add(state)
@@ -233,5 +230,4 @@ class Outages:
         """Set how long the service is to be left alone."""
         self.quiet_until = 0.0
         if self.failed_rounds and self.last_failure is not None:
-            pause = retry_delay(self.failed_rounds - 1, self.last_failure)
-            self.quiet_until = now + (pause if self.refused_at is None else min(pause, REFUSAL_PAUSE))
+            self.quiet_until = now + retry_delay(self.failed_rounds - 1, self.last_failure)

@@ -151,8 +151,7 @@ class Wait:
         if seconds_left is not None:
             return (yield from self._poll_once(self.poll_interval, seconds_left, only))
         now = yield Sleep(0)
-        grace = max(retry.REFUSAL_GRACE, poll_state.GONE_GRACE)
-        known_at = now + grace + poll_state.REFUSAL_PAUSE
+        known_at = now + 1.2 * max(retry.REFUSAL_GRACE, poll_state.GONE_GRACE)
         while (result := (yield from self._poll_once(None, POLL_TIMEOUT, only))) is None and now < known_at:
             states = self.poller.waiting
             if not (only := [job_id for job_id in self.waiting if states[job_id].is_in_doubt]):

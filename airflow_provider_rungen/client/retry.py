@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import random
 from collections.abc import Callable
 from itertools import count
@@ -79,28 +78,25 @@ def retry(
     :param retry_budget: seconds after which no other attempt begins.
     :raises RunGenError: the error of the last attempt.
     """
-    give_up_at, refused_until = (yield Sleep(0)) + retry_budget, math.inf
+    give_up_at, refused_until = (yield Sleep(0)) + retry_budget, None
     for number in count(1):
         try:
             return (yield from attempt(number))
         except RunGenError as error:
             failure = error
         now = yield Sleep(0)
-        if is_refusal(failure):
-            refused_until = min(refused_until, now + REFUSAL_GRACE)
-            is_over, delay = attempts == 1 or now >= refused_until, REFUSAL_GRACE / 6
+        delay = min(retry_delay(number - 1, failure), give_up_at - now)
+        if not is_refusal(failure):
+            is_over = number >= attempts or not may_retry(failure)
+            line = f"in {format_duration(delay)} (attempt {number} of {attempts})"
         else:
-            is_over, delay = number >= attempts or not may_retry(failure), retry_delay(number - 1, failure)
+            line = "" if refused_until else f"for up to {format_duration(REFUSAL_GRACE)}"
+            refused_until = refused_until or now + REFUSAL_GRACE
+            is_over = attempts == 1 or now >= refused_until
         if is_over or now >= give_up_at or _asked_pause(failure) > give_up_at - now:
             break
-        delay = min(delay, give_up_at - now)
-        log.warning(
-            "%s; retrying in %s (attempt %d of %d)",
-            failure.message,
-            format_duration(delay),
-            number,
-            max(attempts, number + 1),
-        )
+        if line:
+            log.warning("%s; retrying %s", failure.message, line)
         yield Sleep(delay)
     raise failure
 
@@ -131,13 +127,17 @@ def retry_delay(failures: int, error: RunGenError) -> float:
     """
     Return the seconds to wait before a retry, never less than the service asked for.
 
+    A refused key is tried again after a few seconds, whatever it asked for: that tells whether it lasts.
+
     :param failures: how many failures in a row came before this one.
     :param error: the error.
     """
+    if is_refusal(error):
+        return REFUSAL_GRACE / 6
     backoff = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures, 10)) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
     return max(backoff, _asked_pause(error))
 
 
 def _asked_pause(error: RunGenError) -> float:
     """Return the seconds that the service asked to wait."""
-    return getattr(error, "retry_after", None) or 0.0
+    return 0.0 if is_refusal(error) else getattr(error, "retry_after", None) or 0.0

@@ -21,7 +21,7 @@ from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.job_poller import JobPoller
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.poll_state import GONE_GRACE, REFUSAL_PAUSE
+from airflow_provider_rungen.client.poll_state import GONE_GRACE
 from airflow_provider_rungen.client.polling import Wait, fetch_known_jobs, wait_for_jobs
 from airflow_provider_rungen.client.retry import REFUSAL_GRACE
 from airflow_provider_rungen.client.transport import drive
@@ -539,7 +539,7 @@ def test_a_single_poll_ends_though_a_refusal_is_neither_confirmed_nor_disproved(
 
     world.refuse = refuse
     assert poll(world, JobPoller(APP)) is None
-    assert world.now <= REFUSAL_GRACE + REFUSAL_PAUSE + 1
+    assert world.now <= 1.2 * REFUSAL_GRACE + 1
 
 
 def test_a_single_poll_outlasts_a_replica_that_lags_behind() -> None:

@@ -13,7 +13,7 @@ from conftest import APP, FakeTime, Via
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.idleness import COUNTER_LAG, MAX_MISSING_COUNTERS, drain_app
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.poll_state import GONE_GRACE, REFUSAL_PAUSE
+from airflow_provider_rungen.client.poll_state import GONE_GRACE
 from airflow_provider_rungen.client.retry import REFUSAL_GRACE
 from airflow_provider_rungen.client.scaling import (
     AppTarget,
@@ -194,7 +194,7 @@ def test_a_single_poll_outlasts_a_stray_refusal_but_no_outage(monkeypatch: pytes
     with pytest.raises(RunGenForbiddenError):
         play(AppTarget(APP).poll_once(), [403], clock)
     assert play(AppTarget(APP).poll_once(), [403, 503], clock)[0] is None
-    assert sum(clock.slept) <= 2 * (grace + REFUSAL_PAUSE)
+    assert sum(clock.slept) <= 2 * 1.2 * grace
 
 
 # --- up and down --------------------------------------------------------------------------------------------

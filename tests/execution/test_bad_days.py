@@ -832,7 +832,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (log_writer, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
         (sender, {"STORE_RETRY_BUDGET": 0.4}),
         (job_wait, {"FIRST_INTERVAL": 0.05}),
-        (poll_state, {"GONE_GRACE": 0.2, "REFUSAL_PAUSE": 0.1}),
+        (poll_state, {"GONE_GRACE": 0.2}),
         (poll_state, dict.fromkeys(("POLL_TIMEOUT", "LAST_POLLS_TIME"), 0.5)),
         (job_poller, {"POLL_TIMEOUT": 0.5}),
         (polling, {"POLL_TIMEOUT": 0.5}),

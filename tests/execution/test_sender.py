@@ -481,6 +481,33 @@ def test_a_refused_key_ends_it_and_leaves_nothing_unknown(make: Make) -> None:
     assert scene.states(40) == {"RUNNING": 6, "UNSENT": 34}
 
 
+def test_a_refused_key_is_asked_again_soon_whatever_pause_the_answer_names(make: Make) -> None:
+    scene = make()
+    scene.answers = {0: [answer(403, **{"retry-after": "3600"})]}
+    scene.send_one()
+    assert scene.posts == [0, 0]
+
+
+def test_each_trouble_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 30.0)
+    throttle, refusal = Throttle(LIMIT), RunGenForbiddenError("no", status_code=403)
+    troubles = (
+        (0, RunGenRateLimitedError("busy", status_code=429)),
+        (150, RunGenAPIError("no money", status_code=402)),
+        (115, RunGenAPIError("no money", status_code=402)),
+        (10, refusal),
+        (29, refusal),
+    )
+    for seconds, error in troubles:
+        now += seconds
+        throttle.note_failure(error)
+    now += 2
+    with pytest.raises(RunGenForbiddenError):
+        throttle.note_failure(refusal)
+
+
 def page(status: int) -> Response:
     return Response(status, {"content-type": "text/html"}, b"<h1>default backend</h1>")
 

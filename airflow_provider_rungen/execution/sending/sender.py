@@ -281,7 +281,10 @@ class Throttle:
         self._attempts = attempts
         # nothing is sent before (monotonic clock)
         self._not_before = 0.0
+        # since when there is only trouble of one kind
         self._since: float | None = None
+        self._kind = (False, False)
+        self._begun_at = 0.0
         self._failures = self._successes = 0
 
     async def __aenter__(self) -> None:
@@ -289,6 +292,7 @@ class Throttle:
         while self.in_use >= self.limit or time.monotonic() < self._not_before:  # noqa: ASYNC110
             await asyncio.sleep(max(self._not_before - time.monotonic(), _POLL))
         self.in_use += 1
+        self._begun_at = time.monotonic()
 
     async def __aexit__(self, *_: object) -> None:
         self.in_use -= 1
@@ -306,7 +310,10 @@ class Throttle:
 
         :raises RunGenError: the error, if there were too many, or it has been too long without success.
         """
-        now = time.monotonic()
+        now, kind = time.monotonic(), (retry.is_refusal(error), isinstance(error, RunGenRateLimitedError))
+        if kind != self._kind or self._begun_at > self._not_before + retry.RETRY_BUDGET / 2:
+            # another trouble than the last one, or nothing was sent for long
+            self._since, self._kind = None, kind
         is_first = now >= self._not_before  # of those that were in flight together
         if is_first:
             self._failures += 1
