@@ -160,7 +160,7 @@ def test_the_table_tells_why_outputs_could_not_be_stored(run: Run, mode: bool) -
 KILL_POINTS = {
     "the ledger is read": (False, "execution.ledger.book.LedgerBook.find", 0),
     "the first id is saved": (False, "execution.ledger.book.LedgerBook.add_pending", 1),
-    "the attempt is noted": (False, "execution.jobs.storage_place.StoragePlace.put", 1),
+    "the attempt is noted": (False, "execution.jobs.places.StoragePlace.put", 1),
     "the first intent is saved": (False, "runs.log.RunLog.fence", 1),
     "all is submitted": (False, "execution.jobs.run_report.RunReport.push_submitted", 0),
     "the wait is over": (True, "execution.sinks.collector.Collector.gather", 0),
