@@ -222,7 +222,7 @@ class Outages:
         for each in answered:
             each.failures = 0
         self.silent -= answered
-        if self._is_logged and not self.silent:
+        if self._is_logged and is_accepted and not self.silent:
             self._is_logged = False
             self.log(logging.INFO, "RunGen answers again", None)
 

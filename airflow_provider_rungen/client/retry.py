@@ -78,17 +78,18 @@ def retry(
     :param retry_budget: seconds after which no other attempt begins.
     :raises RunGenError: the error of the last attempt.
     """
-    give_up_at, refused_until = (yield Sleep(0)) + retry_budget, None
+    give_up_at, failures, refused_until = (yield Sleep(0)) + retry_budget, 0, None
     for number in count(1):
         try:
             return (yield from attempt(number))
         except RunGenError as error:
             failure = error
         now = yield Sleep(0)
-        delay = min(retry_delay(number - 1, failure), give_up_at - now)
+        delay = min(retry_delay(failures, failure), give_up_at - now)
         if not is_refusal(failure):
-            is_over = number >= attempts or not may_retry(failure)
-            line = f"in {format_duration(delay)} (attempt {number} of {attempts})"
+            failures, refused_until = failures + 1, None
+            is_over = failures >= attempts or not may_retry(failure)
+            line = f"in {format_duration(delay)} (attempt {failures} of {attempts})"
         else:
             line = "" if refused_until else f"for up to {format_duration(REFUSAL_GRACE)}"
             refused_until = refused_until or now + REFUSAL_GRACE

@@ -189,6 +189,15 @@ def test_a_refused_key_is_outlasted_for_a_while(
     assert direct.slept == [5.0] * 8
 
 
+def test_a_refused_key_leaves_the_attempts_to_other_troubles(
+    direct: Via, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "REFUSAL_GRACE", 30.0)
+    for status, times in ((403, 5), (503, 4), (403, 5)):
+        direct.service.inject(Fault(on="get_app", status=status, times=times))
+    assert direct(endpoints.get_app(APP)).id == APP
+
+
 LASTING = [*pairwise(REPEATED, TROUBLES), ("run", 429), ("run", 503)]
 ODDLY = [("get", 402), ("get_app", 405), ("get", 409), ("update_app", 402), ("update_app", 409)]
 

@@ -523,6 +523,14 @@ def test_the_page_of_a_gateway_ends_nothing_and_refuses_no_input(make: Make, sta
     assert scene.created == {*range(10)} - {7}
 
 
+def test_inputs_to_send_once_more_hold_up_no_other(make: Make) -> None:
+    scene = make()
+    scene.answers = {number: [page(413), page(413)] for number in range(5)}
+    scene.send(12, throttle=Throttle(1))
+    assert scene.posts == [*range(12), *range(5)]
+    assert scene.states(12) == {"REFUSED": 5, "RUNNING": 7}
+
+
 @pytest.mark.parametrize("status", [402, 404, 409])
 def test_what_is_refused_while_jobs_run_may_be_accepted_later(make: Make, status: int) -> None:
     own = Response(status, {}, b'{"error": "no such app"}')

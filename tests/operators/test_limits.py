@@ -145,7 +145,10 @@ def test_jobs_of_another_run_that_fail_are_replaced_within_the_limit(run: Run, m
     assert task.column("status").count("completed") == bought
 
 
-def test_what_another_run_began_is_not_bought_again_beyond_the_cost(run: Run, mode: bool) -> None:
+@pytest.mark.parametrize(("most", "bought"), [("5 USD", 2), ("1 USD", 0)])
+def test_what_another_run_began_is_not_bought_again_beyond_the_cost(
+    run: Run, mode: bool, most: str, bought: int
+) -> None:
     long = lambda row: picture(row) | {"emulator": {"seconds": 2}}  # noqa: E731
     failing = lambda row: picture(row) | {"emulator": {"fail": "no luck", "seconds": 1}}  # noqa: E731
     task = run(products(1), to_input=long)
@@ -155,10 +158,10 @@ def test_what_another_run_began_is_not_bought_again_beyond_the_cost(run: Run, mo
     task.attempt_until("rungen_job_link", table=products(7), to_input=failing)
     assert task.created == 7
     task.next_run("night 3")
-    outcome = task.attempt(table=products(7), to_input=picture, max_cost="5 USD", deferrable=mode)
+    outcome = task.attempt(table=products(7), to_input=picture, max_cost=most, deferrable=mode)
     assert outcome.error is not None
     # 2 s, which cost 2 USD, are expected for each
-    assert task.created <= 7 + 2
+    assert task.created <= 7 + bought
 
 
 @pytest.mark.parametrize("is_durable", [False, True])

@@ -15,6 +15,7 @@ from airflow_provider_rungen.client.idleness import (
     drain_app,
     poll_idle_app,
 )
+from airflow_provider_rungen.client.retry import is_refusal
 from airflow_provider_rungen.client.scaling import ask_app, set_workers
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord
@@ -161,13 +162,16 @@ class IdleAppsRun(TaskRun[Any]):
     def _poll(self, watches: list[IdleWatch], failures: dict[str, str]) -> list[IdleEvent]:
         """Poll apps, and return the events of those that have been idle for long enough."""
         events = []
-        for watch in watches:
+        for number, watch in enumerate(watches):
             try:
                 event = self.hook.perform(poll_idle_app(watch, scale_down=self.task.scale_down))
             except RunGenNotFoundError:
                 log.info("Gone already %s", format_ids(watch.app_id))
             except RunGenError as error:
                 failures[watch.app_id] = error.message
+                if is_refusal(error):  # of the key, which is that of all
+                    failures |= {rest.app_id: error.message for rest in watches[number:]}
+                    break
             else:
                 events += [event] if event is not None else []
         return events

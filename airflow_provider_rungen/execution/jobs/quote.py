@@ -139,13 +139,13 @@ class Limits:
                 *(self.max_cost, run.app_id),
                 f"Only max_jobs={self.max_jobs} counts" if self.max_jobs else "Set max_jobs, too",
             )
-        elif self.max_cost and quote.cost > self.max_cost.amount and bought + new:
-            exceeded["max_cost"] = self.max_cost
         elif self.max_cost and quote.cost:
+            if quote.cost > self.max_cost.amount:
+                exceeded["max_cost"] = self.max_cost
             affordable = int(self.max_cost.amount * jobs / quote.cost) - bought - new
             spare = affordable if spare is None else min(spare, affordable)
         if not new or not exceeded:
-            return spare
+            return None if spare is None else max(spare, 0)
         plan = run.task_log.plan
         # a table has columns: those of its key
         rows, source = ("rows", "to_input") if plan.manifest.columns else ("inputs", "the inputs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -61,6 +62,8 @@ class Inputs:
     #: Those that another run is about to submit.
     left_to_others: set[int] = field(default_factory=set)
     _ready: deque[Item] = field(default_factory=deque)
+    # those to submit once more, each at its time (monotonic clock)
+    _later: deque[tuple[float, Item]] = field(default_factory=deque)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
@@ -80,8 +83,12 @@ class Inputs:
                     self._ready.extend(await self._look_up(self._ready))
                 if self._next_block.done():
                     self._ready.extend(self._next_block.result())
-                    if not self._ready:
+                    if not self._ready and not self._later:
                         return None
+                    if not self._ready:
+                        await asyncio.sleep(min(max(self._later[0][0] - time.monotonic(), 0), _POLL))
+                        self._ready.extend(self._take_due())
+                        continue
                     self._next_block = asyncio.create_task(self._read_block())
                 else:  # an input may be put back meanwhile
                     await asyncio.wait([self._next_block], timeout=_POLL)
@@ -90,9 +97,23 @@ class Inputs:
         """Return whether no other run submits an input at the moment."""
         return self.ledger is None or self.ledger.is_claimed(number)
 
-    def put_back(self, item: Item) -> None:
-        """Take an input back that the service did not accept."""
-        self._ready.append(item)
+    def put_back(self, item: Item, pause: float = 0.0) -> None:
+        """
+        Take an input back that the service did not accept.
+
+        :param pause: seconds until it may be submitted once more. Others are submitted meanwhile.
+        """
+        if pause:
+            self._later.append((time.monotonic() + pause, item))
+        else:
+            self._ready.append(item)
+
+    def _take_due(self) -> list[Item]:
+        """Return the inputs that are to be submitted once more by now."""
+        now = time.monotonic()
+        due = [item for at, item in self._later if at <= now]
+        self._later = deque((at, item) for at, item in self._later if at > now)
+        return due
 
     async def close(self) -> None:
         """End the look-ahead."""

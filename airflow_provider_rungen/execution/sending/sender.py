@@ -18,6 +18,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenBadRequestError,
     RunGenError,
+    RunGenNotFoundError,
     RunGenRateLimitedError,
     RunGenSubmissionUnknownError,
 )
@@ -155,18 +156,18 @@ class Sender:
             async with self.throttle:
                 if self._has_to_stop or (item := await inputs.take()) is None:
                     return
-                if not await self._submit(inputs, *item):
-                    inputs.put_back(item)
+                if (pause := await self._submit(inputs, *item)) is not None:
+                    inputs.put_back(item, pause)
 
-    async def _submit(self, inputs: Inputs, number: int, job_input: Any) -> bool:
-        """Announce an input, and submit it. Return whether that is settled, however it ended."""
+    async def _submit(self, inputs: Inputs, number: int, job_input: Any) -> float | None:
+        """Announce an input, and submit it. Return after how many seconds to do so once more, if at all."""
         await self._writer.announce(number)
         # the announcement may have taken long
         if self._has_to_stop or not inputs.may_submit(number):
             self.saver.jobs.withdraw([number])
-            return False
+            return 0.0
         worker = cast("asyncio.Task[None]", asyncio.current_task())
-        self._in_flight[worker], is_settled = number, True
+        self._in_flight[worker] = number
         try:
             job = await self.perform(endpoints.run_job(self.app_id, job_input, attempts=1))
             self._note_job(number, job)
@@ -175,29 +176,24 @@ class Sender:
             self.throttle.note_failure(error)
         except RunGenBadRequestError as error:
             if error.retryable and number not in self._doubted:
+                if not self._doubted:
+                    log.warning("%s; sending such inputs once more in %.0f s", error.message, PAGE_PAUSE)
                 self._doubted.add(number)
                 self.saver.jobs.withdraw([number])
-                log.warning("%s; sending the input once more in %.0f s", error.message, PAGE_PAUSE)
-                is_settled = False
-            else:
-                self._refuse(number, error)
+                return PAGE_PAUSE
+            self.errors[number] = error
+            self.saver.jobs.refuse(number, error.message)
+            self.refusals += 1
+            self.is_broken |= self.stop_after is not None and self.refusals >= self.stop_after
         except RunGenError as error:
             self.saver.jobs.withdraw([number])
             if not (retry.was_not_accepted(error) or self._may_pass(error)):
                 raise
             self.throttle.note_failure(error)
-            return False
+            return 0.0
         finally:
             del self._in_flight[worker]
-        if not is_settled:
-            await asyncio.sleep(PAGE_PAUSE)
-        return is_settled
-
-    def _refuse(self, number: int, error: RunGenError) -> None:
-        self.errors[number] = error
-        self.saver.jobs.refuse(number, error.message)
-        self.refusals += 1
-        self.is_broken |= self.stop_after is not None and self.refusals >= self.stop_after
+        return None
 
     def _may_pass(self, error: RunGenError) -> bool:
         """Return whether an input may be taken later: others were, or the answer may not be the service's."""
@@ -326,7 +322,7 @@ class Throttle:
             log.warning("%s; continuing with %d in flight", error.message, self.limit)
 
     def _is_over(self, now: float, error: RunGenError) -> bool:
-        if retry.is_refusal(error):
+        if retry.is_refusal(error) or isinstance(error, RunGenNotFoundError):
             return now >= (self._since or now) + retry.REFUSAL_GRACE
         give_up_at = (self._since or now) + retry.RETRY_BUDGET
         if self._attempts is not None:
