@@ -7,8 +7,8 @@ to an app that works first come, first served. Each runs for a time by chance. T
 - *The fewest possible* is what an oracle needs. It learns for free how many jobs have ended, knows when
   each one started and how durations are distributed, and polls the likeliest job first.
 - *A plain poller* asks for no counters. It polls the oldest jobs, 8 at a time, until it meets a queued one.
-  It finds a job that is canceled in the queue when the job has become one of the oldest.
-- *Each job polled* is computed: one request every 5 s for each job.
+  It finds a canceled job when that has become one of the oldest.
+- *Each job polled* is computed: one request every 5 s.
 - The last rows are counters that lie, jobs of others, and jobs that others cancel, each on the load on
   which it costs most.
 """
