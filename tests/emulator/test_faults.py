@@ -133,7 +133,9 @@ def test_both_clients_handle_a_fault_in_the_same_way(
     name: str,
     on: str,
 ) -> None:
-    limits = {"read_timeout": 0.25, "max_response_bytes": 200_000}
+    # a busy machine takes its time for an answer
+    is_silent = name.startswith(("no answer", "headers that drip"))
+    limits = {"read_timeout": 0.5 if is_silent else 10.0, "max_response_bytes": 200_000}
     blocking, in_loop = (
         perform(Via(kind, _emulator, overrides=limits), on, FAULTS[name](on)) for kind in ("blocking", "loop")
     )
