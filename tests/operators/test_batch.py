@@ -15,7 +15,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from bad_answers import Fault
 from conftest import APP, FakeStore
-from operator_kit import Attempts, Died, DyingStore
+from operator_kit import KILLED, Attempts, Died, DyingStore
 
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.emulator import Emulator
@@ -524,6 +524,7 @@ def test_each_of_many_jobs_has_its_own_time_to_be_canceled(
     assert task.statuses() == ["CANCELED"] * 90
 
 
+@KILLED
 def test_a_kill_while_it_submits_cancels_every_job(make: Make) -> None:
     task = make(prompts(400, seconds=60), timeout=20)
     task.state = "failed"
@@ -540,6 +541,7 @@ def test_a_kill_while_a_link_is_pushed_submits_nothing(make: Make) -> None:
     assert task.emulator.service.count("run") == 0
 
 
+@KILLED
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_says_what_it_cannot_cancel(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
@@ -553,6 +555,7 @@ def test_a_kill_says_what_it_cannot_cancel(make: Make, caplog: pytest.LogCapture
     assert "Submitted 20 of 40 inputs to app flux-schnell" in caplog.messages
 
 
+@KILLED
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_that_waits_for_answers_ends_before_airflow_does_it(make: Make) -> None:
     task = make(prompts(310, seconds=60), max_concurrency=3)

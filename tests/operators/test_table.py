@@ -15,7 +15,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, Asset
 from bad_answers import Fault
 from conftest import FakeStore
-from operator_kit import Table, picture, products
+from operator_kit import KILLED, Table, picture, products
 
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.emulator.messages import Reply
@@ -309,6 +309,7 @@ def test_equal_rows_are_one_job(run: Run, mode: bool) -> None:
 # --- attempts that are killed ---
 
 
+@KILLED
 def test_sigterm_cancels_and_forgets(run: Run) -> None:
     task = run(products(6))
     task.max_tries = 0

@@ -20,7 +20,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskDeferred
 from bad_answers import Fault
 from conftest import FakeStore, Outcome, TrackedTaskInstance
-from operator_kit import Attempts, Died, DyingStore
+from operator_kit import KILLED, Attempts, Died, DyingStore
 
 from airflow_provider_rungen.client import poll_state, progress
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
@@ -579,6 +579,7 @@ def test_refusals_are_counted_over_waves(make: Make) -> None:
 # --- kills ---
 
 
+@KILLED
 def test_a_kill_leaves_no_job_at_the_service(make: Make, kind: str) -> None:
     """Whatever the number of inputs, a kill cancels all jobs in the time that it has."""
     task = make(kind, inputs(2000, seconds=60), max_in_flight=300)
@@ -588,6 +589,7 @@ def test_a_kill_leaves_no_job_at_the_service(make: Make, kind: str) -> None:
     assert task.ends == {"CANCELED": 300}
 
 
+@KILLED
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_a_kill_in_a_later_wave_cancels_what_is_in_flight(make: Make, kind: str) -> None:
     task = make(kind, [*inputs(8, seconds=0.1), *inputs(40, seconds=60)[8:]])
