@@ -412,6 +412,11 @@ def context(ti: FakeTaskInstance) -> Any:
     return {"ti": ti, "task_instance": ti}
 
 
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of the results table in a folder."""
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
 # Shorter waits for all tests. A test of such a wait sets its own.
 _SHORT_WAITS = {
     "client.retry.BACKOFF": 0.05,

@@ -229,7 +229,8 @@ class Row:
 
 
 _ENDED_WELL = (JobState.COMPLETED, JobState.INVALID)
-_ENDED_BADLY = (JobState.FAILED, JobState.CANCELED, JobState.LOST)
+#: Of a job that has no use, and never had.
+ENDED_BADLY = (JobState.FAILED, JobState.CANCELED, JobState.LOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +276,7 @@ class Totals:
             shared=int(current is not None and current.is_shared),
             submitted=len(ours),
             jobs_completed=sum(job.state in _ENDED_WELL for job in ours),
-            jobs_failed=sum(job.state in _ENDED_BADLY for job in ours),
+            jobs_failed=sum(job.state in ENDED_BADLY for job in ours),
             timed=sum(job.seconds is not None for job in ours),
             seconds=round(sum(job.seconds or 0.0 for job in ours), 3),
             unknown=sum(intent.refusal is None for intent in row.intents),

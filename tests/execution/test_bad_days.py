@@ -31,7 +31,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow.triggers.base import TaskSuccessEvent
 from bad_answers import Fault
 from client_mistakes import keys_leaked
-from conftest import APP, FakeStore, TrackedTaskInstance
+from conftest import APP, FakeStore, TrackedTaskInstance, rows_in
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from places import Died
@@ -617,7 +617,7 @@ class Life:
 
     def results(self) -> list[dict[str, Any]]:
         """Return the results table."""
-        return [json.loads(line) for line in (self.folder / "results.jsonl").read_text().splitlines()]
+        return rows_in(self.folder)
 
     # --- what is held ---
 

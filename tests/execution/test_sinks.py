@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import APP
+from conftest import APP, rows_in
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -108,8 +107,7 @@ class Task:
 
     @property
     def written(self) -> list[dict[str, Any]]:
-        text = (self.folder / "photos" / "results.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        return rows_in(self.folder / "photos")
 
     def column(self, name: str) -> list[Any]:
         return [row[name] for row in self.written]

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException
-from conftest import SOON, FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task, signal_when
+from conftest import (
+    SOON,
+    FakeStore,
+    Outcome,
+    OutletEvents,
+    TrackedTaskInstance,
+    rows_in,
+    run_task,
+    signal_when,
+)
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.hooks import RunGenHook
@@ -200,8 +209,7 @@ class Table(Attempts):
     @property
     def written(self) -> list[dict[str, Any]]:
         """The results table."""
-        text = (self.folder / "photos" / "results.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        return rows_in(self.folder / "photos")
 
     def column(self, name: str) -> list[Any]:
         return [row[name] for row in self.written]

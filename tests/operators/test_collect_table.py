@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, Asset
-from conftest import APP, KEY, Outcome, OutletEvents
+from conftest import APP, KEY, Outcome, OutletEvents, rows_in
 from operator_kit import FAST, MODES, Stage, submitted, taking
 
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -50,8 +50,7 @@ class Collecting(Stage):
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the table, with parsed results."""
-        rows = [json.loads(line) for line in (self.folder / "results.jsonl").read_text().splitlines()]
-        return [row | {"result": row["result"] and json.loads(row["result"])} for row in rows]
+        return [row | {"result": row["result"] and json.loads(row["result"])} for row in rows_in(self.folder)]
 
     def column(self, name: str) -> list[Any]:
         return [row[name] for row in self.rows]

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskDeferred
 from bad_answers import Fault
-from conftest import FakeStore, Outcome, TrackedTaskInstance
+from conftest import FakeStore, Outcome, TrackedTaskInstance, rows_in
 from operator_kit import KILLED, Attempts, Died, DyingStore
 
 from airflow_provider_rungen.client import poll_state, progress
@@ -174,8 +174,7 @@ class Task(Attempts):
     @property
     def results(self) -> list[dict[str, Any]]:
         """The results table."""
-        text = (self.folder / "out" / "results.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        return rows_in(self.folder / "out")
 
     @property
     def failed(self) -> list[int]:

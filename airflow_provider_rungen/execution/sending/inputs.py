@@ -62,7 +62,7 @@ class Inputs:
     #: Those that another run is about to submit.
     left_to_others: set[int] = field(default_factory=set)
     _ready: deque[Item] = field(default_factory=deque)
-    # those to submit once more, each at its time (monotonic clock)
+    # those to submit once more, in the order of their times (monotonic clock)
     _later: deque[tuple[float, Item]] = field(default_factory=deque)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -110,9 +110,9 @@ class Inputs:
 
     def _take_due(self) -> list[Item]:
         """Return the inputs that are to be submitted once more by now."""
-        now = time.monotonic()
-        due = [item for at, item in self._later if at <= now]
-        self._later = deque((at, item) for at, item in self._later if at > now)
+        due = []
+        while self._later and self._later[0][0] <= time.monotonic():
+            due.append(self._later.popleft()[1])
         return due
 
     async def close(self) -> None:

@@ -22,7 +22,7 @@ from airflow_provider_rungen.execution.ledger.claims import CLAIM_TIME
 from airflow_provider_rungen.execution.ledger.entries import Entry, destination_of
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.outcomes import brief_reason, is_useless
-from airflow_provider_rungen.runs.rows import SUBMITTABLE, Job, JobState, Row
+from airflow_provider_rungen.runs.rows import ENDED_BADLY, SUBMITTABLE, Job, JobState, Row
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
@@ -147,7 +147,7 @@ class PaidInputs:
         ended: dict[str, Job] = {}
         for key, number in keys.items():
             job = self.jobs.table.row(number).current(self.jobs.since)
-            if job is not None and job.state in (JobState.FAILED, JobState.CANCELED, JobState.LOST):
+            if job is not None and job.state in ENDED_BADLY:
                 ended[key] = job
         if ended:
             reasons = {key: job.why for key, job in ended.items() if job.state is JobState.FAILED}
