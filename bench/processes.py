@@ -45,10 +45,10 @@ def run_python(*arguments: str, given: str = "", **environment: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peak_memory(pid: int | str = "self") -> int:
-    """Return the most bytes of memory that a process used."""
+def peak_memory() -> int:
+    """Return the most bytes of memory that this process used."""
     # not by getrusage(), which begins with the memory of the parent
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text().splitlines()
     [kilobytes] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
     return int(kilobytes) * 1024
 
