@@ -1,4 +1,4 @@
-"""Triggers that wait for jobs: the package's, and two that poll each job, as other providers do."""
+"""Triggers that wait for jobs: the package's, and one that polls each job, as other providers do."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from bench.processes import APP, KEY
 
-OURS, POOLED, SESSION = "ours", "pooled", "session per poll"
+OURS, POLLING = "ours", "polling"
 _ENDED = ("COMPLETED", "FAILED", "CANCELED")
 # The package's trigger does not fire within this time after the deferral.
 _SETTLED = 60.0
 
 
-class SessionPerPollTrigger(BaseTrigger):
+class PollingTrigger(BaseTrigger):
     """
-    Polls one job with a new session for each poll.
+    Polls one job, with a session that all triggers share.
 
     :param delay: seconds before the first poll.
     """
+
+    session: aiohttp.ClientSession | None = None
 
     def __init__(self, *, url: str, job_id: str, poll_interval: float, delay: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
@@ -36,33 +38,17 @@ class SessionPerPollTrigger(BaseTrigger):
         raise NotImplementedError
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        if PollingTrigger.session is None:
+            PollingTrigger.session = aiohttp.ClientSession(headers={"x-api-key": KEY})
         await asyncio.sleep(self.delay)
         while True:
-            status = await self._status()
+            async with PollingTrigger.session.get(self.url) as answer:
+                answer.raise_for_status()
+                status = (await answer.json())["data"]["status"]
             if status in _ENDED:
                 break
             await asyncio.sleep(self.poll_interval)
         yield TriggerEvent({"outcome": "go on", "failed": "" if status == "COMPLETED" else "0"})
-
-    async def _status(self) -> str:
-        async with aiohttp.ClientSession() as session:
-            return await self._ask(session)
-
-    async def _ask(self, session: aiohttp.ClientSession) -> str:
-        async with session.get(self.url, headers={"x-api-key": KEY}) as answer:
-            answer.raise_for_status()
-            return str((await answer.json())["data"]["status"])
-
-
-class PooledTrigger(SessionPerPollTrigger):
-    """Polls one job with a session that all triggers share."""
-
-    session: aiohttp.ClientSession | None = None
-
-    async def _status(self) -> str:
-        if PooledTrigger.session is None:
-            PooledTrigger.session = aiohttp.ClientSession()
-        return await self._ask(PooledTrigger.session)
 
     @classmethod
     async def close(cls) -> None:
@@ -95,10 +81,9 @@ def make_triggers(
             for job_id in job_ids
         ]
     chance = random.Random(0)
-    trigger = PooledTrigger if kind == POOLED else SessionPerPollTrigger
     # spreads the first polls over one interval
     delays = [chance.uniform(0, poll_interval) for _ in job_ids]
     return [
-        trigger(url=url, job_id=job_id, poll_interval=poll_interval, delay=delay)
+        PollingTrigger(url=url, job_id=job_id, poll_interval=poll_interval, delay=delay)
         for job_id, delay in zip(job_ids, delays, strict=True)
     ]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-from bench.contenders import OURS, POOLED
+from bench.contenders import OURS, POLLING
 from bench.page import Row
 from bench.watching import Load, Plan, run
 
@@ -31,9 +31,9 @@ def measure(rounds: int, scale: float) -> Iterator[Row]:
         "an answer is 20 MB of numbers": (few, {"result": _NUMBERS}, "Most of it is Python's JSON decoder."),
     }
     for what, (load, first_job, why) in loads.items():
-        plans = [Plan(kind, load, 0.5, with_heart=True, first_job=first_job) for kind in (OURS, POOLED)]
+        plans = [Plan(kind, load, 0.5, with_heart=True, first_job=first_job) for kind in (OURS, POLLING)]
         runs = {plan.kind: [run([plan], seed)[0] for seed in range(rounds)] for plan in plans}
-        ours, pooled = (median(each["gap"] for each in runs[kind]) * 1000 for kind in (OURS, POOLED))
+        ours, polling = (median(each["gap"] for each in runs[kind]) * 1000 for kind in (OURS, POLLING))
         idle = median(each["idle_gap"] for each in runs[OURS]) * 1000
-        beside = f"each job polled: {pooled:.0f} ms; nothing else: {idle:.0f} ms"
+        beside = f"each job polled: {polling:.0f} ms; nothing else: {idle:.0f} ms"
         yield Row(what, f"{ours:.0f} ms", beside, "≤ 50 ms", ours <= 50, why)

@@ -84,7 +84,7 @@ async def main(settings: dict[str, Any]) -> dict[str, Any]:
     # everything that the triggerer imports itself
     importlib.import_module("airflow.jobs.triggerer_job_runner")
     result: dict[str, Any] = {"before": memory()}
-    from bench.contenders import OURS, PooledTrigger, make_triggers
+    from bench.contenders import OURS, PollingTrigger, make_triggers
 
     if settings["kind"] == OURS:
         import airflow_provider_rungen.triggers  # noqa: F401 - its import is not what is measured
@@ -102,7 +102,7 @@ async def main(settings: dict[str, Any]) -> dict[str, Any]:
     job_ids = json.loads(sys.stdin.readline())
     with_heart = settings.pop("with_heart")
     events = await wait(make_triggers(job_ids=job_ids, **settings), result, with_heart=with_heart)
-    await PooledTrigger.close()
+    await PollingTrigger.close()
     for _, payload in events:
         if payload["outcome"] != "go on" or payload["failed"]:
             raise RuntimeError(f"a job did not complete: {payload}")
