@@ -27,17 +27,9 @@ def run_tests(environment: Environment) -> dict[str, Any]:
     """
     record, log = environment.folder / "record.json", environment.folder / "pytest.log"
     record.unlink(missing_ok=True)
+    options = ["-q", "-n", "auto", "-p", "compat.recorder", "--record", str(record)]
     # a separate folder, since pytest keeps only the last few in a shared one
-    options = [
-        "-q",
-        "-n",
-        "auto",
-        "-p",
-        "compat.recorder",
-        "--record",
-        str(record),
-        f"--basetemp={environment.folder / 'tmp'}",
-    ]
+    options += ["--basetemp", str(environment.folder / "tmp")]
     if environment.is_oldest:
         options += ["-W", "default"]  # old libraries warn about each other
     command = [str(environment.executable), "-m", "pytest", *options]
@@ -66,22 +58,19 @@ def main() -> int:
         default=[],
         help="run those whose names begin with this: 2.11, 3.3-py3.13, oldest …",
     )
-    parser.add_argument("--list", action="store_true", help="print all names, and run none")
     parser.add_argument("--no-page", action="store_true", help="do not renew the page and its figures")
-    parser.add_argument("--renew", action="store_true", help="make existing environments again")
     options = parser.parse_args()
 
     wanted = tuple(options.only) or ("",)
     environments = [each for each in matrix() if each.name.startswith(wanted)]
-    if options.list or not environments:
-        report("\n".join(each.name for each in matrix()))
-        return 0 if options.list else 2
+    if not environments:
+        parser.error(f"there are only {', '.join(each.name for each in matrix())}")
     FOLDER.mkdir(exist_ok=True)
     failures = []
     for environment in environments:
         began = time.monotonic()
         try:
-            environment.make(renew=options.renew)
+            environment.make()
             record = run_tests(environment)
         except CompatError as error:
             report(f"{environment.name}: {error}")

@@ -69,11 +69,10 @@ class Environment:
         """The exact versions of the last run."""
         return TESTED / f"{self.name}.txt"
 
-    def make(self, *, renew: bool) -> None:
+    def make(self) -> None:
         """
-        Install Airflow, the package from this checkout, and what its tests need.
+        Install Airflow, the package from this checkout, and what its tests need, unless they are there.
 
-        :param renew: even if the environment exists.
         :raises CompatError: pip fails.
         """
         options = self.constraints()
@@ -83,7 +82,7 @@ class Environment:
         parts += [Path(path).read_text() for path in options[1::2]]
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         stamp = self.folder / ".ready"
-        if not renew and stamp.exists() and stamp.read_text() == digest:
+        if stamp.exists() and stamp.read_text() == digest:
             return
         create(self.folder, self.python)
         # pip installs a pre-release only where one is pinned, and only Airflow is

@@ -101,8 +101,7 @@ def failures(runs: dict[str, Any]) -> str:
     for name, run in sorted(runs.items()):
         files = Counter(test.partition("::")[0] for test in run["failures"])
         counts = ", ".join(f"{count} of `{file}`" for file, count in sorted(files.items()))
-        remark = f": {run['remark']}" if "remark" in run else ""  # added by hand
-        lines += [f"- {name}: {counts}{remark}\n"] if counts else []
+        lines += [f"- {name}: {counts}\n"] if counts else []
     return "\nFailed tests:\n\n" + "".join(lines) if lines else ""
 
 

@@ -64,14 +64,8 @@ def check(folder: Path, wheel: Path, pins: Path, *, install: bool) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m compat.resolve", description=__doc__)
     parser.add_argument("wheel", type=Path, help="the wheel of the package")
-    parser.add_argument("--only", nargs="+", metavar="VERSION", default=[], help="2.11, 3.0.6 …")
-    parser.add_argument(
-        "--install",
-        nargs="+",
-        metavar="VERSION",
-        default=[],
-        help="versions to install, and to run a job on with the emulator",
-    )
+    text = "versions to install, and to run a job on with the emulator"
+    parser.add_argument("--install", nargs="+", metavar="VERSION", default=[], help=text)
     options = parser.parse_args()
 
     FOLDER.mkdir(exist_ok=True)
@@ -80,8 +74,6 @@ def main() -> int:
         folder = Path(scratch) / "venv"
         create(folder, PYTHON)
         for pins in sorted(PINS.glob("*.txt")):
-            if not pins.stem.startswith(tuple(options.only) or ("",)):
-                continue
             try:
                 install = pins.stem.startswith(tuple(options.install))
                 print(check(folder, options.wheel.resolve(), pins, install=install), flush=True)

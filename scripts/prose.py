@@ -1,6 +1,6 @@
 """The prose linter of ``make lint``: finds words that may not come back, and texts that are too long.
 
-Arguments: the files to check, by default the whole project. ``--counts`` prints only numbers.
+Arguments: the files to check, by default the whole project.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import argparse
 import ast
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,17 +97,12 @@ class Text:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, help="the files to check; all by default")
-    parser.add_argument("--counts", action="store_true", help="print the number of findings by file")
     options = parser.parse_args()
     findings = [found for file in options.files or project_files() for found in check(file.resolve())]
     if not options.files:
         findings += check_size((ROOT / "docs").rglob("*.md"))
-    if options.counts:
-        for file, count in sorted(Counter(found.file for found in findings).items()):
-            print(f"{count:5} {file}")
-    else:
-        for found in findings:
-            print(found)
+    for found in findings:
+        print(found)
     return bool(findings)
 
 

@@ -29,7 +29,7 @@ DAG_ID = "rungen_first_job"
 @pytest.fixture(scope="module")
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow2]:
     of_2 = Environment("2.11", "3.11")
-    of_2.make(renew=False)
+    of_2.make()
     environment = {"AIRFLOW__CORE__TEST_CONNECTION": "Enabled"}
     home = tmp_path_factory.mktemp("airflow")
     with Airflow2(of_2.executable, home, ROOT / "example_dags", environment=environment) as instance:

@@ -67,7 +67,7 @@ def airflow(
     home, bin_folder = tmp_path_factory.mktemp("airflow"), None
     if version != INSTALLED:
         other = Environment(version, AIRFLOWS[version][0])
-        other.make(renew=False)
+        other.make()
         bin_folder = other.executable.parent
     settings = environment(emulator, home)
     with AirflowInstance(home, DAGS, environment=settings, bin_folder=bin_folder) as instance:
