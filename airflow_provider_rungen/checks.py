@@ -228,11 +228,11 @@ _LITERALS: dict[str, Callable[[Any, str], object]] = {
 # --- names --------------------------------------------------------------------------------------------------
 
 
-def check_names(given: Iterable[str], known: Iterable[str], taker: str) -> None:
+def check_names(given: Iterable[str], known: Iterable[str], owner: str) -> None:
     """
     Check that every parameter that was given is known. Airflow's own, with ``_`` in front, are not checked.
 
-    :param taker: what takes them, as its user knows it.
+    :param owner: what takes them, as its user knows it.
     :raises TypeError: one is unknown; the message names it, and what may have been meant.
     """
     known = sorted(known)
@@ -242,7 +242,7 @@ def check_names(given: Iterable[str], known: Iterable[str], taker: str) -> None:
         from difflib import get_close_matches
 
         meant = get_close_matches(name, known, 1)
-        raise TypeError(f"{taker} has no parameter {name!r}" + (f": use {meant[0]!r}" if meant else ""))
+        raise TypeError(f"{owner} has no parameter {name!r}" + (f": use {meant[0]!r}" if meant else ""))
 
 
 @cache

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Seconds that a request may take for a task that is killed.
-PART = 15.0
+KILL_REQUEST_TIMEOUT = 15.0
 _REFUSED = (401, 403)
 
 
@@ -254,7 +254,7 @@ class FlowHook(BaseHook):
         :param is_paced: whether the limit of requests a second applies. Their turn may come after the end.
         :raises RunGenConnectionError: it took longer.
         """
-        part = min(within / 2, PART)
+        part = min(within / 2, KILL_REQUEST_TIMEOUT)
         settings = replace(self.settings, connect_timeout=part, read_timeout=part)
         settings = settings if is_paced else replace(settings, max_requests_per_second=None)
 

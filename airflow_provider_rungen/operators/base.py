@@ -63,8 +63,8 @@ class RunGenBaseOperator(BaseOperator):
             kwargs["retry_policy"] = retry_policy or RunGenRetryPolicy()
         elif retry_policy is not None and "retry_policy" not in default_arg_names(kwargs):
             warnings.warn("retry_policy has no effect before Airflow 3.3", UserWarning, stacklevel=4)
-        taker = getattr(self, "custom_operator_name", type(self).__name__)
-        check_names(kwargs, parameter_names(type(self)), taker)
+        owner = getattr(self, "custom_operator_name", type(self).__name__)
+        check_names(kwargs, parameter_names(type(self)), owner)
         super().__init__(**kwargs)
 
     def _start(self, run: Run) -> Run:

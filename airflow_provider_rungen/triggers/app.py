@@ -49,15 +49,15 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     async def _wait(self, event: dict[str, Any]) -> None:
         target = AppTarget(self.app_id or "", self.status, self.active_workers)
         async with RunGenHook(self.rungen_conn_id) as hook:
-            deadline = self._here(self.deadline)
+            deadline = self._local_time(self.deadline)
             await hook.aperform(wait_for_app(target, poll_interval=self.poll_interval, deadline=deadline))
         event["outcome"] = GO_ON
 
     @property
-    def _undoes(self) -> bool:
+    def _has_undo(self) -> bool:
         return self.raised is not None
 
-    def _left_behind(self) -> str:
+    def _remains(self) -> str:
         return f"STILL BILLED: app {self.app_id} may still have the workers of this task"
 
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:

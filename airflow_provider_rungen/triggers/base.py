@@ -40,7 +40,7 @@ class RunGenBaseTrigger(BaseTrigger):
     rungen_conn_id: str
     app_id: str | None
     deferred_at: float
-    _behind: float = field(default=0.0, init=False)
+    _clock_skew: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         BaseTrigger.__init__(self)
@@ -51,19 +51,19 @@ class RunGenBaseTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         # the deferral is over, so a later time shows that the clock of the worker is ahead of this one
-        self._behind = max(self.deferred_at - time.time(), 0.0)
+        self._clock_skew = max(self.deferred_at - time.time(), 0.0)
         try:
             event = await self._event()
-            await asyncio.sleep(self._here(self.deferred_at) + SETTLING_TIME - time.time())
+            await asyncio.sleep(self._local_time(self.deferred_at) + SETTLING_TIME - time.time())
         except asyncio.CancelledError:
             if not hasattr(BaseTrigger, "on_kill"):  # before Airflow 3.3 nobody else would call it
                 await self.on_kill()
             raise
         yield self._fired(event)
 
-    def _here(self, at: float) -> float:
+    def _local_time(self, at: float) -> float:
         """Return a time by the clock of the worker as this clock shows it, as far as that is known."""
-        return at - self._behind
+        return at - self._clock_skew
 
     async def _event(self) -> dict[str, Any]:
         event: dict[str, Any] = {"app_id": self.app_id or ""}
@@ -92,7 +92,7 @@ class RunGenBaseTrigger(BaseTrigger):
         A trigger that ends because the triggerer stops, or because it moved to another one, leaves its task
         deferred, and it is still waited for.
         """
-        if not self._undoes:
+        if not self._has_undo:
             return
         work = asyncio.create_task(self._undo_if_killed())
         _kills.add(work)
@@ -103,7 +103,7 @@ class RunGenBaseTrigger(BaseTrigger):
                 await asyncio.shield(work)
 
     @property
-    def _undoes(self) -> bool:
+    def _has_undo(self) -> bool:
         """Whether there is anything to undo."""
         raise NotImplementedError
 
@@ -117,9 +117,9 @@ class RunGenBaseTrigger(BaseTrigger):
             async with asyncio.timeout(CANCEL_TIME), RunGenHook(self.rungen_conn_id) as hook:
                 await self._undo(hook, state)
         except Exception as error:
-            log.error("%s: %s", self._left_behind(), str(error) or type(error).__name__)
+            log.error("%s: %s", self._remains(), str(error) or type(error).__name__)
 
-    def _left_behind(self) -> str:
+    def _remains(self) -> str:
         """Describe what may still run or be billed when it could not be undone."""
         raise NotImplementedError
 

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Each time a trigger fires, a worker starts: for a part of the jobs, once in so many seconds.
-MIN_WAVE = 60.0
+MIN_ROUND_TIME = 60.0
 # In the first part of CANCEL_TIME, the next attempt may resume the jobs of this one.
-TAKE_UP_TIME = 8.0
+RESUME_TIME = 8.0
 # The states of a task that no attempt follows. One that was cleared has none at first.
 _ENDED = (
     TaskInstanceState.SUCCESS,
@@ -73,7 +73,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param queued_timeout: seconds that jobs may stay queued while none starts, from the start of the trigger.
     :param deferred_at: the time (seconds since 1970) of the deferral, if a worker deferred the task.
     :param not_before: the time (seconds since 1970) before which the service asked not to be polled.
-    :param left: how many jobs may still be in flight when the trigger fires, after `MIN_WAVE`.
+    :param left: how many jobs may still be in flight when the trigger fires, after `MIN_ROUND_TIME`.
     :param stop_after: fire also when so many jobs in a row have failed.
     :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
     :param shared: the jobs that another task run submitted, which are never canceled.
@@ -109,14 +109,14 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         return TriggerEvent(event)
 
     @property
-    def _undoes(self) -> bool:
+    def _has_undo(self) -> bool:
         return self.cancel_on_kill
 
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:
         """Cancel the jobs that no attempt of the task waits for."""
         shared = set(self.shared)
         job_ids = [job_id for job_id in parse_known_job_ids(self.job_id) if job_id not in shared]
-        kept = await self._kept(job_ids, state)
+        kept = await self._wanted(job_ids, state)
         if kept:
             log.info(
                 "Left jobs to the attempt that waits for them: %s",
@@ -126,10 +126,10 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         rest = [job_id for job_id in job_ids if job_id not in set(kept)]
         await gather_limited(partial(self._cancel, hook, app_id), rest)
 
-    def _left_behind(self) -> str:
+    def _remains(self) -> str:
         return f"May still run: jobs {clean_text(str(self.job_id), 4000)} of app {self.app_id}"
 
-    async def _kept(self, job_ids: list[str], state: str | None) -> list[str]:
+    async def _wanted(self, job_ids: list[str], state: str | None) -> list[str]:
         """
         Return the jobs that this attempt, on another triggerer, or a later attempt still waits for.
 
@@ -137,7 +137,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         new ones, or these.
         """
         may_resume = self.on_clear == "resume"
-        give_up_at = time.monotonic() + TAKE_UP_TIME
+        give_up_at = time.monotonic() + RESUME_TIME
         while state not in _ENDED:
             # an attempt that is up for retry ended on a worker, which decided about its jobs
             if state == TaskInstanceState.UP_FOR_RETRY or self.on_clear == "keep":
@@ -174,18 +174,18 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         except RunGenError as error:
             log.warning("%s", error.message)
 
-    async def _link(self, settings: Settings, app_id: str, job_ids: list[str]) -> None:
+    async def _push_links(self, settings: Settings, app_id: str, job_ids: list[str]) -> None:
         from airflow_provider_rungen._airflow import XCom
 
         ti: Any = self.task_instance
         try:
-            for key, value in self._links(settings, app_id, job_ids).items():
+            for key, value in self._link_values(settings, app_id, job_ids).items():
                 place = {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id}
                 await XCom.aset(key, value, **place, map_index=ti.map_index)
         except Exception as error:  # a task is not to fail for its links
             log.debug("Could not save the links of the task: %s", type(error).__name__)
 
-    def _links(self, settings: Settings, app_id: str, job_ids: list[str]) -> dict[str, Any]:
+    def _link_values(self, settings: Settings, app_id: str, job_ids: list[str]) -> dict[str, Any]:
         """Return what a worker would push: the links, and what the page of the task shows."""
         ti: Any = self.task_instance
         links = {
@@ -200,10 +200,10 @@ class RunGenJobTrigger(RunGenBaseTrigger):
 
     async def _wait(self, event: dict[str, Any]) -> None:
         job_ids, now = parse_known_job_ids(self.job_id), time.time()
-        hook, deferred_at = RunGenHook(self.rungen_conn_id), self._here(self.deferred_at)
+        hook, deferred_at = RunGenHook(self.rungen_conn_id), self._local_time(self.deferred_at)
         event["app_id"] = await hook.aresolve_app_id(self.app_id)
         if not self.deferred_at:  # no worker has seen the task, and its connection, yet
-            await self._link(await hook.asettings(), event["app_id"], job_ids)
+            await self._push_links(await hook.asettings(), event["app_id"], job_ids)
         deadline = self.deadline
         if deadline is None:
             started = getattr(self.task_instance, "start_date", None)
@@ -212,13 +212,13 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             jobs = await shared_poller(self.rungen_conn_id, event["app_id"]).wait(
                 job_ids,
                 poll_interval=self.poll_interval,
-                deadline=self._here(deadline),
+                deadline=self._local_time(deadline),
                 # jobs that the task has not submitted itself are not new
                 visible_by=deferred_at + VISIBILITY_GRACE if self.attempt else 0.0,
-                not_before=self._here(self.not_before),
+                not_before=self._local_time(self.not_before),
                 queued_timeout=self.queued_timeout,
                 goal=WaitGoal(self.left, self.stop_after),
-                part_at=deferred_at + MIN_WAVE,
+                part_at=deferred_at + MIN_ROUND_TIME,
             )
         event |= {"outcome": GO_ON} | self._found(job_ids, jobs)
 

@@ -826,7 +826,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     scales: list[tuple[Any, dict[str, Any]]] = [
         (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "REFUSAL_GRACE": 0.4, "RETRY_BUDGET": 1.5}),
         (hooks, {"LOOK_UP_EVERY": 0.05}),
-        (hook_base, {"PART": 0.3}),
+        (hook_base, {"KILL_REQUEST_TIMEOUT": 0.3}),
         (resuming, {"CANCEL_TIME": 1.0}),
         (runner, {"VISIBILITY_GRACE": 0.4}),
         (log_writer, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
@@ -837,7 +837,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (job_poller, {"POLL_TIMEOUT": 0.5}),
         (polling, {"POLL_TIMEOUT": 0.5}),
         (base, {"SETTLING_TIME": 0.0, "CANCEL_TIME": 2.0}),
-        (job_trigger, {"TAKE_UP_TIME": 0.3, "MIN_WAVE": 0.0, "VISIBILITY_GRACE": 0.4}),
+        (job_trigger, {"RESUME_TIME": 0.3, "MIN_ROUND_TIME": 0.0, "VISIBILITY_GRACE": 0.4}),
     ]
     for module, values in scales:
         for name, value in values.items():

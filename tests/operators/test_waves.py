@@ -212,7 +212,7 @@ Make = Callable[..., Task]
 @pytest.fixture(autouse=True)
 def _short_waves(unsettled: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a trigger fire for a part of its jobs at once, instead of once a minute."""
-    monkeypatch.setattr("airflow_provider_rungen.triggers.job.MIN_WAVE", 0.0)
+    monkeypatch.setattr("airflow_provider_rungen.triggers.job.MIN_ROUND_TIME", 0.0)
 
 
 @pytest.fixture(params=KINDS)

@@ -150,7 +150,7 @@ def test_a_clock_behind_that_of_the_worker_delays_no_event(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "SETTLING_TIME", 0.7)
-    monkeypatch.setattr(job, "MIN_WAVE", 0.1)
+    monkeypatch.setattr(job, "MIN_ROUND_TIME", 0.1)
     rungen_emulator.service.scale(APP, 20)
     ids, started = submitted(0, 60), time.time()
     now = started + 60
@@ -185,7 +185,7 @@ def test_a_part_of_the_jobs_may_be_enough(
     all_fail = "stop_after" in options
     ids = submitted(*seconds, **({"fail": "x"} if all_fail else {}))
     # that all fail is reported at once
-    deferred_at = time.time() - (0 if all_fail else job.MIN_WAVE)
+    deferred_at = time.time() - (0 if all_fail else job.MIN_ROUND_TIME)
     [event] = fire(trigger(ids, attempt="a", deferred_at=deferred_at, **options))
     over = [number for number, each in enumerate(seconds) if not each]
     assert parse_ranges(event["ended"], len(ids)) == over
@@ -197,9 +197,9 @@ def test_a_part_of_the_jobs_starts_a_worker_once_a_minute(
 ) -> None:
     monkeypatch.setattr(base, "SETTLING_TIME", 0.0)
     rungen_emulator.service.scale(APP, 20)
-    deferred_at = time.time() - job.MIN_WAVE + 0.5
+    deferred_at = time.time() - job.MIN_ROUND_TIME + 0.5
     fire(trigger(submitted(0, 60), left=1, deferred_at=deferred_at))
-    assert time.time() >= deferred_at + job.MIN_WAVE
+    assert time.time() >= deferred_at + job.MIN_ROUND_TIME
     fire(trigger(submitted(0, 0), left=1, deferred_at=(now := time.time())))
     assert time.time() - now < SOON
 
@@ -371,7 +371,7 @@ def test_jobs_are_left_to_the_attempt_that_waits_for_them(
 ) -> None:
     """Two jobs, of which the latest attempt has pushed the last ones, or others."""
     if told == ["scheduled"]:
-        monkeypatch.setattr(job, "TAKE_UP_TIME", 0.2)
+        monkeypatch.setattr(job, "RESUME_TIME", 0.2)
     monkeypatch.setattr(attempts, "CLEAR_DISCARDS_STATE", is_discarded)
     airflow_tells(monkeypatch, *told, pushed=["another-job"] if pushed is None else ids[len(ids) - pushed :])
     shared = {"shared": ids[1:]} if "shared" in options else {}
