@@ -22,8 +22,8 @@ def set_parameters(task: BaseOperator, given: Mapping[str, Any]) -> None:
     Set the parameters of a task, checked and converted.
 
     A parameter is checked by its name, which means the same in every operator. A template field is checked
-    only if it is a literal: Airflow renders templates and outputs of tasks later, and a task that it makes of
-    a mapped one runs already.
+    only if it is a literal, since Airflow renders templates and outputs of tasks later. It is not checked
+    when Airflow makes a task of a mapped one, since that task is already running.
 
     :param task: the task.
     :param given: the local variables of its ``__init__``.
@@ -71,7 +71,7 @@ def _check_choice(value: Any, name: str, *, choices: Sequence[Any]) -> Any:
 
 
 def _check_columns(names: Any, name: str) -> tuple[str, ...]:
-    """Return the names of columns, of which a text is one."""
+    """Return the names of columns. A text is a single name."""
     columns = (names,) if isinstance(names, str) else tuple(names)
     is_named = bool(columns) or name == "columns"
     if not is_named or not all(isinstance(column, str) and column for column in columns):
@@ -82,7 +82,7 @@ def _check_columns(names: Any, name: str) -> tuple[str, ...]:
 
 
 class _Rows:
-    """Rows that stand in a DAG file. They are data, so this is no list, whose texts Airflow would render."""
+    """Rows that are in the DAG file. Airflow would render the texts of a list, and rows are data."""
 
     def __init__(self, rows: Iterable[Any]) -> None:
         self._rows = list(rows)
@@ -150,7 +150,7 @@ _NEED_DESTINATION = {
 def _is_template(value: Any, endings: Iterable[str] = ()) -> bool:
     if isinstance(value, str):
         return "{{" in value or "{%" in value or value.endswith(tuple(endings))
-    if isinstance(value, os.PathLike):  # it has another `resolve` than what Airflow resolves
+    if isinstance(value, os.PathLike):  # its `resolve` is not that of a task's output
         return False
     return value is SET_DURING_EXECUTION or hasattr(value, "resolve")
 
@@ -194,7 +194,7 @@ def _check_configuration(value: Any, name: str) -> None:
     tier = value.get("gpu_tier", "") if isinstance(value, Mapping) else ""
     if not isinstance(tier, str) or not tier or _is_template(tier):
         return
-    # here and below: a DAG file that has no use for it does not wait for it
+    # imported here and below, since most DAG files do not need it
     from airflow_provider_rungen.client.models import GPU_TIERS
 
     if tier not in GPU_TIERS:
@@ -232,8 +232,8 @@ def check_names(given: Iterable[str], known: Iterable[str], owner: str) -> None:
     """
     Check that every parameter that was given is known. Airflow's own, with ``_`` in front, are not checked.
 
-    :param owner: what takes them, as its user knows it.
-    :raises TypeError: one is unknown; the message names it, and what may have been meant.
+    :param owner: the operator, decorator or function that has the parameters, as its user knows it.
+    :raises TypeError: one is unknown; the message names it, and the parameter with the closest name.
     """
     known = sorted(known)
     for name in given:
@@ -262,7 +262,7 @@ def default_arg_names(kwargs: Mapping[str, Any]) -> set[str]:
     """
     Return the names in the ``default_args`` that apply to a task.
 
-    :param kwargs: what the task's ``__init__`` was given. For a mapped task, Airflow mixes the two.
+    :param kwargs: the arguments of the task's ``__init__``. For a mapped task, Airflow adds the defaults.
     """
     found = [getattr(kwargs.get(owner), "default_args", None) for owner in ("dag", "task_group")]
     return {name for each in (*found, kwargs.get("default_args")) for name in each or {}}

@@ -1,4 +1,4 @@
-"""Decides, on Airflow 3.3 and later, whether and when a failed task is tried again."""
+"""The retry policy of the tasks of this provider (Airflow 3.3 and later)."""
 
 from __future__ import annotations
 

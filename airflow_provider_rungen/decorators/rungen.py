@@ -35,8 +35,9 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
 
     The function is called once an attempt. Its arguments are templated. Its return value is not, because
     prompts may be untrusted. A dict is the input of one job, whose id is pushed under the XCom key
-    ``job_id``, and which may not fail (``max_failed`` is for batches). What else `RunGenRunBatchOperator`
-    takes as ``inputs`` is a batch, as is an object with ``__arrow_c_stream__``, such as a data frame.
+    ``job_id``, and which may not fail (``max_failed`` is for batches). Anything else is a batch: all that
+    `RunGenRunBatchOperator` accepts as ``inputs``, and an object with ``__arrow_c_stream__``, such as a data
+    frame.
 
     The other parameters are those of `RunGenRunBatchOperator`, without ``inputs``, ``wait_for_completion``
     and ``end_from_trigger``: the function returns the input, and the task the result.
@@ -144,7 +145,7 @@ def _shown(given: Any) -> Any:
 
 def _without_inherited(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Return the arguments without those of ``default_args`` that are for other tasks, which Airflow 2 gives a
+    Return the arguments without those that ``default_args`` have for other tasks. Airflow 2 passes these to a
     mapped task, too.
 
     :raises TypeError: one of them was given to this task.
@@ -172,7 +173,7 @@ def rungen_task(
     """
     return task_decorator_factory(
         python_callable=python_callable,
-        # not inferred from the function's annotation: what it returns is not what the task returns
+        # not inferred from the annotation of the function, which does not return what the task returns
         multiple_outputs=bool(multiple_outputs),
         decorated_operator_class=RunGenDecoratedOperator,
         **kwargs,
@@ -204,7 +205,7 @@ class _RowFunction(DecoratedOperator):
     ) -> None:
         super().__init__(
             python_callable=python_callable,
-            # Airflow checks that the function takes these arguments. The first stands for the row
+            # Airflow checks these arguments against the signature of the function. The first is the row
             op_args=(None, *(op_args or ())),
             op_kwargs=op_kwargs,
             **kwargs,
@@ -281,7 +282,7 @@ def rungen_table_task(
             function=function,
             multiple_outputs=False,
             operator_class=RunGenTableDecoratedOperator,
-            # each function adds its name
+            # a copy, since each function adds its name
             kwargs=dict(kwargs),
         )
 

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class _Link(BaseOperatorLink):
-    """A link that the task pushes while it runs, so that it works before the task is over."""
+    """A link that the task pushes while it runs, so that it works before the task has ended."""
 
     name: ClassVar[str]
     key: ClassVar[str]
@@ -47,7 +47,7 @@ class RunGenResultsLink(_Link):
 
 
 class RunGenJobLink(_Link):
-    """The link to the task's job. Of many, to the first, or to the first that failed."""
+    """The link to the task's job. Of several jobs, it leads to the first that failed, or to the first."""
 
     name = "RunGen job"
     key = "rungen_job_link"

@@ -24,8 +24,8 @@ class RunGenCreateAppOperator(RunGenBaseOperator):
     """
     Create an app, and return its id.
 
-    A retry creates no second app: it finds the app of the last attempt by its
-    name. On Airflow 3.3 and later it knows that the app is its own.
+    A retry creates no second app: it finds the app of the last attempt by its name. On Airflow 3.3 and later
+    it knows that an earlier attempt created it.
 
     :param name: the app's name (templated).
     :param configuration: ``gpu_tier`` (``BASIC``, ``STANDARD`` or ``PERFORMANCE``), optionally
@@ -98,23 +98,23 @@ class RunGenDeleteAppOperator(RunGenBaseOperator):
 
 class RunGenScaleAppOperator(RunGenBaseOperator):
     """
-    Bring an app to a number of workers. Going up, wait until it is ``RUNNING``. Return the app's id.
+    Set an app's number of workers. If that scales it up, wait until it is ``RUNNING``. Return the app's id.
 
-    An app that has the number already is sent nothing. RunGen bills the app from the first worker until the
-    number is 0. `scaled_app` makes sure that it gets there.
+    Nothing is sent if the app already has the number. RunGen bills the app from the first worker until the
+    number is 0. `scaled_app` makes sure that it becomes 0.
 
     :param active_workers: the number of workers to have. 0 stops the app and its bill (templated).
     :param app_id: the app. The connection's ``app_id`` when left out (templated).
     :param only_if: how much there is to run: a number, or a boolean. With 0, ``False`` or ``None`` the app
         is left as it is (templated, or a task's ``.output``).
     :param rungen_conn_id: the Airflow connection (templated).
-    :param wait_until_running: going up, wait until the app is ``RUNNING``.
+    :param wait_until_running: after scaling up, wait until the app is ``RUNNING``.
     :param deferrable: wait in the triggerer, without a worker slot.
     :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param poll_interval: seconds between two polls.
     :param timeout: seconds that the app may take to be ``RUNNING``.
-    :param scale_down_on_failure: restore the number of workers that the app had when it is not ``RUNNING`` in
-        time, or when the task fails or is killed or cleared on the way.
+    :param scale_down_on_failure: restore the earlier number of workers if the app is not ``RUNNING`` in time,
+        or if the task fails, is killed or is cleared before.
     """
 
     template_fields: Sequence[str] = ("app_id", "active_workers", "only_if", "rungen_conn_id")
@@ -139,7 +139,7 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
 
     def execute(self, context: Context) -> str:
         """
-        Set the number of workers, and wait for the app.
+        Set the number of workers, and wait for the app if asked to.
 
         :return: the app's id.
         """
@@ -167,13 +167,13 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
 
 class RunGenScaleDownOperator(RunGenBaseOperator):
     """
-    The teardown of `scaled_app`: scale the app to zero, if this run has scaled it up, and push its ``bill``.
+    The teardown of `scaled_app`: scale the app to zero if this run scaled it up, and push its ``bill``.
 
     :param app_id: the app. The connection's ``app_id`` when left out (templated).
     :param scale_up_task_id: the task that scaled it up.
     :param rungen_conn_id: the Airflow connection (templated).
     :param drain: wait until the app's own counters report no queued or running job.
-    :param drain_timeout: seconds that may take. Then the app is scaled down all the same.
+    :param drain_timeout: seconds to wait for that at most. Then the app is scaled down anyway.
     :param keep_if_busy: leave the app up when its counters report jobs.
     :param price: what a worker costs, such as ``1.20 USD/h``. The connection's ``price`` when left out
         (templated).
@@ -203,9 +203,9 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
 
     def execute(self, context: Context) -> None:
         """
-        Scale the app to zero, and see that it reports so.
+        Scale the app to zero, and wait until it reports that.
 
-        :raises RunGenAppError: it may still have workers, and be billed. A retry may always help.
+        :raises RunGenAppError: it may still have workers, and be billed. It is always retryable.
         """
         from airflow_provider_rungen.execution.apps.scale_down import ScaleDownRun
 
@@ -248,8 +248,8 @@ class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
         """
         Scale down the apps that are idle.
 
-        :return: what was idle.
-        :raises RunGenAppError: an app may be idle, and billed. The others are dealt with.
+        :return: the apps that were idle.
+        :raises RunGenAppError: an app could not be polled or scaled down, and may be billed. The others were.
         """
         from airflow_provider_rungen.execution.apps.scale_down import IdleAppsRun
 

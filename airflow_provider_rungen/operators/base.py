@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Airflow's own limit of a deferral explains nothing, so it comes only when ours did not.
+# Airflow's own timeout of a deferral names no cause, so it is later than ours.
 DEFERRAL_GRACE = timedelta(minutes=10)
 DEFAULT_DEFERRABLE: bool = conf.getboolean("operators", "default_deferrable", fallback=False)
-# The template fields of operators that may buy many jobs.
+# The template fields of operators that run many jobs.
 LIMITS = ("limit", "max_jobs", "max_cost")
 APP_LINKS = (RunGenResultsLink(), RunGenAppLink())
 JOB_LINKS = (RunGenResultsLink(), RunGenJobLink(), RunGenAppLink())
@@ -48,7 +48,7 @@ class RunGenBaseOperator(BaseOperator):
     ui_color = "#e8e4ff"
 
     _run: TaskRun[Any] | None = None
-    # a kill may come before there is a run: while Airflow renders the templates, for one
+    # a kill may come before there is a run, for example while Airflow renders the templates
     _is_killed = False
 
     if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class RunGenBaseOperator(BaseOperator):
         super().__init__(**kwargs)
 
     def _start(self, run: Run) -> Run:
-        """Make a run the one that a kill ends."""
+        """Register a run as the one that a kill ends, and return it."""
         if self._run is not None:
             run.links = self._run.links
         run.guard.is_killed |= self._is_killed
@@ -76,13 +76,13 @@ class RunGenBaseOperator(BaseOperator):
         return run
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after a deferral. When Airflow ended it without an event, nothing is left behind."""
+        """Resume after a deferral. If Airflow ended it without an event, clean up first."""
         if next_method == "__fail__":
             self._end_deferral(context, str((next_kwargs or {}).get("error") or "unknown"))
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _end_deferral(self, context: Context, reason: str) -> None:
-        """Undo what a deferral left behind that Airflow ended without an event."""
+        """Clean up after a deferral that Airflow ended without an event."""
 
     @property
     def links(self) -> dict[str, str]:
@@ -90,7 +90,7 @@ class RunGenBaseOperator(BaseOperator):
         return {} if self._run is None else self._run.links
 
     def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
-        """Render templates; those of a ledger in a copy, since Airflow would render tasks' own in place."""
+        """Render templates. Those of a ledger are rendered in a copy, since tasks may share the ledger."""
         from airflow_provider_rungen.ledger import Ledger
 
         if isinstance(content, Ledger):
@@ -98,7 +98,7 @@ class RunGenBaseOperator(BaseOperator):
         return super().render_template(content, *args, **kwargs)
 
     def on_kill(self) -> None:
-        """Clean up what was begun, and end the task."""
+        """Cancel or undo what the task began, and end it."""
         self._is_killed = True
         if self._run is not None:
             self._run.guard.kill()
@@ -186,15 +186,13 @@ def check_deferrable(*, deferrable: bool, wait_for_completion: bool, kwargs: Ope
 
 
 def find_job_sources(*values: Any) -> list[str]:
-    """Return the ids of the tasks of this provider whose output stands in values."""
+    """Return the ids of this provider's tasks whose ``.output`` is in values."""
     tasks = (task for value in values for task, _ in XComArg.iter_xcom_references(value))
     return list(dict.fromkeys(task.task_id for task in tasks if is_of_provider(task)))
 
 
 def is_of_provider(task: Any) -> bool:
     """Return whether a task of a DAG, mapped or not, is of this provider."""
-    from airflow_provider_rungen.operators.base import RunGenBaseOperator
-
     return issubclass(_class_of(task), RunGenBaseOperator)
 
 
@@ -209,7 +207,7 @@ def _class_of(task: Any) -> Any:
 
 
 def job_sources_of(task: Any) -> Sequence[str]:
-    """Return the tasks of this provider whose outputs a task of a DAG, mapped or not, is given as jobs."""
+    """Return the tasks of this provider that run the jobs of a task of a DAG, mapped or not."""
     if not hasattr(task, "iter_mapped_dependencies"):
         return cast("Sequence[str]", task.job_sources)
     return find_job_sources(task.partial_kwargs.get("job_id"), task.expand_input)
@@ -217,7 +215,7 @@ def job_sources_of(task: Any) -> Sequence[str]:
 
 def follow_job_sources(task: RunGenBaseOperator, context: Context) -> None:
     """
-    Set the app and connection of a task that names none to those of the tasks that ran its jobs.
+    Set the app and the connection, unless the task names them, to those of the tasks that ran its jobs.
 
     :raises AirflowFailException: the jobs are of several apps.
     """
@@ -235,14 +233,16 @@ def follow_job_sources(task: RunGenBaseOperator, context: Context) -> None:
 
 
 def _sources_of_mapped(task: RunGenBaseOperator) -> Sequence[str]:
-    """Return the sources of a task that was made of a mapped one, which got ids in place of outputs."""
+    """Return the sources of one task of a mapped task, which has ids in place of outputs."""
     definition = getattr(task.get_dag(), "task_dict", {}).get(task.task_id)
     return [] if definition is None else job_sources_of(definition)
 
 
 def _pull(ti: Any, sources: Iterable[str], name: str, parameter: str) -> str | None:
     """
-    Return what the sources pushed about themselves; if they differ, and are mapped, what the twin pushed.
+    Return the app or the connection that the sources pushed.
+
+    If the tasks of a mapped source differ, only the one with the map index of this task counts.
 
     :param name: a key of the XCom: see `page_record`.
     :param parameter: the parameter to set if they differ.
@@ -253,9 +253,8 @@ def _pull(ti: Any, sources: Iterable[str], name: str, parameter: str) -> str | N
     found: set[str] = set()
     for source in sources:
         values = set(_texts(ti.xcom_pull(task_ids=source, key=PAGE_KEY), name))
-        if len(values) > 1 and ti.map_index >= 0:  # only the one of its twin, if that has pushed any
-            twin = ti.xcom_pull(task_ids=source, key=PAGE_KEY, map_indexes=ti.map_index)
-            values = set(_texts(twin, name))
+        if len(values) > 1 and ti.map_index >= 0:
+            values = set(_texts(ti.xcom_pull(task_ids=source, key=PAGE_KEY, map_indexes=ti.map_index), name))
         found |= values
     if len(found) > 1:
         raise RunGenInputError(

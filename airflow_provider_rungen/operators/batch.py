@@ -40,10 +40,10 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     """
     Run many jobs in one task, and return their ids in the order of the inputs, or what is stored of them.
 
-    Every input is checked before the first is sent. The id of an input that the service refused is ``None``.
-    The ids are pushed under the XCom key ``job_ids`` when all are submitted. At the end, the indexes of the
-    inputs that did not complete are pushed under ``failed``. A retry submits only what failed or was never
-    sent.
+    All inputs are checked before the first is sent. The id of an input that the service refused is ``None``.
+    The ids are pushed under the XCom key ``job_ids`` when all inputs are submitted. At the end, the indexes
+    of the inputs that did not complete are pushed under ``failed``. A retry submits only what failed or was
+    never sent.
 
     :param inputs: a list of JSON objects, or a URI that ``ObjectStoragePath`` can read: of a JSON Lines, CSV
         or Parquet file, of a folder of them, or with wildcards (templated).
@@ -51,7 +51,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     :param limit: take only so many inputs, the first. All when ``None`` (templated).
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
-    :param wait_for_completion: wait until all jobs are over.
+    :param wait_for_completion: wait until all jobs have ended.
     :param deferrable: wait in the triggerer, without a worker slot. Only with ``wait_for_completion``.
     :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param end_from_trigger: let a success end in the triggerer, without starting a worker again, where
@@ -138,7 +138,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
 
     def execute(self, context: Context) -> Any:
         """
-        Submit what is not submitted yet, and wait for all of it when asked to.
+        Submit the inputs that have no job yet, and wait for all jobs if asked to.
 
         :return: in the order of the inputs, the ids of the jobs, or with ``destination`` their small
             manifests. ``None`` for an input that was refused, or with ``destination`` that failed.

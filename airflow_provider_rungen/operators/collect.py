@@ -33,10 +33,11 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     """
     Return the results of jobs, or store their outputs. One id gives one result, a list gives a list in order.
 
-    Without ``destination``, the result itself is returned. That of an image model holds signed URLs, which
-    whoever can read the XCom can open for seven days. A result that XCom cannot hold fails permanently.
+    Without ``destination``, the result itself is returned. The result of an image model has signed URLs.
+    Anyone who can read the XCom can open them for seven days. A result that is too large for XCom fails the
+    task permanently.
 
-    With ``destination``, every file whose URL is in a result is stored as
+    With ``destination``, each file whose URL is in a result is stored as
     ``{destination}/{job_id}/{n}-{name}``. ``{destination}/{job_id}/manifest.json`` describes the job: its
     input, times, result (with what was stored in place of the URLs), and of each file its size, SHA-256 and
     content type. A small manifest is returned: ``{"job_id", "manifest": uri, "outputs": [{"uri", "size",
@@ -55,7 +56,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         given, or else the connection's ``app_id``.
     :param rungen_conn_id: the Airflow connection (templated). When left out, that of the task whose
         ``.output`` is given.
-    :param wait_for_completion: wait until the jobs are over. Without it, a job that is not over is an error.
+    :param wait_for_completion: wait until the jobs have ended. Otherwise, one that has not is an error.
     :param deferrable: wait in the triggerer, without a worker slot.
     :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param poll_interval: seconds between two polls.
@@ -114,7 +115,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         """
         Collect the results, after the wait if there is one.
 
-        :return: the result or small manifest, or the list of them; or what the results table has.
+        :return: the result or small manifest, or the list of them; or the counts of the results table.
         """
         return self._collect_run(context).run(self.job_id)
 
@@ -122,7 +123,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         """
         Collect the results after the wait in the triggerer.
 
-        :return: the result or small manifest, or the list of them; or what the results table has.
+        :return: see `execute`.
         """
         return self._collect_run(context).run(self.job_id, event)
 

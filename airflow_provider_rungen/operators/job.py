@@ -36,10 +36,10 @@ class RunGenRunJobOperator(RunGenBaseOperator):
     """
     Run a job: submit it, push its id under the XCom key ``job_id`` at once, and return the id.
 
-    :param input: a JSON object (a dict), as the app's model wants it (templated, nested values too).
+    :param input: a JSON object (a dict), as the app's model expects it (templated, nested values too).
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
-    :param wait_for_completion: wait until the job is over, and fail when it failed or was canceled.
+    :param wait_for_completion: wait until the job has ended, and fail if it failed or was canceled.
     :param deferrable: wait in the triggerer, without a worker slot. Only with ``wait_for_completion``.
     :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param end_from_trigger: let a success end in the triggerer, without starting a worker again, where
@@ -89,7 +89,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
 
     def execute(self, context: Context) -> str:
         """
-        Submit the job, or resume that of an earlier attempt, and wait for it when asked to.
+        Submit the job, or resume that of an earlier attempt, and wait for it if asked to.
 
         :return: the job's id.
         """
@@ -130,7 +130,7 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
         given, or else the connection's ``app_id``.
     :param rungen_conn_id: the Airflow connection (templated). When left out, that of the task whose
         ``.output`` is given.
-    :param fail_if_over: fail when a job is already over.
+    :param fail_if_over: fail if a job has already ended.
     """
 
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
@@ -156,7 +156,7 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
         """
         Cancel the jobs.
 
-        :return: the ids of those that were canceled. Those already over are left out.
+        :return: the ids of those that were canceled. Those that had already ended are left out.
         """
         from airflow_provider_rungen.execution.cancel import CancelRun
         from airflow_provider_rungen.execution.task.options import RunOptions

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
     from airflow_provider_rungen.parameters import Duration, ScaleUpArguments
 
-# What the DAG's default_args must not decide: whether, when and how often an app is scaled down.
+# The DAG's default_args must not decide whether, when and how often an app is scaled down.
 _OWN_POLICY: dict[str, Any] = {
     "retries": 10,
     "retry_delay": timedelta(seconds=30),
@@ -42,7 +42,7 @@ _OWN_POLICY: dict[str, Any] = {
     "max_active_tis_per_dagrun": None,
     "priority_weight": 1000,
 }
-# A task that needs no worker must have none of these.
+# Airflow ends a task without a worker only if it has none of these.
 _NO_WORKER: dict[str, Any] = {
     "on_execute_callback": None,
     "on_success_callback": None,
@@ -75,7 +75,7 @@ class RunGenNoOpOperator(BaseOperator):
     def execute(self, context: Context) -> None: ...
 
 
-# Tasks of the provider that report no jobs.
+# Tasks of this provider that have no jobs.
 _WITHOUT_JOBS = (RunGenScaleAppOperator, RunGenScaleDownOperator)
 
 
@@ -85,21 +85,21 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
 
     It puts the tasks of the block into a group ``{name}_is_up``, which does not change their ids. The group
     begins with a setup, ``{name}_up`` (*billing starts*), and ends with its teardown, ``{name}_down``
-    (*billing ends*). After it, ``{name}_end`` fails the run when one of the two failed. In a task group of
-    yours there is no other group. Tasks of the block wait for the app to be ``RUNNING``. The app waits for
-    what the first of them wait for.
+    (*billing ends*). After it, ``{name}_end`` fails the run if one of the two failed. Within a task group of
+    yours, no group is added. Tasks of the block wait for the app to be ``RUNNING``. The app is scaled up
+    after the tasks that the first tasks of the block wait for.
 
-    The target of ``as`` has the operators as ``up`` and ``down``.
+    ``with scaled_app(…) as app:`` has the two operators as ``app.up`` and ``app.down``.
 
     :param app_id: the app. The connection's ``app_id`` when left out (templated, or a task's ``.output``).
     :param active_workers: the number of workers to have (templated).
     :param only_if: how much there is to run: a number of rows, or a boolean. With 0, ``False`` or ``None``
-        the app stays down, and the tasks of the block run all the same (templated, or a task's ``.output``).
+        the app stays down, and the tasks of the block run anyway (templated, or a task's ``.output``).
     :param name: the prefix of its task ids. A second one in a DAG gets a number.
     :param rungen_conn_id: the Airflow connection (templated).
     :param drain: before scaling down, wait until the app's counters report no queued or running job.
-    :param drain_timeout: seconds that may take. Then the app is scaled down all the same.
-    :param keep_if_busy: do not scale down when the counters report jobs. The tasks of the block are over
+    :param drain_timeout: seconds to wait for that at most. Then the app is scaled down anyway.
+    :param keep_if_busy: do not scale down while the counters report jobs. The tasks of the block have ended
         then, so these are the jobs of others, or jobs that a task of the block did not wait for.
     :param price: what one worker costs, for the ``bill`` that ``{name}_down`` pushes to XCom: ``1.20 USD/h``,
         ``/min`` or ``/s``. The connection's ``price`` when left out (templated, or the ``.output`` of a task,
@@ -166,8 +166,8 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         self.down.as_teardown(setups=[self.up])
         # also when the setup has failed: it may have scaled up before
         self.down.trigger_rule = TriggerRule.ALL_DONE
-        # Were the teardown itself to fail the run, Airflow would look at no task before it any more, and a
-        # run whose tasks failed would be green. A teardown, for it is not skipped in a run marked failed.
+        # If `down` failed the run by itself, Airflow would ignore the tasks before it, and a run whose tasks
+        # failed would succeed. `end` is a teardown, so that it is not skipped in a run marked failed.
         self.end.as_teardown(on_failure_fail_dagrun=True)
         self.end.trigger_rule = TriggerRule.NONE_FAILED
         self.end.set_upstream([self.up, self.down])
@@ -185,7 +185,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         for task in inside.values():
             if not task.upstream_task_ids & inside.keys():
                 for before in task.upstream_list:
-                    # one that waits for a task inside cannot come before it
+                    # a task that waits for one of the block cannot come before the block
                     if not before.get_flat_relative_ids(upstream=True) & inside.keys():
                         self.up.set_upstream(before)
                 self.up.set_downstream(task)
@@ -195,7 +195,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         self._bill_jobs_of(inside)
 
     def _bill_jobs_of(self, inside: Mapping[str, Any]) -> None:
-        """Hand the tasks to the bill. Those of a block inside this one are on the bill of its own app."""
+        """Pass the tasks to the bill. The tasks of an inner block are on the bill of that block."""
         inner = [task for task in inside.values() if isinstance(task, RunGenScaleDownOperator)]
         billed = {task_id for down in inner for task_id in down.jobs_of}
         tasks = {
@@ -208,7 +208,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         self.down.jobs_of = {task_id: of for task_id, of in jobs_of.items() if not billed.issuperset(of)}
 
     def _add_end(self) -> str:
-        """Add the last task, and return the prefix, which the DAG (or the task group) does not have yet."""
+        """Add the last task, and return a prefix that is free in the DAG, or in the task group."""
         for number in range(1, 100):
             name = self._name if number == 1 else f"{self._name}_{number}"
             with contextlib.suppress(DuplicateTaskIdFound):
@@ -223,7 +223,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         return name
 
     def _make_group(self, name: str) -> AbstractContextManager[Any]:
-        """Return the group of the block, or nothing to enter if a group of the user's is around it."""
+        """Return the group of the block, or a null context within a group of the user."""
         outer: Any = self.end.task_group
         if outer is not None and outer.group_id and outer.prefix_group_id:
             return contextlib.nullcontext()
@@ -231,7 +231,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
 
 
 def _runners_of(task: Any, runners: set[str]) -> Sequence[str]:
-    """Return the tasks that run the jobs of a task: of a collector, all before it if no ``.output`` tells."""
+    """Return the tasks that run the jobs of a task: by its ``.output``, or else all runners before it."""
     if task.task_id in runners:
         return [task.task_id]
     before = sorted(task.get_flat_relative_ids(upstream=True) & runners)

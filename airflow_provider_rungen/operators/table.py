@@ -42,8 +42,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     """
     Run a job for each row of a table, store the outputs, and write a table of the results.
 
-    The results table has one row for each row of the source, in the same order: the key columns, the carried
-    over ``columns``, ``index``, ``status`` (``completed``, ``failed``, ``canceled``, ``refused``,
+    The results table has one row for each row of the source, in the same order: the key columns, the
+    ``columns`` of the source, ``index``, ``status`` (``completed``, ``failed``, ``canceled``, ``refused``,
     ``skipped``), ``error``, ``job_id``, ``reused``, ``outputs`` (stored URIs), ``output`` (the first),
     ``sha256`` (of the first), ``result`` (JSON text, without signed URLs), ``execution_seconds`` and
     ``created_at``. It is written atomically, also when the task fails.
@@ -182,9 +182,9 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         self._runner(context).fail_deferral(reason)
 
     def _row_function(self, context: Context) -> Callable[[dict[str, Any]], Any] | None:
-        """Return what makes the input of a row."""
+        """Return the function that makes the input of a row; ``None`` if the row is the input."""
         to_input: ToInput | None = self.to_input
-        with suppress(TypeError, ValueError):  # a function of C may have no signature
+        with suppress(TypeError, ValueError):  # a function written in C may have no signature
             if to_input is not None and "params" in [*inspect.signature(to_input).parameters][1:]:
                 return partial(to_input, params=context["params"])
         return to_input
@@ -238,13 +238,12 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
     """
     Return how many jobs `RunGenRunTableOperator` would run with the same parameters, and submit none.
 
-    The service gets a single request, for the app's model, and with no ``ledger`` none. 0 means that every
-    row is stored, skipped or refused: pass the number to `scaled_app` as ``only_if``, so that no GPU starts
-    for nothing.
+    With a ``ledger``, one request asks for the app's model. 0 means that every row is stored, skipped or
+    refused: pass the number to `scaled_app` as ``only_if``, so that no GPU starts for nothing.
 
     The XCom ``plan`` is ``{"rows", "jobs", "reused", "skipped", "seconds", "cost", "currency"}``. The jobs
     are expected to run as long as the mean of the rows that are stored, or else of up to 100 other jobs of
-    the app in the ledger. What is not known is 0, and the currency empty without a price.
+    the app in the ledger. An unknown figure is 0, and without a price the currency is empty.
 
     The parameters are those of `RunGenRunTableOperator`. ``max_jobs`` and ``max_cost`` refuse nothing here.
     """
