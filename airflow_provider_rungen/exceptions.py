@@ -189,7 +189,7 @@ class RunGenNotFoundError(RunGenAPIError):
 
 
 class RunGenConflictError(RunGenAPIError):
-    """The state of the job or app does not allow it, such as canceling a job that is over (409)."""
+    """The state of the job or app does not allow it, such as canceling a job that has ended (409)."""
 
 
 class RunGenRateLimitedError(RunGenAPIError):
@@ -238,7 +238,7 @@ class RunGenJobCanceledError(RunGenJobError):
 
 
 class RunGenJobTimeoutError(RunGenJobError, TimeoutError):
-    """The job was not over in the time it was given."""
+    """The job did not end in time."""
 
     default_hint = "Raise timeout or execution_timeout if it needs longer"
 

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds that a request may take for a task that is killed.
+# Seconds between two look-ups of the Airflow connection while RunGen refuses its key.
+LOOK_UP_EVERY = 5.0
+# Seconds that a request of a killed task may take.
 KILL_REQUEST_TIMEOUT = 15.0
 _REFUSED = (401, 403)
 
@@ -44,19 +46,17 @@ class FlowHook(BaseHook):
     since the key may have been replaced.
 
     :param rungen_conn_id: the Airflow connection.
-    :param renew_every: seconds that pass at least between two look-ups after a refusal.
     :param transport: answers the requests in place of RunGen.
     """
 
     #: The transport of hooks that are given none. Tests set it, for operators and triggers.
     transport: Transport | None = None
 
-    def __init__(self, rungen_conn_id: str, renew_every: float, transport: Transport | None = None) -> None:
+    def __init__(self, rungen_conn_id: str, transport: Transport | None = None) -> None:
         super().__init__()
         if transport is not None:
             self.transport = transport
         self.rungen_conn_id = rungen_conn_id
-        self._renew_every = renew_every
         self._renew_from = 0.0
         self._settings: Settings | None = None
         self._is_of_environment = False
@@ -65,7 +65,7 @@ class FlowHook(BaseHook):
         # requests may be in flight on those before the last one
         self._async_senders: list[tuple[Settings, AsyncSender | AsyncInjectedSender]] = []
         self._background: set[asyncio.Task[Any]] = set()
-        #: Called before each request, and again and again while waiting. An error of it ends the call.
+        #: Called before each request, and often while waiting. An error that it raises ends the call.
         self.checkpoint: Callable[[], None] | None = None
         #: Returns whether the caller has to end soon. A request in flight then gets one more second.
         self.is_interrupted: Callable[[], bool] | None = None
@@ -115,12 +115,12 @@ class FlowHook(BaseHook):
         return settings
 
     def _is_outdated(self, settings: Settings, refused: Settings | None) -> bool:
-        """Return whether to look up again. Of many requests that are refused, one is enough."""
+        """Return whether to look up the connection again: once, even if many requests are refused."""
         if not is_allowed(settings, is_of_environment=self._is_of_environment):
             return True
         is_due = settings is refused and time.monotonic() >= self._renew_from
         if is_due:
-            self._renew_from = time.monotonic() + self._renew_every
+            self._renew_from = time.monotonic() + LOOK_UP_EVERY
         return is_due
 
     def _read(self, conn: Connection) -> Settings:
@@ -136,7 +136,7 @@ class FlowHook(BaseHook):
         return settings
 
     def _adopt(self, settings: Settings) -> Settings:
-        """Use settings from now on, unless they are as before: others may hold connections of those."""
+        """Use these settings from now on. Equal ones are not replaced: senders compare them by identity."""
         if self._settings is None or settings != self._settings:
             if self._settings is not None:
                 log.info("Airflow connection %r has changed: using its new settings", self.rungen_conn_id)
@@ -177,7 +177,7 @@ class FlowHook(BaseHook):
 
     @classmethod
     def get_connection(cls, conn_id: str) -> Connection:
-        """Return a connection: in a test that of its emulator, whatever a secrets backend has."""
+        """Return a connection; in a test, that of its emulator, even if a secrets backend has another one."""
         return find_connection(conn_id) or super().get_connection(conn_id)
 
     @classmethod
@@ -203,7 +203,7 @@ class FlowHook(BaseHook):
         return drive(flow, send, self.sleep)
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, and call `checkpoint` again and again."""
+        """Sleep, and call `checkpoint` often."""
         for part in short_sleeps(seconds, self._check):
             time.sleep(part)
 
@@ -251,7 +251,7 @@ class FlowHook(BaseHook):
 
         :param flow: the flow.
         :param within: seconds it may take. Each request gets half of them, so that it can be repeated.
-        :param is_paced: whether the limit of requests a second applies. Their turn may come after the end.
+        :param is_paced: whether the limit of requests a second applies.
         :raises RunGenConnectionError: it took longer.
         """
         part = min(within / 2, KILL_REQUEST_TIMEOUT)
@@ -275,7 +275,7 @@ class FlowHook(BaseHook):
             finally:
                 await sender.close()
 
-        performed = begin(asyncio.run, run())  # in a thread: this one may have an event loop that runs
+        performed = begin(asyncio.run, run())  # in a thread, since an event loop may run in this one
         try:
             return performed.result(within + 0.5)
         except TimeoutError:
@@ -327,7 +327,7 @@ class FlowHook(BaseHook):
             self._sender = None
 
     async def aclose(self) -> None:
-        """Close the connections of the asynchronous calls, and end what continues in the background."""
+        """Close the connections of the asynchronous calls, and end what runs in the background."""
         unfinished, senders = list(self._background), self._async_senders
         self._async_senders, self._lookup_lock = [], asyncio.Lock()  # another event loop may come
         for task in unfinished:

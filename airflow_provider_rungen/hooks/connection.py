@@ -42,7 +42,7 @@ def read_connection(conn: Connection, conn_id: str) -> Settings:
         key = _read_key(conn)
         for name in ("app_url", "job_url"):
             if key in unquote(extra.get(name, "")):
-                raise _FieldError(f"{_label(name)} holds the API key, and everybody would see it")
+                raise _FieldError(f"{_label(name)} holds the API key, and everybody could see it")
         base_url = _read_base_url(conn, allow_http=extra.pop("allow_http", False))
     except _FieldError as error:
         raise RunGenConfigError(f"Airflow connection {conn_id!r}: {error}") from None
@@ -248,10 +248,10 @@ _EXTRAS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-# --- tests of DAGs reach the emulator alone, whatever connections this Airflow has ----
+# --- tests of DAGs reach only the emulator, whatever connections this Airflow has ----
 
-# The test kit sets it to the URLs of its emulators, separated by spaces. No others may then be used. If there
-# are none, a service on this machine may be used that is in a connection of the environment.
+# The test kit sets it to the URLs of its emulators, separated by spaces. Then no other service may be used.
+# If it is empty, only a service on this machine may be used, in a connection of the environment.
 EMULATORS = "RUNGEN_EMULATOR"
 
 
@@ -283,7 +283,7 @@ def find_connection(conn_id: str) -> Connection | None:
     return found
 
 
-# --- the form of Airflow before 3.2; later versions read the data of the provider by themselves ----
+# --- the form of Airflow before 3.2. Later versions read provider.toml ----
 
 
 def form_widgets() -> dict[str, Any]:
@@ -310,7 +310,7 @@ def ui_field_behaviour() -> dict[str, Any]:
 
 
 def _draw_password(field: Any, **attributes: Any) -> Any:
-    """Draw a password field that keeps its value when other fields are edited. The library's is empty."""
+    """Draw a password field that keeps its value when other fields are edited, unlike the library's."""
     from airflow.www.views import SENSITIVE_FIELD_PLACEHOLDER
     from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget
 

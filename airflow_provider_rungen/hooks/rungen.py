@@ -19,9 +19,6 @@ from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenConnecti
 from airflow_provider_rungen.hooks.base import FlowHook
 from airflow_provider_rungen.hooks.connection import form_widgets, ui_field_behaviour
 
-# Seconds between two look-ups of the Airflow connection while RunGen refuses its key.
-LOOK_UP_EVERY = 5.0
-
 
 class RunGenHook(FlowHook):
     """
@@ -45,7 +42,7 @@ class RunGenHook(FlowHook):
     def __init__(
         self, rungen_conn_id: str = default_conn_name, *, transport: Transport | None = None
     ) -> None:
-        super().__init__(rungen_conn_id, renew_every=LOOK_UP_EVERY, transport=transport)
+        super().__init__(rungen_conn_id, transport)
 
     # --- jobs ---
 
@@ -90,14 +87,14 @@ class RunGenHook(FlowHook):
         queued_timeout: float | timedelta | None = None,
     ) -> Job:
         """
-        Wait until a job is over, and return it, whether it completed or not: see ``Job.raise_for_status``.
+        Wait until a job has ended, and return it, whether it completed or not: see ``Job.raise_for_status``.
 
         :param job_id: the job.
         :param app_id: its app; the connection's ``app_id`` if omitted.
         :param poll_interval: seconds between two polls.
         :param timeout: the most seconds to wait; ``None`` for no limit.
         :param queued_timeout: the most seconds that the job may stay queued; ``None`` for no limit.
-        :raises RunGenJobTimeoutError: the job is not over in time; it continues to run.
+        :raises RunGenJobTimeoutError: the job has not ended in time; it continues to run.
         :raises RunGenJobQueuedTimeoutError: it stayed queued; it continues to wait.
         :raises RunGenError: RunGen refused.
         """
@@ -113,7 +110,7 @@ class RunGenHook(FlowHook):
         timeout: float | timedelta | None = 86400,  # noqa: ASYNC109 - that of wait_for_job
         queued_timeout: float | timedelta | None = None,
     ) -> Job:
-        """Wait in an event loop until a job is over, and return it; see `wait_for_job`."""
+        """Wait in an event loop until a job has ended, and return it; see `wait_for_job`."""
         app_id = await self.aresolve_app_id(app_id)
         return (await self.aperform(_wait(app_id, job_id, poll_interval, timeout, queued_timeout)))[0]
 
@@ -126,7 +123,7 @@ class RunGenHook(FlowHook):
         :param job_id: the job.
         :param app_id: its app; the connection's ``app_id`` if omitted.
         :param retry_budget: seconds after which the request is not sent again.
-        :raises RunGenConflictError: the job is already over.
+        :raises RunGenConflictError: the job has already ended.
         :raises RunGenError: RunGen refused, or could not be reached.
         """
         app_id = self.resolve_app_id(app_id)
@@ -149,12 +146,12 @@ class RunGenHook(FlowHook):
         """
         Cancel jobs in a bounded time, on connections of their own.
 
-        For a task that is killed: its usual session may be in the middle of a request.
+        For a killed task, whose usual session may be in the middle of a request.
 
         :param job_ids: the jobs.
         :param app_id: their app; the connection's ``app_id`` if omitted.
         :param within: the most seconds for all of them.
-        :return: the jobs, each with the error that kept it from being canceled, or ``None``.
+        :return: by job, ``None`` if it was canceled, or the error.
         """
         app_id = self.resolve_app_id(app_id)
         outcomes: dict[str, RunGenError | None] = {}
@@ -255,7 +252,7 @@ class RunGenHook(FlowHook):
         try:
             settings = self.settings
         except RunGenConfigError as error:
-            # the UI tests a copy of the connection, whose id would mean nothing to the user
+            # the UI tests a copy of the connection, whose id the user does not know
             return False, str(error).removeprefix(f"Airflow connection {self.rungen_conn_id!r}: ")
         try:
             with self:

@@ -1,4 +1,4 @@
-"""Questions to the service, with the API key of a connection: bounded in number and in time, and cached."""
+"""Requests to the service with a connection: bounded in number and in time, and cached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError
 from airflow_provider_rungen.hooks.base import FlowHook
-from airflow_provider_rungen.hooks.rungen import LOOK_UP_EVERY
 from airflow_provider_rungen.plugins import database
 from airflow_provider_rungen.plugins.limits import CACHE, FRESH, LASTING
 
@@ -23,7 +22,7 @@ from airflow_provider_rungen.plugins.limits import CACHE, FRESH, LASTING
 _MAX_AT_A_TIME = 12
 # A larger answer is not kept.
 _MAX_CHARS = 32_000
-# Each answer counts as so many bytes, besides what is large in it.
+# The bytes that each answer counts as, in addition to those of its input and result.
 _LEAST_BYTES = 2000
 T = TypeVar("T")
 
@@ -84,9 +83,9 @@ def _ask(
     conn_id: str, flows: Mapping[str, Flow[T]], within: float, *about: str
 ) -> dict[str, T | RunGenError]:
     """
-    Return what flows return, by name, or their errors. What was asked for lately is not asked for again.
+    Return what flows return, by name, or their errors. Recent answers come from the cache.
 
-    :param about: what they ask for.
+    :param about: what they ask for, as a part of the keys in the cache.
     """
     answers = {name: CACHE.get((conn_id, *about, name)) for name in flows}
     missing = [name for name, answer in answers.items() if answer is None]
@@ -102,7 +101,7 @@ def _ask(
             answers.update(zip(part, (yield Gather([flows[name] for name in part])), strict=True))
 
     if missing:
-        hook = PageHook(conn_id, LOOK_UP_EVERY)
+        hook = PageHook(conn_id)
         hook.checkpoint = check
         hook.perform_concurrently(ask())
     for name in missing:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 class RunGenAppSensor(RunGenBaseSensor):
     """
-    Wait until an app has a status. Where the app names none, the counts of its workers decide.
+    Wait until an app has a status. If RunGen returns none, the counts of its workers decide.
 
     ``poke_interval``, ``timeout``, ``mode``, ``soft_fail`` and the rest are Airflow's own. They hold when
     deferred, too.

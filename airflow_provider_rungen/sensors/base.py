@@ -1,4 +1,4 @@
-"""What the sensors have in common: Airflow's own loop, errors and skips, whatever mode they wait in."""
+"""What the sensors have in common: Airflow's own loop, errors and skips, in each mode."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
-    """A task that waits. What it waits for is in a run, made for each attempt."""
+    """A task that waits. An attempt is a run of its own, which knows what to wait for."""
 
     @property
     def poll_interval(self) -> float:
@@ -39,23 +39,23 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
             return None
         with run.naming_jobs(), run.guard.working():
             try:
-                # Airflow's own loop, without the guard of 2.11, which warns of an `execute` called by another
+                # unwrapped, since the decorator of Airflow 2.11 warns if another `execute` calls this one
                 return inspect.unwrap(BaseSensorOperator.execute)(self, context)
             except AirflowSensorTimeout as error:
                 if run.late is None:
                     raise
-                with self._as_sensor_timeout():  # which names what was late
+                with self._as_sensor_timeout():
                     raise run.late from error
 
     def poke(self, context: Context) -> bool:
-        """Poll once, and return whether the wait is over."""
+        """Poll once, and return whether the wait has ended."""
         run: Any = self._run or self._make_run(context)
         with self._as_sensor_timeout():
-            is_over: bool = run.poke()
-        return is_over
+            has_ended: bool = run.poke()
+        return has_ended
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
-        """Go on after the wait in the triggerer."""
+        """Resume after the wait in the triggerer."""
         with self._ending():
             self._make_run(context).complete(event, self.timeout)
 
@@ -65,7 +65,7 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
 
     @contextmanager
     def _as_sensor_timeout(self) -> Iterator[None]:
-        """Convert a time-out to the one that Airflow knows of sensors."""
+        """Convert a time-out to Airflow's ``AirflowSensorTimeout``."""
         from airflow_provider_rungen.client.texts import format_duration
 
         try:
@@ -78,7 +78,7 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
-        """Apply ``soft_fail`` and ``never_fail``, which Airflow does in its own loop only."""
+        """Apply ``soft_fail`` and ``never_fail``, which Airflow applies only in its own loop."""
         try:
             with self._as_sensor_timeout():
                 yield

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 class RunGenJobSensor(RunGenBaseSensor):
     """
-    Wait until jobs are over. Fail when one failed or was canceled.
+    Wait until jobs have ended. Fail if one failed or was canceled.
 
     ``poke_interval``, ``timeout``, ``mode``, ``soft_fail`` and the rest are Airflow's own. They hold when
     deferred, too.
@@ -87,7 +87,7 @@ class RunGenJobSensor(RunGenBaseSensor):
         self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
         if start_from_trigger and not deferrable:
             raise ValueError("start_from_trigger needs deferrable=True")
-        # on the instance alone: Airflow breaks mapped tasks of a class that says so
+        # on the instance: Airflow cannot map a class that sets it
         self.start_from_trigger = start_from_trigger and AIRFLOW_V_3_3_PLUS
         if self.start_from_trigger:
             self.start_trigger_args = self._start_arguments()
@@ -102,7 +102,7 @@ class RunGenJobSensor(RunGenBaseSensor):
     def _get_next_poke_interval(
         self, started_at: Any, run_duration: Callable[[], float], *args: Any, **kwargs: Any
     ) -> float:
-        """Poke no sooner than the service asked for, in every mode, but not beyond the end of the time."""
+        """Poke no sooner than the service asked for, in each mode, but no later than the time-out."""
         interval: float = super()._get_next_poke_interval(started_at, run_duration, *args, **kwargs)
         asked = cast("JobSensorRun", self._run).not_before - time.time() if self._run else 0.0
         return max(interval, min(asked, self.timeout - run_duration()))
@@ -110,13 +110,13 @@ class RunGenJobSensor(RunGenBaseSensor):
     # --- start_from_trigger ---
 
     def _start_arguments(self) -> StartTriggerArgs:
-        """Return what Airflow needs to begin in the triggerer."""
+        """Return the arguments with which Airflow begins in the triggerer."""
         from airflow.triggers.base import StartTriggerArgs
 
         ends = self.end_from_trigger and not self.outlets and self.result_schema is None
         return StartTriggerArgs(
             trigger_cls="airflow_provider_rungen.triggers.RunGenJobTrigger",
-            # those that are named as the sensor's template fields are rendered in the triggerer
+            # the triggerer renders those with the names of the sensor's template fields
             trigger_kwargs={
                 "rungen_conn_id": self._origin("rungen_conn_id", DEFAULT_CONN_ID, "connection"),
                 "app_id": self._origin("app_id", None, "app"),
@@ -133,9 +133,9 @@ class RunGenJobSensor(RunGenBaseSensor):
 
     def _origin(self, name: str, default: Any, key: str) -> Any:
         """
-        Return the app or connection of the jobs: what is left out is that of the task that ran them.
+        Return the app or the connection; if left out, that of the task that ran the jobs.
 
-        :param key: what it is in the XCom of that task.
+        :param key: its key in the XCom of that task.
         """
         from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
@@ -149,7 +149,7 @@ class RunGenJobSensor(RunGenBaseSensor):
 
     def _as_template(self, name: str, value: Any) -> Any:
         """
-        Return a value as the triggerer can render it: it knows templates, but no ``.output``.
+        Return a value as a template, since the triggerer renders templates, but no ``.output``.
 
         :raises ValueError: it cannot be rendered there.
         """

@@ -34,7 +34,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     :param poll_interval: seconds between two polls.
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral.
-    :param raised: what to restore when a user marks or clears the task, as `ScaleRecord.to_json`.
+    :param raised: the number of workers to restore if a user marks or clears the task: see `ScaleRecord`.
     """
 
     rungen_conn_id: str = RunGenHook.default_conn_name
@@ -66,10 +66,10 @@ class RunGenAppTrigger(RunGenBaseTrigger):
         if raised is None:
             return
         if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
-            log.info("Left to the attempt that waits for it %s", format_ids(raised.app_id))
+            log.info("Not scaled down: another attempt waits for the app %s", format_ids(raised.app_id))
             return
         await hook.asettings()
         within = base.CANCEL_TIME * 0.8
         flow = restore_workers(raised, within=within)
-        # a question without an answer must not take all the time
+        # a request without an answer must not take all the time
         await asyncio.to_thread(hook.perform_with_deadline, flow, within=within)

@@ -21,7 +21,7 @@ from airflow_provider_rungen.hooks.rungen import RunGenHook
 
 log = logging.getLogger(__name__)
 
-# Airflow loses a deferred task whose trigger fires while the deferring process is still going down
+# Airflow loses a deferred task whose trigger fires before the process that deferred it has exited
 # (apache/airflow #72716, #71580).
 SETTLING_TIME = 6.0
 # Airflow gives on_kill 30 s.
@@ -31,11 +31,7 @@ _kills: set[asyncio.Task[None]] = set()
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class RunGenBaseTrigger(BaseTrigger):
-    """
-    What the triggers have in common: when they fire, that they never raise, and what a kill does.
-
-    The fields of a trigger are its arguments.
-    """
+    """A trigger whose fields are its arguments."""
 
     rungen_conn_id: str
     app_id: str | None
@@ -50,7 +46,7 @@ class RunGenBaseTrigger(BaseTrigger):
         return f"airflow_provider_rungen.triggers.{type(self).__name__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        # the deferral is over, so a later time shows that the clock of the worker is ahead of this one
+        # a deferral in the future means that the clock of the worker is ahead of this one
         self._clock_skew = max(self.deferred_at - time.time(), 0.0)
         try:
             event = await self._event()
@@ -62,7 +58,7 @@ class RunGenBaseTrigger(BaseTrigger):
         yield self._fired(event)
 
     def _local_time(self, at: float) -> float:
-        """Return a time by the clock of the worker as this clock shows it, as far as that is known."""
+        """Convert a time by the clock of the worker to a time by this clock, as far as the skew is known."""
         return at - self._clock_skew
 
     async def _event(self) -> dict[str, Any]:
@@ -87,10 +83,10 @@ class RunGenBaseTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """
-        Undo what a kill makes useless, if the task is really no longer deferred.
+        Undo what a kill makes useless, if the task is no longer deferred.
 
-        A trigger that ends because the triggerer stops, or because it moved to another one, leaves its task
-        deferred, and it is still waited for.
+        A trigger also ends if its triggerer stops, or if it moves to another one. Then the task is still
+        deferred, and nothing is undone.
         """
         if not self._has_undo:
             return
@@ -98,7 +94,7 @@ class RunGenBaseTrigger(BaseTrigger):
         _kills.add(work)
         work.add_done_callback(_kills.discard)
         while not work.done():
-            # Airflow cancels an ending trigger again each second, on_kill included (seen on 3.3.2)
+            # Airflow cancels an ending trigger each second, in on_kill, too (seen on 3.3.2)
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(work)
 
@@ -111,7 +107,7 @@ class RunGenBaseTrigger(BaseTrigger):
         try:
             state = await ask_airflow(attempts.task_state, self.task_instance)
         except Exception:
-            log.exception("The state of the task is not known: RunGen is left as it is")
+            log.exception("Could not read the state of the task: nothing is canceled or scaled down")
             return
         try:
             async with asyncio.timeout(CANCEL_TIME), RunGenHook(self.rungen_conn_id) as hook:
@@ -120,7 +116,7 @@ class RunGenBaseTrigger(BaseTrigger):
             log.error("%s: %s", self._remains(), str(error) or type(error).__name__)
 
     def _remains(self) -> str:
-        """Describe what may still run or be billed when it could not be undone."""
+        """Return what may still run or be billed if it could not be undone, for the log."""
         raise NotImplementedError
 
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 class RunGenIdleAppTrigger(BaseEventTrigger):
     """
-    Watches apps for as long as it lives, and scales each to zero that is idle. For an ``AssetWatcher``.
+    Watches apps without end, and scales each idle one to zero. For an ``AssetWatcher``.
 
     An app is idle if it has workers and, at each poll for ``idle_for``, its counters report that no job is
     queued or running, none has ended, and no worker is running or initializing. An app whose counters are
@@ -66,7 +66,7 @@ class RunGenIdleAppTrigger(BaseEventTrigger):
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        # here, since DAG files import this module, too
+        # imported here, since DAG files import this module, too
         from airflow_provider_rungen.hooks.rungen import RunGenHook
 
         events: asyncio.Queue[IdleEvent] = asyncio.Queue()
@@ -81,7 +81,7 @@ class RunGenIdleAppTrigger(BaseEventTrigger):
                 await asyncio.gather(*loops, return_exceptions=True)
 
     async def _watch(self, hook: RunGenHook, app_id: str, events: asyncio.Queue[IdleEvent]) -> None:
-        """Poll an app again and again. One that does not answer must not hold up the others."""
+        """Poll an app without end, so that one without an answer does not delay the others."""
         watch = IdleWatch(app_id, self.idle_for)
         outages, state = Outages(log_line), PollState(0.0)
         while True:
@@ -95,5 +95,5 @@ class RunGenIdleAppTrigger(BaseEventTrigger):
                 outages.note_answer(state, time.time())
                 if event is not None:
                     events.put_nowait(event)
-            # a service that asks for a longer pause gets it
+            # the service may ask for a longer pause
             await asyncio.sleep(max(self.poll_interval, state.not_before - time.time()))

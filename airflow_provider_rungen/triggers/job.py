@@ -1,4 +1,4 @@
-"""The trigger that waits for jobs, and yields one small event: the task goes on. No URLs."""
+"""The trigger that waits for jobs, and yields one small event without URLs."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Each time a trigger fires, a worker starts: for a part of the jobs, once in so many seconds.
+# Seconds after a deferral until an event about some of the jobs, since each event starts a worker.
 MIN_ROUND_TIME = 60.0
-# In the first part of CANCEL_TIME, the next attempt may resume the jobs of this one.
+# Seconds for the next attempt to resume the jobs of this one. They are a part of CANCEL_TIME.
 RESUME_TIME = 8.0
-# The states of a task that no attempt follows. One that was cleared has none at first.
+# The states after which no attempt follows. A task that was cleared has no state at first.
 _ENDED = (
     TaskInstanceState.SUCCESS,
     TaskInstanceState.FAILED,
@@ -51,17 +51,17 @@ _ENDED = (
     TaskInstanceState.UPSTREAM_FAILED,
     TaskInstanceState.REMOVED,
 )
-# A line of the log names no more jobs.
+# Jobs that a log line names at most.
 _MAX_LISTED = 100
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class RunGenJobTrigger(RunGenBaseTrigger):
     """
-    Waits until jobs are over, however they end, or until it is worth a worker to look at them.
+    Waits until jobs have ended, however they end, or until enough have ended to start a worker.
 
     The event is ``{"outcome": "go on", "app_id", "ended": "0-499,502", "in_flight"}``, with positions in
-    ``job_id``. It is a hint: a worker looks at the jobs itself. If the wait fails, it is
+    ``job_id``. It is a hint: a worker polls the jobs itself. If the wait fails, it is
     ``{"outcome": "error", "app_id", "error"}``, with the error as `error_to_json` returns it.
 
     :param rungen_conn_id: the Airflow connection.
@@ -118,10 +118,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         job_ids = [job_id for job_id in parse_known_job_ids(self.job_id) if job_id not in shared]
         kept = await self._wanted(job_ids, state)
         if kept:
-            log.info(
-                "Left jobs to the attempt that waits for them: %s",
-                ", ".join(kept[:_MAX_LISTED]),
-            )
+            log.info("Not canceled, since another attempt waits: jobs %s", ", ".join(kept[:_MAX_LISTED]))
         app_id = await hook.aresolve_app_id(self.app_id)
         rest = [job_id for job_id in job_ids if job_id not in set(kept)]
         await gather_limited(partial(self._cancel, hook, app_id), rest)
@@ -147,7 +144,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 if pushed is not None:
                     return [job_id for job_id in job_ids if job_id in pushed or self.attempt in pushed]
                 if state == TaskInstanceState.DEFERRED:
-                    return job_ids  # a sensor pushes none: it waits for the jobs of others
+                    return job_ids  # a sensor pushes none, since it waits for jobs of other tasks
             if not may_resume and not attempts.CLEAR_DISCARDS_STATE:
                 return []
             if time.monotonic() > give_up_at:
@@ -182,11 +179,11 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             for key, value in self._link_values(settings, app_id, job_ids).items():
                 place = {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id}
                 await XCom.aset(key, value, **place, map_index=ti.map_index)
-        except Exception as error:  # a task is not to fail for its links
+        except Exception as error:  # a task must not fail because of its links
             log.debug("Could not save the links of the task: %s", type(error).__name__)
 
     def _link_values(self, settings: Settings, app_id: str, job_ids: list[str]) -> dict[str, Any]:
-        """Return what a worker would push: the links, and what the page of the task shows."""
+        """Return what a worker would push: the links, and the record for the page of the task."""
         ti: Any = self.task_instance
         links = {
             RunGenResultsLink.key: page_url(ti),
@@ -202,7 +199,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         job_ids, now = parse_known_job_ids(self.job_id), time.time()
         hook, deferred_at = RunGenHook(self.rungen_conn_id), self._local_time(self.deferred_at)
         event["app_id"] = await hook.aresolve_app_id(self.app_id)
-        if not self.deferred_at:  # no worker has seen the task, and its connection, yet
+        if not self.deferred_at:  # no worker has pushed them
             await self._push_links(await hook.asettings(), event["app_id"], job_ids)
         deadline = self.deadline
         if deadline is None:
@@ -213,7 +210,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 job_ids,
                 poll_interval=self.poll_interval,
                 deadline=self._local_time(deadline),
-                # jobs that the task has not submitted itself are not new
+                # only jobs of this task are new
                 visible_by=deferred_at + VISIBILITY_GRACE if self.attempt else 0.0,
                 not_before=self._local_time(self.not_before),
                 queued_timeout=self.queued_timeout,
@@ -223,7 +220,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         event |= {"outcome": GO_ON} | self._found(job_ids, jobs)
 
     def _found(self, job_ids: list[str], jobs: list[Job]) -> dict[str, Any]:
-        """Return what the event says of the jobs that are over, of which there may be many."""
+        """Return the fields of the event about the jobs that have ended. There may be many."""
         for job in jobs:
             self._usage.note(job)
         ended = {job.id for job in jobs}

@@ -33,7 +33,7 @@ class _Waiter:
     :param wait: what it waits for.
     :param deadline: the time (seconds since 1970) to stop at.
     :param part_at: the time (seconds since 1970) before which a part of its jobs does not end the wait.
-    :param done: becomes ready when the wait is over.
+    :param done: becomes ready when the wait has ended.
     :param context: the context of its log.
     """
 
@@ -45,13 +45,13 @@ class _Waiter:
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
     def note(self, now: float) -> None:
-        """Note what polls have found, and end the wait if it is over."""
+        """Note what polls have found, and end the wait if there is nothing left to wait for."""
         try:
-            is_over = self.wait.note(now)
+            has_ended = self.wait.note(now)
         except RunGenError as error:
             self.end(error)
             return
-        if is_over and (not self.wait.waiting or self.wait.goal.is_broken or now >= self.part_at):
+        if has_ended and (not self.wait.waiting or self.wait.goal.is_broken or now >= self.part_at):
             self.end()
         else:
             self.wait.log_progress(self.say, now)
@@ -100,14 +100,14 @@ class SharedPoller:
         part_at: float = 0.0,
     ) -> list[Job]:
         """
-        Wait until all jobs have finished, however they ended; return them in order, without results.
+        Wait until all jobs have ended, however they ended; return them in order, without results.
 
         :param poll_interval: seconds between two polls.
         :param deadline: the time (seconds since 1970) to stop at.
         :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
         :param not_before: the time (seconds since 1970) before which the service asked not to be polled.
         :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
-        :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
+        :param goal: what to wait for, if not for all jobs. Only those that have ended are returned.
         :param part_at: the time (seconds since 1970) before which a part of the jobs does not end the wait.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
@@ -120,7 +120,7 @@ class SharedPoller:
         waiter = _Waiter(wait, deadline, part_at, log_of(len(wait.waiting) > COUNTER_THRESHOLD))
         self._waiters.add(waiter)
         if self._task is None:
-            # in an empty context: what it logs belongs to no waiter alone
+            # in an empty context, since its log lines belong to several waiters
             self._task = asyncio.create_task(self._run(), context=contextvars.Context())
         try:
             await waiter.done
@@ -132,7 +132,7 @@ class SharedPoller:
         return [wait.finished[job_id] for job_id in job_ids if job_id in wait.finished]
 
     def _close(self) -> None:
-        """Take no more waiters: later ones get a poller of their own."""
+        """Accept no more waiters. Later ones get a new poller."""
         pollers = _pollers.get(asyncio.get_running_loop(), {})
         if pollers.get(self._key) is self:
             del pollers[self._key]
@@ -171,7 +171,7 @@ class SharedPoller:
                 waiter.end(await self._hook.aperform(explain_timeout(self._poller, waiter.wait.waiting)))
 
     async def _poll(self, seconds_left: float = math.inf, only: Collection[str] | None = None) -> None:
-        """Poll once, and hand what was found to those that wait for it."""
+        """Poll once, and pass what was found to the waiters."""
         await self._hook.aperform(self._poller.poll_once(self._interval(), seconds_left, only))
         for waiter in list(self._waiters):
             waiter.note(time.time())
@@ -180,7 +180,7 @@ class SharedPoller:
         _gauge_size()
 
     def _log(self, level: int, line: str, job_id: str | None) -> None:
-        """Log a line for everyone that it concerns."""
+        """Log a line for each waiter that it concerns."""
         for waiter in self._waiters:
             if job_id is None or job_id in waiter.wait.waiting:
                 waiter.say(level, line, job_id)

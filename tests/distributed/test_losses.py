@@ -137,7 +137,7 @@ def test_a_trigger_that_moved_is_not_taken_for_a_kill(
     finally:
         airflow.signal(late, signal.SIGCONT)
     until(lambda: TOLD_OF_A_KILL in run.log(), 60, run.log)
-    until(lambda: "Left jobs to the attempt that waits for them" in run.log(), 60, run.log)
+    until(lambda: "Not canceled, since another attempt waits" in run.log(), 60, run.log)
     assert not cancels(emulator, run)
     scale(100)
     assert run.wait_for_end() == "success"

@@ -46,7 +46,6 @@ from airflow_provider_rungen.execution.sending import log_writer, sender
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.hooks import base as hook_base
-from airflow_provider_rungen.hooks import rungen as hooks
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
@@ -825,8 +824,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten every wait, in proportion."""
     scales: list[tuple[Any, dict[str, Any]]] = [
         (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "REFUSAL_GRACE": 0.4, "RETRY_BUDGET": 1.5}),
-        (hooks, {"LOOK_UP_EVERY": 0.05}),
-        (hook_base, {"KILL_REQUEST_TIMEOUT": 0.3}),
+        (hook_base, {"LOOK_UP_EVERY": 0.05, "KILL_REQUEST_TIMEOUT": 0.3}),
         (resuming, {"CANCEL_TIME": 1.0}),
         (runner, {"VISIBILITY_GRACE": 0.4}),
         (log_writer, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
