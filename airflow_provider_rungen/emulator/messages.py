@@ -1,4 +1,4 @@
-"""What goes in and out of the service: a parsed request, whose body is checked, a reply, and a refusal."""
+"""Requests to the service, the checks of their bodies, and its replies and refusals."""
 
 from __future__ import annotations
 

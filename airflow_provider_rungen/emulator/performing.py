@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SECONDS_TO_END = 10.0
-# Seconds until the next interruption, in case that something took the first one for an error of its own.
+# Seconds until the next interruption, in case that some code caught the first one.
 _AGAIN = 5.0
 
 
@@ -39,7 +39,7 @@ class Performance:
     :param operator: its operator.
     :param context: what Airflow gives it.
     :param result: gets its events and time limits.
-    :param emulator: stands still until a deferrable task has deferred.
+    :param emulator: its clock is paused until a deferrable task has deferred.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Performance:
 
     @property
     def state(self) -> str:
-        """What it does: ``executing``, or where it waits."""
+        """``executing``, or the trigger that it waits for."""
         return "executing" if self._trigger is None else f"deferred to {type(self._trigger).__name__}"
 
     def end(self) -> None:
@@ -133,8 +133,8 @@ def _run_apart(work: Coroutine[Any, Any, T]) -> T:
     """
     Run a coroutine in an event loop in a thread, and return what it returns.
 
-    An interruption cancels it. In the main thread it would hit the loop between any two steps, and be taken
-    for the error of a callback. A triggerer is another process, too.
+    An interruption cancels it. In the main thread, an interruption could be raised in a callback of the loop,
+    which would only log it.
     """
     runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
     loop = runner.get_loop()
@@ -163,9 +163,9 @@ def _end_from_trigger(event: Any, state: str, ti: Any) -> Any:
 @contextlib.contextmanager
 def interrupting(seconds: float | None) -> Iterator[list[float]]:
     """
-    Raise ``AirflowTaskTimeout`` in the block after some seconds, and yield the times when it was.
+    Raise ``AirflowTaskTimeout`` in the block after some seconds, and yield the times when it was raised.
 
-    Only the main thread can be interrupted. If the test runner has an alarm that rings before, it stays.
+    Only the main thread can be interrupted. An earlier alarm of the test runner is kept.
 
     :param seconds: never when ``None``.
     """

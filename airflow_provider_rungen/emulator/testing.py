@@ -164,7 +164,7 @@ def _as_task_runner(operator: Any, replaced: Iterable[str]) -> Iterator[None]:
     attributes = vars(operator) if is_task(operator) else {}  # a mapped one is not changed
     names = (*operator.template_fields, "defer_after", *replaced)
     before = {name: attributes[name] for name in names if name in attributes}
-    attributes["_lock_for_execution"] = True  # or Airflow would take a rendered field for one of the DAG
+    attributes["_lock_for_execution"] = True  # or Airflow would treat a rendered field as one of the DAG
     safeguard = import_module(module).ExecutorSafeguard
     if not AIRFLOW_V_3_0_PLUS and not hasattr(safeguard._sentinel, "callers"):
         safeguard._sentinel.callers = {}  # Airflow 2 has it in the main thread alone

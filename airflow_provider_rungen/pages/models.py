@@ -1,8 +1,8 @@
 """
 What pages show of jobs, as frozen values, and in words. No Airflow, no I/O.
 
-Texts are plain text, and may come from strangers: a page escapes them. They must be redacted before, as must
-`JobView.input`: a page has no keys and no signed URLs. An ``href`` is relative, or begins with ``http``. In a
+Texts are plain and untrusted: a page escapes them. Redact them and `JobView.input` before, since a page must
+have no keys and no signed URLs. An ``href`` is relative, or begins with ``http``. In a
 relative one, escape a colon before the first slash: it would be taken for a scheme, and dropped.
 """
 
@@ -58,12 +58,12 @@ class JobView:
     :param job_id: the job's id; empty without a job.
     :param seconds: seconds of work, if known.
     :param error: why it failed.
-    :param prompt: what the model was asked, if the input has it; see `describe.find_prompt`.
+    :param prompt: what the model was asked, if the input has it; see `find_prompt`.
     :param input: the input, redacted.
-    :param facts: what else to say in few words: size, seed, …; see `describe.find_facts`.
+    :param facts: other settings, such as size and seed; see `find_facts`.
     :param outputs: its files, or the first of many.
     :param more_outputs: how many more it has.
-    :param text: the result of a model that answers with text; see `describe.find_text`.
+    :param text: the result of a model that answers with text; see `find_text`.
     :param reused: whether an earlier run paid for it.
     :param href: the page of the job; empty for none.
     """
@@ -102,7 +102,7 @@ class FailureGroup:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """
-    How far the jobs of a task are.
+    How many jobs of a task have each status.
 
     :param total: how many there are.
     :param reused: how many of ``completed`` an earlier run paid for.
@@ -122,7 +122,7 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """How many are over."""
+        """How many have ended."""
         return self.completed + self.failed + self.canceled + self.skipped
 
 
@@ -234,7 +234,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _excerpt(text: str) -> str:
-    # it takes time to redact a text, and a URL that is cut can no longer be redacted
+    # cut after it is redacted, since part of a URL is not recognized; and before, since that takes time
     text = redact(text, most=2 * MAX_TEXT)
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
@@ -245,7 +245,7 @@ def shown_text(text: Any, limit: int = 1000) -> str:
 
 
 def failure_reason(job: JobView) -> str:
-    """Return why a job failed, without what is different for each job: its id, and its app."""
+    """Return why a job failed, without its id and its app, so that equal failures have one text."""
     reason = _SAME_FOR_ALL.sub("", job.error)
     if job.job_id:
         reason = reason.replace(job.job_id, "…")

@@ -1,9 +1,9 @@
 """
 Decide which files may be shown in place. No I/O.
 
-A model's output may be anything, whatever it claims to be. Only what its first bytes prove to be a raster
-image, audio or video is shown, and plain text. What could run a script, such as SVG, HTML and PDF, and what
-is unknown is a download.
+A model's output may be anything, whatever its claimed type. Only plain text is shown, and a raster image,
+audio or video that its first bytes prove. All other files are downloads: they may run a script, as SVG, HTML
+and PDF can.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def detect(head: bytes, claimed_type: str = "", *, is_whole: bool = True) -> tup
 
 def guess(name: str, claimed_type: str = "") -> OutputKind:
     """
-    Return how to show a file whose content cannot be looked at.
+    Return how to show a file whose content is not read.
 
-    It does not decide how the file is served. An ``<img>`` runs nothing, whatever the file holds.
+    It does not decide how the file is served. An ``<img>`` runs no script, whatever the file is.
 
     :param name: its name. A suffix decides.
     :param claimed_type: what the host calls it, for a name without a suffix.

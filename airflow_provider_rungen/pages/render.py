@@ -35,7 +35,7 @@ def render_template(name: str, **values: Any) -> str:
     :param values: what the template shows.
     """
     text = _environment().get_template(name).render(values)
-    # JSON may hold half a character, which no file can
+    # JSON may have half of a surrogate pair, which UTF-8 cannot
     return text.encode("utf-8", "replace").decode()
 
 
@@ -77,7 +77,7 @@ def _environment() -> Environment:
     return environment
 
 
-# --- how values read ---
+# --- filters ---
 
 
 def safe_href(href: str) -> str:

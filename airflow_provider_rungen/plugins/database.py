@@ -87,7 +87,7 @@ def find_task(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskRec
         if (known := CACHE.get(cache_key)) is not None:
             return known  # type: ignore[no-any-return]  # the cache is untyped
         found, dag_conn_id = xcoms.find(session, place), _find_dag_connection(session, ti)
-    # in no session: a store may be slow
+    # outside of the session, since a store may be slow
     values = {stored.key: value for stored, value in zip(found, xcoms.read(found), strict=True)}
     errors = {key: value for key, value in values.items() if isinstance(value, Exception)}
     pushed = {xcoms.FIELDS.get(key, key): value for key, value in values.items() if key not in errors}
@@ -102,7 +102,7 @@ def _find_dag_connection(session: Any, ti: Any) -> str:
     """
     Return the connection that a task names in its DAG.
 
-    Airflow keeps what was rendered for the latest runs. Of older ones, the DAG itself tells.
+    Airflow has the rendered fields of the latest runs only. For older runs, the DAG has the field.
     """
     rendered = RenderedTaskInstanceFields.get_templated_fields(ti, session=session)
     if rendered is not None:
@@ -121,7 +121,7 @@ def _find_dag_connection(session: Any, ti: Any) -> str:
 
 
 def may_use_connection(user: Any, task: TaskRecord) -> bool:
-    """Return whether the page of a task may use its connection. What the task has pushed does not decide."""
+    """Return whether the page of a task may use its connection. An XCom alone is no reason to."""
     return task.page.connection == task.dag_conn_id or may_read_connection(user, task.page.connection)
 
 
@@ -147,9 +147,9 @@ def get_connection(conn_id: str) -> Connection:
     """
     Return a connection to RunGen.
 
-    It is that of Airflow's core: the SDK's look-up, which tasks use, fails in some API servers.
+    Airflow's core looks it up, since the look-up of the SDK, which tasks use, fails in some API servers.
 
-    :raises AirflowNotFoundException: there is none, or it is not one to RunGen.
+    :raises AirflowNotFoundException: there is none, or it is of another type.
     """
     conn = Connection.get_connection_from_secrets(conn_id)
     # the password of another type must not be sent as an API key

@@ -24,7 +24,7 @@ from airflow_provider_rungen.plugins.task_record import TaskRecord
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-#: Seconds until a page is sent, whatever does not answer.
+#: Seconds until a page is sent, even if something does not answer.
 PAGE_TIME = 4.0
 #: Seconds for one question to the store.
 STORE_TIME = 2.5
@@ -103,7 +103,7 @@ class Gathering:
 
     async def row_of(self, job_id: str, page: int) -> JobView | None:
         """
-        Return the row of a job, or ``None`` if it is none of the task's.
+        Return the row of a job, or ``None`` if the task has no such job.
 
         :param page: the page of the task that has it.
         :raises TooSlowError: the run log was not read in time, so that the job may be one of the task's.

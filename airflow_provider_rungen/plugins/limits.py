@@ -1,9 +1,9 @@
 """
-How much the pages read and keep in memory, and how many threads may hang for them.
+Limit how much the pages read and keep in memory, and how many of their threads may hang.
 
 Airflow serves its own pages from a pool of threads, which a service or a store that hangs must not fill. Nor
-may one user, DAG, store or connection take all of these threads: each has a limit. A thread counts until it
-ends, even if nobody waits for it any more.
+may one user, DAG, store or connection take all threads of the pages: each has a limit. A thread counts until
+it ends, even if nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ MAX_VALUES = 400_000
 FRESH = 3.0
 #: Seconds to keep what does not change.
 LASTING = 60.0
-# Threads of a pool. A DAG does not take all that a user may take who looks at it.
+# Threads of a pool. The pages of one DAG cannot take all threads of a user.
 _LIMITS: dict[Kind, int] = {"all": 48, "user": 8, "dag": 4, "store": 12, "connection": 12}
 # Seconds until it is checked again whether a thread may begin.
 _PAUSE = 0.02
 
 
 class TooLargeError(Exception):
-    """It is larger than a page needs."""
+    """A value is larger than a page needs."""
 
 
 class TooSlowError(Exception):
-    """It did not end in time."""
+    """A call did not end in time."""
 
 
 # --- memory -------------------------------------------------------------------------------------------------
 
 
 def count_values(text: str | bytes) -> int:
-    """Return the most values that a JSON text may have. It is much faster than to parse it."""
+    """Return the number of values that a JSON text has at most. This is much faster than to parse it."""
     # json.loads() holds the interpreter until it ends, and each "[]" takes 60 bytes
     marks: tuple[Any, ...] = ("[", "{", ",") if isinstance(text, str) else (b"[", b"{", b",")
     return sum(map(text.count, marks))
@@ -62,7 +62,7 @@ def parse_bounded(text: str | bytes) -> Any:
 
     :raises TooLargeError: it may have more.
     :raises ValueError: it is not JSON.
-    :raises RecursionError: it has lists in lists in lists.
+    :raises RecursionError: it is nested too deeply.
     """
     if count_values(text) > MAX_VALUES:
         raise TooLargeError
@@ -121,16 +121,16 @@ CACHE = Cache(max_size=32 << 20)
 
 _running: Counter[tuple[Pool, Kind, str]] = Counter()
 _lock = threading.Lock()
-# Whom the request that is being answered counts for.
+# What the threads of the current request are counted for.
 _charged: ContextVar[frozenset[tuple[Kind, str]]] = ContextVar("charged", default=frozenset([("all", "")]))
 
 
 def charge(kind: Kind, name: str) -> None:
     """
-    Count the threads of the rest of this request for somebody, or something, that may make them hang.
+    Count the threads of this request for a user, DAG, store or connection, from now on.
 
-    :param kind: what it is.
-    :param name: which one. Nothing is counted without.
+    :param kind: which of them it is.
+    :param name: its name. If it is empty, nothing is counted.
     """
     if name:
         _charged.set(_charged.get() | {(kind, name)})

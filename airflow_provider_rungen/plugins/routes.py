@@ -32,7 +32,7 @@ _XCOM_TIME = 2.5
 _OPEN_TIME = 4.5
 _READ_TIME = 30.0
 _MAX_PAGE = 10_000_000
-# What a tab of Airflow leaves as it is for a task without an index.
+# A tab of Airflow does not replace this for a task without an index.
 _NO_INDEX = "{MAP_INDEX}"
 _LOGGED_IN = "rungen_login"
 _NO_FILE = "This task has no such file."
@@ -63,7 +63,7 @@ async def explain_errors() -> AsyncIterator[None]:
 
 
 async def get_user(user: Annotated[Any, Depends(database.get_user)]) -> Any:
-    """Return who asks. What hangs for them counts for their share of the threads."""
+    """Return the user of a request, for whom its threads are counted."""
     charge("user", str(user.get_id()))
     return user
 
@@ -72,15 +72,14 @@ User = Annotated[Any, Depends(get_user)]
 
 
 async def gather(user: User, *, dag_id: str, run_id: str, task_id: str, map_index: str) -> Gathering:
-    """Begin to gather what a page of a task shows."""
+    """Find the task of a page, and begin to gather what the page shows."""
     began, task = time.monotonic(), None
     charge("dag", dag_id)
     index = "-1" if map_index == _NO_INDEX else map_index
     if re.fullmatch(r"-1|[0-9]{1,9}", index):
         find = functools.partial(database.find_task, dag_id, run_id, task_id, int(index))
-        # XComs that are elsewhere may hang
-        is_elsewhere = xcoms.uses_files()
-        task = await (run_within(_XCOM_TIME, "store", find) if is_elsewhere else run_in_threadpool(find))
+        in_files = xcoms.uses_files()  # which may hang
+        task = await (run_within(_XCOM_TIME, "store", find) if in_files else run_in_threadpool(find))
     if task is None:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
     charge("connection", task.page.connection)
@@ -129,11 +128,11 @@ async def _html(template: str, urls: Urls, values: dict[str, Any]) -> Response:
 
 
 async def _refuse(request: Request, error: HTTPException) -> Response:
-    """Redirect who is not logged in to the login, once, and explain to others why there is no page."""
+    """Redirect users who are not logged in to the login, once. Otherwise, explain why there is no page."""
     wants_page = "text/html" in request.headers.get("accept", "")
     if error.status_code == 401 and wants_page and _LOGGED_IN not in request.query_params:
         query = urlencode([*request.query_params.multi_items(), (_LOGGED_IN, "1")])
-        # not that of the URL, in which some characters are encoded already
+        # not the path of the URL, in which some characters are already encoded
         back = f"{quote(request.scope['path'])}?{query}"
         login = database.login_url()
         separator = "&" if "?" in login else "?"
@@ -151,7 +150,7 @@ async def send_file(
     """Send a file that a manifest names, or a range of it, from the destination that the task has pushed."""
     task = gathering.task
     is_number = number.isdecimal() and len(number) < 9
-    # the log is not read for what the task has pushed
+    # the run log is only read for jobs that the task has not pushed
     if (
         not task.page.destination
         or not is_number
@@ -217,7 +216,7 @@ async def show_app(gathering: Gathered, urls: PageUrls, app_id: str) -> Response
     return await _html("app.html", urls, await views.app_page_of_task(gathering))
 
 
-@of_task.get("")  # the last: a run may have slashes
+@of_task.get("")  # the last, since the id of a run may have slashes
 async def show_task(gathering: Gathered, urls: PageUrls, page: str = "1") -> Response:
     return await _html("task.html", urls, await views.task_page(gathering, urls, _page_number(page)))
 

@@ -25,7 +25,7 @@ from airflow_provider_rungen.runs.rows import InputState, JobState, Row, Totals
 
 #: Jobs on one page.
 PAGE_SIZE = 100
-#: The status of a job of which no more is known.
+#: The status of a job whose status is not known.
 UNKNOWN = "unknown"
 _NOT_SUBMITTED = "not submitted"
 # Of all files that one page reads.
@@ -39,7 +39,7 @@ _STATUS = {
     InputState.FAILED: "failed",
     InputState.TO_REPEAT: "failed",
 }
-_FATE_UNKNOWN = "RunGen may have created a job that nobody knows."
+_FATE_UNKNOWN = "RunGen may have created a job whose id is not known."
 _NO_LOG = (
     "there is no run log in {place}: it was removed, the task failed before it submitted anything, or "
     "[api] base_url is another one than that of the workers. This page shows what Airflow knows"
@@ -54,7 +54,7 @@ class JobRows:
     :param rows: those of the page.
     :param total: how many rows all pages have.
     :param failed: those that are known to have failed, on any page.
-    :param counts: how many of all rows have each status; empty if nobody knows.
+    :param counts: how many of all rows have each status; empty if that is not known.
     :param reused: how many of them an earlier run paid for.
     :param copies: how many rows share the job of another one, and are in none of the counts.
     :param attempt: the record of the last attempt, if the task has a run log.
@@ -125,7 +125,7 @@ def logged_rows(task: TaskRecord, page: int, within: float) -> JobRows | None:
     Return the rows of a page of a task from its log, or ``None`` while there is no log yet.
 
     :param page: its number, from 1.
-    :param within: seconds. Whoever asked waits no longer.
+    :param within: seconds that it may take.
     :raises RunGenError: there is no log, or it cannot be read.
     :raises TooSlowError: it was not read in time.
     """
@@ -149,7 +149,7 @@ class _Log:
     The log of a task in storage, as a page reads it.
 
     :param task: the task.
-    :param within: seconds. Whoever asked waits no longer.
+    :param within: seconds that reading may take.
     :raises RunGenError: it cannot be opened.
     """
 
@@ -158,7 +158,7 @@ class _Log:
         self._root = f"{RUNS}/{task.token}"
 
     def vouches(self, name: str) -> bool:
-        """Return that anybody may have written it: nothing is sent or canceled because of it."""
+        """Return ``False``: nothing is submitted or canceled because of what a page reads."""
         return False
 
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
@@ -211,7 +211,7 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
         reused=sum(row.reused for row in rows),
         attempt=attempt,
     )
-    # one that had nothing to submit has none, too
+    # an attempt that had nothing to submit has no totals, either
     if not is_counted and totals == Totals() and attempt.end is End.UNKNOWN:
         return jobs
     skipped, refused = task.page.skipped, task.page.refused

@@ -1,4 +1,4 @@
-"""What a task stored: manifests and their files. It blocks, in bounded memory."""
+"""Read what a task stored: manifests and their files. The functions block, in bounded memory."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _LOCAL = ("", "file", "local")
 
 class BoundedStorage:
     """
-    A storage of which only so much is read, for so long.
+    A storage that is read up to a number of bytes, and for a number of seconds.
 
     :param uri: the storage, as the task pushed it.
     :param max_bytes: of all files together.
-    :param within: seconds. Whoever asked waits no longer.
+    :param within: seconds that reading may take.
     :raises RunGenError: it cannot be opened.
     """
 
@@ -48,7 +48,7 @@ class BoundedStorage:
         Return the names of the files in a folder.
 
         :raises RunGenError: the storage cannot be read.
-        :raises TooSlowError: the time is over.
+        :raises TooSlowError: the time has passed.
         """
         self._check_time()
         return self.storage.list_folder(folder)
@@ -58,7 +58,7 @@ class BoundedStorage:
         Return the JSON in those of some files that exist; ``None`` for one that is too large for the page.
 
         :raises RunGenError: the storage cannot be read.
-        :raises TooSlowError: the time is over.
+        :raises TooSlowError: the time has passed.
         """
         self._check_time()
         contents = self.storage.read_all(files, _SMALL_BYTES)
@@ -90,7 +90,7 @@ def read_manifests(
     Return the manifests of jobs whose outputs are all stored.
 
     :param destination: the folder, as the task pushed it.
-    :param within: seconds. Whoever asked waits no longer.
+    :param within: seconds that it may take.
     :return: by job; ``None`` for a manifest that is too large for the page.
     :raises RunGenError: the storage cannot be read.
     :raises TooSlowError: they were not read in time.
@@ -110,7 +110,7 @@ class StoredFile(NamedTuple):
     A file that a manifest names.
 
     :param name: its name in the folder of its job.
-    :param claimed_type: its content type, as whoever served it called it.
+    :param claimed_type: its content type, according to the host that served it.
     """
 
     name: str
@@ -143,7 +143,7 @@ def find_files(destination: str, app_id: str, job_id: str, within: float) -> Seq
 
 
 def store_of(uri: str) -> str:
-    """Return what of a URI or path hangs or answers as a whole: a bucket, or what may be a mount."""
+    """Return the part of a URI or path that hangs as a whole: a bucket, or what may be a mount."""
     scheme, _, rest = uri.rpartition("://")
     return "/".join([scheme, *rest.strip("/").split("/")[: 2 if scheme in _LOCAL else 1]]) if uri else ""
 
@@ -198,7 +198,7 @@ class OpenFile:
         }
 
     def read(self) -> bytes:
-        """Return the next part, and nothing at the end. Never more than the manifest says."""
+        """Return the next part; empty at the end. It sends no more bytes than the manifest says."""
         chunk = self._head or self._opened.read(_CHUNK_BYTES)
         self._head, chunk = b"", chunk[: self._unsent]
         self._unsent -= len(chunk)
@@ -213,7 +213,7 @@ def _requested_range(header: str, size: int) -> tuple[int, int] | None:
     """
     Return the first byte and the one after the last that a ``Range`` asks for; ``None`` for the whole file.
 
-    Players of video ask so (RFC 9110, section 14). Several ranges at once are sent as the whole file.
+    Video players send it (RFC 9110, section 14). The answer to several ranges at once is the whole file.
     """
     found = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header.replace(" ", ""))
     first, last = found.groups() if found else ("", "")
@@ -227,7 +227,7 @@ def _requested_range(header: str, size: int) -> tuple[int, int] | None:
 
 
 def disposition(name: str, kind: str) -> str:
-    """Return how a browser takes a file, whose name may come from anybody."""
+    """Return the header for a file, whose name is untrusted."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
     encoded = quote(name.encode("utf-8", "replace"), safe="")
     return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{encoded}"

@@ -61,7 +61,7 @@ class Urls:
         """
         Return the page of a job, or a page below it.
 
-        :param row: the row of the job. The page of the task that has it is named, as it knows the job.
+        :param row: the row of the job, which decides the page of the task that lists it.
         """
         page = row // PAGE_SIZE + 1
         return self.task(task, "jobs", job_id, *below) + (f"?task_page={page}" if page > 1 else "")
@@ -77,7 +77,7 @@ class Urls:
         return root + path("dags", task.dag_id, "runs", task.run_id, "tasks", task.task_id, *mapped)
 
 
-# So many failures, and so many jobs that may still run, the service is asked for.
+# Failed jobs, and jobs that may still run, that a page asks the service for at most.
 _MAX_ASKED = 40
 # Files of a job on the page of its task.
 _OUTPUTS_OF_JOB = 13
@@ -87,7 +87,7 @@ _NEW_LEDGER = "The ledger {ledger} was new, so that nothing was reused."
 _UNCOUNTED = "The last attempt did not record its end, so that only the rows of this page are known."
 _TOO_MANY = "The task has too many rows to count them while it runs."
 
-#: What the service says of a job, or why it does not.
+#: The job as the service returned it, or the error; ``None`` if it was not asked.
 Answer: TypeAlias = Job | RunGenError | None
 
 
@@ -138,7 +138,7 @@ async def task_page(gathering: Gathering, urls: Urls, page: int) -> dict[str, An
 
 
 async def task_progress(gathering: Gathering) -> Progress:
-    """Return how far a task is."""
+    """Return the progress of a task."""
     task = gathering.task
     jobs = await gathering.rows(1)
     answers = await gathering.jobs(_open_jobs(task, jobs))
@@ -146,17 +146,17 @@ async def task_progress(gathering: Gathering) -> Progress:
 
 
 def _open_jobs(task: TaskRecord, jobs: JobRows) -> list[str]:
-    """Return the jobs of a page that may run. Of many, the first: a page of a task that moves asks often."""
+    """Return the jobs of a page that may run. While the task runs, its page asks often, for fewer jobs."""
     open_jobs = [row.job_id for row in jobs.rows if row.job_id and row.status == UNKNOWN]
     return open_jobs[:_MAX_ASKED] if task.is_moving else open_jobs
 
 
 def _progress(task: TaskRecord, jobs: JobRows, answers: Mapping[str, Answer]) -> Progress | None:
-    """Return how the jobs of a task ended, as far as the page, its log or Airflow knows."""
+    """Return how many jobs of a task have each status; ``None`` if that is not known."""
     counts, copies = jobs.counts, jobs.copies
     if jobs.is_whole:
         seen = Counter(_status_of(row, answers.get(row.job_id)) for row in jobs.rows)
-        # what the log knows of the end is more than what the service did not say
+        # the counts of the run log are better than rows whose status is not known
         if task.is_moving or UNKNOWN not in seen or not counts:
             counts, copies = seen, 0
     total = max(jobs.total, task.page.rows) - copies
@@ -174,7 +174,7 @@ def _progress(task: TaskRecord, jobs: JobRows, answers: Mapping[str, Answer]) ->
 
 def _note_unstored(gathering: Gathering, answers: Iterable[Answer]) -> None:
     """Explain why a page lacks files that jobs made."""
-    if gathering.notice:  # it may be the store that is down
+    if gathering.notice:  # the store may be down
         return
     if any(isinstance(answer, Job) and find_outputs(answer.result, 1) for answer in answers):
         place = shown_text(gathering.task.page.destination)
@@ -204,7 +204,7 @@ async def job_page(
     gathering: Gathering, urls: Urls, job_id: str, page_of_task: int, page: int
 ) -> dict[str, Any] | None:
     """
-    Return what the page of a job shows, or ``None`` if it is none of the task's.
+    Return what the page of a job shows, or ``None`` if the task has no such job.
 
     :param page_of_task: the page of the task that has the job, from 1.
     :param page: the number of the page of its outputs, from 1.
@@ -296,7 +296,7 @@ def _status_of(row: JobView, answer: Answer) -> str:
     if not isinstance(answer, Job) or row.status not in (UNKNOWN, "failed", "completed"):
         return row.status
     if row.status == "failed" and answer.status is JobStatus.COMPLETED:
-        return row.status  # it completed with a result that is of no use
+        return row.status  # it completed, but its result cannot be used
     return answer.status.value.lower()
 
 

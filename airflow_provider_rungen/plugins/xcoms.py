@@ -1,5 +1,5 @@
 """
-What a task has pushed, as far as its page needs it: a few keys, each up to a size, and each of a type.
+Read what a task has pushed, as far as its page needs it. Each key has a type, and a size that it may have.
 
 The functions block.
 """
@@ -49,7 +49,7 @@ _model: Any = XComModel
 # not JSON, which SQLAlchemy parses whatever it is
 _text = cast(_model.value, Text)
 _size = func.coalesce(func.length(_text), 0)
-# what is too large does not leave the database
+# a value that is too large stays in the database
 _value = case((_size <= case(LIMITS, value=_model.key), _text), else_=null())
 
 
@@ -63,7 +63,7 @@ class StoredXCom(NamedTuple):
 
 
 def uses_files() -> bool:
-    """Return whether XComs may be in files, or wherever else the XCom backend has them."""
+    """Return whether an XCom backend may have XComs in files or elsewhere."""
     return _backend() is not BaseXCom
 
 
@@ -73,7 +73,7 @@ def _backend() -> Any:
 
 def version(session: Any, place: Mapping[str, Any]) -> Any:
     """
-    Return what changes with each push of a task.
+    Return a value that changes with each push of a task.
 
     :param place: its DAG, run, id and map index, as columns.
     """
@@ -137,5 +137,5 @@ def notice(key: str, error: Exception) -> str:
     """Return what a page says of an XCom that it lacks."""
     reason = f"it could not be read ({type(error).__name__})"
     if isinstance(error, TooLargeError):
-        reason = "it has more than a page reads"
+        reason = "it is larger than a page reads"
     return f"The XCom {key} is missing: {reason}."

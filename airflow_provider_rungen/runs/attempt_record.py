@@ -1,4 +1,4 @@
-"""The record of one attempt: its numbers, what it ran, and how it ended. Nobody else writes it."""
+"""The record of one attempt: its numbers, what it ran, and how it ended. No other attempt writes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_provider_rungen.runs.place import SupersededError
 from airflow_provider_rungen.runs.rows import Totals, Writer
 
 _SUFFIX = ".json"
-#: So many of the jobs that may still run are named. A record has to be one value of Airflow's store.
+#: Jobs that may still run that a record names at most, since it has to fit in a value of Airflow's store.
 MAX_LISTED = 1000
 _MAX_TEXT = 4000
 
@@ -35,7 +35,7 @@ class AttemptRecord:
     :param turn: its number in this run, from 1. Unlike Airflow's, it never starts again.
     :param nonce: see `Writer`.
     :param since: the first attempt whose jobs count for this one.
-    :param try_number: with the next three, the numbers of Airflow that tell a retry from a clear.
+    :param try_number: this and the next three are Airflow's numbers, by which a retry differs from a clear.
     :param plan: the digest of the plan; empty until the source is read.
     :param began: when it began (seconds since 1970).
     :param deadline: when its jobs are canceled (seconds since 1970).
@@ -46,7 +46,7 @@ class AttemptRecord:
     :param retry_submits: how many inputs a retry submits again, if it failed.
     :param clear_submits: how many inputs a clear of the task submits again, if it failed.
     :param begun: how often it had begun parts of the log (see `PartFile.nth`), as far as the record knows.
-    :param totals: what its inputs amounted to at its end; empty until then.
+    :param totals: the totals of its inputs at its end; empty until then.
     """
 
     turn: int
@@ -134,7 +134,7 @@ def attempt_name(writer: Writer) -> str:
 
 
 def parse_attempt_name(name: str) -> Writer | None:
-    """Return whose record has a name; ``None`` for other files."""
+    """Return the attempt whose record has a name; ``None`` for other files."""
     return Writer.parse(name.removesuffix(_SUFFIX)) if name.endswith(_SUFFIX) else None
 
 

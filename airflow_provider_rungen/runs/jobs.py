@@ -23,13 +23,13 @@ _MAX_REASON = 300
 
 
 class Change(IntEnum):
-    """How much a change costs if it is lost. The greater counts."""
+    """What is lost if a change is not saved. Of several changes, the greatest counts."""
 
-    #: A request: the service knows how a job ended, and the destination what is stored.
+    #: One request: the service knows how a job ended, and the destination knows what is stored.
     OUTCOME = 0
-    #: Whether there may be a job: a second submission, or a retry that stops for fear of one.
+    #: Whether there may be a job: the input is submitted again, or the retry stops.
     INTENT = 1
-    #: A job: nobody else knows its id. It keeps its slot until the id is saved.
+    #: A job, whose id is nowhere else. It keeps its slot until the id is saved.
     ID = 2
 
 
@@ -58,7 +58,7 @@ class Jobs:
     #: When the jobs that were loaded had been submitted (seconds since 1970), according to storage. The
     #: service may not know a job until some seconds later.
     submitted_by: float = field(init=False, default=0.0)
-    #: How many jobs that other task runs submitted turned out to be of no use: their inputs need another one.
+    #: How many shared jobs cannot be used, so that their inputs need a job of their own.
     shared_in_vain: int = field(init=False, default=0)
     # the inputs whose rows have changed since they were saved
     _changes: dict[int, Change] = field(init=False, default_factory=dict)
@@ -86,7 +86,7 @@ class Jobs:
             self._set_intent(number, Intent(self.writer))
 
     def withdraw(self, numbers: Iterable[int]) -> None:
-        """Note that inputs which were announced were certainly not accepted."""
+        """Note that announced inputs were certainly not accepted."""
         for number in numbers:
             self._expect(number, InputState.ANNOUNCED)
             self._set_intent(number, None)
@@ -105,7 +105,7 @@ class Jobs:
         """
         Note the job of an input that was announced.
 
-        :return: ``False`` if the job is that of another input: then the fate of this one is unknown.
+        :return: ``False`` if the job is known as that of another input. Then the fate of this one is unknown.
         """
         self._expect(number, InputState.ANNOUNCED)
         if not self._add(number, Job(job_id, self.writer.turn), Change.ID):
@@ -118,7 +118,7 @@ class Jobs:
         Note a job of another task run that an input shares.
 
         :param stored: the URI of its manifest; empty while it runs.
-        :return: ``False`` if the job is that of another input.
+        :return: ``False`` if the job is known as that of another input.
         """
         self._expect(number, *SUBMITTABLE)
         state = JobState.COMPLETED if stored else JobState.OPEN
@@ -134,26 +134,26 @@ class Jobs:
             self.table.rows[number] = self.table.rows[number].with_intent(intent.writer, intent)
 
     def bill(self, jobs: Iterable[Job]) -> None:
-        """Count jobs of earlier plans that no input wants: they are paid for."""
+        """Count jobs of earlier plans that no input of this plan uses. They are paid for."""
         totals = Totals.of(Row(tuple(jobs)), self.writer, self.since)
         self.closed += replace(totals, inputs=0, completed=0, failed=0, shared=0)
 
     # --- what happens to a job ---
 
     def check(self, job_id: str, *, is_ours: bool) -> None:
-        """Note whether the service says that a job is one of its input. A foreign one is forgotten."""
+        """Note whether the service has this input for a job. If not, the job is forgotten."""
         self.table.unchecked.discard(job_id)
         if not is_ours:
             self.table.foreign.add(job_id)
             self._note(self.table.drop(job_id), Change.OUTCOME)
 
     def disown(self, job_id: str) -> None:
-        """Note that nobody can tell whose job it is. It is waited for, and neither canceled nor billed."""
+        """Note that it cannot be known whose job it is. It is waited for, and neither canceled nor billed."""
         self.table.unchecked.discard(job_id)
         self._set_job(replace(self.table.job(job_id), is_shared=True))
 
     def end(self, job_id: str, state: JobState, *, seconds: float | None = None, why: str = "") -> None:
-        """Note how a job ended. What is known already, or contradicts that, changes nothing."""
+        """Note how a job ended. A state that cannot follow the known one is ignored."""
         if job_id not in self.table.input_of or not (job := self.table.job(job_id)).may_become(state):
             return
         seconds = job.seconds if seconds is None else round(float(seconds), 3)
@@ -186,12 +186,12 @@ class Jobs:
 
     @property
     def outdated(self) -> list[str]:
-        """Jobs that may run, and that nobody waits for: from before a clear, or replaced by a later job."""
+        """Jobs that may run, and are not waited for: from before a clear, or replaced by a later job."""
         return [job.id for row in self.table.rows.values() for job in row.outdated(self.since)]
 
     @property
     def unchecked(self) -> list[str]:
-        """Jobs that may run, and that only storage names. Ask the service first whose they are."""
+        """Jobs that may run, and are named only in storage. Ask the service first whose they are."""
         return sorted(each for each in self.table.unchecked if self.table.job(each).state is JobState.OPEN)
 
     def may_cancel(self, job_id: str) -> bool:
@@ -199,7 +199,7 @@ class Jobs:
         return job_id not in self.table.unchecked and not self.table.job(job_id).is_shared
 
     def unknown_since(self, turn: int) -> int:
-        """Return how many submissions since an attempt may have made a job that nobody knows."""
+        """Return how many submissions since an attempt may have created a job whose id is not known."""
         intents = (intent for row in self.table.rows.values() for intent in row.intents)
         return sum(intent.refusal is None and intent.writer.turn >= turn for intent in intents)
 
@@ -217,7 +217,7 @@ class Jobs:
 
     @property
     def due_parts(self) -> list[int]:
-        """The parts to save now: for the sake of one change, or because half of their rows have changed."""
+        """The parts to save now: those with a new id or intent, and those of which half the rows changed."""
         urgent = {number // PART_ROWS for number, change in self._changes.items() if change > Change.OUTCOME}
         counts = Counter(number // PART_ROWS for number in self._changes)
         return sorted(urgent.union(part for part, count in counts.items() if 2 * count >= PART_ROWS))
@@ -229,7 +229,7 @@ class Jobs:
 
     @property
     def unsaved_ids(self) -> set[str]:
-        """The jobs that a kill would lose now, as far as nothing else knows them."""
+        """The jobs whose ids a kill would lose now."""
         rows = (self.table.row(number) for number, each in self._changes.items() if each is Change.ID)
         return {job.id for row in rows for job in row.jobs}
 
@@ -304,7 +304,7 @@ def adopt_rows(jobs: Jobs, digests: Mapping[int, str], earlier: Iterable[tuple[s
     :param jobs: the new plan, with all that storage knows of it.
     :param digests: the fingerprint of each of its inputs.
     :param earlier: the same of the inputs of earlier plans, with their rows.
-    :return: the jobs that no input of the new plan wants. What runs of them is to be canceled.
+    :return: the jobs that no input of the new plan uses. Those that run are to be canceled.
     """
     waiting: defaultdict[str, list[Row]] = defaultdict(list)
     for digest, row in earlier:

@@ -1,4 +1,4 @@
-"""The log of a task run: what its attempts announced, submitted and learned, in files that each replaces."""
+"""The log of a task run: what its attempts announced, submitted and learned. Each replaces its own files."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def read_parts(
     least: Mapping[Writer, int] = MappingProxyType({}),
 ) -> Iterator[tuple[int, list[PartFile]]]:
     """
-    Yield what all writers know of the parts of a plan, part by part. Exhaust it before anything is sent.
+    Yield what all writers know of the parts of a plan, part by part. Read all of it before anything is sent.
 
-    :param writers: the attempts: a file of anybody else is none of the log.
-    :param only: the parts to read; all if left out. Only then is it noticed that a file is missing.
+    :param writers: the attempts. A file of any other writer is an error.
+    :param only: the parts to read; all if left out. A missing file is noticed only if all are read.
     :param least: how often writers have begun parts of the plan, at least.
     :raises DamagedLogError: a file is missing, or cannot be read.
     """
@@ -87,7 +87,7 @@ def read_parts(
 
 
 def missing_part(plan: str, part: int) -> DamagedLogError:
-    """Return the error of a part that was saved, and of which no file is there."""
+    """Return the error for a part that was saved, and has no file."""
     return _damaged(f"{_folder(plan)}/{part:06d}.*", _MISSING)
 
 
@@ -104,7 +104,7 @@ def _decode_files(
         try:
             file = PartFile.decode(contents[path])
         except InvalidRecordError as error:
-            # the writer gave up the other names, so that they may be anything
+            # a writer gives up the name of a failed write, so that only its last file has to be valid
             if last[name.writer] == name:
                 raise _damaged(path, error) from None
             continue
@@ -136,7 +136,7 @@ class RunLog:
     What one attempt writes into the log.
 
     :param place: where the log is.
-    :param attempt: the attempt, which has to be noted first.
+    :param attempt: the attempt. Call `note` before anything else.
     :param clock: returns the time (seconds since 1970).
     :param saves: how often it has saved a part.
     :param begun: how often it has begun parts.
@@ -150,7 +150,7 @@ class RunLog:
     _written: dict[int, _Written] = field(default_factory=dict)
 
     def note(self, **changes: Any) -> None:
-        """Write the record of the attempt, with changes. It fences off all earlier attempts."""
+        """Write the record of the attempt, with changes. It stops all earlier attempts: see `fence`."""
         # so that a later attempt notices if the newest parts are missing
         attempt = replace(self.attempt, begun=self.begun, **changes)
         self.place.put({_attempt_path(attempt): attempt.encode()})
@@ -158,7 +158,7 @@ class RunLog:
 
     def fence(self) -> None:
         """
-        Raise an error if a later attempt has begun, or if nobody can tell.
+        Raise an error if a later attempt has begun, or if that is not known.
 
         Call it after an intent is saved and before the input is sent: of two attempts, at least one sees the
         other's file.
@@ -178,7 +178,7 @@ class RunLog:
 
     def save(self, jobs: Jobs, parts: Iterable[int] | None = None) -> None:
         """
-        Save parts, and wait for it.
+        Save parts, and return when they are durable.
 
         :param parts: see `snapshots`.
         """
@@ -191,8 +191,8 @@ class RunLog:
         """
         Yield the files that the block has to put. The jobs may change meanwhile.
 
-        After an error in the block, each of the files may be there, or may appear later. So their names are
-        not used again.
+        After an error in the block, each of the files may exist, or may appear later. So their names are not
+        used again.
 
         :param parts: see `snapshots`.
         """
@@ -236,16 +236,16 @@ class RunLog:
     # --- a deferral ---
 
     def missing(self, jobs: Jobs, parts: Iterable[int]) -> list[int]:
-        """Return the parts of which only the files of earlier attempts know something."""
+        """Return the parts that only files of earlier attempts have."""
         unwritten = (part for part in parts if not self._written_of(part).digest)
         return [part for part in unwritten if any(row != Row() for _, row in jobs.table.part(part))]
 
     def handover(self, parts: Iterable[int], carried: Iterable[PartFile] = ()) -> dict[str, Any]:
         """
-        Return what this attempt has to know after a deferral, as JSON has it.
+        Return what this attempt needs after a deferral, as JSON.
 
         :param parts: the parts that are not done.
-        :param carried: those of them to hand over themselves. All others are to be saved before.
+        :param carried: those of them whose contents are handed over. All others have to be saved before.
         """
         contents = {file.number: file.encode().decode() for file in carried}
         written = {part: self._written_of(part) for part in parts}
@@ -258,10 +258,10 @@ class RunLog:
 
     def take_over(self, jobs: Jobs, handed: Mapping[str, Any], unsaved: Collection[int] = ()) -> None:
         """
-        Go on after a deferral: read the parts that are not done, and nothing else.
+        Resume after a deferral: read only the parts that are not done.
 
-        An error comes after all that can be read was loaded, since the jobs in the other files still have to
-        be left to the next attempt, or canceled.
+        All files that can be read are loaded before an error is raised, since their jobs still have to be
+        left to the next attempt, or canceled.
 
         :param unsaved: the parts that were handed over, and are not saved yet.
         :raises DamagedLogError: a file is not as this attempt left it.
@@ -285,13 +285,13 @@ class RunLog:
                 jobs.load((), replace(PartFile.decode(content), is_trusted=True))
             else:
                 problems[path] = _CHANGED
-        # Airflow may go on twice from one deferral, if the first worker is lost
+        # Airflow may resume twice from one deferral, if the first worker is lost
         problems |= dict.fromkeys(self._newer(carried), _CHANGED)
         if problems:
             raise _damaged(*min(problems.items()))
 
     def _newer(self, paths: list[str]) -> list[str]:
-        """Return the files that were saved after the deferral. An outage is no reason to believe so."""
+        """Return the files that were saved after the deferral; none if storage cannot be read."""
         with suppress(Exception):
             contents = self.place.get(paths) if paths else {}
             return [path for path, each in contents.items() if PartFile.decode(each).save > self.saves]

@@ -36,8 +36,8 @@ class PartFile:
     :param save: how often the writer had saved anything before, so that a later file replaces an earlier one.
     :param nth: how many other parts the writer had begun before: a gap shows that a file is missing.
     :param at: when it was saved (whole seconds since 1970). Its jobs were submitted before.
-    :param rows: by input, what is known. Of intents, it has only those of the writer.
-    :param is_trusted: whether it is certainly that writer's. It is not part of the file.
+    :param rows: what is known, by input, with the intents of this writer only.
+    :param is_trusted: whether that writer certainly wrote it. This is not part of the file.
     """
 
     plan: str
@@ -80,7 +80,7 @@ class PartName:
     """
     The name of a part's file.
 
-    :param copy: counts the names that the writer gave up, since nobody knows if a write to them succeeded.
+    :param copy: how many names the writer gave up, since it is unknown whether a write succeeded.
     """
 
     number: int
@@ -158,12 +158,12 @@ def _read_job(writer: Writer, job_id: Any, turn: Any, *values: Any) -> Job:
 @dataclass
 class Table:
     """
-    One row an input. Accounts of other writers are merged in any order, and as often as they come.
+    A row for each input. The files of writers are merged in any order, and may be merged again.
 
     :param rows: by input.
     :param input_of: by job.
-    :param unchecked: jobs that only storage names: nobody has seen yet that they are those of their input.
-    :param foreign: jobs that are not those of their input, whoever named them.
+    :param unchecked: jobs that only storage names. The service has not confirmed that they have the input.
+    :param foreign: jobs that have another input at the service.
     """
 
     rows: dict[int, Row] = field(default_factory=dict)

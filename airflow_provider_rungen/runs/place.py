@@ -22,9 +22,9 @@ class ReadablePlace(Protocol):
 
     def vouches(self, name: str) -> bool:
         """
-        Return whether a file that was got is certainly one that an attempt of this task run has put.
+        Return whether an attempt of this task run has certainly put this file.
 
-        Otherwise nobody believes it about the ids of jobs.
+        Otherwise the ids of jobs in it are checked with the service before they are used.
         """
 
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
@@ -60,7 +60,7 @@ class DamagedLogError(RunGenError):
 class SupersededError(RunGenError):
     """A later attempt of the task has begun, so this one submits nothing more."""
 
-    default_hint = "The later attempt goes on with the jobs of this one"
+    default_hint = "The later attempt continues with the jobs of this one"
 
 
 def task_token(
@@ -73,10 +73,10 @@ def task_token(
     region: str = "",
 ) -> str:
     """
-    Return what all attempts of a task run have in common, and no other task run.
+    Return the token of a task run, which is the same in all of its attempts.
 
     :param base_url: the URL of Airflow: staging and production may share a bucket.
-    :param region: the place in a task loop, which there is from Airflow 3.4 on.
+    :param region: the position in a task loop (Airflow 3.4 and later).
     """
     task = records.to_json([base_url.rstrip("/"), dag_id, run_id, task_id, map_index, region])
     return hashlib.sha256(task.encode("utf-8", "surrogatepass")).hexdigest()[:_TOKEN_DIGITS]

@@ -18,7 +18,7 @@ _MAX_INPUT_BYTES = 1 << 22
 _INPUT_DIGEST_BYTES = 12
 
 
-#: What a manifest says of a part: the number of its rows, and the names of its two files.
+#: A part in a manifest: the number of its rows, and the names of its two files.
 PartEntry: TypeAlias = tuple[int, str, str]
 
 
@@ -35,7 +35,7 @@ class PlannedRow:
 
     :param values: its key, and the columns that the results repeat.
     :param digest: the fingerprint of its input; empty if it has none.
-    :param status: why it has none, in a word.
+    :param status: why it has no input, as a status of the results.
     :param why: the same in a sentence.
     :param first: the first row with an equal input, whose job it shares; ``None`` if it has a job of its own.
     """
@@ -54,12 +54,12 @@ class PlannedRow:
 
 def plan_parts(rows: Iterable[tuple[PlannedRow, Any]]) -> Iterator[tuple[PartEntry, dict[str, bytes]]]:
     """
-    Yield the parts of a plan: what the manifest says of each, and its files by name.
+    Yield the parts of a plan: the entry of each in the manifest, and its files by name.
 
     Both files are JSON Lines: one has a line for each row, the other one for each row with an input. The
     inputs are apart, since they are deleted at the end of the run.
 
-    :param rows: each row with its input, or ``None``. A part in memory is no larger than it has to be.
+    :param rows: each row with its input, or ``None``. They are read as the parts are yielded.
     """
     lines: list[bytes] = []
     inputs: list[bytes] = []
@@ -86,7 +86,7 @@ def read_rows(content: bytes, name: str) -> list[PlannedRow]:
     """
     Return the rows of a part.
 
-    :param name: the name that the manifest has for it.
+    :param name: its name in the manifest.
     :raises InvalidRecordError: it is not the content that was planned.
     """
     return [PlannedRow(*line) for line in read_lines(content, name)]
@@ -94,9 +94,9 @@ def read_rows(content: bytes, name: str) -> list[PlannedRow]:
 
 def read_lines(content: bytes, name: str) -> list[Any]:
     """
-    Return what the lines of a file of a plan say, such as the inputs of a part.
+    Return the values of a file of a plan, such as the inputs of a part.
 
-    :param name: its name, which is the fingerprint of what was planned.
+    :param name: its name, which is a fingerprint of its content.
     :raises InvalidRecordError: it is not the content that was planned.
     """
     if _name(content) != name:

@@ -1,4 +1,4 @@
-"""The one validator of all records in storage and in Airflow, where anybody may have written anything."""
+"""Validate all records from storage and from Airflow's database, where anybody may have written anything."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KINDS: Mapping[str, set[type[Any]]] = {
     "str": {str},
     "int | None": {int, NoneType},
 }
-#: What reading a value of another shape raises.
+#: The errors of code that reads a value of another shape.
 ERRORS = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
@@ -48,13 +48,13 @@ def to_lines(values: Iterable[Any]) -> bytes:
 
 def decode(content: bytes, read: Callable[[list[Any]], T], encode: Callable[[T], bytes]) -> T:
     """
-    Return what some JSON Lines say.
+    Return the record in some JSON Lines.
 
-    They are valid only if they are, byte for byte, what this version writes about it. So a file that was cut
-    short, extended or edited is not read in part.
+    They are valid only if they are, byte for byte, what this version writes. So a file that was cut short,
+    extended or edited is not read in part.
 
-    :param read: makes the value of the lines.
-    :param encode: makes the bytes of the value.
+    :param read: makes the record of the lines.
+    :param encode: makes the bytes of the record.
     :raises InvalidRecordError: the bytes are something else.
     """
     try:
@@ -70,7 +70,7 @@ def decode(content: bytes, read: Callable[[list[Any]], T], encode: Callable[[T],
 
 def parse(key: str, value: Any, read: Callable[[Any], T], consequence: str) -> T | None:
     """
-    Return what a value in Airflow's database says, or ``None`` with a warning when it is not a record.
+    Return the record in a value of Airflow's database, or ``None`` with a warning if it is none.
 
     :param key: the key of the value, for the warning.
     :param read: makes the record of the fields.
@@ -96,7 +96,7 @@ def _reason(error: Exception) -> str:
 
 def checked(record: T) -> T:
     """
-    Return a dataclass whose fields have the types that they annotate, as far as these are types of JSON.
+    Return a dataclass, if its fields have the types of their annotations, as far as these are types of JSON.
 
     :raises InvalidRecordError: one has another type.
     """

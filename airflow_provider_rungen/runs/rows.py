@@ -1,4 +1,4 @@
-"""What is known of one input and its jobs, how two accounts of it merge, and the totals of many."""
+"""What is known of one input and its jobs, how two snapshots of it merge, and the totals of many."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _WRITER = re.compile(r"(\d{4,9})-(\d{4,9})-([0-9a-f]{8,64})")
 @dataclass(frozen=True, slots=True, order=True)
 class Writer:
     """
-    Who writes: one attempt of the task, with all of its deferrals. A later attempt is greater.
+    One attempt of the task, with all of its deferrals. A later attempt is greater.
 
     :param turn: the number of the attempt in this run, from 1.
     :param try_number: Airflow's number, which decides between two attempts that began at the same moment.
-    :param nonce: tells apart two processes that Airflow started for one attempt.
+    :param nonce: differs between two processes that Airflow started for one attempt.
     """
 
     turn: int
@@ -30,7 +30,7 @@ class Writer:
 
     @classmethod
     def parse(cls, text: str) -> Writer | None:
-        """Return whom a text names; ``None`` for any other text."""
+        """Return the writer that a text names; ``None`` for any other text."""
         found = _WRITER.fullmatch(text)
         writer = cls(int(found[1]), int(found[2]), found[3]) if found else None
         return writer if writer is not None and str(writer) == text else None
@@ -49,7 +49,7 @@ class JobState(IntEnum):
     INVALID = 5
 
 
-# What may still be learned of a job, by its state.
+# The states that may follow each state.
 _NEXT = {
     JobState.OPEN: set(JobState) - {JobState.OPEN},
     JobState.LOST: {JobState.CANCELED, JobState.FAILED, JobState.COMPLETED, JobState.INVALID},
@@ -89,7 +89,7 @@ class Job:
 
     @property
     def repeat_turn(self) -> int:
-        """The first attempt that may submit the input once more, if the job has no use."""
+        """The first attempt that may submit the input again, if the job cannot be used."""
         return self.turn if self.is_shared else self.turn + 1
 
     def may_become(self, state: JobState) -> bool:
@@ -97,7 +97,7 @@ class Job:
         return state in _NEXT.get(self.state, ())
 
     def merged(self, other: Job) -> Job:
-        """Return what two accounts of the same job say together, in whichever order."""
+        """Return what two snapshots of a job say together. Their order does not matter."""
         best = max(self, other, key=_rank)
         return replace(
             best,
@@ -114,9 +114,9 @@ def _rank(job: Job) -> tuple[JobState, float, str]:
 @dataclass(frozen=True, slots=True)
 class Intent:
     """
-    A submission that was announced, and whose job is not known.
+    A submission that was announced, and whose job id is not known.
 
-    :param writer: who announced it. Nobody else can withdraw it.
+    :param writer: the attempt that announced it. No other can withdraw it.
     :param refusal: why the input has no job; ``None`` while the fate is open.
     :param is_given_up: whether it was not sent, since several of its jobs failed before.
     """
@@ -162,7 +162,7 @@ class Row:
     intents: tuple[Intent, ...] = ()
 
     def with_job(self, job: Job) -> Row:
-        """Return the row with a job, in place of an earlier account of it."""
+        """Return the row with a job, in place of what it had of this job."""
         jobs = [*(each for each in self.jobs if each.id != job.id), job]
         return replace(self, jobs=tuple(sorted(jobs, key=lambda each: (each.turn, each.id))))
 
@@ -180,7 +180,7 @@ class Row:
 
     def current(self, since: int) -> Job | None:
         """
-        Return the job that the input's result comes from: the latest of those that are of most use.
+        Return the job that has the input's result: the most useful one, and of equals the latest.
 
         :param since: the first attempt that counts; a clear raises it.
         """
@@ -196,7 +196,7 @@ class Row:
         if intent is not None and intent.writer.turn >= max(since, job.repeat_turn if job else 0):
             if intent.writer == writer:
                 return InputState.ANNOUNCED if intent.refusal is None else InputState.REFUSED
-            # of an unknown submission nothing is known, so an older job is of more use
+            # an older job is more useful than a submission whose fate is unknown
             if intent.refusal is None and not (job and job.use):
                 return InputState.UNKNOWN
         if job is None:
@@ -206,7 +206,7 @@ class Row:
         return InputState.TO_REPEAT if job.repeat_turn <= writer.turn else InputState.FAILED
 
     def outdated(self, since: int) -> list[Job]:
-        """Return the jobs of this task run that may run, and that nobody waits for."""
+        """Return the jobs of this task run that may run, and are not waited for."""
         current = self.current(since)
         return [
             job
@@ -229,7 +229,7 @@ class Row:
 
 
 _ENDED_WELL = (JobState.COMPLETED, JobState.INVALID)
-#: Of a job that has no use, and never had.
+#: The states of a job that never had a result.
 ENDED_BADLY = (JobState.FAILED, JobState.CANCELED, JobState.LOST)
 
 
@@ -244,11 +244,11 @@ class Totals:
     :param refused: those that the service refused in this attempt, or that were given up.
     :param shared: those whose job another task run submitted.
     :param submitted: the jobs of this task run, of all attempts: what the bill is about.
-    :param jobs_completed: those of them that completed at the service, also if their result cannot be used.
+    :param jobs_completed: those of them that completed at the service, even if their result cannot be used.
     :param jobs_failed: those that failed, were canceled, or are not known there any more. The others may run.
-    :param timed: those of them of which it is known how long they ran.
-    :param seconds: how long these ran together.
-    :param unknown: the submissions that may have created a job which nobody knows.
+    :param timed: those whose run time is known.
+    :param seconds: the sum of these run times.
+    :param unknown: the submissions that may have created a job whose id is not known.
     """
 
     inputs: int = 0

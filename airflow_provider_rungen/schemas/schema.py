@@ -183,7 +183,7 @@ def _packaged_file(source: Any, name: str) -> Traversable:
 
 
 def _check_references(resource: Resource[Any], resolver: Any) -> None:
-    """Resolve every reference, because a broken one would show only when there is a result."""
+    """Resolve every reference, since a broken one would be noticed only at the first value that it checks."""
     from referencing.exceptions import Unresolvable
 
     if isinstance(resource.contents, Mapping):
@@ -235,7 +235,7 @@ def params_from_schema(schema: SchemaSource, /, **defaults: object) -> dict[str,
 
     :param schema: the JSON Schema of the input: a dict, the path or URI of a file, which is read when the DAG
         is parsed, or the name of a schema that comes with the package, such as ``flux-schnell``.
-    :param defaults: what the form shows at first, by field. The schema's ``default`` when left out.
+    :param defaults: the initial values of the form, by field. The schema's ``default`` when left out.
     :raises RunGenInputError: the schema cannot be read, or has no such field.
     """
     from airflow_provider_rungen._airflow import Param
@@ -259,7 +259,7 @@ def params_from_schema(schema: SchemaSource, /, **defaults: object) -> dict[str,
 
 
 def _inlined(field: Any, contents: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of a field so that it can stand alone."""
+    """Return the schema of a field with what it refers to."""
     from referencing import Registry, Resource
     from referencing.jsonschema import DRAFT202012
 

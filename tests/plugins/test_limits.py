@@ -107,7 +107,7 @@ def test_json_of_many_values_is_not_parsed_and_no_xcom_of_them() -> None:
     escaped = json.dumps(BOMB).replace("[", "\\u005b").replace(",", "\\u002c")
     errors = xcoms.read([xcoms.StoredXCom("job_ids", 1, text) for text in (BOMB, escaped)])
     assert [type(error) for error in errors] == [TooLargeError] * 2
-    assert "has more than a page reads" in xcoms.notice("job_ids", errors[0])
+    assert "larger than a page reads" in xcoms.notice("job_ids", errors[0])
 
 
 def test_a_manifest_of_many_values_is_not_parsed(world: World, request: pytest.FixtureRequest) -> None:
