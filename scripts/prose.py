@@ -43,6 +43,13 @@ WORDS = {
     "rooms|house": "package, module",
     "knobs?": "option",
     "landing|landed": "storing, stored, archived",
+    "leaders?": "first",
+    "borrowed": "shared",
+    "stragglers?": "slow job",
+    "patience": "timeout",
+    "takers?": "sink",
+    "all the same": "anyway",
+    "strangers?": "untrusted",
 }
 # The same, at the start of a docstring.
 FIRST_WORDS = {

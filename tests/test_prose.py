@@ -23,6 +23,7 @@ WORDS = [
     ("It waits for\never.", "for ever", "forever, or name what never ends"),
     ("A retry takes the job up.", "takes the job up", "resume"),
     ("A retry took it up.", "took it up", "resume"),
+    ("Copies share the job of their leader.", "leader", "first"),
 ]
 FINE = [
     "It takes up to four seconds.",

@@ -285,7 +285,7 @@ EARLY: dict[str, Callable[[], Any]] = {
 def test_a_kill_before_the_task_begins_or_while_it_reads_its_record_sends_nothing(
     stage: Stage, kind: str
 ) -> None:
-    """Airflow calls on_kill() while it renders the templates, too, and then executes all the same."""
+    """Airflow calls on_kill() while it renders the templates, too, and then executes anyway."""
     op = EARLY[kind]()
     op.on_kill()
     assert "The task was killed." in str(stage.run(op).error)

@@ -268,7 +268,7 @@ def test_a_service_out_of_order_gives_pages_that_say_so(world: World, fault: dic
         assert time.monotonic() - started < SOON
         assert page.status_code == 200
         assert "are missing" in page.text
-    # what is stored is shown all the same
+    # what is stored is shown anyway
     assert len(links(world.get(path).text, "/files/")) == 1
 
 

@@ -39,7 +39,7 @@ SINCE_3_3 = pytest.mark.skipif(
     not AIRFLOW_V_3_3_PLUS,
     reason="a worker defers it, since only Airflow 3.3 renders templates in the triggerer",
 )
-# The exception of a kill may strike in a finalizer, which swallows it. The task has to end all the same.
+# The exception of a kill may strike in a finalizer, which swallows it. The task has to end anyway.
 KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
