@@ -66,7 +66,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
         if raised is None:
             return
         if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
-            log.info("Not scaled down: another attempt waits for the app %s", format_ids(raised.app_id))
+            log.info("Not scaled down, since another attempt waits for the app %s", format_ids(raised.app_id))
             return
         await hook.asettings()
         within = base.CANCEL_TIME * 0.8
