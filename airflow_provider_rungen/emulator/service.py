@@ -151,7 +151,7 @@ class Service(Operations):
             return self._control(request)
         with self._lock:
             now = self.now()
-            operation = _operation(request)
+            operation = _methods(request).get(request.method, "unknown")
             self._operations[operation] += 1
             fault = self._take_fault(operation, request)
             performed = fault is None or fault.performs
@@ -247,10 +247,6 @@ def _methods(request: Request) -> dict[str, str]:
         case ("outputs", _, _):
             return {"GET": "output"}
     return {}
-
-
-def _operation(request: Request) -> str:
-    return _methods(request).get(request.method, "unknown")
 
 
 def _no_operation(request: Request) -> Refusal:

@@ -45,8 +45,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     The results table has one row for each row of the source, in the same order: the key columns, the
     ``columns`` of the source, ``index``, ``status`` (``completed``, ``failed``, ``canceled``, ``refused``,
     ``skipped``), ``error``, ``job_id``, ``reused``, ``outputs`` (stored URIs), ``output`` (the first),
-    ``sha256`` (of the first), ``result`` (JSON text, without signed URLs), ``execution_seconds`` and
-    ``created_at``. It is written atomically, also when the task fails.
+    ``sha256`` (of the first), ``result`` (JSON text, without signed URLs), ``execution_seconds``, ``cost``
+    and ``created_at``. It is written atomically, also when the task fails.
 
     Row values are data, and are never templated.
 

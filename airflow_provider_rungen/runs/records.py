@@ -130,18 +130,11 @@ def hexadecimal(value: Any, name: str) -> str:
 
 def identifier(value: Any, name: str) -> str:
     """Return the id of an app or a job."""
-    if not is_identifier(value):
-        raise InvalidRecordError(f"{name} is not an id")
-    return str(value)
-
-
-def is_identifier(value: Any) -> bool:
-    """Return whether a value can be the id of an app or a job."""
     try:
         codec.path_segment(value)
     except RunGenInputError:
-        return False
-    return True
+        raise InvalidRecordError(f"{name} is not an id") from None
+    return str(value)
 
 
 def count(value: Any, name: str, *, least: int = 0, most: int = MAX_COUNT) -> int:

@@ -74,7 +74,7 @@ def test_only_what_a_page_needs_and_can_hold_leaves_the_database(world: World, k
         found = xcoms.find(session, place)
     assert key in [stored.key for stored in found]
     assert all(stored.text is None or len(stored.text) <= xcoms.LIMITS[stored.key] for stored in found)
-    assert f"The XCom {key} is missing: it has more than" in world.get(path).text
+    assert f"The XCom {key} is missing: it is larger than" in world.get(path).text
     for below in ("/progress", "/jobs/a/files/0"):
         assert world.get(path + below).status_code in (200, 404)
 
