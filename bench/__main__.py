@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from bench import gaps, imports, page, reader, real_airflow, sensors, simulate, submits, tables, watching
+from bench import gaps, imports, page, reader, real_airflow, simulate, submits, tables, watching
 from bench.processes import ROOT
 
 # Each module has `measure`, and its docstring is the text of the page. The number is that of the rounds.
@@ -21,7 +21,6 @@ MEASURES: dict[str, tuple[ModuleType, int]] = {
     "submits": (submits, 3),
     "imports": (imports, 5),
     "airflow": (real_airflow, 3),
-    "sensors": (sensors, 2),
     "reader": (reader, 3),
     "tables": (tables, 3),
 }
