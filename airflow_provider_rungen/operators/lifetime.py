@@ -99,7 +99,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
     :param rungen_conn_id: the Airflow connection (templated).
     :param drain: before scaling down, wait until the app's counters report no queued or running job.
     :param drain_timeout: seconds to wait for that at most. Then the app is scaled down anyway.
-    :param keep_if_busy: do not scale down while the counters report jobs. The tasks of the block have ended
+    :param keep_if_busy: do not scale down if the counters report jobs. The tasks of the block have ended
         then, so these are the jobs of others, or jobs that a task of the block did not wait for.
     :param price: what one worker costs, for the ``bill`` that ``{name}_down`` pushes to XCom: ``1.20 USD/h``,
         ``/min`` or ``/s``. The connection's ``price`` when left out (templated, or the ``.output`` of a task,

@@ -234,7 +234,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _excerpt(text: str) -> str:
-    # cut after it is redacted, since part of a URL is not recognized; and before, since that takes time
+    # redacted before it is cut, since a part of a URL is not recognized; but not all of it, which takes time
     text = redact(text, most=2 * MAX_TEXT)
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
