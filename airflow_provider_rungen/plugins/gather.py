@@ -17,7 +17,7 @@ from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.pages.models import JobView, shown_text
 from airflow_provider_rungen.plugins import database, live
 from airflow_provider_rungen.plugins.limits import Pool, TooSlowError, charge, run_within
-from airflow_provider_rungen.plugins.rows import UNKNOWN, JobRows, logged_rows, pushed_rows
+from airflow_provider_rungen.plugins.rows import UNKNOWN, PageRows, logged_rows, pushed_rows
 from airflow_provider_rungen.plugins.stored import read_manifests
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 
@@ -96,7 +96,7 @@ class Gathering:
             self.notices.append(_explain("store", error))
             return None
 
-    async def rows(self, page: int) -> JobRows:
+    async def rows(self, page: int) -> PageRows:
         """Return the rows of a page: those of the run log, or else those that the task has pushed."""
         rows = await self._ask_store(logged_rows, self.task, page) if self.task.log else None
         return rows if rows is not None else await run_in_threadpool(pushed_rows, self.task, page)

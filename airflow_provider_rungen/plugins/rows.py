@@ -47,7 +47,7 @@ _NO_LOG = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobRows:
+class PageRows:
     """
     The jobs of a task, as far as one page shows them.
 
@@ -82,7 +82,7 @@ class JobRows:
 # --- from what the task has pushed --------------------------------------------------------------------------
 
 
-def pushed_rows(task: TaskRecord, page: int) -> JobRows:
+def pushed_rows(task: TaskRecord, page: int) -> PageRows:
     """
     Return the jobs that a task has pushed.
 
@@ -102,7 +102,7 @@ def pushed_rows(task: TaskRecord, page: int) -> JobRows:
     absent = ids.count(None) - counts["refused"]
     counts[without_job] += absent
     counts[with_job] += len(ids) - len(failed) - absent
-    return JobRows(rows=rows, total=len(ids), failed=list(failed.values()), counts=counts)
+    return PageRows(rows=rows, total=len(ids), failed=list(failed.values()), counts=counts)
 
 
 def _failed_rows(task: TaskRecord) -> list[JobView]:
@@ -120,7 +120,7 @@ def _failed_rows(task: TaskRecord) -> list[JobView]:
 # --- from the run log ---------------------------------------------------------------------------------------
 
 
-def logged_rows(task: TaskRecord, page: int, within: float) -> JobRows | None:
+def logged_rows(task: TaskRecord, page: int, within: float) -> PageRows | None:
     """
     Return the rows of a page of a task from its log, or ``None`` while there is no log yet.
 
@@ -130,7 +130,7 @@ def logged_rows(task: TaskRecord, page: int, within: float) -> JobRows | None:
     :raises TooSlowError: it was not read in time.
     """
     key = ("log", task.log, task.token, task.try_number, task.is_moving, page)
-    known: JobRows | None = CACHE.get(key)
+    known: PageRows | None = CACHE.get(key)
     if known is None:
         log = _Log(task, within)
         attempts = read_attempts(log)
@@ -179,7 +179,7 @@ class _Log:
         return [name for name in self._storage.list(f"{self._root}/{folder}") if not name.startswith(".")]
 
 
-def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, page: int) -> JobRows:
+def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, page: int) -> PageRows:
     """Read one part of the plan, or two, and those parts of its jobs that the page needs."""
     attempt, first, table = attempts[-1], (page - 1) * PAGE_SIZE, Table()
     plan = Plan.saved(log, attempt.plan)
@@ -204,7 +204,7 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
         totals = sum(of_rows, Totals())
     shown = {row.index for row in rows}
     elsewhere = [row for row in _failed_rows(task) if row.index not in shown]
-    jobs = JobRows(
+    jobs = PageRows(
         rows=rows,
         total=plan.count,
         failed=[*(row for row in rows if row.status in FAILED), *elsewhere],

@@ -30,7 +30,7 @@ from airflow_provider_rungen.pages.models import (
 from airflow_provider_rungen.pages.output_kinds import guess
 from airflow_provider_rungen.plugins import live
 from airflow_provider_rungen.plugins.gather import Gathering, ask_service
-from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, JobRows
+from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, PageRows
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 
@@ -145,13 +145,13 @@ async def task_progress(gathering: Gathering) -> Progress:
     return _progress(task, jobs, answers) or Progress(total=0, is_moving=task.is_moving)
 
 
-def _open_jobs(task: TaskRecord, jobs: JobRows) -> list[str]:
+def _open_jobs(task: TaskRecord, jobs: PageRows) -> list[str]:
     """Return the jobs of a page that may run. While the task runs, its page asks often, for fewer jobs."""
     open_jobs = [row.job_id for row in jobs.rows if row.job_id and row.status == UNKNOWN]
     return open_jobs[:_MAX_ASKED] if task.is_moving else open_jobs
 
 
-def _progress(task: TaskRecord, jobs: JobRows, answers: Mapping[str, Answer]) -> Progress | None:
+def _progress(task: TaskRecord, jobs: PageRows, answers: Mapping[str, Answer]) -> Progress | None:
     """Return how many jobs of a task have each status; ``None`` if that is not known."""
     counts, copies = jobs.counts, jobs.copies
     if jobs.is_whole:
