@@ -31,7 +31,7 @@ def measure(rounds: int, scale: float) -> Iterator[Row]:
         "an answer is 20 MB of numbers": (few, {"result": _NUMBERS}, "Most of it is Python's JSON decoder."),
     }
     for what, (load, first_job, why) in loads.items():
-        plans = [Plan(kind, load, 0.5, with_heart=True, first_job=first_job) for kind in (OURS, POLLING)]
+        plans = [Plan(kind, load, 0.5, with_heartbeat=True, first_job=first_job) for kind in (OURS, POLLING)]
         runs = {plan.kind: [run([plan], seed)[0] for seed in range(rounds)] for plan in plans}
         ours, polling = (median(each["gap"] for each in runs[kind]) * 1000 for kind in (OURS, POLLING))
         idle = median(each["idle_gap"] for each in runs[OURS]) * 1000

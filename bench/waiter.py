@@ -53,13 +53,13 @@ async def first_event(trigger: BaseTrigger) -> tuple[float, Any]:
 
 
 async def wait(
-    triggers: Sequence[BaseTrigger], result: dict[str, Any], *, with_heart: bool
+    triggers: Sequence[BaseTrigger], result: dict[str, Any], *, with_heartbeat: bool
 ) -> list[tuple[float, Any]]:
     """Run triggers as the triggerer does, and measure their cost."""
     samples: list[tuple[float, int]] = []
     gaps: list[float] = []
     aside = [asyncio.create_task(sample(samples))]
-    if with_heart:
+    if with_heartbeat:
         aside.append(asyncio.create_task(beat(gaps)))
         await asyncio.sleep(_IDLE_SECONDS)
         result["idle_gap"] = max(gaps)
@@ -100,8 +100,8 @@ async def main(settings: dict[str, Any]) -> dict[str, Any]:
     logging.disable(logging.WARNING)
     print("ready", flush=True)
     job_ids = json.loads(sys.stdin.readline())
-    with_heart = settings.pop("with_heart")
-    events = await wait(make_triggers(job_ids=job_ids, **settings), result, with_heart=with_heart)
+    with_heartbeat = settings.pop("with_heartbeat")
+    events = await wait(make_triggers(job_ids=job_ids, **settings), result, with_heartbeat=with_heartbeat)
     await PollingTrigger.close()
     for _, payload in events:
         if payload["outcome"] != "go on" or payload["failed"]:

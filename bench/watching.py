@@ -81,14 +81,14 @@ class Plan:
     One contender's wait for one load.
 
     :param kind: the contender.
-    :param with_heart: whether a heartbeat is measured beside the triggers.
+    :param with_heartbeat: whether a heartbeat is measured beside the triggers.
     :param first_job: more instructions to the emulator for the first job.
     """
 
     kind: str
     load: Load
     poll_interval: float = INTERVAL
-    with_heart: bool = False
+    with_heartbeat: bool = False
     first_job: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -154,7 +154,7 @@ def _carry_out(plan: Plan, seed: int, ready: threading.Barrier) -> dict[str, flo
             "url": emulator.url,
             "poll_interval": plan.poll_interval,
             "is_settled": plan.load.first < _SETTLING,
-            "with_heart": plan.with_heart,
+            "with_heartbeat": plan.with_heartbeat,
         }
         connection = {"AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection()}
         process = subprocess.Popen(
@@ -172,9 +172,8 @@ def _carry_out(plan: Plan, seed: int, ready: threading.Barrier) -> dict[str, flo
                     raise RuntimeError(f"{plan}: the waiting process ended early")
             ids = submit(emulator.service, inputs)
             ready.wait(300)  # all start at the same time
-            # the heartbeat first runs alone
-            start = threading.Timer(2.0 * plan.with_heart, emulator.service.scale, (APP, plan.load.workers))
-            start.start()
+            alone = 2.0 * plan.with_heartbeat  # seconds of the heartbeat without triggers
+            threading.Timer(alone, emulator.service.scale, (APP, plan.load.workers)).start()
             output, _ = process.communicate(json.dumps(ids) + "\n")
             if process.returncode:
                 raise RuntimeError(f"{plan.kind}: the waiting process ended with code {process.returncode}")

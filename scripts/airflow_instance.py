@@ -20,7 +20,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import psutil
 
-OVER = ("success", "failed")
+_ENDED = ("success", "failed")
 # Seconds between the tries of a request that found the database busy.
 _BUSY_PAUSES = (1, 2, 4)
 _POLL_INTERVAL = 0.5
@@ -293,7 +293,7 @@ class AirflowInstance:
         body = {"logical_date": None, "conf": dict(conf or {})}
         return str(self.request("POST", f"/dags/{quote(dag_id)}/dagRuns", body)["dag_run_id"])
 
-    def wait_for_a_run(self, dag_id: str, timeout: float) -> str:
+    def wait_for_new_run(self, dag_id: str, timeout: float) -> str:
         """
         Wait for a run that something else starts, and return its id.
 
@@ -317,10 +317,10 @@ class AirflowInstance:
 
         :param timeout: seconds to wait at most.
         :param on_poll: called at each poll.
-        :raises AirflowError: it is not over in time. The message holds the states of its tasks.
+        :raises AirflowError: it has not ended in time. The message holds the states of its tasks.
         """
         deadline = time.monotonic() + timeout
-        while (state := self._state_or_error(dag_id, run_id)) not in OVER:
+        while (state := self._state_or_error(dag_id, run_id)) not in _ENDED:
             on_poll()
             if time.monotonic() > deadline:
                 tasks = {item["task_id"]: item["state"] for item in self.task_instances(dag_id, run_id)}

@@ -66,7 +66,7 @@ def _catalogue(airflow: AirflowInstance) -> None:
     run_id = _run(airflow, dag_id, {"catalogue": str(table)})
     summary = airflow.xcom(dag_id, run_id, "paint")
     print(f"{format_summary(summary)}\nTable: {_relative(summary['results'])}")
-    run_id = airflow.wait_for_a_run(next_dag_id, RUN_TIMEOUT)
+    run_id = airflow.wait_for_new_run(next_dag_id, RUN_TIMEOUT)
     print(f"\nRunning example_dags/{next_dag_id}.py, started by the asset of the pictures", flush=True)
     _wait(airflow, next_dag_id, run_id)
     [page] = airflow.xcom(next_dag_id, run_id, "lay_out")

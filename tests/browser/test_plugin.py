@@ -132,7 +132,7 @@ def start(airflow: AirflowInstance, dag_id: str, until: str, *, has_page: bool =
 
 def test_a_gallery_from_the_task_to_its_pictures(version: str, airflow: AirflowInstance, page: Page) -> None:
     url = start(airflow, "gallery", "success")
-    run_id = airflow.wait_for_a_run("gallery", 5)
+    run_id = airflow.wait_for_new_run("gallery", 5)
     page.goto(f"{airflow.url}/dags/gallery/runs/{quote(run_id)}/tasks/paint/details")
     link = page.get_by_role("link", name="RunGen results").and_(page.locator('[href^="/rungen/"]'))
     if link.get_attribute("target") == "_blank":  # before Airflow 3.2
@@ -192,7 +192,7 @@ def test_the_navigation_leads_to_the_apps(version: str, airflow: AirflowInstance
 
 
 def test_a_viewer_logs_in_and_comes_back(airflow: AirflowInstance, browser: Browser) -> None:
-    run_id = airflow.wait_for_a_run("gallery", 5)
+    run_id = airflow.wait_for_new_run("gallery", 5)
     link = airflow.xcom("gallery", run_id, "paint", "rungen_results_link")
     page = browser.new_page()
     log_in(page, airflow, "viewer", f"{airflow.url}{link}")
@@ -213,7 +213,7 @@ def test_a_task_of_ours_has_a_tab_from_airflow_3_4(
     page.goto(start(airflow, "other", "success", has_page=False))
     expect(page.get_by_role("link", name="Details")).to_be_visible()
     expect(page.get_by_role("link", name="RunGen results")).to_have_count(0)
-    run_id = airflow.wait_for_a_run("gallery", 5)
+    run_id = airflow.wait_for_new_run("gallery", 5)
     page.goto(f"{airflow.url}/dags/gallery/runs/{quote(run_id)}/tasks/paint")
     expect(page.get_by_role("link", name="Details")).to_be_visible()
     tab = page.get_by_role("link", name="RunGen results")

@@ -245,7 +245,7 @@ def test_an_idle_app_is_scaled_down_while_the_scheduler_is_dead(
         mark_run(run, "failed")  # or it would go on without workers
     finally:
         airflow.start_component("scheduler")
-    watch = airflow.wait_for_a_run("watch_idle_apps", 90)
+    watch = airflow.wait_for_new_run("watch_idle_apps", 90)
     assert airflow.wait_for_run("watch_idle_apps", watch, 90) == "success"
     log = airflow.log("watch_idle_apps", watch, "report")
     assert "Idle for 10." in log
