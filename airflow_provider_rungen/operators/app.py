@@ -249,7 +249,8 @@ class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
         Scale down the apps that are idle.
 
         :return: the apps that were idle.
-        :raises RunGenAppError: an app could not be polled or scaled down, and may be billed. The others were.
+        :raises RunGenAppError: an app could not be polled or scaled down, and may be billed. The others were
+            polled, and scaled down if idle.
         """
         from airflow_provider_rungen.execution.apps.scale_down import IdleAppsRun
 
