@@ -34,6 +34,7 @@ toc_object_entries_show_parents = "hide"
 # `--nitpicky` applies to names on the site; to check names of other packages, Sphinx would have to download.
 nitpick_ignore_regex = [
     ("py:.*", r"(airflow|requests|pendulum|aiohttp|collections|contextlib|datetime|enum|typing)\..*"),
+    ("py:.*", r"(pandas|pyarrow)\..*"),
     # imported only for type checkers
     ("py:class", "Context|Emulator|JsonValue|ObjectStoragePath|TaskDecorator|XComArg"),
     ("py:class", "Destination|Duration|JobIds|JobInputs?|SchemaSource|JsonObject|[A-Za-z]+Arguments"),

@@ -7,9 +7,7 @@ has written its table. Unpause this DAG first: a paused DAG misses the event. It
 
 from __future__ import annotations
 
-import csv
 from datetime import UTC, datetime
-from io import StringIO
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +16,7 @@ from airflow.providers.common.compat.sdk import DAG, Asset, ObjectStoragePath, g
 from airflow_provider_rungen.pages.models import ContactSheet, JobView, OutputFile, Progress
 from airflow_provider_rungen.pages.output_kinds import guess
 from airflow_provider_rungen.pages.render import render
+from airflow_provider_rungen.results import read_results
 
 with DAG(
     "rungen_contact_sheet",
@@ -45,9 +44,7 @@ with DAG(
 def contact_sheet(extra: dict[str, Any]) -> str:
     """Write the page of one event, and return its path."""
     folder = extra["results"].rpartition("/")[0]
-    # read at once: with Airflow 2, an open file is not iterable
-    table = StringIO(ObjectStoragePath(extra["results"]).read_text())
-    jobs = [product(row, folder) for row in csv.DictReader(table) if row["output"]]
+    jobs = [product(row, folder) for row in read_results(extra).rows(status="completed")]
     reused = sum(job.reused for job in jobs)
     sheet = ContactSheet(
         title="The catalog in pictures",
@@ -65,7 +62,7 @@ def contact_sheet(extra: dict[str, Any]) -> str:
     return str(page)
 
 
-def product(row: dict[str, str], folder: str) -> JobView:
+def product(row: dict[str, Any], folder: str) -> JobView:
     """Return what the page shows of a row."""
     name = row["output"].rpartition("/")[2]
     picture = OutputFile(
@@ -75,10 +72,10 @@ def product(row: dict[str, str], folder: str) -> JobView:
         kind=guess(name),
     )
     return JobView(
-        index=int(row["index"]),
+        index=row["index"],
         status=row["status"],
         key=f"{row['title']}, {row['color']}",
         facts=[("SKU", row["sku"])],
         outputs=[picture],
-        reused=row["reused"] == "true",
+        reused=row["reused"],
     )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -29,10 +30,14 @@ from airflow_provider_rungen.emulator.faults import Fault as UsersFault
 from airflow_provider_rungen.emulator.operations import options
 from airflow_provider_rungen.hooks import RunGenHook
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from local_services import LocalPostgres, ServiceError
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-LANGUAGES = {"python", "shell", "json", "text", "{toctree}", "{eval-rst}", "{include}"}
+LANGUAGES = {"python", "shell", "json", "sql", "text", "{toctree}", "{eval-rst}", "{include}"}
 # They are not fetched: open a new one before you add it.
 EXTERNAL = {
     "https://rungen.ai",
@@ -116,7 +121,8 @@ def test_no_block_is_of_a_language_that_nothing_checks() -> None:
 class Shown:
     """All code of the pages, run in one process, since the start of Airflow takes longest."""
 
-    def __init__(self, folder: Path, emulator: Emulator) -> None:
+    def __init__(self, folder: Path, emulator: Emulator, warehouse: LocalPostgres | None) -> None:
+        self.warehouse = warehouse
         self.plan: dict[str, tuple[str, Any]] = {}
         (folder / "dags").mkdir()
         for block in BLOCKS:
@@ -129,7 +135,7 @@ class Shown:
         (folder / "plan.json").write_text(json.dumps(self.plan))
         done = subprocess.run(
             [sys.executable, str(Path(__file__).parent / "pages" / "show.py"), str(folder)],
-            env={**os.environ, **_environment(folder, emulator)},
+            env={**os.environ, **_environment(folder, emulator, warehouse)},
             cwd=HOME,
             capture_output=True,
             text=True,
@@ -176,43 +182,86 @@ def _fill_bucket(bucket: Path) -> None:
         pq.write_table(pa.table(columns), bucket / "products" / f"{name}.parquet")
 
 
-def _environment(folder: Path, emulator: Emulator) -> dict[str, str]:
+def _fill_warehouse(warehouse: LocalPostgres) -> None:
+    """Make the tables that the pages use, with products of which one has no title."""
+    for block in BLOCKS:
+        if block.language == "sql":
+            warehouse.query(block.text)
+    warehouse.query("INSERT INTO products SELECT n, 'kettle ' || n FROM generate_series(1, 11) n")
+    warehouse.query("INSERT INTO products VALUES ('nameless', NULL)")
+
+
+def _environment(folder: Path, emulator: Emulator, warehouse: LocalPostgres | None) -> dict[str, str]:
     service = emulator.service
     service.add_app("YOUR-APP-ID", workers=4)
     service.add_app("YOUR-LLM-APP-ID", kind="text", workers=4)
     service.add_app("YOUR-NIGHTLY-APP-ID")
+    connection = json.loads(emulator.airflow_connection())
+    connection["extra"]["price"] = "1.20 USD/h"
     by_hand = {"conn_type": "http", "host": emulator.url, "extra": {"x-api-key": service.api_key}}
     return {
         "PYTEST_XDIST_WORKER": "",
         "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
-        "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
+        "AIRFLOW_CONN_RUNGEN_DEFAULT": json.dumps(connection),
+        "AIRFLOW_CONN_WAREHOUSE": warehouse.url.replace("+psycopg2", "") if warehouse else "",
         "AIRFLOW_CONN_RUNGEN_MARKETING": emulator.airflow_connection(),
         "AIRFLOW_CONN_RUNGEN_HTTP": json.dumps(by_hand),
     }
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     if not AIRFLOW_V_3_0_PLUS:
         pytest.skip("the pages are written for Airflow 3 (airflow.sdk)")
-    with Emulator(job_seconds=0) as emulator:
-        return Shown(tmp_path_factory.mktemp("pages"), emulator)
+    with ExitStack() as stack:
+        emulator = stack.enter_context(Emulator(job_seconds=0))
+        warehouse = None
+        with suppress(ServiceError):  # where it is not installed
+            warehouse = stack.enter_context(LocalPostgres())
+            _fill_warehouse(warehouse)
+        yield Shown(tmp_path_factory.mktemp("pages"), emulator, warehouse)
+
+
+def _skip_without_providers(block: Block, shown: Shown) -> None:
+    if "airflow.providers.http" in block.text:
+        pytest.importorskip("airflow.providers.http")
+    if "airflow.providers.postgres" in block.text:
+        pytest.importorskip("airflow.providers.postgres")
+        if shown.warehouse is None:
+            pytest.skip("PostgreSQL is missing: apt-get install postgresql")
 
 
 @blocks("python")
 def test_python_does_what_it_shows(block: Block, shown: Shown) -> None:
-    if "airflow.providers.http" in block.text:
-        pytest.importorskip("airflow.providers.http")
+    _skip_without_providers(block, shown)
     failure = shown.outcomes[block.name]
     assert not failure, failure + shown.log.partition(f"===== {block.name}\n")[2][:20_000]
 
 
 @pytest.mark.parametrize("block", LEDGERS, ids=[block.name for block in LEDGERS])
 def test_a_second_run_of_a_dag_with_a_ledger_buys_nothing(block: Block, shown: Shown) -> None:
+    _skip_without_providers(block, shown)
     first, second = shown.jobs[block.name]
     assert first > 0
     assert second == 0
+
+
+def test_the_second_night_of_the_warehouse_leaves_each_photo_and_its_cost(shown: Shown) -> None:
+    [block] = [block for block in BLOCKS if "airflow.providers.postgres" in block.text]
+    _skip_without_providers(block, shown)
+    assert shown.warehouse is not None
+    photos = shown.warehouse.query("SELECT sku, photo, cost >= 0 FROM photos")
+    assert {sku for sku, _, _ in photos} == {str(n) for n in range(1, 12)}
+    assert all(Path(photo.removeprefix("file://")).exists() for _, photo, _ in photos)
+    assert {has_cost for _, _, has_cost in photos} == {"t"}
+    assert shown.jobs[block.name] == [11, 0]
+    [[sku, status, error]] = shown.warehouse.query("SELECT * FROM quarantine")
+    assert (sku, status) == ("nameless", "refused")
+    assert "prompt" in error
+    # the second night wrote the quarantine again, and no photo
+    compared = "SELECT max(photos.xmin::text::int) < min(quarantine.xmin::text::int) FROM photos, quarantine"
+    assert shown.warehouse.query(compared) == [["t"]]
 
 
 @blocks("python")

@@ -25,11 +25,19 @@ from airflow_provider_rungen.operators import (
     RunGenScaleDownIdleAppsOperator,
     scaled_app,
 )
+from airflow_provider_rungen.results import read_results
 from airflow_provider_rungen.schemas import params_from_schema
 from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
 
 # a type checker infers dict[str, object]
 MIXED = {"prompt": "a lighthouse", "width": 512}
+
+
+def report(summary: dict[str, Any]) -> list[str]:
+    results = read_results(summary)
+    assert results.to_arrow().num_rows == len(results.to_pandas())
+    return [row["error"] for row in results.rows(status=["failed", "refused"])]
+
 
 ledger = Ledger(
     uri="s3://bucket/ledger/{{ ds }}",

@@ -16,6 +16,7 @@ from airflow_provider_rungen.operators import (
     RunGenScaleDownIdleAppsOperator,
     scaled_app,
 )
+from airflow_provider_rungen.results import read_results
 from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
 
 
@@ -35,6 +36,7 @@ def misspelled() -> None:
     rungen_task(app_id="x", poll_intervall=5)  # type: ignore[call-arg]
     rungen_table_task(table=[], key="x", result="x")  # type: ignore[call-arg]
     Ledger("x", expire=5)  # type: ignore[call-arg]
+    read_results("x").rows(state="failed")  # type: ignore[call-arg]
 
 
 def misspelled_parameter_of_airflow() -> None:
@@ -56,3 +58,5 @@ def wrong_type() -> None:
     RunGenRunTableOperator(task_id="x", table=[], key="x", stop_after="20")  # type: ignore[arg-type]
     RunGenRunBatchOperator(task_id="x", inputs=[], destination="x", ledger=5)  # type: ignore[arg-type]
     RunGenJobSensor(task_id="x", job_id=5)  # type: ignore[arg-type]
+    read_results(["x"])  # type: ignore[arg-type]
+    read_results("x").rows(status=5)  # type: ignore[arg-type]

@@ -65,10 +65,13 @@ def _cell(value: Any) -> Any:
     return value if is_plain else json_text(value)
 
 
-def write_parquet(file: BinaryIO, columns: Mapping[str, str], rows: Iterable[Values]) -> None:
-    """Write Parquet, in row groups of limited size. A value that is not of its column's type is null."""
+def arrow_schema(columns: Mapping[str, str]) -> Any:
+    """
+    Return the Arrow schema of a table.
+
+    :param columns: its columns with their types: see `write_parquet`.
+    """
     import pyarrow as pa
-    from pyarrow.parquet import ParquetWriter
 
     types = {
         "integer": pa.int64(),
@@ -79,7 +82,15 @@ def write_parquet(file: BinaryIO, columns: Mapping[str, str], rows: Iterable[Val
         "decimal": pa.decimal128(38, 8),
         "time": pa.timestamp("us", tz="UTC"),
     }
-    schema = pa.schema({name: types[kind] for name, kind in columns.items()})
+    return pa.schema({name: types[kind] for name, kind in columns.items()})
+
+
+def write_parquet(file: BinaryIO, columns: Mapping[str, str], rows: Iterable[Values]) -> None:
+    """Write Parquet, in row groups of limited size. A value that is not of its column's type is null."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    schema = arrow_schema(columns)
     with ParquetWriter(file, schema) as writer:
         for group in _groups(_typed(columns, rows)):
             writer.write_table(pa.Table.from_pylist(group, schema))
@@ -132,7 +143,7 @@ def _to_boolean(value: Any) -> bool:
     return value
 
 
-def _to_text(value: Any) -> str:
+def to_text(value: Any) -> str:
     """Return a text that UTF-8 can express."""
     text = value if isinstance(value, str) else json_text(value)
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
@@ -142,8 +153,8 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "integer": _to_integer,
     "number": float,
     "boolean": _to_boolean,
-    "text": _to_text,
-    "texts": lambda values: list(map(_to_text, values)),
+    "text": to_text,
+    "texts": lambda values: list(map(to_text, values)),
     "decimal": Decimal,
     "time": datetime.fromisoformat,
 }
