@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 
 from airflow_provider_rungen.client.daemon_threads import run_concurrently
-from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.exceptions import RunGenOutputError
-from airflow_provider_rungen.execution.archive.storage import File, Storage
 from airflow_provider_rungen.execution.ledger.entries import (
     HEADER,
     HEADER_TEXT,
@@ -23,6 +20,7 @@ from airflow_provider_rungen.execution.ledger.entries import (
     kept_of,
     parse_entry,
 )
+from airflow_provider_rungen.execution.ledger.files import LedgerFiles
 
 log = logging.getLogger(__name__)
 
@@ -32,39 +30,27 @@ CLAIM_TIME = 240.0
 _CLOCK_SKEW = 2 * 86_400.0
 
 
-def require_header(storage: Storage, contents: dict[File, bytes]) -> None:
-    """Remove the header of a ledger from what was read of it, and raise if it is not there."""
-    if contents.pop(HEADER, None) is None:
-        storage.confirm_missing([])
-        raise RunGenOutputError(
-            f"the ledger cannot be used: {redact(storage.uri_of(*HEADER))} is missing",
-            hint="The next task run with this ledger writes it again",
-        )
-
-
 class Claims:
     """
     The claims of one attempt, and what it has seen of those of others.
 
-    :param storage: the folder of the ledger.
+    :param files: the files of the ledger.
     :param run: the token of the task run.
-    :param read: yields the texts of the entries of some keys.
     :param known: the jobs that this attempt has seen, and cannot use.
     :param waits: whether to wait for inputs that others have claimed.
     """
 
     def __init__(
         self,
-        storage: Storage,
+        files: LedgerFiles,
         run: str,
-        read: Callable[[Iterable[str]], Iterable[tuple[str, bytes]]],
         known: set[str],
         *,
         waits: bool,
     ) -> None:
-        self._storage = storage
+        self._files = files
+        self._storage = files.storage
         self._run = run
-        self._texts = read
         self._known = known
         self._waits = waits
         #: The stored jobs and failures that this attempt replaces, by key.
@@ -84,7 +70,7 @@ class Claims:
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
         if self._is_exclusive is None:
-            require_header(self._storage, self._storage.read_all([HEADER], MAX_ENTRY_BYTES))
+            self._files.require_header(self._storage.read_all([HEADER], MAX_ENTRY_BYTES))
             # it is there
             self._is_exclusive = not self._storage.create(*HEADER, HEADER_TEXT)
             if not self._is_exclusive:
@@ -96,7 +82,7 @@ class Claims:
         # what others have claimed is read first
         existing = keys & self._others.keys()
         if not self._is_exclusive:
-            existing |= dict(self._texts(keys)).keys()
+            existing |= dict(self._files.texts(keys)).keys()
         return existing | (keys - existing - self._create(app_id, keys - existing))
 
     def take_over(self, app_id: str, keys: Collection[str]) -> set[str]:
@@ -108,7 +94,7 @@ class Claims:
         :return: those that were claimed.
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
-        texts = dict(self._texts(keys))
+        texts = dict(self._files.texts(keys))
         free = [key for key, text in texts.items() if not self._is_held(app_id, key, text)]
         replaced = run_concurrently(lambda key: self._replace(app_id, key, texts[key]), free)
         taken = {key for key, is_replaced in zip(free, replaced, strict=True) if is_replaced}
@@ -122,7 +108,7 @@ class Claims:
             lambda key: self._storage.create(*file_of(key), entry_text(key, entry)), keys
         )
         # where a mount is missing, all can be created
-        require_header(self._storage, self._storage.read_all([HEADER], MAX_ENTRY_BYTES))
+        self._files.require_header(self._storage.read_all([HEADER], MAX_ENTRY_BYTES))
         return {key for key, is_new in zip(keys, created, strict=True) if is_new}
 
     def _is_held(self, app_id: str, key: str, text: bytes) -> bool:
@@ -152,7 +138,7 @@ class Claims:
                 self._storage.remove([lock])
             return False
         try:
-            is_same = dict(self._texts([key])).get(key) == text
+            is_same = dict(self._files.texts([key])).get(key) == text
             if is_same:
                 self._storage.write(*file_of(key), claim)
                 self.replaced |= {key: replaces} if replaces else {}
