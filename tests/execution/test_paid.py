@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import logging
 import os
 import random
@@ -472,6 +473,52 @@ def test_what_is_being_written_without_links_is_held(
     assert not messages(caplog)
     run.buy(0, "job-0")
     assert killed.look_up(0) == [0]
+
+
+def forget_at_once(remote: ObjectStore, base: str, step: int, **kept: Any) -> tuple[list[str], bool]:
+    """
+    Have two runs forget the same failed job, the second one at a request of the first.
+
+    :return: the jobs that they buy in its place, and whether the first made so many requests.
+    """
+    Run(base, "c" * 36, **kept).buy(0, "job-0")
+    runs = {f"job-{name}": Run(base, token, **kept) for name, token in (("a", A), ("b", B))}
+    requests, bought, failure = itertools.count(), list[str](), RunGenJobFailedError("no memory")
+    for run in runs.values():
+        assert run.look_up(0) == [0]
+        run.jobs.end("job-0", JobState.FAILED)
+
+    def go_on(job_id: str) -> None:
+        run = runs[job_id]
+        if run.jobs.inputs(*SUBMITTABLE)[:1] == [0] and not run.look_up(0) and run.paid.is_claimed(0):
+            run.buy(0, job_id)
+            bought.append(job_id)
+
+    def overtake(*_: str) -> None:
+        if next(requests) == step:
+            remote.refuse("", failure)
+            runs["job-b"].paid.forget({"job-0": failure})
+            go_on("job-b")
+
+    remote.before = overtake
+    runs["job-a"].paid.forget({"job-0": failure})
+    remote.refuse("", failure)
+    for job_id in [*runs, *runs]:
+        go_on(job_id)
+    assert Run(base, "d" * 36, **kept).look_up(0) == [0]
+    return bought, next(requests) > step
+
+
+@pytest.mark.parametrize("kept", [{}, {"max_attempts": 3}], ids=["removed", "counted"])
+def test_of_two_runs_that_forget_a_job_at_once_one_buys_another(
+    remote: ObjectStore, kept: dict[str, Any]
+) -> None:
+    for step in itertools.count():
+        bought, has_overtaken = forget_at_once(remote, f"memory://bucket/{step}", step, **kept)
+        assert len(bought) == 1
+        if not has_overtaken:
+            break
+    assert step > 3
 
 
 def test_a_job_that_fails_leaves_what_it_was_to_replace(base: str) -> None:

@@ -19,14 +19,10 @@ from airflow_provider_rungen.runs.plan import input_digest
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.money import Price
     from airflow_provider_rungen.execution.jobs.runner import MakeSource, Runner
-    from airflow_provider_rungen.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 _CENTS = Decimal("0.0001")
-# How much of a ledger is read to find out how long jobs run.
-_SAMPLE_SHARDS = 16
-_SAMPLE_ENTRIES = 100
 
 
 @dataclass(frozen=True)
@@ -64,26 +60,11 @@ class Quote:
 
 def _seconds_per_job(run: Runner) -> float:
     known = run.ledger.stored_seconds
-    totals, ledger = run.task_log.jobs.totals(), run.options.ledger
+    totals = run.task_log.jobs.totals()
     if not known and totals.timed:
         return totals.seconds / totals.timed
-    if not known and ledger is not None:
-        known = _sample(ledger, run.app_id)
+    known = known or run.ledger.sample()
     return fmean(known) if known else 0
-
-
-def _sample(ledger: Ledger, app_id: str) -> list[float]:
-    from airflow_provider_rungen.execution.archive.storage import Storage
-    from airflow_provider_rungen.execution.ledger.entries import MAX_ENTRY_BYTES, parse_entry
-
-    storage = Storage(ledger.uri, "ledger", read_only=True)
-    # named by the first digits of a hash, so these have any inputs; a new ledger has none
-    shards = sorted(storage.folders())[:_SAMPLE_SHARDS]
-    files = sorted(storage.list_all(shards) if shards else ())[:_SAMPLE_ENTRIES]
-    contents = storage.read_all(files, MAX_ENTRY_BYTES)
-    entries = [parse_entry(name.removesuffix(".json"), text) for (_, name), text in contents.items()]
-    times = [entry.execution_seconds for entry in entries if entry is not None and entry.app_id == app_id]
-    return [each for each in times if each is not None]
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class RunLedger:
         self.paid: PaidInputs | None = None
         #: How many inputs have a job that was stored before.
         self.reused_count = 0
+        self._book: LedgerBook | None = None
         self._found: Found | None = None
         # whether the stored jobs that are reused are to be read again
         self._is_reopened = False
@@ -64,7 +65,7 @@ class RunLedger:
 
         app_id = self._run.app_id
         model = model_identity(hook.perform(outlast(app_id, lambda: get_app(app_id))))
-        book = LedgerBook(options.ledger, model, self._log.home.run_token)
+        self._book = book = LedgerBook(options.ledger, model, self._log.home.run_token)
         self.new_ledger = book.open(create=create)
         return book, model
 
@@ -88,6 +89,10 @@ class RunLedger:
         """How long the jobs ran that the look-up found stored, as far as that is known."""
         times = (entry.execution_seconds for entry in (self._found.stored.values() if self._found else ()))
         return [each for each in times if each is not None]
+
+    def sample(self) -> list[float]:
+        """Return how long some jobs of the app ran that the ledger remembers."""
+        return [] if self._book is None else self._book.files.sample(self._run.app_id)
 
     @property
     def new_count(self) -> int:

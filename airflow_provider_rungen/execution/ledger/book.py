@@ -24,11 +24,11 @@ from airflow_provider_rungen.execution.ledger.entries import (
     Entry,
     check_header,
     destination_of,
-    file_of,
     is_manifest_uri,
     is_same_task,
     kept_of,
     ledger_key,
+    parse_entry,
 )
 from airflow_provider_rungen.execution.ledger.files import LedgerFiles
 
@@ -61,8 +61,9 @@ class LedgerBook:
         # the jobs that this attempt has written, or seen without reusing them
         self._known: set[str] = set()
         self._is_missing = False
-        self._files = LedgerFiles(self._storage)
-        self.claims = Claims(self._files, run, self._known, waits=not ledger.refresh)
+        #: Its files.
+        self.files = LedgerFiles(self._storage)
+        self.claims = Claims(self.files, run, self._known, waits=not ledger.refresh)
 
     def open(self, *, create: bool = True) -> str | None:
         """
@@ -128,7 +129,7 @@ class LedgerBook:
         """
         if self._is_missing:
             return {}
-        entries = self._files.read(keys)
+        entries = self.files.read(keys)
         of_others = {key: each for key, each in entries.items() if not self.is_of_task(each)}
         replaced = {key: each.replaces for key, each in of_others.items() if each.replaces}
         usable = {key: each for key, each in (entries | replaced).items() if each.job_id not in without}
@@ -137,7 +138,7 @@ class LedgerBook:
         done = {key: each for key, each in done.items() if each.job_id in stored}
         entries = {key: each for key, each in entries.items() if each.job_id and key not in done}
         self._known |= {entry.job_id for entry in entries.values()}.union(without)
-        entries = {key: each for key, each in entries.items() if each.job_id not in without}
+        entries = {key: each for key, each in entries.items() if each.failures or each.job_id not in without}
         rest = {key: each for key, each in entries.items() if not each.manifest and self._counts(each)}
         pending = {key: each for key, each in rest.items() if not each.failures}
         limit = self._ledger.max_attempts or math.inf
@@ -233,7 +234,7 @@ class LedgerBook:
 
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
-        entries, states = self._files.read(jobs), ("done", "pending")
+        entries, states = self.files.read(jobs), ("done", "pending")
         counting = {key for key, each in entries.items() if each.state in states and self._counts(each)}
         missing = {key: job_id for key, job_id in jobs.items() if key not in counting}
         self.claims.replaced |= {key: kept for key in missing if (kept := kept_of(entries.get(key)))}
@@ -247,7 +248,7 @@ class LedgerBook:
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
         now = datetime.now(UTC)
-        current = self._files.read(jobs)
+        current = self.files.read(jobs)
         refused = [job.manifest for job in jobs.values() if not is_manifest_uri(job.manifest, job.job_id)]
         twice = sum(
             entry.run != self._run and entry.job_id != jobs[key].job_id and entry.job_id not in self._known
@@ -281,12 +282,16 @@ class LedgerBook:
         :param reasons: by key, why jobs failed. With ``max_attempts``, their failures are counted.
         """
         try:
-            read = self._files.read(jobs).items()
-            entries = {key: each for key, each in read if each.job_id == jobs[key] and not each.failures}
-            entries = {key: each for key, each in entries.items() if each.job_id or each.run == self._run}
-            left = {key: self._left_by(entry, reasons.get(key)) for key, entry in entries.items()}
-            self._write({key: entry for key, entry in left.items() if entry})
-            self._storage.remove(file_of(key) for key, entry in left.items() if not entry)
+            changes: dict[str, tuple[bytes, Entry | None]] = {}
+            for key, text in self.files.texts(jobs):
+                entry = parse_entry(key, text)
+                if entry is None or entry.job_id != jobs[key] or entry.failures:
+                    continue
+                if entry.job_id or entry.run == self._run:
+                    changes[key] = text, self._left_by(entry, reasons.get(key))
+            self._known |= {entry.job_id for _, entry in changes.values() if entry}
+            # another run may have forgotten the same jobs, and bought their inputs by now
+            self.claims.replace(changes)
         except RunGenError as error:
             log.warning("Could not remove %d entries from the ledger: %s", len(jobs), error.message)
 
@@ -299,5 +304,5 @@ class LedgerBook:
         return replace(entry, failures=failures + 1, why=clean_text(why, _MAX_REASON), replaces=None)
 
     def _write(self, entries: Mapping[str, Entry]) -> None:
-        self._files.write(entries)
+        self.files.write(entries)
         self._known |= {entry.job_id for entry in entries.values()}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from airflow_provider_rungen.client.daemon_threads import run_concurrently
 from airflow_provider_rungen.execution.ledger.entries import (
     HEADER,
-    HEADER_TEXT,
     MAX_ENTRY_BYTES,
     Entry,
     entry_text,
@@ -55,8 +55,6 @@ class Claims:
         self._waits = waits
         #: The stored jobs and failures that this attempt replaces, by key.
         self.replaced: dict[str, Entry] = {}
-        # whether the store creates files exclusively, if that was tried
-        self._is_exclusive: bool | None = None
         # the claims of other runs, by key: the text, and since when it has not changed (monotonic clock)
         self._others: dict[str, tuple[bytes, float]] = {}
 
@@ -69,19 +67,10 @@ class Claims:
         :return: those that have an entry.
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
-        if self._is_exclusive is None:
-            self._files.require_header(self._storage.read_all([HEADER], MAX_ENTRY_BYTES))
-            # it is there
-            self._is_exclusive = not self._storage.create(*HEADER, HEADER_TEXT)
-            if not self._is_exclusive:
-                log.warning(
-                    "The ledger's store cannot create a file only if it is missing: of runs that submit "
-                    "equal inputs within a second, more than one may pay"
-                )
-        keys = set(keys)
+        keys, is_exclusive = set(keys), self._files.is_exclusive
         # what others have claimed is read first
         existing = keys & self._others.keys()
-        if not self._is_exclusive:
+        if not is_exclusive:
             existing |= dict(self._files.texts(keys)).keys()
         return existing | (keys - existing - self._create(app_id, keys - existing))
 
@@ -95,9 +84,12 @@ class Claims:
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
         texts = dict(self._files.texts(keys))
-        free = [key for key, text in texts.items() if not self._is_held(app_id, key, text)]
-        replaced = run_concurrently(lambda key: self._replace(app_id, key, texts[key]), free)
-        taken = {key for key, is_replaced in zip(free, replaced, strict=True) if is_replaced}
+        free = {key: text for key, text in texts.items() if not self._is_held(app_id, key, text)}
+        replaces = {key: kept_of(parse_entry(key, text)) for key, text in free.items()}
+        claim = Entry(app_id, "", self._run, datetime.now(UTC))
+        claims = {key: (text, replace(claim, replaces=replaces[key])) for key, text in free.items()}
+        taken = self.replace(claims)
+        self.replaced |= {key: kept for key in taken if (kept := replaces[key])}
         missing = set(keys) - texts.keys()
         return taken | (self._create(app_id, missing) if missing else set())
 
@@ -123,29 +115,38 @@ class Claims:
             is_claim = is_of_others and (datetime.now(UTC) - entry.at).total_seconds() < _CLOCK_SKEW
         return self._waits and is_claim and self._seconds_unchanged(key, text) < CLAIM_TIME
 
-    def _replace(self, app_id: str, key: str, text: bytes) -> bool:
+    def replace(self, changes: Mapping[str, tuple[bytes, Entry | None]]) -> set[str]:
         """
-        Replace an entry by a claim, unless another run does so.
+        Replace entries, except those that another run has changed, or is about to replace.
 
         Whoever creates a file that is named after the entry may replace it, and nobody else.
+
+        :param changes: the text of each entry, and what takes its place: `None` removes it.
+        :return: the keys of those that were replaced.
+        :raises RunGenOutputError: the ledger cannot be read or written.
         """
-        entry = parse_entry(key, text)
-        replaces = kept_of(entry)
-        claim = entry_text(key, Entry(app_id, "", self._run, datetime.now(UTC), replaces=replaces))
-        lock = key[:2], f"{key}.{hashlib.sha256(text).hexdigest()[:16]}"
-        if self._is_exclusive and not self._storage.create(*lock, self._run.encode()):
-            if self._seconds_unchanged(lock[1], text) > CLAIM_TIME:  # its writer was killed
-                self._storage.remove([lock])
-            return False
-        try:
-            is_same = dict(self._files.texts([key])).get(key) == text
-            if is_same:
-                self._storage.write(*file_of(key), claim)
-                self.replaced |= {key: replaces} if replaces else {}
-        finally:
-            if self._is_exclusive:
-                self._storage.remove([lock])
-        return is_same
+        is_exclusive = self._files.is_exclusive
+
+        def replace_one(key: str) -> bool:
+            text, entry = changes[key]
+            lock = key[:2], f"{key}.{hashlib.sha256(text).hexdigest()[:16]}"
+            if is_exclusive and not self._storage.create(*lock, self._run.encode()):
+                if self._seconds_unchanged(lock[1], text) > CLAIM_TIME:  # its writer was killed
+                    self._storage.remove([lock])
+                return False
+            try:
+                is_same = dict(self._files.texts([key])).get(key) == text
+                if is_same and entry is None:
+                    self._storage.remove([file_of(key)])
+                elif is_same and entry is not None:
+                    self._storage.write(*file_of(key), entry_text(key, entry))
+            finally:
+                if is_exclusive:
+                    self._storage.remove([lock])
+            return is_same
+
+        replaced = run_concurrently(replace_one, changes)
+        return {key for key, is_replaced in zip(changes, replaced, strict=True) if is_replaced}
 
     def _seconds_unchanged(self, name: str, text: bytes) -> float:
         """Return for how long this attempt has seen a file with the same text."""

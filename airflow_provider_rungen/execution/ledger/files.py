@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 
 from airflow_provider_rungen.client.daemon_threads import batches
 from airflow_provider_rungen.client.redaction import redact
@@ -11,6 +12,7 @@ from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import File, Storage
 from airflow_provider_rungen.execution.ledger.entries import (
     HEADER,
+    HEADER_TEXT,
     MAX_ENTRY_BYTES,
     Entry,
     entry_text,
@@ -25,6 +27,9 @@ _MAX_DIRECT = 256
 # The names in so many folders, and so many entries, are in memory at a time.
 _SHARDS_AT_A_TIME = 16
 _BATCH = 1000
+# How much is read to find out how long jobs run.
+_SAMPLE_SHARDS = 16
+_SAMPLE_ENTRIES = 100
 
 
 class LedgerFiles:
@@ -75,6 +80,29 @@ class LedgerFiles:
         yield []  # the place of a missing mount is listed as an empty folder, but has no header
         for shards in batches(sorted({folder for folder, _ in files}), _SHARDS_AT_A_TIME):
             yield from batches(self.storage.list_all(shards).keys() & files, _BATCH)
+
+    def sample(self, app_id: str) -> list[float]:
+        """Return how long some stored jobs of an app ran."""
+        # named by the first digits of a hash, so these have any inputs; a new ledger has none
+        shards = sorted(self.storage.folders())[:_SAMPLE_SHARDS]
+        files = sorted(self.storage.list_all(shards) if shards else ())[:_SAMPLE_ENTRIES]
+        contents = self.storage.read_all(files, MAX_ENTRY_BYTES)
+        entries = [parse_entry(name.removesuffix(".json"), text) for (_, name), text in contents.items()]
+        times = [entry.execution_seconds for entry in entries if entry is not None and entry.app_id == app_id]
+        return [each for each in times if each is not None]
+
+    @cached_property
+    def is_exclusive(self) -> bool:
+        """Whether the store creates a file only if it is missing."""
+        self.require_header(self.storage.read_all([HEADER], MAX_ENTRY_BYTES))
+        # it is there
+        is_exclusive = not self.storage.create(*HEADER, HEADER_TEXT)
+        if not is_exclusive:
+            log.warning(
+                "The ledger's store cannot create a file only if it is missing: of runs that submit "
+                "equal inputs within a second, more than one may pay"
+            )
+        return is_exclusive
 
     def write(self, entries: Mapping[str, Entry]) -> None:
         """Write entries, whatever is there."""
