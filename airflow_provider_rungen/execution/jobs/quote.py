@@ -101,7 +101,7 @@ class Limits:
         """
         Check what an attempt is about to buy, and what this task run has bought, before anything is sent.
 
-        :return: how many more jobs it may buy, in place of jobs of other runs that fail.
+        :return: how many jobs it may buy; ``None`` without a limit.
         :raises RunGenLimitError: it is more than a limit.
         """
         if self.max_jobs is None and self.max_cost is None:
@@ -110,7 +110,7 @@ class Limits:
         exceeded: dict[str, object] = {}
         if self.max_jobs is not None and bought + new > self.max_jobs:
             exceeded["max_jobs"] = self.max_jobs
-        spare = None if self.max_jobs is None else self.max_jobs - bought - new
+        most = self.max_jobs
         # if nothing is new, jobs of other runs may still fail
         jobs = max(bought + new, 1)
         quote = Quote.of(run, jobs if exceeded or self.max_cost else 0, self.price)
@@ -123,10 +123,10 @@ class Limits:
         elif self.max_cost and quote.cost:
             if quote.cost > self.max_cost.amount:
                 exceeded["max_cost"] = self.max_cost
-            affordable = int(self.max_cost.amount * jobs / quote.cost) - bought - new
-            spare = affordable if spare is None else min(spare, affordable)
+            affordable = int(self.max_cost.amount * jobs / quote.cost)
+            most = affordable if most is None else min(most, affordable)
         if not new or not exceeded:
-            return None if spare is None else max(spare, 0)
+            return None if most is None else max(most - bought, new)
         plan = run.task_log.plan
         # a table has columns: those of its key
         rows, source = ("rows", "to_input") if plan.manifest.columns else ("inputs", "the inputs")

@@ -232,7 +232,7 @@ class Runner(TaskRun["JobOptions"]):
         self.submitting.take_over(now)
         self.task_log.keep_deadline(now)
         self.collecting.find_unstored(resuming.lost)
-        self.submitting.spare = limits.check(self)
+        self.submitting.keep_within(limits)
 
     def _check(self, source: Source, plan: Plan) -> None:
         try:
