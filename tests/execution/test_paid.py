@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
+import json
 import logging
 import os
 import random
@@ -334,7 +335,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     """The monotonic clock of this machine."""
     fake = FakeTime()
     for module in (claims, paid):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=fake.time))
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: fake.now - 1e9, time=fake.time))
     return fake
 
 
@@ -419,6 +420,24 @@ def test_the_claim_of_a_run_that_was_killed_ends(base: str, monkeypatch: pytest.
     # one that thaws asks again before it submits
     assert killed.look_up(0) == []
     assert claimed(late, 2) == set()
+
+
+@pytest.mark.parametrize("is_renewed", [False, True])
+def test_the_time_that_a_claim_is_waited_for_counts_over_deferrals(
+    base: str, clock: FakeTime, is_renewed: bool
+) -> None:
+    killed, run = Run(base, A), Run(base, B)
+    killed.look_up(0)
+    for _ in range(3):
+        run.look_up(0)
+        assert not claimed(run, 1)
+        clock.now += 0.4 * claims.CLAIM_TIME
+        if is_renewed:
+            killed.paid.renew([0])
+        watched, run = run.paid.watched([0]), Run(base, B)
+        run.paid.watch(json.loads(json.dumps(watched)))
+    run.look_up(0)
+    assert claimed(run, 1) == (set() if is_renewed else {0})
 
 
 @pytest.mark.parametrize("days_ago", [-400, -1, 0, 1, 3])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
+    from airflow_provider_rungen.execution.ledger.claims import Watched
     from airflow_provider_rungen.execution.sending.paid import Found, PaidInputs
 
 
@@ -100,12 +101,17 @@ class RunLedger:
         found = self._found.settled if self._found else ()
         return self._log.unsent_count - sum(number // PART_ROWS not in self._log.loaded for number in found)
 
-    def reopen(self) -> None:
-        """Use the ledger again after a deferral. The keys are in the plan."""
+    def reopen(self, watched: Watched) -> None:
+        """
+        Use the ledger again after a deferral. The keys are in the plan.
+
+        :param watched: what was known of the claims of others.
+        """
         if self._run.options.ledger is not None:
             from airflow_provider_rungen.execution.ledger.book import LedgerBook
 
             book = LedgerBook(self._run.options.ledger, "", self._log.home.run_token)
+            book.claims.watch(watched)
             self.paid = self._make_paid(book, self._run.task_log.plan)
             self._is_reopened = True
 

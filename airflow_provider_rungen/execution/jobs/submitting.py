@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # Seconds between two look-ups of inputs that another run is about to submit.
 WAIT_INTERVAL = 2.0
+# The same while jobs of this task run.
+LOOK_INTERVAL = 30.0
 
 
 class Submitting:
@@ -92,6 +94,12 @@ class Submitting:
     def has_free(self) -> bool:
         """Whether inputs are still to be submitted that no other run has claimed."""
         return self._log.unsent_count > len(self.left_to_others)
+
+    @property
+    def next_look(self) -> float | None:
+        """When to look at inputs again (seconds since 1970), if another run has claimed all that are left."""
+        is_waiting = self._log.has_unsent and not self.has_free
+        return time.time() + LOOK_INTERVAL if is_waiting else None
 
     def _submit_wave(self, deadline: float) -> bool:
         """Submit as many inputs as possible. Others take the place of those that another run has claimed."""

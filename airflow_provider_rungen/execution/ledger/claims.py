@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 from airflow_provider_rungen.client.daemon_threads import run_concurrently
 from airflow_provider_rungen.execution.ledger.entries import (
@@ -22,7 +22,8 @@ from airflow_provider_rungen.execution.ledger.entries import (
 )
 from airflow_provider_rungen.execution.ledger.files import LedgerFiles
 
-log = logging.getLogger(__name__)
+#: Claims, by key: a digest, and since when it has not changed (seconds since 1970).
+Watched: TypeAlias = Mapping[str, tuple[str, float]]
 
 # Seconds after which a claim without a job no longer counts: whoever made it was killed.
 CLAIM_TIME = 240.0
@@ -55,8 +56,19 @@ class Claims:
         self._waits = waits
         #: The stored jobs and failures that this attempt replaces, by key.
         self.replaced: dict[str, Entry] = {}
-        # the claims of other runs, by key: the text, and since when it has not changed (monotonic clock)
-        self._others: dict[str, tuple[bytes, float]] = {}
+        # the claims of other runs, by key: a digest, and since when it has not changed (monotonic clock)
+        self._others: dict[str, tuple[str, float]] = {}
+
+    def watched(self, keys: Iterable[str]) -> Watched:
+        """Return what is known of the claims of others, to go on with it after a deferral."""
+        offset = time.time() - time.monotonic()
+        seen = {key: self._others[key] for key in keys if key in self._others}
+        return {key: (digest, since + offset) for key, (digest, since) in seen.items()}
+
+    def watch(self, watched: Watched) -> None:
+        """Go on after a deferral: the time counts that a claim has been waited for."""
+        offset = time.time() - time.monotonic()
+        self._others = {key: (digest, since - offset) for key, (digest, since) in watched.items()}
 
     def claim(self, app_id: str, keys: Iterable[str]) -> set[str]:
         """
@@ -129,7 +141,7 @@ class Claims:
 
         def replace_one(key: str) -> bool:
             text, entry = changes[key]
-            lock = key[:2], f"{key}.{hashlib.sha256(text).hexdigest()[:16]}"
+            lock = key[:2], f"{key}.{_digest(text)}"
             if is_exclusive and not self._storage.create(*lock, self._run.encode()):
                 if self._seconds_unchanged(lock[1], text) > CLAIM_TIME:  # its writer was killed
                     self._storage.remove([lock])
@@ -150,6 +162,11 @@ class Claims:
 
     def _seconds_unchanged(self, name: str, text: bytes) -> float:
         """Return for how long this attempt has seen a file with the same text."""
-        if name not in self._others or self._others[name][0] != text:
-            self._others[name] = text, time.monotonic()
+        digest = _digest(text)
+        if name not in self._others or self._others[name][0] != digest:
+            self._others[name] = digest, time.monotonic()
         return time.monotonic() - self._others[name][1]
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
