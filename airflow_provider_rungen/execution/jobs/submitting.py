@@ -172,9 +172,9 @@ class Submitting:
             finally:
                 await hook.aclose()
 
-        # the submission itself looks for a kill, and gives what is in flight its last second
+        # the submission itself looks for a kill, which ends what waits for its turn
         before = hook.checkpoint, hook.is_interrupted
-        hook.checkpoint = hook.is_interrupted = None
+        hook.checkpoint, hook.is_interrupted = None, sender.is_stopping
         try:
             asyncio.run(submit())
         finally:
