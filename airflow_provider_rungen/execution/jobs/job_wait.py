@@ -64,7 +64,7 @@ class JobWait:
         self._not_taken: list[Job] = []
         self._pauses = growing_pauses(FIRST_INTERVAL, self._options.poll_interval)
         self._defer_at = math.inf
-        # when the last wait saw a job start or end
+        # when a job was last submitted, or seen to start or to end
         self._moved_at = 0.0
         self._quiet_log = QuietLog()
         self._progress = Progress(0.0)
@@ -116,7 +116,7 @@ class JobWait:
             rounds = wait.run(self._pauses, deadline=deadline, stop_at=min(defer_at, stop_at), ended=ended)
             is_over = self.perform(rounds, job_ids)
             self._moved_at = wait.moved_at
-            if not is_over and defer_at < math.inf:
+            if not is_over and defer_at <= stop_at:
                 self._hand_over(wait, list(dict.fromkeys(job_ids)), deadline, before_defer)
         return self._take(wait.poller)
 
@@ -138,7 +138,8 @@ class JobWait:
         poller.is_lean = on_finished is strip_payloads
         poller.forget({*poller.waiting, *poller.finished}.difference(job_ids))
         poller.errors.clear()
-        new = set(job_ids) - poller.waiting.keys()
+        if new := set(job_ids) - poller.waiting.keys():
+            self._moved_at = now
         self._progress.total += len(new)
         poller.add(job_ids, now, visible_by)
         options = self._options
@@ -146,7 +147,7 @@ class JobWait:
             poller,
             job_ids,
             options.poll_interval,
-            now if new else self._moved_at,
+            self._moved_at,
             options.queued_timeout,
             goal or WaitGoal(),
             self._progress,

@@ -111,8 +111,8 @@ class RunLedger:
             from airflow_provider_rungen.execution.ledger.book import LedgerBook
 
             book = LedgerBook(self._run.options.ledger, "", self._log.home.run_token)
-            book.claims.watch(watched)
             self.paid = self._make_paid(book, self._run.task_log.plan)
+            self.paid.watch(watched)
             self._is_reopened = True
 
     def _make_paid(self, book: LedgerBook, plan: Plan) -> PaidInputs:

@@ -62,12 +62,13 @@ class Submitting:
         """
         Find out how many jobs the attempt may buy. If these are too few, it only waits for those in flight.
 
-        :raises RunGenLimitError: they are too few, and there is nothing to wait for.
+        :raises RunGenLimitError: they are too few, and there is nothing to wait for or to collect.
         """
         try:
             self.allowance = limits.check(self._run)
         except RunGenLimitError as error:
-            if not (self._log.running and self._run.options.wait_for_completion):
+            has_jobs = self._log.running or self._log.completed
+            if not (has_jobs and self._run.options.wait_for_completion):
                 raise
             self._run.report.stop_submitting(error)
 
