@@ -78,6 +78,7 @@ class Run:
         self.taken: list[str] = []
         ledger = LedgerBook(Ledger(f"{base}/ledger", **options), "model", token)
         ledger.open()
+        self.ledger = ledger
         self.paid = PaidInputs(
             *(ledger, self.jobs, self.destination, "flux"),
             key_of_number=key_of,
@@ -434,8 +435,8 @@ def test_the_time_that_a_claim_is_waited_for_counts_over_deferrals(
         clock.now += 0.4 * claims.CLAIM_TIME
         if is_renewed:
             killed.paid.renew([0])
-        watched, run = run.paid.watched([0]), Run(base, B)
-        run.paid.watch(json.loads(json.dumps(watched)))
+        watched, run = run.ledger.claims.watched([key_of(0)]), Run(base, B)
+        run.ledger.claims.watch(json.loads(json.dumps(watched)))
     run.look_up(0)
     assert claimed(run, 1) == (set() if is_renewed else {0})
 

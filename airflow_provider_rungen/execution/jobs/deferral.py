@@ -51,12 +51,12 @@ class Deferral:
         with self._run.guard.defer_signals():
             self._run.collecting.note_stored()
             self._run.collecting.note_over(over)
-            unsent_error, paid = self._run.report.unsent_error, self._run.ledger.paid
+            unsent_error = self._run.report.unsent_error
             state = keep_state(self._log, lambda: self._run.guard.is_pending) | {
                 "failures": self._run.collecting.failures,
                 "refusals": self._run.submitting.refusals,
                 "allowance": self._run.submitting.allowance,
-                "claims": paid.watched(self._run.submitting.left_to_others) if paid else {},
+                "claims": self._run.ledger.watched(self._run.submitting.left_to_others),
                 "submitted_at": self._run.submitting.submitted_at,
                 "unsent_error": unsent_error and error_to_json(unsent_error),
                 "is_single": self._run.is_single,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -101,6 +101,11 @@ class RunLedger:
         found = self._found.settled if self._found else ()
         return self._log.unsent_count - sum(number // PART_ROWS not in self._log.loaded for number in found)
 
+    def watched(self, numbers: Iterable[int]) -> Watched:
+        """Return what is known of the claims of others, to go on with it after a deferral."""
+        rows = map(self._log.plan.row, numbers)
+        return {} if self._book is None else self._book.claims.watched(row.digest for row in rows)
+
     def reopen(self, watched: Watched) -> None:
         """
         Use the ledger again after a deferral. The keys are in the plan.
@@ -110,9 +115,9 @@ class RunLedger:
         if self._run.options.ledger is not None:
             from airflow_provider_rungen.execution.ledger.book import LedgerBook
 
-            book = LedgerBook(self._run.options.ledger, "", self._log.home.run_token)
-            self.paid = self._make_paid(book, self._run.task_log.plan)
-            self.paid.watch(watched)
+            self._book = LedgerBook(self._run.options.ledger, "", self._log.home.run_token)
+            self._book.claims.watch(watched)
+            self.paid = self._make_paid(self._book, self._run.task_log.plan)
             self._is_reopened = True
 
     def _make_paid(self, book: LedgerBook, plan: Plan) -> PaidInputs:

@@ -27,7 +27,6 @@ from airflow_provider_rungen.runs.rows import ENDED_BADLY, SUBMITTABLE, Job, Job
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
-    from airflow_provider_rungen.execution.ledger.claims import Watched
     from airflow_provider_rungen.runs.jobs import Jobs
 
 log = logging.getLogger(__name__)
@@ -177,14 +176,6 @@ class PaidInputs:
     def is_claimed(self, number: int) -> bool:
         """Return whether an input may be submitted now: others leave it to this attempt for long enough."""
         return time.monotonic() < self._claims.get(number, -CLAIM_TIME) + CLAIM_TIME / 4
-
-    def watched(self, numbers: Iterable[int]) -> Watched:
-        """Return what is known of the claims of others, to go on with it after a deferral."""
-        return self._ledger.claims.watched(map(self._key_of, numbers))
-
-    def watch(self, watched: Watched) -> None:
-        """Go on after a deferral: the time counts that a claim has been waited for."""
-        self._ledger.claims.watch(watched)
 
     def renew(self, numbers: Collection[int]) -> None:
         """
