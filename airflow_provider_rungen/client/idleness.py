@@ -117,6 +117,11 @@ class IdleWatch:
     reason: str | None = None
     taken: IdleEvent | None = None
 
+    @property
+    def is_down(self) -> bool:
+        """Whether the app was scaled to zero, and may need its workers back."""
+        return self.taken is not None and self.since is None
+
     def note(self, app: App, now: float) -> bool:
         """Record an answer, and return whether the app has been idle for long enough."""
         before, self.reason = self.reason or "", why_not_idle(app)
@@ -194,6 +199,8 @@ def _settle(watch: IdleWatch, taken: IdleEvent, poll: Callable[[], Flow[App]]) -
         log.warning("Scaling back to %s: %s came in meanwhile %s", workers, jobs, format_ids(app_id))
         try:
             yield from set_workers(app_id, taken["active_workers"])
+        except RunGenNotFoundError:
+            raise
         except RunGenError as error:
             log.error("NOT SCALED BACK: app %s has %s, and may have no worker: %s", app_id, jobs, error)
             raise

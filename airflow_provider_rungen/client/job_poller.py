@@ -167,9 +167,7 @@ class JobPoller:
             wanted = set(self.waiting if only is None else only)
             may_poll = self.pollable(self.waiting) if is_last else self._due(now)
             yield from self.poll([job_id for job_id in may_poll if job_id in wanted])
-        self.outages.end_round(now := (yield Sleep(0)))
-        if self._has_new:
-            self.outages.quiet_until = 0.0
+        self.outages.end_round(now := (yield Sleep(0)), has_new=self._has_new)
         if self.watches_queue:
             yield from self.queue.look(now)
 

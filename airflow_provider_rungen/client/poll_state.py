@@ -226,8 +226,8 @@ class Outages:
             self._is_logged = False
             self.log(logging.INFO, "RunGen answers again", None)
 
-    def end_round(self, now: float) -> None:
-        """Set how long the service is to be left alone."""
+    def end_round(self, now: float, *, has_new: bool = False) -> None:
+        """Set how long the service is to be left alone: not at all for jobs that no round has seen."""
         self.quiet_until = 0.0
-        if self.failed_rounds and self.last_failure is not None:
+        if self.failed_rounds and self.last_failure is not None and not has_new:
             self.quiet_until = now + retry_delay(self.failed_rounds - 1, self.last_failure)

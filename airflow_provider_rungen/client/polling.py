@@ -135,6 +135,11 @@ class Wait:
         self._timer.check(poller, self.waiting, now)
         return False
 
+    @property
+    def moved_at(self) -> float:
+        """When a job was last seen to start or to end, at first the beginning of the wait."""
+        return self._timer.moved_at
+
     def log_progress(self, log: LogCallback, now: float) -> None:
         """Log how far the wait has come, if it is time."""
         if (line := self._progress.line(now)) is not None:

@@ -86,9 +86,10 @@ def run_operator(
     Render the templates of an operator, execute it, and run its trigger after each deferral.
 
     An error is returned, not raised. Connections and variables come from the environment. Nothing is stored:
-    the operator can be run again. A trigger fires as soon as it can, since no process has to end first. Hooks
-    reach emulators only: that of a fixture, of ``emulator.connection()``, or ``emulator``. Without any, they
-    reach a service on this machine that is in a connection of the environment.
+    the operator can be run again. A trigger fires as soon as it can, since no process has to end first. A
+    sensor in mode ``reschedule`` pokes as in mode ``poke``. Hooks reach emulators only: that of a fixture, of
+    ``emulator.connection()``, or ``emulator``. Without any, they reach a service on this machine that is in a
+    connection of the environment.
 
     :param operator: the operator, or what a decorated function returned in a DAG. It needs no DAG.
     :param upstream: what earlier tasks returned, by task id, for ``.output`` and ``ti.xcom_pull``. A
@@ -162,7 +163,7 @@ def _as_task_runner(operator: Any, replaced: Iterable[str]) -> Iterator[None]:
 
     module = "airflow.sdk.bases.operator" if AIRFLOW_V_3_0_PLUS else "airflow.models.baseoperator"
     attributes = vars(operator) if is_task(operator) else {}  # a mapped one is not changed
-    names = (*operator.template_fields, "defer_after", *replaced)
+    names = (*operator.template_fields, "defer_after", "mode", *replaced)
     before = {name: attributes[name] for name in names if name in attributes}
     attributes["_lock_for_execution"] = True  # or Airflow would treat a rendered field as one of the DAG
     safeguard = import_module(module).ExecutorSafeguard

@@ -58,8 +58,6 @@ class Jobs:
     #: When the jobs that were loaded had been submitted (seconds since 1970), according to storage. The
     #: service may not know a job until some seconds later.
     submitted_by: float = field(init=False, default=0.0)
-    #: How many shared jobs cannot be used, so that their inputs need a job of their own.
-    shared_in_vain: int = field(init=False, default=0)
     # the inputs whose rows have changed since they were saved
     _changes: dict[int, Change] = field(init=False, default_factory=dict)
 
@@ -158,7 +156,6 @@ class Jobs:
             return
         seconds = job.seconds if seconds is None else round(float(seconds), 3)
         ended = replace(job, state=state, seconds=seconds, why=why[:_MAX_REASON])
-        self.shared_in_vain += job.is_shared and job.use > ended.use == 0
         self._set_job(ended)
 
     def store(self, job_id: str, place: str = ".") -> None:

@@ -74,6 +74,14 @@ def test_a_deferrable_operator_defers_and_comes_back(
     assert op.defer_after == defer_after
 
 
+def test_a_sensor_that_reschedules_can_be_run(rungen_emulator: Emulator) -> None:
+    job_id = run_operator(job()).value
+    sensor = RunGenJobSensor(task_id="wait", job_id=job_id, mode="reschedule", poke_interval=0.05)
+    assert run_operator(sensor).error is None
+    assert rungen_emulator.service.count("get") > 0
+    assert sensor.mode == "reschedule"
+
+
 def worker_seconds(emulator: Emulator) -> float:
     bill: float = emulator.service.stats()["worker_seconds"]["flux-schnell"]
     return bill

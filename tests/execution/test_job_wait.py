@@ -98,6 +98,20 @@ def test_many_short_waits_poll_no_more_than_a_long_one(scene: Scene) -> None:
     assert counts[1] <= counts[0] < 90
 
 
+def test_waits_that_stop_early_keep_the_time_of_queued_timeout(scene: Scene) -> None:
+    scene.service.scale(APP, 0)
+    waits, ids, begun_at = scene.wait(queued_timeout=100.0), submitted(1), scene.service.now()
+
+    def wait_briefly() -> None:
+        while scene.service.now() < begun_at + 300:
+            stop_at = scene.service.now() + 30
+            assert waits.wait(APP, ids, deadline=scene.deadline, stop_at=stop_at) == []
+
+    with pytest.raises(RunGenJobQueuedTimeoutError):
+        wait_briefly()
+    assert 100 <= scene.service.now() - begun_at <= 150
+
+
 def test_jobs_that_are_added_are_waited_for_and_each_is_returned_once_with_the_result_of_its_poll(
     scene: Scene,
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
+import json
 import logging
 import os
 import random
@@ -76,6 +78,7 @@ class Run:
         self.taken: list[str] = []
         ledger = LedgerBook(Ledger(f"{base}/ledger", **options), "model", token)
         ledger.open()
+        self.ledger = ledger
         self.paid = PaidInputs(
             *(ledger, self.jobs, self.destination, "flux"),
             key_of_number=key_of,
@@ -333,7 +336,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     """The monotonic clock of this machine."""
     fake = FakeTime()
     for module in (claims, paid):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=fake.time))
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: fake.now - 1e9, time=fake.time))
     return fake
 
 
@@ -420,6 +423,24 @@ def test_the_claim_of_a_run_that_was_killed_ends(base: str, monkeypatch: pytest.
     assert claimed(late, 2) == set()
 
 
+@pytest.mark.parametrize("is_renewed", [False, True])
+def test_the_time_that_a_claim_is_waited_for_counts_over_deferrals(
+    base: str, clock: FakeTime, is_renewed: bool
+) -> None:
+    killed, run = Run(base, A), Run(base, B)
+    killed.look_up(0)
+    for _ in range(3):
+        run.look_up(0)
+        assert not claimed(run, 1)
+        clock.now += 0.4 * claims.CLAIM_TIME
+        if is_renewed:
+            killed.paid.renew([0])
+        watched, run = run.ledger.claims.watched([key_of(0)]), Run(base, B)
+        run.ledger.claims.watch(json.loads(json.dumps(watched)))
+    run.look_up(0)
+    assert claimed(run, 1) == (set() if is_renewed else {0})
+
+
 @pytest.mark.parametrize("days_ago", [-400, -1, 0, 1, 3])
 def test_a_claim_lasts_whatever_the_clock_of_its_worker_says(
     base: str, clock: FakeTime, days_ago: int
@@ -472,6 +493,52 @@ def test_what_is_being_written_without_links_is_held(
     assert not messages(caplog)
     run.buy(0, "job-0")
     assert killed.look_up(0) == [0]
+
+
+def forget_at_once(remote: ObjectStore, base: str, step: int, **kept: Any) -> tuple[list[str], bool]:
+    """
+    Have two runs forget the same failed job, the second one at a request of the first.
+
+    :return: the jobs that they buy in its place, and whether the first made so many requests.
+    """
+    Run(base, "c" * 36, **kept).buy(0, "job-0")
+    runs = {f"job-{name}": Run(base, token, **kept) for name, token in (("a", A), ("b", B))}
+    requests, bought, failure = itertools.count(), list[str](), RunGenJobFailedError("no memory")
+    for run in runs.values():
+        assert run.look_up(0) == [0]
+        run.jobs.end("job-0", JobState.FAILED)
+
+    def go_on(job_id: str) -> None:
+        run = runs[job_id]
+        if run.jobs.inputs(*SUBMITTABLE)[:1] == [0] and not run.look_up(0) and run.paid.is_claimed(0):
+            run.buy(0, job_id)
+            bought.append(job_id)
+
+    def overtake(*_: str) -> None:
+        if next(requests) == step:
+            remote.refuse("", failure)
+            runs["job-b"].paid.forget({"job-0": failure})
+            go_on("job-b")
+
+    remote.before = overtake
+    runs["job-a"].paid.forget({"job-0": failure})
+    remote.refuse("", failure)
+    for job_id in [*runs, *runs]:
+        go_on(job_id)
+    assert Run(base, "d" * 36, **kept).look_up(0) == [0]
+    return bought, next(requests) > step
+
+
+@pytest.mark.parametrize("kept", [{}, {"max_attempts": 3}], ids=["removed", "counted"])
+def test_of_two_runs_that_forget_a_job_at_once_one_buys_another(
+    remote: ObjectStore, kept: dict[str, Any]
+) -> None:
+    for step in itertools.count():
+        bought, has_overtaken = forget_at_once(remote, f"memory://bucket/{step}", step, **kept)
+        assert len(bought) == 1
+        if not has_overtaken:
+            break
+    assert step > 3
 
 
 def test_a_job_that_fails_leaves_what_it_was_to_replace(base: str) -> None:

@@ -25,19 +25,25 @@ from airflow_provider_rungen.execution.sending import sender
 from airflow_provider_rungen.links import RunGenAppLink
 from airflow_provider_rungen.operators import RunGenRunBatchOperator
 from airflow_provider_rungen.runs.log import read_attempts, read_parts
+from airflow_provider_rungen.runs.rows import Row
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 NO_WAIT: dict[str, Any] = {"wait_for_completion": False}
 
 
-def saved_ids(store: Any) -> set[str]:
-    """Return the jobs that a later attempt finds in a store."""
+def saved_rows(store: Any) -> list[Row]:
+    """Return what a later attempt finds in a store."""
     place = StorePlace(store, try_number=100)
     records = read_attempts(place)
     writers = {record.writer for record in records}
     plans = {record.plan for record in records if record.plan}
     files = [file for plan in plans for _, part in read_parts(place, plan, writers) for file in part]
-    return {job.id for file in files for row in file.rows.values() for job in row.jobs}
+    return [row for file in files for row in file.rows.values()]
+
+
+def saved_ids(store: Any) -> set[str]:
+    """Return the jobs that a later attempt finds in a store."""
+    return {job.id for row in saved_rows(store) for job in row.jobs}
 
 
 def prompts(count: int, **emulator: Any) -> list[dict[str, Any]]:
@@ -531,6 +537,20 @@ def test_a_kill_while_it_submits_cancels_every_job(make: Make) -> None:
     task.attempt_killed(lambda: task.emulator.service.count("run") >= 100)
     assert set(task.statuses()) == {"CANCELED"}
     assert task.created < 400
+
+
+@KILLED
+@pytest.mark.usefixtures("on_the_wire")
+def test_a_kill_withdraws_what_waits_for_its_turn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make(prompts(8), max_concurrency=4, on_unknown_submission="fail")
+    connection = task.emulator.airflow_connection(max_requests_per_second=0.05)
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", connection)
+    # one has a job, and four wait
+    task.attempt_killed(lambda: len(saved_rows(task.store)) == 5)
+    assert task.emulator.service.count("run") == 1
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", task.emulator.airflow_connection())
+    assert task.attempt().error is None
+    assert task.created == 8
 
 
 @pytest.mark.usefixtures("with_links")

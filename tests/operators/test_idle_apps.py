@@ -105,6 +105,40 @@ def test_an_app_that_may_be_billed_fails_the_task_after_the_others_were_dealt_wi
     assert scaled_down(run_task(idle_op([APP, OTHER]), context)) == [APP]
 
 
+def submit_at_the_scale_down(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a job of the app come in after it was scaled to zero."""
+    sleep: Callable[..., None] = RunGenHook.sleep
+
+    def submit_and_sleep(hook: RunGenHook, seconds: float) -> None:
+        if workers(emulator) == 0 and emulator.service.count("run") == 0:
+            submit(APP)
+            seconds = 0.01  # the counters do not lag
+        sleep(hook, seconds)
+
+    monkeypatch.setattr(RunGenHook, "sleep", submit_and_sleep)
+
+
+def test_workers_that_could_not_be_given_back_are_not_said_to_be_billed(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit_at_the_scale_down(emulator, monkeypatch)
+    emulator.service.inject(Fault(on="update_app", status=400, skip=1, times=1))
+    error = run_task(idle_op(APP), context).error
+    assert type(error) is RunGenAppError
+    assert str(error).startswith(
+        "NOT SCALED BACK: 1 app may have jobs, and no worker: Could not change the app"
+    )
+    assert "BILLED" not in str(error)
+    assert workers(emulator) == 0
+
+
+def test_each_app_that_is_not_polled_is_named(emulator: Emulator, context: Any) -> None:
+    emulator.service.inject(Fault(on="get_app", status=403, times=None))
+    error = run_task(idle_op([APP, OTHER, THIRD]), context).error
+    assert str(error).startswith("STILL BILLED: 3 apps may be idle: Could not get the app (403)")
+    assert all(f"(app {app_id})" in str(error) for app_id in (APP, OTHER, THIRD))
+
+
 def test_many_failures_are_one_short_error(emulator: Emulator, context: Any) -> None:
     error = str(run_task(idle_op([f"gone-{number}" for number in range(100)]), context).error)
     assert error.startswith("STILL BILLED: 100 apps may be idle: Could not get the app (404)")

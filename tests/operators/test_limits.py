@@ -139,10 +139,47 @@ def test_jobs_of_another_run_that_fail_are_replaced_within_the_limit(run: Run, m
     task.next_run("night 2")
     outcome = task.attempt(table=products(7), to_input=picture, max_jobs=most, deferrable=mode)
     bought = task.created - 6
-    # what fails together is replaced together, or not at all: how much of six depends on what one round sees
-    assert bought == most if most != 6 else 1 <= bought <= 6
+    assert bought == most
     assert (outcome.error is None) == (most == 7)
     assert task.column("status").count("completed") == bought
+
+
+def test_what_was_kept_for_an_input_that_is_shared_is_given_back(run: Run, mode: bool) -> None:
+    last, task = (run(products(6), deferrable=mode) for _ in range(2))
+    for each in (last, task):
+        each.options["ledger"].ignore = ("emulator",)
+    task.next_run("night 2")
+
+    def overtake(key: str, value: Any) -> None:
+        # after the look-up of all inputs, and before that of the first block
+        if key == "rungen_page" and not last.created:
+            last.attempt_until("rungen_job_link", to_input=lambda row: failing(row, 1), deferrable=False)
+
+    task.on_push = overtake
+    assert task.attempt(max_jobs=6).error is None
+    assert task.column("status") == ["completed"] * 6
+    assert task.created == 12
+
+
+def test_a_retry_that_is_refused_keeps_what_was_bought(run: Run, mode: bool) -> None:
+    task = run(products(4), deferrable=mode)
+    task.attempt_until("rungen_job_link", max_jobs=5)
+    refused = task.attempt(table=products(6), max_jobs=5).error
+    assert isinstance(refused, AirflowFailException)
+    assert str(refused).startswith("Refused: 2 of 6 rows are new after 4 submissions of earlier attempts")
+    assert task.statuses() == ["COMPLETED"] * 4
+    assert task.column("status")[:4] == ["completed"] * 4
+    assert all("Refused" in error for error in task.column("error")[4:])
+
+
+def test_a_retry_that_is_refused_cancels_nothing_that_nobody_waits_for(rungen_emulator: Emulator) -> None:
+    inputs = [{"prompt": str(n), "emulator": {"seconds": 60}} for n in range(6)]
+    options: dict[str, Any] = {"wait_for_completion": False, "max_jobs": 5}
+    task = Attempts(rungen_emulator, RunGenRunBatchOperator, **options)
+    task.attempt_until("rungen_job_link", inputs=inputs[:4])
+    assert str(task.attempt(inputs=inputs).error).startswith("Refused: 2 of 6 inputs are new after 4 ")
+    assert len(task.statuses()) == 4
+    assert "CANCELED" not in task.statuses()
 
 
 @pytest.mark.parametrize(("most", "bought"), [("5 USD", 2), ("1 USD", 0)])

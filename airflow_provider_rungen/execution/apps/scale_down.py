@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -154,9 +155,12 @@ class IdleAppsRun(TaskRun[Any]):
                 self.hook.sleep(max(last_poll + idle_for - time.time(), 0))
             events = self._poll(idle, failures)
             if failures:
-                apps, reasons = format_count(len(failures), "app"), clean_text("; ".join(failures.values()))
-                message = f"STILL BILLED: {apps} may be idle: {reasons}"
-                raise RunGenAppError(message, app_id=next(iter(failures)))
+                down = {watch.app_id for watch in idle if watch.is_down}
+                reasons = [reason for app_id, reason in failures.items() if app_id not in down]
+                message = _sentence("STILL BILLED", "may be idle", reasons)
+                reasons = [reason for app_id, reason in failures.items() if app_id in down]
+                message += _sentence("NOT SCALED BACK", "may have jobs, and no worker", reasons)
+                raise RunGenAppError(message.strip(), app_id=next(iter(failures)))
             return events
 
     def _poll(self, watches: list[IdleWatch], failures: dict[str, str]) -> list[IdleEvent]:
@@ -170,8 +174,15 @@ class IdleAppsRun(TaskRun[Any]):
             except RunGenError as error:
                 failures[watch.app_id] = error.message
                 if is_refusal(error):  # of the key, which is that of all
-                    failures |= {rest.app_id: error.message for rest in watches[number:]}
+                    rest = [each.app_id for each in watches[number + 1 :]]
+                    failures |= {app_id: f"Not polled {format_ids(app_id)}" for app_id in rest}
                     break
             else:
                 events += [event] if event is not None else []
         return events
+
+
+def _sentence(problem: str, what: str, reasons: Collection[str]) -> str:
+    """Return what may be wrong with apps, and why; nothing without any."""
+    apps = format_count(len(reasons), "app")
+    return f"{problem}: {apps} {what}: {clean_text('; '.join(reasons))}. " if reasons else ""

@@ -12,7 +12,7 @@ from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, Ru
 from airflow_provider_rungen.execution.jobs.log_state import keep_state, restore_state
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.task.attempts import LOG_KEY
-from airflow_provider_rungen.execution.task.outcomes import event_error
+from airflow_provider_rungen.execution.task.outcomes import error_to_json, event_error, read_error
 from airflow_provider_rungen.runs.place import DamagedLogError
 from airflow_provider_rungen.runs.plan import input_digest
 
@@ -51,12 +51,14 @@ class Deferral:
         with self._run.guard.defer_signals():
             self._run.collecting.note_stored()
             self._run.collecting.note_over(over)
+            unsent_error = self._run.report.unsent_error
             state = keep_state(self._log, lambda: self._run.guard.is_pending) | {
                 "failures": self._run.collecting.failures,
                 "refusals": self._run.submitting.refusals,
-                "spare": self._run.submitting.spare_left,
+                "allowance": self._run.submitting.allowance,
+                "claims": self._run.ledger.watched(self._run.submitting.left_to_others),
                 "submitted_at": self._run.submitting.submitted_at,
-                "unsent_reason": self._run.report.unsent_reason,
+                "unsent_error": unsent_error and error_to_json(unsent_error),
                 "is_single": self._run.is_single,
                 "lost": self._run.submitting.unsaved_ids(),
                 "in_flight": len(self._log.running),
@@ -87,8 +89,8 @@ class Deferral:
         self._run.collecting.failures = state["failures"]
         self._run.submitting.refusals = state["refusals"]
         self._run.submitting.submitted_at = state["submitted_at"]
-        self._run.submitting.spare = state["spare"]
-        self._run.report.unsent_reason = state["unsent_reason"]
+        self._run.submitting.allowance = state["allowance"]
+        self._run.report.unsent_error = read_error(state["unsent_error"])
         self._run.ending.app_id = app_id = state["record"]["app_id"]
         self._run.note_app(app_id)
         self._run.submitting.note_lost(state["lost"])
@@ -101,9 +103,9 @@ class Deferral:
             raise
         self._run.report.note_pushed()
         problem = self._restore_plan(state, make_source)
-        self._run.ledger.reopen()
+        self._run.ledger.reopen(state["claims"])
         if problem:
-            self._run.report.stop_submitting(problem)
+            self._run.report.stop_submitting(RunGenError(problem))
         self._run.collecting.find_unstored()
 
     def check_event(self, event: Any) -> Mapping[str, Any]:

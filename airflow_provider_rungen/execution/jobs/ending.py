@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
 from airflow_provider_rungen.client.texts import format_duration
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError, RunGenLimitError
 from airflow_provider_rungen.execution.sinks.batch_result import Stopped
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.attempts import call_briefly
@@ -187,8 +187,8 @@ class Ending:
                     hint = hint.replace(f"Raise {name} ", f"Raise {name} (now {format_duration(limit)}) ")
             raise error.revised(message, hint=hint, retryable=error.retryable) from None
         except Exception as error:
-            is_left = self._guard.is_killed or is_misconfigured(error) or isinstance(error, SupersededError)
-            if not is_left and self._log.running:
+            is_kept = isinstance(error, SupersededError | RunGenLimitError) or is_misconfigured(error)
+            if self._log.running and not (is_kept or self._guard.is_killed):
                 self._leave_or_cancel(error)
             raise
 

@@ -64,6 +64,8 @@ class JobWait:
         self._not_taken: list[Job] = []
         self._pauses = growing_pauses(FIRST_INTERVAL, self._options.poll_interval)
         self._defer_at = math.inf
+        # when a job was last submitted, or seen to start or to end
+        self._moved_at = 0.0
         self._quiet_log = QuietLog()
         self._progress = Progress(0.0)
         #: How many jobs the waits have returned, and how many of these did not complete.
@@ -82,6 +84,7 @@ class JobWait:
         on_finished: Callable[[Job], Job] = identity,
         goal: WaitGoal | None = None,
         may_defer: bool = True,
+        stop_at: float = math.inf,
         before_defer: Callable[[list[Job]], Mapping[str, Any]] = lambda over: {},
         ended: Collection[str] = (),
         shared: Collection[str] = (),
@@ -96,6 +99,7 @@ class JobWait:
         :param on_finished: takes each job that is over, with its result, and returns what to keep of it.
         :param goal: what to wait for, if not for all jobs. It is used for this wait only.
         :param may_defer: whether the task can go on after a deferral.
+        :param stop_at: the time (seconds since 1970) to stop at, and to return what is over by then.
         :param before_defer: called before a deferral with the jobs that are over. It returns more arguments
             of `RunGenJobTrigger`, which waits for the others: for all with ``end_from_trigger``, if these
             are all that the task has.
@@ -108,9 +112,11 @@ class JobWait:
         self._counted |= set(ended)
         wait = self.begin(app_id, job_ids, on_finished, visible_by, goal)
         if not wait.goal.is_reached(len(wait.waiting)):
-            stop_at = self._defer_at if may_defer and self._options.deferrable else math.inf
-            rounds = wait.run(self._pauses, deadline=deadline, stop_at=stop_at, ended=ended)
-            if not self.perform(rounds, job_ids):
+            defer_at = self._defer_at if may_defer and self._options.deferrable else math.inf
+            rounds = wait.run(self._pauses, deadline=deadline, stop_at=min(defer_at, stop_at), ended=ended)
+            is_over = self.perform(rounds, job_ids)
+            self._moved_at = wait.moved_at
+            if not is_over and defer_at <= stop_at:
                 self._hand_over(wait, list(dict.fromkeys(job_ids)), deadline, before_defer)
         return self._take(wait.poller)
 
@@ -132,14 +138,16 @@ class JobWait:
         poller.is_lean = on_finished is strip_payloads
         poller.forget({*poller.waiting, *poller.finished}.difference(job_ids))
         poller.errors.clear()
-        self._progress.total += len(set(job_ids) - poller.waiting.keys())
+        if new := set(job_ids) - poller.waiting.keys():
+            self._moved_at = now
+        self._progress.total += len(new)
         poller.add(job_ids, now, visible_by)
         options = self._options
         return Wait(
             poller,
             job_ids,
             options.poll_interval,
-            now,
+            self._moved_at,
             options.queued_timeout,
             goal or WaitGoal(),
             self._progress,

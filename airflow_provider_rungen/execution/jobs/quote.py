@@ -19,14 +19,10 @@ from airflow_provider_rungen.runs.plan import input_digest
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.money import Price
     from airflow_provider_rungen.execution.jobs.runner import MakeSource, Runner
-    from airflow_provider_rungen.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 _CENTS = Decimal("0.0001")
-# How much of a ledger is read to find out how long jobs run.
-_SAMPLE_SHARDS = 16
-_SAMPLE_ENTRIES = 100
 
 
 @dataclass(frozen=True)
@@ -64,26 +60,11 @@ class Quote:
 
 def _seconds_per_job(run: Runner) -> float:
     known = run.ledger.stored_seconds
-    totals, ledger = run.task_log.jobs.totals(), run.options.ledger
+    totals = run.task_log.jobs.totals()
     if not known and totals.timed:
         return totals.seconds / totals.timed
-    if not known and ledger is not None:
-        known = _sample(ledger, run.app_id)
+    known = known or run.ledger.sample()
     return fmean(known) if known else 0
-
-
-def _sample(ledger: Ledger, app_id: str) -> list[float]:
-    from airflow_provider_rungen.execution.archive.storage import Storage
-    from airflow_provider_rungen.execution.ledger.entries import MAX_ENTRY_BYTES, parse_entry
-
-    storage = Storage(ledger.uri, "ledger", read_only=True)
-    # named by the first digits of a hash, so these have any inputs; a new ledger has none
-    shards = sorted(storage.folders())[:_SAMPLE_SHARDS]
-    files = sorted(storage.list_all(shards) if shards else ())[:_SAMPLE_ENTRIES]
-    contents = storage.read_all(files, MAX_ENTRY_BYTES)
-    entries = [parse_entry(name.removesuffix(".json"), text) for (_, name), text in contents.items()]
-    times = [entry.execution_seconds for entry in entries if entry is not None and entry.app_id == app_id]
-    return [each for each in times if each is not None]
 
 
 @dataclass(frozen=True)
@@ -120,7 +101,7 @@ class Limits:
         """
         Check what an attempt is about to buy, and what this task run has bought, before anything is sent.
 
-        :return: how many more jobs it may buy, in place of jobs of other runs that fail.
+        :return: how many jobs it may buy; ``None`` without a limit.
         :raises RunGenLimitError: it is more than a limit.
         """
         if self.max_jobs is None and self.max_cost is None:
@@ -129,7 +110,7 @@ class Limits:
         exceeded: dict[str, object] = {}
         if self.max_jobs is not None and bought + new > self.max_jobs:
             exceeded["max_jobs"] = self.max_jobs
-        spare = None if self.max_jobs is None else self.max_jobs - bought - new
+        most = self.max_jobs
         # if nothing is new, jobs of other runs may still fail
         jobs = max(bought + new, 1)
         quote = Quote.of(run, jobs if exceeded or self.max_cost else 0, self.price)
@@ -142,10 +123,10 @@ class Limits:
         elif self.max_cost and quote.cost:
             if quote.cost > self.max_cost.amount:
                 exceeded["max_cost"] = self.max_cost
-            affordable = int(self.max_cost.amount * jobs / quote.cost) - bought - new
-            spare = affordable if spare is None else min(spare, affordable)
+            affordable = int(self.max_cost.amount * jobs / quote.cost)
+            most = affordable if most is None else min(most, affordable)
         if not new or not exceeded:
-            return None if spare is None else max(spare, 0)
+            return None if most is None else max(most - bought, new)
         plan = run.task_log.plan
         # a table has columns: those of its key
         rows, source = ("rows", "to_input") if plan.manifest.columns else ("inputs", "the inputs")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
+    from airflow_provider_rungen.execution.ledger.claims import Watched
     from airflow_provider_rungen.execution.sending.paid import Found, PaidInputs
 
 
@@ -38,6 +39,7 @@ class RunLedger:
         self.paid: PaidInputs | None = None
         #: How many inputs have a job that was stored before.
         self.reused_count = 0
+        self._book: LedgerBook | None = None
         self._found: Found | None = None
         # whether the stored jobs that are reused are to be read again
         self._is_reopened = False
@@ -64,7 +66,7 @@ class RunLedger:
 
         app_id = self._run.app_id
         model = model_identity(hook.perform(outlast(app_id, lambda: get_app(app_id))))
-        book = LedgerBook(options.ledger, model, self._log.home.run_token)
+        self._book = book = LedgerBook(options.ledger, model, self._log.home.run_token)
         self.new_ledger = book.open(create=create)
         return book, model
 
@@ -89,19 +91,33 @@ class RunLedger:
         times = (entry.execution_seconds for entry in (self._found.stored.values() if self._found else ()))
         return [each for each in times if each is not None]
 
+    def sample(self) -> list[float]:
+        """Return how long some jobs of the app ran that the ledger remembers."""
+        return [] if self._book is None else self._book.files.sample(self._run.app_id)
+
     @property
     def new_count(self) -> int:
         """How many inputs are to be submitted, less what the look-up found for parts that are not loaded."""
         found = self._found.settled if self._found else ()
         return self._log.unsent_count - sum(number // PART_ROWS not in self._log.loaded for number in found)
 
-    def reopen(self) -> None:
-        """Use the ledger again after a deferral. The keys are in the plan."""
+    def watched(self, numbers: Iterable[int]) -> Watched:
+        """Return what is known of the claims of others, to go on with it after a deferral."""
+        rows = map(self._log.plan.row, numbers)
+        return {} if self._book is None else self._book.claims.watched(row.digest for row in rows)
+
+    def reopen(self, watched: Watched) -> None:
+        """
+        Use the ledger again after a deferral. The keys are in the plan.
+
+        :param watched: what was known of the claims of others.
+        """
         if self._run.options.ledger is not None:
             from airflow_provider_rungen.execution.ledger.book import LedgerBook
 
-            book = LedgerBook(self._run.options.ledger, "", self._log.home.run_token)
-            self.paid = self._make_paid(book, self._run.task_log.plan)
+            self._book = LedgerBook(self._run.options.ledger, "", self._log.home.run_token)
+            self._book.claims.watch(watched)
+            self.paid = self._make_paid(self._book, self._run.task_log.plan)
             self._is_reopened = True
 
     def _make_paid(self, book: LedgerBook, plan: Plan) -> PaidInputs:

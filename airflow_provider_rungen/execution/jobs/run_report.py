@@ -61,8 +61,7 @@ class RunReport:
         self._pushes_ids = pushes_ids
         #: How many inputs or rows there are.
         self.rows = 0
-        #: Why inputs are not submitted any more.
-        self.unsent_reason = ""
+        self.unsent_error: RunGenError | None = None  #: Why inputs are not submitted any more.
         #: Whether ids were pushed.
         self.has_pushed = False
         self._pushed_count = -1
@@ -99,11 +98,11 @@ class RunReport:
         self.has_pushed = True
         self._pushed_count = self._run.task_log.jobs.totals().submitted
 
-    def stop_submitting(self, problem: str) -> None:
+    def stop_submitting(self, error: RunGenError) -> None:
         """Submit nothing more. What is in flight is paid for, so the task ends when it is over."""
         if left := self._run.task_log.stop_submitting():
-            log.error("Submitting no more: %s. %d inputs are left", problem, left)
-            self.unsent_reason = f"{NOT_SUBMITTED}: {problem}"
+            log.error("Submitting no more: %s. %d inputs are left", error.message, left)
+            self.unsent_error = error
 
     def push_ids(self) -> None:
         """Push the ids of the jobs, unless all are pushed."""
@@ -155,7 +154,8 @@ class RunReport:
         known = self._closed.copy()
         self._add_rows(known, rows_of(task_log, sorted(open_parts)))
         left, claimed = self._run.submitting.left_to_others, RunGenJobTimeoutError(_CLAIMED)
-        unsent = RunGenError(self.unsent_reason) if self.unsent_reason else None
+        why = self.unsent_error
+        unsent = why and RunGenError(f"{NOT_SUBMITTED}: {why.message}")
         known.refused |= {
             number: error
             for number, job_id in enumerate(known.ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -201,7 +202,12 @@ class Runner(TaskRun["JobOptions"]):
         self.report.rows = plan.count
         self.link_to(app_id)
         if plan.digest not in {record.plan for record in self.task_log.home.earlier}:
-            self._check(source, plan)
+            try:
+                source.check(self.options.max_failed)
+            except RunGenInputError as error:
+                # a table says which rows do not fit
+                sink.report(BatchResult([None] * plan.count), plan, error)
+                raise
         if book is not None:
             self.ledger.look_up(book, plan)
             self.push_page(app_id)
@@ -232,15 +238,7 @@ class Runner(TaskRun["JobOptions"]):
         self.submitting.take_over(now)
         self.task_log.keep_deadline(now)
         self.collecting.find_unstored(resuming.lost)
-        self.submitting.spare = limits.check(self)
-
-    def _check(self, source: Source, plan: Plan) -> None:
-        try:
-            source.check(self.options.max_failed)
-        except RunGenInputError as error:
-            # a table says which rows do not fit
-            self.sink.report(BatchResult([None] * plan.count), plan, error)
-            raise
+        self.submitting.keep_within(limits)
 
     # --- the work ---
 
@@ -275,6 +273,7 @@ class Runner(TaskRun["JobOptions"]):
             return False
         # outputs are stored while others run, some at a time
         left = max(half, len(running) - max(len(running) // 4, 1)) if self._stores else half
+        look_at = self.submitting.next_look
         goal = WaitGoal(left, options.stop_after, self.collecting.failures)
         over: list[Job] = []
         try:
@@ -285,7 +284,9 @@ class Runner(TaskRun["JobOptions"]):
                 visible_by=self.submitting.submitted_at + VISIBILITY_GRACE,
                 on_finished=self.sink.hold,
                 goal=goal,
-                may_defer=may_defer and (self._can_read_again or not task_log.has_unsent),
+                # a trigger knows no ledger
+                may_defer=may_defer and not look_at and (self._can_read_again or not task_log.has_unsent),
+                stop_at=look_at or math.inf,
                 before_defer=lambda over: self.deferral.keep_state(over, half),
                 ended=self.collecting.ended,
                 shared=task_log.shared,

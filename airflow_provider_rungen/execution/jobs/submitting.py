@@ -11,17 +11,20 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.retry import ATTEMPTS
-from airflow_provider_rungen.exceptions import RunGenError, RunGenSubmissionUnknownError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenLimitError, RunGenSubmissionUnknownError
 from airflow_provider_rungen.execution.sending.sender import Sender, Throttle
 from airflow_provider_rungen.execution.task.job_ids import log_jobs
 
 if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.jobs.quote import Limits
     from airflow_provider_rungen.execution.jobs.runner import Runner
 
 log = logging.getLogger(__name__)
 
 # Seconds between two look-ups of inputs that another run is about to submit.
 WAIT_INTERVAL = 2.0
+# The same while jobs of this task run.
+LOOK_INTERVAL = 30.0
 
 
 class Submitting:
@@ -43,8 +46,8 @@ class Submitting:
         self.refusals = 0
         #: When the last jobs may have been submitted (seconds since 1970).
         self.submitted_at = 0.0
-        #: How many jobs may be bought in place of those of other runs that fail, in all of the attempt.
-        self.spare: int | None = None
+        #: How many more jobs the attempt may buy; ``None`` without a limit.
+        self.allowance: int | None = None
         # whether a submission began, and did not end
         self._is_submitting = False
         # the jobs that no other attempt would find, unless the log has taken their ids since
@@ -55,10 +58,19 @@ class Submitting:
         self.submitted_at = min(self._log.jobs.submitted_by, now)
         self._run.ledger.add_resumed()
 
-    @property
-    def spare_left(self) -> int | None:
-        """How many such jobs may be bought from now on; negative if more would be needed."""
-        return None if self.spare is None else self.spare - self._log.jobs.shared_in_vain
+    def keep_within(self, limits: Limits) -> None:
+        """
+        Find out how many jobs the attempt may buy. If these are too few, it only waits for those in flight.
+
+        :raises RunGenLimitError: they are too few, and there is nothing to wait for or to collect.
+        """
+        try:
+            self.allowance = limits.check(self._run)
+        except RunGenLimitError as error:
+            has_jobs = self._log.running or self._log.completed
+            if not (has_jobs and self._run.options.wait_for_completion):
+                raise
+            self._run.report.stop_submitting(error)
 
     def submit(self, deadline: float) -> bool:
         """
@@ -84,12 +96,19 @@ class Submitting:
         """Whether inputs are still to be submitted that no other run has claimed."""
         return self._log.unsent_count > len(self.left_to_others)
 
+    @property
+    def next_look(self) -> float | None:
+        """When to look at inputs again (seconds since 1970), if another run has claimed all that are left."""
+        is_waiting = self._log.has_unsent and not self.has_free
+        return time.time() + LOOK_INTERVAL if is_waiting else None
+
     def _submit_wave(self, deadline: float) -> bool:
         """Submit as many inputs as possible. Others take the place of those that another run has claimed."""
         run, is_broken = self._run, False
         run.guard.check()
-        if (spare := self.spare_left) is not None and spare < 0:
-            run.report.stop_submitting("jobs of other runs failed, and max_jobs or max_cost is reached")
+        if self.allowance == 0 and self._log.has_unsent:
+            problem = "jobs of other runs failed, and max_jobs or max_cost is reached"
+            run.report.stop_submitting(RunGenError(problem))
         count = -1
         self._is_submitting = True
         with run.guard.defer_signals():
@@ -105,6 +124,7 @@ class Submitting:
     def _room(self) -> int:
         """Return how many inputs may be submitted now."""
         limit, unsent = self._run.options.max_in_flight, self._log.unsent_count
+        unsent = unsent if self.allowance is None else min(unsent, self.allowance)
         if limit is None or not self._run.options.wait_for_completion:
             return unsent
         return min(max(limit - len(self._log.jobs.running), 0), unsent)
@@ -115,13 +135,16 @@ class Submitting:
         if not taken:
             return False
         todo = ((number, plan.input(number)) for number in taken)
-        before = self._log.jobs.totals().submitted
+        before = self._log.jobs.totals()
         try:
             return self._send(todo, len(taken), deadline)
         except RunGenSubmissionUnknownError as error:
             raise self._run.report.explain_unknown(error) from error
         finally:
-            count = self._log.jobs.totals().submitted - before
+            totals = self._log.jobs.totals()
+            count = totals.submitted - before.submitted
+            if self.allowance is not None:  # a submission of unknown fate may have been bought
+                self.allowance = max(self.allowance - count - totals.unknown + before.unknown, 0)
             self.submitted_at = time.time() if count else self.submitted_at
             if count or not self.left_to_others:
                 self._run.report.log_submitted(count)
@@ -150,9 +173,9 @@ class Submitting:
             finally:
                 await hook.aclose()
 
-        # the submission itself looks for a kill, and gives what is in flight its last second
+        # the submission itself looks for a kill, which ends what waits for its turn
         before = hook.checkpoint, hook.is_interrupted
-        hook.checkpoint = hook.is_interrupted = None
+        hook.checkpoint, hook.is_interrupted = None, sender.is_stopping
         try:
             asyncio.run(submit())
         finally:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.client.daemon_threads import batches
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.storage import File, Storage
+from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
-from airflow_provider_rungen.execution.ledger.claims import Claims, require_header
+from airflow_provider_rungen.execution.ledger.claims import Claims
 from airflow_provider_rungen.execution.ledger.entries import (
     HEADER,
     HEADER_TEXT,
@@ -25,25 +24,19 @@ from airflow_provider_rungen.execution.ledger.entries import (
     Entry,
     check_header,
     destination_of,
-    entry_text,
-    file_of,
     is_manifest_uri,
     is_same_task,
     kept_of,
     ledger_key,
     parse_entry,
 )
+from airflow_provider_rungen.execution.ledger.files import LedgerFiles
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
-# To list all shards takes about as many requests as to read so many entries.
-_MAX_DIRECT = 256
-# The names in so many folders, and so many entries, are in memory at a time.
-_SHARDS_AT_A_TIME = 16
-_BATCH = 1000
 _MAX_REASON = 300
 
 
@@ -68,7 +61,9 @@ class LedgerBook:
         # the jobs that this attempt has written, or seen without reusing them
         self._known: set[str] = set()
         self._is_missing = False
-        self.claims = Claims(self._storage, run, self._texts, self._known, waits=not ledger.refresh)
+        #: Its files.
+        self.files = LedgerFiles(self._storage)
+        self.claims = Claims(self.files, run, self._known, waits=not ledger.refresh)
 
     def open(self, *, create: bool = True) -> str | None:
         """
@@ -134,7 +129,7 @@ class LedgerBook:
         """
         if self._is_missing:
             return {}
-        entries = self._read(keys)
+        entries = self.files.read(keys)
         of_others = {key: each for key, each in entries.items() if not self.is_of_task(each)}
         replaced = {key: each.replaces for key, each in of_others.items() if each.replaces}
         usable = {key: each for key, each in (entries | replaced).items() if each.job_id not in without}
@@ -143,7 +138,7 @@ class LedgerBook:
         done = {key: each for key, each in done.items() if each.job_id in stored}
         entries = {key: each for key, each in entries.items() if each.job_id and key not in done}
         self._known |= {entry.job_id for entry in entries.values()}.union(without)
-        entries = {key: each for key, each in entries.items() if each.job_id not in without}
+        entries = {key: each for key, each in entries.items() if each.failures or each.job_id not in without}
         rest = {key: each for key, each in entries.items() if not each.manifest and self._counts(each)}
         pending = {key: each for key, each in rest.items() if not each.failures}
         limit = self._ledger.max_attempts or math.inf
@@ -215,45 +210,6 @@ class LedgerBook:
         age = (datetime.now(UTC) - entry.at).total_seconds()
         return not self._ledger.refresh and (expires is None or age <= expires)
 
-    def _read(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """
-        Return the valid entries of some keys. Others are named in a warning.
-
-        :raises RunGenOutputError: they cannot be read, or the ledger is gone.
-        """
-        entries: dict[str, Entry] = {}
-        invalid: list[File] = []
-        for key, content in self._texts(keys):
-            entry = parse_entry(key, content)
-            if entry is not None:
-                entries[key] = entry
-            elif content:  # an empty one is being written
-                invalid.append(file_of(key))
-        if invalid:
-            log.warning(
-                "Ignored %d invalid entries of the ledger: %s",
-                *(len(invalid), redact(self._storage.uri_of(*min(invalid)))),
-            )
-        return entries
-
-    def _texts(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Yield the texts of the entries of some keys."""
-        for files in self._batches({file_of(key) for key in keys}):
-            contents = self._storage.read_all([HEADER, *files], MAX_ENTRY_BYTES)
-            # what is not there while the header is, is missing
-            require_header(self._storage, contents)
-            for (_, name), content in contents.items():
-                yield name.removesuffix(".json"), content
-
-    def _batches(self, files: set[File]) -> Iterator[list[File]]:
-        """Yield those of some files that may exist: a few as they are, and many after a listing."""
-        if len(files) <= _MAX_DIRECT:
-            yield from [[*files]] if files else []
-            return
-        yield []  # the place of a missing mount is listed as an empty folder, but has no header
-        for shards in batches(sorted({folder for folder, _ in files}), _SHARDS_AT_A_TIME):
-            yield from batches(self._storage.list_all(shards).keys() & files, _BATCH)
-
     # --- writing ---
 
     def add_pending(self, app_id: str, jobs: Mapping[str, str]) -> None:
@@ -278,7 +234,7 @@ class LedgerBook:
 
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
-        entries, states = self._read(jobs), ("done", "pending")
+        entries, states = self.files.read(jobs), ("done", "pending")
         counting = {key for key, each in entries.items() if each.state in states and self._counts(each)}
         missing = {key: job_id for key, job_id in jobs.items() if key not in counting}
         self.claims.replaced |= {key: kept for key in missing if (kept := kept_of(entries.get(key)))}
@@ -292,7 +248,7 @@ class LedgerBook:
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
         now = datetime.now(UTC)
-        current = self._read(jobs)
+        current = self.files.read(jobs)
         refused = [job.manifest for job in jobs.values() if not is_manifest_uri(job.manifest, job.job_id)]
         twice = sum(
             entry.run != self._run and entry.job_id != jobs[key].job_id and entry.job_id not in self._known
@@ -326,12 +282,16 @@ class LedgerBook:
         :param reasons: by key, why jobs failed. With ``max_attempts``, their failures are counted.
         """
         try:
-            read = self._read(jobs).items()
-            entries = {key: each for key, each in read if each.job_id == jobs[key] and not each.failures}
-            entries = {key: each for key, each in entries.items() if each.job_id or each.run == self._run}
-            left = {key: self._left_by(entry, reasons.get(key)) for key, entry in entries.items()}
-            self._write({key: entry for key, entry in left.items() if entry})
-            self._storage.remove(file_of(key) for key, entry in left.items() if not entry)
+            changes: dict[str, tuple[bytes, Entry | None]] = {}
+            for key, text in self.files.texts(jobs):
+                entry = parse_entry(key, text)
+                if entry is None or entry.job_id != jobs[key] or entry.failures:
+                    continue
+                if entry.job_id or entry.run == self._run:
+                    changes[key] = text, self._left_by(entry, reasons.get(key))
+            self._known |= {entry.job_id for _, entry in changes.values() if entry}
+            # another run may have forgotten the same jobs, and bought their inputs by now
+            self.claims.replace(changes)
         except RunGenError as error:
             log.warning("Could not remove %d entries from the ledger: %s", len(jobs), error.message)
 
@@ -344,5 +304,5 @@ class LedgerBook:
         return replace(entry, failures=failures + 1, why=clean_text(why, _MAX_REASON), replaces=None)
 
     def _write(self, entries: Mapping[str, Entry]) -> None:
-        self._storage.write_all({file_of(key): entry_text(key, entry) for key, entry in entries.items()})
+        self.files.write(entries)
         self._known |= {entry.job_id for entry in entries.values()}

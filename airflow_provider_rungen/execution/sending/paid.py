@@ -287,7 +287,10 @@ class PaidInputs:
                 unfit.add(job.job_id)
 
         unfit: set[str] = set()
-        entries = self._ledger.find(keys, take_if_accepted, destination=destination, without=self._unfit)
+        table = self.jobs.table
+        useless = {job.id for number in keys.values() for job in table.row(number).jobs if not job.use}
+        useless |= self._unfit
+        entries = self._ledger.find(keys, take_if_accepted, destination=destination, without=useless)
         if unfit:
             log.warning("%d stored results do not fit result_schema, and their inputs run again", len(unfit))
             self._unfit |= unfit

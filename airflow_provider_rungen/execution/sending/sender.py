@@ -14,6 +14,7 @@ from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.progress import pace
+from airflow_provider_rungen.client.senders import FINAL_GRACE
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenBadRequestError,
@@ -32,8 +33,8 @@ log = logging.getLogger(__name__)
 # Seconds in which a store may fail, or not answer, before the attempt ends. Nothing is sent meanwhile.
 STORE_RETRY_BUDGET = 60.0
 PROGRESS_INTERVAL = 10.0
-# Seconds that requests in flight have when the task is killed.
-LAST_ANSWERS = 1.0
+# Seconds that requests in flight have when the task is killed: a little less than each one has.
+LAST_ANSWERS = FINAL_GRACE - 0.25
 # Seconds that the inputs which were claimed, and not submitted, may take to be released.
 RELEASE_TIME = 0.5
 # Seconds until an input is sent once more that a page has refused.
@@ -187,6 +188,8 @@ class Sender:
             self.is_broken |= self.stop_after is not None and self.refusals >= self.stop_after
         except RunGenError as error:
             self.saver.jobs.withdraw([number])
+            if self.is_stopping():
+                return 0.0
             if not (retry.was_not_accepted(error) or self._may_pass(error)):
                 raise
             self.throttle.note_failure(error)

@@ -18,6 +18,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobError,
     RunGenJobFailedError,
     RunGenJobTimeoutError,
+    RunGenLimitError,
     RunGenOutputError,
 )
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
@@ -145,6 +146,8 @@ def check_inputs(
     :param where: where more of the reasons are.
     :raises RunGenJobFailedError: more failed, or the batch was stopped.
     """
+    if isinstance(run.report.unsent_error, RunGenLimitError):
+        raise run.report.unsent_error
     if result.stopped is not None:
         raise _stop_error(run, result.stopped, errors, count, where)
     why = join_reasons(reasons, len(errors)) if reasons else _reasons(errors)
