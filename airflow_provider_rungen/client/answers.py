@@ -1,11 +1,12 @@
-"""What an answer means that is no success. No I/O."""
+"""What an answer means that is no success: one table. No I/O."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from email.utils import parsedate_to_datetime
+from enum import Enum
 from urllib.parse import urlsplit
 
 from airflow_provider_rungen.client.flow import Request, Response
@@ -14,6 +15,8 @@ from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenBadRequestError,
     RunGenConflictError,
+    RunGenConnectionError,
+    RunGenError,
     RunGenForbiddenError,
     RunGenNotFoundError,
     RunGenRateLimitedError,
@@ -21,17 +24,42 @@ from airflow_provider_rungen.exceptions import (
 )
 
 RETRY_AFTER_CAP = 3600.0
-_ERRORS: dict[int, type[RunGenAPIError]] = {
-    400: RunGenBadRequestError,
-    413: RunGenBadRequestError,
-    422: RunGenBadRequestError,
-    401: RunGenForbiddenError,
-    403: RunGenForbiddenError,
-    404: RunGenNotFoundError,
-    410: RunGenNotFoundError,
-    409: RunGenConflictError,
-    429: RunGenRateLimitedError,
+
+
+class Refused(Enum):
+    """Whose answer proves that a POST was not performed, so that sending it again buys nothing twice."""
+
+    BY_ANYBODY = "a proxy, too, before it passed the request on"
+    BY_SERVICE = "the service: a proxy may have passed the request on"
+    BY_NOBODY = "nobody"
+
+
+# What a status means: the error, and whose answer refuses a POST. The first row that has the status counts.
+#
+# A verdict ends something only if it is the service's own and cannot pass. So an error is final if its class
+# is (`default_retryable`), and the body is the service's: JSON with its error text. A page, an empty body or
+# other JSON says something about whoever stands between, and for a moment.
+_TABLE: tuple[tuple[Container[int], type[RunGenAPIError], Refused], ...] = (
+    ((301, 307, 308), RunGenAPIError, Refused.BY_ANYBODY),
+    (range(400), RunGenAPIError, Refused.BY_NOBODY),
+    ((400, 413, 422), RunGenBadRequestError, Refused.BY_ANYBODY),
+    ((401, 403), RunGenForbiddenError, Refused.BY_ANYBODY),
+    ((404, 410), RunGenNotFoundError, Refused.BY_ANYBODY),
+    ((408, 499), RunGenAPIError, Refused.BY_NOBODY),
+    ((409,), RunGenConflictError, Refused.BY_ANYBODY),
+    ((429,), RunGenRateLimitedError, Refused.BY_SERVICE),
+    (range(400, 500), RunGenAPIError, Refused.BY_ANYBODY),
+    ((503,), RunGenServerError, Refused.BY_SERVICE),
+    (range(500, 1000), RunGenServerError, Refused.BY_NOBODY),
+)
+_HINTS = {
+    402: "Check that the account of the API key can pay",
+    **dict.fromkeys(range(300, 400), "If the API moved there, change the Base URL of the Airflow connection"),
 }
+
+
+def _row(status: int) -> tuple[type[RunGenAPIError], Refused]:
+    return next((kind, refused) for statuses, kind, refused in _TABLE if status in statuses)
 
 
 def error_for(response: Response, request: Request, now: float) -> RunGenAPIError:
@@ -42,47 +70,41 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
     :param request: what it answers.
     :param now: the time (seconds since 1970), for a ``Retry-After`` that is a date.
     """
-    code = response.status
-    if 300 <= code < 400:
-        try:
-            host = clean_text(urlsplit(response.headers.get("location", "")).hostname or "nowhere", 100)
-        except ValueError:
-            host = "nowhere"
-        return RunGenAPIError(
-            request.failure(
-                f"RunGen redirects to {host}, and redirects are not followed, to keep the key safe", code
-            ),
-            status_code=code,
-            retryable=True,
-            hint="If the API moved there, change the Base URL of the Airflow connection",
-        )
-    is_json = True
+    status, (kind, _) = response.status, _row(response.status)
     try:
         body = json.loads(response.body)
     except (ValueError, RecursionError):
-        body, is_json = None, not response.body
-    reason = error_text(body) or to_plain_text(response.body) or "the service gave no reason"
+        body = None
     asked = retry_after(response, now)
-    is_own_shape = isinstance(body, Mapping) and bool(error_text(body.get("error")))
-    kind = RunGenServerError if code >= 500 else _ERRORS.get(code, RunGenAPIError)
-    # certainly not accepted; what was not found by a GET may appear
-    keeps_kind = kind is RunGenNotFoundError or (kind is RunGenBadRequestError and request.method == "POST")
-    # RunGen answers in JSON: a page says something about whoever stands between, and for a moment
-    is_page = not is_json and code not in (401, 403) and (code != 404 or request.method == "POST")
-    # no verdict: an account without money, a gateway that somebody sets up, workers that are being started
-    is_odd = kind in (RunGenAPIError, RunGenConflictError) and (
-        request.method == "GET" or (request.method == "PUT" and code in (402, 409))
-    )
-    if is_page and code < 500 and not keeps_kind:
-        kind = RunGenAPIError
+    has_words = isinstance(body, Mapping) and bool(error_text(body.get("error")))
+    # a proxy may send a page with a Retry-After, too, and a 503 after it passed the request on
+    is_own = has_words or (asked is not None and (status == 429 or isinstance(body, Mapping)))
+    is_redirect = 300 <= status < 400
+    reason = error_text(body) or to_plain_text(response.body) or "the service gave no reason"
     return kind(
-        request.failure(reason, code),
-        status_code=code,
+        request.failure(_redirection(response) if is_redirect else reason, status),
+        status_code=status,
         retry_after=asked,
-        # a proxy may send a page with a Retry-After, too, and a 503 after it passed the request on
-        is_from_service=is_own_shape or (asked is not None and (code == 429 or isinstance(body, Mapping))),
-        retryable=True if is_page or is_odd else None,
+        is_from_service=is_own,
+        retryable=kind.default_retryable or not is_own,
+        hint=_HINTS.get(status),
     )
+
+
+def was_not_accepted(error: RunGenError) -> bool:
+    """Return whether the service certainly did not perform the request."""
+    if isinstance(error, RunGenAPIError):
+        refused = _row(error.status_code)[1]
+        return refused is Refused.BY_ANYBODY or (refused is Refused.BY_SERVICE and error.is_from_service)
+    return isinstance(error, RunGenConnectionError) and not error.sent
+
+
+def _redirection(response: Response) -> str:
+    try:
+        host = clean_text(urlsplit(response.headers.get("location", "")).hostname or "nowhere", 100)
+    except ValueError:
+        host = "nowhere"
+    return f"RunGen redirects to {host}, and redirects are not followed, to keep the key safe"
 
 
 def to_plain_text(body: bytes) -> str:
