@@ -178,10 +178,11 @@ class Wait:
         return None
 
     def _is_in_doubt(self, now: float) -> bool:
-        """Return whether a job that should be there was not found: nobody else finds out how it is."""
+        """Return whether a job or result that should be there was not found: nobody else finds out."""
         states = (self.poller.waiting[job_id] for job_id in self.waiting)
-        doubts = (state.doubt for state in states if state.visible_by <= now)
-        return any(doubt.since is not None and not doubt.is_refusal for doubt in doubts)
+        return any(
+            state.is_in_doubt and state.visible_by <= now and not state.doubt.is_refusal for state in states
+        )
 
     def run(
         self,
@@ -275,13 +276,18 @@ def get_known_job(app_id: str, job_id: str) -> Flow[Job]:
 
 
 def fetch_known_jobs(
-    app_id: str, job_ids: Sequence[str], on_outcome: Callable[[str, Job | RunGenError], None]
+    app_id: str,
+    job_ids: Sequence[str],
+    on_outcome: Callable[[str, Job | RunGenError], None],
+    within: float | None = None,
 ) -> Flow[None]:
     """
     Get jobs that are known to exist, some at a time: see `get_known_job`.
 
     :param on_outcome: takes a job, or the error in its place, as it comes. What it raises ends it all.
+    :param within: seconds without an answer after which to give up. Default: `FETCH_BUDGET`.
     """
+    within = FETCH_BUDGET if within is None else within
     outages, now = Outages(log_line), (yield Sleep(0))
     outages.answered_at = now
     # the jobs that have no answer which counts
@@ -293,7 +299,7 @@ def fetch_known_jobs(
         now = yield Sleep(0)
         if is_trouble(outcome) and outages.outlasts(state, outcome, now):
             errors.append(outcome)
-            give_up_at = outages.answered_at + FETCH_BUDGET
+            give_up_at = outages.answered_at + within
             may_pass = now + retry.asked_pause(outcome) < give_up_at
             state.not_before = min(state.not_before, give_up_at)
         else:
@@ -309,7 +315,7 @@ def fetch_known_jobs(
         due = [job_id for job_id, state in todo.items() if state.not_before <= now + 0.001]
         due.sort(key=lambda job_id: todo[job_id].failures)
         while due:
-            is_up = not outages.failed_rounds or now >= outages.answered_at + FETCH_BUDGET
+            is_up = not outages.failed_rounds or now >= outages.answered_at + within
             size = MAX_HELD if is_up else 1  # one tells whether an outage is over
             fetches, due = [fetch(job_id, todo[job_id]) for job_id in due[:size]], due[size:]
             errors.clear()
@@ -319,11 +325,11 @@ def fetch_known_jobs(
             if len(errors) == len(fetches):
                 outages.note_failed_round(errors)
                 now = yield Sleep(0)
-                if now < outages.answered_at + FETCH_BUDGET:
+                if now < outages.answered_at + within:
                     break
         outages.end_round(now := (yield Sleep(0)))
         if todo:
-            quiet_until = min(outages.quiet_until, outages.answered_at + FETCH_BUDGET)
+            quiet_until = min(outages.quiet_until, outages.answered_at + within)
             soonest = min(state.not_before for state in todo.values())
             now = yield Sleep(max(quiet_until - now, soonest - now, 0))
 
