@@ -162,8 +162,6 @@ class RunGenAPIError(RunGenError):
         hint: str | None = None,
         retryable: bool | None = None,
     ) -> None:
-        if retryable is None:
-            retryable = not 300 <= status_code < 500 or status_code in (408, 429)
         super().__init__(message, hint=hint, retryable=retryable)
         self.status_code = status_code
         self.retry_after = retry_after
@@ -174,18 +172,21 @@ class RunGenBadRequestError(RunGenAPIError):
     """The input or the body is invalid (400, 413, 422)."""
 
     default_hint = "Correct the input: RunGen refuses it as it is"
+    default_retryable = False
 
 
 class RunGenForbiddenError(RunGenAPIError):
     """The API key is missing, wrong or not allowed (401, 403)."""
 
     default_hint = "Check API key and Team ID of the Airflow connection"
+    default_retryable = False
 
 
 class RunGenNotFoundError(RunGenAPIError):
     """There is no such app, or no such job of that app (404)."""
 
     default_hint = "Check app_id and job_id, and that the connection's team_id owns them"
+    default_retryable = False
 
 
 class RunGenConflictError(RunGenAPIError):

@@ -158,7 +158,7 @@ class SimulatedApp:
     def _send(self, request: Request) -> Response:
         if "/job/" in request.path:
             job = self.get(request.path.rpartition("/")[2])
-            return _response({"id": job.id, "status": job.status_at(self.now)})
+            return _response({"id": job.id, "status": job.status_at(self.now), "result": {}})
         self.requests += 1
         self.now += ANSWER_TIME
         counts = {} if self.counters == "absent" else {"jobs": self._count()}

@@ -421,8 +421,10 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
 _SHORT_WAITS = {
     "client.retry.BACKOFF": 0.05,
     "client.retry.REFUSAL_GRACE": 0.5,
-    "client.poll_state.GONE_GRACE": 0.5,
-    "client.scaling.GONE_GRACE": 0.5,
+    "client.retry.GONE_GRACE": 0.5,
+    "client.poll_state.RESULT_GRACE": 0.5,
+    "client.polling.FETCH_BUDGET": 2.0,
+    "execution.jobs.resuming.LOOK_TIME": 0.5,
     "client.idleness.COUNTER_LAG": 0.1,
     "execution.jobs.job_wait.FIRST_INTERVAL": 0.05,
     "execution.sending.sender.PAGE_PAUSE": 0.1,

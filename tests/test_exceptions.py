@@ -11,12 +11,15 @@ import pytest
 from airflow_provider_rungen import exceptions
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
+    RunGenBadRequestError,
     RunGenConfigError,
     RunGenConnectionError,
     RunGenError,
+    RunGenForbiddenError,
     RunGenInputError,
     RunGenJobError,
     RunGenJobTimeoutError,
+    RunGenNotFoundError,
     RunGenResponseError,
     RunGenSubmissionUnknownError,
 )
@@ -57,15 +60,9 @@ def test_every_error_is_drawn_in_the_tree() -> None:
         assert kind.__doc__
 
 
-@pytest.mark.parametrize(
-    ("retryable", "statuses"),
-    [
-        (False, (300, 302, 308, 400, 401, 402, 403, 404, 405, 409, 410, 413, 415, 422, 451)),
-        (True, (0, 100, 408, 429, 500, 501, 502, 503, 504, 599)),
-    ],
-)
-def test_which_refusals_are_retryable(retryable: bool, statuses: tuple[int, ...]) -> None:
-    assert {RunGenAPIError("x", status_code=status).retryable for status in statuses} == {retryable}
+def test_which_refusals_are_final() -> None:
+    final = {RunGenBadRequestError, RunGenForbiddenError, RunGenNotFoundError}
+    assert {kind for kind in KINDS if issubclass(kind, RunGenAPIError) and not kind("x").retryable} == final
 
 
 def test_which_other_errors_are_retryable_and_what_they_are_to_python() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from airflow_provider_rungen.client.answers import was_not_accepted
 from airflow_provider_rungen.client.codec import encode, encode_input, path_segment
 from airflow_provider_rungen.client.flow import Flow, Gather, Request
 from airflow_provider_rungen.client.models import App, Job, JobStatus
@@ -16,7 +17,6 @@ from airflow_provider_rungen.client.retry import (
     is_transient,
     retry,
     send,
-    was_not_accepted,
 )
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
@@ -69,12 +69,7 @@ def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) 
     try:
         return (yield from call(request, read, attempts=attempts))
     except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
-        is_refused = isinstance(error, (RunGenBadRequestError, RunGenNotFoundError)) or (
-            isinstance(error, RunGenAPIError) and not error.retryable
-        )
-        # a 302 or 303 may come after the request was performed
-        is_redirected = isinstance(error, RunGenAPIError) and error.status_code in (301, 307, 308)
-        if is_refused or is_redirected or was_not_accepted(error):
+        if was_not_accepted(error):
             raise
         reason = error.message
     raise RunGenSubmissionUnknownError(
@@ -120,23 +115,23 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
     read = partial(Job.from_json, app_id=app_id, job_id=job_id)
 
     def attempt(_: int) -> Flow[Job]:
+        status_code, asked = 409, None
         try:
             job = yield from send(request, read)
             if job.status is JobStatus.CANCELED:
                 return job
-            refusal = RunGenConflictError(request.failure(f"it is {job.status}"), status_code=409)
+            reason = request.failure(f"it is {job.status}")
         except RunGenResponseError as error:  # perhaps an answer without a word
-            refusal = RunGenConflictError(error.message, status_code=409)
+            reason = error.message
         except (RunGenConflictError, RunGenBadRequestError) as error:
-            status_code, asked = error.status_code, error.retry_after
-            refusal = RunGenConflictError(error.message, status_code=status_code, retry_after=asked)
+            reason, status_code, asked = error.message, error.status_code, error.retry_after
+        refusal = RunGenConflictError(reason, status_code=status_code, retry_after=asked, retryable=False)
         status = "its status is unknown"
         try:
             job = yield from get_job(app_id, job_id, attempts=1, is_lean=True)
-        except RunGenNotFoundError:
-            raise refusal from None
-        except RunGenError:
-            pass
+        except RunGenError as error:
+            if isinstance(error, RunGenNotFoundError) and not error.retryable:
+                raise refusal from None
         else:
             if job.status is JobStatus.CANCELED:  # by an earlier attempt, whose answer was lost
                 return job
@@ -144,7 +139,7 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
                 raise refusal
             status = f"it is {job.status}"
         message = f"{refusal.message.removesuffix(request.about).rstrip()}, but {status} {request.about}"
-        raise RunGenAPIError(message, status_code=409, retry_after=refusal.retry_after, retryable=True)
+        raise RunGenAPIError(message, status_code=409, retry_after=asked)
 
     def may_retry(error: RunGenError) -> bool:
         # what was submitted a moment ago may not be known yet
@@ -253,17 +248,16 @@ def delete_app(app_id: str) -> Flow[None]:
     request = _app_request("DELETE", app_id, "delete the app")
 
     def attempt(number: int) -> Flow[None]:
+        may_be_deleted = number > 1  # by an earlier attempt, whose answer was lost
         try:
-            is_strange = yield from send(request, lambda body: body is not None)
-        except RunGenNotFoundError:
-            if number == 1:
-                raise
-            return  # an earlier attempt, whose answer was lost, deleted it
-        if is_strange:  # RunGen answers without a word: it may be that of a gateway
-            try:
-                yield from get_app(app_id, attempts=1)
-            except RunGenNotFoundError:
+            if (yield from send(request, lambda body: body is None)):
                 return
+            may_be_deleted = True  # RunGen answers without a word: it may be that of a gateway
+            yield from get_app(app_id, attempts=1)
+        except RunGenNotFoundError as error:
+            if error.retryable or not may_be_deleted:
+                raise
+        else:
             raise RunGenResponseError(request.failure("it is still there"))
 
     yield from retry(attempt, is_transient)

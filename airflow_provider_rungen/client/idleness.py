@@ -10,12 +10,12 @@ from functools import partial
 from itertools import repeat
 from typing import Any, TypedDict
 
+from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.codec import path_segment
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.polling import poll_until
-from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.client.scaling import AppPoller, outlast, set_workers
 from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import workers_of
@@ -145,7 +145,9 @@ class IdleWatch:
         self.since, self.is_reported = None, False
 
 
-def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPTS) -> Flow[IdleEvent | None]:
+def poll_idle_app(
+    watch: IdleWatch, *, scale_down: bool, attempts: int = retry.ATTEMPTS
+) -> Flow[IdleEvent | None]:
     """
     Poll an app, and scale it to zero if it has been idle for long enough; return what to report.
 
@@ -156,8 +158,8 @@ def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPT
     app_id, poll = watch.app_id, partial(get_app, watch.app_id, attempts=attempts)
     if watch.taken and (event := (yield from _settle(watch, watch.taken, poll))):
         return event
-    # an app that was not seen yet may never have existed: that is an error at once
-    within = 0.0 if watch.since is None else math.inf
+    # an app that was not seen yet may never have existed: that is an error soon
+    within = math.inf if watch.since is not None else retry.GONE_GRACE / 3 if attempts > 1 else 0.0
     # the second poll is sent since a single answer may be old, and a job may have come in
     for _ in range(2 if scale_down else 1):
         app = yield from outlast(app_id, poll, within=within)

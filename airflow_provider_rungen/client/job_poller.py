@@ -14,19 +14,19 @@ from airflow_provider_rungen.client.job_log import LogCallback, log_line, status
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD, JobSearch, read_counters
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.poll_state import (
-    NOT_FOUND,
     POLL_TIMEOUT,
-    Absence,
     Outages,
     PollState,
     in_flight,
+    is_trouble,
+    is_unanswered,
     poll_timeout,
     polls_end_by,
 )
 from airflow_provider_rungen.client.queue_watch import QueueWatch
-from airflow_provider_rungen.client.retry import is_refusal, is_transient
+from airflow_provider_rungen.client.retry import NOT_FOUND, is_refusal
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenResponseError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenResponseError
 
 # More polls begun at once would hold up an event loop.
 MAX_CONCURRENT_POLLS = 256
@@ -54,11 +54,6 @@ def concerns_one_job(error: RunGenError) -> bool:
 def failed_by(error: RunGenError, app_id: str, job_id: str) -> Job:
     """Return the job that an error makes useless: among others, it counts as failed."""
     return Job(id=job_id, app_id=app_id, status=JobStatus.FAILED, error=str(error), cause=error)
-
-
-def is_unanswered(error: RunGenError) -> bool:
-    """Return whether an error says nothing about what was polled, so that it is polled again."""
-    return is_transient(error) or isinstance(error, RunGenConfigError)
 
 
 @dataclass(eq=False)
@@ -96,7 +91,8 @@ class JobPoller:
     _app_state: PollState = field(default_factory=lambda: PollState(0.0), init=False)
     # whether there are jobs that no round has seen: a pause may be that of others alone
     _has_new: bool = field(default=False, init=False)
-    # when the polls of the round must have ended, and the seconds that it waits for one
+    # whether no round follows; when its polls must have ended, and the seconds that it waits for one
+    _is_last: bool = field(default=False, init=False)
     _end_by: float = field(default=math.inf, init=False)
     _wait_at_most: float | None = field(default=None, init=False)
 
@@ -153,7 +149,8 @@ class JobPoller:
         """
         now = yield Sleep(0)
         # the last poll does not wait for the end of a pause that nobody asked for
-        is_last = seconds_left <= 0 and not getattr(self.outages.last_failure, "retry_after", None)
+        self._is_last = seconds_left <= 0
+        is_last = self._is_last and not getattr(self.outages.last_failure, "retry_after", None)
         if self.outages.is_quiet(now) and not is_last:
             return
         self.polled_at, self.app, self.outages.last_failure, self._has_new = now, None, None, False
@@ -233,8 +230,7 @@ class JobPoller:
         elif is_unanswered(answer):
             self.outages.note_failure(state, answer, now)
             return None
-        is_accepted = isinstance(answer, App) or not is_refusal(answer)
-        self.outages.note_answer(state, now, ends_outage=False, is_accepted=is_accepted)
+        self.outages.note_answer(state, answer, now, ends_outage=False)
         return answer
 
     def poll(self, job_ids: Sequence[str]) -> Flow[None]:
@@ -262,7 +258,7 @@ class JobPoller:
                 state.not_before = 0.0  # in an outage it is the whole app that is left alone
         self.outages.note_failed_round([error for error in outcomes if isinstance(error, RunGenError)])
         for state in self.waiting.values():  # one poll stands for all
-            state.forget_doubts(self.outages.last_failure)
+            state.forget_doubt(self.outages.last_failure)
 
     def _poll_job(self, job_id: str) -> Flow[RunGenError | None]:
         """Poll one job; return the error if the poll was not answered."""
@@ -270,16 +266,15 @@ class JobPoller:
         if state is None or state.is_in_flight:  # while it waited for its turn
             return None
         timeout = poll_timeout(self._end_by, (yield Sleep(0)), state.failures)
-        outcome = yield from in_flight(state, self._get_job(job_id, timeout))
+        outcome = yield from in_flight(state, self._get_job(state, job_id, timeout))
         now = yield Sleep(0)
         is_forgotten = self.waiting.get(job_id) is not state
-        if isinstance(outcome, RunGenError) and self.outages.outlasts(state, outcome, now):
+        if is_trouble(outcome) and self.outages.outlasts(state, outcome, now):
             if is_forgotten:
                 self.outages.silent.discard(state)
             return outcome
         self.answers += 1
-        is_refused = isinstance(outcome, RunGenError) and is_refusal(outcome)
-        self.outages.note_answer(state, now, is_accepted=not is_refused)
+        self.outages.note_answer(state, outcome, now)
         if is_forgotten:
             return None
         if isinstance(outcome, Job):
@@ -292,8 +287,11 @@ class JobPoller:
             self._note_error(job_id, outcome)
         return None
 
-    def _get_job(self, job_id: str, timeout: float) -> Flow[Job]:
+    def _get_job(self, state: PollState, job_id: str, timeout: float) -> Flow[Job]:
         job = yield from get_job(self.app_id, job_id, attempts=1, timeout=timeout, is_lean=self.is_lean)
+        now = yield Sleep(0)
+        if not self.is_lean and state.lacks_result(job, now) and not self._is_last:
+            return replace(job, status=JobStatus.RUNNING)
         return self.on_finished(job) if job.is_terminal else job
 
     def _note_error(self, job_id: str, error: RunGenError) -> None:
@@ -305,13 +303,13 @@ class JobPoller:
             except RunGenError as another:
                 error = another
         # a key that is refused for good is so for every job
-        refused_at = self.waiting[job_id].refused_at
-        is_for_all = refused_at is not None and self.outages.accepted_at < refused_at
+        refused_at = self.waiting[job_id].doubt.since
+        is_for_all = is_refusal(error) and refused_at is not None and self.outages.accepted_at < refused_at
         self.errors |= dict.fromkeys(self.waiting if is_for_all else [job_id], error)
 
     def _note_job(self, state: PollState, job: Job, now: float) -> None:
         before, state.job, state.polled_at = state.job, replace(job, input=None), now
-        state.visible_by, state.absence = 0.0, Absence()
+        state.visible_by = 0.0
         if before is None:
             state.status_since = state.added_at
         elif before.status is not job.status:

@@ -6,54 +6,27 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
-from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.flow import Flow, T
 from airflow_provider_rungen.client.job_log import LogCallback
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.retry import retry_delay
+from airflow_provider_rungen.client.retry import NOT_FOUND, Doubt, is_refusal, is_transient, retry_delay
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
-    RunGenBadRequestError,
     RunGenConfigError,
     RunGenError,
     RunGenNotFoundError,
 )
 
-#: How the service answers for a job that it does not find: an id that cannot be one is a bad request.
-NOT_FOUND = (RunGenNotFoundError, RunGenBadRequestError)
 # Seconds that a poll may take. A job that did not answer gets twice as long the next time, and twice again.
 POLL_TIMEOUT = 15.0
 # Seconds after the deadline within which all last polls must end.
 LAST_POLLS_TIME = 10.0
 # Seconds that each poll gets even if there is no time left.
 MIN_POLL_TIMEOUT = 0.5
-# Seconds for which a job must not be found before it counts as gone: a replica may lag behind.
-GONE_GRACE = 30.0
-# The same if the answer may be that of a gateway which somebody sets up.
-UNSURE_GRACE = 300.0
-
-
-@dataclass(slots=True)
-class Absence:
-    """
-    The answers in a row that a job is not there: it is gone if they last.
-
-    :param since: when the first of them came (seconds since 1970); ``None`` without any.
-    :param certain_since: the same of the last ones, as far as they are certainly the service's own.
-    """
-
-    since: float | None = None
-    certain_since: float | None = None
-
-    def may_end(self, error: RunGenAPIError, now: float) -> bool:
-        """Note another one; return whether the job may be found later."""
-        self.since = now if self.since is None else self.since
-        if not error.is_from_service:
-            self.certain_since = None
-            return now < self.since + UNSURE_GRACE
-        self.certain_since = now if self.certain_since is None else self.certain_since
-        return now < self.certain_since + GONE_GRACE
+# Seconds after which the result of a completed job counts as missing: it may appear a moment later.
+RESULT_GRACE = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -70,8 +43,8 @@ class PollState:
     :param was_overtaken: whether younger jobs have started before it, so that it was moved to the end.
     :param failures: polls in a row that failed.
     :param is_in_flight: whether a poll of it is under way.
-    :param refused_at: when the first of the last answers in a row came that refused the key.
-    :param absence: the last answers, as far as they did not find it.
+    :param doubt: the last answers, as far as they refused the key, or did not find it.
+    :param completed_at: when it was first seen to have completed, without its result.
     """
 
     added_at: float
@@ -83,8 +56,8 @@ class PollState:
     was_overtaken: bool = False
     failures: int = 0
     is_in_flight: bool = False
-    refused_at: float | None = None
-    absence: Absence = field(default_factory=Absence)
+    doubt: Doubt = field(default_factory=Doubt)
+    completed_at: float | None = None
 
     @property
     def status(self) -> JobStatus | None:
@@ -103,19 +76,36 @@ class PollState:
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether the last answer was one that ends the wait if it lasts."""
-        return self.refused_at is not None or self.absence.since is not None
+        """Whether the last answer was one that ends the wait if it lasts, or lacked a result."""
+        return self.doubt.since is not None or self.completed_at is not None
 
-    def forget_doubts(self, error: RunGenError | None) -> None:
-        """Count answers in a row from the start again, after an error of another kind, or a good answer."""
-        self.absence = Absence()
-        if error is None or not retry.is_refusal(error):
-            self.refused_at = None
+    def forget_doubt(self, error: RunGenError | None) -> None:
+        """Count answers in a row from the start again, after an error of another kind."""
+        if not (is_refusal(error) and self.doubt.is_refusal):
+            self.doubt = Doubt()
+
+    def lacks_result(self, job: Job, now: float) -> bool:
+        """Note an answer; return whether the job has completed, and its result may appear later."""
+        if job.status is not JobStatus.COMPLETED or job.result is not None:
+            return False
+        self.completed_at = self.completed_at or now
+        return now < self.completed_at + RESULT_GRACE
 
     def may_appear(self, error: RunGenAPIError, now: float) -> bool:
         """Note that the service does not find the job; return whether it may find it later."""
         is_new = isinstance(error, RunGenNotFoundError) and now < self.visible_by
-        return self.absence.may_end(error, now) or is_new
+        return self.doubt.may_pass(error, now) or is_new
+
+
+def is_unanswered(error: RunGenError) -> bool:
+    """Return whether an error says nothing about what was polled, so that it is polled again."""
+    # somebody may be editing the Airflow connection
+    return is_transient(error) or isinstance(error, RunGenConfigError)
+
+
+def is_trouble(outcome: Job | RunGenError) -> TypeGuard[RunGenError]:
+    """Return whether the service did not answer for a job, neither how it is nor that it is not there."""
+    return not isinstance(outcome, (Job, *NOT_FOUND))
 
 
 def in_flight(state: PollState, request: Flow[T]) -> Flow[T | RunGenError]:
@@ -151,7 +141,7 @@ class Outages:
     :param quiet_until: until when the service is to be left alone.
     :param answered_at: when the service last answered.
     :param accepted_at: when it last accepted the key.
-    :param refused_at: when it first refused the key, if it has accepted it for no job since.
+    :param doubt: the last answers about jobs, as far as they refused the key.
     """
 
     log: LogCallback
@@ -161,7 +151,7 @@ class Outages:
     quiet_until: float = 0.0
     answered_at: float = -math.inf
     accepted_at: float = -math.inf
-    refused_at: float | None = None
+    doubt: Doubt = field(default_factory=Doubt)
     _is_logged: bool = False
 
     def is_quiet(self, now: float) -> bool:
@@ -170,13 +160,9 @@ class Outages:
 
     def outlasts(self, state: PollState, error: RunGenError, now: float) -> bool:
         """Record a failed poll, unless no waiting can change the error; return whether it is recorded."""
-        if retry.is_refusal(error):
-            self.refused_at = now if self.refused_at is None else self.refused_at
-            state.refused_at = now if state.refused_at is None else state.refused_at
-            # of this job, or of all that were polled
-            may_pass = now < min(self.refused_at, state.refused_at) + retry.REFUSAL_GRACE
-        else:  # somebody may be editing the Airflow connection
-            may_pass = retry.is_transient(error) or isinstance(error, RunGenConfigError)
+        may_pass = is_unanswered(error)
+        if is_refusal(error):  # for this job, and for all that were polled
+            may_pass = self.doubt.may_pass(error, now) & state.doubt.may_pass(error, now)
         if may_pass:
             self.note_failure(state, error, now)
         return may_pass
@@ -185,7 +171,7 @@ class Outages:
         """Record a poll without an answer, and log the first of an outage."""
         state.not_before = now + retry_delay(state.failures, error)
         state.failures += 1
-        state.forget_doubts(error)
+        state.forget_doubt(error)
         self.silent.add(state)
         self.last_failure = error
         if not self._is_logged:
@@ -201,21 +187,25 @@ class Outages:
     def note_failed_round(self, errors: Sequence[RunGenError]) -> None:
         """Record that nothing was answered in a round."""
         self.failed_rounds += 1
-        if not any(map(retry.is_refusal, errors)):
-            self.refused_at = None
+        if not any(map(is_refusal, errors)):
+            self.doubt = Doubt()
         if errors:  # one that asks for a long pause may ask for itself alone
             self.last_failure = min(errors, key=lambda error: getattr(error, "retry_after", None) or 0.0)
 
-    def note_answer(
-        self, state: PollState, now: float, *, ends_outage: bool = True, is_accepted: bool = True
-    ) -> None:
-        """Record that a poll was answered, and log the end of an outage."""
+    def note_answer(self, state: PollState, answer: object, now: float, *, ends_outage: bool = True) -> None:
+        """
+        Record that a poll was answered, and log the end of an outage.
+
+        :param answer: the answer, or an error that no waiting can change, or that of a job that is not found.
+        """
         self.answered_at = now
-        answered = {state}
+        answered, is_accepted = {state}, not is_refusal(answer)
         if is_accepted:
-            self.accepted_at, state.refused_at = now, None
+            self.accepted_at = now
+            if not isinstance(answer, NOT_FOUND):
+                state.doubt = Doubt()
         if ends_outage:
-            self.refused_at = None if is_accepted else self.refused_at
+            self.doubt = Doubt() if is_accepted else self.doubt
             if self.failed_rounds:  # what did not answer meanwhile is no worse than the rest
                 answered |= self.silent
             self.failed_rounds = 0

@@ -10,13 +10,14 @@ from dataclasses import InitVar, dataclass, field
 from airflow_provider_rungen.client import poll_state, retry
 from airflow_provider_rungen.client.endpoints import get_job
 from airflow_provider_rungen.client.flow import Flow, Gather, Sleep, T
-from airflow_provider_rungen.client.job_log import LogCallback, log_of
+from airflow_provider_rungen.client.job_log import LogCallback, log_line, log_of
 from airflow_provider_rungen.client.job_poller import JobPoller, concerns_one_job, failed_by
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.poll_state import NOT_FOUND, POLL_TIMEOUT, Absence, Outages
+from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages, PollState, in_flight, is_trouble
 from airflow_provider_rungen.client.progress import Progress, WaitGoal
 from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout
+from airflow_provider_rungen.client.retry import NOT_FOUND
 from airflow_provider_rungen.exceptions import RunGenError
 
 # Seconds to the second poll of a job that may be over soon, and by how much the pauses grow from there.
@@ -24,8 +25,10 @@ FIRST_INTERVAL = 0.3
 INTERVAL_GROWTH = 1.5
 # Results that are fetched again, and held, at a time.
 MAX_HELD = 64
-# Seconds until a job that was not found is fetched again.
+# Seconds until a job is fetched again that was not found, or had no result.
 REFETCH_INTERVAL = 3.0
+# Seconds without an answer after which fetching ends.
+FETCH_BUDGET = retry.RETRY_BUDGET
 # Seconds within which the service must know a job that it has just created.
 VISIBILITY_GRACE = 120.0
 
@@ -74,11 +77,13 @@ def poll_until(
             return None
 
 
-def outlast_refusal(poll: Callable[[], Flow[T | None]], outages: Outages) -> Flow[T | None]:
-    """Poll once, and again while it is not known whether a refusal of the key lasts."""
+def poll_alone(
+    poll: Callable[[], Flow[T | None]], outages: Outages, is_in_doubt: Callable[[], bool]
+) -> Flow[T | None]:
+    """Poll once, and again while the last answer is one that counts only if it lasts."""
     now = yield Sleep(0)
-    known_at = now + retry.REFUSAL_GRACE
-    while (result := (yield from poll())) is None and outages.refused_at is not None and now < known_at:
+    known_at = now + 1.2 * max(retry.REFUSAL_GRACE, retry.GONE_GRACE, poll_state.RESULT_GRACE)
+    while (result := (yield from poll())) is None and is_in_doubt() and now < known_at:
         now = yield Sleep(max(outages.quiet_until - (yield Sleep(0)), 1.0))
     return result
 
@@ -155,14 +160,17 @@ class Wait:
         """
         if seconds_left is not None:
             return (yield from self._poll_once(self.poll_interval, seconds_left, only))
-        now = yield Sleep(0)
-        known_at = now + 1.2 * max(retry.REFUSAL_GRACE, poll_state.GONE_GRACE)
-        while (result := (yield from self._poll_once(None, POLL_TIMEOUT, only))) is None and now < known_at:
+
+        def is_in_doubt() -> bool:
+            nonlocal only
             states = self.poller.waiting
-            if not (only := [job_id for job_id in self.waiting if states[job_id].is_in_doubt]):
-                break
-            now = yield Sleep(max(self.poller.outages.quiet_until - (yield Sleep(0)), 1.0))
-        return result
+            only = [job_id for job_id in self.waiting if states[job_id].is_in_doubt]
+            return bool(only)
+
+        def poll() -> Flow[bool | None]:
+            return self._poll_once(None, POLL_TIMEOUT, only)
+
+        return (yield from poll_alone(poll, self.poller.outages, is_in_doubt))
 
     def _poll_once(
         self, poll_interval: float | None, seconds_left: float, only: Collection[str] | None
@@ -175,9 +183,11 @@ class Wait:
         return None
 
     def _is_in_doubt(self, now: float) -> bool:
-        """Return whether a job that should be there was not found: nobody else finds out how it is."""
+        """Return whether a job or result that should be there was not found: nobody else finds out."""
         states = (self.poller.waiting[job_id] for job_id in self.waiting)
-        return any(state.absence.since is not None and state.visible_by <= now for state in states)
+        return any(
+            state.is_in_doubt and state.visible_by <= now and not state.doubt.is_refusal for state in states
+        )
 
     def run(
         self,
@@ -259,7 +269,7 @@ def wait_for_jobs(
 
 def get_known_job(app_id: str, job_id: str) -> Flow[Job]:
     """
-    Get a job that is known to exist: a replica that lags behind may not know it for a moment.
+    Get a job that is known to exist: a replica that lags behind may not know it, or its result, for a moment.
 
     :raises RunGenNotFoundError: it is gone.
     """
@@ -271,38 +281,62 @@ def get_known_job(app_id: str, job_id: str) -> Flow[Job]:
 
 
 def fetch_known_jobs(
-    app_id: str, job_ids: Sequence[str], on_outcome: Callable[[str, Job | RunGenError], None]
+    app_id: str,
+    job_ids: Sequence[str],
+    on_outcome: Callable[[str, Job | RunGenError], None],
+    within: float | None = None,
 ) -> Flow[None]:
     """
     Get jobs that are known to exist, some at a time: see `get_known_job`.
 
     :param on_outcome: takes a job, or the error in its place, as it comes. What it raises ends it all.
+    :param within: seconds without an answer after which to give up. Default: `FETCH_BUDGET`.
     """
-    # the jobs that were not found, and may be yet
-    missing: dict[str, Absence] = {}
+    within = FETCH_BUDGET if within is None else within
+    outages, now = Outages(log_line), (yield Sleep(0))
+    outages.answered_at = now
+    # the jobs that have no answer which counts
+    todo = {job_id: PollState(now) for job_id in job_ids}
+    errors: list[RunGenError] = []
 
-    def fetch(job_id: str) -> Flow[None]:
-        outcome: Job | RunGenError
-        try:
-            outcome = yield from get_job(app_id, job_id)
-        except NOT_FOUND as error:
-            now = yield Sleep(0)
-            if missing.setdefault(job_id, Absence()).may_end(error, now):
-                return
-            outcome = error
-        except RunGenError as error:
-            outcome = error
-        missing.pop(job_id, None)
-        on_outcome(job_id, outcome)
+    def fetch(job_id: str, state: PollState) -> Flow[None]:
+        outcome = yield from in_flight(state, get_job(app_id, job_id, attempts=1))
+        now = yield Sleep(0)
+        if is_trouble(outcome) and outages.outlasts(state, outcome, now):
+            errors.append(outcome)
+            give_up_at = outages.answered_at + within
+            may_pass = now + retry.asked_pause(outcome) < give_up_at
+            state.not_before = min(state.not_before, give_up_at)
+        else:
+            outages.note_answer(state, outcome, now)
+            may_pass = isinstance(outcome, NOT_FOUND) and state.doubt.may_pass(outcome, now)
+            may_pass |= isinstance(outcome, Job) and state.lacks_result(outcome, now)
+            state.not_before = now + min(REFETCH_INTERVAL, retry.GONE_GRACE)
+        if not may_pass:
+            del todo[job_id]
+            on_outcome(job_id, outcome)
 
-    while job_ids:
-        for start in range(0, len(job_ids), MAX_HELD):
-            for refused in (yield Gather([fetch(job_id) for job_id in job_ids[start : start + MAX_HELD]])):
+    while todo:
+        due = [job_id for job_id, state in todo.items() if state.not_before <= now + 0.001]
+        due.sort(key=lambda job_id: todo[job_id].failures)
+        while due:
+            is_up = not outages.failed_rounds or now >= outages.answered_at + within
+            size = MAX_HELD if is_up else 1  # one tells whether an outage is over
+            fetches, due = [fetch(job_id, todo[job_id]) for job_id in due[:size]], due[size:]
+            errors.clear()
+            for refused in (yield Gather(fetches)):
                 if refused is not None:
                     raise refused
-        job_ids = list(missing)
-        if job_ids:
-            yield Sleep(min(REFETCH_INTERVAL, poll_state.GONE_GRACE))
+            if len(errors) == len(fetches):
+                outages.note_failed_round(errors)
+                now = yield Sleep(0)
+                if now < outages.answered_at + within:
+                    break
+        outages.end_round(now := (yield Sleep(0)))
+        if todo:
+            quiet_until = min(outages.quiet_until, outages.answered_at + within)
+            soonest = min(state.not_before for state in todo.values())
+            now = yield Sleep(max(quiet_until - now, soonest - now, 0))
 
 
 def job_of(outcome: Job | RunGenError, app_id: str, job_id: str) -> Job:

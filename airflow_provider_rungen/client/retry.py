@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, TypeGuard
 
+from airflow_provider_rungen.client.answers import was_not_accepted
 from airflow_provider_rungen.client.codec import decode
 from airflow_provider_rungen.client.flow import Flow, Request, Sleep, T
 from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
+    RunGenBadRequestError,
     RunGenConnectionError,
     RunGenError,
     RunGenForbiddenError,
+    RunGenNotFoundError,
     RunGenResponseError,
 )
 
@@ -29,6 +33,41 @@ BACKOFF = 0.5
 BACKOFF_CAP = 30.0
 # Seconds after which a refused key is no accident of a firewall, or of a key that is being replaced.
 REFUSAL_GRACE = 30.0
+# Seconds for which a job must not be found before it counts as gone: a replica may lag behind.
+GONE_GRACE = 30.0
+# The same if the answer may be that of a gateway which somebody sets up.
+UNSURE_GRACE = 300.0
+#: How the service answers for a job that it does not find: an id that cannot be one is a bad request.
+NOT_FOUND = (RunGenNotFoundError, RunGenBadRequestError)
+
+
+@dataclass(slots=True)
+class Doubt:
+    """
+    The answers in a row that end something if they last: the key is refused, or something is not there.
+
+    :param since: when the first of them came (seconds); ``None`` without any.
+    :param certain_since: the same of the last ones, as far as they are certainly the service's own.
+    :param is_refusal: whether they refuse the key.
+    """
+
+    since: float | None = None
+    certain_since: float | None = None
+    is_refusal: bool = False
+
+    def may_pass(self, error: RunGenAPIError, now: float) -> bool:
+        """Note another one; return whether the next may be better. An error that has lasted is final."""
+        if self.since is None or self.is_refusal != is_refusal(error):
+            self.since, self.certain_since, self.is_refusal = now, None, is_refusal(error)
+        self.certain_since = (self.certain_since or now) if error.is_from_service else None
+        if self.is_refusal:
+            may_pass = now < self.since + REFUSAL_GRACE
+        elif self.certain_since is None:
+            may_pass = now < self.since + UNSURE_GRACE
+        else:
+            may_pass = now < self.certain_since + GONE_GRACE
+        error.retryable &= may_pass
+        return may_pass
 
 
 def call(
@@ -50,7 +89,10 @@ def call(
     :param retry_budget: seconds after which the request is not sent again.
     :raises RunGenError: the error of the last attempt.
     """
-    may_retry = was_not_accepted if request.method == "POST" else is_transient
+
+    def may_retry(error: RunGenError) -> bool:
+        return is_transient(error) and (request.method != "POST" or was_not_accepted(error))
+
     return retry(lambda _: send(request, read), may_retry, attempts=attempts, retry_budget=retry_budget)
 
 
@@ -78,7 +120,7 @@ def retry(
     :param retry_budget: seconds after which no other attempt begins.
     :raises RunGenError: the error of the last attempt.
     """
-    give_up_at, failures, refused_until = (yield Sleep(0)) + retry_budget, 0, None
+    give_up_at, failures, doubt = (yield Sleep(0)) + retry_budget, 0, Doubt()
     for number in count(1):
         try:
             return (yield from attempt(number))
@@ -86,15 +128,14 @@ def retry(
             failure = error
         now = yield Sleep(0)
         delay = min(retry_delay(failures, failure), give_up_at - now)
-        if not is_refusal(failure):
-            failures, refused_until = failures + 1, None
+        if is_refusal(failure):
+            line = "" if doubt.since else f"for up to {format_duration(REFUSAL_GRACE)}"
+            is_over = attempts == 1 or not doubt.may_pass(failure, now)
+        else:
+            failures, doubt = failures + 1, Doubt()
             is_over = failures >= attempts or not may_retry(failure)
             line = f"in {format_duration(delay)} (attempt {failures} of {attempts})"
-        else:
-            line = "" if refused_until else f"for up to {format_duration(REFUSAL_GRACE)}"
-            refused_until = refused_until or now + REFUSAL_GRACE
-            is_over = attempts == 1 or now >= refused_until
-        if is_over or now >= give_up_at or _asked_pause(failure) > give_up_at - now:
+        if is_over or now >= give_up_at or asked_pause(failure) > give_up_at - now:
             break
         if line:
             log.warning("%s; retrying %s", failure.message, line)
@@ -107,21 +148,9 @@ def is_transient(error: RunGenError) -> bool:
     return isinstance(error, (RunGenConnectionError, RunGenResponseError, RunGenAPIError)) and error.retryable
 
 
-def is_refusal(error: RunGenError) -> bool:
+def is_refusal(error: object) -> TypeGuard[RunGenForbiddenError]:
     """Return whether the service refused the key."""
     return isinstance(error, RunGenForbiddenError)
-
-
-def was_not_accepted(error: RunGenError) -> bool:
-    """
-    Return whether the service certainly did not perform the request.
-
-    That is so if the connection was never made, or if the service itself answered 429 or 503. A proxy may
-    answer 503 after it passed the request on.
-    """
-    if isinstance(error, RunGenConnectionError):
-        return not error.sent
-    return isinstance(error, RunGenAPIError) and error.status_code in (429, 503) and error.is_from_service
 
 
 def retry_delay(failures: int, error: RunGenError) -> float:
@@ -136,9 +165,9 @@ def retry_delay(failures: int, error: RunGenError) -> float:
     if is_refusal(error):
         return REFUSAL_GRACE / 6
     backoff = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures, 10)) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-    return max(backoff, _asked_pause(error))
+    return max(backoff, asked_pause(error))
 
 
-def _asked_pause(error: RunGenError) -> float:
+def asked_pause(error: RunGenError) -> float:
     """Return the seconds that the service asked to wait."""
     return 0.0 if is_refusal(error) else getattr(error, "retry_after", None) or 0.0

@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
 
+from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.endpoints import delete_app, get_app, list_apps, scale_app
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
 from airflow_provider_rungen.client.job_log import log_line
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.poll_state import (
-    GONE_GRACE,
     Outages,
     PollState,
     in_flight,
     poll_timeout,
     polls_end_by,
 )
-from airflow_provider_rungen.client.polling import outlast_refusal, poll_until
+from airflow_provider_rungen.client.polling import poll_alone, poll_until
 from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
 from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import KNOWN_STATUSES, ScaleRecord, describe, workers_of
@@ -51,23 +51,24 @@ class LoweredError(RunGenAppError):
 
 def outlast(app_id: str, request: Callable[[], Flow[T]], *, within: float = math.inf) -> Flow[T]:
     """
-    Send a request about an app, and again until it is known whether the app is gone.
+    Send a request about an app, and again until it is known whether it is refused, or the app is gone.
 
     A replica may lag behind, and a proxy may know no app for a while. So an app is gone only if the 404 lasts
-    for `GONE_GRACE`, and the list of apps does not have it.
+    for `GONE_GRACE`, and the list of apps does not have it. A 400 must last as long.
 
     :param app_id: the app.
     :param request: makes the flow of the request.
     :param within: seconds after the first such answer at which to give up.
     :raises RunGenNotFoundError: the app is gone.
-    :raises RunGenAPIError: the answer is still 404, but the app may exist.
+    :raises RunGenBadRequestError: the request is refused.
+    :raises RunGenAPIError: the answer is still the same, but the app may exist.
     """
-    within = max(min(within, GONE_GRACE), 0.0)
+    within = max(min(within, retry.GONE_GRACE), 0.0)
     pause, give_up_at = within / 6, None
     while True:
         try:
             return (yield from request())
-        except RunGenNotFoundError as error:
+        except retry.NOT_FOUND as error:
             failure = error
         now = yield Sleep(0)
         give_up_at = now + within if give_up_at is None else give_up_at
@@ -76,12 +77,14 @@ def outlast(app_id: str, request: Callable[[], Flow[T]], *, within: float = math
         log.warning("%s; retrying in %s", failure.message, format_duration(pause))
         yield Sleep(pause)
     apps = None
-    if within >= GONE_GRACE:
+    if within >= retry.GONE_GRACE:
+        if isinstance(failure, RunGenBadRequestError):
+            raise failure
         with suppress(RunGenError):
             apps = yield from list_apps()
     if apps is None or any(app.id == app_id for app in apps):
-        raise RunGenAPIError(failure.message, status_code=404, hint=failure.hint, retryable=True)
-    raise failure
+        raise RunGenAPIError(failure.message, status_code=failure.status_code, hint=failure.hint)
+    raise failure.revised(failure.message, hint=failure.hint, retryable=False)
 
 
 @dataclass
@@ -108,11 +111,8 @@ class AppPoller:
         :raises RunGenError: no waiting can change it.
         """
         if isinstance(answer, App):
-            self.outages.note_answer(self._state, now)
-            self._state.forget_doubts(None)
+            self.outages.note_answer(self._state, answer, now)
             return self.is_met(answer, now)
-        if isinstance(answer, RunGenBadRequestError) and self._state.absence.may_end(answer, now):
-            return False
         if not self.outages.outlasts(self._state, answer, now):
             raise answer
         self.outages.note_failed_round([answer])
@@ -126,7 +126,8 @@ class AppPoller:
             of the key.
         """
         if left is None:
-            return (yield from outlast_refusal(lambda: self.poll_once(GONE_GRACE), self.outages))
+            poll = partial(self.poll_once, retry.GONE_GRACE)
+            return (yield from poll_alone(poll, self.outages, lambda: self._state.is_in_doubt))
         now = yield Sleep(0)
         end_by = polls_end_by(now, left)
 
@@ -174,7 +175,7 @@ class AppTarget(AppPoller):
             self._had_workers, self._lowered_since = self._had_workers or workers is not None, None
             return app.has_status(self.status)
         self._lowered_since = now if self._lowered_since is None else self._lowered_since
-        if self._had_workers and now >= self._lowered_since + GONE_GRACE:
+        if self._had_workers and now >= self._lowered_since + retry.GONE_GRACE:
             count, ids = format_count(workers, "worker"), format_ids(self.app_id)
             message = f"Somebody else set the app to {count} on its way to {wanted} {ids}"
             lowered = LoweredError(message, app_id=self.app_id)
@@ -228,6 +229,13 @@ def ask_app(app_id: str, *, attempts: int = 1, within: float = 0.0) -> Flow[App]
         return App(app_id)
 
 
+def get_app_to_raise(app_id: str, wanted: int) -> Flow[App]:
+    """Get an app, and again if it has the workers already: a single answer may be old, and raises nothing."""
+    get = partial(outlast, app_id, partial(get_app, app_id))
+    app = yield from get()
+    return (yield from get()) if workers_of(app) == wanted > 0 else app
+
+
 def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow[ScaleRecord]:
     """
     Set an app back to what it was before it was raised, unless somebody else has set yet another number.
@@ -241,7 +249,7 @@ def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow
     retry_budget = RETRY_BUDGET if within is None else within * 0.75
     pause, confirm_within = retry_budget / 4, min(2 * retry_budget, CONFIRM_TIME)
     # what somebody else has set is not to be lost for a single answer, if there is time
-    attempts, outlasting = (ATTEMPTS, GONE_GRACE) if within is None else (1, 0.0)
+    attempts, outlasting = (ATTEMPTS, retry.GONE_GRACE) if within is None else (1, 0.0)
     try:
         app = yield from ask_app(app_id, attempts=attempts, within=outlasting)
         now, workers = (yield Sleep(0)), workers_of(app)

@@ -92,7 +92,7 @@ class RunGenIdleAppTrigger(BaseEventTrigger):
             except Exception:
                 log.exception("Could not poll app %s; polling continues", app_id)
             else:
-                outages.note_answer(state, time.time())
+                outages.note_answer(state, event, time.time())
                 if event is not None:
                     events.put_nowait(event)
             # the service may ask for a longer pause

@@ -129,17 +129,13 @@ def test_equal_inputs_give_equal_bytes() -> None:
 # --- refusals -----------------------------------------------------------------------------------------------
 # For a run, a poll and a cancel, tests/emulator/test_faults.py has what each status and accident means.
 
-REFUSALS: dict[int, type[RunGenAPIError]] = {
-    **dict.fromkeys((402, 405, 415), RunGenAPIError),
+VERDICTS: dict[int, type[RunGenAPIError]] = {
     **dict.fromkeys((400, 413, 422), errors.RunGenBadRequestError),
-    **dict.fromkeys((401, 403), errors.RunGenForbiddenError),
     **dict.fromkeys((404, 410), errors.RunGenNotFoundError),
-    409: errors.RunGenConflictError,
 }
-# What says nothing about that which is read.
-ODD = {402, 405, 409, 415}
 TROUBLES: dict[int, type[RunGenAPIError]] = {
-    408: RunGenAPIError,
+    **dict.fromkeys((402, 405, 408, 415), RunGenAPIError),
+    409: errors.RunGenConflictError,
     429: errors.RunGenRateLimitedError,
     **dict.fromkeys((500, 501, 502, 503, 504), errors.RunGenServerError),
 }
@@ -152,24 +148,15 @@ CALLS: dict[str, Callable[[], Flow[Any]]] = {
     "update_app": lambda: endpoints.update_app(APP, {"name": "x"}),
     "delete_app": lambda: endpoints.delete_app("no-app"),
 }
-# no verdict about what was read, or about workers
-PASSING = {**dict.fromkeys(("get", "list_apps", "get_app"), ODD), "update_app": (402, 409)}
 REPEATED = [name for name in CALLS if name not in ("run", "create_app")]
 
 
-@pytest.mark.parametrize(
-    ("operation", "status"),
-    [
-        (operation, status)
-        for operation, status in pairwise(CALLS, REFUSALS)
-        if status not in (401, 403) and status not in PASSING.get(operation, ())
-    ],
-)
-def test_a_refusal_is_not_repeated(direct: Via, operation: str, status: int) -> None:
+@pytest.mark.parametrize(("operation", "status"), pairwise(CALLS, VERDICTS))
+def test_a_verdict_of_the_service_is_final(direct: Via, operation: str, status: int) -> None:
     direct.service.inject(Fault(on=operation, status=status, body={"error": "because"}, times=None))
-    with pytest.raises(REFUSALS[status], match=rf"\({status}\): because") as caught:
+    with pytest.raises(VERDICTS[status], match=rf"\({status}\): because") as caught:
         direct(CALLS[operation]())
-    assert type(caught.value) is REFUSALS[status]
+    assert type(caught.value) is VERDICTS[status]
     assert (caught.value.status_code, caught.value.retryable) == (status, False)
     assert (direct.service.count(operation), direct.slept) == (1, [])
 
@@ -198,31 +185,53 @@ def test_a_refused_key_leaves_the_attempts_to_other_troubles(
     assert direct(endpoints.get_app(APP)).id == APP
 
 
-LASTING = [*pairwise(REPEATED, TROUBLES), ("run", 429), ("run", 503)]
-ODDLY = [("get", 402), ("get_app", 405), ("get", 409), ("update_app", 402), ("update_app", 409)]
+# a POST is sent again only if it was certainly not performed
+LASTING = [*pairwise(REPEATED, TROUBLES), *pairwise(("run", "create_app"), (402, 405, 409, 429, 503))]
 
 
-@pytest.mark.parametrize(("operation", "status"), [*LASTING, *ODDLY])
+@pytest.mark.parametrize(("operation", "status"), LASTING)
 def test_trouble_is_outlasted_within_bounds(direct: Via, operation: str, status: int) -> None:
     direct.service.inject(Fault(on=operation, status=status, times=None))
-    with pytest.raises((TROUBLES | REFUSALS)[status]) as caught:
+    with pytest.raises(TROUBLES[status]) as caught:
         direct(CALLS[operation]())
-    assert type(caught.value) is (TROUBLES | REFUSALS)[status]
+    assert type(caught.value) is TROUBLES[status]
     assert (caught.value.status_code, caught.value.retryable) == (status, True)
     assert direct.service.count(operation) == retry.ATTEMPTS == len(direct.slept) + 1
     for number, seconds in enumerate(direct.slept):
         assert 0.75 * retry.BACKOFF * 2**number <= seconds <= 1.25 * retry.BACKOFF * 2**number
 
 
-@pytest.mark.parametrize("status", [302, 400, 402, 405, 407, 409, 410, 415, 451])
-def test_a_page_of_somebody_in_between_is_outlasted(direct: Via, status: int) -> None:
-    page: dict[str, Any] = {"body": "<html>Log in</html>", "headers": {"Location": "/login"}}
-    direct.service.inject(Fault(on="get_app", status=status, times=2, **page))
+NOT_OWN: list[Any] = ["<html>Log in</html>", "", "null", {"message": "Not Found"}, {"error": ""}]
+
+
+@pytest.mark.parametrize(("status", "body"), pairwise([302, 400, 402, 404, 407, 410, 422, 451], NOT_OWN))
+def test_a_verdict_of_somebody_in_between_is_outlasted(direct: Via, status: int, body: Any) -> None:
+    answer: dict[str, Any] = {"body": body, "headers": {"Location": "/login"}}
+    direct.service.inject(Fault(on="get_app", status=status, times=2, **answer))
     assert direct(endpoints.get_app(APP)).id == APP
-    direct.service.inject(Fault(on="get_app", status=status, times=None, **page))
+    direct.service.inject(Fault(on="get_app", status=status, times=None, **answer))
     with pytest.raises(RunGenAPIError) as caught:
         direct(endpoints.get_app(APP))
     assert (caught.value.retryable, caught.value.status_code) == (True, status)
+
+
+@pytest.mark.parametrize("body", NOT_OWN)
+def test_a_post_is_repeated_after_an_answer_that_proves_that_it_was_not_performed(
+    direct: Via, body: Any
+) -> None:
+    for status in (400, 402, 404):
+        direct.service.inject(Fault(on="run", status=status, body=body))
+    direct(endpoints.run_job(APP, INPUT))
+    assert direct.posts() == 4
+    direct.service.inject(Fault(on="run", status=429, body=body))
+    with pytest.raises(errors.RunGenSubmissionUnknownError):
+        direct(endpoints.run_job(APP, INPUT))
+
+
+def test_an_account_that_cannot_pay_is_named(direct: Via) -> None:
+    direct.service.inject(Fault(on="run", status=402, times=None))
+    with pytest.raises(RunGenAPIError, match="Check that the account"):
+        direct(endpoints.run_job(APP, INPUT))
 
 
 @pytest.mark.parametrize("fault", [{"kind": "reset_after"}, *({"status": code} for code in (501, 520, 599))])
@@ -365,6 +374,12 @@ def test_a_job_that_is_over_or_forgotten_cannot_be_canceled(direct: Via) -> None
         direct(endpoints.cancel_job(APP, job.id))
 
 
+def test_a_job_is_not_over_because_a_gateway_does_not_know_it(direct: Via, running: str) -> None:
+    direct.service.inject(Fault(on="cancel", status=409))
+    direct.service.inject(Fault(on="get", status=404, body="<html>no such service</html>"))
+    assert direct(endpoints.cancel_job(APP, running)).status is JobStatus.CANCELED
+
+
 @pytest.mark.parametrize(("asked", "why"), [(0, "it is RUNNING"), (None, "its status is unknown")])
 def test_a_job_that_runs_is_not_over_though_the_service_says_so(
     direct: Via, running: str, asked: int | None, why: str
@@ -380,13 +395,28 @@ def test_a_job_that_runs_is_not_over_though_the_service_says_so(
 
 
 @pytest.mark.parametrize(
-    "fault", [{"kind": "reset_after"}, {"kind": "truncate"}, {"kind": "html", "status": 200}]
+    "fault",
+    [
+        *({"kind": "reset_after"}, {"kind": "truncate"}, {"kind": "html", "status": 200}),
+        *({"status": status} for status in (402, 409, 503)),
+        *({"status": status, "body": "<html></html>"} for status in (400, 404, 409)),
+        *[{"status": 200, "body": "", "taken": True}, {"status": 200, "body": {"data": {}}, "taken": True}],
+    ],
+    ids=str,
 )
 def test_an_app_is_deleted_whatever_becomes_of_the_answer(direct: Via, fault: dict[str, Any]) -> None:
     direct.service.add_app("doomed", workers=0)
     direct.service.inject(Fault(on="delete_app", **fault))
     direct(endpoints.delete_app("doomed"))
     assert "doomed" not in [app.id for app in direct(endpoints.list_apps())]
+
+
+def test_an_app_is_not_deleted_because_a_gateway_does_not_know_it(direct: Via) -> None:
+    direct.service.add_app("doomed", workers=0)
+    direct.service.inject(Fault(on="delete_app", status=503))
+    direct.service.inject(Fault(on="delete_app", status=404, body="<html></html>"))
+    direct(endpoints.delete_app("doomed"))
+    assert direct.service.count("delete_app") == 3
 
 
 def test_a_post_is_repeated_until_the_service_is_there(direct: Via, free_port: int) -> None:
@@ -413,7 +443,8 @@ def test_a_redirect_is_refused_and_the_key_goes_nowhere(via: Via, operation: str
         with pytest.raises(kind, match=r"redirects to 127\.0\.0\.1") as caught:
             via(CALLS[operation]())
         assert elsewhere.service.connections_opened == 0
-    assert via.service.count(operation) == (retry.ATTEMPTS if operation in REPEATED else 1)
+    is_repeated = operation in REPEATED or status in (301, 307, 308)
+    assert via.service.count(operation) == (retry.ATTEMPTS if is_repeated else 1)
     assert "s3cret" not in str(caught.value)
 
 
@@ -522,7 +553,7 @@ def test_an_unknown_status_counts_as_running_and_is_logged_once(
 @pytest.mark.parametrize("status", [400, 403, 410])
 def test_an_answer_that_no_waiting_can_change_ends_it(direct: Via, running: str, status: int) -> None:
     direct.service.inject(Fault(on="get", status=status, skip=2, times=None))
-    with pytest.raises(REFUSALS[status]):
+    with pytest.raises((VERDICTS | {403: errors.RunGenForbiddenError})[status]):
         direct(wait([running]))
     looks_in_vain = direct.service.count("get") - 2
     # a key that is refused may be replaced in a moment, and a replica may lag behind

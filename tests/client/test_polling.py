@@ -16,16 +16,17 @@ from conftest import APP, FakeTime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rungen.client import job_poller, poll_state, retry
+from airflow_provider_rungen.client import job_poller, poll_state, polling, retry
 from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.job_poller import JobPoller
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.poll_state import GONE_GRACE
-from airflow_provider_rungen.client.polling import Wait, fetch_known_jobs, wait_for_jobs
-from airflow_provider_rungen.client.retry import REFUSAL_GRACE
+from airflow_provider_rungen.client.poll_state import RESULT_GRACE
+from airflow_provider_rungen.client.polling import FETCH_BUDGET, Wait, fetch_known_jobs, wait_for_jobs
+from airflow_provider_rungen.client.retry import GONE_GRACE, REFUSAL_GRACE
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
     RunGenConnectionError,
     RunGenError,
     RunGenForbiddenError,
@@ -42,8 +43,10 @@ EVERY = 5.0
 @pytest.fixture(autouse=True)
 def _simulated_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait as long as users do: the clock is simulated."""
-    monkeypatch.setattr(poll_state, "GONE_GRACE", GONE_GRACE)
+    monkeypatch.setattr(retry, "GONE_GRACE", GONE_GRACE)
     monkeypatch.setattr(retry, "REFUSAL_GRACE", REFUSAL_GRACE)
+    monkeypatch.setattr(poll_state, "RESULT_GRACE", RESULT_GRACE)
+    monkeypatch.setattr(polling, "FETCH_BUDGET", FETCH_BUDGET)
 
 
 # What a refusal says: the service's own words, and those of a gateway.
@@ -62,6 +65,7 @@ class Run:
     starts: float = 0.0
     waited_from: float = 0.0
     is_ours: bool = True
+    result_from: float = 0.0
 
 
 Counters = dict[str, Any] | int | None
@@ -141,7 +145,8 @@ class World:
         if self.now < run.hidden_until:
             return Response(404, {}, b'{"error": "no such job"}')
         started = "RUNNING" if run.starts <= self.now else "QUEUED"
-        return status_of(job_id, run.status if run.ends <= self.now else started)
+        has_result = run.ends <= self.now and run.result_from <= self.now
+        return status_of(job_id, run.status if run.ends <= self.now else started, has_result=has_result)
 
 
 def perform(world: World, flow: Flow[T], send: Callable[[Request], Response] | None = None) -> T:
@@ -154,8 +159,9 @@ def poller_of(world: World) -> JobPoller:
     return poller
 
 
-def status_of(job_id: str, status: str) -> Response:
-    return Response(200, {}, json.dumps({"data": {"id": job_id, "status": status}}).encode())
+def status_of(job_id: str, status: str, *, has_result: bool) -> Response:
+    body = {"data": {"id": job_id, "status": status, "result": "a fox" if has_result else None}}
+    return Response(200, {}, json.dumps(body).encode())
 
 
 @dataclass
@@ -606,6 +612,112 @@ def test_only_answers_in_a_row_end_a_wait(
 
     world.refuse = refuse
     assert all_complete(wait(world))
+
+
+@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_gateway_ends_a_wait_only_after_minutes(count: int, status: int) -> None:
+    for lasts, ends in ((200, False), (400, True)):
+        world = World(in_order(count, 600, 610), MISSING["absent"])
+        world.refusal = PAGE
+        until: float = lasts
+        world.refuse = lambda now: dict.fromkeys(world.runs, status) if now < until else {}  # noqa: B023
+        if ends and count == 1:
+            with pytest.raises(RunGenAPIError) as caught:
+                wait(world)
+            assert not caught.value.retryable
+        else:
+            assert all_complete(wait(world)) != ends
+
+
+# --- results that are late ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize("lie", [lambda _, counters: counters, MISSING["absent"]], ids=["honest", "absent"])
+def test_the_result_of_a_completed_job_may_come_a_moment_later(count: int, lie: Any) -> None:
+    runs = with_every(3, in_order(count, 20, 21), result_from=28)
+    assert {job.result for job in wait(World(runs, lie))} == {"a fox"}
+    # jobs that are known to have completed, as when they are collected
+    world = World(with_every(3, in_order(count, -9, -8), result_from=8), lie)
+    assert {outcome.result for outcome in fetch(world).values() if isinstance(outcome, Job)} == {"a fox"}
+    assert world.requests <= 4 * count
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_job_without_a_result_has_completed_in_the_end(count: int) -> None:
+    runs = with_every(3, in_order(count, 20, 21), result_from=math.inf)
+    world = World(runs, MISSING["absent"])
+    jobs = wait(world)
+    assert all_complete(jobs)
+    assert [job.result for job in jobs[:2]] == [None, "a fox"][:count]
+    assert world.now <= 21 + RESULT_GRACE + 2 * EVERY
+    # a deadline, or a poll that stands alone
+    assert all_complete(wait(World(runs), deadline=World(runs).start + 23))
+    for run in runs:
+        run.ends = 0.0
+    assert all_complete(poll(World(runs), JobPoller(APP)) or [])
+    assert all_complete([job for job in fetch(World(runs)).values() if isinstance(job, Job)])
+
+
+# --- jobs that are collected --------------------------------------------------------------------------------
+
+
+def fetch(world: World) -> dict[str, Job | RunGenError]:
+    found: dict[str, Job | RunGenError] = {}
+    perform(world, fetch_known_jobs(APP, list(world.runs), found.__setitem__))
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_collecting_outlasts_an_outage_of_two_minutes_and_no_more(count: int) -> None:
+    world = World(in_order(count, -9, -8), outage=(0, 110))
+    assert {type(outcome) for outcome in fetch(world).values()} == {Job}
+    asked_at: list[float] = []
+    world = World(in_order(count, -9, -8), outage=(0, HOUR))
+    world.on_request = lambda _: asked_at.append(world.now)
+    assert {type(outcome) for outcome in fetch(world).values()} == {RunGenConnectionError}
+    assert FETCH_BUDGET <= world.now < FETCH_BUDGET + 10
+    assert len([at for at in asked_at if at < FETCH_BUDGET]) <= 64 + 15, "one tells whether it is over"
+
+
+def test_a_job_that_never_answers_keeps_no_other_from_being_collected() -> None:
+    world = World(in_order(200, -9, -8))
+    world.refuse = lambda _: {"job-0": 500}
+    got_at: dict[str, float] = {}
+
+    def note(job_id: str, _: Job | RunGenError) -> None:
+        got_at[job_id] = world.now
+
+    perform(world, fetch_known_jobs(APP, list(world.runs), note))
+    assert got_at.keys() == world.runs.keys()
+    assert max(at for job_id, at in got_at.items() if job_id != "job-0") < 2
+
+
+@pytest.mark.parametrize("asked", [20, 3600])
+def test_collecting_does_not_come_back_before_the_service_asked(asked: int) -> None:
+    world = World(in_order(1, -9, -8))
+    sent: list[float] = []
+
+    def busy(request: Request) -> Response:
+        sent.append(world.now)
+        is_busy = len(sent) < 3
+        return Response(429, {"retry-after": str(asked)}, OWN) if is_busy else world.send(request)
+
+    found: dict[str, Job | RunGenError] = {}
+    perform(world, fetch_known_jobs(APP, list(world.runs), found.__setitem__), busy)
+    assert isinstance(found["job-0"], Job) == (asked == 20)
+    assert all(later - earlier >= asked for earlier, later in itertools.pairwise(sent))
+
+
+def test_a_key_that_is_refused_for_a_moment_keeps_nothing_from_being_collected() -> None:
+    world = World(in_order(100, -9, -8))
+    world.refuse = lambda now: dict.fromkeys(world.runs, 403) if now < 20 else {}
+    assert {type(outcome) for outcome in fetch(world).values()} == {Job}
+    world.refuse = lambda _: dict.fromkeys(world.runs, 403)
+    begun_at = world.now
+    assert {type(outcome) for outcome in fetch(world).values()} == {RunGenForbiddenError}
+    assert world.now - begun_at < 2 * REFUSAL_GRACE
 
 
 def test_a_look_at_many_jobs_gives_each_the_time_to_be_found() -> None:

@@ -13,8 +13,7 @@ from conftest import APP, FakeTime, Via
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.idleness import COUNTER_LAG, MAX_MISSING_COUNTERS, drain_app
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.poll_state import GONE_GRACE
-from airflow_provider_rungen.client.retry import REFUSAL_GRACE
+from airflow_provider_rungen.client.retry import GONE_GRACE, REFUSAL_GRACE
 from airflow_provider_rungen.client.scaling import (
     AppTarget,
     remove_app,
@@ -37,7 +36,7 @@ from airflow_provider_rungen.exceptions import (
 
 @pytest.fixture(autouse=True)
 def _real_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.scaling.GONE_GRACE", GONE_GRACE)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.GONE_GRACE", GONE_GRACE)
     monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", REFUSAL_GRACE)
     monkeypatch.setattr("airflow_provider_rungen.client.idleness.COUNTER_LAG", COUNTER_LAG)
 

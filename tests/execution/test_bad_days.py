@@ -824,13 +824,15 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten every wait, in proportion."""
     scales: list[tuple[Any, dict[str, Any]]] = [
         (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "REFUSAL_GRACE": 0.4, "RETRY_BUDGET": 1.5}),
+        (retry, {"GONE_GRACE": 0.2}),
         (hook_base, {"LOOK_UP_EVERY": 0.05, "KILL_REQUEST_TIMEOUT": 0.3}),
         (resuming, {"CANCEL_TIME": 1.0}),
         (runner, {"VISIBILITY_GRACE": 0.4}),
         (log_writer, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
         (sender, {"STORE_RETRY_BUDGET": 0.4}),
         (job_wait, {"FIRST_INTERVAL": 0.05}),
-        (poll_state, {"GONE_GRACE": 0.2}),
+        (polling, {"FETCH_BUDGET": 1.5}),
+        (poll_state, {"RESULT_GRACE": 0.2}),
         (poll_state, dict.fromkeys(("POLL_TIMEOUT", "LAST_POLLS_TIME"), 0.5)),
         (job_poller, {"POLL_TIMEOUT": 0.5}),
         (polling, {"POLL_TIMEOUT": 0.5}),

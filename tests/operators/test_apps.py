@@ -249,6 +249,7 @@ def test_a_refusal_after_a_lost_answer_does_not_leave_the_app_up(
     gpu: Gpu, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.GONE_GRACE", 0.0)
     gpu.fault("update_app", kind=kind)
     gpu.fault("update_app", status=400)
     assert "(400)" in str(gpu.scale().error)
@@ -267,6 +268,22 @@ def test_a_scaling_down_that_fails_logs_what_is_billed(
     assert outcome.error
     known = "2 workers" if on == "update_app" else "an unknown number of workers"
     assert f"STILL BILLED: app {APP} may still have {known}: Could not" in outcome.log
+
+
+@pytest.mark.parametrize("has", [0, 2])
+def test_an_old_answer_that_names_the_workers_already_does_not_keep_the_app_down(gpu: Gpu, has: int) -> None:
+    gpu.service.scale(APP, has)
+    gpu.tell(status="RUNNING", configuration={"active_workers": 2})
+    assert gpu.scale().value == APP
+    assert (gpu.sent, gpu.workers) == ([] if has else [2], 2)
+
+
+def test_a_stray_400_keeps_no_workers(gpu: Gpu) -> None:
+    gpu.service.scale(APP, 2)
+    for operation in ("get_app", "update_app"):
+        gpu.fault(operation, status=400)
+    assert gpu.scale(0).value == APP
+    assert gpu.workers == 0
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, "many", "", None, [], "-1"])
@@ -453,7 +470,10 @@ def test_a_retry_with_nothing_to_run_lowers_what_was_raised(raised: Gpu, only_if
     assert raised.workers == 0
 
 
-def test_a_retry_that_wants_fewer_workers_lowers_all_that_were_raised(raised: Gpu) -> None:
+def test_a_retry_that_wants_fewer_workers_lowers_all_that_were_raised(
+    raised: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.GONE_GRACE", 0.0)
     raised.fault("update_app", status=400)
     assert raised.scale(1).error
     assert (raised.sent, raised.workers) == ([2, 1, 0], 0)

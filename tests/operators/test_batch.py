@@ -174,7 +174,7 @@ def test_a_max_failed_that_is_none_is_told_when_the_dag_is_parsed(max_failed: An
 def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("execution.jobs.runner.VISIBILITY", "triggers.job.VISIBILITY", "client.poll_state.GONE"):
+    for name in ("execution.jobs.runner.VISIBILITY", "triggers.job.VISIBILITY", "client.retry.GONE"):
         monkeypatch.setattr(f"airflow_provider_rungen.{name}_GRACE", 0.0)
     task = make(prompts(130), deferrable=True, stop_after=None)
     task.emulator.service.inject(Fault(on="get", status=404, times=None))

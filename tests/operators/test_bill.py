@@ -308,6 +308,7 @@ def test_a_scale_up_that_is_refused_costs_nothing(
     block: Block, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    monkeypatch.setattr(retry, "GONE_GRACE", 0.0)
     block.service.inject(Fault(on="update_app", status=status, times=5 if status == 500 else 1))
     assert block.up().error
     block.clock.advance(500)
@@ -442,6 +443,7 @@ def test_a_retry_of_the_teardown_bills_and_counts_it_all(
     block.usage = {"paint": [{"jobs": 1, "execution_seconds": 120}]}
     block.up()
     block.clock.advance(1770)
+    monkeypatch.setattr(retry, "GONE_GRACE", 0.0)
     block.service.inject(Fault(on="update_app", status=400))
     assert isinstance(block.down().error, RunGenAppError)
     assert (block.bill["down_at"], sent) == (None, {})
@@ -463,12 +465,15 @@ def test_a_retry_of_the_teardown_bills_and_counts_it_all(
         pytest.param(True, marks=pytest.mark.feature("lineage")),
     ],
 )
-def test_an_asset_event_or_the_lineage_of_a_failure_has_the_bill(block: Block, fails: bool) -> None:
+def test_an_asset_event_or_the_lineage_of_a_failure_has_the_bill(
+    block: Block, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     block.up()
     if not fails:
         block.down()
         assert block.events[OUTLET].extra == {"app_id": APP, "bill": block.bill}
         return
+    monkeypatch.setattr(retry, "GONE_GRACE", 0.0)
     block.service.inject(Fault(on="update_app", status=400))
     assert block.down().error
     lineage: Any = block.down_op.get_openlineage_facets_on_failure(None)

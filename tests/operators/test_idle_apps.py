@@ -87,13 +87,13 @@ def test_an_app_that_is_deleted_during_the_wait_is_fine(
     ("fault", "reason"),
     [
         (Fault(on="update_app", status=400, times=1), "(400)"),
-        (Fault(on="get_app", status=404, times=1), "(404)"),
         (Fault(on="get_app", status=500, times=5), "(500)"),
     ],
 )
 def test_an_app_that_may_be_billed_fails_the_task_after_the_others_were_dealt_with(
-    emulator: Emulator, context: Any, fault: Fault, reason: str
+    emulator: Emulator, context: Any, fault: Fault, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.GONE_GRACE", 0.0)
     emulator.service.inject(fault)
     error = run_task(idle_op([APP, OTHER]), context).error
     assert type(error) is RunGenAppError, "which a retry may help"
@@ -139,7 +139,18 @@ def test_each_app_that_is_not_polled_is_named(emulator: Emulator, context: Any) 
     assert all(f"(app {app_id})" in str(error) for app_id in (APP, OTHER, THIRD))
 
 
-def test_many_failures_are_one_short_error(emulator: Emulator, context: Any) -> None:
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_stray_refusal_of_the_first_poll_keeps_no_workers(
+    emulator: Emulator, context: Any, status: int
+) -> None:
+    emulator.service.inject(Fault(on="get_app", status=status))
+    assert scaled_down(run_task(idle_op([APP, OTHER]), context)) == [APP, OTHER]
+
+
+def test_many_failures_are_one_short_error(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.GONE_GRACE", 0.01)
     error = str(run_task(idle_op([f"gone-{number}" for number in range(100)]), context).error)
     assert error.startswith("STILL BILLED: 100 apps may be idle: Could not get the app (404)")
     assert len(error) < 700

@@ -180,20 +180,26 @@ HOPELESS: dict[str, tuple[dict[str, Any], str]] = {
     "input that is no JSON": ({"input": {"prompt": float("nan")}}, "input.prompt"),
     "no such app": ({"app_id": "no-such-app"}, "no such app"),
     "app that is no id": ({"app_id": "a/../b"}, "app_id"),
-    "payment required": ({}, "402"),
 }
 
 
 @pytest.mark.parametrize("case", HOPELESS)
 def test_what_is_hopeless_is_not_tried_again(stage: Stage, case: str) -> None:
     options, told = HOPELESS[case]
-    if case == "payment required":
-        stage.service.inject(Fault(on="run", status=402))
     error = stage.error(run_op(**options), AirflowFailException)
     assert told in str(error)
     assert KEY not in str(error)
     assert stage.service.stats()["jobs_created"] == 0
     assert "job_id" not in stage.ti.xcoms
+
+
+def test_an_account_that_cannot_pay_is_left_to_a_retry(stage: Stage) -> None:
+    stage.service.inject(Fault(on="run", status=402, times=2))
+    assert stage.run(run_op()).error is None
+    stage.service.inject(Fault(on="run", status=402, times=None))
+    error = stage.run(run_op(input={"prompt": "another"})).error
+    assert not isinstance(error, AirflowFailException)
+    assert "Check that the account" in str(error)
 
 
 @pytest.mark.parametrize("name", ["poll_interval", "timeout"])

@@ -464,7 +464,7 @@ def test_jobs_are_known_after_a_change_of_the_key_though_the_service_writes_inpu
 def test_what_is_stored_is_not_bought_again_when_the_service_forgets_it(
     run: Run, has_ledger: bool, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.poll_state.GONE_GRACE", 0)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.GONE_GRACE", 0)
     task = run(products(4), **({} if has_ledger else {"ledger": None}))
     task.store = store and store()
     with monkeypatch.context() as patch:  # all is stored, and the log does not say so yet

@@ -22,7 +22,7 @@ from bad_answers import Fault
 from conftest import FakeStore, Outcome, TrackedTaskInstance, rows_in
 from operator_kit import KILLED, Attempts, Died, DyingStore
 
-from airflow_provider_rungen.client import poll_state, progress
+from airflow_provider_rungen.client import progress, retry
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
@@ -658,7 +658,7 @@ def test_jobs_that_changed_inputs_do_not_want_are_canceled_and_billed(make: Make
 def test_a_job_that_the_service_does_not_know_yet_is_resumed_though_inputs_were_added(
     make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(poll_state, "GONE_GRACE", 30.0)
+    monkeypatch.setattr(retry, "GONE_GRACE", 30.0)
     task = make(kind, inputs(seconds=0.4), deferrable=True)
     task.attempt_until_deferred()
     task.emulator.service.inject(Fault(on="get", status=404))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.answers import was_not_accepted
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.scaling import remove_app
 from airflow_provider_rungen.client.texts import clean_text
@@ -91,7 +91,7 @@ class CreateAppRun(TaskRun[Any]):
         try:
             return self.hook.create_app(**body)
         except RunGenError as error:
-            if not error.retryable or retry.was_not_accepted(error):
+            if not error.retryable or was_not_accepted(error):
                 raise
             failure = error
         log.warning("%s; looking whether the app was created", failure.message)

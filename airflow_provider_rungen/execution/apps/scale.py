@@ -8,17 +8,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
-from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.scaling import (
     AppTarget,
     LoweredError,
     ask_app,
-    outlast,
+    get_app_to_raise,
     raise_workers,
     restore_workers,
     set_workers,
@@ -104,7 +102,7 @@ class ScaleRun(TaskRun[Any]):
             self._note(earlier)  # Airflow has wiped the XCom
         elif not wanted:
             self._record = replace(earlier, active_workers=None, sent_at=time.time())  # until it is down
-        app = self.hook.perform(outlast(app_id, partial(get_app, app_id)))
+        app = self.hook.perform(get_app_to_raise(app_id, wanted))
         now = time.time()
         has = before = most = workers_of(app)
         if has is not None and wanted < has and self.task.is_setup and is_needed(self.context, app_id):

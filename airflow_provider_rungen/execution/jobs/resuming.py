@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # Seconds that the jobs of earlier plans have to be canceled.
 CANCEL_TIME = 10.0
+# Seconds without an answer after which a job is left to the wait, so that it holds up no submission.
+LOOK_TIME = 10.0
 ENDS = {
     JobStatus.COMPLETED: JobState.COMPLETED,
     JobStatus.FAILED: JobState.FAILED,
@@ -117,7 +119,7 @@ class Resuming:
                 log.info("Resuming a job that is COMPLETED %s", format_ids(self.app_id, self._only_job()))
             return
         try:
-            self.wait.refetch(self.app_id, known, self._note)
+            self.wait.refetch(self.app_id, known, self._note, LOOK_TIME)
         except RunGenError as error:
             # a wait outlasts what a look does not; but whose a job is has to be known first
             may_wait = self.options.wait_for_completion and not any(map(self._is_strange, jobs.unchecked))

@@ -10,6 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, cast
 
 from airflow_provider_rungen.client import endpoints, retry
+from airflow_provider_rungen.client.answers import was_not_accepted
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import Job
@@ -19,7 +20,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenBadRequestError,
     RunGenError,
-    RunGenNotFoundError,
     RunGenRateLimitedError,
     RunGenSubmissionUnknownError,
 )
@@ -190,22 +190,18 @@ class Sender:
             self.saver.jobs.withdraw([number])
             if self.is_stopping():
                 return 0.0
-            if not (retry.was_not_accepted(error) or self._may_pass(error)):
+            if not was_not_accepted(error):
                 raise
-            self.throttle.note_failure(error)
+            try:
+                self.throttle.note_failure(error)
+            except RunGenError:
+                # the next attempt resumes what runs
+                error.retryable |= self.has_jobs or self._submitted > 0
+                raise
             return 0.0
         finally:
             del self._in_flight[worker]
         return None
-
-    def _may_pass(self, error: RunGenError) -> bool:
-        """Return whether an input may be taken later: others were, or the answer may not be the service's."""
-        if retry.is_refusal(error) or not isinstance(error, RunGenAPIError):
-            return retry.is_refusal(error)
-        has_jobs = self.has_jobs or self._submitted > 0
-        # if that does not pass, the next attempt resumes what runs
-        error.retryable |= has_jobs
-        return has_jobs or not error.is_from_service
 
     def _note_job(self, number: int, job: Job) -> None:
         if not self.saver.jobs.accept(number, job.id):
@@ -282,6 +278,7 @@ class Throttle:
         self._not_before = 0.0
         # since when there is only trouble of one kind
         self._since: float | None = None
+        self._doubt = retry.Doubt()
         self._kind = (False, False)
         self._begun_at = 0.0
         self._failures = self._successes = 0
@@ -298,7 +295,7 @@ class Throttle:
 
     def note_success(self) -> None:
         """Raise the limit again after as many successes as it allows at a time."""
-        self._failures, self._since = 0, None
+        self._failures, self._since, self._doubt = 0, None, retry.Doubt()
         self._successes += 1
         if self._successes % self.limit == 0:
             self.limit = min(self.limit + 1, self.max_concurrency)
@@ -312,7 +309,7 @@ class Throttle:
         now, kind = time.monotonic(), (retry.is_refusal(error), isinstance(error, RunGenRateLimitedError))
         if kind != self._kind or self._begun_at > self._not_before + retry.RETRY_BUDGET / 2:
             # another trouble than the last one, or nothing was sent for long
-            self._since, self._kind = None, kind
+            self._since, self._doubt, self._kind = None, retry.Doubt(), kind
         is_first = now >= self._not_before  # of those that were in flight together
         if is_first:
             self._failures += 1
@@ -325,8 +322,8 @@ class Throttle:
             log.warning("%s; continuing with %d in flight", error.message, self.limit)
 
     def _is_over(self, now: float, error: RunGenError) -> bool:
-        if retry.is_refusal(error) or isinstance(error, RunGenNotFoundError):
-            return now >= (self._since or now) + retry.REFUSAL_GRACE
+        if isinstance(error, RunGenAPIError) and (retry.is_refusal(error) or not error.retryable):
+            return not self._doubt.may_pass(error, now)
         give_up_at = (self._since or now) + retry.RETRY_BUDGET
         if self._attempts is not None:
             return self._failures >= self._attempts or self._not_before > give_up_at

@@ -1,0 +1,139 @@
+"""What an answer means that is no success: one table. No I/O."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Container, Mapping
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from urllib.parse import urlsplit
+
+from airflow_provider_rungen.client.flow import Request, Response
+from airflow_provider_rungen.client.texts import clean_text, error_text
+from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
+    RunGenBadRequestError,
+    RunGenConflictError,
+    RunGenConnectionError,
+    RunGenError,
+    RunGenForbiddenError,
+    RunGenNotFoundError,
+    RunGenRateLimitedError,
+    RunGenServerError,
+)
+
+RETRY_AFTER_CAP = 3600.0
+
+
+class Refused(Enum):
+    """Whose answer proves that a POST was not performed, so that sending it again buys nothing twice."""
+
+    BY_ANYBODY = "a proxy, too, before it passed the request on"
+    BY_SERVICE = "the service: a proxy may have passed the request on"
+    BY_NOBODY = "nobody"
+
+
+# What a status means: the error, and whose answer refuses a POST. The first row that has the status counts.
+#
+# A verdict ends something only if it is the service's own and cannot pass. So an error is final if its class
+# is (`default_retryable`), and the body is the service's: JSON with its error text. A page, an empty body or
+# other JSON says something about whoever stands between, and for a moment.
+_TABLE: tuple[tuple[Container[int], type[RunGenAPIError], Refused], ...] = (
+    ((301, 307, 308), RunGenAPIError, Refused.BY_ANYBODY),
+    (range(400), RunGenAPIError, Refused.BY_NOBODY),
+    ((400, 413, 422), RunGenBadRequestError, Refused.BY_ANYBODY),
+    ((401, 403), RunGenForbiddenError, Refused.BY_ANYBODY),
+    ((404, 410), RunGenNotFoundError, Refused.BY_ANYBODY),
+    ((408, 499), RunGenAPIError, Refused.BY_NOBODY),
+    ((409,), RunGenConflictError, Refused.BY_ANYBODY),
+    ((429,), RunGenRateLimitedError, Refused.BY_SERVICE),
+    (range(400, 500), RunGenAPIError, Refused.BY_ANYBODY),
+    ((503,), RunGenServerError, Refused.BY_SERVICE),
+    (range(500, 1000), RunGenServerError, Refused.BY_NOBODY),
+)
+_HINTS = {
+    402: "Check that the account of the API key can pay",
+    **dict.fromkeys(range(300, 400), "If the API moved there, change the Base URL of the Airflow connection"),
+}
+
+
+def _row(status: int) -> tuple[type[RunGenAPIError], Refused]:
+    return next((kind, refused) for statuses, kind, refused in _TABLE if status in statuses)
+
+
+def error_for(response: Response, request: Request, now: float) -> RunGenAPIError:
+    """
+    Return the error for an answer whose status is not 2xx.
+
+    :param response: the answer.
+    :param request: what it answers.
+    :param now: the time (seconds since 1970), for a ``Retry-After`` that is a date.
+    """
+    status, (kind, _) = response.status, _row(response.status)
+    try:
+        body = json.loads(response.body)
+    except (ValueError, RecursionError):
+        body = None
+    asked = retry_after(response, now)
+    has_words = isinstance(body, Mapping) and bool(error_text(body.get("error")))
+    # a proxy may send a page with a Retry-After, too, and a 503 after it passed the request on
+    is_own = has_words or (asked is not None and (status == 429 or isinstance(body, Mapping)))
+    is_redirect = 300 <= status < 400
+    reason = error_text(body) or to_plain_text(response.body) or "the service gave no reason"
+    return kind(
+        request.failure(_redirection(response) if is_redirect else reason, status),
+        status_code=status,
+        retry_after=asked,
+        is_from_service=is_own,
+        retryable=kind.default_retryable or not is_own,
+        hint=_HINTS.get(status),
+    )
+
+
+def was_not_accepted(error: RunGenError) -> bool:
+    """Return whether the service certainly did not perform the request."""
+    if isinstance(error, RunGenAPIError):
+        refused = _row(error.status_code)[1]
+        return refused is Refused.BY_ANYBODY or (refused is Refused.BY_SERVICE and error.is_from_service)
+    return isinstance(error, RunGenConnectionError) and not error.sent
+
+
+def _redirection(response: Response) -> str:
+    try:
+        host = clean_text(urlsplit(response.headers.get("location", "")).hostname or "nowhere", 100)
+    except ValueError:
+        host = "nowhere"
+    return f"RunGen redirects to {host}, and redirects are not followed, to keep the key safe"
+
+
+def to_plain_text(body: bytes) -> str:
+    """Return the words of a body that may be HTML, cut short."""
+    text = body[:4000].decode("utf-8", "replace")
+    text = re.sub(r"(?is)<(script|style|head)\b.*?(</\1>|$)|<[^>]*>", " ", text)
+    return clean_text(" ".join(text.split()), 200)
+
+
+def retry_after(response: Response, now: float) -> float | None:
+    """
+    Return the seconds that an answer asks to wait, if it does.
+
+    :param response: the answer.
+    :param now: the time (seconds since 1970).
+    """
+    value = response.headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit() and len(value) < 10:
+        return min(float(value), RETRY_AFTER_CAP)
+    until = _timestamp(value)
+    if until is None:
+        return None
+    # by the service's own clock if the answer has its time, since ours may be wrong; dates lack fractions
+    seconds = until - (_timestamp(response.headers.get("date", "")) or now) + 1
+    return min(max(seconds, 0.0), RETRY_AFTER_CAP)
+
+
+def _timestamp(http_date: str) -> float | None:
+    try:
+        return parsedate_to_datetime(http_date).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
