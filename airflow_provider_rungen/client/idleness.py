@@ -220,12 +220,12 @@ class _Drain(AppPoller):
     """Whether an app still has queued or running jobs, and how many."""
 
     left: int | None = None
-    _polls: int = 0
+    polls: int = 0
     # since when answers report no job
     _since: float | None = None
 
     def is_met(self, app: App, now: float) -> bool:
-        self._polls += 1
+        self.polls += 1
         if app.pending_jobs and app.pending_jobs != self.left:
             jobs = format_count(app.pending_jobs, "job")
             log.info("Waiting for %s, queued or running %s", jobs, format_ids(self.app_id))
@@ -233,7 +233,7 @@ class _Drain(AppPoller):
         self._since = (self._since or now) if app.pending_jobs == 0 else None
         if self.left == 0:
             return self._since is not None and now >= self._since + COUNTER_LAG
-        return self.left is None and self._polls >= MAX_MISSING_COUNTERS
+        return self.left is None and self.polls >= MAX_MISSING_COUNTERS
 
 
 def drain_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[int | None]:
@@ -243,10 +243,13 @@ def drain_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[int
     :param poll_interval: seconds between two polls.
     :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll.
     :return: 0, the jobs that are left at the deadline, or ``None`` where the app does not count them.
+    :raises RunGenError: no poll was answered.
     """
     drain = _Drain(app_id)
     try:
         yield from poll_until(drain.poll_once, drain.outages, pauses=repeat(poll_interval), deadline=deadline)
     except RunGenNotFoundError:
         return 0  # the app is gone, and so are its jobs
+    if not drain.polls and drain.outages.last_failure is not None:
+        raise drain.outages.last_failure
     return drain.left

@@ -30,7 +30,7 @@ from airflow_provider_rungen.emulator.fakes import TODAY, make_context, make_dag
 from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.execution.apps import scale, scale_down
-from airflow_provider_rungen.execution.jobs import job_wait, runner
+from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner, submitting
 from airflow_provider_rungen.execution.sending import sender
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -45,10 +45,10 @@ PACE = 1 / 20
 WAITS = {
     *("BACKOFF", "BACKOFF_CAP", "REFUSAL_GRACE", "RETRY_BUDGET", "GONE_GRACE", "UNSURE_GRACE"),
     *("VISIBILITY_GRACE", "REFETCH_INTERVAL", "FIRST_INTERVAL", "PAGE_PAUSE", "COUNTER_LAG", "COUNTER_GRACE"),
-    *("PAUSE", "CONFIRM_TIME", "TAKE_UP_TIME", "MIN_WAVE", "CHECK_PAUSE"),
+    *("PAUSE", "CONFIRM_TIME", "MIN_ROUND_TIME", "CHECK_PAUSE", "RESULT_GRACE", "LOOK_TIME", "LOOK_INTERVAL"),
 }
 CLIENT = (retry, poll_state, polling, job_search, scaling, idleness)
-MODULES = (*CLIENT, sender, runner, job_wait, scale, scale_down, trigger)
+MODULES = (*CLIENT, sender, runner, job_wait, resuming, submitting, scale, scale_down, trigger)
 SECONDS = [(module, name, vars(module)[name]) for module in MODULES for name in WAITS & vars(module).keys()]
 OUTAGE = 20 * PACE
 GPU = "gpu"
@@ -383,17 +383,6 @@ def test_without_an_odd_answer_all_is_well(perform: Callable[..., Play], name: s
     assert not unasked, "these places are never reached"
 
 
-def is_open(case: Case) -> bool:
-    """Return whether a case may fail until its defect is mended. Only the whole scan has it."""
-    name, on, _, answer, how_long = case
-    status, _, kind = answer.partition(" ")
-    if on == "run":
-        return kind == "empty" and status in ("400", "402", "409", "413", "422")
-    is_refused = kind in ("empty", "of its own") and status in ("400", "413", "422")
-    is_first = name == "idle apps" and status in ("404", "410")
-    return on.endswith("_app") and (is_refused or is_first or (name, how_long) == ("kept app", "for 20 s"))
-
-
 def cases() -> list[Case]:
     found = [
         (name, on, place, answer, how_long)
@@ -404,8 +393,7 @@ def cases() -> list[Case]:
     ]
     if CASES == "all":
         return found
-    sure = [case for case in found if not is_open(case)]
-    return random.Random(1).sample(sure, int(CASES))  # noqa: S311 - no secret
+    return random.Random(1).sample(found, int(CASES))  # noqa: S311 - no secret
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: "-".join(map(str, case)))
