@@ -60,7 +60,7 @@ def check_size(row: dict[str, Any], number: int) -> None:
 
     :raises RowError: it is too large.
     """
-    sizes = {name: _size_of(value) for name, value in row.items()}
+    sizes = {name: size_of(value) for name, value in row.items()}
     if sum(sizes.values()) > MAX_ROW_BYTES:
         name = max(sizes, key=lambda name: sizes[name])
         reason = (
@@ -69,12 +69,12 @@ def check_size(row: dict[str, Any], number: int) -> None:
         raise RowError(number, reason, LARGE_ROW_HINT)
 
 
-def _size_of(value: Any) -> int:
+def size_of(value: Any) -> int:
     """Return about how many bytes a value has as JSON."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list | dict):
-        return sum(map(_size_of, value.values() if isinstance(value, dict) else value))
+        return sum(map(size_of, value.values() if isinstance(value, dict) else value))
     return 1
 
 
