@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -176,6 +178,13 @@ def _fill_bucket(bucket: Path) -> None:
         pq.write_table(pa.table(columns), bucket / "products" / f"{name}.parquet")
 
 
+def _warehouse(folder: Path) -> Path:
+    """Return a database of products."""
+    with closing(sqlite3.connect(folder / "warehouse.db")) as connection, connection:
+        connection.execute("CREATE TABLE products AS SELECT 'A-1' AS sku, 'kettle' AS title, 'red' AS color")
+    return folder / "warehouse.db"
+
+
 def _environment(folder: Path, emulator: Emulator) -> dict[str, str]:
     service = emulator.service
     service.add_app("YOUR-APP-ID", workers=4)
@@ -189,6 +198,7 @@ def _environment(folder: Path, emulator: Emulator) -> dict[str, str]:
         "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
         "AIRFLOW_CONN_RUNGEN_MARKETING": emulator.airflow_connection(),
         "AIRFLOW_CONN_RUNGEN_HTTP": json.dumps(by_hand),
+        "AIRFLOW_CONN_WAREHOUSE": json.dumps({"conn_type": "sqlite", "host": str(_warehouse(folder))}),
     }
 
 
