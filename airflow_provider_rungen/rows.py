@@ -15,7 +15,7 @@ class SqlRows:
     They are read as a stream, by the hook of the connection: that of any provider whose hook is a
     ``DbApiHook``, such as PostgreSQL, Snowflake, BigQuery or Trino.
 
-    :param sql: the query (templated).
+    :param sql: the query, a single ``SELECT`` (templated).
     :param conn_id: the Airflow connection of the database (templated).
     :param parameters: the values of placeholders in ``sql``, as the driver takes them: a list or a dict
         (templated).

@@ -25,6 +25,7 @@ from airflow.serialization.helpers import serialize_template_field
 from conftest import FakeStore
 from operator_kit import FAST, Table, picture, products
 
+from airflow_provider_rungen.decorators import rungen_table_task
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.operators import RunGenPlanTableOperator, RunGenRunTableOperator, SqlRows
@@ -73,13 +74,15 @@ def prompts(task: Table) -> list[str]:
 @MODES
 def test_a_query_is_read_once_and_keeps_its_types(run: Run, database: Path, deferrable: bool) -> None:
     results = database.with_name("results.parquet")
-    task = run(QUERY, columns=["title", "price"], results=str(results), deferrable=deferrable)
+    options: dict[str, Any] = {"results": str(results), "contact_sheet": True, "deferrable": deferrable}
+    task = run(QUERY, columns=["title", "price"], **options)
     # once they are in flight, the database is gone
     task.on_push = lambda key, _: database.unlink() if key == "rungen_log" else None
     outcome = task.attempt()
     assert outcome.error is None
     assert database.exists() is not deferrable
     assert sorted(prompts(task)) == [f"photo of product {n}" for n in range(5)]
+    assert "photo of product 4" in (task.folder / "photos" / "index.html").read_text()
     table = pq.read_table(results)
     assert table.column("sku").to_pylist() == [*range(5)]
     assert table.column("price").to_pylist() == [None, 1.5, 2.5, 3.5, 4.5]
@@ -214,6 +217,20 @@ def test_a_function_returns_rows_of_any_kind(run: Run, database: Path, name: str
     assert outcome.error is None
     assert sorted(prompts(task)) == [f"photo of product {n}" for n in range(3)]
     assert task.column("sku") == [f"sku-{n}" for n in range(3)]
+
+
+def test_a_decorated_function_makes_inputs_of_what_another_returns(
+    rungen_emulator: Emulator, tmp_path: Path
+) -> None:
+    with DAG("decorated", schedule=None):
+
+        @rungen_table_task(table=lambda: ROWS, key="sku", results=str(tmp_path / "results.csv"), **FAST)
+        def photos(row: dict[str, Any]) -> dict[str, Any]:
+            return picture(row)
+
+        plan, done = photos.plan(), photos()
+    assert run_operator(plan).value == 3
+    assert run_operator(done).value["completed"] == 3
 
 
 def test_a_function_may_return_the_uri_of_a_file(run: Run, tmp_path: Path) -> None:
