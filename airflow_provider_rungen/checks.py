@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen._airflow import SET_DURING_EXECUTION
 from airflow_provider_rungen.client.money import to_cost, to_limit
 from airflow_provider_rungen.client.texts import to_optional_seconds, to_seconds
+from airflow_provider_rungen.rows import RowFunction, SqlRows
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator
@@ -71,13 +72,14 @@ def _check_choice(value: Any, name: str, *, choices: Sequence[Any]) -> Any:
 
 
 def _check_columns(names: Any, name: str) -> tuple[str, ...]:
-    """Return the names of columns. A text is a single name."""
+    """Return the names of columns, or statuses. A text is a single name."""
     columns = (names,) if isinstance(names, str) else tuple(names)
-    is_named = bool(columns) or name == "columns"
+    is_named = bool(columns) or name != "key"
     if not is_named or not all(isinstance(column, str) and column for column in columns):
-        raise ValueError(f"{name} must be the name of a column, or several, not {names!r}")
+        what = "a status" if name == "where" else "the name of a column"
+        raise ValueError(f"{name} must be {what}, or several, not {names!r}")
     if len(set(columns)) < len(columns):
-        raise ValueError(f"{name} names a column twice: {names!r}")
+        raise ValueError(f"{name} has a name twice: {names!r}")
     return columns
 
 
@@ -94,8 +96,18 @@ class _Rows:
         return f"{len(self._rows)} rows"
 
 
-def _to_rows(value: Any, _: str) -> Any:
-    return _Rows(value) if isinstance(value, list | tuple) else value
+def _to_table(value: Any, name: str) -> Any:
+    if isinstance(value, list | tuple):
+        return _Rows(value)
+    if callable(value):
+        return RowFunction(value)
+    is_table = isinstance(value, Iterable | os.PathLike | RowFunction | SqlRows)
+    if isinstance(value, bytes) or not (
+        is_table or _is_template(value) or hasattr(value, "__arrow_c_stream__")
+    ):
+        expected = "rows, the URI of files, SqlRows or a function"
+        raise ValueError(f"{name} must be {expected}, but it is a {_type(value)}")
+    return value
 
 
 def _to_ledger(value: Any, _: str) -> Ledger | None:
@@ -135,8 +147,9 @@ _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
     "queued_timeout": to_optional_seconds,
     "result_schema": _check_schema,
     "stop_after": _check_limit,
-    "table": _to_rows,
+    "table": _to_table,
     "timeout": to_seconds,
+    "where": _check_columns,
 }
 _NEED_DESTINATION = {
     "contact_sheet": "the sheet is written beside the outputs",

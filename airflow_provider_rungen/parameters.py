@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import ObjectStoragePath, XComArg
     from airflow_provider_rungen.ledger import Ledger
+    from airflow_provider_rungen.rows import SqlRows
 
     #: One id, a list, or the output of a task.
     JobIds: TypeAlias = str | XComArg | Sequence[str | XComArg | None]
@@ -23,8 +24,16 @@ if TYPE_CHECKING:
     JobInputs: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg | Iterable[JobInput]
     #: How the files of a table are read.
     TableFormat: TypeAlias = Literal["jsonl", "csv", "parquet"]
-    #: The URI of a file, of a folder or of a glob, or rows.
-    Table: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg | Iterable[Mapping[str, object]]
+    #: The URI of a file, of a folder or of a glob; rows, a query or a task's output; or what returns rows.
+    Table: TypeAlias = (
+        str
+        | os.PathLike[str]
+        | ObjectStoragePath
+        | XComArg
+        | Iterable[Mapping[str, object]]
+        | SqlRows
+        | Callable[..., object]
+    )
     #: Makes the input of a job of a row, or skips the row. It may take ``params``, too.
     ToInput: TypeAlias = Callable[..., Mapping[str, object] | None]
     #: A JSON Schema, the path or URI of a file, or the name of a schema that comes with the package.
@@ -145,6 +154,7 @@ if TYPE_CHECKING:
         table: Required[Table]
         key: Required[str | Sequence[str]]
         columns: Sequence[str]
+        where: str | Sequence[str]
         results: Destination | None
 
     class ScaleUpArguments(CommonArguments, total=False):

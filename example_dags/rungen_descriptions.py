@@ -1,8 +1,8 @@
 """
-## From Parquet to Parquet
+## From Arrow to Parquet
 
-`export` writes a table of products. `describe` runs a language model for each product that is in stock, and
-writes a table with its texts. A second run pays only for what is new.
+`describe` runs a language model for each product that is in stock, and writes a table with its texts. A
+second run pays only for what is new.
 
 The param `app_id` is the app of a language model. The package needs its extra `[tables]`.
 """
@@ -13,12 +13,26 @@ import os
 from pathlib import Path
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, task
+from airflow.providers.common.compat.sdk import DAG
 
 from airflow_provider_rungen.operators import RunGenRunTableOperator
 
 HOME = os.environ.get("AIRFLOW_HOME", "~/airflow")
 FOLDER = Path(os.environ.get("RUNGEN_DESCRIPTIONS_FOLDER", f"{HOME}/rungen_descriptions")).expanduser()
+
+
+def products() -> Any:
+    """Return the products as Arrow, as DuckDB, Iceberg or your own code would."""
+    import pyarrow
+
+    return pyarrow.table(
+        {
+            "id": [104, 220, 310, 118],
+            "title": ["enamel kettle", "rubber boots", "writing desk", "reading lamp"],
+            "price": [39.5, 54.0, 620.0, 89.9],
+            "in_stock": [True, True, False, True],
+        }
+    )
 
 
 def prompt_for(product: dict[str, Any]) -> dict[str, Any] | None:
@@ -30,36 +44,16 @@ def prompt_for(product: dict[str, Any]) -> dict[str, Any] | None:
 
 with DAG(
     "rungen_descriptions",
-    description="Write a text about each product of a Parquet table into another one",
+    description="Write a text about each product into a Parquet table",
     schedule=None,
     params={"folder": FOLDER.as_uri(), "app_id": "llama-text"},
     doc_md=__doc__,
     tags=["rungen", "example"],
 ) as dag:
-
-    @task
-    def export(folder: str) -> str:
-        """Write the products as Parquet, as your warehouse would, and return where they are."""
-        import pyarrow
-        from pyarrow import parquet
-
-        products = pyarrow.table(
-            {
-                "id": [104, 220, 310, 118],
-                "title": ["enamel kettle", "rubber boots", "writing desk", "reading lamp"],
-                "price": [39.5, 54.0, 620.0, 89.9],
-                "in_stock": [True, True, False, True],
-            }
-        )
-        path = ObjectStoragePath(folder) / "products.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            parquet.write_table(products, file)
-        return str(path)
-
     RunGenRunTableOperator(
         task_id="describe",
-        table=export("{{ params.folder }}"),
+        # or a query: SqlRows("SELECT …", conn_id="warehouse")
+        table=products,
         key="id",
         to_input=prompt_for,
         columns=["title", "price"],

@@ -73,11 +73,12 @@ class Runs:
         self.emulator = emulator
         self.catalogue, self.descriptions = folder / "catalogue", folder / "descriptions"
         self.pictures = folder / "pictures"
-        self.costs = folder / "costs.jsonl"
+        self.costs, self.chain = folder / "costs.jsonl", folder / "chain"
         changed = {"catalogue": str(change_two_colors(folder / "changed.csv"))}
         runs: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             **{name: ("rungen_ways", options, {}) for name, options in WAYS.items()},
             **{name: (f"rungen_{name}", {}, {}) for name in ("failing", "retried")},
+            "chained": ("rungen_chained", {}, {"folder": str(self.chain), "without": 2}),
             "scaled": ("rungen_scaled", {}, {"results": str(self.costs)}),
             "first night": ("rungen_catalogue", {}, {}),
             "second night": ("rungen_catalogue", {}, changed),
@@ -99,6 +100,7 @@ class Runs:
             "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
+            "AIRFLOW_CONN_WAREHOUSE": json.dumps({"conn_type": "sqlite", "host": ":memory:"}),
             "RUNGEN_CATALOGUE_FOLDER": str(self.catalogue),
             "RUNGEN_DESCRIPTIONS_FOLDER": str(self.descriptions),
             "RUNGEN_PICTURES_FOLDER": str(self.pictures),
@@ -162,7 +164,13 @@ def test_a_dag_of_every_operator_succeeds_in_every_shape(runs: Runs, way: str) -
 
 
 def test_no_job_was_made_twice(runs: Runs) -> None:
-    examples = (*runs.prompts("studio photo"), *runs.prompts("Describe"), *NIGHT, FORM["prompt"])
+    examples = (
+        *runs.prompts("studio photo"),
+        *runs.prompts("Describe"),
+        *runs.prompts("link"),
+        *NIGHT,
+        FORM["prompt"],
+    )
     jobs = [prompt for prompt in runs.prompts() if prompt not in ("again", *examples)]
     assert len(jobs) == 4 * len(WAYS) + (11 if AIRFLOW_V_3_0_PLUS else 9)
     assert runs.emulator.service.count("run") == runs.emulator.service.stats()["jobs_created"]
@@ -284,6 +292,18 @@ def test_a_catalog_pays_for_what_changed(runs: Runs) -> None:
     with (runs.catalogue / "pictures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["sku"] for row in rows if row["reused"] == "false"] == ["BT-220", "CL-032"]
+
+
+def test_a_table_is_the_rows_of_the_next(runs: Runs) -> None:
+    states = runs.states["chained"]
+    assert states == dict.fromkeys(
+        ["first[-1]", "second[-1]", "third[-1]", "mapped[0]", "mapped[1]"], "success"
+    )
+    rows = [json.loads(line) for line in (runs.chain / "third.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["1", "3"], "of CSV"
+    said = "You said: link {0}: You said: link {0}: You said: link {0}"
+    assert [json.loads(row["result"]) for row in rows] == [said.format(number) for number in (1, 3)]
+    assert len(runs.prompts("link")) == 3 * 2 + 2
 
 
 def test_the_contact_sheet_shows_the_table(runs: Runs) -> None:

@@ -7,11 +7,12 @@ import json
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -182,6 +183,13 @@ def _fill_bucket(bucket: Path) -> None:
         pq.write_table(pa.table(columns), bucket / "products" / f"{name}.parquet")
 
 
+def _small_warehouse(folder: Path) -> Path:
+    """Return a database of products, for a machine without PostgreSQL."""
+    with closing(sqlite3.connect(folder / "warehouse.db")) as connection, connection:
+        connection.execute("CREATE TABLE products AS SELECT 'A-1' AS sku, 'kettle' AS title, 'red' AS color")
+    return folder / "warehouse.db"
+
+
 def _fill_warehouse(warehouse: LocalPostgres) -> None:
     """Make the tables that the pages use, with products of which one has no title."""
     for block in BLOCKS:
@@ -199,14 +207,15 @@ def _environment(folder: Path, emulator: Emulator, warehouse: LocalPostgres | No
     connection = json.loads(emulator.airflow_connection())
     connection["extra"]["price"] = "1.20 USD/h"
     by_hand = {"conn_type": "http", "host": emulator.url, "extra": {"x-api-key": service.api_key}}
+    small = json.dumps({"conn_type": "sqlite", "host": str(_small_warehouse(folder))})
     return {
         "PYTEST_XDIST_WORKER": "",
         "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
         "AIRFLOW_CONN_RUNGEN_DEFAULT": json.dumps(connection),
-        "AIRFLOW_CONN_WAREHOUSE": warehouse.url.replace("+psycopg2", "") if warehouse else "",
         "AIRFLOW_CONN_RUNGEN_MARKETING": emulator.airflow_connection(),
         "AIRFLOW_CONN_RUNGEN_HTTP": json.dumps(by_hand),
+        "AIRFLOW_CONN_WAREHOUSE": warehouse.url.replace("+psycopg2", "") if warehouse else small,
     }
 
 

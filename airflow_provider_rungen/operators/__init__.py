@@ -12,6 +12,7 @@ from airflow_provider_rungen.operators.collect import RunGenCollectResultsOperat
 from airflow_provider_rungen.operators.job import RunGenCancelJobOperator, RunGenRunJobOperator
 from airflow_provider_rungen.operators.lifetime import scaled_app
 from airflow_provider_rungen.operators.table import RunGenPlanTableOperator, RunGenRunTableOperator
+from airflow_provider_rungen.rows import SqlRows
 
 __all__ = [
     "Ledger",
@@ -25,5 +26,6 @@ __all__ = [
     "RunGenRunTableOperator",
     "RunGenScaleAppOperator",
     "RunGenScaleDownIdleAppsOperator",
+    "SqlRows",
     "scaled_app",
 ]

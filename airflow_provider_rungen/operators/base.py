@@ -13,6 +13,7 @@ from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, BaseOperator, X
 from airflow_provider_rungen.checks import check_names, default_arg_names, parameter_names
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
+from airflow_provider_rungen.rows import SqlRows
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -90,10 +91,10 @@ class RunGenBaseOperator(BaseOperator):
         return {} if self._run is None else self._run.links
 
     def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
-        """Render templates. Those of a ledger are rendered in a copy, since tasks may share the ledger."""
+        """Render templates. Those of a ledger or query are rendered in a copy, since tasks may share it."""
         from airflow_provider_rungen.ledger import Ledger
 
-        if isinstance(content, Ledger):
+        if isinstance(content, Ledger | SqlRows):
             content = replace(content)
         return super().render_template(content, *args, **kwargs)
 

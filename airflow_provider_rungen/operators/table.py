@@ -17,6 +17,7 @@ from airflow_provider_rungen.operators.base import (
     RunGenBaseOperator,
 )
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
+from airflow_provider_rungen.rows import RowFunction
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -50,8 +51,11 @@ class RunGenRunTableOperator(RunGenBaseOperator):
 
     Row values are data, and are never templated.
 
-    :param table: the rows: the URI of a CSV, Parquet or JSON Lines file, of a folder or a glob of such files,
-        or a list of dicts (a URI is templated).
+    :param table: the rows: the URI of a CSV, Parquet or JSON Lines file, of a folder or a glob of such files;
+        a query (`SqlRows`); the ``.output`` of a task that wrote a results table; a list of dicts; or a
+        function that returns any of these, Arrow data or a cursor, or yields dicts. It is called on the
+        worker, once an attempt, with the entries of Airflow's context that it names (a URI and a query are
+        templated).
     :param key: the column that identifies a row, or several. Null or duplicate keys are refused before
         anything is sent.
     :param to_input: the function that makes the job's input of a row (a dict), or returns ``None`` to skip
@@ -60,6 +64,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param format: the format of the files: ``jsonl``, ``csv`` or ``parquet``. Their suffixes decide when
         left out.
     :param columns: the columns of the source to carry over to the results table.
+    :param where: take only the rows with this status, or one of several: of a results table, such as
+        ``completed``. All when left out.
     :param limit: take only so many rows, the first. All when ``None`` (templated).
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
@@ -127,6 +133,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         to_input: ToInput | None = None,
         format: TableFormat | None = None,
         columns: Sequence[str] = (),
+        where: str | Sequence[str] = (),
         limit: Limit | None = None,
         app_id: str | XComArg | None = None,
         rungen_conn_id: str = DEFAULT_CONN_ID,
@@ -190,17 +197,22 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         return to_input
 
     def _source(self, context: Context) -> Source:
+        from airflow_provider_rungen._airflow import determine_kwargs
         from airflow_provider_rungen.execution.sources.table_rows import TableRows
         from airflow_provider_rungen.schemas import Schema
 
+        table = self.table
+        if isinstance(table, RowFunction):
+            table = partial(table.function, **determine_kwargs(table.function, (), context))
         return TableRows(
-            self.table,
+            table,
             self._row_function(context),
             Schema.of(self.input_schema, "input_schema"),
             key=self.key,
             columns=self.columns,
             written=self._results_uri(),
             format=self.format,
+            where=self.where,
             limit=to_limit(self.limit, "limit"),
             shares_equal=self.ledger is not None,
         )

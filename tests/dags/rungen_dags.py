@@ -17,6 +17,7 @@ from airflow_provider_rungen.operators import (
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
     RunGenRunTableOperator,
+    SqlRows,
     scaled_app,
 )
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -132,6 +133,40 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
     with scaled_app("idle", 2) as idle:
         never.override(task_id="never_too")()
     work >> fail.override(task_id="fail_before")() >> idle.up
+
+with DAG("rungen_chained", schedule=None, start_date=START) as chained:
+    CHAIN: dict[str, Any] = {"key": "id", "app_id": "llama-text", "deferrable": True, **FAST}
+    first = RunGenRunTableOperator(
+        task_id="first",
+        table=SqlRows(
+            "SELECT value AS id FROM json_each('[1, 2, 3]') WHERE value <> {{ dag_run.conf['without'] }}",
+            conn_id="warehouse",
+        ),
+        to_input=lambda row: {"prompt": f"link {row['id']}"},
+        results="{{ dag_run.conf['folder'] }}/first.parquet",
+        **CHAIN,
+    )
+    second = RunGenRunTableOperator(
+        task_id="second",
+        table=first.output,
+        where="completed",
+        to_input=lambda row: {"prompt": f"link {row['id']}: {json.loads(row['result'])}"},
+        results="{{ dag_run.conf['folder'] }}/second.csv",
+        **CHAIN,
+    )
+    uri: Any = second.output
+
+    third = RunGenRunTableOperator(
+        task_id="third",
+        table=uri["results"],
+        to_input=lambda row: {"prompt": f"link {row['id']}: {json.loads(row['result'])}"},
+        results="{{ dag_run.conf['folder'] }}/third.jsonl",
+        **CHAIN,
+    )
+    mapped_tables = RunGenRunTableOperator.partial(
+        task_id="mapped", table=lambda params, ti: [{"id": ti.map_index, "prompt": "link"}], **CHAIN
+    ).expand(results=[f"{{{{ dag_run.conf['folder'] }}}}/{n}.csv" for n in range(2)])
+    third >> mapped_tables
 
 
 class RaisingAfterSubmission(RunGenRunJobOperator):

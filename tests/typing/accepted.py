@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.common.compat.sdk import DAG, XComArg
 
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.operators import (
@@ -23,6 +23,7 @@ from airflow_provider_rungen.operators import (
     RunGenRunTableOperator,
     RunGenScaleAppOperator,
     RunGenScaleDownIdleAppsOperator,
+    SqlRows,
     scaled_app,
 )
 from airflow_provider_rungen.results import read_results
@@ -133,7 +134,31 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
     )
     RunGenRunTableOperator(task_id="rows", table=[{"id": 1}], key="id", results="/tmp/results.csv")  # noqa: S108
 
-    @rungen_table_task(table=table.output, key="sku", results="/tmp/rows.csv", limit="{{ params.limit }}")  # noqa: S108
+    query = SqlRows(
+        sql="SELECT sku FROM products WHERE day = %s", conn_id="warehouse", parameters=["{{ ds }}"]
+    )
+    RunGenRunTableOperator(task_id="query", table=query, key="sku", results="/tmp/query.csv")  # noqa: S108
+    RunGenRunTableOperator(
+        task_id="function",
+        table=lambda params: [{"id": params["id"]}],
+        key="id",
+        results="/tmp/function.csv",  # noqa: S108
+    )
+    RunGenRunTableOperator(
+        task_id="chain",
+        table=XComArg(table, key="results"),
+        where=["completed", "skipped"],
+        key="sku",
+        results="/tmp/chain.csv",  # noqa: S108
+    )
+
+    @rungen_table_task(
+        table=table.output,
+        where="completed",
+        key="sku",
+        results="/tmp/rows.csv",  # noqa: S108
+        limit="{{ params.limit }}",
+    )
     def paint_row(row: dict[str, Any], style: str) -> dict[str, Any]:
         return {"prompt": f"{row['title']}, {style}"}
 

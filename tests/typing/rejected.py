@@ -14,6 +14,7 @@ from airflow_provider_rungen.operators import (
     RunGenRunTableOperator,
     RunGenScaleAppOperator,
     RunGenScaleDownIdleAppsOperator,
+    SqlRows,
     scaled_app,
 )
 from airflow_provider_rungen.results import read_results
@@ -37,6 +38,7 @@ def misspelled() -> None:
     rungen_table_task(table=[], key="x", result="x")  # type: ignore[call-arg]
     Ledger("x", expire=5)  # type: ignore[call-arg]
     read_results("x").rows(state="failed")  # type: ignore[call-arg]
+    SqlRows("x", "x", params=[])  # type: ignore[call-arg]
 
 
 def misspelled_parameter_of_airflow() -> None:
@@ -54,6 +56,7 @@ def wrong_type() -> None:
     RunGenRunJobOperator(task_id="x", input=["prompt"])  # type: ignore[arg-type]
     RunGenRunBatchOperator(task_id="x", inputs=[5])  # type: ignore[list-item]
     RunGenRunTableOperator(task_id="x", table=[], key="x", contact_sheet="x")  # type: ignore[arg-type]
+    RunGenRunTableOperator(task_id="x", table=5, key="x")  # type: ignore[arg-type]
     RunGenRunBatchOperator(task_id="x", inputs=[], max_in_flight="all")  # type: ignore[arg-type]
     RunGenRunTableOperator(task_id="x", table=[], key="x", stop_after="20")  # type: ignore[arg-type]
     RunGenRunBatchOperator(task_id="x", inputs=[], destination="x", ledger=5)  # type: ignore[arg-type]

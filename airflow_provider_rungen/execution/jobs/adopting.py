@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from airflow_provider_rungen.runs.rows import Job
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.task_log import TaskLog
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,11 @@ def adopt_earlier(task_log: TaskLog, app_id: str) -> list[Unwanted]:
             known.load((), *files)
         task_log.bought += known.unknown_since(home.first_turn)
         planned = read_digests(home.place, other)
+        if planned is not None and other == home.earlier[-1].plan:
+            then, now = set(planned) - {""}, set(digests.values())
+            log.warning(
+                "Inputs changed since the last attempt: %d new, %d gone", len(now - then), len(then - now)
+            )
         rows = sorted(known.table.rows.items())
         pairs = [("" if planned is None else planned[number], row) for number, row in rows]
         if app_id == other_app_id:

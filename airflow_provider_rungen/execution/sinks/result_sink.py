@@ -199,6 +199,7 @@ class ResultSink(Collector):
         if self._table is not None:
             columns = dict(zip(manifest.columns, manifest.types, strict=True))
             self._table.write(counts.count(add_costs(result_rows(), find_price(self._run))), columns)
+            self._run.ti.xcom_push(key="results", value=redact(self._table.uri))
         self._is_written = True
         if self._sheet is not None:
             self._sheet.write(result_rows, self._run.ti, self._run.known_app_id)

@@ -8,6 +8,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice, product
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.sources.inputs import KeyOf, Source, first_equal
-from airflow_provider_rungen.execution.table.reader import open_rows
+from airflow_provider_rungen.execution.table.reader import Rows, open_rows
 from airflow_provider_rungen.execution.table.results import FIXED_COLUMNS, Status
 from airflow_provider_rungen.execution.task.outcomes import max_failures
 from airflow_provider_rungen.runs.plan import PlannedRow
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ToInput = Callable[[dict[str, Any]], Any]
+# The type of a column whose values have these types; that of others is text.
+_KINDS = {
+    frozenset({bool}): "boolean",
+    frozenset({int}): "integer",
+    frozenset({float}): "number",
+    frozenset({int, float}): "number",
+}
 # How many keys an error names.
 _MAX_NAMED = 10
 
@@ -38,7 +46,7 @@ class TableRows(Source):
     """
     The rows of a table.
 
-    :param table: what `open_rows` reads.
+    :param table: what `open_rows` reads, or the summary of a task that wrote a results table.
     :param to_input: makes the input of a row, or ``None`` for a row without a job. Without it, the row is the
         input.
     :param schema: what an input has to fit. A row that does not is refused.
@@ -46,6 +54,7 @@ class TableRows(Source):
     :param columns: the other columns that the results repeat.
     :param written: the URI of the results table, which is not read.
     :param format: the format of the files, if it is not that of their suffix.
+    :param where: take only rows with one of these statuses; all if empty.
     :param limit: how many rows to take; all if left out.
     :param shares_equal: whether rows with equal inputs share one job.
     """
@@ -58,6 +67,7 @@ class TableRows(Source):
     columns: Sequence[str] = ()
     written: str = ""
     format: str | None = None
+    where: Sequence[str] = ()
     limit: int | None = None
     shares_equal: bool = False
 
@@ -65,16 +75,24 @@ class TableRows(Source):
         # the rows so far by their status, and why the first was refused
         self._counts: Counter[str] = Counter()
         self._first_refusal = ""
+        self._left_out = 0
 
     def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
+        if unknown := set(self.where).difference(Status):
+            raise RunGenInputError(f"where: {', '.join(sorted(unknown))} is none of {', '.join(Status)}")
+        table = self.table.get("results", self.table) if isinstance(self.table, Mapping) else self.table
         rows = open_rows(
-            self.table, format=self.format, name="table", written=self.written, are_folders_columns=True
+            table, format=self.format, name="table", written=self.written, are_folders_columns=True
         )
-        columns = _Columns(self.key, self.columns, rows.column_types())
-        self.types = columns.types
+        with closing(rows):
+            yield from self._read(rows, key_of)
+
+    def _read(self, rows: Rows, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
+        filtered = ["status"] if self.where else []
+        columns = _Columns(self.key, self.columns, rows.column_types(), filtered)
         self.uris = [redact(rows.uri)] if rows.uri else []
         keys, numbers = _Keys(self.key), dict[bytes, int]()
-        for number, row in enumerate(islice(rows, self.limit)):
+        for number, row in enumerate(islice(self._wanted(rows, columns), self.limit)):
             place = rows.place
             if not isinstance(row, Mapping):
                 raise RunGenInputError(f"{place} is a {type(row).__name__}, not an object; nothing was sent")
@@ -91,16 +109,27 @@ class TableRows(Source):
                 digest = key_of(job_input)
                 first = first_equal(numbers, digest, number) if self.shares_equal else None
                 yield PlannedRow(values, digest, first=first), job_input
-        if self._counts:  # of no rows, nothing is known
-            # JSON Lines are often written without what is null
-            columns.check(self.key if rows.uri else list(self.types))
+        # JSON Lines are often written without what is null
+        columns.check([*(self.key if rows.uri else columns.names), *filtered])
+        self.types = columns.types
         keys.check()
         self.without_job = {"skipped": self._counts[Status.SKIPPED], "refused": self._counts[Status.REFUSED]}
         log.info(
-            "Read %d rows of %s: %d to run or reuse, %d skipped, %d refused",
+            "Read %d rows of %s: %d to run or reuse, %d skipped, %d refused%s",
             *(self._counts.total(), clean_text(rows.uri or "table")),
             *(self._counts[status] for status in ("", Status.SKIPPED, Status.REFUSED)),
+            f", {self._left_out} left out (where)" if self.where else "",
         )
+
+    def _wanted(self, rows: Rows, columns: _Columns) -> Iterator[Any]:
+        """Yield the rows that ``where`` allows."""
+        for row in rows:
+            if self.where and isinstance(row, Mapping):
+                columns.note(row)
+                if row.get("status") not in self.where:
+                    self._left_out += 1
+                    continue
+            yield row
 
     def check(self, max_failed: float) -> None:
         refused, runnable = self._counts[Status.REFUSED], self._counts.total() - self._counts[Status.SKIPPED]
@@ -148,19 +177,27 @@ class _Columns:
     The columns that the results repeat: the key, and what is carried over.
 
     :param types: the types of all columns, where the source has types.
+    :param filtered: columns that only have to be there.
     :raises RunGenInputError: the source has no such column, or the results table has a fixed one of its name.
     """
 
-    def __init__(self, key: Sequence[str], others: Sequence[str], types: Mapping[str, str] | None) -> None:
-        names = tuple(dict.fromkeys([*key, *others]))
+    def __init__(
+        self,
+        key: Sequence[str],
+        others: Sequence[str],
+        types: Mapping[str, str] | None,
+        filtered: Sequence[str] = (),
+    ) -> None:
+        self.names = names = tuple(dict.fromkeys([*key, *others]))
         # the columns that no row had yet, and those of the last row
-        self._absent = set(names)
-        self._last: Mapping[str, Any] = {}
+        self._absent = {*names, *filtered}
+        self._last: Mapping[str, Any] | None = None
         if types is not None:
-            self._note(types)
-            self.check(names)
-        #: The type of each.
-        self.types = {name: (types or {}).get(name, "text") for name in names}
+            self.note(types)
+            self.check([*names, *filtered])
+        self._types = {name: (types or {}).get(name, "text") for name in names}
+        # the kinds of the values of columns whose type is not known
+        self._kinds: dict[str, set[type]] = {name: set() for name, kind in self._types.items() if not kind}
         # readers such as DuckDB do not distinguish capital letters
         counts = Counter(name.casefold() for name in (*FIXED_COLUMNS, *names))
         if twice := next((name for name in names if counts[name.casefold()] > 1), None):
@@ -170,13 +207,23 @@ class _Columns:
                 f"{', '.join(FIXED_COLUMNS)}",
             )
 
+    @property
+    def types(self) -> dict[str, str]:
+        """The type of each, as far as rows were taken."""
+        found = {
+            name: _KINDS.get(frozenset(kinds - {type(None)}), "text") for name, kinds in self._kinds.items()
+        }
+        return self._types | found
+
     def take(self, row: Mapping[str, Any], place: str) -> Sequence[Any]:
         """Return a copy of the values of a row, as JSON has them."""
-        self._note(row)
+        self.note(row)
+        for name, kinds in self._kinds.items():
+            kinds.add(type(row[name]))
         try:
-            text = json.dumps([row.get(name) for name in self.types])
+            text = json.dumps([row.get(name) for name in self.names])
         except (TypeError, ValueError, RecursionError) as error:
-            columns = clean_text(", ".join(map(repr, self.types)), 200)
+            columns = clean_text(", ".join(map(repr, self.names)), 200)
             raise RunGenInputError(
                 f"{place} has a value in {columns} that JSON cannot express: {clean_text(str(error), 200)}; "
                 "nothing was sent"
@@ -190,6 +237,8 @@ class _Columns:
 
         :raises RunGenInputError: no row had one that is required.
         """
+        if self._last is None:  # of no rows, nothing is known
+            return
         for name in sorted(self._absent):
             if name in required:
                 raise RunGenInputError(
@@ -198,8 +247,8 @@ class _Columns:
                 )
             log.warning("No row of the table has the column %r, so it is null", name)
 
-    def _note(self, row: Mapping[str, Any]) -> None:
-        # a row may leave out what others have
+    def note(self, row: Mapping[str, Any]) -> None:
+        """Note which columns there are. A row may leave out what others have."""
         self._absent.difference_update(row)
         self._last = row
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
 from itertools import islice
 from typing import Any
 
@@ -18,6 +16,7 @@ from airflow_provider_rungen.execution.table.files import (
     TableContent,
     check_names,
 )
+from airflow_provider_rungen.execution.table.values import UnfitError, check_size, column_name, to_json
 
 # Python objects take several times the memory of Arrow's, so few rows have them at a time.
 _ROWS_AT_A_TIME = 1024
@@ -31,10 +30,6 @@ _TEXTS = ("string", "large_string", "string_view")
 _BYTES = ("binary", "large_binary", "fixed_size_binary")
 _UUID = "extension<arrow.uuid>"
 _UNREADABLE = (ValueError, OverflowError, ArithmeticError, LookupError)
-
-
-class _UnfitError(ValueError):
-    """JSON has no such values."""
 
 
 def load_pyarrow() -> Any:
@@ -144,7 +139,7 @@ def read_batches(schema: Any, batches: Iterable[Any]) -> Iterator[NumberedRow]:
                 count += 1
                 row = dict(zip(names, values, strict=True))
                 if has_categories or size > MAX_ROW_BYTES:
-                    _check_size(row, count)
+                    check_size(row, count)
                 yield count, row
 
 
@@ -158,28 +153,6 @@ def _bytes_of(batch: Any) -> int:
 def _is_used(name: str) -> bool:
     """Return whether a column is one of the table, and not the index that pandas adds."""
     return not name.startswith("__index_level_")
-
-
-def _check_size(row: dict[str, Any], number: int) -> None:
-    """
-    Check the size of a row.
-
-    :raises RowError: it is too large.
-    """
-    sizes = {name: _size_of(value) for name, value in row.items()}
-    if sum(sizes.values()) > MAX_ROW_BYTES:
-        name = max(sizes, key=lambda name: sizes[name])
-        reason = f"has more than {MAX_ROW_BYTES >> 20} MiB, {sizes[name] >> 20} of them in column "
-        raise RowError(number, f"{reason}{clean_text(repr(name), 100)}", LARGE_ROW_HINT)
-
-
-def _size_of(value: Any) -> int:
-    """Return about how many bytes a value has as JSON."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, list | dict):
-        return sum(map(_size_of, value.values() if isinstance(value, dict) else value))
-    return 1
 
 
 # --- values ---
@@ -198,11 +171,10 @@ def _column_values(batch: Any, name: str, count: int) -> list[Any]:
         if batch.num_rows > 1:
             for index in range(batch.num_rows):
                 _column_values(batch.slice(index, 1), name, count + index)
-        column = f"column {clean_text(repr(name), 100)}"
-        if isinstance(error, _UnfitError):
-            reason = f"has {error} in {column}, which JSON cannot express"
+        if isinstance(error, UnfitError):
+            reason = error.reason(name)
         else:
-            reason = f"has an unreadable value in {column}: {clean_text(str(error), 200)}"
+            reason = f"has an unreadable value in {column_name(name)}: {clean_text(str(error), 200)}"
         raise RowError(count + 1, reason) from None
 
 
@@ -246,7 +218,7 @@ def _plain_values(column: Any) -> list[Any]:
 def _objects(column: Any) -> list[Any]:
     names = [field.name for field in column.type]
     if len(set(names)) < len(names):
-        raise _UnfitError("two fields of one name")
+        raise UnfitError("two fields of one name")
     fields = zip(*map(_values, column.flatten()), strict=True)
     are_there = column.is_valid().to_pylist()
     return [
@@ -260,7 +232,7 @@ def _maps(column: Any) -> list[Any]:
 
     kind = column.type
     if str(kind.key_type) not in _TEXTS:
-        raise _UnfitError("a map whose keys are not text")
+        raise UnfitError("a map whose keys are not text")
     # Arrow cannot flatten maps
     entries = column.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
     return [
@@ -293,26 +265,9 @@ def _converter(kind: Any) -> Callable[[Any], Any] | None:
     text = str(kind)
     if types.is_boolean(kind) or types.is_integer(kind) or text in _TEXTS:
         return None
-    if types.is_floating(kind):
-        return _finite
-    if types.is_decimal(kind):
-        return lambda value: format(value, "f")
-    if types.is_duration(kind):
-        return _duration
-    if types.is_date(kind) or types.is_time(kind) or types.is_timestamp(kind):
-        return lambda value: value.isoformat()
+    is_time = types.is_date(kind) or types.is_time(kind) or types.is_timestamp(kind)
+    if is_time or types.is_duration(kind) or types.is_floating(kind) or types.is_decimal(kind):
+        return to_json
     if text == _UUID:
         return str
-    raise _UnfitError("bytes" if text.startswith(_BYTES) else f"a {text}")
-
-
-def _finite(value: float) -> float | None:
-    if math.isinf(value):
-        raise _UnfitError(str(value))
-    return None if math.isnan(value) else value
-
-
-def _duration(value: timedelta) -> str:
-    sign, value = ("-", -value) if value < timedelta(0) else ("", value)
-    seconds = f"{value.days * 86400 + value.seconds}.{value.microseconds:06}".rstrip("0").rstrip(".")
-    return f"{sign}PT{seconds}S"
+    raise UnfitError("bytes" if text.startswith(_BYTES) else f"a {text}")

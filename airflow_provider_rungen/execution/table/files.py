@@ -22,7 +22,8 @@ from airflow_provider_rungen.execution.archive.files import open_regular
 
 #: A row, and its number: of the line where it begins, or of the row in an Arrow table, from 1.
 NumberedRow: TypeAlias = tuple[int, Any]
-#: The types of the columns, and the rows. Types are ``None`` if each row has its own.
+#: The types of the columns, and the rows. A type is empty if it is that of the values; ``None`` in place of
+#: the types if each row has its own columns.
 TableContent: TypeAlias = tuple[dict[str, str] | None, Iterable[NumberedRow]]
 # More than any prompt. A file without line ends, or with an open quotation mark, must not fill the memory.
 MAX_ROW_BYTES = 16 << 20

@@ -1,11 +1,13 @@
-"""Opens a table of any kind as a stream of rows: a list, files, or an Arrow table."""
+"""Opens a table of any kind as a stream of rows: a list, files, a query, an Arrow table, or a function."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 from airflow_provider_rungen.client.texts import clean_text
@@ -20,6 +22,9 @@ from airflow_provider_rungen.execution.table.files import (
     read_json_lines,
     wrap_errors,
 )
+from airflow_provider_rungen.execution.table.queries import open_query, read_cursor
+from airflow_provider_rungen.execution.table.values import row_to_json
+from airflow_provider_rungen.rows import SqlRows
 
 #: By format, what reads an open file, and what its rows are counted in.
 _FORMATS: dict[str, tuple[Callable[[Any], TableContent], str]] = {
@@ -47,14 +52,21 @@ def open_rows(
     """
     Return the rows of a source. They are read when they are iterated over.
 
-    :param source: dicts; the URI or path of a file, of a folder, or with wildcards; or an object with
-        ``__arrow_c_stream__``, such as a data frame.
+    :param source: dicts; the URI or path of a file, of a folder, or with wildcards; `SqlRows`; a cursor of a
+        database; an object with ``__arrow_c_stream__``, such as a data frame; an Arrow dataset; or a function
+        that returns any of these, or yields dicts or Arrow's record batches.
     :param format: ``jsonl``, ``csv`` or ``parquet``, if it is not that of the suffix.
     :param name: what is read, for errors.
     :param written: the URI of a file that the task writes, and does not read as part of a folder.
     :param are_folders_columns: whether folders such as ``dt=2026-01-31`` are columns of their rows.
     :raises RunGenInputError: it is none of these, or cannot be opened.
     """
+    if is_made := callable(source):
+        source = source()
+    if isinstance(source, SqlRows):
+        return Rows(name, [_Part(partial(open_query, source), f"connection {source.conn_id!r}")])
+    if hasattr(source, "scanner"):
+        source = source.scanner().to_reader()
     # before Iterable: iterating over a data frame of pandas yields the names of its columns
     if hasattr(source, "__arrow_c_stream__"):
         return Rows(name, [_arrow_part(source, name)])
@@ -63,10 +75,13 @@ def open_rows(
         if not are_folders_columns:
             files = [replace(file, partition={}) for file in files]
         return Rows(name, list(map(_file_part, files)), str(source))
+    if hasattr(source, "fetchmany"):
+        return Rows(name, [_Part(lambda: nullcontext(read_cursor(source)))])
     if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
         kind = type(source).__name__
         raise RunGenInputError(f"{name} must be a list, the URI of files or a table, not a {kind}")
-    return Rows(name, [_Part(lambda: nullcontext((None, enumerate(source, 1))))])
+    part = _made_part(source) if is_made else _Part(lambda: nullcontext((None, enumerate(source, 1))))
+    return Rows(name, [part])
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,17 @@ def _arrow_part(source: Any, name: str) -> _Part:
         reader = pa.RecordBatchReader.from_stream(source)
     types = arrow.column_types(reader.schema)
     return _Part(lambda: nullcontext((types, arrow.read_batches(reader.schema, reader))), kind)
+
+
+def _made_part(source: Iterable[Any]) -> _Part:
+    """Return what a function has made: record batches, or dicts of any values."""
+    items = iter(source)
+    first = list(islice(items, 1))
+    items = chain(first, items)
+    if schema := getattr(first[0], "schema", None) if first else None:
+        return _Part(lambda: nullcontext((arrow.column_types(schema), arrow.read_batches(schema, items))))
+    rows = ((n, row_to_json(row, n) if isinstance(row, Mapping) else row) for n, row in enumerate(items, 1))
+    return _Part(lambda: nullcontext((None, rows)))
 
 
 def _file_part(file: SourceFile) -> _Part:
@@ -125,7 +151,14 @@ class Rows:
         self.uri = uri
         self._name = name
         self._parts = parts
+        # what is open, and the first part if its columns were asked for: a query runs once
+        self._open = ExitStack()
+        self._content: TableContent | None = None
         self._enter(parts[0])
+
+    def close(self) -> None:
+        """Close what is open, if not all rows were read."""
+        self._open.close()
 
     @property
     def place(self) -> str:
@@ -142,15 +175,18 @@ class Rows:
         """
         Return the type of each column of the first file: ``integer``, ``number``, ``boolean`` or ``text``.
 
-        :return: ``None`` if each row has its own.
+        :return: ``None`` if each row has its own. A type is empty if it is that of the values.
         """
-        with self._named_errors(), self._part.open() as (types, _):
-            return types
+        with self._named_errors():
+            self._content = self._open.enter_context(self._part.open())
+        return self._content[0]
 
     def __iter__(self) -> Iterator[Any]:
         for part in self._parts:
             self._enter(part)
-            with self._named_errors(), part.open() as (_, rows):
+            with self._named_errors(), self._open:
+                _, rows = self._content or self._open.enter_context(part.open())
+                self._content = None
                 for self._number, row in rows:
                     yield row
 
