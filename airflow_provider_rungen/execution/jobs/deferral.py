@@ -51,10 +51,14 @@ class Deferral:
         with self._run.guard.defer_signals():
             self._run.collecting.note_stored()
             self._run.collecting.note_over(over)
-            unsent_error = self._run.report.unsent_error
+            unsent_error, errors = self._run.report.unsent_error, self._run.submitting.errors
             state = keep_state(self._log, lambda: self._run.guard.is_pending) | {
                 "failures": self._run.collecting.failures,
                 "refusals": self._run.submitting.refusals,
+                # the log knows no refusal that may pass
+                "may_pass": [
+                    [number, error_to_json(each)] for number, each in errors.items() if each.retryable
+                ],
                 "allowance": self._run.submitting.allowance,
                 "claims": self._run.ledger.watched(self._run.submitting.left_to_others),
                 "submitted_at": self._run.submitting.submitted_at,
@@ -88,6 +92,8 @@ class Deferral:
         self._run.is_single = state["is_single"]
         self._run.collecting.failures = state["failures"]
         self._run.submitting.refusals = state["refusals"]
+        errors = {number: read_error(each) for number, each in state["may_pass"]}
+        self._run.submitting.errors = {number: each for number, each in errors.items() if each is not None}
         self._run.submitting.submitted_at = state["submitted_at"]
         self._run.submitting.allowance = state["allowance"]
         self._run.report.unsent_error = read_error(state["unsent_error"])
