@@ -112,7 +112,7 @@ class Gathering:
         for row in (*rows.rows, *rows.failed):
             if row.job_id == job_id:
                 return row
-        billing = () if rows.attempt is None else rows.attempt.still_billing
+        billing = self.task.failure.still_billing if self.task.failure else ()
         if self.task.has_pushed(job_id) or job_id in billing:
             return JobView(index=0, status=UNKNOWN, job_id=job_id)
         if self._is_store_slow:

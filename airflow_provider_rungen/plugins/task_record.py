@@ -36,6 +36,19 @@ class PageXCom(BaseModel):
     refused: Count = 0
     new_ledger: PlainText = ""
     jobs: Ids | None = None
+    price: PlainText = ""
+
+
+class FailureXCom(BaseModel):
+    """The XCom ``rungen_failure``: see `page_record`."""
+
+    try_number: Count
+    error: PlainText
+    hint: PlainText = ""
+    still_billing: list[PlainText] = []
+    inputs: Count | None = None
+    retry_submits: Count = 0
+    clear_submits: Count = 0
 
 
 class Failure(BaseModel):
@@ -74,6 +87,7 @@ class TaskRecord:
     usage: Figures = field(default_factory=dict)
     bill: Figures = field(default_factory=dict)
     job_link: str = ""
+    failure: FailureXCom | None = None
     notices: Sequence[str] = ()
 
     @property
@@ -84,6 +98,11 @@ class TaskRecord:
     @property
     def is_successful(self) -> bool:
         return self.state == "success"
+
+    @property
+    def runs_jobs(self) -> bool:
+        """Whether it is about jobs, and not only about an app."""
+        return "App" not in self.operator and "Scale" not in self.operator
 
     @property
     def log(self) -> str:

@@ -33,6 +33,7 @@ from airflow_provider_rungen.plugins.gather import Gathering, ask_service
 from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, JobRows
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord
+from airflow_provider_rungen.plugins.trouble import cost_of, failure_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,8 @@ async def task_page(gathering: Gathering, urls: Urls, page: int) -> dict[str, An
     ended = [row.job_id for row in jobs.rows if row.job_id and row.status != UNKNOWN]
     unstored = [job_id for job_id in (*ended, *_open_jobs(task, jobs)) if job_id not in manifests]
     failed = [row.job_id for row in jobs.failed if row.job_id]
-    attempt = None if task.is_moving or task.is_successful else jobs.attempt
-    billing = () if attempt is None else attempt.still_billing
+    failure = failure_of(task, jobs)
+    billing = failure.still_billing if failure else []
     answers = await gathering.jobs([*unstored, *failed[:_MAX_ASKED], *billing[:_MAX_ASKED]])
 
     def view(row: JobView) -> JobView:
@@ -130,8 +131,8 @@ async def task_page(gathering: Gathering, urls: Urls, page: int) -> dict[str, An
         "task": task,
         "progress": _progress(task, jobs, answers),
         "pager": _pager(urls.task(task), jobs.total, page),
-        "row_count": jobs.total,
-        "failed_attempt": attempt,
+        "failure": failure,
+        "cost": cost_of(task),
         "still_billing": [job_id for job_id in billing if not _has_ended(answers.get(job_id))],
         "notice": gathering.notice,
     }
@@ -162,10 +163,10 @@ def _progress(task: TaskRecord, jobs: JobRows, answers: Mapping[str, Answer]) ->
     total = max(jobs.total, task.page.rows) - copies
     if not total or not jobs.is_counted:
         return None
-    names = ("completed", "canceled", "skipped", "running", "queued")
+    names = ("completed", "canceled", "skipped", "running", "queued", "unknown")
     return Progress(
         total=total,
-        failed=counts.get("failed", 0) + counts.get("refused", 0),
+        failed=sum(counts.get(name, 0) for name in ("failed", "refused", "given up")),
         reused=jobs.reused,
         is_moving=task.is_moving,
         **{name: counts.get(name, 0) for name in names},

@@ -37,7 +37,7 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
             with self._ending():
                 run.execute(self.timeout)
             return None
-        with run.naming_jobs(), run.guard.working():
+        with run.attempt(), run.naming_jobs(), run.guard.working():
             try:
                 # Airflow's own loop, without the guard of 2.11, which warns of an `execute` called by another
                 return inspect.unwrap(BaseSensorOperator.execute)(self, context)

@@ -393,7 +393,7 @@ def test_an_input_that_does_not_fit_its_schema_is_not_sent(stage: Stage, tmp_pat
     stage.context["task_state_store"] = store = FakeStore()
     error = stage.error(run_op(input={**INPUT, "width": -5}, input_schema=source), AirflowFailException)
     assert f"input.width: -5 is less than the minimum of 1 (input_schema {source})" in str(error)
-    assert (stage.service.records(), store.kept) == ([], {})
+    assert (stage.service.records(), list(store.kept)) == ([], ["rungen_failure"])
     assert stage.run(run_op(input={**INPUT, "width": 64}, input_schema=source)).error is None
 
 

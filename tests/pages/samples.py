@@ -22,8 +22,7 @@ from airflow_provider_rungen.pages.models import (
     Progress,
     find_facts,
 )
-from airflow_provider_rungen.plugins.task_record import PageXCom, TaskRecord
-from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
+from airflow_provider_rungen.plugins.task_record import FailureXCom, PageXCom, TaskRecord
 
 NOON = pendulum.datetime(2026, 3, 4, 12)
 THINGS = ("an oak table", "a wicker chair", "a brass lamp", "a wool rug", "a walnut shelf", "a linen sofa")
@@ -136,9 +135,9 @@ def task_page(jobs: Sequence[JobView], task: TaskRecord = TASK, **changes: Any) 
         "jobs": jobs,
         "pager": None,
         "failures": (),
-        "failed_attempt": None,
+        "failure": None,
+        "cost": "",
         "still_billing": (),
-        "row_count": count,
         "notice": "",
     }
     return render.render_template("task.html", **values | changes)
@@ -193,12 +192,13 @@ HOSTILE_TASK = TaskRecord(
 
 def hostile() -> str:
     job = hostile_job()
-    attempt = AttemptRecord(turn=1, nonce="", since=1, end=End.FAILED, error=HOSTILE, hint=HOSTILE)
+    failure = FailureXCom(try_number=1, error=HOSTILE, hint=HOSTILE, inputs=1)
     return task_page(
         [job, failed(1, "x" * 4000)],
         HOSTILE_TASK,
         urls=HOSTILE_URLS,
-        failed_attempt=attempt,
+        failure=failure,
+        cost=HOSTILE,
         still_billing=[HOSTILE],
         failures=[group(1, HOSTILE, job)],
         notice=HOSTILE,

@@ -111,7 +111,7 @@ def test_the_script_gets_what_the_page_shows(html: dict[str, str]) -> None:
         (Progress(total=0), "0 jobs"),
         (Progress(total=1, completed=1), "1 job"),
         (Progress(total=1000, completed=1000), "1,000 jobs"),
-        (Progress(total=3, completed=1), "1 of 3 done"),
+        (Progress(total=3, completed=1), "1 of 3 jobs submitted"),
         (Progress(total=3, completed=3, is_moving=True), "3 of 3 done"),
         (Progress(total=2, completed=3), "2 jobs"),
     ],

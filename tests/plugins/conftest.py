@@ -146,6 +146,7 @@ class Database:
         *,
         xcoms: Mapping[str, Any] | None = None,
         operator: str = "RunGenRunBatchOperator",
+        try_number: int = 1,
     ) -> str:
         """Write a task with what it pushed, and return the path of its page."""
         from airflow.models.dagrun import DagRun
@@ -156,7 +157,8 @@ class Database:
         now = datetime.now(UTC)
         run: dict[str, Any] = {"run_type": "manual", "state": "running"}
         run |= {"run_after": now, "logical_date": now}
-        task = {"id": uuid.uuid4(), **_place(ti), "state": state, "try_number": 1, "max_tries": 0}
+        task = {"id": uuid.uuid4(), **_place(ti), "state": state, "max_tries": 0}
+        task |= {"try_number": try_number}
         task |= {"pool": "default_pool", "pool_slots": 1, "operator": operator, "start_date": now}
         columns = TaskInstance.__table__.columns
         if columns["id"].type.python_type is str:  # before Airflow 3.2
@@ -291,6 +293,11 @@ def links(page: str, part: str = "") -> list[str]:
     """Return the addresses on a page that contain a text, below the plugin."""
     found = [html.unescape(each) for each in re.findall(r'(?:href|src)="([^"]*)"', page)]
     return list(dict.fromkeys(each.removeprefix("/rungen") for each in found if part in each))
+
+
+def words_of(page: str) -> str:
+    """Return the text of a page, without tags."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 
 def submit(*inputs: dict[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ from airflow_provider_rungen.execution.apps.bill import BILL_KEY, Bill, find_pri
 from airflow_provider_rungen.execution.apps.scale_record import is_needed, pull_record, task_states
 from airflow_provider_rungen.execution.task.job_ids import untemplated
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
-from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,10 @@ class ScaleDownRun(TaskRun[Any]):
 
         :raises RunGenAppError: it may still have workers, and be billed. A retry may always help.
         """
+        with self.attempt():
+            self._execute()
+
+    def _execute(self) -> None:
         setup = self.task.scale_up_task_id
         record = pull_record(self.ti, setup)
         if record.active_workers is None if record else not self._has_started(setup):
@@ -141,7 +145,7 @@ class IdleAppsRun(TaskRun[Any]):
         """
         idle_for = self.task.idle_for
         failures: dict[str, str] = {}
-        with fail_without_retry(), self.opened():
+        with self.attempt(), self.opened():
             app_ids = check_app_ids(untemplated(self.task.app_ids))
             self.link_to(app_ids[0])
             watches = [IdleWatch(app_id, idle_for) for app_id in app_ids]
