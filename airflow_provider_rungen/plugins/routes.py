@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
 import time
@@ -17,8 +16,8 @@ from starlette.responses import StreamingResponse
 
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages import render
-from airflow_provider_rungen.plugins import database, views, xcoms
-from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering
+from airflow_provider_rungen.plugins import database, views
+from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering, find_task
 from airflow_provider_rungen.plugins.limits import TooSlowError, charge, run_within
 from airflow_provider_rungen.plugins.stored import NOTHING, SAFE, OpenFile, find_files, store_of
 from airflow_provider_rungen.plugins.task_record import TaskRecord
@@ -26,8 +25,6 @@ from airflow_provider_rungen.plugins.views import Urls
 
 log = logging.getLogger(__name__)
 
-# Seconds to read the XComs of a task, where they are not in the database.
-_XCOM_TIME = 2.5
 # Seconds to open a file, and to read a part of it.
 _OPEN_TIME = 4.5
 _READ_TIME = 30.0
@@ -77,10 +74,7 @@ async def gather(user: User, *, dag_id: str, run_id: str, task_id: str, map_inde
     charge("dag", dag_id)
     index = "-1" if map_index == _NO_INDEX else map_index
     if re.fullmatch(r"-1|[0-9]{1,9}", index):
-        find = functools.partial(database.find_task, dag_id, run_id, task_id, int(index))
-        # XComs that are elsewhere may hang
-        is_elsewhere = xcoms.uses_files()
-        task = await (run_within(_XCOM_TIME, "store", find) if is_elsewhere else run_in_threadpool(find))
+        task = await find_task(dag_id, run_id, task_id, int(index))
     if task is None:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
     charge("connection", task.page.connection)

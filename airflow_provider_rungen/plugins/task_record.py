@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, Field, StrictFloat, StrictInt, StrictStr
@@ -37,6 +37,8 @@ class PageXCom(BaseModel):
     new_ledger: PlainText = ""
     jobs: Ids | None = None
     price: PlainText = ""
+    up: PlainText = ""
+    down: PlainText = ""
 
 
 class FailureXCom(BaseModel):
@@ -68,6 +70,7 @@ class TaskRecord:
     :param dag_conn_id: the connection that it names in its DAG. XComs may name another one.
     :param page: the XCom ``rungen_page``. This and what follows is what the task has pushed.
     :param job_link: the link to a job.
+    :param scaled: what it has done to its app: see `ScaleRecord`.
     :param notices: which XComs are missing, and why.
     """
 
@@ -88,6 +91,7 @@ class TaskRecord:
     bill: Figures = field(default_factory=dict)
     job_link: str = ""
     failure: FailureXCom | None = None
+    scaled: Mapping[str, Any] = field(default_factory=dict)
     notices: Sequence[str] = ()
 
     @property

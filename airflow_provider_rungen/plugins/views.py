@@ -33,7 +33,7 @@ from airflow_provider_rungen.plugins.gather import Gathering, ask_service
 from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, JobRows
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord
-from airflow_provider_rungen.plugins.trouble import cost_of, failure_of
+from airflow_provider_rungen.plugins.trouble import billing_of, cost_of, failure_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,10 @@ class Urls:
     def task(self, task: TaskRecord, *below: str) -> str:
         """Return the page of a task, or a page below it."""
         return self.root + task_path(task.dag_id, task.run_id, task.task_id, task.map_index) + path(*below)
+
+    def of_run(self, task: TaskRecord, task_id: str) -> str:
+        """Return the page of another task of the run."""
+        return self.task(replace(task, task_id=task_id))
 
     def job(self, task: TaskRecord, job_id: str, *below: str, row: int = 0) -> str:
         """
@@ -133,6 +137,7 @@ async def task_page(gathering: Gathering, urls: Urls, page: int) -> dict[str, An
         "pager": _pager(urls.task(task), jobs.total, page),
         "failure": failure,
         "cost": cost_of(task),
+        "billing": await billing_of(gathering),
         "still_billing": [job_id for job_id in billing if not _has_ended(answers.get(job_id))],
         "notice": gathering.notice,
     }
@@ -312,10 +317,8 @@ async def app_page(conn_id: str, app_id: str) -> dict[str, Any]:
 
 async def app_page_of_task(gathering: Gathering) -> dict[str, Any]:
     """Return what the page of the app of a task shows."""
-    app_id, conn_id = gathering.task.page.app, gathering.task.page.connection
-    if await gathering.may_ask():
-        return await app_page(conn_id, app_id)
-    return {"app": App(id=app_id), "conn_id": conn_id, "notice": gathering.notice}
+    page, app = gathering.task.page, await gathering.app()
+    return {"app": app or App(id=page.app), "conn_id": page.connection, "notice": gathering.notice}
 
 
 async def apps_page(conn_ids: Iterable[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sqlalchemy import Text, case, cast, func, null, select
 from airflow_provider_rungen._airflow import ObjectStoragePath, conf
 from airflow_provider_rungen.client.daemon_threads import run_concurrently
 from airflow_provider_rungen.execution.apps.bill import BILL_KEY
+from airflow_provider_rungen.execution.apps.scale_record import KEY as SCALED_KEY
 from airflow_provider_rungen.execution.task.page_record import FAILURE_KEY, PAGE_KEY
 from airflow_provider_rungen.execution.task.usage import USAGE_KEY
 from airflow_provider_rungen.links import RunGenJobLink
@@ -41,6 +42,7 @@ _KINDS: Mapping[str, tuple[int, Any]] = {
     PAGE_KEY: (1 << 20, PageXCom),
     FAILURE_KEY: (1 << 18, FailureXCom),
     BILL_KEY: (1 << 16, Figures),
+    SCALED_KEY: (1 << 16, dict[str, Any]),
     "job_id": (1 << 16, PlainText),
     USAGE_KEY: (1 << 16, Figures),
     RunGenJobLink.key: (1 << 16, PlainText),

@@ -94,6 +94,9 @@ class SampleUrls:
         pages = {"progress": "progress.json", "apps": "app.html"}
         return self.root + (pages[below[0]] if below else "task.html")
 
+    def of_run(self, task: TaskRecord, task_id: str) -> str:
+        return self.task(task)
+
     def job(self, task: TaskRecord, job_id: str) -> str:
         return f"{self.root}job.html"
 
@@ -137,6 +140,7 @@ def task_page(jobs: Sequence[JobView], task: TaskRecord = TASK, **changes: Any) 
         "failures": (),
         "failure": None,
         "cost": "",
+        "billing": None,
         "still_billing": (),
         "notice": "",
     }
@@ -199,6 +203,7 @@ def hostile() -> str:
         urls=HOSTILE_URLS,
         failure=failure,
         cost=HOSTILE,
+        billing={"workers": 2, "last": 2, "is_late": True, "an_hour": HOSTILE, "so_far": HOSTILE},
         still_billing=[HOSTILE],
         failures=[group(1, HOSTILE, job)],
         notice=HOSTILE,

@@ -152,7 +152,7 @@ class Database:
         from airflow.models.dagrun import DagRun
         from airflow.models.taskinstance import TaskInstance
         from airflow.utils.session import create_session
-        from sqlalchemy import insert
+        from sqlalchemy import insert, select
 
         now = datetime.now(UTC)
         run: dict[str, Any] = {"run_type": "manual", "state": "running"}
@@ -167,8 +167,9 @@ class Database:
             task["region_index"] = task.pop("map_index")
         with create_session() as session:
             self._add_dag(session, ti.dag_id)
-            session.add(DagRun(dag_id=ti.dag_id, run_id=ti.run_id, **run))
-            session.flush()
+            if session.scalar(select(DagRun).filter_by(dag_id=ti.dag_id, run_id=ti.run_id)) is None:
+                session.add(DagRun(dag_id=ti.dag_id, run_id=ti.run_id, **run))
+                session.flush()
             values: Any = {columns[name]: each for name, each in task.items()}
             session.execute(insert(TaskInstance.__table__).values(values))
         for key, value in (ti.xcoms if xcoms is None else xcoms).items():

@@ -176,7 +176,7 @@ def find_price(run: TaskRun[Any], *, is_before: bool = False) -> Price | None:
     try:
         task = run.task
         for down in teardowns(run.context):
-            tasks = {down.task_id, *down.jobs_of}
+            tasks = {down.task_id, down.scale_up_task_id, *down.jobs_of}
             is_of_task = task.task_id in tasks or (
                 is_before and down.task_id in task.get_flat_relative_ids(upstream=False)
             )

@@ -187,6 +187,9 @@ class ScaleRun(TaskRun[Any]):
         ):
             log.error("%s", record.still_billed(getattr(reason, "message", reason)))
 
+    def page_details(self) -> dict[str, Any]:
+        return {"up": self.task.task_id}
+
     def cleanup(self) -> str:
         """
         Restore the number of workers, unless the next attempt goes on with the app.

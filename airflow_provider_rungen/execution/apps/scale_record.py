@@ -53,6 +53,14 @@ def teardowns(context: Context) -> list[Any]:
     return [task for task in dag.tasks if hasattr(task, "scale_up_task_id")] if dag else []
 
 
+def block_of(context: Context, task_id: str) -> Any:
+    """Return the teardown of the block that a task is of; ``None`` outside of one."""
+    for down in teardowns(context):
+        if task_id in {down.task_id, down.scale_up_task_id, *down.jobs_of}:
+            return down
+    return None
+
+
 def is_needed(context: Context, app_id: str) -> bool:
     """
     Return whether another block of the DAG, in any of its runs, has the app up, and will scale it down.

@@ -16,6 +16,8 @@ key              value
 ``refused``      how many of them do not fit
 ``reused``       how many of them an earlier run paid for
 ``price``        what a worker costs, if that is declared
+``up``           the task that scaled the app up
+``down``         the task that scales it down, if it is a ``scaled_app``
 ``new_ledger``   the ledger, if it had to be created
 ``jobs``         the first jobs that the task waits for, if others submitted them; ``null`` without a job
 ===============  ==================================================================

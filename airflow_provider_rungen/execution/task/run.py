@@ -14,6 +14,7 @@ from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipEx
 from airflow_provider_rungen.client.texts import clean_text, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.apps.bill import find_price
+from airflow_provider_rungen.execution.apps.scale_record import block_of
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.kill import KillGuard
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome, lineage_of
@@ -212,6 +213,8 @@ class TaskRun(Generic[Options]):
         """Push what the task is about: see `page_record`."""
         details: dict[str, Any] = {"connection": self.options.rungen_conn_id, "app": app_id}
         details |= {"jobs": list(job_ids) or None, "price": self._price()}
+        if (down := block_of(self.context, self.task.task_id)) is not None:
+            details |= {"up": down.scale_up_task_id, "down": down.task_id}
         details |= self.page_details()
         value = {name: each for name, each in details.items() if each is not None}
         self.push_quietly(PAGE_KEY, value, "what the task is about")
