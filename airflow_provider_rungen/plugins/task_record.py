@@ -66,6 +66,7 @@ class TaskRecord:
     """
     One attempt of a task.
 
+    :param name: what Airflow calls the task.
     :param token: the token of the task run, which names its log.
     :param dag_conn_id: the connection that it names in its DAG. XComs may name another one.
     :param page: the XCom ``rungen_page``. This and what follows is what the task has pushed.
@@ -81,6 +82,7 @@ class TaskRecord:
     state: str = ""
     try_number: int = 1
     operator: str = ""
+    name: str = ""
     token: str = ""
     dag_conn_id: str = ""
     page: PageXCom = field(default_factory=PageXCom)

@@ -78,8 +78,11 @@ class Urls:
     def in_airflow(self, task: TaskRecord) -> str:
         """Return the page of Airflow itself for a task."""
         mapped = ("mapped", str(task.map_index)) if task.map_index >= 0 else ()
-        root = self.root.removesuffix(PREFIX)
-        return root + path("dags", task.dag_id, "runs", task.run_id, "tasks", task.task_id, *mapped)
+        return self.airflow("dags", task.dag_id, "runs", task.run_id, "tasks", task.task_id, *mapped)
+
+    def airflow(self, *segments: str) -> str:
+        """Return a page of Airflow itself."""
+        return self.root.removesuffix(PREFIX) + path(*segments)
 
 
 # So many failures, and so many jobs that may still run, the service is asked for.
@@ -312,13 +315,14 @@ def _status_of(row: JobView, answer: Answer) -> str:
 async def app_page(conn_id: str, app_id: str) -> dict[str, Any]:
     """Return what the page of an app shows."""
     app, notice = await ask_service(conn_id, live.get_app, app_id)
-    return {"app": app or App(id=app_id), "conn_id": conn_id, "notice": notice}
+    return {"app": app or App(id=app_id), "conn_id": conn_id, "task": None, "notice": notice}
 
 
 async def app_page_of_task(gathering: Gathering) -> dict[str, Any]:
     """Return what the page of the app of a task shows."""
-    page, app = gathering.task.page, await gathering.app()
-    return {"app": app or App(id=page.app), "conn_id": page.connection, "notice": gathering.notice}
+    task, app = gathering.task, await gathering.app()
+    shown = app or App(id=task.page.app)
+    return {"app": shown, "conn_id": task.page.connection, "task": task, "notice": gathering.notice}
 
 
 async def apps_page(conn_ids: Iterable[str]) -> dict[str, Any]:

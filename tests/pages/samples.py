@@ -103,6 +103,9 @@ class SampleUrls:
     def app(self, conn_id: str, app_id: str) -> str:
         return f"{self.root}app.html"
 
+    def airflow(self, *segments: str) -> str:
+        return f"{self.root}/{'/'.join(segments)}"
+
     def in_airflow(self, task: TaskRecord) -> str:
         return f"{self.root}/dags/{task.dag_id}"
 
@@ -237,7 +240,9 @@ def app(index: int = 0, *, workers: int = 2, status: str = "RUNNING", **counts: 
 
 def app_page() -> str:
     shown = app(ready=1, running=1, initializing=0)
-    return render.render_template("app.html", urls=URLS, app=shown, conn_id="rungen_default", notice="")
+    return render.render_template(
+        "app.html", urls=URLS, app=shown, conn_id="rungen_default", task=TASK, notice=""
+    )
 
 
 def apps_page() -> str:

@@ -147,6 +147,7 @@ class Database:
         xcoms: Mapping[str, Any] | None = None,
         operator: str = "RunGenRunBatchOperator",
         try_number: int = 1,
+        name: str = "",
     ) -> str:
         """Write a task with what it pushed, and return the path of its page."""
         from airflow.models.dagrun import DagRun
@@ -158,7 +159,7 @@ class Database:
         run: dict[str, Any] = {"run_type": "manual", "state": "running"}
         run |= {"run_after": now, "logical_date": now}
         task = {"id": uuid.uuid4(), **_place(ti), "state": state, "max_tries": 0}
-        task |= {"try_number": try_number}
+        task |= {"try_number": try_number, **({"task_display_name": name} if name else {})}
         task |= {"pool": "default_pool", "pool_slots": 1, "operator": operator, "start_date": now}
         columns = TaskInstance.__table__.columns
         if columns["id"].type.python_type is str:  # before Airflow 3.2
