@@ -17,7 +17,7 @@ from starlette.responses import StreamingResponse
 
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages import render
-from airflow_provider_rungen.plugins import OPERATORS, database, views
+from airflow_provider_rungen.plugins import database, views
 from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering, find_task
 from airflow_provider_rungen.plugins.limits import TooSlowError, charge, run_within
 from airflow_provider_rungen.plugins.stored import NOTHING, SAFE, OpenFile, find_files, store_of
@@ -78,7 +78,7 @@ async def gather(user: User, *, dag_id: str, run_id: str, task_id: str, map_inde
         task = await find_task(dag_id, run_id, task_id, int(index))
     if task is None:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
-    if not (task.page.connection or task.failure or task.operator in OPERATORS):
+    if not (task.page.connection or task.failure or "RunGen" in task.operator):
         raise HTTPException(404, "This task runs nothing at RunGen.")
     charge("connection", task.page.connection)
     for place in (task.log, task.page.destination):

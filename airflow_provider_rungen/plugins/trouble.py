@@ -17,7 +17,7 @@ from airflow_provider_rungen.runs.attempt_record import End
 
 _LOST = "The last attempt did not record its end: it was killed, or its worker was lost."
 _NO_REASON = "Airflow ended the task before it could say why: a user marked it, or its worker was lost."
-_CENTS = Decimal("0.01")
+CENTS = Decimal("0.01")
 
 
 def failure_of(task: TaskRecord, jobs: JobRows) -> FailureXCom | None:
@@ -58,5 +58,5 @@ def cost_of(task: TaskRecord) -> str:
 def _cost(price: str, seconds: Any) -> str:
     with suppress(ValueError, ArithmeticError):
         known = parse_price(price)
-        return f"{known.cost(Decimal(str(seconds)), _CENTS)} {known.currency}"
+        return f"{known.cost(Decimal(str(seconds)), CENTS)} {known.currency}"
     return ""

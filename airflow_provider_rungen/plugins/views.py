@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 from starlette.concurrency import run_in_threadpool
@@ -25,6 +26,7 @@ from airflow_provider_rungen.pages.models import (
     find_prompt,
     find_text,
     group_failures,
+    is_billed,
     shown_text,
 )
 from airflow_provider_rungen.pages.output_kinds import guess
@@ -33,7 +35,7 @@ from airflow_provider_rungen.plugins.gather import Gathering, ask_service
 from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, JobRows
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord
-from airflow_provider_rungen.plugins.trouble import billing_of, cost_of, failure_of
+from airflow_provider_rungen.plugins.trouble import CENTS, billing_of, cost_of, failure_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,11 +327,24 @@ async def app_page_of_task(gathering: Gathering) -> dict[str, Any]:
     return {"app": shown, "conn_id": task.page.connection, "task": task, "notice": gathering.notice}
 
 
-async def apps_page(conn_ids: Iterable[str]) -> dict[str, Any]:
-    """Return what the page of all apps of some connections shows."""
-
-    async def apps_of(conn_id: str) -> dict[str, Any]:
-        apps, notice = await ask_service(conn_id, live.get_apps)
-        return {"conn_id": conn_id, "apps": apps or [], "notice": notice}
-
-    return {"connections": await asyncio.gather(*map(apps_of, conn_ids))}
+async def apps_page(conn_ids: Sequence[str]) -> dict[str, Any]:
+    """Return what the page of all apps shows: one row for each, billed first."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    notices, totals = {}, defaultdict[str, Decimal](Decimal)
+    answers = await asyncio.gather(*(ask_service(conn_id, live.get_apps) for conn_id in conn_ids))
+    for conn_id, (found, notices[conn_id]) in zip(conn_ids, answers, strict=True):
+        if found is None:
+            continue
+        settings, apps = found
+        for app in apps:
+            row = rows.setdefault((settings.base_url, app.id), {"app": app, "conn_ids": [], "an_hour": ""})
+            row["conn_ids"].append(conn_id)
+            if (price := settings.price) and app.active_workers and not row["an_hour"]:
+                amount = price.cost(Decimal(3600 * app.active_workers), CENTS)
+                row["an_hour"] = f"{amount} {price.currency}"
+                totals[price.currency] += amount
+    shown = sorted(
+        rows.values(), key=lambda row: (not is_billed(row["app"]), row["app"].name or row["app"].id)
+    )
+    an_hour = [f"{amount} {currency}" for currency, amount in totals.items()]
+    return {"rows": shown, "notices": notices, "an_hour": an_hour}

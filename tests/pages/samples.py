@@ -249,13 +249,11 @@ def apps_page() -> str:
     stopped = [app(index, workers=0, status="STOPPED") for index in (2, 3)]
     starting = app(1, workers=1, status="INITIALIZING", initializing=1, ready=0)
     notice = "RunGen did not answer in time, so that live figures are missing."
-    shown: list[tuple[str, list[App], str]] = [
-        ("rungen_default", [app(0, ready=1, running=1), starting, *stopped], ""),
-        ("rungen_marketing", [], notice),
-        ("rungen_test", [], ""),
-    ]
-    connections = [dict(zip(("conn_id", "apps", "notice"), each, strict=True)) for each in shown]
-    return render.render_template("apps.html", urls=URLS, connections=connections)
+    apps = [app(0, ready=2, running=1, idle=1), starting, *stopped]
+    shown = [{"app": each, "conn_ids": ["rungen_default", "rungen_test"], "an_hour": ""} for each in apps]
+    shown[0]["an_hour"] = "2.40 USD"
+    notices = {"rungen_default": "", "rungen_test": "", "rungen_marketing": notice}
+    return render.render_template("apps.html", urls=URLS, rows=shown, notices=notices, an_hour=["2.40 USD"])
 
 
 def contact_sheet() -> ContactSheet:

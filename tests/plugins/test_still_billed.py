@@ -1,4 +1,4 @@
-"""The pages of the tasks of a ``scaled_app`` say what is billed, until the service confirms that it has ended."""
+"""The pages of the tasks of a ``scaled_app`` say what is billed, until the service confirms the end."""
 
 from __future__ import annotations
 
