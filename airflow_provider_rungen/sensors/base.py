@@ -41,11 +41,11 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
             try:
                 # Airflow's own loop, without the guard of 2.11, which warns of an `execute` called by another
                 return inspect.unwrap(BaseSensorOperator.execute)(self, context)
-            except AirflowSensorTimeout as error:
+            except AirflowSensorTimeout:
                 if run.late is None:
                     raise
                 with self._as_sensor_timeout():  # which names what was late
-                    raise run.late from error
+                    raise run.late from None
 
     def poke(self, context: Context) -> bool:
         """Poll once, and return whether the wait is over."""
@@ -74,7 +74,8 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
             limit = f"Raise timeout (now {format_duration(self.timeout)})"
             hint = error.hint.replace("Raise timeout or execution_timeout", "Raise timeout")
             hint = hint.replace("Raise timeout", limit) or f"{limit} if it needs longer"
-            raise error.named_in(AirflowSensorTimeout(f"{error.message}. {hint}.")) from error
+            late = error.named_in(AirflowSensorTimeout(f"{error.message}. {hint}."))
+            raise late.with_traceback(error.__traceback__) from None
 
     @contextmanager
     def _ending(self) -> Iterator[None]:

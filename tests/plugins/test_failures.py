@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import traceback
 from datetime import timedelta
 from typing import Any
 
@@ -169,3 +170,32 @@ def test_an_end_that_nobody_recorded_is_explained(world: World) -> None:
 def test_a_reason_that_is_none_is_left_out(world: World, value: Any) -> None:
     answer = world.get(world.save("failed", xcoms={"rungen_failure": value}))
     assert answer.status_code == 200
+
+
+# --- the log ------------------------------------------------------------------------------------------------
+
+
+def test_the_log_names_the_page_first_and_why_it_failed_on_short_lines(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.org")
+    caplog.set_level("INFO")
+    inputs = [given(f"bad {number}", fail="out of memory " * 9) for number in range(3)]
+    error = world.perform(RunGenRunBatchOperator(inputs=inputs, **POLL)).error
+    address = f"Results: https://airflow.example.org{world.ti.xcoms['rungen_results_link']}"
+    assert address in caplog.messages[:2]
+    reason, hint, last = caplog.messages[-3:]
+    assert reason.startswith("3 of 3 inputs failed")
+    assert len(reason) <= 160
+    assert hint in str(error)
+    assert last == address
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_an_error_has_one_traceback(world: World, retries: int) -> None:
+    world.emulator.service.inject(Fault(on="run", status=400, times=None))
+    error = world.perform(RunGenRunJobOperator(input=given(), retries=retries, **WAITS)).error
+    assert error is not None
+    text = "".join(traceback.format_exception(error))
+    assert text.count("Traceback (most recent call last)") == 1
+    assert "endpoints.py" in text or "sender.py" in text

@@ -70,10 +70,10 @@ class ScaleDownRun(TaskRun[Any]):
                 self._push_bill(self._record, is_final=False)
             app_id = self._record.app_id
             raise RunGenAppError(
-                f"STILL BILLED: app {app_id} may not be scaled down: {getattr(error, 'message', error)}",
+                f"STILL BILLED: app {app_id} may still have workers: {getattr(error, 'message', error)}",
                 app_id=app_id,
                 hint=getattr(error, "hint", ""),
-            ) from error
+            ).with_traceback(error.__traceback__) from None
         self._push_bill(self._record, is_final=is_down)
 
     def _has_started(self, task_id: str) -> bool:

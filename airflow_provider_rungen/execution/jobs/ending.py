@@ -160,7 +160,7 @@ class Ending:
             f"{failure.message}. Canceled nothing: {format_jobs(running)} of app {self.app_id} may still run",
             hint=f"Check the Airflow connection {self._options.rungen_conn_id!r}. {self._how_to_resume()}",
             retryable=True,
-        ) from failure
+        ).with_traceback(failure.__traceback__) from None
 
     def _how_to_resume(self) -> str:
         is_saved = not self._unsaved()

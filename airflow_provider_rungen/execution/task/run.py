@@ -24,7 +24,7 @@ from airflow_provider_rungen.execution.task.page_record import FAILURE_KEY, MAX_
 from airflow_provider_rungen.execution.task.usage import UsageReport
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
-from airflow_provider_rungen.links.urls import app_url, job_url, page_url
+from airflow_provider_rungen.links.urls import app_url, full_url, job_url, page_url
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 # Characters of an error, and of its hint, on the page of the task.
 _MAX_TEXT = 1000
+# Characters of a line that Airflow shows without scrolling.
+_MAX_LINE = 160
 
 Options = TypeVar("Options", bound=RunOptions)
 
@@ -102,12 +104,19 @@ class TaskRun(Generic[Options]):
         texts = {"error": clean_text(error, _MAX_TEXT), "hint": clean_text(hint, _MAX_TEXT)}
         value = {"try_number": self.ti.try_number, **texts, **self.failure_details()}
         if RunGenResultsLink.key not in self.links:
-            self._push_link(RunGenResultsLink.key, page_url(self.ti))
+            self._link_to_page()
             self.push_page(self.known_app_id)
+        self._log_failure(**texts)
         self.push_quietly(FAILURE_KEY, value, "why it failed")
         with suppress(Exception):
             if self._store is not None:
                 self._store.set(FAILURE_KEY, value)
+
+    def _log_failure(self, error: str, hint: str) -> None:
+        """Log why the attempt fails, what to do, and where to see more, each on a line of its own."""
+        log.error("%s", error if len(error) <= _MAX_LINE else f"{error[: _MAX_LINE - 1]}…")
+        for line in filter(None, (hint, (url := page_url(self.ti)) and f"Results: {full_url(url)}")):
+            log.info("%s", line)
 
     def _pass_on_failure(self) -> None:
         """Push why the last attempt failed, for the page of this one."""
@@ -199,11 +208,17 @@ class TaskRun(Generic[Options]):
         """Push the links to the page of the task, to the app, and to the first job."""
         self.note_app(app_id, job_ids)
         self._push_link(RunGenAppLink.key, app_url(self.ti, self.hook.settings, app_id))
-        self._push_link(RunGenResultsLink.key, page_url(self.ti))
+        self._link_to_page()
         self.push_page(app_id, job_ids[:MAX_PAGE_JOBS])
         self._pass_on_failure()
         for job_id in job_ids[:1]:
             self.link_to_job(app_id, job_id)
+
+    def _link_to_page(self) -> None:
+        """Push the link to the page of the task, and log where it leads."""
+        self._push_link(RunGenResultsLink.key, url := page_url(self.ti))
+        if url:
+            log.info("Results: %s", full_url(url))
 
     def link_to_job(self, app_id: str, job_id: str) -> None:
         """Push the link to a job."""
@@ -283,4 +298,6 @@ def fail_without_retry(*also: type[RunGenError]) -> Iterator[None]:
         error.retryable = not is_hopeless(error) and not isinstance(error, also)
         if error.retryable:
             raise
-        raise error.named_in(AirflowFailException(str(error))) from error
+        # its traceback, which would be logged a second time as that of the cause
+        failure = error.named_in(AirflowFailException(str(error)))
+        raise failure.with_traceback(error.__traceback__) from None
