@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.pages.models import ContactSheet, Progress
 
 #: The files that pages load.
-ASSETS = ("style.css", "page.js")
+ASSETS = {
+    "style.css": "text/css",
+    "page.js": "text/javascript",
+    "theme.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 # What a browser takes for a scheme; it ignores control characters and spaces in it.
 _SCHEME = re.compile(r"[^/?#]*:")
 

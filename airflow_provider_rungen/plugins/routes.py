@@ -184,12 +184,13 @@ async def _parts(file: OpenFile) -> AsyncIterator[bytes]:
         file.close()
 
 
-@router.get("/style.css")
-@router.get("/page.js")
 async def send_asset(request: Request) -> Response:
     name = request.url.path.rpartition("/")[2]
-    kind = "text/css" if name.endswith(".css") else "text/javascript"
-    return Response(render.read_asset(name), media_type=kind, headers=_ASSET)
+    return Response(render.read_asset(name), media_type=render.ASSETS[name], headers=_ASSET)
+
+
+for name in render.ASSETS:
+    router.get(f"/{name}")(send_asset)
 
 
 # --- pages of a task ----------------------------------------------------------------------------------------

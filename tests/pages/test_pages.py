@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import pytest
@@ -52,8 +51,8 @@ def test_a_page_is_well_formed_and_nothing_comes_from_elsewhere(html: dict[str, 
             assert render.safe_href(url) == url
             assert not url.startswith(("http", "//"))
     is_sheet = name == "contact_sheet"
-    assert page.all("script", "src") == ([] if is_sheet else ["page.js"])
-    assert (names.count("script"), names.count("style")) == ((0, 1) if is_sheet else (1, 0))
+    assert page.all("script", "src") == ([] if is_sheet else ["theme.js", "page.js"])
+    assert (names.count("script"), names.count("style")) == ((0, 1) if is_sheet else (2, 0))
     # the only links that leave the frame; where it cannot be left, page.js ends them
     leaving = html[name].count('target="_top"')
     assert leaving <= html[name].count('data-part="airflow"') + html[name].count("data-leaves")

@@ -171,6 +171,17 @@ def test_a_file_that_was_removed_is_named_as_gone(world: World) -> None:
     assert "removed or moved" in answer.text
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("style.css", "text/css"), ("theme.js", "text/javascript"), ("icon.svg", "image/svg+xml")],
+)
+def test_what_pages_load_is_served_with_its_type(world: World, name: str, kind: str) -> None:
+    assert f"/rungen/{name}?v=" in world.get("/").text
+    answer = world.get(f"/{name}")
+    assert answer.headers["content-type"].partition(";")[0] == kind
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 def test_crumbs_lead_to_airflow_and_titles_are_its_own(world: World) -> None:
     page = world.get(world.save(name="app billing ends", xcoms={"job_id": "1"})).text
     assert "<title>app billing ends" in page
