@@ -227,17 +227,13 @@ class TaskRun(Generic[Options]):
     def push_page(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
         """Push what the task is about: see `page_record`."""
         details: dict[str, Any] = {"connection": self.options.rungen_conn_id, "app": app_id}
-        details |= {"jobs": list(job_ids) or None, "price": self._price()}
+        price = find_price(self) if self.is_connected else None
+        details |= {"jobs": list(job_ids) or None, "price": price and str(price)}
         if (down := block_of(self.context, self.task.task_id)) is not None:
             details |= {"up": down.scale_up_task_id, "down": down.task_id}
         details |= self.page_details()
         value = {name: each for name, each in details.items() if each is not None}
         self.push_quietly(PAGE_KEY, value, "what the task is about")
-
-    def _price(self) -> str | None:
-        """Return what a worker costs, if that is declared."""
-        price = find_price(self) if self.is_connected else None
-        return None if price is None else str(price)
 
     def page_details(self) -> dict[str, Any]:
         """Return what else the page of the task has to know; see `page_record`."""
