@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Self
 from airflow_provider_rungen.client.money import Cost, to_cost, to_limit
 from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenLimitError
-from airflow_provider_rungen.execution.apps.bill import find_price
 from airflow_provider_rungen.execution.jobs.plans import Plan
+from airflow_provider_rungen.execution.task.block import find_price
 from airflow_provider_rungen.runs.plan import input_digest
 
 if TYPE_CHECKING:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, Asset
 from airflow_provider_rungen.client.texts import clean_text, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
-from airflow_provider_rungen.execution.apps.bill import find_price
-from airflow_provider_rungen.execution.apps.scale_record import block_of
 from airflow_provider_rungen.execution.task import attempts
+from airflow_provider_rungen.execution.task.block import block_of, find_price
 from airflow_provider_rungen.execution.task.kill import KillGuard
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome, lineage_of
 from airflow_provider_rungen.execution.task.options import RunOptions
