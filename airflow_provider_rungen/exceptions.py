@@ -89,8 +89,8 @@ class RunGenError(Exception):
         return revised
 
     def named_in(self, error: Error) -> Error:
-        """Return an error that is raised in place of this one, with its app and jobs."""
-        for name in ("app_id", "job_id", "job_ids"):
+        """Return an error that is raised in place of this one, with its texts, its app and its jobs."""
+        for name in ("message", "hint", "app_id", "job_id", "job_ids"):
             setattr(error, name, getattr(self, name))
         return error
 

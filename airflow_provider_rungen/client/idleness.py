@@ -177,7 +177,7 @@ def poll_idle_app(
     except RunGenNotFoundError:
         raise
     except RunGenError as error:
-        log.error("STILL BILLED: app %s is idle, and may not be scaled down: %s", app_id, error)
+        log.error("STILL BILLED: app %s is idle, and may still have workers: %s", app_id, error)
         raise
     watch.restart()
     if not app.pending_jobs:

@@ -147,7 +147,9 @@ def timeout_error(
         kind, event, option = RunGenJobQueuedTimeoutError, "Queued for too long", "queued_timeout"
         reasons = [format_duration(queued_for)]
     elif state is not None and status is not None:
-        reasons = [f"{status} for {format_duration(max(state.polled_at - state.status_since, 0))}"]
+        seen_for = max(state.polled_at - state.status_since, 0)
+        ran_for = state.job.execution_time if state.job and status is JobStatus.RUNNING else None
+        reasons = [f"{status} for {format_duration(seen_for if ran_for is None else ran_for)}"]
     if app is not None:
         reasons.append(describe_workers(app) if has_workers else "no active workers")
     if failure is not None:

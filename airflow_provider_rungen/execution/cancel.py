@@ -12,7 +12,7 @@ from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
 from airflow_provider_rungen.execution.task.job_ids import log_jobs, parse_known_job_ids
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import combined_error
-from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class CancelRun(TaskRun[RunOptions]):
         :raises RunGenConflictError: a job is over, and it may not be.
         :raises RunGenError: a job could not be canceled.
         """
-        with fail_without_retry(), self.opened() as hook:
+        with self.attempt(), self.opened() as hook:
             app_id, job_ids = self.app_id, list(dict.fromkeys(parse_known_job_ids(job_id)))
             self.link_to(app_id, job_ids)
             outcomes: dict[str, RunGenError | None] = {}

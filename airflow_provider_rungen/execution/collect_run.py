@@ -28,7 +28,7 @@ from airflow_provider_rungen.execution.task.outcomes import (
     raise_for_event,
 )
 from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS
-from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.execution.task.usage import Usage
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class CollectRun(TaskRun["JobOptions"]):
         :param event: what the trigger sent, after a wait in the triggerer.
         :return: the result or small manifest, or the list of them; or what the results table has.
         """
-        with fail_without_retry(*JOB_IS_OVER), self.opened(), self.usage_report.at_end():
+        with self.attempt(*JOB_IS_OVER), self.opened(), self.usage_report.at_end():
             app_id, ids = (event or {}).get("app_id") or self.app_id, self._ids(job_id)
             job_ids = [each for each in dict.fromkeys(ids) if each is not None]
             self.usage.note_submitted(job_ids)

@@ -21,7 +21,7 @@ from airflow_provider_rungen.execution.task.outcomes import (
     raise_for_event,
     raise_for_jobs,
 )
-from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class JobSensorRun(TaskRun["JobOptions"]):
 
         :param timeout: seconds to wait at most.
         """
-        with fail_without_retry(*JOB_IS_OVER), self.opened():
+        with self.attempt(*JOB_IS_OVER), self.opened():
             self._wait_for(*self._begin(), timeout)
 
     def complete(self, event: Mapping[str, Any], timeout: float) -> None:
@@ -66,7 +66,7 @@ class JobSensorRun(TaskRun["JobOptions"]):
 
         :param timeout: seconds to wait at most if the event does not say that all jobs are over.
         """
-        with fail_without_retry(*JOB_IS_OVER), self.opened():
+        with self.attempt(*JOB_IS_OVER), self.opened():
             app_id, job_ids = event.get("app_id") or self.app_id, parse_known_job_ids(self._job_id)
             self.note_app(app_id, job_ids)
             raise_for_event(event)
@@ -80,7 +80,7 @@ class JobSensorRun(TaskRun["JobOptions"]):
 
     def poke(self) -> bool:
         """Poll the jobs once, and return whether all are over."""
-        with fail_without_retry(*JOB_IS_OVER), self.opened():
+        with self.attempt(*JOB_IS_OVER), self.opened():
             app_id, job_ids = self._begin()
             only: Sequence[str] | None = None
             if self._pokes is None:

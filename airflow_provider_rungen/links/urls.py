@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
 
@@ -35,6 +35,13 @@ def page_url(ti: Any, *below: str) -> str:
         return ""
     map_index = -1 if ti.map_index is None else ti.map_index
     return mount_path() + task_path(ti.dag_id, ti.run_id, ti.task_id, map_index) + path(*below)
+
+
+def full_url(url: str) -> str:
+    """Return the URL of a page with Airflow's host."""
+    from airflow.configuration import conf
+
+    return urljoin(conf.get("api", "base_url", fallback="") or "", url)
 
 
 def app_url(ti: Any, settings: Settings, app_id: str) -> str:

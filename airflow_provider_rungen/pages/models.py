@@ -107,6 +107,7 @@ class Progress:
     :param total: how many there are.
     :param reused: how many of ``completed`` an earlier run paid for.
     :param skipped: how many rows were skipped. They count as done.
+    :param unknown: how many may still run, though the task has ended.
     :param is_moving: whether the task runs or is deferred, so that the page asks again.
     """
 
@@ -117,6 +118,7 @@ class Progress:
     running: int = 0
     queued: int = 0
     skipped: int = 0
+    unknown: int = 0
     reused: int = 0
     is_moving: bool = False
 
@@ -124,6 +126,15 @@ class Progress:
     def done(self) -> int:
         """How many have ended."""
         return self.completed + self.failed + self.canceled + self.skipped
+
+    @property
+    def unsent(self) -> int:
+        """How many were never submitted, once the task has ended."""
+        return (
+            0
+            if self.is_moving
+            else max(0, self.total - self.done - self.running - self.queued - self.unknown)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

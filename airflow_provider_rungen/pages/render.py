@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.pages.models import ContactSheet, Progress
 
 #: The files that pages load.
-ASSETS = ("style.css", "page.js")
+ASSETS = {
+    "style.css": "text/css",
+    "page.js": "text/javascript",
+    "theme.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 # What a browser takes for a scheme; it ignores control characters and spaces in it.
 _SCHEME = re.compile(r"[^/?#]*:")
 
@@ -89,7 +94,8 @@ def safe_href(href: str) -> str:
 
 def progress_parts(progress: Progress) -> dict[str, Any]:
     """Return the progress of a task, and the parts of its bar in percent, for a page and for its script."""
-    names = ("completed", "failed", "canceled", "skipped", "running", "queued")
+    names = ["completed", "failed", "canceled", "skipped", "running", "queued"]
+    names += [] if progress.is_moving else ["unknown", "unsent"]
     counts = {name: getattr(progress, name) for name in names}
     whole = max(progress.total, sum(counts.values()), 1)
     parts, before = [], 0
@@ -98,8 +104,10 @@ def progress_parts(progress: Progress) -> dict[str, Any]:
         parts.append({"name": name, "count": count, "x": left, "width": round(right - left, 3)})
         before += count
     headline = f"{progress.total:,} {'job' if progress.total == 1 else 'jobs'}"
-    if progress.is_moving or progress.done < progress.total:
+    if progress.is_moving:
         headline = f"{progress.done:,} of {progress.total:,} done"
+    elif unsent := progress.unsent:
+        headline = f"{progress.total - unsent:,} of {headline} submitted"
     return {
         "is_moving": progress.is_moving,
         "done": progress.done,

@@ -81,6 +81,7 @@ def find_task(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskRec
             "state": str(ti.state or ""),
             "try_number": ti.try_number,
             "operator": str(ti.operator_name or ""),
+            "name": str(ti.task_display_name or ti.task_id),
             "token": token_of(ti),
         }
         cache_key = "task", *attempt.values(), xcoms.version(session, place)

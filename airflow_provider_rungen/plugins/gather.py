@@ -6,16 +6,17 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.pages.models import JobView, shown_text
-from airflow_provider_rungen.plugins import database, live
+from airflow_provider_rungen.plugins import database, live, xcoms
 from airflow_provider_rungen.plugins.limits import Pool, TooSlowError, charge, run_within
 from airflow_provider_rungen.plugins.rows import UNKNOWN, PageRows, logged_rows, pushed_rows
 from airflow_provider_rungen.plugins.stored import read_manifests
@@ -29,6 +30,8 @@ PAGE_TIME = 4.0
 #: Seconds for one question to the store.
 STORE_TIME = 2.5
 _LEAST_TIME = 0.5
+# Seconds to read the XComs of a task, where they are not in the database.
+_XCOM_TIME = 2.5
 _NOT_ASKED = (
     "RunGen is not asked, so that live figures are missing: the task does not name connection {conn_id} "
     "in its DAG, and you may not read it."
@@ -61,6 +64,13 @@ async def ask_service(
         return None, _explain("service", error)
 
 
+async def find_task(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskRecord | None:
+    """Return a task, or ``None`` if there is none."""
+    find = partial(database.find_task, dag_id, run_id, task_id, map_index)
+    # XComs that are elsewhere may hang
+    return await (run_within(_XCOM_TIME, "store", find) if xcoms.uses_files() else run_in_threadpool(find))
+
+
 @dataclass
 class Gathering:
     """
@@ -84,6 +94,14 @@ class Gathering:
 
     def _seconds_left(self) -> float:
         return max(_LEAST_TIME, self.began + PAGE_TIME - time.monotonic())
+
+    async def task_of_run(self, task_id: str) -> TaskRecord | None:
+        """Return another task of the run: that of the same map index, if it is mapped, too."""
+        task = self.task
+        for map_index in dict.fromkeys([task.map_index, -1]) if task_id else ():
+            if (found := await find_task(task.dag_id, task.run_id, task_id, map_index)) is not None:
+                return found
+        return None
 
     # --- the store ---
 
@@ -112,7 +130,7 @@ class Gathering:
         for row in (*rows.rows, *rows.failed):
             if row.job_id == job_id:
                 return row
-        billing = () if rows.attempt is None else rows.attempt.still_billing
+        billing = self.task.failure.still_billing if self.task.failure else ()
         if self.task.has_pushed(job_id) or job_id in billing:
             return JobView(index=0, status=UNKNOWN, job_id=job_id)
         if self._is_store_slow:
@@ -141,6 +159,16 @@ class Gathering:
             return True
         self.notices.append(_NOT_ASKED.format(conn_id=shown_text(self.task.page.connection, 200)))
         return False
+
+    async def app(self) -> App | None:
+        """Ask the service for the app."""
+        page = self.task.page
+        if not page.app or not page.connection or not await self.may_ask():
+            return None
+        seconds = self._seconds_left()
+        app, notice = await ask_service(page.connection, live.get_app, page.app, within=seconds)
+        self.notices += [notice] * bool(notice)
+        return app
 
     async def jobs(self, job_ids: Sequence[str]) -> dict[str, Job | RunGenError]:
         """Ask the service for jobs."""

@@ -42,13 +42,14 @@ class PageHook(FlowHook):
         return super()._open_async_sender(replace(settings, connect_timeout=2, read_timeout=3))
 
 
-def get_apps(conn_id: str, within: float) -> list[App]:
+def get_apps(conn_id: str, within: float) -> tuple[Settings, list[App]]:
     """
-    Return the apps of a connection. Blocks.
+    Return a connection, and its apps. Blocks.
 
     :raises RunGenError: the service refused, or did not answer in time.
     """
-    return _ask_one(conn_id, endpoints.list_apps(attempts=1), within, "apps")
+    settings = PageHook(conn_id).settings
+    return settings, _ask_one(conn_id, endpoints.list_apps(attempts=1), within, "apps")
 
 
 def get_app(conn_id: str, app_id: str, within: float) -> App:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
 import time
@@ -13,12 +12,13 @@ from urllib.parse import quote, urlencode
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.responses import StreamingResponse
 
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages import render
-from airflow_provider_rungen.plugins import database, views, xcoms
-from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering
+from airflow_provider_rungen.plugins import database, views
+from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering, find_task
 from airflow_provider_rungen.plugins.limits import TooSlowError, charge, run_within
 from airflow_provider_rungen.plugins.stored import NOTHING, SAFE, OpenFile, find_files, store_of
 from airflow_provider_rungen.plugins.task_record import TaskRecord
@@ -26,8 +26,6 @@ from airflow_provider_rungen.plugins.views import Urls
 
 log = logging.getLogger(__name__)
 
-# Seconds to read the XComs of a task, where they are not in the database.
-_XCOM_TIME = 2.5
 # Seconds to open a file, and to read a part of it.
 _OPEN_TIME = 4.5
 _READ_TIME = 30.0
@@ -77,11 +75,11 @@ async def gather(user: User, *, dag_id: str, run_id: str, task_id: str, map_inde
     charge("dag", dag_id)
     index = "-1" if map_index == _NO_INDEX else map_index
     if re.fullmatch(r"-1|[0-9]{1,9}", index):
-        find = functools.partial(database.find_task, dag_id, run_id, task_id, int(index))
-        in_files = xcoms.uses_files()  # which may hang
-        task = await (run_within(_XCOM_TIME, "store", find) if in_files else run_in_threadpool(find))
+        task = await find_task(dag_id, run_id, task_id, int(index))
     if task is None:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
+    if not (task.page.connection or task.failure or "RunGen" in task.operator):
+        raise HTTPException(404, "This task runs nothing at RunGen.")
     charge("connection", task.page.connection)
     for place in (task.log, task.page.destination):
         charge("store", store_of(place))
@@ -112,7 +110,7 @@ def make_app() -> FastAPI:
         dependencies=[Depends(explain_errors)],
     )
     app.dependency_overrides.update(database.overrides())
-    app.add_exception_handler(HTTPException, _refuse)  # type: ignore[arg-type]  # its type is that of any error
+    app.add_exception_handler(AnyHTTPException, _refuse)  # type: ignore[arg-type]  # its type is that of any error
     app.include_router(of_task)
     app.include_router(router)
     return app
@@ -137,7 +135,10 @@ async def _refuse(request: Request, error: HTTPException) -> Response:
         login = database.login_url()
         separator = "&" if "?" in login else "?"
         return RedirectResponse(f"{login}{separator}{urlencode({'next': back})}", 302, headers=_DATA)
-    return PlainTextResponse(f"{error.detail}\n", error.status_code, headers=_DATA)
+    if not wants_page:
+        return PlainTextResponse(f"{error.detail}\n", error.status_code, headers=_DATA)
+    about = {"error": error, "place": request.path_params, "urls": await get_urls(request)}
+    return HTMLResponse(render.render_template("refusal.html", **about), error.status_code, headers=_PAGE)
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -160,6 +161,8 @@ async def send_file(
     asked = request.headers.get("range", "")
     try:
         file = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number), asked)
+    except FileNotFoundError:
+        raise HTTPException(404, "This file was removed or moved since it was stored.") from None
     except (RunGenError, OSError) as error:
         log.warning("Could not open a file of job %s (%s)", job_id, type(error).__name__)
         raise HTTPException(502, "The file could not be read.") from None
@@ -181,12 +184,13 @@ async def _parts(file: OpenFile) -> AsyncIterator[bytes]:
         file.close()
 
 
-@router.get("/style.css")
-@router.get("/page.js")
 async def send_asset(request: Request) -> Response:
     name = request.url.path.rpartition("/")[2]
-    kind = "text/css" if name.endswith(".css") else "text/javascript"
-    return Response(render.read_asset(name), media_type=kind, headers=_ASSET)
+    return Response(render.read_asset(name), media_type=render.ASSETS[name], headers=_ASSET)
+
+
+for name in render.ASSETS:
+    router.get(f"/{name}")(send_asset)
 
 
 # --- pages of a task ----------------------------------------------------------------------------------------

@@ -217,7 +217,9 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
     skipped, refused = task.page.skipped, task.page.refused
     counts = {
         "completed": totals.completed,
-        "failed": totals.failed,
+        "failed": totals.failed - totals.canceled,
+        "canceled": totals.canceled,
+        UNKNOWN: max(0, totals.submitted - totals.jobs_completed - totals.jobs_failed),
         "refused": totals.refused + refused,
         "skipped": skipped,
     }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, Field, StrictFloat, StrictInt, StrictStr
@@ -36,6 +36,21 @@ class PageXCom(BaseModel):
     refused: Count = 0
     new_ledger: PlainText = ""
     jobs: Ids | None = None
+    price: PlainText = ""
+    up: PlainText = ""
+    down: PlainText = ""
+
+
+class FailureXCom(BaseModel):
+    """The XCom ``rungen_failure``: see `page_record`."""
+
+    try_number: Count
+    error: PlainText
+    hint: PlainText = ""
+    still_billing: list[PlainText] = []
+    inputs: Count | None = None
+    retry_submits: Count = 0
+    clear_submits: Count = 0
 
 
 class Failure(BaseModel):
@@ -51,10 +66,12 @@ class TaskRecord:
     """
     One attempt of a task.
 
+    :param name: what Airflow calls the task.
     :param token: the token of the task run, which names its log.
     :param dag_conn_id: the connection that it names in its DAG. XComs may name another one.
     :param page: the XCom ``rungen_page``. This and what follows is what the task has pushed.
     :param job_link: the link to a job.
+    :param scaled: what it has done to its app: see `ScaleRecord`.
     :param notices: which XComs are missing, and why.
     """
 
@@ -65,6 +82,7 @@ class TaskRecord:
     state: str = ""
     try_number: int = 1
     operator: str = ""
+    name: str = ""
     token: str = ""
     dag_conn_id: str = ""
     page: PageXCom = field(default_factory=PageXCom)
@@ -74,6 +92,8 @@ class TaskRecord:
     usage: Figures = field(default_factory=dict)
     bill: Figures = field(default_factory=dict)
     job_link: str = ""
+    failure: FailureXCom | None = None
+    scaled: Mapping[str, Any] = field(default_factory=dict)
     notices: Sequence[str] = ()
 
     @property
@@ -84,6 +104,11 @@ class TaskRecord:
     @property
     def is_successful(self) -> bool:
         return self.state == "success"
+
+    @property
+    def runs_jobs(self) -> bool:
+        """Whether it is about jobs, and not only about an app."""
+        return "App" not in self.operator and "Scale" not in self.operator
 
     @property
     def log(self) -> str:

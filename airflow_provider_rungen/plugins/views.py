@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 from starlette.concurrency import run_in_threadpool
@@ -25,6 +26,7 @@ from airflow_provider_rungen.pages.models import (
     find_prompt,
     find_text,
     group_failures,
+    is_billed,
     shown_text,
 )
 from airflow_provider_rungen.pages.output_kinds import guess
@@ -33,6 +35,7 @@ from airflow_provider_rungen.plugins.gather import Gathering, ask_service
 from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, PageRows
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord
+from airflow_provider_rungen.plugins.trouble import CENTS, billing_of, cost_of, failure_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,10 @@ class Urls:
         """Return the page of a task, or a page below it."""
         return self.root + task_path(task.dag_id, task.run_id, task.task_id, task.map_index) + path(*below)
 
+    def of_run(self, task: TaskRecord, task_id: str) -> str:
+        """Return the page of another task of the run."""
+        return self.task(replace(task, task_id=task_id))
+
     def job(self, task: TaskRecord, job_id: str, *below: str, row: int = 0) -> str:
         """
         Return the page of a job, or a page below it.
@@ -73,8 +80,11 @@ class Urls:
     def in_airflow(self, task: TaskRecord) -> str:
         """Return the page of Airflow itself for a task."""
         mapped = ("mapped", str(task.map_index)) if task.map_index >= 0 else ()
-        root = self.root.removesuffix(PREFIX)
-        return root + path("dags", task.dag_id, "runs", task.run_id, "tasks", task.task_id, *mapped)
+        return self.airflow("dags", task.dag_id, "runs", task.run_id, "tasks", task.task_id, *mapped)
+
+    def airflow(self, *segments: str) -> str:
+        """Return a page of Airflow itself."""
+        return self.root.removesuffix(PREFIX) + path(*segments)
 
 
 # Failed jobs, and jobs that may still run, that a page asks the service for at most.
@@ -108,8 +118,8 @@ async def task_page(gathering: Gathering, urls: Urls, page: int) -> dict[str, An
     ended = [row.job_id for row in jobs.rows if row.job_id and row.status != UNKNOWN]
     unstored = [job_id for job_id in (*ended, *_open_jobs(task, jobs)) if job_id not in manifests]
     failed = [row.job_id for row in jobs.failed if row.job_id]
-    attempt = None if task.is_moving or task.is_successful else jobs.attempt
-    billing = () if attempt is None else attempt.still_billing
+    failure = failure_of(task, jobs)
+    billing = failure.still_billing if failure else []
     answers = await gathering.jobs([*unstored, *failed[:_MAX_ASKED], *billing[:_MAX_ASKED]])
 
     def view(row: JobView) -> JobView:
@@ -130,8 +140,9 @@ async def task_page(gathering: Gathering, urls: Urls, page: int) -> dict[str, An
         "task": task,
         "progress": _progress(task, jobs, answers),
         "pager": _pager(urls.task(task), jobs.total, page),
-        "row_count": jobs.total,
-        "failed_attempt": attempt,
+        "failure": failure,
+        "cost": cost_of(task),
+        "billing": await billing_of(gathering),
         "still_billing": [job_id for job_id in billing if not _has_ended(answers.get(job_id))],
         "notice": gathering.notice,
     }
@@ -162,10 +173,10 @@ def _progress(task: TaskRecord, jobs: PageRows, answers: Mapping[str, Answer]) -
     total = max(jobs.total, task.page.rows) - copies
     if not total or not jobs.is_counted:
         return None
-    names = ("completed", "canceled", "skipped", "running", "queued")
+    names = ("completed", "canceled", "skipped", "running", "queued", "unknown")
     return Progress(
         total=total,
-        failed=counts.get("failed", 0) + counts.get("refused", 0),
+        failed=sum(counts.get(name, 0) for name in ("failed", "refused", "given up")),
         reused=jobs.reused,
         is_moving=task.is_moving,
         **{name: counts.get(name, 0) for name in names},
@@ -306,22 +317,34 @@ def _status_of(row: JobView, answer: Answer) -> str:
 async def app_page(conn_id: str, app_id: str) -> dict[str, Any]:
     """Return what the page of an app shows."""
     app, notice = await ask_service(conn_id, live.get_app, app_id)
-    return {"app": app or App(id=app_id), "conn_id": conn_id, "notice": notice}
+    return {"app": app or App(id=app_id), "conn_id": conn_id, "task": None, "notice": notice}
 
 
 async def app_page_of_task(gathering: Gathering) -> dict[str, Any]:
     """Return what the page of the app of a task shows."""
-    app_id, conn_id = gathering.task.page.app, gathering.task.page.connection
-    if await gathering.may_ask():
-        return await app_page(conn_id, app_id)
-    return {"app": App(id=app_id), "conn_id": conn_id, "notice": gathering.notice}
+    task, app = gathering.task, await gathering.app()
+    shown = app or App(id=task.page.app)
+    return {"app": shown, "conn_id": task.page.connection, "task": task, "notice": gathering.notice}
 
 
-async def apps_page(conn_ids: Iterable[str]) -> dict[str, Any]:
-    """Return what the page of all apps of some connections shows."""
-
-    async def apps_of(conn_id: str) -> dict[str, Any]:
-        apps, notice = await ask_service(conn_id, live.get_apps)
-        return {"conn_id": conn_id, "apps": apps or [], "notice": notice}
-
-    return {"connections": await asyncio.gather(*map(apps_of, conn_ids))}
+async def apps_page(conn_ids: Sequence[str]) -> dict[str, Any]:
+    """Return what the page of all apps shows: one row for each, billed first."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    notices, totals = {}, defaultdict[str, Decimal](Decimal)
+    answers = await asyncio.gather(*(ask_service(conn_id, live.get_apps) for conn_id in conn_ids))
+    for conn_id, (found, notices[conn_id]) in zip(conn_ids, answers, strict=True):
+        if found is None:
+            continue
+        settings, apps = found
+        for app in apps:
+            row = rows.setdefault((settings.base_url, app.id), {"app": app, "conn_ids": [], "an_hour": ""})
+            row["conn_ids"].append(conn_id)
+            if (price := settings.price) and app.active_workers and not row["an_hour"]:
+                amount = price.cost(Decimal(3600 * app.active_workers), CENTS)
+                row["an_hour"] = f"{amount} {price.currency}"
+                totals[price.currency] += amount
+    shown = sorted(
+        rows.values(), key=lambda row: (not is_billed(row["app"]), row["app"].name or row["app"].id)
+    )
+    an_hour = [f"{amount} {currency}" for currency, amount in totals.items()]
+    return {"rows": shown, "notices": notices, "an_hour": an_hour}

@@ -19,11 +19,19 @@ from sqlalchemy import Text, case, cast, func, null, select
 from airflow_provider_rungen._airflow import ObjectStoragePath, conf
 from airflow_provider_rungen.client.daemon_threads import run_concurrently
 from airflow_provider_rungen.execution.apps.bill import BILL_KEY
-from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
+from airflow_provider_rungen.execution.apps.scale_record import KEY as SCALED_KEY
+from airflow_provider_rungen.execution.task.page_record import FAILURE_KEY, PAGE_KEY
 from airflow_provider_rungen.execution.task.usage import USAGE_KEY
 from airflow_provider_rungen.links import RunGenJobLink
 from airflow_provider_rungen.plugins.limits import TooLargeError, parse_bounded
-from airflow_provider_rungen.plugins.task_record import Failure, Figures, Ids, PageXCom, PlainText
+from airflow_provider_rungen.plugins.task_record import (
+    Failure,
+    FailureXCom,
+    Figures,
+    Ids,
+    PageXCom,
+    PlainText,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +40,15 @@ _KINDS: Mapping[str, tuple[int, Any]] = {
     "job_ids": (4 << 20, Ids),
     "failed": (1 << 20, list[Failure]),
     PAGE_KEY: (1 << 20, PageXCom),
+    FAILURE_KEY: (1 << 18, FailureXCom),
     BILL_KEY: (1 << 16, Figures),
+    SCALED_KEY: (1 << 16, dict[str, Any]),
     "job_id": (1 << 16, PlainText),
     USAGE_KEY: (1 << 16, Figures),
     RunGenJobLink.key: (1 << 16, PlainText),
 }
 #: The fields of a task that have other names than their XComs.
-FIELDS = {PAGE_KEY: "page", RunGenJobLink.key: "job_link"}
+FIELDS = {PAGE_KEY: "page", FAILURE_KEY: "failure", RunGenJobLink.key: "job_link"}
 LIMITS = {key: limit for key, (limit, _) in _KINDS.items()}
 _TYPES: Mapping[str, TypeAdapter[Any]] = {key: TypeAdapter(kind) for key, (_, kind) in _KINDS.items()}
 # How JSON in a text begins.

@@ -12,9 +12,6 @@ from airflow_provider_rungen.runs.place import SupersededError
 from airflow_provider_rungen.runs.rows import Totals, Writer
 
 _SUFFIX = ".json"
-#: Jobs that may still run that a record names at most, since it has to fit in a value of Airflow's store.
-MAX_LISTED = 1000
-_MAX_TEXT = 4000
 
 
 class End(StrEnum):
@@ -40,11 +37,6 @@ class AttemptRecord:
     :param began: when it began (seconds since 1970).
     :param deadline: when its jobs are canceled (seconds since 1970).
     :param end: how it ended.
-    :param error: why it failed.
-    :param hint: what to do next.
-    :param still_billing: the first of the jobs that may still run.
-    :param retry_submits: how many inputs a retry submits again, if it failed.
-    :param clear_submits: how many inputs a clear of the task submits again, if it failed.
     :param begun: how often it had begun parts of the log (see `PartFile.nth`), as far as the record knows.
     :param totals: the totals of its inputs at its end; empty until then.
     """
@@ -62,11 +54,6 @@ class AttemptRecord:
     began: float = 0.0
     deadline: float = 0.0
     end: End = End.UNKNOWN
-    error: str = ""
-    hint: str = ""
-    still_billing: tuple[str, ...] = ()
-    retry_submits: int = 0
-    clear_submits: int = 0
     begun: int = 0
     totals: Totals = Totals()  # noqa: RUF009 - it is frozen
 
@@ -77,10 +64,7 @@ class AttemptRecord:
     def encode(self) -> bytes:
         """Return the content of the file."""
         values = asdict(self)
-        # a record that could not be read again would stop all later attempts
-        values |= {name: values[name][:_MAX_TEXT] for name in ("error", "hint")}
         values |= {name: float(values[name]) for name in ("began", "deadline")}
-        values["still_billing"] = self.still_billing[:MAX_LISTED]
         return records.to_lines([{"version": records.VERSION} | values])
 
     @classmethod
@@ -105,7 +89,6 @@ class AttemptRecord:
             # it names a folder
             plan=record.plan and records.hexadecimal(record.plan, "plan"),
             end=End(record.end),
-            still_billing=tuple(records.identifier(each, "a job") for each in record.still_billing),
             totals=records.checked(Totals(**values["totals"])),
         )
 

@@ -241,6 +241,7 @@ class Totals:
     :param inputs: the inputs that need a job.
     :param completed: those whose job completed.
     :param failed: those whose job did not, or cannot be used.
+    :param canceled: those of the failed whose job was canceled.
     :param refused: those that the service refused in this attempt, or that were given up.
     :param shared: those whose job another task run submitted.
     :param submitted: the jobs of this task run, of all attempts: what the bill is about.
@@ -254,6 +255,7 @@ class Totals:
     inputs: int = 0
     completed: int = 0
     failed: int = 0
+    canceled: int = 0
     refused: int = 0
     shared: int = 0
     submitted: int = 0
@@ -267,11 +269,13 @@ class Totals:
     def of(cls, row: Row, writer: Writer, since: int) -> Totals:
         """Return the totals of one input, as an attempt sees it."""
         state, current = row.state(writer, since), row.current(since)
+        is_failed = state in (InputState.FAILED, InputState.TO_REPEAT)
         ours = [job for job in row.jobs if not job.is_shared]
         return cls(
             inputs=1,
             completed=int(state is InputState.COMPLETED),
-            failed=int(state in (InputState.FAILED, InputState.TO_REPEAT)),
+            failed=int(is_failed),
+            canceled=int(is_failed and current is not None and current.state is JobState.CANCELED),
             refused=int(state is InputState.REFUSED),
             shared=int(current is not None and current.is_shared),
             submitted=len(ours),

@@ -37,15 +37,15 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
             with self._ending():
                 run.execute(self.timeout)
             return None
-        with run.naming_jobs(), run.guard.working():
+        with run.attempt(), run.naming_jobs(), run.guard.working():
             try:
                 # unwrapped, since the decorator of Airflow 2.11 warns if another `execute` calls this one
                 return inspect.unwrap(BaseSensorOperator.execute)(self, context)
-            except AirflowSensorTimeout as error:
+            except AirflowSensorTimeout:
                 if run.late is None:
                     raise
-                with self._as_sensor_timeout():
-                    raise run.late from error
+                with self._as_sensor_timeout():  # which names what was late
+                    raise run.late from None
 
     def poke(self, context: Context) -> bool:
         """Poll once, and return whether the wait has ended."""
@@ -74,7 +74,8 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
             limit = f"Raise timeout (now {format_duration(self.timeout)})"
             hint = error.hint.replace("Raise timeout or execution_timeout", "Raise timeout")
             hint = hint.replace("Raise timeout", limit) or f"{limit} if it needs longer"
-            raise error.named_in(AirflowSensorTimeout(f"{error.message}. {hint}.")) from error
+            late = error.named_in(AirflowSensorTimeout(f"{error.message}. {hint}."))
+            raise late.with_traceback(error.__traceback__) from None
 
     @contextmanager
     def _ending(self) -> Iterator[None]:

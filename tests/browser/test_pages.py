@@ -34,7 +34,7 @@ POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
 EACH = pytest.mark.parametrize("name", samples.pages())
-PHONE = {"width": 390, "height": 844}
+PHONE = {"width": 375, "height": 812}
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -43,10 +43,6 @@ class Handler(SimpleHTTPRequestHandler):
     progress: Progress
 
     def do_GET(self) -> None:
-        if self.path == "/favicon.ico":  # browsers ask for it once
-            self.send_response(204)
-            self.end_headers()
-            return
         if not self.path.startswith("/progress.json"):
             super().do_GET()
             return
@@ -139,6 +135,51 @@ def test_progress_moves_by_itself(page: Page, site: str, complaints: list[str]) 
     with page.expect_navigation():  # the whole page once nothing moves
         pass
     assert complaints == []
+
+
+@pytest.mark.parametrize("system", ["light", "dark"])
+def test_the_switch_of_airflow_decides_about_light_and_dark(browser: Browser, site: str, system: Any) -> None:
+    def paper() -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    with browser.new_context(color_scheme=system) as context:
+        page = context.new_page()
+        found = {}
+        for theme in ("light", "dark", "system"):
+            page.goto(f"{site}/task.html")
+            page.evaluate("theme => localStorage.setItem('theme', theme)", theme)
+            page.reload()
+            found[theme] = paper()
+        assert found["light"] != found["dark"]
+        assert found["system"] == found[system]
+        # it is switched elsewhere
+        other = context.new_page()
+        other.goto(f"{site}/app.html")
+        other.evaluate("localStorage.setItem('theme', 'dark')")
+        page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+        assert paper() == found["dark"]
+
+
+@EACH
+def test_no_word_is_broken_on_a_phone(page: Page, site: str, name: str) -> None:
+    page.set_viewport_size({"width": 375, "height": 812})
+    page.goto(f"{site}/{name}.html")
+    # a word of letters whose parts stand on two lines
+    broken = page.evaluate("""() => {
+        const walker = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+        const found = [], range = document.createRange();
+        while (walker.nextNode()) {
+            for (const word of walker.currentNode.data.matchAll(/[A-Za-z]{2,16}/g)) {
+                range.setStart(walker.currentNode, word.index);
+                range.setEnd(walker.currentNode, word.index + word[0].length);
+                const lines = new Set([...range.getClientRects()].map((each) => Math.round(each.top)));
+                if (lines.size > 1) found.push(word[0]);
+            }
+        }
+        return found;
+    }""")
+    if "hostile" not in name:
+        assert broken == []
 
 
 def test_a_click_shows_a_picture_larger(page: Page, site: str) -> None:

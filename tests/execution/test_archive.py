@@ -272,7 +272,7 @@ def test_what_must_not_be_downloaded_fails_permanently(archive: Archive) -> None
     error = archive.collect(job_id).error
     assert type(error) is AirflowFailException
     assert "result.x" in str(error)
-    assert "s3cret" not in repr(error.__cause__)
+    assert "s3cret" not in repr(error.__context__)
     assert archive.files == {}
 
 
@@ -876,7 +876,7 @@ def test_a_result_that_does_not_fit_is_not_downloaded(archive: Archive) -> None:
     [job_id] = submitted(job(result={"image": "output:x.png"}))
     error = archive.collect(job_id, result_schema="flux-schnell").error
     assert type(error) is AirflowFailException
-    assert type(error.__cause__) is RunGenResultError
+    assert type(error.__context__) is RunGenResultError
     assert not archive.fetches
     assert archive.files == {}
 

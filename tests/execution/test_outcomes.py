@@ -43,9 +43,9 @@ def submitted(count: int) -> list[str]:
 
 
 def failure(op: Any, context: Any) -> Any:
-    """Return the error of a task. Airflow's own has it as its cause."""
+    """Return the error of a task. Airflow's own is raised in its place."""
     error = run_task(op, context).error
-    return error.__cause__ if error is not None and error.__cause__ is not None else error
+    return error if error is None or isinstance(error, RunGenError) else error.__context__
 
 
 @MODES

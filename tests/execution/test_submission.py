@@ -283,7 +283,7 @@ def test_a_retry_after_an_unknown_fate_can_fail_the_task_for_good(emulator: Emul
     failing(task, 0)
     error = task.attempt().error
     assert isinstance(error, AirflowFailException)
-    assert isinstance(error.__cause__, RunGenSubmissionUnknownError)
+    assert isinstance(error.__context__, RunGenSubmissionUnknownError)
     assert len(task.job_ids()) == 1
 
 

@@ -224,8 +224,7 @@ def test_the_trace_is_left_before_the_job_is_submitted_and_holds_no_input(stage:
     outcome = stage.run(run_op(input={"prompt": "my secret prompt"}))
     # first the record of the attempt and the intent, then the id, and at the end the record again
     assert [entry[:2] for entry in kept] == [("attempts", 0), ("jobs", 0), ("jobs", 1), ("attempts", 1)]
-    # nobody waits for the job, so that the record names it as one that may still run
-    assert [outcome.value in text for *_, text in kept] == [False, False, True, True]
+    assert [outcome.value in text for *_, text in kept] == [False, False, True, False]
     written = str(store.kept) + str(kept)
     assert "my secret prompt" not in written
     assert KEY not in written
@@ -399,7 +398,7 @@ def test_an_input_that_does_not_fit_its_schema_is_not_sent(stage: Stage, tmp_pat
     stage.context["task_state_store"] = store = FakeStore()
     error = stage.error(run_op(input={**INPUT, "width": -5}, input_schema=source), AirflowFailException)
     assert f"input.width: -5 is less than the minimum of 1 (input_schema {source})" in str(error)
-    assert (stage.service.records(), store.kept) == ([], {})
+    assert (stage.service.records(), list(store.kept)) == ([], ["rungen_failure"])
     assert stage.run(run_op(input={**INPUT, "width": 64}, input_schema=source)).error is None
 
 
@@ -428,7 +427,7 @@ def test_a_result_that_does_not_fit_its_schema_is_hopeless(
     options: dict[str, Any] = {"deferrable": deferrable, "wait_for_completion": wait, "result_schema": TEXT}
     assert stage.run(collect_op(good, **options)).value == {"text": "x"}
     error = stage.error(collect_op([good, bad], **options), AirflowFailException)
-    assert type(error.__cause__) is RunGenResultError
+    assert type(error.__context__) is RunGenResultError
     assert str(error) == (
         f"The result of job {bad} of app {APP} does not fit result_schema: "
         "result.text: 7 is not of type 'string'. Look at the result, or correct the schema."

@@ -298,7 +298,7 @@ def test_a_stray_404_does_not_leave_the_app_up(
     assert ti.xcoms[BILL_KEY]["down_at"]
 
 
-LOUD = f"STILL BILLED: app {APP} may not be scaled down: "
+LOUD = f"STILL BILLED: app {APP} may still have workers: "
 
 
 def test_an_app_that_only_a_proxy_does_not_know_is_billed(

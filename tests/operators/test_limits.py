@@ -61,7 +61,7 @@ def test_an_edited_prompt_buys_nothing(run: Run, mode: bool) -> None:
     task.next_run("night 2")
     error = task.attempt(to_input=other_picture, max_jobs=5).error
     assert isinstance(error, AirflowFailException)
-    assert isinstance(error.__cause__, RunGenLimitError)
+    assert isinstance(error.__context__, RunGenLimitError)
     assert re.fullmatch(
         r"Refused: 6 of 6 rows are new, about \d[.\d]* s of GPU, \d\.\d\d USD; max_jobs=5. Nothing was sent. "
         r"Did to_input or the model change\? If not, raise max_jobs, and clear the task.",

@@ -22,8 +22,7 @@ from airflow_provider_rungen.pages.models import (
     Progress,
     find_facts,
 )
-from airflow_provider_rungen.plugins.task_record import PageXCom, TaskRecord
-from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
+from airflow_provider_rungen.plugins.task_record import FailureXCom, PageXCom, TaskRecord
 
 NOON = pendulum.datetime(2026, 3, 4, 12)
 THINGS = ("an oak table", "a wicker chair", "a brass lamp", "a wool rug", "a walnut shelf", "a linen sofa")
@@ -95,11 +94,17 @@ class SampleUrls:
         pages = {"progress": "progress.json", "apps": "app.html"}
         return self.root + (pages[below[0]] if below else "task.html")
 
+    def of_run(self, task: TaskRecord, task_id: str) -> str:
+        return self.task(task)
+
     def job(self, task: TaskRecord, job_id: str) -> str:
         return f"{self.root}job.html"
 
     def app(self, conn_id: str, app_id: str) -> str:
         return f"{self.root}app.html"
+
+    def airflow(self, *segments: str) -> str:
+        return f"{self.root}/{'/'.join(segments)}"
 
     def in_airflow(self, task: TaskRecord) -> str:
         return f"{self.root}/dags/{task.dag_id}"
@@ -136,9 +141,10 @@ def task_page(jobs: Sequence[JobView], task: TaskRecord = TASK, **changes: Any) 
         "jobs": jobs,
         "pager": None,
         "failures": (),
-        "failed_attempt": None,
+        "failure": None,
+        "cost": "",
+        "billing": None,
         "still_billing": (),
-        "row_count": count,
         "notice": "",
     }
     return render.render_template("task.html", **values | changes)
@@ -193,12 +199,14 @@ HOSTILE_TASK = TaskRecord(
 
 def hostile() -> str:
     job = hostile_job()
-    attempt = AttemptRecord(turn=1, nonce="", since=1, end=End.FAILED, error=HOSTILE, hint=HOSTILE)
+    failure = FailureXCom(try_number=1, error=HOSTILE, hint=HOSTILE, inputs=1)
     return task_page(
         [job, failed(1, "x" * 4000)],
         HOSTILE_TASK,
         urls=HOSTILE_URLS,
-        failed_attempt=attempt,
+        failure=failure,
+        cost=HOSTILE,
+        billing={"workers": 2, "last": 2, "is_late": True, "an_hour": HOSTILE, "so_far": HOSTILE},
         still_billing=[HOSTILE],
         failures=[group(1, HOSTILE, job)],
         notice=HOSTILE,
@@ -232,20 +240,20 @@ def app(index: int = 0, *, workers: int = 2, status: str = "RUNNING", **counts: 
 
 def app_page() -> str:
     shown = app(ready=1, running=1, initializing=0)
-    return render.render_template("app.html", urls=URLS, app=shown, conn_id="rungen_default", notice="")
+    return render.render_template(
+        "app.html", urls=URLS, app=shown, conn_id="rungen_default", task=TASK, notice=""
+    )
 
 
 def apps_page() -> str:
     stopped = [app(index, workers=0, status="STOPPED") for index in (2, 3)]
     starting = app(1, workers=1, status="INITIALIZING", initializing=1, ready=0)
     notice = "RunGen did not answer in time, so that live figures are missing."
-    shown: list[tuple[str, list[App], str]] = [
-        ("rungen_default", [app(0, ready=1, running=1), starting, *stopped], ""),
-        ("rungen_marketing", [], notice),
-        ("rungen_test", [], ""),
-    ]
-    connections = [dict(zip(("conn_id", "apps", "notice"), each, strict=True)) for each in shown]
-    return render.render_template("apps.html", urls=URLS, connections=connections)
+    apps = [app(0, ready=2, running=1, idle=1), starting, *stopped]
+    shown = [{"app": each, "conn_ids": ["rungen_default", "rungen_test"], "an_hour": ""} for each in apps]
+    shown[0]["an_hour"] = "2.40 USD"
+    notices = {"rungen_default": "", "rungen_test": "", "rungen_marketing": notice}
+    return render.render_template("apps.html", urls=URLS, rows=shown, notices=notices, an_hour=["2.40 USD"])
 
 
 def contact_sheet() -> ContactSheet:

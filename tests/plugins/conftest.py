@@ -146,17 +146,20 @@ class Database:
         *,
         xcoms: Mapping[str, Any] | None = None,
         operator: str = "RunGenRunBatchOperator",
+        try_number: int = 1,
+        name: str = "",
     ) -> str:
         """Write a task with what it pushed, and return the path of its page."""
         from airflow.models.dagrun import DagRun
         from airflow.models.taskinstance import TaskInstance
         from airflow.utils.session import create_session
-        from sqlalchemy import insert
+        from sqlalchemy import insert, select
 
         now = datetime.now(UTC)
         run: dict[str, Any] = {"run_type": "manual", "state": "running"}
         run |= {"run_after": now, "logical_date": now}
-        task = {"id": uuid.uuid4(), **_place(ti), "state": state, "try_number": 1, "max_tries": 0}
+        task = {"id": uuid.uuid4(), **_place(ti), "state": state, "max_tries": 0}
+        task |= {"try_number": try_number, **({"task_display_name": name} if name else {})}
         task |= {"pool": "default_pool", "pool_slots": 1, "operator": operator, "start_date": now}
         columns = TaskInstance.__table__.columns
         if columns["id"].type.python_type is str:  # before Airflow 3.2
@@ -165,8 +168,9 @@ class Database:
             task["region_index"] = task.pop("map_index")
         with create_session() as session:
             self._add_dag(session, ti.dag_id)
-            session.add(DagRun(dag_id=ti.dag_id, run_id=ti.run_id, **run))
-            session.flush()
+            if session.scalar(select(DagRun).filter_by(dag_id=ti.dag_id, run_id=ti.run_id)) is None:
+                session.add(DagRun(dag_id=ti.dag_id, run_id=ti.run_id, **run))
+                session.flush()
             values: Any = {columns[name]: each for name, each in task.items()}
             session.execute(insert(TaskInstance.__table__).values(values))
         for key, value in (ti.xcoms if xcoms is None else xcoms).items():
@@ -291,6 +295,11 @@ def links(page: str, part: str = "") -> list[str]:
     """Return the addresses on a page that contain a text, below the plugin."""
     found = [html.unescape(each) for each in re.findall(r'(?:href|src)="([^"]*)"', page)]
     return list(dict.fromkeys(each.removeprefix("/rungen") for each in found if part in each))
+
+
+def words_of(page: str) -> str:
+    """Return the text of a page, without tags."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 
 def submit(*inputs: dict[str, Any]) -> list[str]:

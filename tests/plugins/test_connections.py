@@ -15,7 +15,7 @@ from conftest import APP, SOON
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.plugins import database
-from plugins.conftest import World, submit
+from plugins.conftest import World, submit, words_of
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
 
@@ -88,6 +88,30 @@ def submitted(world: World) -> dict[str, Any]:
         "rungen_page": {"connection": "rungen_default", "app": APP},
         "job_ids": submit({"prompt": "a fox"}),
     }
+
+
+def test_an_app_that_two_connections_list_is_one_row(world: World, add_connection: Any) -> None:
+    add_connection("another_with_the_same_key", extra='{"app_id": "flux-schnell", "price": "1.50 USD/h"}')
+    service = world.emulator.service
+    service.scale(APP, 3)
+    service.scale("llama-text", 0)
+    submit({"prompt": "one", "emulator": {"seconds": 60}})
+    page = world.get("/").text
+    cards = [words_of(card) for card in page.split("<article")[1:]]
+    assert len(cards) == len({*re.findall(r"<code>([^<]*)", page)})
+    text = words_of(page)
+    assert f"1 of {len(cards)} apps billed now: 3 workers, 4.50 USD an hour" in text
+    # billed first, with workers that add up
+    assert "another_with_the_same_key, rungen_default" in cards[0]
+    assert "Billed now : 3 workers, 4.50 USD an hour" in cards[0]
+    assert ("1 running" in cards[0], "2 idle" in cards[0], "ready" in cards[0]) == (True, True, False)
+
+
+def test_what_nobody_answers_is_unknown(world: World) -> None:
+    world.emulator.service.inject(Fault(on="list_apps", status=503, times=None))
+    text = words_of(world.get("/").text)
+    assert "Unknown what is billed of 1 connection" in text
+    assert "0 of 0" not in text
 
 
 def pages_of(world: World, path: str, xcoms: dict[str, Any]) -> list[Any]:

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 from bad_answers import Fault
@@ -115,7 +115,79 @@ def test_a_task_that_does_not_exist_has_no_page(world: World) -> None:
         for below in ("", "/progress", "/jobs/j", "/jobs/j/files/0"):
             answer = world.get(f"{path}{index}{below}")
             assert answer.status_code == 404
-            assert answer.headers["content-type"].startswith("text/plain")
+            assert "deleted the run" in answer.text
+
+
+# --- ways out -----------------------------------------------------------------------------------------------
+
+
+def assert_has_ways_out(answer: Any, *to: str) -> None:
+    """Check that a refusal looks like a page, runs nothing, and leads to pages of Airflow."""
+    assert answer.headers["content-type"].startswith("text/html")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    found = re.findall(r'href="([^"]*)"', answer.text)
+    for each in ("/rungen/", *to):
+        assert each in found
+    assert "/rungen/style.css" in answer.text
+
+
+def test_a_refusal_is_a_page_with_ways_out(world: World) -> None:
+    path = world.save(xcoms={"job_id": "1"})
+    run = f"/dags/dag/runs/{quote(world.ti.run_id, safe='')}"
+    ways = ("/dags/dag", run, f"{run}/tasks/task")
+    for wrong in ("/jobs/other", f"/apps/{APP}", "/jobs/1/files/7"):
+        answer = world.get(path + wrong)
+        assert answer.status_code == 404
+        assert_has_ways_out(answer, *ways)
+    refused = world.pages.as_user("").get(path)
+    assert refused.status_code == 403
+    assert_has_ways_out(refused, *ways)
+    for nowhere in ("/nowhere", f"{run}/tasks"):
+        assert_has_ways_out(world.get(nowhere))
+    plain = world.pages.get(f"{path}/jobs/1/files/7", headers={"accept": "image/*"})
+    assert plain.headers["content-type"].startswith("text/plain")
+
+
+def test_a_task_of_somebody_else_has_no_page(world: World) -> None:
+    answer = world.get(world.save(xcoms={}, operator="PythonOperator"))
+    assert answer.status_code == 404
+    assert "runs nothing at RunGen" in answer.text
+    # a class of the user's own has what it pushed
+    world = world.again()
+    page = {"connection": "rungen_default", "app": APP}
+    assert world.get(world.save(xcoms={"rungen_page": page}, operator="MyOperator")).status_code == 200
+
+
+def test_a_file_that_was_removed_is_named_as_gone(world: World) -> None:
+    path = run_batch(world, given("one"))
+    [file] = links(world.get(path).text, "/files/")
+    assert world.get(file).status_code == 200
+    for each in world.folder.glob("*/*.png"):
+        each.unlink()
+    answer = world.get(file)
+    assert answer.status_code == 404
+    assert_has_ways_out(answer)
+    assert "removed or moved" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("style.css", "text/css"), ("theme.js", "text/javascript"), ("icon.svg", "image/svg+xml")],
+)
+def test_what_pages_load_is_served_with_its_type(world: World, name: str, kind: str) -> None:
+    assert f"/rungen/{name}?v=" in world.get("/").text
+    answer = world.get(f"/{name}")
+    assert answer.headers["content-type"].partition(";")[0] == kind
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_crumbs_lead_to_airflow_and_titles_are_its_own(world: World) -> None:
+    page = world.get(world.save(name="app billing ends", xcoms={"job_id": "1"})).text
+    assert "<title>app billing ends" in page
+    run = f"/dags/dag/runs/{quote(world.ti.run_id, safe='')}"
+    for each in ("/dags/dag", run):
+        assert f'href="{each}" target="_top"' in page
 
 
 # --- who may see it -----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunTableOperator
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.rows import JobState, Totals
-from plugins.conftest import POLL, CountingStore, World, given, links, run_batch, submit, write_log
+from plugins.conftest import POLL, CountingStore, World, given, links, run_batch, submit, words_of, write_log
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
 
@@ -30,7 +30,13 @@ SIGNED = "https://files.example.org/a.png?X-Amz-Signature=SECRET"
 def save_task(world: World, state: str = "success", folder: Any = None, **page: Any) -> str:
     """Write a task with a log, and return the path of its page."""
     record = {"connection": "none", "app": APP, "results": f"{folder or world.folder}/r.csv", "key": ["sku"]}
-    return world.save(state, xcoms={"rungen_page": record | page})
+    failure = page.pop("failure", None)
+    return world.save(
+        state,
+        xcoms={"rungen_page": record | page, "rungen_failure": failure}
+        if failure
+        else {"rungen_page": record | page},
+    )
 
 
 def table(world: World, *skus: str, **changes: Any) -> RunGenRunTableOperator:
@@ -120,11 +126,11 @@ def test_progress_counts_the_rows_of_all_pages(world: World, completed: int, fai
 
 
 def test_the_numbers_of_all_pages_are_those_of_the_log(world: World) -> None:
-    write_log(world.ti, world.folder, [DONE] * 240 + [FAILED] * 9 + [None], end=End.FAILED, error="too many")
+    write_log(world.ti, world.folder, [DONE] * 240 + [FAILED] * 9 + [None], end=End.FAILED)
     path = save_task(world, "failed")
     for page in ("1", "3"):
         text = world.get(f"{path}?page={page}").text
-        assert "249 of 250 done" in text
+        assert "249 of 250 jobs submitted" in text
         assert "<b>240</b> completed" in text
         assert "<b>9</b> failed" in text
     assert "not submitted" in text
@@ -133,7 +139,7 @@ def test_the_numbers_of_all_pages_are_those_of_the_log(world: World) -> None:
 
 def test_jobs_whose_cancellation_the_log_missed_are_counted_by_its_last_record(world: World) -> None:
     totals = Totals(inputs=3, completed=1, failed=2, submitted=3)
-    write_log(world.ti, world.folder, [DONE, OPEN, OPEN], end=End.FAILED, error="too slow", totals=totals)
+    write_log(world.ti, world.folder, [DONE, OPEN, OPEN], end=End.FAILED, totals=totals)
     page = world.get(save_task(world, "failed")).text
     assert "3 jobs" in page
     assert "<b>1</b> completed" in page
@@ -201,19 +207,22 @@ def test_a_failed_task_says_why_and_what_to_do(world: World) -> None:
     assert "May still run" not in page
 
 
-@pytest.mark.parametrize(("on_clear", "clear"), [("new", 3), ("resume", 1)])
-def test_a_failed_task_says_what_a_retry_and_a_clear_pay_for(world: World, on_clear: Any, clear: int) -> None:
+@pytest.mark.parametrize(("on_clear", "clear"), [("new", "all 3 inputs"), ("resume", "1 of 3 inputs")])
+def test_a_failed_task_says_what_a_retry_and_a_clear_pay_for(world: World, on_clear: Any, clear: str) -> None:
     inputs = [given("one"), given("two"), given("bad", fail="out of memory")]
     op = RunGenRunBatchOperator(inputs=inputs, destination=world.folder.as_uri(), on_clear=on_clear, **POLL)
     assert world.perform(op).error is not None
-    assert f"A retry submits 1 of 3 rows, a clear {clear}." in world.get(world.save("failed")).text
+    text = words_of(world.get(world.save("failed")).text)
+    assert "A retry submits 1 of 3 inputs" in text
+    assert f"A clear submits {clear}" in text
+    assert "Spent 3 jobs" in text
 
 
 def test_a_failed_task_names_the_jobs_that_may_still_run(world: World) -> None:
-    billing = tuple(f"open-{number}" for number in range(60))
-    end: dict[str, Any] = {"error": "it was stopped", "hint": "Cancel them", "still_billing": billing}
-    write_log(world.ti, world.folder, [DONE, OPEN], end=End.FAILED, **end)
-    path = save_task(world, "failed")
+    billing = [f"open-{number}" for number in range(60)]
+    failure = {"try_number": 1, "error": "it was stopped", "hint": "Cancel them", "still_billing": billing}
+    write_log(world.ti, world.folder, [DONE, OPEN], end=End.FAILED)
+    path = save_task(world, "failed", failure=failure)
     page = world.get(path).text
     for words in ("it was stopped", "Cancel them", "May still run, and be billed", "open-0", "and 20 more"):
         assert words in page
@@ -225,9 +234,9 @@ def test_a_job_that_has_ended_is_not_named_as_one_that_may_run(world: World) -> 
     ended, running = submit(given(seconds=60), given(seconds=60))
     with RunGenHook() as hook:
         hook.cancel_job(job_id=ended)
-    end: dict[str, Any] = {"end": End.FAILED, "error": "it was killed", "still_billing": (ended, running)}
-    write_log(world.ti, world.folder, [DONE], **end)
-    page = world.get(save_task(world, "failed", connection="rungen_default")).text
+    failure = {"try_number": 1, "error": "it was killed", "still_billing": [ended, running]}
+    write_log(world.ti, world.folder, [DONE], end=End.FAILED)
+    page = world.get(save_task(world, "failed", failure=failure, connection="rungen_default")).text
     assert "May still run, and be billed" in page
     assert running in page
     assert ended not in page
@@ -305,9 +314,9 @@ def test_many_files_are_read_up_to_a_size_together(world: World) -> None:
 
 @pytest.mark.parametrize("text", ["\ud800", SIGNED, "<script>alert(1)</script>"])
 def test_texts_of_a_log_are_harmless(world: World, text: str) -> None:
-    end = {"end": End.FAILED, "error": text, "hint": text}
-    write_log(world.ti, world.folder, [FAILED], key=text, why=text, **end)
-    path = save_task(world, "failed")
+    failure = {"try_number": 1, "error": text, "hint": text, "still_billing": [text]}
+    write_log(world.ti, world.folder, [FAILED], key=text, why=text, end=End.FAILED)
+    path = save_task(world, "failed", failure=failure)
     for each in (path, f"{path}/jobs/job-0"):
         page = world.get(each)
         assert page.status_code == 200

@@ -202,13 +202,13 @@ def test_an_outage_is_not_an_absence(on: str, nth: int) -> None:
 def test_a_record_of_an_attempt_can_be_read_back() -> None:
     place = MemoryPlace()
     log, _ = begin(place)
-    log.note(end=End.FAILED, error="2 of 3 failed", hint="Clear", still_billing=("job-1",), clear_number=0)
+    log.note(end=End.FAILED, clear_number=0)
     assert read_attempts(place) == [log.attempt]
 
 
 @given(st.data())
 def test_a_changed_record_is_none(data: st.DataObject) -> None:
-    content = AttemptRecord(2, "0" * 8, 1, retries=2, plan=PLAN, began=1.5, still_billing=("job-1",)).encode()
+    content = AttemptRecord(2, "0" * 8, 1, retries=2, plan=PLAN, began=1.5, app_id="flux").encode()
     at = data.draw(st.integers(0, len(content) - 1))
     changed = content[:at] + data.draw(st.binary(max_size=3)) + content[at + 1 :]
     try:

@@ -169,7 +169,7 @@ def test_a_teardown_that_fails_fails_the_run(
     assert run.wait_for_end() == "failed"
     assert states(run) | {"app_down": "failed", "app_end": "upstream_failed"} == states(run)
     assert states(run)["after"] == states(run)["last"] == "success"
-    assert f"STILL BILLED: app {app.id} may not be scaled down" in run.log(3, task_id="app_down")
+    assert f"STILL BILLED: app {app.id} may still have workers" in run.log(3, task_id="app_down")
     bill = run.airflow.xcom(run.dag_id, run.id, "app_down", "bill")
     assert bill["down_at"] is None
     assert float(bill["worker_seconds"]) > 2 * 6, "what it has cost until then"

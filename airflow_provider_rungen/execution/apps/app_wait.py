@@ -12,7 +12,7 @@ from airflow_provider_rungen.client.scaling import AppTarget, wait_for_app
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError
 from airflow_provider_rungen.execution.task.outcomes import raise_for_event
-from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class AppSensorRun(TaskRun[Any]):
 
     def poke(self) -> bool:
         """Poll the app once, and return whether it has the status."""
-        with fail_without_retry(), self.opened() as hook:
+        with self.attempt(), self.opened() as hook:
             target = self._known_target()
             is_ready = hook.perform(target.poll_once()) is not None
             self.late = None if is_ready else target.timeout_error()
@@ -73,14 +73,14 @@ class AppSensorRun(TaskRun[Any]):
         :raises RunGenAppTimeoutError: the time has passed.
         """
         now = time.time()
-        with fail_without_retry(), self.opened():
+        with self.attempt(), self.opened():
             deadline = self.deadline(now + timeout)
             wait_or_defer(self, self._known_target(), defer_at=now, deadline=deadline)
 
     def complete(self, event: Mapping[str, Any], timeout: float) -> None:
         """Go on after the wait in the triggerer, which has taken all of the time."""
         self.note_app(event.get("app_id") or self.known_app_id)
-        with fail_without_retry():
+        with self.attempt():
             raise_for_event(event)
 
     def _known_target(self) -> AppTarget:

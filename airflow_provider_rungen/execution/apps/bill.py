@@ -11,15 +11,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import metrics
-from airflow_provider_rungen.client.money import Price, parse_price
-from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration
+from airflow_provider_rungen.client.money import Price
+from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.client.workers import WorkerHistory
-from airflow_provider_rungen.execution.apps.scale_record import teardowns
 from airflow_provider_rungen.execution.task.usage import USAGE_KEY
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.table.results import ResultRow
-    from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
 
@@ -163,32 +161,6 @@ def add_costs(rows: Iterable[ResultRow], price: Price | None) -> Iterator[Result
             yield row
         else:
             yield replace(row, cost=price.cost(Decimal(str(seconds)), _COST))
-
-
-def find_price(run: TaskRun[Any], *, is_before: bool = False) -> Price | None:
-    """
-    Return what a worker costs: the price of the ``scaled_app`` block of the task, or the connection's.
-
-    It is not worth a failure.
-
-    :param is_before: whether the price of a block that comes after the task counts, too.
-    """
-    try:
-        task = run.task
-        for down in teardowns(run.context):
-            tasks = {down.task_id, *down.jobs_of}
-            is_of_task = task.task_id in tasks or (
-                is_before and down.task_id in task.get_flat_relative_ids(upstream=False)
-            )
-            if down.price is not None and is_of_task:
-                return parse_price(task.render_template(down.price, run.context))
-        return run.hook.settings.price
-    except Exception as error:
-        if run.guard.is_killed:
-            raise
-        reason = clean_text(f"{type(error).__name__}: {error}", 200)
-        log.warning("No costs without a price: %s", reason)
-        return None
 
 
 def _text(value: Any) -> str | None:

@@ -18,7 +18,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
 )
 from airflow_provider_rungen.execution.apps.scale import whole_number
-from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class CreateAppRun(TaskRun[Any]):
         :return: the app's id.
         :raises RunGenAppError: there is an app of this name, and ``if_exists`` is ``fail``.
         """
-        with fail_without_retry(), self.opened():
+        with self.attempt(), self.opened():
             app_id = self._find_or_create()
             self.link_to(app_id)
             return app_id
@@ -133,7 +133,7 @@ class DeleteAppRun(TaskRun[Any]):
 
         :raises RunGenAppTimeoutError: it did not stop in time.
         """
-        with fail_without_retry(), self.opened() as hook:
+        with self.attempt(), self.opened() as hook:
             app_id, deadline = self.known_app_id, self.deadline(time.time() + self.task.timeout)
             self.link_to(app_id)
             try:

@@ -34,7 +34,7 @@ from airflow_provider_rungen.execution.apps.app_wait import wait_or_defer
 from airflow_provider_rungen.execution.apps.scale_record import KEY, is_needed, read_scale_record
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.outcomes import raise_for_event
-from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
 
@@ -153,11 +153,6 @@ class ScaleRun(TaskRun[Any]):
 
     # --- the record ---
 
-    @property
-    def _store(self) -> Any:
-        """Airflow's task state store, where there is one."""
-        return self.context.get("task_state_store")
-
     def _save(self, record: ScaleRecord) -> None:
         """Save what is about to be done."""
         self.ti.xcom_push(key=KEY, value=record.to_json())
@@ -190,13 +185,16 @@ class ScaleRun(TaskRun[Any]):
         ):
             log.error("%s", record.still_billed(getattr(reason, "message", reason)))
 
+    def page_details(self) -> dict[str, Any]:
+        return {"up": self.task.task_id}
+
     def cleanup(self) -> str:
         """
         Restore the number of workers, unless the next attempt goes on with the app.
 
         An attempt may be asked to stop because it was cut off, after its successor began to wait for the app.
         """
-        if not self._is_to_restore:
+        if not (self._is_to_restore and self.is_connected):
             return ""
         raised, self._record = self._record, ScaleRecord("")
         if self._is_left_to_next():
@@ -221,7 +219,7 @@ class ScaleRun(TaskRun[Any]):
 
         :param found: the record of this attempt, after a deferral.
         """
-        with fail_without_retry(), self.guard.working(), self.hook:
+        with self.attempt(), self.guard.working(), self.hook:
             if found is None and self._store is not None:
                 found = self._store.get(KEY)
             self._record = read_scale_record(found) or self._record

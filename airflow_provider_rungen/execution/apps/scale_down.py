@@ -21,11 +21,12 @@ from airflow_provider_rungen.client.scaling import ask_app, set_workers
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
-from airflow_provider_rungen.execution.apps.bill import BILL_KEY, Bill, find_price, read_usage
+from airflow_provider_rungen.execution.apps.bill import BILL_KEY, Bill, read_usage
 from airflow_provider_rungen.execution.apps.scale_record import is_needed, pull_record, task_states
+from airflow_provider_rungen.execution.task.block import find_price
 from airflow_provider_rungen.execution.task.job_ids import untemplated
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
-from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,10 @@ class ScaleDownRun(TaskRun[Any]):
 
         :raises RunGenAppError: it may still have workers, and be billed. A retry may always help.
         """
+        with self.attempt():
+            self._execute()
+
+    def _execute(self) -> None:
         setup = self.task.scale_up_task_id
         record = pull_record(self.ti, setup)
         if record.active_workers is None if record else not self._has_started(setup):
@@ -67,10 +72,10 @@ class ScaleDownRun(TaskRun[Any]):
                 self._push_bill(self._record, is_final=False)
             app_id = self._record.app_id
             raise RunGenAppError(
-                f"STILL BILLED: app {app_id} may not be scaled down: {getattr(error, 'message', error)}",
+                f"STILL BILLED: app {app_id} may still have workers: {getattr(error, 'message', error)}",
                 app_id=app_id,
                 hint=getattr(error, "hint", ""),
-            ) from error
+            ).with_traceback(error.__traceback__) from None
         self._push_bill(self._record, is_final=is_down)
 
     def _has_started(self, task_id: str) -> bool:
@@ -142,7 +147,7 @@ class IdleAppsRun(TaskRun[Any]):
         """
         idle_for = self.task.idle_for
         failures: dict[str, str] = {}
-        with fail_without_retry(), self.opened():
+        with self.attempt(), self.opened():
             app_ids = check_app_ids(untemplated(self.task.app_ids))
             self.link_to(app_ids[0])
             watches = [IdleWatch(app_id, idle_for) for app_id in app_ids]

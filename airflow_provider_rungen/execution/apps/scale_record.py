@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
+from airflow_provider_rungen.execution.task.block import teardowns
 from airflow_provider_rungen.runs import records
 
 if TYPE_CHECKING:
@@ -45,12 +46,6 @@ def _read_history(fields: Mapping[str, Any]) -> WorkerHistory:
     ]
     # two changes at one time stay in their order
     return WorkerHistory(tuple(sorted(changes, key=itemgetter(0))))
-
-
-def teardowns(context: Context) -> list[Any]:
-    """Return the teardowns of all blocks of the DAG."""
-    dag = context.get("dag")
-    return [task for task in dag.tasks if hasattr(task, "scale_up_task_id")] if dag else []
 
 
 def is_needed(context: Context, app_id: str) -> bool:

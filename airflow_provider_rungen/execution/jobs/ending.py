@@ -33,6 +33,8 @@ OnClear = Literal["new", "resume", "keep"]
 # Seconds of a kill that are left for the ledger after the cancels, and that the cancels have at least.
 _AFTER_CANCEL = 0.4
 _LEAST_CANCEL = 0.5
+# So many of the jobs that may still run the page of a failed task names.
+_MAX_LISTED = 1000
 # What the function of a task may raise to have no more tries.
 _NO_RETRY = (AirflowFailException, AirflowSkipException)
 
@@ -116,27 +118,26 @@ class Ending:
                 yield
         except Exception as error:
             if not self._guard.is_killed:
-                self._note_failure(error)
+                self._note_end(End.UNKNOWN if self.has_next(error) else End.FAILED)
             raise
         self._note_end(End.SUCCEEDED)
 
-    def _note_failure(self, error: Exception) -> None:
-        message, hint = (error.message, error.hint) if isinstance(error, RunGenError) else (str(error), "")
-        self._note_end(End.UNKNOWN if self.has_next(error) else End.FAILED, message, hint)
+    def _note_end(self, end: End) -> None:
+        if end is not End.SUCCEEDED and self._log.has_begun:  # pages read how the jobs ended
+            save = partial(self._log.run_log.save, self._log.jobs, self._log.jobs.unsaved_parts)
+            attempts.call_briefly(save, self._guard.time_left())
+        self._log.note(end=end, totals=self._log.jobs.totals())
 
-    def _note_end(self, end: End, error: str = "", hint: str = "") -> None:
+    def outlook(self) -> dict[str, Any]:
+        """Return which jobs may still run, and how many inputs a retry and a clear submit."""
         retry = self._log.unfinished_count if self.is_durable else self._log.count
         if self._log.unknown and self._options.on_unknown_submission == "fail":
             retry = 0
-        self._log.note(
-            end=end,
-            error=error,
-            hint=hint,
-            still_billing=tuple(self._log.running),
-            retry_submits=retry,
-            clear_submits=self._log.count if self.on_clear == "new" else retry,
-            totals=self._log.jobs.totals(),
-        )
+        return {
+            "still_billing": self._log.running[:_MAX_LISTED],
+            "retry_submits": retry,
+            "clear_submits": self._log.count if self.on_clear == "new" else retry,
+        }
 
     @contextmanager
     def _leaving_when_refused(self) -> Iterator[None]:
@@ -159,7 +160,7 @@ class Ending:
             f"{failure.message}. Canceled nothing: {format_jobs(running)} of app {self.app_id} may still run",
             hint=f"Check the Airflow connection {self._options.rungen_conn_id!r}. {self._how_to_resume()}",
             retryable=True,
-        ) from failure
+        ).with_traceback(failure.__traceback__) from None
 
     def _how_to_resume(self) -> str:
         is_saved = not self._unsaved()
@@ -238,11 +239,15 @@ class Ending:
         if not is_connected:
             return f"Canceled nothing: {_sentence(running, self.app_id)} may still run."
         lost = self._unsaved() if self._is_left_to_next() else running
-        if self.is_durable and not self._log.home.numbers.has_next:
+        is_last = self.is_durable and not self._log.home.numbers.has_next
+        note = partial(self._note_end, End.FAILED)
+        if is_last:
             # before the cancels, because it takes the store no time when all is well
-            note = partial(self._note_end, End.FAILED, "It was killed")
             attempts.call_briefly(note, self._guard.time_left() / 4)
-        return self._cancel_lost(lost, within=max(self._guard.time_left() - _AFTER_CANCEL, _LEAST_CANCEL))
+        left = self._cancel_lost(lost, within=max(self._guard.time_left() - _AFTER_CANCEL, _LEAST_CANCEL))
+        if is_last:  # again, for the jobs have ended
+            attempts.call_briefly(note, self._guard.time_left())
+        return left
 
     def _cancel_lost(self, lost: Collection[str], *, within: float | None = None) -> str:
         """Cancel the jobs that no attempt resumes (``cancel_on_kill``), and name those that may still run."""

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Self
 from airflow_provider_rungen.client.money import Cost, to_cost, to_limit
 from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenLimitError
-from airflow_provider_rungen.execution.apps.bill import find_price
 from airflow_provider_rungen.execution.jobs.plans import Plan
-from airflow_provider_rungen.execution.task.run import fail_without_retry
+from airflow_provider_rungen.execution.task.block import find_price
 from airflow_provider_rungen.runs.plan import input_digest
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def plan_jobs(run: Runner, make_source: MakeSource) -> int:
     :param run: the run, which is not executed.
     :param make_source: returns the source.
     """
-    with fail_without_retry(), run.opened():
+    with run.attempt(), run.opened():
         book, _ = run.ledger.open(create=False)
         source = make_source()
         digest_of = input_digest if book is None else book.key

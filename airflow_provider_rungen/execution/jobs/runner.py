@@ -29,7 +29,7 @@ from airflow_provider_rungen.execution.jobs.submitting import Submitting
 from airflow_provider_rungen.execution.jobs.task_log import TaskLog
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
-from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.runs.place import SupersededError
 from airflow_provider_rungen.runs.plan import input_digest
 
@@ -154,7 +154,7 @@ class Runner(TaskRun["JobOptions"]):
         """Open the hook, and decide about the jobs when the attempt ends."""
         try:
             with (
-                fail_without_retry(),
+                self.attempt(),
                 self._reporting_failure(),
                 self.ending.recording(),
                 self.opened(),
@@ -318,11 +318,8 @@ class Runner(TaskRun["JobOptions"]):
 
     def cleanup(self) -> str:
         self.collecting.note_over(self.wait.take_over())
-        return self.ending.clean_up(is_connected=True)
-
-    def _clean_up(self) -> str:
         # the kill may come during the look-up of the connection
-        return super()._clean_up() if self._is_connected else self.ending.clean_up(is_connected=False)
+        return self.ending.clean_up(is_connected=self.is_connected)
 
     # --- what is reported ---
 
@@ -336,6 +333,9 @@ class Runner(TaskRun["JobOptions"]):
         if self.source is None and self._make_source is not None:
             self.source = self._make_source()
         return {} if self.source is None else self.source.places(numbers)
+
+    def failure_details(self) -> dict[str, Any]:
+        return self.ending.outlook() | {"inputs": self.task_log.count}
 
     def page_details(self) -> dict[str, Any]:
         destination = self.options.destination

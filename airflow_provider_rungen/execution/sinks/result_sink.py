@@ -15,7 +15,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenInputError,
     RunGenJobTimeoutError,
 )
-from airflow_provider_rungen.execution.apps.bill import add_costs, find_price
+from airflow_provider_rungen.execution.apps.bill import add_costs
 from airflow_provider_rungen.execution.sinks.batch_result import (
     NOT_SUBMITTED,
     BatchResult,
@@ -34,6 +34,7 @@ from airflow_provider_rungen.execution.table.results import (
     ResultsTable,
     Status,
 )
+from airflow_provider_rungen.execution.task.block import find_price
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.options import CollectOptions

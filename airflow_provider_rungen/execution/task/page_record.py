@@ -1,5 +1,6 @@
 """
-The XCom ``rungen_page``: what a task is about. Its page shows it, and tasks that are given its output use it.
+What tasks push for their pages. The XCom ``rungen_page`` says what a task is about. Tasks that are given its
+output use it, too.
 
 ===============  ==================================================================
 key              value
@@ -14,13 +15,33 @@ key              value
 ``skipped``      how many of them get no job
 ``refused``      how many of them do not fit
 ``reused``       how many of them an earlier run paid for
+``price``        what a worker costs, if that is declared
+``up``           the task that scaled the app up
+``down``         the task that scales it down, if it is a ``scaled_app``
 ``new_ledger``   the ledger, if it had to be created
 ``jobs``         the first jobs that the task waits for, if others submitted them; ``null`` without a job
 ===============  ==================================================================
+
+The XCom ``rungen_failure``: why the last attempt failed. Each attempt passes it on to the next (Airflow 3.3).
+
+=================  ================================================================
+key                value
+=================  ================================================================
+``try_number``     which attempt it was
+``error``          what failed, and why
+``hint``           what to do
+``still_billing``  the first of the jobs that may still run
+``inputs``         how many inputs need a job; 0 if the attempt did not get that far
+``retry_submits``  how many of them a retry submits
+``clear_submits``  how many of them a clear submits
+=================  ================================================================
+
+The last four are missing for a task that submits no jobs.
 """
 
 from __future__ import annotations
 
 PAGE_KEY = "rungen_page"
+FAILURE_KEY = "rungen_failure"
 # Of jobs that others submitted: XCom is in Airflow's database.
 MAX_PAGE_JOBS = 10_000

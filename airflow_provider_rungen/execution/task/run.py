@@ -5,21 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from airflow_provider_rungen._airflow import AirflowFailException, Asset
+from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, Asset
+from airflow_provider_rungen.client.texts import clean_text, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
+from airflow_provider_rungen.execution.task import attempts
+from airflow_provider_rungen.execution.task.block import block_of, find_price
 from airflow_provider_rungen.execution.task.kill import KillGuard
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome, lineage_of
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import is_hopeless
-from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS, PAGE_KEY
+from airflow_provider_rungen.execution.task.page_record import FAILURE_KEY, MAX_PAGE_JOBS, PAGE_KEY
 from airflow_provider_rungen.execution.task.usage import UsageReport
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
-from airflow_provider_rungen.links.urls import app_url, job_url, page_url
+from airflow_provider_rungen.links.urls import app_url, full_url, job_url, page_url
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -27,6 +31,11 @@ if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
 
 log = logging.getLogger(__name__)
+
+# Characters of an error, and of its hint, on the page of the task.
+_MAX_TEXT = 1000
+# Characters of a line that Airflow shows without scrolling.
+_MAX_LINE = 160
 
 Options = TypeVar("Options", bound=RunOptions)
 
@@ -54,7 +63,7 @@ class TaskRun(Generic[Options]):
         self.outcome: TaskOutcome | None = None
         #: Reports what the jobs of the attempt used, once its ``used`` is set.
         self.usage_report = UsageReport(self.guard, self.push_quietly)
-        self._is_connected = False
+        self.is_connected = False  #: Whether a kill need not ask Airflow for the connection.
         self.note_app(self.options.app_id or "")
 
     @property
@@ -77,11 +86,58 @@ class TaskRun(Generic[Options]):
         return self._known_job_ids
 
     @contextmanager
+    def attempt(self, *also: type[RunGenError]) -> Iterator[None]:
+        """Push why the attempt fails, and convert permanent errors: see `fail_without_retry`."""
+        try:
+            with fail_without_retry(*also):
+                yield
+        except AirflowSkipException:
+            raise
+        except Exception as error:
+            if not self.guard.is_killed:
+                self._push_failure(getattr(error, "message", str(error)), getattr(error, "hint", ""))
+            raise
+
+    def _push_failure(self, error: str, hint: str) -> None:
+        """Push why the attempt fails, and keep it for the next one: it begins without XComs."""
+        texts = {"error": clean_text(error, _MAX_TEXT), "hint": clean_text(hint, _MAX_TEXT)}
+        value = {"try_number": self.ti.try_number, **texts, **self.failure_details()}
+        if RunGenResultsLink.key not in self.links:
+            self._link_to_page()
+            self.push_page(self.known_app_id)
+        self._log_failure(**texts)
+        self.push_quietly(FAILURE_KEY, value, "why it failed")
+        with suppress(Exception):
+            if self._store is not None:
+                self._store.set(FAILURE_KEY, value)
+
+    def _log_failure(self, error: str, hint: str) -> None:
+        """Log why the attempt fails, what to do, and where to see more, each on a line of its own."""
+        log.error("%s", error if len(error) <= _MAX_LINE else f"{error[: _MAX_LINE - 1]}…")
+        for line in filter(None, (hint, (url := page_url(self.ti)) and f"Results: {full_url(url)}")):
+            log.info("%s", line)
+
+    def _pass_on_failure(self) -> None:
+        """Push why the last attempt failed, for the page of this one."""
+        with suppress(Exception):
+            if self._store is not None and (failure := self._store.get(FAILURE_KEY)):
+                self.push_quietly(FAILURE_KEY, failure, "why the last attempt failed")
+
+    def failure_details(self) -> dict[str, Any]:
+        """Return what else the page of a failed task has to know; see `page_record`."""
+        return {}
+
+    @property
+    def _store(self) -> Any:
+        """Airflow's task state store, where there is one."""
+        return self.context.get("task_state_store")
+
+    @contextmanager
     def opened(self) -> Iterator[RunGenHook]:
         """Open the hook for one stretch of work. A job that fails it gets the link."""
         with self.guard.working(), self.naming_jobs(), self.hook as hook:
             _ = hook.settings  # on_kill must not have to ask Airflow for them
-            self._is_connected = True
+            self.is_connected = True
             try:
                 yield hook
             except RunGenJobError as error:
@@ -122,9 +178,21 @@ class TaskRun(Generic[Options]):
         return ""
 
     def _clean_up(self) -> str:
-        last_words = self.cleanup() if self._is_connected else ""
+        last_words = self.cleanup()
         self.usage_report.push_at_kill()
+        push = partial(self._push_failure, *self._why_killed())
+        attempts.call_briefly(push, self.guard.time_left())
         return last_words
+
+    def _why_killed(self) -> tuple[str, str]:
+        """Return why the attempt was killed, and what to do."""
+        if (limit := self.task.execution_timeout) and attempts.is_timing_out():
+            text = format_duration(limit.total_seconds())
+            return (
+                f"Not over in time: execution_timeout ({text}) is over",
+                "Raise execution_timeout if it needs longer",
+            )
+        return "It was stopped: a user marked or cleared it, or its worker was shut down", ""
 
     def xcom_pull(self, key: str) -> Any:
         """Return what this task pushed in this attempt."""
@@ -139,10 +207,17 @@ class TaskRun(Generic[Options]):
         """Push the links to the page of the task, to the app, and to the first job."""
         self.note_app(app_id, job_ids)
         self._push_link(RunGenAppLink.key, app_url(self.ti, self.hook.settings, app_id))
-        self._push_link(RunGenResultsLink.key, page_url(self.ti))
+        self._link_to_page()
         self.push_page(app_id, job_ids[:MAX_PAGE_JOBS])
+        self._pass_on_failure()
         for job_id in job_ids[:1]:
             self.link_to_job(app_id, job_id)
+
+    def _link_to_page(self) -> None:
+        """Push the link to the page of the task, and log where it leads."""
+        self._push_link(RunGenResultsLink.key, url := page_url(self.ti))
+        if url:
+            log.info("Results: %s", full_url(url))
 
     def link_to_job(self, app_id: str, job_id: str) -> None:
         """Push the link to a job."""
@@ -150,7 +225,11 @@ class TaskRun(Generic[Options]):
 
     def push_page(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
         """Push what the task is about: see `page_record`."""
-        details = {"connection": self.options.rungen_conn_id, "app": app_id, "jobs": list(job_ids) or None}
+        details: dict[str, Any] = {"connection": self.options.rungen_conn_id, "app": app_id}
+        price = find_price(self) if self.is_connected else None
+        details |= {"jobs": list(job_ids) or None, "price": price and str(price)}
+        if (down := block_of(self.context, self.task.task_id)) is not None:
+            details |= {"up": down.scale_up_task_id, "down": down.task_id}
         details |= self.page_details()
         value = {name: each for name, each in details.items() if each is not None}
         self.push_quietly(PAGE_KEY, value, "what the task is about")
@@ -214,4 +293,6 @@ def fail_without_retry(*also: type[RunGenError]) -> Iterator[None]:
         error.retryable = not is_hopeless(error) and not isinstance(error, also)
         if error.retryable:
             raise
-        raise error.named_in(AirflowFailException(str(error))) from error
+        # its traceback, which would be logged a second time as that of the cause
+        failure = error.named_in(AirflowFailException(str(error)))
+        raise failure.with_traceback(error.__traceback__) from None

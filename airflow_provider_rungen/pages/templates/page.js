@@ -6,8 +6,25 @@
   const body = document.body;
 
   // In a tab of Airflow, whose frame is sandboxed, a link cannot leave it. It is the page that is open already.
-  const outside = document.querySelector('[data-part="airflow"]');
-  if (outside && window.self !== window.top) outside.hidden = true;
+  if (window.self !== window.top) {
+    const outside = document.querySelector('[data-part="airflow"]');
+    if (outside) outside.hidden = true;
+    for (const link of document.querySelectorAll("[data-leaves]")) link.removeAttribute("href");
+  }
+
+  // A file that was removed since the page was made.
+  document.addEventListener(
+    "error",
+    (event) => {
+      const picture = event.target.closest && event.target.closest(".picture");
+      if (!picture) return;
+      const text = document.createElement("p");
+      text.className = "gone";
+      text.textContent = "This file was removed, or could not be read.";
+      picture.replaceWith(text);
+    },
+    true,
+  );
 
   // --- progress ---
 

@@ -1,0 +1,201 @@
+"""The page of a task that failed says why, what to do, and what it costs, whatever the task is."""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from airflow_provider_rungen._airflow import AirflowTaskTimeout
+from airflow_provider_rungen.emulator import Fault
+from airflow_provider_rungen.emulator.fakes import FakeStore
+from airflow_provider_rungen.operators import (
+    RunGenCancelJobOperator,
+    RunGenCollectResultsOperator,
+    RunGenDeleteAppOperator,
+    RunGenRunBatchOperator,
+    RunGenRunJobOperator,
+    RunGenScaleAppOperator,
+    RunGenScaleDownIdleAppsOperator,
+)
+from airflow_provider_rungen.sensors import RunGenJobSensor
+from plugins.conftest import POLL, World, given, words_of
+
+pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
+
+BARE: dict[str, Any] = {"task_id": "task"}
+WAITS: dict[str, Any] = {**POLL, "wait_for_completion": True}
+
+
+def box_of(page: str) -> str:
+    """Return the words of the red box."""
+    assert 'aria-label="What failed"' in page
+    return words_of(page.partition('aria-label="What failed"')[2].partition("</section>")[0])
+
+
+def test_a_key_that_was_revoked_is_named_where_nothing_was_submitted(world: World) -> None:
+    world.emulator.service.configure({"api_key": "another"})
+    assert world.perform(RunGenRunJobOperator(input=given(), **WAITS)).error is not None
+    page = world.get(world.save("failed", operator="RunGenRunJobOperator")).text
+    box = box_of(page)
+    assert "(403)" in box
+    assert "Check API key" in box
+    assert "Spent nothing" in box
+    assert "A retry submits the job again" in box
+    for wrong in ("No jobs yet", "0 of 1 done"):
+        assert wrong not in words_of(page)
+
+
+@pytest.mark.parametrize(
+    ("op", "fault"),
+    [
+        (RunGenCollectResultsOperator(job_id="nobody-knows-it", **BARE), None),
+        (RunGenCancelJobOperator(job_id="nobody-knows-it", **BARE), None),
+        (RunGenJobSensor(job_id="nobody-knows-it", poke_interval=0.02, **BARE), None),
+        (RunGenScaleAppOperator(active_workers=4, **BARE), "update_app"),
+        (RunGenDeleteAppOperator(app_id="flux-schnell", **BARE), "delete_app"),
+        (RunGenScaleDownIdleAppsOperator(app_ids="flux-schnell", idle_for=1, **BARE), "get_app"),
+    ],
+    ids=lambda each: getattr(each, "task_type", None),
+)
+def test_each_kind_of_task_says_why_it_failed(world: World, op: Any, fault: str | None) -> None:
+    if fault:
+        world.emulator.service.inject(Fault(on=fault, status=403, times=None))
+    assert world.perform(op).error is not None
+    assert world.ti.xcoms["rungen_results_link"]
+    page = world.get(world.save("failed", operator=op.task_type)).text
+    box = box_of(page)
+    assert ("403" if fault else "404") in box
+    assert "A retry or a clear submits no jobs" in box
+    assert "No jobs" not in words_of(page.partition("</section>")[2])
+
+
+def test_a_connection_that_is_missing_leads_to_a_page(world: World) -> None:
+    op = RunGenRunJobOperator(input=given(), rungen_conn_id="nowhere", **WAITS)
+    assert world.perform(op).error is not None
+    assert world.ti.xcoms["rungen_results_link"]
+    assert "nowhere" in box_of(world.get(world.save("failed")).text)
+
+
+@pytest.mark.parametrize("has_log", [True, False])
+def test_jobs_that_were_canceled_are_counted_as_canceled(world: World, has_log: bool) -> None:
+    inputs = [given(str(number), seconds=0.02 if number < 4 else 60) for number in range(12)]
+    place: dict[str, Any] = {"destination": world.folder.as_uri()} if has_log else {}
+    world.emulator.service.scale("flux-schnell", 12)
+    op = RunGenRunBatchOperator(inputs=inputs, timeout=1, **place, **POLL)
+    assert world.perform(op).error is not None
+    page = world.get(world.save("failed")).text
+    text = words_of(page)
+    assert "12 jobs" in text
+    assert ("4 completed" in text, "8 canceled" in text) == (True, True)
+    assert "8 failed" not in text
+    assert "timeout (now 1 s)" in box_of(page)
+
+
+def test_many_rows_count_those_that_were_canceled(world: World) -> None:
+    inputs = [given(str(number), seconds=0.02 if number < 100 else 60) for number in range(120)]
+    world.emulator.service.scale("flux-schnell", 120)
+    op = RunGenRunBatchOperator(inputs=inputs, timeout=2, destination=world.folder.as_uri(), **POLL)
+    assert world.perform(op).error is not None
+    text = words_of(world.get(world.save("failed")).text)
+    assert ("100 completed" in text, "20 canceled" in text) == (True, True)
+
+
+def test_a_time_limit_of_airflow_is_named(world: World) -> None:
+    op = RunGenRunBatchOperator(
+        inputs=[given("one", seconds=60)] * 2,
+        destination=world.folder.as_uri(),
+        execution_timeout=timedelta(minutes=3),
+        **POLL,
+    )
+
+    def end(*_: Any) -> None:
+        raise AirflowTaskTimeout
+
+    def time_out(key: str, value: Any) -> None:
+        if key == "job_ids":
+            signal.raise_signal(signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, end)
+    world.ti.on_push = time_out
+    try:
+        op.execute(world.context)
+    except AirflowTaskTimeout:
+        op.on_kill()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    page = world.get(world.save("failed")).text
+    assert "execution_timeout (3 min) is over" in box_of(page)
+    assert "2 canceled" in words_of(page)
+
+
+def test_a_retry_that_runs_says_why_the_last_attempt_failed(world: World) -> None:
+    world.context["task_state_store"] = FakeStore()
+    op = RunGenRunJobOperator(input=given(fail="out of memory"), retries=1, **WAITS)
+    world.ti.max_tries = 1
+    assert world.perform(op).error is not None
+    page = world.get(world.save("up_for_retry")).text
+    assert "A retry follows. Attempt 1 failed: Failed: out of memory" in box_of(page)
+    # Airflow wipes the XComs
+    world = world.again()
+    world.ti.pushed.clear()
+    world.ti.try_number = 2
+    seen: list[str] = []
+
+    def look(key: str, value: Any) -> None:
+        if key == "job_id":
+            seen.append(world.get(world.save("running", try_number=2)).text)
+
+    world.ti.on_push = look
+    world.perform(RunGenRunJobOperator(input=given(fail="out of memory"), retries=1, **WAITS))
+    [page] = seen
+    assert "Attempt 2 runs. Attempt 1 failed: Failed: out of memory" in box_of(page)
+
+
+def test_a_retry_that_succeeds_has_no_box(world: World) -> None:
+    failure = {"try_number": 1, "error": "out of memory"}
+    page = world.get(world.save("success", xcoms={"rungen_failure": failure})).text
+    assert "out of memory" not in page
+
+
+def test_an_end_that_nobody_recorded_is_explained(world: World) -> None:
+    page = world.get(world.save("failed", xcoms={})).text
+    assert "Airflow ended the task before it could say why" in box_of(page)
+
+
+@pytest.mark.parametrize("value", [{"error": 1}, "text", {"try_number": -1, "error": "x"}, [], None])
+def test_a_reason_that_is_none_is_left_out(world: World, value: Any) -> None:
+    answer = world.get(world.save("failed", xcoms={"rungen_failure": value}))
+    assert answer.status_code == 200
+
+
+# --- the log ------------------------------------------------------------------------------------------------
+
+
+def test_the_log_names_the_page_first_and_why_it_failed_on_short_lines(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.org")
+    caplog.set_level("INFO")
+    inputs = [given(f"bad {number}", fail="out of memory " * 9) for number in range(3)]
+    error = world.perform(RunGenRunBatchOperator(inputs=inputs, **POLL)).error
+    address = f"Results: https://airflow.example.org{world.ti.xcoms['rungen_results_link']}"
+    assert address in caplog.messages[:2]
+    reason, hint, last = caplog.messages[-3:]
+    assert reason.startswith("3 of 3 inputs failed")
+    assert len(reason) <= 160
+    assert hint in str(error)
+    assert last == address
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_an_error_has_one_traceback(world: World, retries: int) -> None:
+    world.emulator.service.inject(Fault(on="run", status=400, times=None))
+    error = world.perform(RunGenRunJobOperator(input=given(), retries=retries, **WAITS)).error
+    assert error is not None
+    text = "".join(traceback.format_exception(error))
+    assert text.count("Traceback (most recent call last)") == 1
+    assert "endpoints.py" in text or "sender.py" in text
