@@ -133,7 +133,7 @@ _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
     "on_unknown_submission": partial(_check_choice, choices=("resubmit", "fail")),
     "poll_interval": to_seconds,
     "queued_timeout": to_optional_seconds,
-    "result_schema": _check_schema,
+    "output_type": _check_schema,
     "stop_after": _check_limit,
     "table": _to_rows,
     "timeout": to_seconds,

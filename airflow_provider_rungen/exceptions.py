@@ -24,7 +24,7 @@
         ├── RunGenJobCanceledError
         ├── RunGenJobTimeoutError
         │   └── RunGenJobQueuedTimeoutError    none of the jobs started in ``queued_timeout``
-        ├── RunGenResultError          the job completed, but its result does not fit ``result_schema``
+        ├── RunGenResultError          the job completed, but its result does not fit ``output_type``
         └── RunGenOutputError          the job completed, but an output cannot be fetched or stored
 
 Every error has a ``message``, a ``hint`` (what to do next), and ``retryable``: whether the same call may
@@ -250,7 +250,7 @@ class RunGenJobQueuedTimeoutError(RunGenJobTimeoutError):
 
 
 class RunGenResultError(RunGenJobError):
-    """The job completed, but its result does not fit ``result_schema``."""
+    """The job completed, but its result does not fit ``output_type``."""
 
     default_hint = "Look at the result, or correct the schema"
     default_retryable = False

@@ -125,7 +125,7 @@ if TYPE_CHECKING:
         destination: Destination | None
         contact_sheet: bool
         ledger: LedgerSource | None
-        result_schema: SchemaSource | None
+        output_type: SchemaSource | None
         max_jobs: Limit | None
         max_cost: str | XComArg | None
         max_concurrency: int

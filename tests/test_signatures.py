@@ -28,7 +28,7 @@ ORDER = """
     wait_for_completion wait_until_running deferrable defer_after end_from_trigger start_from_trigger drain
     drain_timeout keep_if_busy price poll_interval timeout queued_timeout cancel_on_kill
     scale_down_on_failure durable on_unknown_submission on_clear input_schema destination contact_sheet
-    results ledger result_schema max_jobs max_cost max_concurrency max_in_flight max_failed stop_after
+    results ledger output_type max_jobs max_cost max_concurrency max_in_flight max_failed stop_after
     max_output_bytes max_xcom_bytes
 """
 EACH = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

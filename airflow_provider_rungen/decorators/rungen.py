@@ -44,7 +44,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
     :param python_callable: the function.
     :param op_args: its arguments (templated).
     :param op_kwargs: its keyword arguments (templated).
-    :param result_schema: the JSON Schema that every result has to fit.
+    :param output_type: the JSON Schema that every result has to fit.
     :param max_output_bytes: bytes of a file at most.
     :param max_xcom_bytes: bytes at most that are returned without ``destination``.
     """
@@ -67,7 +67,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         python_callable: Callable[..., Any],
         op_args: Collection[Any] | None = None,
         op_kwargs: Mapping[str, Any] | None = None,
-        result_schema: SchemaSource | None = None,
+        output_type: SchemaSource | None = None,
         max_output_bytes: int = 1 << 30,
         max_xcom_bytes: int = 1_000_000,
         **kwargs: Any,
@@ -83,7 +83,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
             end_from_trigger=False,
         )
         limits = {"max_output_bytes": max_output_bytes, "max_xcom_bytes": max_xcom_bytes}
-        set_parameters(self, {"result_schema": result_schema, **limits})
+        set_parameters(self, {"output_type": output_type, **limits})
 
     def execute(self, context: Context) -> Any:
         """

@@ -45,7 +45,7 @@ class JobSensorRun(TaskRun["JobOptions"]):
     def __init__(self, task: Any, context: Context, options: JobOptions, defer: Defer) -> None:
         super().__init__(task, context, options)
         self._wait = JobWait(self, defer)
-        self._job_id, self._result_schema = task.job_id, task.result_schema
+        self._job_id, self._output_type = task.job_id, task.output_type
         self._schema: Schema | None = None
         self._pokes: Wait | None = None
         #: What the last poke found not to be over.
@@ -119,7 +119,7 @@ class JobSensorRun(TaskRun["JobOptions"]):
         return app_id, job_ids
 
     def _wait_for(self, app_id: str, job_ids: list[str], timeout: float) -> None:
-        ends = self._result_schema is None and self._wait.may_end_from_trigger
+        ends = self._output_type is None and self._wait.may_end_from_trigger
         jobs = self._wait.wait(
             app_id,
             job_ids,
@@ -145,7 +145,7 @@ class JobSensorRun(TaskRun["JobOptions"]):
         return found
 
     def _read_schema(self) -> None:
-        self._schema = self._schema or Schema.of(self._result_schema, "result_schema")
+        self._schema = self._schema or Schema.of(self._output_type, "output_type")
 
     def _check(self, job: Job) -> Job:
         """Check the result of a job against the schema, and drop it."""

@@ -94,7 +94,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json"}
     operator_extra_links = JOB_LINKS
     # with a destination: the defaults of RunGenCollectResultsOperator
-    result_schema = None
+    output_type = None
     max_output_bytes = 1 << 30
     max_xcom_bytes = 0
 

@@ -69,7 +69,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         and failures by reason. Its links are relative, so that it opens anywhere.
     :param results: the file to write a table of the results to, instead of returning them: a URI or an
         absolute path that ends in ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
-    :param result_schema: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
+    :param output_type: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
         the name of a schema that comes with the package, such as ``flux-schnell``.
     :param max_concurrency: how many files are downloaded at a time at most.
     :param max_failed: how many jobs may fail without failing the task: a number, or a share below 1.
@@ -99,7 +99,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         destination: Destination | None = None,
         contact_sheet: bool = False,
         results: Destination | None = None,
-        result_schema: SchemaSource | None = None,
+        output_type: SchemaSource | None = None,
         max_concurrency: int = 8,
         max_failed: float = 0,
         max_output_bytes: int = 1 << 30,

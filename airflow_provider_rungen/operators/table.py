@@ -88,7 +88,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         ``results.jsonl`` in ``destination`` when left out.
     :param ledger: remembers which inputs were paid for, so that a row whose input was run before is reused. A
         text is the folder of a ledger: a URI or an absolute path. Needs ``destination`` (templated).
-    :param result_schema: the JSON Schema that every result has to fit.
+    :param output_type: the JSON Schema that every result has to fit.
     :param max_jobs: how many jobs the task run may buy, retries included. If more rows are new, nothing is
         sent, and the task fails without a retry. No limit when ``None`` (templated).
     :param max_cost: what they may cost at the declared price: an amount and its currency, such as ``20 USD``.
@@ -144,7 +144,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         contact_sheet: bool = False,
         results: Destination | None = None,
         ledger: LedgerSource | None = None,
-        result_schema: SchemaSource | None = None,
+        output_type: SchemaSource | None = None,
         max_jobs: Limit | None = None,
         max_cost: str | XComArg | None = None,
         max_concurrency: int = 16,

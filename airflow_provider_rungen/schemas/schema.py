@@ -37,7 +37,7 @@ class Schema:
     A compiled JSON Schema: draft 2020-12, unless its ``$schema`` names another draft.
 
     :param source: a dict, the path or URI of a file, or the name of a schema that comes with the package.
-    :param name: the parameter it was passed as, ``input_schema`` or ``result_schema``.
+    :param name: the parameter it was passed as, ``input_schema`` or ``output_type``.
     :raises RunGenInputError: it cannot be read or is not a schema; the message names the place in it.
     """
 
@@ -171,7 +171,7 @@ def _packaged_file(source: Any, name: str) -> Traversable:
         raise RunGenInputError(
             f"{name} must be a dict, a path, a URI or a name, not a {type(source).__name__}"
         )
-    suffix = f".{name.removesuffix('_schema')}.json"
+    suffix = ".input.json" if name == "input_schema" else ".result.json"
     entries = resources.files(__package__).iterdir()
     files = {entry.name.removesuffix(suffix): entry for entry in entries if entry.name.endswith(suffix)}
     if source not in files:

@@ -293,7 +293,7 @@ def test_no_secret_of_a_uri_is_shown(run: Run, caplog: pytest.LogCaptureFixture,
 
 def test_a_schema_that_no_result_fits_costs_other_tasks_nothing(run: Run, mode: bool) -> None:
     task = run(products(4), deferrable=mode, max_failed=4)
-    strict = {"result_schema": {"type": "object", "required": ["text"]}}
+    strict = {"output_type": {"type": "object", "required": ["text"]}}
     assert task.attempt(**strict).value["failed"] == 4
     for number, bought in enumerate((4, 8, 12)):
         task.next_run(f"any {number}")

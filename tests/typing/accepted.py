@@ -118,7 +118,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         format="parquet",
         columns=["title"],
         results="s3://bucket/pictures/results.parquet",
-        result_schema="flux-schnell",
+        output_type="flux-schnell",
         max_jobs=500,
         max_cost="20 USD",
         max_output_bytes=1 << 30,

@@ -78,7 +78,7 @@ class PaidInputs:
     :param destination: where this task stores outputs.
     :param app_id: the app that runs the inputs.
     :param key_of_number: returns the key of an input in the ledger.
-    :param accepts: returns whether a stored job can be used: whether its result fits `result_schema`.
+    :param accepts: returns whether a stored job can be used: whether its result fits `output_type`.
     :param on_stored: takes each stored job that can. All of them would fill the memory.
     """
 
@@ -251,7 +251,7 @@ class PaidInputs:
 
     def forget_useless(self, errors: Mapping[str, RunGenError]) -> None:
         """
-        Forget the jobs that nobody can use. Without this task's ``result_schema``, others may use a result.
+        Forget the jobs that nobody can use. Without this task's ``output_type``, others may use a result.
 
         :param errors: by job, why this attempt cannot.
         """
@@ -289,7 +289,7 @@ class PaidInputs:
         unfit: set[str] = set()
         entries = self._ledger.find(keys, take_if_accepted, destination=destination, without=self._unfit)
         if unfit:
-            log.warning("%d stored results do not fit result_schema, and their inputs run again", len(unfit))
+            log.warning("%d stored results do not fit output_type, and their inputs run again", len(unfit))
             self._unfit |= unfit
         found = {keys[key]: entry for key, entry in entries.items() if entry.job_id not in unfit}
         pending = {n: entry for n, entry in found.items() if entry.state == "pending"}

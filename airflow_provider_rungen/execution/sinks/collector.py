@@ -56,7 +56,7 @@ class Collector:
         self.hold: Callable[[Job], Job] = strip_payloads if self.stores else self._hold
         self._run = run
         self._options = options
-        self._schema = Schema.of(options.result_schema, "result_schema")
+        self._schema = Schema.of(options.output_type, "output_type")
         self._store = OutputStore(run, options, self._schema) if self.stores else None
         self._rows = rows
         self._usage = usage

@@ -63,7 +63,7 @@ class CollectOptions(RunOptions):
     destination: Any
     contact_sheet: bool = False
     results: Any = None
-    result_schema: Any
+    output_type: Any
     max_failed: float
     max_concurrency: int
     max_output_bytes: int
