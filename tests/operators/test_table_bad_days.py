@@ -168,9 +168,9 @@ KILL_POINTS = {
     "a file is moved": (True, "execution.archive.storage.Storage.put", 5),
     "all is stored": (True, "execution.ledger.book.LedgerBook.add_done", 0),
     "the ledger is written": (True, "execution.ledger.book.LedgerBook.add_done", 1),
-    "the table is to be written": (True, "execution.table.results.ResultsTable.write", 0),
+    "the table is to be written": (True, "execution.table.results_table.ResultsTable.write", 0),
     "a row is written": (True, "execution.table.results.JobRows.row", 3),
-    "the task ends": (True, "execution.table.results.ResultsTable.write", 1),
+    "the task ends": (True, "execution.table.results_table.ResultsTable.write", 1),
 }
 KILL_POINTS_OF_DEFERRALS = {
     "the state is to be kept": (False, "execution.jobs.deferral.Deferral.keep_state", 0),

@@ -31,9 +31,9 @@ from airflow_provider_rungen.execution.table.results import (
     JobRows,
     ResultCounts,
     ResultRow,
-    ResultsTable,
     Status,
 )
+from airflow_provider_rungen.execution.table.results_table import ResultsTable
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.options import CollectOptions

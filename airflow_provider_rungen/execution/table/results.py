@@ -1,37 +1,28 @@
-"""The results table: one row for each input or job, written to a file as a whole or not at all."""
+"""The rows of a results table: one for each input or job."""
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.client.parsing import to_time
-from airflow_provider_rungen.client.redaction import redact, redact_error
-from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,
     RunGenGivenUpError,
-    RunGenInputError,
     RunGenJobCanceledError,
-    RunGenOutputError,
 )
-from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.spool import Spool
-from airflow_provider_rungen.execution.table.arrow import load_pyarrow
-from airflow_provider_rungen.execution.table.result_files import WRITERS, Values, json_text
+from airflow_provider_rungen.execution.table.result_files import Values, json_text
 from airflow_provider_rungen.execution.task.outcomes import MAX_REASONS
-
-log = logging.getLogger(__name__)
 
 #: The columns that every table has, in this order, with their types: see `write_parquet`.
 FIXED_COLUMNS = {
@@ -48,7 +39,6 @@ FIXED_COLUMNS = {
     "cost": "decimal",
     "created_at": "time",
 }
-_HINT = "Check results, and that the worker may write to it"
 
 
 class Status(StrEnum):
@@ -252,54 +242,3 @@ class JobRows:
 def _failure(error: RunGenError) -> dict[str, Any]:
     is_canceled = isinstance(error, RunGenJobCanceledError)
     return {"status": Status.CANCELED if is_canceled else Status.FAILED, "error": error.message}
-
-
-class ResultsTable:
-    """
-    A table of results.
-
-    :param uri: the file to write, as `ObjectStoragePath` accepts it. Its suffix is the format.
-    :raises RunGenInputError: it cannot be written: its place, its suffix, or pyarrow is missing.
-    """
-
-    def __init__(self, uri: Any) -> None:
-        self.uri = str(uri)
-        self.folder, slash, self._name = self.uri.rpartition("/")
-        self._suffix = next((each for each in WRITERS if self._name.lower().endswith(each)), "")
-        if not self._suffix:
-            shown = clean_text(self.uri, 200)
-            raise RunGenInputError(f"results {shown!r} must end in {' or '.join(WRITERS)}")
-        if self._suffix == ".parquet":
-            load_pyarrow()
-        self._storage = Storage(self.folder + slash, "results")
-
-    def prepare(self) -> None:
-        """
-        Find out whether the table can be written.
-
-        :raises RunGenInputError: it cannot be written now.
-        """
-        self._storage.prepare()
-
-    def write(self, rows: Iterable[ResultRow], columns: Mapping[str, str] = MappingProxyType({})) -> None:
-        """
-        Write the table. It replaces an older one once it is complete.
-
-        :param columns: the types of the table's own columns, by name: see `write_parquet`.
-        :raises RunGenOutputError: it could not be written. An older table is still there.
-        """
-        reason = f"Could not write the results table {clean_text(self.uri, 200)}"
-        written = (row.written(columns) for row in rows)
-        try:
-            self._storage.remove_leftovers("")
-            with self._storage.incoming("", self._name) as (file, path):
-                WRITERS[self._suffix](file, {**columns, **FIXED_COLUMNS}, written)
-                self._storage.put(file, path, "", self._name)
-        # neither is chained, because the text of its cause would be logged unredacted
-        except RunGenOutputError as error:
-            message = f"{reason}: {error.message}"
-            raise error.revised(message, hint=error.hint, retryable=error.retryable) from None
-        except OSError as error:
-            message = f"{reason}: {clean_text(redact_error(error, self.uri), 200)}"
-            raise RunGenOutputError(message, hint=_HINT, retryable=True) from None
-        log.info("Wrote the results table %s", clean_text(self.uri))
