@@ -88,8 +88,8 @@ class Schema:
     def _read(self, source: Any, name: str) -> Any:
         if isinstance(source, Mapping):
             return source
-        if not _is_path(source):
-            return json.loads(_packaged_file(source, name).read_text("utf-8"))
+        if not is_path(source):
+            return json.loads(packaged_file(source, name).read_text("utf-8"))
         from airflow_provider_rungen._airflow import AirflowNotFoundException, ObjectStoragePath
 
         try:
@@ -145,27 +145,14 @@ class Schema:
         return RunGenInputError(clean_text(f"{self._name} {reason}"))
 
 
-def checked(source: Any, name: str) -> Any:
-    """
-    Return a schema as it was passed, checked as far as possible while a DAG file is parsed.
-
-    :raises RunGenInputError: it is not a schema, or has an unknown name.
-    """
-    if isinstance(source, Mapping):
-        Schema(source, name)
-    elif source is not None and not _is_path(source):
-        _packaged_file(source, name)
-    return source
-
-
-def _is_path(source: Any) -> bool:
+def is_path(source: Any) -> bool:
     """Return whether this is a path or a URI, and not the name of a schema that comes with the package."""
     return isinstance(source, os.PathLike) or (
         isinstance(source, str) and ("/" in source or source.endswith(".json"))
     )
 
 
-def _packaged_file(source: Any, name: str) -> Traversable:
+def packaged_file(source: Any, name: str) -> Traversable:
     """Return the file of a schema that comes with the package."""
     if not isinstance(source, str):
         raise RunGenInputError(
@@ -241,7 +228,7 @@ def params_from_schema(schema: SchemaSource, /, **defaults: object) -> dict[str,
     from airflow_provider_rungen._airflow import Param
 
     contents = Schema(schema, "input_schema").contents
-    fields = {name: _inlined(field, contents) for name, field in contents.get("properties", {}).items()}
+    fields = {name: inlined(field, contents) for name, field in contents.get("properties", {}).items()}
     if unknown := defaults.keys() - fields.keys():
         raise RunGenInputError(
             f"input_schema has no field {clean_text(repr(min(unknown)), 100)}",
@@ -258,7 +245,7 @@ def params_from_schema(schema: SchemaSource, /, **defaults: object) -> dict[str,
     return params
 
 
-def _inlined(field: Any, contents: Mapping[str, Any]) -> dict[str, Any]:
+def inlined(field: Any, contents: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema of a field so that it can stand alone."""
     from referencing import Registry, Resource
     from referencing.jsonschema import DRAFT202012

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import Context, XComArg
     from airflow_provider_rungen.execution.job_sensor import JobSensorRun
-    from airflow_provider_rungen.parameters import Duration, JobIds, SchemaSource, SensorArguments
+    from airflow_provider_rungen.parameters import Duration, JobIds, OutputSource, SensorArguments
 
 
 class RunGenJobSensor(RunGenBaseSensor):
@@ -55,9 +55,9 @@ class RunGenJobSensor(RunGenBaseSensor):
     :param queued_timeout: seconds that jobs may stay queued while none starts. No limit when left out.
     :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
         again would find them canceled.
-    :param output_type: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
-        the name of a schema that comes with the package, such as ``flux-schnell``. The first result that does
-        not fit fails the sensor permanently.
+    :param output_type: what every result has to be: a class that pydantic knows, or a JSON Schema (a dict,
+        the path or URI of a file, or the name of a schema that comes with the package, such as
+        ``flux-schnell``). The first result that does not fit fails the sensor permanently.
     """
 
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
@@ -78,7 +78,7 @@ class RunGenJobSensor(RunGenBaseSensor):
         start_from_trigger: bool = False,
         queued_timeout: Duration | None = None,
         cancel_on_kill: bool = False,
-        output_type: SchemaSource | None = None,
+        output_type: OutputSource | None = None,
         **kwargs: Unpack[SensorArguments],
     ) -> None:
         super().__init__(**cast("Any", kwargs))

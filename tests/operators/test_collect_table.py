@@ -14,7 +14,7 @@ from operator_kit import FAST, MODES, Stage, submitted, taking
 
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenForbiddenError, RunGenInputError, RunGenJobTimeoutError
-from airflow_provider_rungen.execution.sinks.batch_result import MAX_FAILED
+from airflow_provider_rungen.execution.task.outcomes import MAX_FAILED
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 
@@ -163,7 +163,7 @@ def test_the_table_is_written_when_too_many_fail(task: Collecting, deferrable: b
     options = {"output_type": "flux-schnell", "destination": task.folder.as_uri() if stores else None}
     task.failure(AirflowFailException, ids, deferrable=deferrable, max_failed=1, **options)
     assert task.failed == [1, 2]
-    assert task.column("status") == ["completed", "failed", "failed"]
+    assert task.column("status") == ["completed", "failed", "invalid"]
     assert len(task.rows[0]["outputs"]) == stores
     assert "out of memory" in task.rows[1]["error"]
     assert "does not fit output_type" in task.rows[2]["error"]

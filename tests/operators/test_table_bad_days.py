@@ -149,9 +149,9 @@ def test_the_table_tells_why_outputs_could_not_be_stored(run: Run, mode: bool) -
     error = str(task.attempt(max_concurrency=1).error)
     assert "2 of 3 rows failed" in error
     assert any(f"sku-{number}: Could not store" in error for number in range(3))
-    assert sorted(task.column("status")) == ["completed", "failed", "failed"]
+    assert sorted(task.column("status")) == ["completed", "invalid", "invalid"]
     for row in task.written:
-        assert ("expired" in (row["error"] or "")) == (row["status"] == "failed")
+        assert ("expired" in (row["error"] or "")) == (row["status"] == "invalid")
 
 
 # --- SIGKILL ---

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG
+from pydantic import BaseModel
 
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.operators import (
@@ -38,6 +39,16 @@ ledger = Ledger(
     expires=timedelta(days=90),
     refresh=False,
 )
+
+
+class Picture(BaseModel):
+    """What a result has to be."""
+
+    image: str
+
+
+def look_at(result: Any, files: list[Any]) -> None:
+    """Take what a job made."""
 
 
 def picture(row: dict[str, Any]) -> dict[str, Any] | None:
@@ -73,6 +84,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         task_id="run",
         input={"prompt": "a lighthouse in {{ ds }}", "seeds": [1, 2, None], "app": create.output},
         rungen_conn_id="rungen_default",
+        label="{{ ds }}",
         wait_for_completion=True,
         deferrable=True,
         defer_after=timedelta(seconds=5),
@@ -118,9 +130,13 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         format="parquet",
         columns=["title"],
         results="s3://bucket/pictures/results.parquet",
-        output_type="flux-schnell",
+        output_type=Picture,
+        result_format="json",
+        check=look_at,
+        failed_table="s3://bucket/quarantine.csv",
         max_jobs=500,
         max_cost="20 USD",
+        max_failed="any",
         max_output_bytes=1 << 30,
     )
     RunGenRunTableOperator(task_id="rows", table=[{"id": 1}], key="id", results="/tmp/results.csv")  # noqa: S108

@@ -13,7 +13,8 @@ from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputErr
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.table.arrow import load_pyarrow
 from airflow_provider_rungen.execution.table.result_files import WRITERS
-from airflow_provider_rungen.execution.table.results import FIXED_COLUMNS, ResultRow
+from airflow_provider_rungen.execution.table.results import ResultRow
+from airflow_provider_rungen.schemas.columns import FIXED_COLUMNS
 
 log = logging.getLogger(__name__)
 
@@ -25,19 +26,22 @@ class ResultsTable:
     A table of results.
 
     :param uri: the file to write, as `ObjectStoragePath` accepts it. Its suffix is the format.
+    :param columns: the types of its columns beside those of the source, by name: see `write_parquet`.
+    :param name: the parameter that ``uri`` was passed as.
     :raises RunGenInputError: it cannot be written: its place, its suffix, or pyarrow is missing.
     """
 
-    def __init__(self, uri: Any) -> None:
+    def __init__(self, uri: Any, columns: Mapping[str, str] = FIXED_COLUMNS, name: str = "results") -> None:
+        self._columns = columns
         self.uri = str(uri)
         self.folder, slash, self._name = self.uri.rpartition("/")
         self._suffix = next((each for each in WRITERS if self._name.lower().endswith(each)), "")
         if not self._suffix:
             shown = clean_text(self.uri, 200)
-            raise RunGenInputError(f"results {shown!r} must end in {' or '.join(WRITERS)}")
+            raise RunGenInputError(f"{name} {shown!r} must end in {' or '.join(WRITERS)}")
         if self._suffix == ".parquet":
             load_pyarrow()
-        self._storage = Storage(self.folder + slash, "results")
+        self._storage = Storage(self.folder + slash, name)
 
     def prepare(self) -> None:
         """
@@ -47,19 +51,19 @@ class ResultsTable:
         """
         self._storage.prepare()
 
-    def write(self, rows: Iterable[ResultRow], columns: Mapping[str, str] = MappingProxyType({})) -> None:
+    def write(self, rows: Iterable[ResultRow], own: Mapping[str, str] = MappingProxyType({})) -> None:
         """
         Write the table. It replaces an older one once it is complete.
 
-        :param columns: the types of the table's own columns, by name: see `write_parquet`.
+        :param own: the types of the columns of the source, by name: see `write_parquet`.
         :raises RunGenOutputError: it could not be written. An older table is still there.
         """
         reason = f"Could not write the results table {clean_text(self.uri, 200)}"
-        written = (row.written(columns) for row in rows)
+        written = (row.written(own, self._columns) for row in rows)
         try:
             self._storage.remove_leftovers("")
             with self._storage.incoming("", self._name) as (file, path):
-                WRITERS[self._suffix](file, {**columns, **FIXED_COLUMNS}, written)
+                WRITERS[self._suffix](file, {**own, **self._columns}, written)
                 self._storage.put(file, path, "", self._name)
         # neither is chained, because the text of its cause would be logged unredacted
         except RunGenOutputError as error:
