@@ -34,15 +34,34 @@ def set_parameters(task: BaseOperator, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in ("self", "kwargs", "__class__"):
             continue
+        # a task has a label of its own, for the UI
+        attribute = "job_label" if name == "label" else name
         if (convert := _CONVERSIONS.get(name)) is not None:
             setattr(task, name, convert(value, name))
             continue
         if (check := _LITERALS.get(name)) and not is_running and not _is_template(value, task.template_ext):
             check(value, name)
-        setattr(task, name, value)
+        setattr(task, attribute, value)
     for name, reason in _NEED_DESTINATION.items():
         if getattr(task, name, None) and getattr(task, "destination", None) is None:
             raise ValueError(f"{name} needs destination: {reason}")
+
+
+def check_output_columns(output_type: Any, own: Iterable[str]) -> None:
+    """
+    Check that no property of a result has the name of another column, as far as that is known.
+
+    :param own: the other columns, beside those that every table has.
+    :raises ValueError: one has.
+    """
+    if output_type is None:
+        return
+    from airflow_provider_rungen.schemas.columns import check_columns
+    from airflow_provider_rungen.schemas.output_type import OutputType
+    from airflow_provider_rungen.schemas.schema import is_path
+
+    if not is_path(output_type):
+        check_columns([*dict.fromkeys(own), *OutputType(output_type).columns], "property of output_type")
 
 
 # --- values -------------------------------------------------------------------------------------------------
@@ -60,8 +79,8 @@ def _check_limit(value: Any, name: str) -> int | None:
 
 def _check_max_failed(value: Any, name: str) -> Any:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if not is_count and not (isinstance(value, float) and 0 <= value < 1):
-        raise ValueError(f"{name} must be a whole number, or a share below 1, not {value!r}")
+    if not is_count and value != "any" and not (isinstance(value, float) and 0 <= value < 1):
+        raise ValueError(f"{name} must be a whole number, a share below 1, or 'any', not {value!r}")
     return value
 
 
@@ -145,7 +164,8 @@ _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
     "on_unknown_submission": partial(_check_choice, choices=("resubmit", "fail")),
     "poll_interval": to_seconds,
     "queued_timeout": to_optional_seconds,
-    "result_schema": _check_schema,
+    "result_format": partial(_check_choice, choices=("json", None)),
+    "output_type": _check_schema,
     "stop_after": _check_limit,
     "table": _to_table,
     "timeout": to_seconds,
@@ -229,6 +249,7 @@ _LITERALS: dict[str, Callable[[Any, str], object]] = {
     "input": _check_input,
     "inputs": _check_inputs,
     "destination": _check_folder,
+    "failed_table": _check_folder,
     "results": _check_folder,
     "configuration": _check_configuration,
     "limit": to_limit,

@@ -24,7 +24,8 @@
         ├── RunGenJobCanceledError
         ├── RunGenJobTimeoutError
         │   └── RunGenJobQueuedTimeoutError    none of the jobs started in ``queued_timeout``
-        ├── RunGenResultError          the job completed, but its result does not fit ``result_schema``
+        ├── RunGenResultError          the job completed, but its result does not fit ``output_type``
+        ├── RejectRow                  raised by the function ``check`` of a table
         └── RunGenOutputError          the job completed, but an output cannot be fetched or stored
 
 Every error has a ``message``, a ``hint`` (what to do next), and ``retryable``: whether the same call may
@@ -35,8 +36,8 @@ succeed later. ``str(error)`` is the message and the hint. An error that ends a 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import ClassVar, Self, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeVar
 
 Error = TypeVar("Error", bound=BaseException)
 
@@ -57,6 +58,8 @@ class RunGenError(Exception):
 
     #: The jobs of the task that raised it, in order.
     job_ids: Sequence[str] = ()
+    #: The first rows that failed, if a table raised it: ``key``, ``status``, ``error`` and more of each.
+    failed_rows: Sequence[Mapping[str, Any]] = ()
 
     def __init__(
         self,
@@ -90,7 +93,7 @@ class RunGenError(Exception):
 
     def named_in(self, error: Error) -> Error:
         """Return an error that is raised in place of this one, with its texts, its app and its jobs."""
-        for name in ("message", "hint", "app_id", "job_id", "job_ids"):
+        for name in ("message", "hint", "app_id", "job_id", "job_ids", "failed_rows"):
             setattr(error, name, getattr(self, name))
         return error
 
@@ -251,9 +254,16 @@ class RunGenJobQueuedTimeoutError(RunGenJobTimeoutError):
 
 
 class RunGenResultError(RunGenJobError):
-    """The job completed, but its result does not fit ``result_schema``."""
+    """The job completed, but its result does not fit ``output_type``."""
 
     default_hint = "Look at the result, or correct the schema"
+    default_retryable = False
+
+
+class RejectRow(RunGenJobError):  # noqa: N818 - it is raised by users, and says what they want
+    """A function ``check`` raises it: the job completed, but its row is to be run again by a retry."""
+
+    default_hint = "Look at what is stored of the job"
     default_retryable = False
 
 

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     ToInput: TypeAlias = Callable[..., Mapping[str, object] | None]
     #: A JSON Schema, the path or URI of a file, or the name of a schema that comes with the package.
     SchemaSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+    #: What results have to be: a class that pydantic knows, or a JSON Schema.
+    OutputSource: TypeAlias = SchemaSource | type[Any]
+    #: Takes a result and its stored files, and raises ``RejectRow`` if they will not do.
+    Check: TypeAlias = Callable[[Any, list[ObjectStoragePath]], object]
     #: The folder to store outputs in.
     Destination: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg
     #: What remembers which inputs were paid for, or the folder of one that has nothing else to set.
@@ -134,18 +138,20 @@ if TYPE_CHECKING:
         destination: Destination | None
         contact_sheet: bool
         ledger: LedgerSource | None
-        result_schema: SchemaSource | None
+        output_type: OutputSource | None
+        result_format: Literal["json"] | None
         max_jobs: Limit | None
         max_cost: str | XComArg | None
         max_concurrency: int
         max_in_flight: int | None
-        max_failed: float
+        max_failed: float | Literal["any"]
         stop_after: int | None
         max_output_bytes: int
 
     class DecoratorArguments(JobDecoratorArguments, total=False):
         """What ``@task.rungen`` takes: see `RunGenDecoratedOperator`."""
 
+        label: str | None
         max_xcom_bytes: int
 
     class TableDecoratorArguments(JobDecoratorArguments, total=False):
@@ -156,6 +162,8 @@ if TYPE_CHECKING:
         columns: Sequence[str]
         where: str | Sequence[str]
         results: Destination | None
+        failed_table: Destination | None
+        check: Check | None
 
     class ScaleUpArguments(CommonArguments, total=False):
         """What scaling up takes beside the app and its workers: see `RunGenScaleAppOperator`."""

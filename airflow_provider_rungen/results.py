@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
+from airflow_provider_rungen.schemas.columns import FIXED_COLUMNS
 
 if TYPE_CHECKING:
     import pandas
@@ -77,7 +78,7 @@ class Results:
 
         :param status: only rows with this status, or with one of these.
         """
-        from airflow_provider_rungen.execution.table.results import FIXED_COLUMNS, Status
+        from airflow_provider_rungen.execution.table.results import Status
 
         wanted = {status} if isinstance(status, str) else {*(Status if status is None else status)}
         if unknown := sorted(wanted.difference(Status)):
@@ -150,7 +151,6 @@ def _parse(rows: Rows) -> pyarrow.Table:
     import pyarrow as pa
 
     from airflow_provider_rungen.execution.table.result_files import arrow_schema, to_text
-    from airflow_provider_rungen.execution.table.results import FIXED_COLUMNS
 
     columns: dict[str, list[Any]] = {name: [] for name in rows.column_types() or ()}
     for row in _convert(rows, FIXED_COLUMNS):

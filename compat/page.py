@@ -21,7 +21,7 @@ FEATURES = {
     "timeout": "`timeout`, and `execution_timeout`, cancel the job",
     "end": "a success ends in the triggerer (`end_from_trigger=True`)",
     "start": "a sensor starts in the triggerer (`start_from_trigger=True`)",
-    "schemas": "`input_schema` and `result_schema` are checked",
+    "schemas": "`input_schema` and `output_type` are checked",
     "assets": "asset events name the app and the jobs (`outlets`)",
     "lineage": "OpenLineage events name apps and files",
     "form": "the connection form has the extras as fields",

@@ -51,7 +51,7 @@ def error_of_input(schema: Any, value: Any, name: str = "input") -> str:
 
 def error_of_result(schema: Any, result: Any) -> str:
     with pytest.raises(RunGenResultError) as caught:
-        Schema(schema, "result_schema").check_result(done(result))
+        Schema(schema, "output_type").check_result(done(result))
     assert not caught.value.retryable
     assert (caught.value.app_id, caught.value.job_id) == ("the-app", "the-job")
     return str(caught.value)
@@ -68,7 +68,7 @@ def test_the_path_and_the_rule_are_shown() -> None:
 def test_a_result_is_reported_with_its_app_and_job() -> None:
     message = error_of_result({"type": "object"}, "a text")
     assert message == (
-        "The result of job the-job of app the-app does not fit result_schema: "
+        "The result of job the-job of app the-app does not fit output_type: "
         "result: 'a text' is not of type 'object'. Look at the result, or correct the schema."
     )
 
@@ -148,8 +148,8 @@ def test_a_huge_value_is_not_shown(value: Any) -> None:
     ],
 )
 def test_a_bad_schema_breaks_the_dag_file_and_is_named(schema: Any, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^result_schema .*{reason}"):
-        checked(schema, "result_schema")
+    with pytest.raises(ValueError, match=f"^output_type .*{reason}"):
+        checked(schema, "output_type")
 
 
 def test_a_schema_that_holds_itself_or_refers_to_itself_without_end_is_reported() -> None:
@@ -399,7 +399,7 @@ def test_an_error_shows_no_secret_of_the_uri(error: Exception) -> None:
     attach = import_module(ObjectStoragePath.__module__).attach  # it moved with Airflow 3
     attach("memory", conn_id="KEY:S3CRET", fs=fs).fs = fs
     for read in (
-        lambda: Schema(SECRET_URI, "result_schema"),
+        lambda: Schema(SECRET_URI, "output_type"),
         lambda: list(ManyInputs(SECRET_URI).read(input_digest)),
     ):
         with pytest.raises(RunGenInputError, match=r"memory://\*\*\*@bucket") as caught:

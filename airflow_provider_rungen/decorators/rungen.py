@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_provider_rungen._airflow import (
     SET_DURING_EXECUTION,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.sources.inputs import Source
-    from airflow_provider_rungen.parameters import DecoratorArguments, SchemaSource, TableDecoratorArguments
+    from airflow_provider_rungen.parameters import DecoratorArguments, OutputSource, TableDecoratorArguments
 
 
 class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
@@ -45,7 +45,9 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
     :param python_callable: the function.
     :param op_args: its arguments (templated).
     :param op_kwargs: its keyword arguments (templated).
-    :param result_schema: the JSON Schema that every result has to fit.
+    :param output_type: what every result has to be: a class that pydantic knows, or a JSON Schema.
+    :param result_format: ``json`` parses results that are text, also in a Markdown code fence.
+    :param label: a text for the job that is in its small manifest, such as ``{{ ds }}`` (templated).
     :param max_output_bytes: bytes of a file at most.
     :param max_xcom_bytes: bytes at most that are returned without ``destination``.
     """
@@ -53,6 +55,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
     template_fields: Sequence[str] = (
         *DecoratedOperator.template_fields,
         *RunGenRunBatchOperator.template_fields,
+        "job_label",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **DecoratedOperator.template_fields_renderers,
@@ -68,7 +71,9 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         python_callable: Callable[..., Any],
         op_args: Collection[Any] | None = None,
         op_kwargs: Mapping[str, Any] | None = None,
-        result_schema: SchemaSource | None = None,
+        output_type: OutputSource | None = None,
+        result_format: Literal["json"] | None = None,
+        label: str | None = None,
         max_output_bytes: int = 1 << 30,
         max_xcom_bytes: int = 1_000_000,
         **kwargs: Any,
@@ -83,8 +88,8 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
             wait_for_completion=True,
             end_from_trigger=False,
         )
-        limits = {"max_output_bytes": max_output_bytes, "max_xcom_bytes": max_xcom_bytes}
-        set_parameters(self, {"result_schema": result_schema, **limits})
+        limits = {"label": label, "max_output_bytes": max_output_bytes, "max_xcom_bytes": max_xcom_bytes}
+        set_parameters(self, {"output_type": output_type, "result_format": result_format, **limits})
 
     def execute(self, context: Context) -> Any:
         """

@@ -47,10 +47,19 @@ class CollectRun(TaskRun["JobOptions"]):
     :param context: Airflow's context of the attempt.
     :param options: the operator's parameters.
     :param defer: see `JobWait`.
+    :param labels: the labels of the jobs, as far as they have any, by id.
     """
 
-    def __init__(self, task: BaseOperator, context: Context, options: JobOptions, defer: Defer) -> None:
+    def __init__(
+        self,
+        task: BaseOperator,
+        context: Context,
+        options: JobOptions,
+        defer: Defer,
+        labels: Mapping[str, str],
+    ) -> None:
         super().__init__(task, context, options)
+        self._labels = labels
         self.usage = Usage()
         self.usage_report.used = self.usage.to_json
         self.wait = JobWait(self, defer)
@@ -74,7 +83,7 @@ class CollectRun(TaskRun["JobOptions"]):
             else:
                 self.note_app(app_id, job_ids)
             table, self.is_single = self.options.results, is_single(job_id)
-            sink = ResultSink(self, table=table and str(table), usage=self.usage)
+            sink = ResultSink(self, table=table and str(table), usage=self.usage, labels=self._labels)
             with closing(sink):
                 if event is None:
                     sink.prepare()

@@ -22,7 +22,7 @@ from airflow_provider_rungen.execution.task.outcomes import (
     raise_for_jobs,
 )
 from airflow_provider_rungen.execution.task.run import TaskRun
-from airflow_provider_rungen.schemas import Schema
+from airflow_provider_rungen.schemas import OutputType
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
@@ -45,8 +45,8 @@ class JobSensorRun(TaskRun["JobOptions"]):
     def __init__(self, task: Any, context: Context, options: JobOptions, defer: Defer) -> None:
         super().__init__(task, context, options)
         self._wait = JobWait(self, defer)
-        self._job_id, self._result_schema = task.job_id, task.result_schema
-        self._schema: Schema | None = None
+        self._job_id, self._output_type = task.job_id, task.output_type
+        self._output: OutputType | None = None
         self._pokes: Wait | None = None
         #: What the last poke found not to be over.
         self.late: RunGenJobTimeoutError | None = None
@@ -72,11 +72,11 @@ class JobSensorRun(TaskRun["JobOptions"]):
             raise_for_event(event)
             failed = [job_ids[place] for place in parse_ranges(event.get("failed"), len(job_ids))]
             raise_for_jobs(self._fetch(app_id, failed[:_MAX_FAILED]), len(failed))
-            self._read_schema()
+            self._read_type()
             if not are_all_over(event):
                 self._wait_for(app_id, job_ids, timeout)
                 return
-            self._finish(app_id, job_ids, [] if self._schema is None else self._fetch(app_id, job_ids))
+            self._finish(app_id, job_ids, [] if self._output is None else self._fetch(app_id, job_ids))
 
     def poke(self) -> bool:
         """Poll the jobs once, and return whether all are over."""
@@ -115,11 +115,11 @@ class JobSensorRun(TaskRun["JobOptions"]):
         self.note_app(app_id, job_ids)
         if not self.links:
             self.link_to(app_id, job_ids)
-        self._read_schema()
+        self._read_type()
         return app_id, job_ids
 
     def _wait_for(self, app_id: str, job_ids: list[str], timeout: float) -> None:
-        ends = self._result_schema is None and self._wait.may_end_from_trigger
+        ends = self._output_type is None and self._wait.may_end_from_trigger
         jobs = self._wait.wait(
             app_id,
             job_ids,
@@ -144,11 +144,11 @@ class JobSensorRun(TaskRun["JobOptions"]):
         self._wait.refetch(app_id, job_ids, note)
         return found
 
-    def _read_schema(self) -> None:
-        self._schema = self._schema or Schema.of(self._result_schema, "result_schema")
+    def _read_type(self) -> None:
+        self._output = self._output or OutputType.of(self._output_type)
 
     def _check(self, job: Job) -> Job:
-        """Check the result of a job against the schema, and drop it."""
-        if self._schema is not None and job.status is JobStatus.COMPLETED:
-            self._schema.check_result(job)
+        """Check the result of a job against its type, and drop it."""
+        if self._output is not None and job.status is JobStatus.COMPLETED:
+            self._output.read(job)
         return strip_payloads(job)

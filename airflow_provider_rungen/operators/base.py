@@ -233,6 +233,17 @@ def follow_job_sources(task: RunGenBaseOperator, context: Context) -> None:
             task.rungen_conn_id = _pull(ti, sources, "connection", "rungen_conn_id") or DEFAULT_CONN_ID
 
 
+def labels_of(task: RunGenBaseOperator, context: Context) -> dict[str, str]:
+    """Return the labels that the tasks have pushed which ran the jobs of a task, by job."""
+    from airflow_provider_rungen.execution.task.job_ids import LABEL_KEY
+
+    found: dict[str, str] = {}
+    for source in task.job_sources or _sources_of_mapped(task):
+        for labels in _records(context["ti"].xcom_pull(task_ids=source, key=LABEL_KEY)):
+            found |= labels
+    return found
+
+
 def _sources_of_mapped(task: RunGenBaseOperator) -> Sequence[str]:
     """Return the sources of one task of a mapped task, which has ids in place of outputs."""
     definition = getattr(task.get_dag(), "task_dict", {}).get(task.task_id)
@@ -267,6 +278,12 @@ def _pull(ti: Any, sources: Iterable[str], name: str, parameter: str) -> str | N
 
 def _texts(pulled: Any, name: str) -> Iterator[str]:
     """Yield a field of what one task pushed, or of what each of several pushed."""
-    for record in [pulled] if isinstance(pulled, Mapping) else pulled or ():
-        if isinstance(record, Mapping) and isinstance(text := record.get(name), str) and text:
+    for record in _records(pulled):
+        if isinstance(text := record.get(name), str) and text:
             yield text
+
+
+def _records(pulled: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield what one task pushed, or what each of several pushed."""
+    records = [pulled] if isinstance(pulled, Mapping) else pulled or ()
+    return (each for each in records if isinstance(each, Mapping))

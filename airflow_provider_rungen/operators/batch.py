@@ -84,7 +84,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     :param max_concurrency: how many submissions are in flight at most.
     :param max_in_flight: how many jobs of the task are queued or running at the service at most. The rest is
         submitted as they end. No limit when ``None``, nor without a wait.
-    :param max_failed: how many inputs may fail without failing the task: a number, or a share below 1.
+    :param max_failed: how many inputs may fail before the task does: a number, a share below 1, or ``any``.
     :param stop_after: the task ends when so many jobs in a row have failed, with no success in between: it
         submits no more, cancels what is in flight, and keeps what completed. The same holds for refused
         inputs. Never when ``None``.
@@ -94,7 +94,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json"}
     operator_extra_links = JOB_LINKS
     # with a destination: the defaults of RunGenCollectResultsOperator
-    result_schema = None
+    output_type = None
     max_output_bytes = 1 << 30
     max_xcom_bytes = 0
 
@@ -125,7 +125,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         max_cost: str | XComArg | None = None,
         max_concurrency: int = 16,
         max_in_flight: int | None = 1000,
-        max_failed: float = 0,
+        max_failed: float | Literal["any"] = 0,
         stop_after: int | None = 20,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:

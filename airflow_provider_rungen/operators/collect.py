@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_rungen.checks import set_parameters
+from airflow_provider_rungen.checks import check_output_columns, set_parameters
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     JOB_LINKS,
     RunGenBaseOperator,
     find_job_sources,
     follow_job_sources,
+    labels_of,
 )
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
         Duration,
         JobIds,
         OperatorArguments,
-        SchemaSource,
+        OutputSource,
     )
 
 
@@ -43,9 +44,9 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     content type. A small manifest is returned: ``{"job_id", "manifest": uri, "outputs": [{"uri", "size",
     "sha256", "content_type"}]}``. Files that a manifest lists already are not downloaded again.
 
-    With ``results``, a table with a row for each job is written, also before the task fails. Its counts are
-    returned: ``{"results": uri, "rows", "completed", "failed", "skipped", "reused", "jobs",
-    "execution_seconds"}``.
+    With ``results``, a table with a row for each job, and its ``label`` as the first column, is written, also
+    before the task fails. Its counts are returned: ``{"results": uri, "rows", "completed", "failed",
+    "skipped", "reused", "jobs", "execution_seconds"}``.
 
     The indexes of jobs that failed are pushed under the XCom key ``failed``. For those that may fail
     (``max_failed``), ``None`` is returned.
@@ -70,10 +71,13 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         and failures by reason. Its links are relative, so that it opens anywhere.
     :param results: the file to write a table of the results to, instead of returning them: a URI or an
         absolute path that ends in ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
-    :param result_schema: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
-        the name of a schema that comes with the package, such as ``flux-schnell``.
+    :param output_type: what every result has to be: a class that pydantic knows, such as a ``BaseModel``, or
+        a JSON Schema: a dict, the path or URI of a file, or the name of a schema that comes with the package,
+        such as ``flux-schnell``. Each top-level property is a column of ``results``, with its type.
+    :param result_format: ``json`` parses results that are text, also in a Markdown code fence. Results are
+        kept as they are when ``None``.
     :param max_concurrency: how many files are downloaded at a time at most.
-    :param max_failed: how many jobs may fail without failing the task: a number, or a share below 1.
+    :param max_failed: how many jobs may fail before the task does: a number, a share below 1, or ``any``.
     :param max_output_bytes: bytes of a file at most.
     :param max_xcom_bytes: bytes at most that are returned without ``destination`` and ``results``.
     """
@@ -100,9 +104,10 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         destination: Destination | None = None,
         contact_sheet: bool = False,
         results: Destination | None = None,
-        result_schema: SchemaSource | None = None,
+        output_type: OutputSource | None = None,
+        result_format: Literal["json"] | None = None,
         max_concurrency: int = 8,
-        max_failed: float = 0,
+        max_failed: float | Literal["any"] = 0,
         max_output_bytes: int = 1 << 30,
         max_xcom_bytes: int = 1_000_000,
         **kwargs: Unpack[OperatorArguments],
@@ -110,6 +115,8 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         super().__init__(**kwargs)
         set_parameters(self, locals())
         self.job_sources = find_job_sources(job_id)
+        if results is not None:
+            check_output_columns(output_type, ["label"])
 
     def execute(self, context: Context) -> Any:
         """
@@ -132,4 +139,5 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         from airflow_provider_rungen.execution.task.options import JobOptions
 
         follow_job_sources(self, context)
-        return self._start(CollectRun(self, context, JobOptions.of(self), self._defer_for_jobs))
+        options, labels = JobOptions.of(self), labels_of(self, context)
+        return self._start(CollectRun(self, context, options, self._defer_for_jobs, labels))

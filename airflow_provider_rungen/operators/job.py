@@ -56,9 +56,11 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         input and app are the same. A failed job runs again. Needs ``durable``.
     :param input_schema: the JSON Schema that the input has to fit before it is sent: a dict, the path or URI
         of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
+    :param label: a text for the job, such as ``{{ task.input.prompt }}``, that a task which collects its
+        ``.output`` has beside the result (templated).
     """
 
-    template_fields: Sequence[str] = ("app_id", "input", "rungen_conn_id")
+    template_fields: Sequence[str] = ("app_id", "input", "rungen_conn_id", "job_label")
     template_fields_renderers: ClassVar[dict[str, str]] = {"input": "json"}
     operator_extra_links = JOB_LINKS
 
@@ -80,6 +82,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
         on_clear: Literal["new", "resume"] = "new",
         input_schema: SchemaSource | None = None,
+        label: str | None = None,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         check_deferrable(deferrable=deferrable, wait_for_completion=wait_for_completion, kwargs=kwargs)

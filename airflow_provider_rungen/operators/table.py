@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_rungen.checks import set_parameters
+from airflow_provider_rungen.checks import check_output_columns, set_parameters
 from airflow_provider_rungen.client.money import to_limit
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import (
+        Check,
         Destination,
         Duration,
         LedgerSource,
         Limit,
         OperatorArguments,
+        OutputSource,
         SchemaSource,
         Table,
         TableFormat,
@@ -45,9 +47,13 @@ class RunGenRunTableOperator(RunGenBaseOperator):
 
     The results table has one row for each row of the source, in the same order: the key columns, the
     ``columns`` of the source, ``index``, ``status`` (``completed``, ``failed``, ``canceled``, ``refused``,
-    ``skipped``), ``error``, ``job_id``, ``reused``, ``outputs`` (stored URIs), ``output`` (the first),
-    ``sha256`` (of the first), ``result`` (JSON text, without signed URLs), ``execution_seconds``, ``cost``
-    and ``created_at``. It is written atomically, also when the task fails.
+    ``invalid``, ``rejected``, ``given_up``, ``skipped``), ``error``, ``job_id``, ``reused``, ``outputs``
+    (stored URIs, without a connection), ``output`` (the first), ``sha256`` (of the first), ``result`` (JSON
+    text, without signed URLs), ``execution_seconds``, ``cost``, ``created_at``, and the properties of
+    ``output_type``. It is written atomically, also when the task fails.
+
+    When it fails, its ``return_value`` and the XCom ``failed`` are pushed anyway, and its exception has
+    the first 1,000 rows that failed as ``failed_rows``.
 
     Row values are data, and are never templated.
 
@@ -94,7 +100,17 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         ``results.jsonl`` in ``destination`` when left out.
     :param ledger: remembers which inputs were paid for, so that a row whose input was run before is reused. A
         text is the folder of a ledger: a URI or an absolute path. Needs ``destination`` (templated).
-    :param result_schema: the JSON Schema that every result has to fit.
+    :param output_type: what every result has to be: a class that pydantic knows, such as a ``BaseModel``, or
+        a JSON Schema as for ``input_schema``. A row whose result does not fit is ``invalid``. Each top-level
+        property is a column of the results table, with its type.
+    :param result_format: ``json`` parses results that are text, also in a Markdown code fence. Other text is
+        ``invalid``. Results are kept as they are when ``None``.
+    :param check: a function that takes each new result and its stored files (``ObjectStoragePath``). It may
+        raise ``RejectRow("blank image")`` of `airflow_provider_rungen.exceptions`: the row is
+        ``rejected``, and its files stay. Any other exception fails the task, and a retry asks again.
+    :param failed_table: the file to write a table of the rows that failed to: their key, ``index``,
+        ``status``, ``error``, ``job_id`` and ``input`` (JSON text). A URI or an absolute path that ends in
+        ``.parquet``, ``.csv`` or ``.jsonl``. It is written with ``results``, also without rows (templated).
     :param max_jobs: how many jobs the task run may buy, retries included. If more rows are new, nothing is
         sent, and the task fails without a retry. No limit when ``None`` (templated).
     :param max_cost: what they may cost at the declared price: an amount and its currency, such as ``20 USD``.
@@ -102,7 +118,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param max_concurrency: how many submissions, and how many downloads, are in flight at most.
     :param max_in_flight: how many jobs of the task are queued or running at the service at most. The rest is
         submitted as they end. No limit when ``None``.
-    :param max_failed: how many rows may fail without failing the task: a number, or a share below 1.
+    :param max_failed: how many rows may fail before the task does: a number, a share below 1, or ``any``.
     :param stop_after: the task ends when so many jobs in a row have failed, with no success in between: it
         submits no more, cancels what is in flight, and keeps what completed. The same holds for refused
         inputs. Never when ``None``.
@@ -115,6 +131,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         "rungen_conn_id",
         "destination",
         "results",
+        "failed_table",
         "ledger",
         *LIMITS,
     )
@@ -151,12 +168,15 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         contact_sheet: bool = False,
         results: Destination | None = None,
         ledger: LedgerSource | None = None,
-        result_schema: SchemaSource | None = None,
+        output_type: OutputSource | None = None,
+        result_format: Literal["json"] | None = None,
+        check: Check | None = None,
+        failed_table: Destination | None = None,
         max_jobs: Limit | None = None,
         max_cost: str | XComArg | None = None,
         max_concurrency: int = 16,
         max_in_flight: int | None = 1000,
-        max_failed: float = 0,
+        max_failed: float | Literal["any"] = 0,
         stop_after: int | None = 20,
         max_output_bytes: int = 1 << 30,
         **kwargs: Unpack[OperatorArguments],
@@ -165,6 +185,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
             raise ValueError("destination or results must be given: the results table is written there")
         super().__init__(**kwargs)
         set_parameters(self, locals())
+        check_output_columns(output_type, [*self.key, *self.columns])
 
     def execute(self, context: Context) -> dict[str, Any]:
         """

@@ -22,7 +22,7 @@ Facts: TypeAlias = Sequence[tuple[str, str]]
 #: How a file is shown; see `output_kinds`.
 OutputKind: TypeAlias = Literal["image", "audio", "video", "text", "download"]
 #: The statuses of jobs that failed; ``refused`` is that of an input without a job.
-FAILED = frozenset(["failed", "canceled", "refused", "given up"])
+FAILED = frozenset(["failed", "canceled", "refused", "invalid", "rejected", "given up", "given_up"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

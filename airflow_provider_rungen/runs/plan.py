@@ -34,8 +34,8 @@ class PlannedRow:
     A row of the source.
 
     :param values: its key, and the columns that the results repeat.
-    :param digest: the fingerprint of its input; empty if it has none.
-    :param status: why it has no input, as a status of the results.
+    :param digest: the fingerprint of its input; empty if it gets no job.
+    :param status: why it gets none, as a status of the results.
     :param why: the same in a sentence.
     :param first: the first row with an equal input, whose job it shares; ``None`` if it has a job of its own.
     """
@@ -50,6 +50,11 @@ class PlannedRow:
     def needs_job(self) -> bool:
         """Whether its input is submitted."""
         return bool(self.digest) and self.first is None
+
+    @property
+    def has_input(self) -> bool:
+        """Whether it has an input, which may be refused."""
+        return bool(self.digest or self.why)
 
 
 def plan_parts(rows: Iterable[tuple[PlannedRow, Any]]) -> Iterator[tuple[PartEntry, dict[str, bytes]]]:
@@ -66,7 +71,7 @@ def plan_parts(rows: Iterable[tuple[PlannedRow, Any]]) -> Iterator[tuple[PartEnt
     size = 0
     for row, job_input in rows:
         lines.append(_line([list(row.values), row.digest, row.status, row.why, row.first]))
-        if row.digest:
+        if row.has_input:
             inputs.append(_line(job_input))
             size += len(inputs[-1])
         if len(lines) == PLAN_ROWS or size > _MAX_INPUT_BYTES:

@@ -47,13 +47,15 @@ class JobState(IntEnum):
     COMPLETED = 4
     #: It completed, but its result cannot be used.
     INVALID = 5
+    #: It completed, but the function ``check`` rejected what it made.
+    REJECTED = 6
 
 
 # The states that may follow each state.
 _NEXT = {
     JobState.OPEN: set(JobState) - {JobState.OPEN},
-    JobState.LOST: {JobState.CANCELED, JobState.FAILED, JobState.COMPLETED, JobState.INVALID},
-    JobState.COMPLETED: {JobState.INVALID},
+    JobState.LOST: set(JobState) - {JobState.OPEN, JobState.LOST},
+    JobState.COMPLETED: {JobState.INVALID, JobState.REJECTED},
 }
 
 
@@ -228,7 +230,7 @@ class Row:
         return state in (InputState.REFUSED, InputState.FAILED)
 
 
-_ENDED_WELL = (JobState.COMPLETED, JobState.INVALID)
+_ENDED_WELL = (JobState.COMPLETED, JobState.INVALID, JobState.REJECTED)
 #: The states of a job that never had a result.
 ENDED_BADLY = (JobState.FAILED, JobState.CANCELED, JobState.LOST)
 

@@ -37,7 +37,7 @@ class Schema:
     A compiled JSON Schema: draft 2020-12, unless its ``$schema`` names another draft.
 
     :param source: a dict, the path or URI of a file, or the name of a schema that comes with the package.
-    :param name: the parameter it was passed as, ``input_schema`` or ``result_schema``.
+    :param name: the parameter it was passed as, ``input_schema`` or ``output_type``.
     :raises RunGenInputError: it cannot be read or is not a schema; the message names the place in it.
     """
 
@@ -88,8 +88,8 @@ class Schema:
     def _read(self, source: Any, name: str) -> Any:
         if isinstance(source, Mapping):
             return source
-        if not _is_path(source):
-            return json.loads(_packaged_file(source, name).read_text("utf-8"))
+        if not is_path(source):
+            return json.loads(packaged_file(source, name).read_text("utf-8"))
         from airflow_provider_rungen._airflow import AirflowNotFoundException, ObjectStoragePath
 
         try:
@@ -145,33 +145,20 @@ class Schema:
         return RunGenInputError(clean_text(f"{self._name} {reason}"))
 
 
-def checked(source: Any, name: str) -> Any:
-    """
-    Return a schema as it was passed, checked as far as possible while a DAG file is parsed.
-
-    :raises RunGenInputError: it is not a schema, or has an unknown name.
-    """
-    if isinstance(source, Mapping):
-        Schema(source, name)
-    elif source is not None and not _is_path(source):
-        _packaged_file(source, name)
-    return source
-
-
-def _is_path(source: Any) -> bool:
+def is_path(source: Any) -> bool:
     """Return whether this is a path or a URI, and not the name of a schema that comes with the package."""
     return isinstance(source, os.PathLike) or (
         isinstance(source, str) and ("/" in source or source.endswith(".json"))
     )
 
 
-def _packaged_file(source: Any, name: str) -> Traversable:
+def packaged_file(source: Any, name: str) -> Traversable:
     """Return the file of a schema that comes with the package."""
     if not isinstance(source, str):
         raise RunGenInputError(
             f"{name} must be a dict, a path, a URI or a name, not a {type(source).__name__}"
         )
-    suffix = f".{name.removesuffix('_schema')}.json"
+    suffix = ".input.json" if name == "input_schema" else ".result.json"
     entries = resources.files(__package__).iterdir()
     files = {entry.name.removesuffix(suffix): entry for entry in entries if entry.name.endswith(suffix)}
     if source not in files:
@@ -241,7 +228,7 @@ def params_from_schema(schema: SchemaSource, /, **defaults: object) -> dict[str,
     from airflow_provider_rungen._airflow import Param
 
     contents = Schema(schema, "input_schema").contents
-    fields = {name: _inlined(field, contents) for name, field in contents.get("properties", {}).items()}
+    fields = {name: inlined(field, contents) for name, field in contents.get("properties", {}).items()}
     if unknown := defaults.keys() - fields.keys():
         raise RunGenInputError(
             f"input_schema has no field {clean_text(repr(min(unknown)), 100)}",
@@ -258,7 +245,7 @@ def params_from_schema(schema: SchemaSource, /, **defaults: object) -> dict[str,
     return params
 
 
-def _inlined(field: Any, contents: Mapping[str, Any]) -> dict[str, Any]:
+def inlined(field: Any, contents: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema of a field with what it refers to."""
     from referencing import Registry, Resource
     from referencing.jsonschema import DRAFT202012

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import Context, XComArg
     from airflow_provider_rungen.execution.job_sensor import JobSensorRun
-    from airflow_provider_rungen.parameters import Duration, JobIds, SchemaSource, SensorArguments
+    from airflow_provider_rungen.parameters import Duration, JobIds, OutputSource, SensorArguments
 
 
 class RunGenJobSensor(RunGenBaseSensor):
@@ -47,7 +47,7 @@ class RunGenJobSensor(RunGenBaseSensor):
     :param deferrable: wait in the triggerer, without a worker slot.
     :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param end_from_trigger: let a success end in the triggerer, without starting a worker again, where
-        Airflow can (3.3 and later; not with ``outlets`` or ``result_schema``, nor where a plugin has
+        Airflow can (3.3 and later; not with ``outlets`` or ``output_type``, nor where a plugin has
         listeners).
     :param start_from_trigger: begin in the triggerer, without starting a worker (Airflow 3.3 and later; where
         it cannot, and when mapped, the sensor defers as usual). Together with ``end_from_trigger`` a success
@@ -55,9 +55,9 @@ class RunGenJobSensor(RunGenBaseSensor):
     :param queued_timeout: seconds that jobs may stay queued while none starts. No limit when left out.
     :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
         again would find them canceled.
-    :param result_schema: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
-        the name of a schema that comes with the package, such as ``flux-schnell``. The first result that does
-        not fit fails the sensor permanently.
+    :param output_type: what every result has to be: a class that pydantic knows, or a JSON Schema (a dict,
+        the path or URI of a file, or the name of a schema that comes with the package, such as
+        ``flux-schnell``). The first result that does not fit fails the sensor permanently.
     """
 
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
@@ -78,7 +78,7 @@ class RunGenJobSensor(RunGenBaseSensor):
         start_from_trigger: bool = False,
         queued_timeout: Duration | None = None,
         cancel_on_kill: bool = False,
-        result_schema: SchemaSource | None = None,
+        output_type: OutputSource | None = None,
         **kwargs: Unpack[SensorArguments],
     ) -> None:
         super().__init__(**cast("Any", kwargs))
@@ -113,7 +113,7 @@ class RunGenJobSensor(RunGenBaseSensor):
         """Return the arguments with which Airflow begins in the triggerer."""
         from airflow.triggers.base import StartTriggerArgs
 
-        ends = self.end_from_trigger and not self.outlets and self.result_schema is None
+        ends = self.end_from_trigger and not self.outlets and self.output_type is None
         return StartTriggerArgs(
             trigger_cls="airflow_provider_rungen.triggers.RunGenJobTrigger",
             # the triggerer renders those with the names of the sensor's template fields

@@ -46,9 +46,7 @@ def report_failure(context: Any) -> None:
 
 with DAG("rungen_ways", schedule=None, start_date=START) as ways:
     run = RunGenRunJobOperator(task_id="run", input={"prompt": "a fox for {{ dag.dag_id }}", "width": 64})
-    wait = RunGenJobSensor(
-        task_id="wait", job_id=run.output, poke_interval=0.05, result_schema="flux-schnell"
-    )
+    wait = RunGenJobSensor(task_id="wait", job_id=run.output, poke_interval=0.05, output_type="flux-schnell")
     one = RunGenCollectResultsOperator(task_id="one", job_id=run.output, **FAST)
     run >> wait >> one
 
@@ -64,7 +62,7 @@ with DAG("rungen_ways", schedule=None, start_date=START) as ways:
     mapped >> wait_mapped >> many
 
     each = RunGenCollectResultsOperator.partial(
-        task_id="each", result_schema={"type": "string"}, **FAST
+        task_id="each", output_type={"type": "string"}, **FAST
     ).expand(job_id=mapped.output)
     cancel = RunGenCancelJobOperator(task_id="cancel", job_id=mapped.output)
     many >> cancel

@@ -92,7 +92,7 @@ def test_a_list_is_a_batch_and_its_results_keep_the_order(
     ("emulator", "options", "told"),
     [
         ({"fail": "x"}, {}, "Failed: x (job "),
-        ({}, {"result_schema": {"type": "object"}}, "does not fit result_schema"),
+        ({}, {"output_type": {"type": "object"}}, "does not fit output_type"),
         ({}, {"timeout": 1e-9}, "it was not submitted"),
     ],
     ids=["failed", "misfit", "late"],
@@ -110,7 +110,7 @@ def test_outputs_are_stored_where_they_are_wanted(
     rungen_emulator: Emulator, tmp_path: Path, deferrable: bool, many: bool
 ) -> None:
     given = [saying("a fox"), saying("a hare")] if many else saying("a fox")
-    options = {"app_id": APP, "destination": str(tmp_path), "result_schema": "flux-schnell"}
+    options = {"app_id": APP, "destination": str(tmp_path), "output_type": "flux-schnell"}
     value = Attempts(given, deferrable=deferrable, **options).attempt().value
     manifests = value if many else [value]
     assert {item["job_id"] for item in manifests} == {job["id"] for job in rungen_emulator.service.jobs()}
@@ -232,7 +232,7 @@ def test_a_schema_that_cannot_be_read_after_the_wait_leaves_jobs_that_are_over_a
 
     ti = FakeTaskInstance()
     ti.on_push = spoil
-    op = operator(say, deferrable=True, defer_after=0, result_schema=str(schema))
+    op = operator(say, deferrable=True, defer_after=0, output_type=str(schema))
     error = str(run_task(op, {"ti": ti}).error)
     assert "cannot be read" in error
     assert "may still run" not in error

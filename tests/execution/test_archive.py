@@ -522,12 +522,12 @@ def test_what_is_stored_has_to_fit_the_schema(archive: Archive) -> None:
     good, odd = submitted(job(), job(result={"n": 7}))
     assert archive.collect([good, odd]).error is None
     asked = archive.gets(good)
-    assert archive.collect(good, result_schema="flux-schnell").error is None
+    assert archive.collect(good, output_type="flux-schnell").error is None
     assert archive.gets(good) == asked, "the schema wants URLs"
-    assert type(archive.collect(odd, result_schema="flux-schnell").error) is AirflowFailException
+    assert type(archive.collect(odd, output_type="flux-schnell").error) is AirflowFailException
     # what only the real URL fits is asked for
     schema = {"properties": {"images": {"items": {"properties": {"image": {"pattern": "^http://127"}}}}}}
-    assert archive.collect(good, result_schema=schema).error is None
+    assert archive.collect(good, output_type=schema).error is None
     assert archive.gets(good) > asked
 
 
@@ -830,7 +830,7 @@ def test_some_may_fail(archive: Archive, deferrable: bool, to: str) -> None:
     options: dict[str, Any] = {
         "to": ... if is_stored else None,
         "deferrable": deferrable,
-        "result_schema": "flux-schnell",
+        "output_type": "flux-schnell",
         "max_output_bytes": 9000,
         "outlets": [outlet],
     }
@@ -874,7 +874,7 @@ def test_those_that_are_not_over_are_no_failures_and_keep_no_other_from_being_st
 
 def test_a_result_that_does_not_fit_is_not_downloaded(archive: Archive) -> None:
     [job_id] = submitted(job(result={"image": "output:x.png"}))
-    error = archive.collect(job_id, result_schema="flux-schnell").error
+    error = archive.collect(job_id, output_type="flux-schnell").error
     assert type(error) is AirflowFailException
     assert type(error.__context__) is RunGenResultError
     assert not archive.fetches

@@ -269,7 +269,7 @@ def test_what_does_not_fit_runs_again(base: str, next_token: str, caplog: pytest
     caplog.clear()
     run = Run(base, next_token, turn=2, accepts=lambda _: False)
     assert run.begin(2) == run.look_up(0) == []
-    assert messages(caplog) == ["2 stored results do not fit result_schema, and their inputs run again"]
+    assert messages(caplog) == ["2 stored results do not fit output_type, and their inputs run again"]
     assert run.taken == []
     run.buy(0, "job-2")
     # a task with another schema may use what was bought last

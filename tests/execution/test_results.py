@@ -21,7 +21,8 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.table.reader import open_rows
-from airflow_provider_rungen.execution.table.results import JobRows, ResultRow, ResultsTable, Status
+from airflow_provider_rungen.execution.table.results import JobRows, ResultRow, Status
+from airflow_provider_rungen.execution.table.results_table import ResultsTable
 
 SIGNED = "https://storage.example/in.png?X-Amz-Signature=s3cret"
 FIXED = [
@@ -329,8 +330,8 @@ def test_row_groups_are_bounded_in_rows_and_in_size(tmp_path: Path, size: int) -
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-def test_a_stored_file_has_one_uri_in_all_columns(tmp_path: Path, suffix: str) -> None:
-    """Also if it names an Airflow connection, as `s3://conn_id@bucket` does."""
+def test_a_stored_file_has_one_uri_that_every_program_opens(tmp_path: Path, suffix: str) -> None:
+    """Without the Airflow connection of `s3://conn_id@bucket`."""
     uri = "s3://my_s3@bucket/photos/job-1/0-0.png"
     output = {"uri": uri, "size": 1, "sha256": "0" * 64, "content_type": "image/png"}
     result = {"images": [{"image": uri}, {"image": "https://me:secret@elsewhere/x.png?sig=secret"}]}
@@ -341,6 +342,8 @@ def test_a_stored_file_has_one_uri_in_all_columns(tmp_path: Path, suffix: str) -
     rows.close()
     text = path.read_text()
     [row] = [json.loads(text)] if suffix == ".jsonl" else csv.DictReader(text.splitlines())
-    assert row["output"] == uri
-    assert json.loads(row["result"])["images"][0]["image"] == uri
+    plain = "s3://bucket/photos/job-1/0-0.png"
+    assert row["output"] == plain
+    assert json.loads(row["outputs"]) if suffix == ".csv" else row["outputs"] == [plain]
+    assert json.loads(row["result"])["images"][0]["image"] == plain
     assert "secret" not in text

@@ -79,7 +79,7 @@ class Task:
 
     def next_attempt(self) -> Attempt:
         task = RunGenRunTableOperator(
-            task_id="task", table=[], key="sku", **self.options, result_schema={"type": ["object", "array"]}
+            task_id="task", table=[], key="sku", **self.options, output_type={"type": ["object", "array"]}
         )
         self.attempt = attempt = Attempt(task, self._context, RunOptions.of(task))
         attempt.note_app(APP)

@@ -14,7 +14,7 @@ from operator_kit import FAST, MODES, Stage, submitted, taking
 
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenForbiddenError, RunGenInputError, RunGenJobTimeoutError
-from airflow_provider_rungen.execution.sinks.batch_result import MAX_FAILED
+from airflow_provider_rungen.execution.task.outcomes import MAX_FAILED
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 
@@ -160,13 +160,13 @@ def test_what_xcom_cannot_hold_is_in_the_table(task: Collecting) -> None:
 @pytest.mark.parametrize("stores", [False, True])
 def test_the_table_is_written_when_too_many_fail(task: Collecting, deferrable: bool, stores: bool) -> None:
     ids = submitted(taking(0.2), taking(0, fail="out of memory"), taking(0, result=7))
-    options = {"result_schema": "flux-schnell", "destination": task.folder.as_uri() if stores else None}
+    options = {"output_type": "flux-schnell", "destination": task.folder.as_uri() if stores else None}
     task.failure(AirflowFailException, ids, deferrable=deferrable, max_failed=1, **options)
     assert task.failed == [1, 2]
-    assert task.column("status") == ["completed", "failed", "failed"]
+    assert task.column("status") == ["completed", "failed", "invalid"]
     assert len(task.rows[0]["outputs"]) == stores
     assert "out of memory" in task.rows[1]["error"]
-    assert "does not fit result_schema" in task.rows[2]["error"]
+    assert "does not fit output_type" in task.rows[2]["error"]
 
 
 @MODES

@@ -424,12 +424,12 @@ def test_a_result_that_does_not_fit_its_schema_is_hopeless(
 ) -> None:
     results: list[Any] = [{"text": "x"}, {"text": 7}, {}]
     good, bad, worse = submitted(*[taking(0.2 if wait else 0, result=result) for result in results])
-    options: dict[str, Any] = {"deferrable": deferrable, "wait_for_completion": wait, "result_schema": TEXT}
+    options: dict[str, Any] = {"deferrable": deferrable, "wait_for_completion": wait, "output_type": TEXT}
     assert stage.run(collect_op(good, **options)).value == {"text": "x"}
     error = stage.error(collect_op([good, bad], **options), AirflowFailException)
     assert type(error.__context__) is RunGenResultError
     assert str(error) == (
-        f"The result of job {bad} of app {APP} does not fit result_schema: "
+        f"The result of job {bad} of app {APP} does not fit output_type: "
         "result.text: 7 is not of type 'string'. Look at the result, or correct the schema."
     )
     error = stage.error(collect_op([bad, good, worse], **options), AirflowFailException)

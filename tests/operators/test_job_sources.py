@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
-from conftest import FakeTaskInstance, run_task
+from conftest import FakeTaskInstance, rows_in, run_task
 from operator_kit import FAST, taking
 
 from airflow_provider_rungen.emulator import Emulator
@@ -107,6 +108,65 @@ def test_a_job_is_asked_of_the_app_that_ran_it(
     after = consumer(task_id="after", job_id=paint.output)
     run.perform(after, job_id=run.perform(paint))
     assert requests(rungen_emulator) == {TEXT_APP}
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+@pytest.mark.parametrize("stores", [False, True])
+def test_a_job_keeps_its_label(
+    rungen_emulator: Emulator, dag: DAG, tmp_path: Path, deferrable: bool, stores: bool
+) -> None:
+    """Of mapped tasks, in whichever order, and of which one has no job."""
+    run = Run()
+    paint = RunGenRunJobOperator(task_id="paint", input=INPUT, label="{{ name }}")
+    other = RunGenRunJobOperator(task_id="other", input=INPUT)
+    ids = [run.perform(paint, index, job_label=f"sku-{index} 🦊") for index in range(3)]
+    ids += [run.perform(other), None]
+    options: dict[str, Any] = {"max_failed": 1, "deferrable": deferrable}
+    if stores:
+        options["destination"] = tmp_path.as_uri()
+    table = collecting(
+        task_id="table", job_id=[paint.output, other.output], results=f"{tmp_path}/results.jsonl", **options
+    )
+    run.perform(table, job_id=ids[::-1])
+    rows = rows_in(tmp_path)
+    assert next(iter(rows[0])) == "label"
+    expected = [None, None, "sku-2 🦊", "sku-1 🦊", "sku-0 🦊"]
+    assert [row["label"] for row in rows] == expected
+    assert [row["job_id"] for row in rows] == ids[::-1]
+    if stores:
+        listed = run.perform(collecting(task_id="list", job_id=paint.output, **options), job_id=ids)
+        labels = [None if manifest is None else manifest.get("label") for manifest in listed]
+        assert labels == expected[::-1]
+        assert "label" not in listed[3]
+
+
+def test_what_a_function_returns_keeps_its_label(rungen_emulator: Emulator, tmp_path: Path) -> None:
+    @task.rungen(destination=tmp_path.as_uri(), label="{{ ti.task_id }} of {{ ds }}")
+    def paint(count: int) -> Any:
+        return INPUT if count == 1 else [INPUT] * count
+
+    with DAG("dag", schedule=None, start_date=datetime(2025, 1, 1)):
+        one, many = paint(1), paint.override(task_id="many")(2)
+    outcome = run_operator(one, context={"ds": "2026-01-01"})
+    assert outcome.value["label"] == "paint of 2026-01-01"
+    assert outcome.xcoms["rungen_label"] == {outcome.value["job_id"]: outcome.value["label"]}
+    outcome = run_operator(many, context={"ds": "2026-01-01"})
+    assert {manifest["label"] for manifest in outcome.value} == {"many of 2026-01-01"}
+
+
+def test_the_label_of_a_mapped_task_is_a_template(rungen_emulator: Emulator) -> None:
+    with DAG("dag", schedule=None, start_date=datetime(2025, 1, 1)):
+        paint = RunGenRunJobOperator.partial(task_id="paint", label="{{ task.input.prompt }}").expand(
+            input=[{"prompt": "a kettle"}, {"prompt": "a desk"}]
+        )
+    for index, name in enumerate(("a kettle", "a desk")):
+        outcome = run_operator(paint, map_index=index)
+        assert outcome.xcoms["rungen_label"] == {outcome.value: name}
+
+
+def test_a_label_is_the_name_of_no_other_column() -> None:
+    with pytest.raises(ValueError, match="two columns 'label'"):
+        collecting(task_id="c", job_id="x", results="/x.csv", output_type={"properties": {"label": {}}})
 
 
 def test_the_outputs_of_several_tasks_are_one_list_of_jobs(

@@ -340,7 +340,7 @@ def test_a_retry_runs_the_rows_whose_results_do_not_fit(run: Run, mode: bool, ha
         text = 7 if row["sku"] == "sku-1" else row["title"]
         return {"prompt": row["title"], "emulator": {"result": {"text": text}}}
 
-    task = run(products(3), to_input=caption, deferrable=mode, result_schema=TEXT)
+    task = run(products(3), to_input=caption, deferrable=mode, output_type=TEXT)
     if not has_ledger:
         task.options["ledger"] = None
     ids = []

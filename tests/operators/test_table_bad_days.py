@@ -149,9 +149,9 @@ def test_the_table_tells_why_outputs_could_not_be_stored(run: Run, mode: bool) -
     error = str(task.attempt(max_concurrency=1).error)
     assert "2 of 3 rows failed" in error
     assert any(f"sku-{number}: Could not store" in error for number in range(3))
-    assert sorted(task.column("status")) == ["completed", "failed", "failed"]
+    assert sorted(task.column("status")) == ["completed", "invalid", "invalid"]
     for row in task.written:
-        assert ("expired" in (row["error"] or "")) == (row["status"] == "failed")
+        assert ("expired" in (row["error"] or "")) == (row["status"] == "invalid")
 
 
 # --- SIGKILL ---
@@ -168,9 +168,9 @@ KILL_POINTS = {
     "a file is moved": (True, "execution.archive.storage.Storage.put", 5),
     "all is stored": (True, "execution.ledger.book.LedgerBook.add_done", 0),
     "the ledger is written": (True, "execution.ledger.book.LedgerBook.add_done", 1),
-    "the table is to be written": (True, "execution.table.results.ResultsTable.write", 0),
+    "the table is to be written": (True, "execution.table.results_table.ResultsTable.write", 0),
     "a row is written": (True, "execution.table.results.JobRows.row", 3),
-    "the task ends": (True, "execution.table.results.ResultsTable.write", 1),
+    "the task ends": (True, "execution.table.results_table.ResultsTable.write", 1),
 }
 KILL_POINTS_OF_DEFERRALS = {
     "the state is to be kept": (False, "execution.jobs.deferral.Deferral.keep_state", 0),
@@ -293,7 +293,7 @@ def test_no_secret_of_a_uri_is_shown(run: Run, caplog: pytest.LogCaptureFixture,
 
 def test_a_schema_that_no_result_fits_costs_other_tasks_nothing(run: Run, mode: bool) -> None:
     task = run(products(4), deferrable=mode, max_failed=4)
-    strict = {"result_schema": {"type": "object", "required": ["text"]}}
+    strict = {"output_type": {"type": "object", "required": ["text"]}}
     assert task.attempt(**strict).value["failed"] == 4
     for number, bought in enumerate((4, 8, 12)):
         task.next_run(f"any {number}")

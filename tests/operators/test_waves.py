@@ -512,7 +512,7 @@ def test_when_all_is_over_nothing_is_stopped(make: Make, mode: bool) -> None:
 @pytest.mark.parametrize("kind", [FUNCTION, TABLE])
 def test_results_that_cannot_be_used_are_failures(make: Make, kind: str, mode: bool) -> None:
     schema = {"type": "object", "required": ["verdict"]}
-    task = make(kind, inputs(), deferrable=mode, stop_after=3, max_in_flight=2, result_schema=schema)
+    task = make(kind, inputs(), deferrable=mode, stop_after=3, max_in_flight=2, output_type=schema)
     assert "jobs in a row failed (stop_after=3)" in str(task.attempt().error)
     assert len(task.jobs) < COUNT / 2
 

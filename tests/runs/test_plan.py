@@ -31,20 +31,22 @@ inputs = st.dictionaries(
 
 def planned(job_input: Any) -> tuple[PlannedRow, Any]:
     if job_input is None:
-        return PlannedRow(["a"], status="skipped", why="no input"), None
+        return PlannedRow(["a"], status="skipped"), None
+    if "refused" in job_input:
+        return PlannedRow(["b"], status="refused", why="it does not fit"), job_input
     return PlannedRow(["ä", 1, None], input_digest(job_input)), job_input
 
 
-@given(st.lists(st.none() | inputs, max_size=20))
+@given(st.lists(st.none() | inputs | st.just({"refused": 1}), max_size=20))
 def test_a_plan_can_be_read_back(job_inputs: list[Any]) -> None:
     rows = [planned(each) for each in job_inputs]
     parts = list(plan_parts(rows))
     manifest = Manifest("flux", [entry for entry, _ in parts], ["id"], ["text"])
     assert Manifest.decode(manifest.encode(), manifest.digest).count == len(rows)
-    submitted = [each for each in job_inputs if each is not None]
+    kept = [each for each in job_inputs if each is not None]
     for (_, rows_name, inputs_name), files in parts:
         assert read_rows(files[rows_name], rows_name) == [row for row, _ in rows]
-        assert read_lines(files[inputs_name], inputs_name) == submitted
+        assert read_lines(files[inputs_name], inputs_name) == kept
 
 
 def test_a_large_plan_has_parts_of_their_own() -> None:

@@ -129,13 +129,13 @@ def test_a_failed_job_fails_the_sensor_for_good(
 def test_a_result_that_does_not_fit_its_schema_is_hopeless(
     rungen_emulator: Emulator, context: Any, deferrable: bool
 ) -> None:
-    options: dict[str, Any] = {"deferrable": deferrable, "result_schema": "flux-schnell"}
+    options: dict[str, Any] = {"deferrable": deferrable, "output_type": "flux-schnell"}
     ids = submitted(0.1, 0.2, 0) + submitted(0.2, result={"images": []})
     assert run_task(sensor(ids[:3], **options), context).error is None
     outcome = run_task(sensor(ids, **options), context)
     assert type(outcome.error) is AirflowFailException
     assert str(outcome.error) == (
-        f"The result of job {ids[3]} of app {APP} does not fit result_schema flux-schnell: "
+        f"The result of job {ids[3]} of app {APP} does not fit output_type flux-schnell: "
         "result.images: [] should be non-empty. Look at the result, or correct the schema."
     )
 
@@ -143,7 +143,7 @@ def test_a_result_that_does_not_fit_its_schema_is_hopeless(
 def test_many_results_are_checked_after_a_deferral(rungen_emulator: Emulator, context: Any) -> None:
     rungen_emulator.service.scale(APP, 1000)
     ids = submitted(*[0.3] * 150)
-    options: dict[str, Any] = {"deferrable": True, "result_schema": "flux-schnell"}
+    options: dict[str, Any] = {"deferrable": True, "output_type": "flux-schnell"}
     assert run_task(sensor(ids, **options), context).error is None
     ids[140:140] = submitted(3, result=None)  # not over at the first look, on a busy machine, too
     outcome = run_task(sensor(ids, **options), context)
@@ -153,7 +153,7 @@ def test_many_results_are_checked_after_a_deferral(rungen_emulator: Emulator, co
 
 def test_a_check_of_results_needs_a_worker(rungen_emulator: Emulator, context: Any) -> None:
     [job_id] = submitted(0.5, result=7)
-    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "result_schema": "flux-schnell"}
+    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "output_type": "flux-schnell"}
     outcome = run_task(sensor(job_id, **options), context)
     assert [event["outcome"] for event in outcome.events] == ["go on"]
     assert type(outcome.error) is AirflowFailException
@@ -166,7 +166,7 @@ def test_a_sensor_that_starts_in_the_triggerer_checks_results_on_a_worker(
 ) -> None:
     ids = submitted(0) + submitted(0, result=7)
     options: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "start_from_trigger": True}
-    task = sensor("{{ ids }}", **options, result_schema="flux-schnell")
+    task = sensor("{{ ids }}", **options, output_type="flux-schnell")
     arguments: Any = task.start_trigger_args
     assert arguments.trigger_kwargs["end_from_trigger"] is False
     arguments = sensor("x", **options).start_trigger_args
@@ -177,13 +177,13 @@ def test_a_sensor_that_starts_in_the_triggerer_checks_results_on_a_worker(
         task.execute_complete(context, event)
 
 
-def test_a_result_schema_that_cannot_be_read_is_told_before_the_wait(
+def test_a_output_type_that_cannot_be_read_is_told_before_the_wait(
     rungen_emulator: Emulator, context: Any
 ) -> None:
     for deferrable in (False, True):
-        outcome = run_task(sensor("job", deferrable=deferrable, result_schema="/no/schema"), context)
+        outcome = run_task(sensor("job", deferrable=deferrable, output_type="/no/schema"), context)
         assert type(outcome.error) is AirflowFailException
-        assert "result_schema /no/schema cannot be read" in str(outcome.error)
+        assert "output_type /no/schema cannot be read" in str(outcome.error)
     assert rungen_emulator.service.records() == []
 
 
@@ -201,7 +201,7 @@ def test_failing_softly_is_skipping(
     if what == "hopeless":
         rungen_emulator.service.inject(Fault(on="get", status=400, skip=1, times=None))
     task = sensor(job_id, deferrable=deferrable, timeout=0.3 if what == "timeout" else 60, **{way: True})
-    task.result_schema = "flux-schnell" if what == "misfit" else None
+    task.output_type = "flux-schnell" if what == "misfit" else None
     outcome = run_task(task, context)
     if (way, what, deferrable) == ("never_fail", "timeout", False):
         # Airflow's own loop does not count a timeout in; its deferred sensors do

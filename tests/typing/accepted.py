@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, XComArg
+from pydantic import BaseModel
 
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.operators import (
@@ -49,6 +50,16 @@ ledger = Ledger(
 )
 
 
+class Picture(BaseModel):
+    """What a result has to be."""
+
+    image: str
+
+
+def look_at(result: Any, files: list[Any]) -> None:
+    """Take what a job made."""
+
+
 def picture(row: dict[str, Any]) -> dict[str, Any] | None:
     return {"prompt": row["title"]} if row["title"] else None
 
@@ -82,6 +93,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         task_id="run",
         input={"prompt": "a lighthouse in {{ ds }}", "seeds": [1, 2, None], "app": create.output},
         rungen_conn_id="rungen_default",
+        label="{{ ds }}",
         wait_for_completion=True,
         deferrable=True,
         defer_after=timedelta(seconds=5),
@@ -127,9 +139,13 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         format="parquet",
         columns=["title"],
         results="s3://bucket/pictures/results.parquet",
-        result_schema="flux-schnell",
+        output_type=Picture,
+        result_format="json",
+        check=look_at,
+        failed_table="s3://bucket/quarantine.csv",
         max_jobs=500,
         max_cost="20 USD",
+        max_failed="any",
         max_output_bytes=1 << 30,
     )
     RunGenRunTableOperator(task_id="rows", table=[{"id": 1}], key="id", results="/tmp/results.csv")  # noqa: S108

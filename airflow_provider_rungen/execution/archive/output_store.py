@@ -10,9 +10,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_rungen.client import polling
+from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 from airflow_provider_rungen.client.job_poller import concerns_one_job
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.output_urls import redact_value
@@ -23,7 +25,7 @@ from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import Figures, StoredJob, read_stored_jobs
-from airflow_provider_rungen.schemas import Schema
+from airflow_provider_rungen.schemas import OutputType
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.download import Downloader
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Check: TypeAlias = Callable[[StoredJob], RunGenError | None]
 # So many failures in a row are an outage, and not single broken files.
 OUTAGE_FAILURES = 16
 _KILL_CHECK_SECONDS = 0.1
@@ -43,7 +46,7 @@ class OutputStore:
 
     :param run: the attempt.
     :param options: the operator's parameters.
-    :param schema: what every result has to fit.
+    :param output: what every result has to be.
     :raises RunGenInputError: there can be no such place.
     """
 
@@ -52,14 +55,14 @@ class OutputStore:
     #: One for each download in progress.
     slots: asyncio.Semaphore
 
-    def __init__(self, run: TaskRun[Any], options: CollectOptions, schema: Schema | None) -> None:
+    def __init__(self, run: TaskRun[Any], options: CollectOptions, output: OutputType | None) -> None:
         self.hook = run.hook
         self.storage = Storage(options.destination)
         self.max_concurrency = options.max_concurrency
         self.figures = Figures()
         self._guard = run.guard
         self._options = options
-        self._schema = schema
+        self._output = output
         self._is_prepared = False
         self._errors: dict[str, RunGenError] = {}
         self._failures_in_a_row = 0
@@ -85,7 +88,7 @@ class OutputStore:
         """
 
         def note(stored: StoredJob) -> None:
-            if self.accepts(stored):
+            if self.read(stored) is not None:
                 on_found(stored)
 
         found = read_stored_jobs(self.storage, dict.fromkeys(job_ids, app_id), note, are_remembered=False)
@@ -93,60 +96,65 @@ class OutputStore:
             # a folder that is not there has none of them, but it may be a mount that is missing
             self.prepare(create=False)
 
-    def accepts(self, stored: StoredJob) -> bool:
+    def read(self, stored: StoredJob) -> StoredJob | None:
         """
-        Return whether a stored result fits the schema.
+        Return a stored job with its result as it is used, or ``None`` if that does not fit.
 
-        The schema is about what the service returns, so a URL stands in for each stored URI. A result that
+        Its type is about what the service returns, so a URL stands in for each stored URI. A result that
         does not fit like this may still fit as it was: then the service is asked for the job.
         """
-        if self._schema is None:
-            return True
+        if self._output is None:
+            return stored
         urls = {
             output["uri"]: f"https://stored.invalid/{output['uri'].rpartition('/')[2]}"
             for output in stored.outputs
         }
         result = redact_value(stored.result, urls)
         try:
-            self._schema.check_result(Job(stored.job_id, stored.app_id, JobStatus.COMPLETED, result))
+            job = self._output.read(Job(stored.job_id, stored.app_id, JobStatus.COMPLETED, result))
         except RunGenJobError:
-            return False
-        return True
+            return None
+        return replace(stored, result=redact_value(job.result, {url: uri for uri, url in urls.items()}))
 
     # --- storing ---
 
     def store(
-        self, app_id: str, job_ids: Sequence[str], on_stored: Callable[[StoredJob], object]
+        self,
+        app_id: str,
+        job_ids: Sequence[str],
+        on_stored: Callable[[StoredJob, RunGenError | None], object],
+        check: Check | None = None,
     ) -> dict[str, RunGenError]:
         """
         Store the outputs of jobs. Return, by job id, the errors of those that could not be stored.
 
-        :param on_stored: takes each job that is stored.
-        :raises RunGenError: an error that concerns all jobs and is not retryable.
+        :param on_stored: takes each job that is stored, and what the check returned.
+        :param check: returns why a stored job is rejected. It is called in a thread, for one job at a time.
+        :raises RunGenError: an error that concerns all jobs and is not retryable, or one of the check.
         """
         self._errors, self._failures_in_a_row = {}, 0
+        self._on_stored, self._check = on_stored, check
         begun_at = time.monotonic()
         # a kill is let through between two steps, so that it leaves no half file
         with self._guard.defer_signals():
             try:
-                asyncio.run(self._store(app_id, job_ids, on_stored))
+                asyncio.run(self._store(app_id, job_ids))
             finally:
                 self._seconds += time.monotonic() - begun_at
         return self._errors
 
-    async def _store(
-        self, app_id: str, job_ids: Sequence[str], on_stored: Callable[[StoredJob], object]
-    ) -> None:
+    async def _store(self, app_id: str, job_ids: Sequence[str]) -> None:
         # it imports aiohttp
         from airflow_provider_rungen.client.download import Downloader
 
         self.slots = asyncio.Semaphore(self.max_concurrency)
+        self._checking = asyncio.Lock()
         self.downloader = Downloader(
             self.hook.settings, max_bytes=self._options.max_output_bytes, at_once=self.max_concurrency
         )
 
         async def store_one(job_id: str) -> None:
-            await self._store_one(app_id, job_id, on_stored)
+            await self._store_one(app_id, job_id)
 
         work = asyncio.ensure_future(gather_limited(store_one, job_ids, self.max_concurrency))
         try:
@@ -171,7 +179,7 @@ class OutputStore:
                 log.info("Stored so far: %s of %d of %d jobs%s", self.figures, done, count, rate)
         work.result()
 
-    async def _store_one(self, app_id: str, job_id: str, on_stored: Callable[[StoredJob], object]) -> None:
+    async def _store_one(self, app_id: str, job_id: str) -> None:
         from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
 
         execution_time: float | None = None
@@ -184,9 +192,9 @@ class OutputStore:
             job = await self.hook.aperform(polling.get_known_job(app_id, job_id))
             execution_time = job.execution_time
             job.raise_for_status()
-            if self._schema is not None:
-                self._schema.check_result(job)
-            on_stored(await JobArchiver(self, job).run())
+            if self._output is not None:
+                self._output.read(job)
+            stored = await JobArchiver(self, job).run()
         except RunGenError as error:
             is_of_job = isinstance(error, RunGenJobError)
             if isinstance(error, RunGenJobError):
@@ -200,6 +208,11 @@ class OutputStore:
         else:
             self._failures_in_a_row = 0
             self.figures.jobs += 1
+            rejection = None
+            if self._check is not None:
+                async with self._checking:
+                    rejection = await in_daemon_thread(self._check, stored)
+            self._on_stored(stored, rejection)
 
     def log_total(self) -> None:
         """Log what was stored."""

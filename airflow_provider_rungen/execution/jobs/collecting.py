@@ -99,7 +99,7 @@ class Collecting:
             match table.job(job_id).state if job_id in table.input_of else None:
                 case JobState.COMPLETED:
                     self.failures = 0
-                case JobState.FAILED | JobState.INVALID:
+                case JobState.FAILED | JobState.INVALID | JobState.REJECTED:
                     self.failures += 1
             is_broken |= stop_after is not None and self.failures >= stop_after
         return is_broken and bool(self._log.has_unsent or self._log.jobs.running)
@@ -159,8 +159,10 @@ class Collecting:
 
     def collect_rest(self) -> None:
         """Collect the jobs that are over, and nobody has collected yet."""
-        reused = self._run.ledger.read_reused()
-        self.gather([job_id for job_id in self._run.report.result().job_ids if job_id not in reused])
+        result = self._run.report.result()
+        # of these, no more is to be learned: stored files do not make a rejected job a good one
+        known = self._run.ledger.read_reused() | {job.id for job in result.jobs}
+        self.gather([job_id for job_id in result.job_ids if job_id not in known])
         self.note_stored()
 
     def let_go(self) -> None:

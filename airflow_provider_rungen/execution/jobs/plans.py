@@ -147,7 +147,7 @@ class Plan:
     def _read_inputs(self, part: int) -> dict[int, Any]:
         _, _, name = self.manifest.parts[part]
         inputs = _read(read_lines, self._load(name), name)
-        places = (place for place, row in enumerate(self._rows_of(part)) if row.digest)
+        places = (place for place, row in enumerate(self._rows_of(part)) if row.has_input)
         return dict(zip(places, inputs, strict=True))
 
 

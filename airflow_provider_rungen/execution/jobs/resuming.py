@@ -13,14 +13,17 @@ from airflow_provider_rungen.client.job_poller import concerns_one_job
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
+    RejectRow,
     RunGenBadRequestError,
     RunGenError,
     RunGenJobCanceledError,
     RunGenJobFailedError,
     RunGenNotFoundError,
+    RunGenResultError,
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.jobs.log_state import rows_of
+from airflow_provider_rungen.runs import rows
 from airflow_provider_rungen.runs.rows import InputState, JobState
 
 if TYPE_CHECKING:
@@ -40,6 +43,10 @@ ENDS = {
     JobStatus.FAILED: JobState.FAILED,
     JobStatus.CANCELED: JobState.CANCELED,
 }
+_VERDICTS: dict[JobState, type[RunGenError]] = {
+    JobState.INVALID: RunGenResultError,
+    JobState.REJECTED: RejectRow,
+}
 
 
 def end_of(error: RunGenError) -> JobState:
@@ -48,7 +55,22 @@ def end_of(error: RunGenError) -> JobState:
         return JobState.FAILED
     if isinstance(error, RunGenJobCanceledError):
         return JobState.CANCELED
+    if isinstance(error, RejectRow):
+        return JobState.REJECTED
     return JobState.LOST if isinstance(error, RunGenNotFoundError) else JobState.COMPLETED
+
+
+def job_at_end(job: rows.Job, app_id: str) -> Job:
+    """Return a job that has no result as the log knows it."""
+    verdict = _VERDICTS.get(job.state)
+    return Job(
+        id=job.id,
+        app_id=app_id,
+        status=JobStatus.CANCELED if job.state is JobState.CANCELED else JobStatus.FAILED,
+        error=job.why,
+        execution_time=job.seconds,
+        cause=None if verdict is None else verdict(job.why, app_id=app_id, job_id=job.id),
+    )
 
 
 @dataclass

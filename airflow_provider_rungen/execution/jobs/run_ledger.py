@@ -132,6 +132,7 @@ class RunLedger:
             key_of_number=lambda number: plan.row(number).digest,
             accepts=sink.accepts,
             on_stored=sink.add_stored,
+            completes=self._run.options.check is None,
         )
 
     def read_reused(self) -> set[str]:

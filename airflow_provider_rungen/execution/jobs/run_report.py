@@ -20,9 +20,11 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.jobs.log_state import rows_of
+from airflow_provider_rungen.execution.jobs.resuming import job_at_end
 from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED, BatchResult, Stopped
 from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.runs.rows import InputState, JobState, Row
+from airflow_provider_rungen.execution.task.job_ids import LABEL_KEY
+from airflow_provider_rungen.runs.rows import InputState, Row
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.runner import Runner
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_STATUS = {JobState.CANCELED: JobStatus.CANCELED}
 _CLAIMED = f"{NOT_SUBMITTED}: another run has claimed it"
 _IN_DOUBT = (InputState.ANNOUNCED, InputState.UNKNOWN)
 
@@ -114,6 +115,8 @@ class RunReport:
                 ti.xcom_push(key="job_ids", value=ids)
             elif ids[0] is not None:
                 ti.xcom_push(key="job_id", value=ids[0])
+                if (label := self._run.options.job_label) is not None:
+                    ti.xcom_push(key=LABEL_KEY, value={ids[0]: str(label)})
         if not self.has_pushed:
             for job_id in (*task_log.running, *task_log.shared)[-1:]:
                 self._run.link_to_job(task_log.app_id, job_id)
@@ -191,13 +194,7 @@ class RunReport:
                 if job.is_shared:
                     known.shared.add(job.id)
                 if not job.use:
-                    known.jobs[job.id] = self._over.get(job.id) or Job(
-                        id=job.id,
-                        app_id=task_log.app_id,
-                        status=_STATUS.get(job.state, JobStatus.FAILED),
-                        error=job.why,
-                        execution_time=job.seconds,
-                    )
+                    known.jobs[job.id] = self._over.get(job.id) or job_at_end(job, task_log.app_id)
 
     def _refusal(self, number: int, row: Row, *, is_in_doubt: bool) -> RunGenError:
         if (error := self._run.submitting.errors.get(number)) is not None:

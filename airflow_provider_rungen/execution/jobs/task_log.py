@@ -215,6 +215,11 @@ class TaskLog:
         jobs = (job for row in self.jobs.table.rows.values() for job in row.jobs)
         return [job.id for job in jobs if job.state is JobState.OPEN and job.is_shared]
 
+    def is_stored(self, job_id: str) -> bool:
+        """Return whether a job is known to be stored. It is if nothing is left to do in its part."""
+        table = self.jobs.table
+        return job_id not in table.input_of or bool(table.job(job_id).stored)
+
     def end_useless(self, job_id: str, state: JobState, *, seconds: float | None, why: str) -> None:
         """Note that the result of a job cannot be used, so that a retry runs its input again."""
         self.jobs.end(job_id, state, seconds=seconds, why=why)

@@ -78,8 +78,9 @@ class PaidInputs:
     :param destination: where this task stores outputs.
     :param app_id: the app that runs the inputs.
     :param key_of_number: returns the key of an input in the ledger.
-    :param accepts: returns whether a stored job can be used: whether its result fits `result_schema`.
+    :param accepts: returns whether a stored job can be used: whether its result fits `output_type`.
     :param on_stored: takes each stored job that can. All of them would fill the memory.
+    :param completes: whether a submitted job that is stored is done. It is not if it is still to be checked.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class PaidInputs:
         key_of_number: Callable[[int], str],
         accepts: Callable[[StoredJob], bool],
         on_stored: Callable[[StoredJob], object],
+        completes: bool = True,
     ) -> None:
         self._ledger = ledger
         #: The jobs of the task run. They are others after a deferral.
@@ -101,6 +103,7 @@ class PaidInputs:
         self._key_of = key_of_number
         self._accepts = accepts
         self._on_stored = on_stored
+        self._completes = completes
         self._unfit: set[str] = set()
         # when inputs that have no job yet were claimed (monotonic clock)
         self._claims: dict[int, float] = {}
@@ -116,7 +119,7 @@ class PaidInputs:
         :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
         """
         copies = copies or {}
-        found = self._find(keys, self._on_stored, destination=self._destination)
+        found = self._find(keys, self._on_stored, destination=self._destination if self._completes else None)
         equal = sum(copies.values())
         if reused := sum(1 + copies.get(key, 0) for key, number in keys.items() if number in found.stored):
             log.info("Reused %d of %d inputs, which are stored already", reused, len(keys) + equal)
@@ -251,14 +254,14 @@ class PaidInputs:
 
     def forget_useless(self, errors: Mapping[str, RunGenError]) -> None:
         """
-        Forget the jobs that nobody can use. Without this task's ``result_schema``, others may use a result.
+        Forget the jobs that nobody is to use. Without this task's ``output_type``, others may use a result.
 
         :param errors: by job, why this attempt cannot.
         """
         useless = {
             job_id: error
             for job_id, error in errors.items()
-            if is_useless(error) and not isinstance(error, RunGenResultError)
+            if is_useless(error) and type(error) is not RunGenResultError
         }
         if expired := [job_id for job_id, each in useless.items() if isinstance(each, RunGenOutputError)]:
             log.warning("Outputs expired: %s; its input is paid for again", format_jobs(expired))
@@ -292,7 +295,7 @@ class PaidInputs:
         useless |= self._unfit
         entries = self._ledger.find(keys, take_if_accepted, destination=destination, without=useless)
         if unfit:
-            log.warning("%d stored results do not fit result_schema, and their inputs run again", len(unfit))
+            log.warning("%d stored results do not fit output_type, and their inputs run again", len(unfit))
             self._unfit |= unfit
         found = {keys[key]: entry for key, entry in entries.items() if entry.job_id not in unfit}
         pending = {n: entry for n, entry in found.items() if entry.state == "pending"}

@@ -23,6 +23,8 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.outcomes import (
+    MAX_FAILED,
+    MAX_FAILED_ERROR,
     MAX_REASONS,
     brief_reason,
     combined_error,
@@ -43,9 +45,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# XCom has so many failed jobs at most, and so many characters of each error.
-MAX_FAILED = 1000
-MAX_FAILED_ERROR = 200
 #: Why an input has no job, if it was neither refused nor submitted.
 NOT_SUBMITTED = "it was not submitted"
 # How inputs end that a stop has kept from running.
@@ -129,7 +128,7 @@ def check_inputs(
     result: BatchResult,
     errors: Mapping[int, RunGenError],
     *,
-    max_failed: float,
+    max_failed: float | str,
     count: int,
     what: str = "inputs",
     reasons: Sequence[str] = (),
@@ -139,7 +138,7 @@ def check_inputs(
     Raise if too many inputs of a batch failed, and warn if some did.
 
     :param errors: why they have no result, by index.
-    :param max_failed: how many may fail: a number, or a share below 1.
+    :param max_failed: how many may fail: see `max_failures`.
     :param count: how many there are.
     :param what: what they are, in the plural.
     :param reasons: the first reasons. By default, they name the inputs by their indexes.
@@ -149,7 +148,10 @@ def check_inputs(
     if isinstance(run.report.unsent_error, RunGenLimitError):
         raise run.report.unsent_error
     if result.stopped is not None:
-        raise _stop_error(run, result.stopped, errors, count, where)
+        error = _stop_error(run, result.stopped, errors, count, where)
+        if max_failed != "any":
+            raise error
+        log.error("%s", error)
     why = join_reasons(reasons, len(errors)) if reasons else _reasons(errors)
     if len(errors) <= (allowed := max_failures(max_failed, count)):
         _warn_of_failures(len(errors), count, what, why)
@@ -179,13 +181,13 @@ def check_inputs(
 
 
 def check_collected(
-    ti: Any, result: BatchResult, errors: Mapping[int, RunGenError], max_failed: float
+    ti: Any, result: BatchResult, errors: Mapping[int, RunGenError], max_failed: float | str
 ) -> None:
     """
     Report which jobs could not be collected: in the log and as the XCom ``failed``.
 
     :param errors: why they have no result, by index.
-    :param max_failed: how many may fail: a number, or a share below 1.
+    :param max_failed: how many may fail: see `max_failures`.
     :raises RunGenError: more failed, or one has not ended.
     """
     push_failed(ti, result.ids, errors)

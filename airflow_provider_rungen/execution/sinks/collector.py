@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of
-from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
+from airflow_provider_rungen.exceptions import RejectRow, RunGenError, RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.output_store import OutputStore
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.sinks.result_check import ResultCheck
 from airflow_provider_rungen.execution.task.outcomes import JOB_IS_OVER, is_useless
-from airflow_provider_rungen.schemas import Schema
+from airflow_provider_rungen.schemas import OutputType
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.collect_run import CollectRun
@@ -30,16 +31,18 @@ class Collector:
 
     :param run: the attempt.
     :param options: the operator's parameters.
+    :param output: what every result has to be.
     :param values: takes results for what the task returns.
     :param rows: takes results for a table or a contact sheet.
     :param usage: takes what the jobs used, if the attempt has no log that knows it.
-    :raises RunGenInputError: the schema or the destination cannot be used.
+    :raises RunGenInputError: the destination cannot be used.
     """
 
     def __init__(
         self,
         run: Runner | CollectRun,
         options: CollectOptions,
+        output: OutputType | None,
         *,
         values: XComValues | None,
         rows: JobRows | None,
@@ -56,8 +59,9 @@ class Collector:
         self.hold: Callable[[Job], Job] = strip_payloads if self.stores else self._hold
         self._run = run
         self._options = options
-        self._schema = Schema.of(options.result_schema, "result_schema")
-        self._store = OutputStore(run, options, self._schema) if self.stores else None
+        self._output = output
+        self._ask = ResultCheck(options.check)
+        self._store = OutputStore(run, options, output) if self.stores else None
         self._rows = rows
         self._usage = usage
         self._takers = [each for each in (values, rows) if each is not None]
@@ -81,8 +85,8 @@ class Collector:
             self._rows.close()
 
     def accepts(self, stored: StoredJob) -> bool:
-        """Return whether a stored job can be used: its result has to fit the schema."""
-        return self._store is None or self._store.accepts(stored)
+        """Return whether a stored job can be used: its result has to be of the output type."""
+        return self._store is None or self._store.read(stored) is not None
 
     def gather(self, app_id: str, job_ids: Iterable[str | None], jobs: Iterable[Job] = ()) -> None:
         """
@@ -90,7 +94,7 @@ class Collector:
 
         :param jobs: those among them that the service has just returned, and further ones that failed.
         """
-        returned = self._add_unsuccessful(jobs)
+        returned = self._add_unsuccessful(app_id, jobs)
         rest = self._unsettled(job_ids)
         if self._store is not None:
             # the service may have forgotten what it has not just returned
@@ -101,7 +105,7 @@ class Collector:
 
     def gather_known(self, app_id: str, job_ids: Iterable[str | None], jobs: Iterable[Job] = ()) -> None:
         """Gather what is known without the service, when an error ends the task."""
-        self._add_unsuccessful(jobs)
+        self._add_unsuccessful(app_id, jobs)
         self._search(app_id, self._unsettled(job_ids))
 
     def find_stored(self, app_id: str, job_ids: Sequence[str]) -> list[str]:
@@ -112,12 +116,13 @@ class Collector:
         """
         unsure = [each for each in job_ids if each not in self._searched]
         if self._store is not None and unsure:
-            self._store.find(app_id, unsure, self.add_stored)
+            self._store.find(app_id, unsure, self._add_found)
             self._searched.update(unsure)
         return [each for each in job_ids if each not in self._taken]
 
     def add_stored(self, stored: StoredJob) -> None:
-        """Take a job whose outputs are stored."""
+        """Take a job whose outputs are stored, and that no check rejects."""
+        stored = self._typed(stored)
         for taker in self._takers:
             taker.add_stored(stored)
         self._note_taken(stored.job_id)
@@ -125,18 +130,46 @@ class Collector:
             self._usage.note_end(stored.job_id, is_completed=True, seconds=stored.execution_seconds)
         self.stored.append(replace(stored, input=None, result=None, outputs=()))
 
+    def _typed(self, stored: StoredJob) -> StoredJob:
+        return stored if self._store is None else self._store.read(stored) or stored
+
+    def _add_found(self, stored: StoredJob) -> None:
+        """Take a job that an earlier attempt has stored. What the log has as stored was checked before."""
+        rejection = self.errors.get(stored.job_id)
+        if not isinstance(rejection, RejectRow):
+            log = None if self._options.check is None else cast("Runner", self._run).task_log
+            rejection = None if log is None or log.is_stored(stored.job_id) else self._verdict(stored)
+        self._add_checked(stored, rejection)
+
+    def _verdict(self, stored: StoredJob) -> RunGenError | None:
+        """Return why a stored job is rejected."""
+        stored, uris = self._typed(stored), [output["uri"] for output in stored.outputs]
+        return self._ask(stored.app_id, stored.job_id, stored.result, uris)
+
+    def _add_checked(self, stored: StoredJob, rejection: RunGenError | None) -> None:
+        if rejection is None:
+            self.add_stored(stored)
+            return
+        self.errors[stored.job_id] = rejection
+        if self._rows is not None:
+            self._rows.add_stored(self._typed(stored), rejection)
+
     def _note_taken(self, job_id: str) -> None:
         self._taken.add(job_id)
         self.errors.pop(job_id, None)
 
-    def _add_unsuccessful(self, jobs: Iterable[Job]) -> set[str]:
+    def _add_unsuccessful(self, app_id: str, jobs: Iterable[Job]) -> set[str]:
         """Add the jobs that did not complete, and return those that did."""
-        completed = set()
+        completed, rejected = set(), []
         for job in jobs:
             if job.status is JobStatus.COMPLETED:
                 completed.add(job.id)
             elif self._unsettled([job.id]):
                 self._add(job)
+                if isinstance(job.cause, RejectRow):
+                    rejected.append(job.id)
+        if rejected:  # before a deferral: their files are still to be looked at
+            self._search(app_id, rejected)
         return completed
 
     def _search(self, app_id: str, job_ids: Sequence[str]) -> None:
@@ -167,17 +200,21 @@ class Collector:
             self._usage.note(job)
         try:
             job.raise_for_status()
-            if self._schema is not None:
-                self._schema.check_result(job)
+            if self._output is not None:
+                job = self._output.read(job)
         except RunGenError as error:
-            if self._rows is not None:
-                self._rows.add_failed(job, error)
-            self.errors[job.id] = error
+            rejection: RunGenError | None = error
         else:
-            self._note_taken(job.id)
-            for taker in self._takers:
-                if problem := taker.add_job(job):
-                    self.errors[job.id] = problem
+            rejection = self._ask(job.app_id, job.id, job.result)
+        if rejection is not None:
+            if self._rows is not None:
+                self._rows.add_failed(job, rejection)
+            self.errors[job.id] = rejection
+            return
+        self._note_taken(job.id)
+        for taker in self._takers:
+            if problem := taker.add_job(job):
+                self.errors[job.id] = problem
 
     def _take(self, app_id: str, job_ids: list[str]) -> None:
         """Store the outputs of jobs, or fetch their results."""
@@ -190,7 +227,8 @@ class Collector:
         if self._store is None:
             self._run.wait.refetch(app_id, job_ids, note)
         else:
-            errors = self._store.store(app_id, job_ids, self.add_stored)
+            check = None if self._options.check is None else self._verdict
+            errors = self._store.store(app_id, job_ids, self._add_checked, check)
             self.errors |= errors
             for job_id, error in errors.items():
                 if self._usage is not None and isinstance(error, JOB_IS_OVER):

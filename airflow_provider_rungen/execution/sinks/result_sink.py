@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
@@ -27,17 +28,21 @@ from airflow_provider_rungen.execution.sinks.batch_result import (
 from airflow_provider_rungen.execution.sinks.collector import Collector
 from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, describe_job
 from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
+from airflow_provider_rungen.execution.table.result_files import json_text
 from airflow_provider_rungen.execution.table.results import (
     JobRows,
     ResultCounts,
     ResultRow,
-    ResultsTable,
     Status,
 )
+from airflow_provider_rungen.execution.table.results_table import ResultsTable
 from airflow_provider_rungen.execution.task.block import find_price
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.options import CollectOptions
+from airflow_provider_rungen.execution.task.outcomes import MAX_REASONS
+from airflow_provider_rungen.schemas import OutputType
+from airflow_provider_rungen.schemas.columns import FAILED_COLUMNS, FIXED_COLUMNS, check_columns
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.collect_run import CollectRun
@@ -57,6 +62,7 @@ class ResultSink(Collector):
     :param key: the columns that identify a row.
     :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
     :param usage: takes what the jobs used, if the attempt collects those of another task.
+    :param labels: the labels of those, by job. They are a column of the table.
     :raises RunGenInputError: the schema, the destination or the results table cannot be used.
     """
 
@@ -68,14 +74,26 @@ class ResultSink(Collector):
         key: Sequence[str] = (),
         pushes_keys: bool = False,
         usage: Usage | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         options = CollectOptions.of(run.task)
         has_sheet = options.destination is not None and options.contact_sheet
-        rows = JobRows(describe_job if has_sheet else None) if has_sheet or table is not None else None
-        self._values = XComValues(options.max_xcom_bytes, pushes_keys=pushes_keys)
+        output = OutputType.of(options.output_type, options.result_format)
+        typed = output.columns if output is not None else {}
+        if table is not None and typed:
+            own = [*key, *getattr(run.task, "columns", ())] if labels is None else ["label"]
+            check_columns([*dict.fromkeys(own), *typed], "property of output_type")
+        describe = describe_job if has_sheet else None
+        rows = JobRows(describe, list(typed)) if has_sheet or table is not None else None
+        self._label_of = (lambda _: options.job_label) if labels is None else labels.get
+        self._values = XComValues(options.max_xcom_bytes, self._label_of, pushes_keys=pushes_keys)
         values = self._values if table is None else None
-        super().__init__(run, options, values=values, rows=rows, usage=usage)
-        self._table = None if table is None else ResultsTable(table)
+        super().__init__(run, options, output, values=values, rows=rows, usage=usage)
+        self._table_uri = table or ""
+        self._table = None if table is None else ResultsTable(table, FIXED_COLUMNS | typed)
+        self._failed_table = None
+        if options.failed_table is not None:
+            self._failed_table = ResultsTable(options.failed_table, FAILED_COLUMNS, "failed_table")
         self._sheet = SheetWriter(options.destination, key) if has_sheet else None
         self._key = key
         self._runner = cast("Runner", run) if usage is None else None
@@ -85,8 +103,11 @@ class ResultSink(Collector):
 
     def prepare(self) -> None:
         super().prepare()
-        if self._table is not None and self._table.folder != str(self._options.destination).removesuffix("/"):
-            self._table.prepare()
+        folders = {str(self._options.destination).removesuffix("/")}
+        for table in filter(None, (self._table, self._failed_table)):
+            if table.folder not in folders:
+                table.prepare()
+                folders.add(table.folder)
 
     def finish(self, result: BatchResult, plan: Plan) -> Any:
         """
@@ -102,7 +123,11 @@ class ResultSink(Collector):
                 self._store.log_total()
         errors = result.errors(self.errors)
         counts = self._write(result, plan)
-        self._check(result, errors, counts)
+        try:
+            self._check(result, errors, counts)
+        except RunGenError:
+            self._push_summary(counts)
+            raise
         done = [job_id for job_id in result.job_ids if job_id not in self.errors]
         outcome = TaskOutcome(app_id, done, len(errors))
         if self.stores:
@@ -114,7 +139,7 @@ class ResultSink(Collector):
                 outcome = replace(outcome, files=files)
             log.info("Collected the results of %s", format_jobs(done))
         else:
-            value = counts.summary(self._table.uri, self._run.usage_report.used())
+            value = self._summary(counts)
             outcome = replace(
                 outcome,
                 failed_count=counts.failed,
@@ -139,11 +164,19 @@ class ResultSink(Collector):
                 missing = cause.message
             else:
                 missing = clean_text(f"{type(error).__name__}: {error}")
-            self._write(result, plan, missing)
+            self._push_summary(self._write(result, plan, missing))
         except Exception as failure:
             log.warning("Could not write the %s: %s", what, clean_text(str(failure)))
 
     # --- the value ---
+
+    def _summary(self, counts: ResultCounts) -> dict[str, Any]:
+        return counts.summary(self._table_uri, self._run.usage_report.used())
+
+    def _push_summary(self, counts: ResultCounts) -> None:
+        """Push what a task with a table returns, when it fails and so returns nothing."""
+        if self._table is not None and self._run.task.do_xcom_push:
+            self._run.push_quietly("return_value", self._summary(counts), "the summary")
 
     def _value(self, result: BatchResult) -> Any:
         values = self._values.of(result.ids)
@@ -171,10 +204,10 @@ class ResultSink(Collector):
                 count=counts.runnable,
                 what="rows",
                 reasons=[
-                    clean_text(f"{', '.join(str(row.values[name]) for name in self._key)}: {row.error}", 300)
-                    for row in counts.first_failed
+                    f"{', '.join(map(str, row['key'])) if len(self._key) > 1 else row['key']}: {row['error']}"
+                    for row in counts.first_failed[:MAX_REASONS]
                 ],
-                where=f"All reasons are in {redact(self._table.uri)}. ",
+                where=f"All reasons are in {redact(self._table_uri)}. ",
             )
         else:
             push_failed(ti, result.ids, errors, run.locate(errors))
@@ -190,7 +223,7 @@ class ResultSink(Collector):
 
         :param missing: the error of jobs of which nothing is known.
         """
-        counts, manifest, rows = ResultCounts(), plan.manifest, self._rows
+        counts, manifest, rows = ResultCounts(self._key), plan.manifest, self._rows
         if rows is None:
             return counts
 
@@ -199,8 +232,20 @@ class ResultSink(Collector):
 
         if self._table is not None:
             columns = dict(zip(manifest.columns, manifest.types, strict=True))
+            if self._runner is None:
+                columns["label"] = "text"
             self._table.write(counts.count(add_costs(result_rows(), find_price(self._run))), columns)
             self._run.ti.xcom_push(key="results", value=redact(self._table.uri))
+        if self._failed_table is not None:
+            failed = (
+                replace(row, input=json_text(redact_value(plan.input(row.index))))
+                for row in result_rows()
+                if row.is_failed
+            )
+            self._failed_table.write(failed, {name: columns[name] for name in self._key})
+        if self._runner is not None and self._table is not None:
+            self._run.failed_rows = counts.first_failed
+            self._run.push_quietly("failed", counts.first_failed, "what failed")
         self._is_written = True
         if self._sheet is not None:
             self._sheet.write(result_rows, self._run.ti, self._run.known_app_id)
@@ -213,6 +258,8 @@ class ResultSink(Collector):
         columns = plan.manifest.columns
         for number, (planned, job_id) in enumerate(zip(plan.rows(), result.ids, strict=True)):
             values = dict(zip(columns, planned.values, strict=True))
+            if self._runner is None:
+                values["label"] = self._label_of(job_id or "")
             if planned.status:
                 status, why = Status(planned.status), planned.why or None
                 row = ResultRow(index=number, status=status, values=values, error=why)
@@ -226,6 +273,6 @@ class ResultSink(Collector):
                 failure = self.errors.get(job_id) or RunGenError(missing)
                 is_reused = job_id in result.shared
                 row = rows.row(number, job_id, failure, values=values, is_reused=is_reused)
-            if row.status not in (Status.COMPLETED, Status.SKIPPED):
+            if row.is_failed:
                 self._row_errors[number] = failure
             yield row

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from airflow_provider_rungen.client.models import Job
@@ -36,7 +36,7 @@ _XCOM_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,249}")
 # The tasks push these themselves.
 _USED_KEYS = frozenset(
     {
-        *("return_value", "job_id", "job_ids", "failed", "usage", "rungen_log"),
+        *("return_value", "job_id", "job_ids", "failed", "usage", "rungen_log", "rungen_label"),
         *("app_id", "rungen_conn_id"),
         *("rungen_job_link", "rungen_app_link", "rungen_results_link", "rungen_page"),
     }
@@ -48,10 +48,14 @@ class XComValues:
     The results, or small manifests, that a task returns, by job.
 
     :param max_bytes: bytes of all results at most.
+    :param label_of: returns the label of a job, or ``None``.
     :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
     """
 
-    def __init__(self, max_bytes: int, *, pushes_keys: bool = False) -> None:
+    def __init__(
+        self, max_bytes: int, label_of: Callable[[str], Any] = lambda _: None, *, pushes_keys: bool = False
+    ) -> None:
+        self._label_of = label_of
         self._max_bytes = max_bytes
         self._pushes_keys = pushes_keys
         self._held_bytes = 0
@@ -78,8 +82,9 @@ class XComValues:
         return None
 
     def add_stored(self, stored: StoredJob) -> None:
-        """Add the small manifest of a stored job."""
-        self._values[stored.job_id] = stored.summary
+        """Add the small manifest of a stored job, with its label."""
+        label = self._label_of(stored.job_id)
+        self._values[stored.job_id] = stored.summary | ({} if label is None else {"label": str(label)})
 
     def of(self, ids: Sequence[str | None]) -> list[Any]:
         """Return the values of jobs, with ``None`` for those that have none."""

@@ -54,7 +54,7 @@ class Source:
         """
         raise NotImplementedError
 
-    def check(self, max_failed: float) -> None:
+    def check(self, max_failed: float | str) -> None:
         """
         Check, after `read`, whether an input, or too many rows, cannot be sent.
 
@@ -97,7 +97,7 @@ class OneInput(Source):
     def _as_sent(self) -> Any:
         return json.loads(codec.encode_input(self.job_input))
 
-    def check(self, max_failed: float) -> None:
+    def check(self, max_failed: float | str) -> None:
         if (schema := self.schema()) is not None:
             schema.check_input(self._as_sent())
 

@@ -20,9 +20,10 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.sources.inputs import KeyOf, Source, first_equal
 from airflow_provider_rungen.execution.table.reader import Rows, open_rows
-from airflow_provider_rungen.execution.table.results import FIXED_COLUMNS, Status
+from airflow_provider_rungen.execution.table.results import Status
 from airflow_provider_rungen.execution.task.outcomes import max_failures
 from airflow_provider_rungen.runs.plan import PlannedRow
+from airflow_provider_rungen.schemas.columns import check_columns
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.schemas import Schema
@@ -104,7 +105,7 @@ class TableRows(Source):
             status = Status.SKIPPED if job_input is None else Status.REFUSED if why else ""
             self._counts[status] += 1
             if status:
-                yield PlannedRow(values, status=status, why=why), None
+                yield PlannedRow(values, status=status, why=why), job_input
             else:
                 digest = key_of(job_input)
                 first = first_equal(numbers, digest, number) if self.shares_equal else None
@@ -131,7 +132,7 @@ class TableRows(Source):
                     continue
             yield row
 
-    def check(self, max_failed: float) -> None:
+    def check(self, max_failed: float | str) -> None:
         refused, runnable = self._counts[Status.REFUSED], self._counts.total() - self._counts[Status.SKIPPED]
         if refused > (allowed := max_failures(max_failed, runnable)):
             raise RunGenInputError(
@@ -198,14 +199,7 @@ class _Columns:
         self._types = {name: (types or {}).get(name, "text") for name in names}
         # the kinds of the values of columns whose type is not known
         self._kinds: dict[str, set[type]] = {name: set() for name, kind in self._types.items() if not kind}
-        # readers such as DuckDB do not distinguish capital letters
-        counts = Counter(name.casefold() for name in (*FIXED_COLUMNS, *names))
-        if twice := next((name for name in names if counts[name.casefold()] > 1), None):
-            raise RunGenInputError(
-                f"results: there would be two columns {clean_text(repr(twice), 100)}",
-                hint="Rename that column of the source: a results table has the columns "
-                f"{', '.join(FIXED_COLUMNS)}",
-            )
+        check_columns(names, "column of the source")
 
     @property
     def types(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any, BinaryIO, TypeAlias
 
 from airflow_provider_rungen.client.output_urls import redact_value
@@ -78,6 +79,9 @@ def arrow_schema(columns: Mapping[str, str]) -> Any:
         "number": pa.float64(),
         "boolean": pa.bool_(),
         "text": pa.string(),
+        "json": pa.string(),
+        "integers": pa.list_(pa.int64()),
+        "numbers": pa.list_(pa.float64()),
         "texts": pa.list_(pa.string()),
         "decimal": pa.decimal128(38, 8),
         "time": pa.timestamp("us", tz="UTC"),
@@ -122,7 +126,8 @@ def _groups(rows: Iterable[Values]) -> Iterator[list[Values]]:
     chars = 0
     for row in rows:
         group.append(row)
-        chars += sum(len(value) for value in (*row.values(), *row["outputs"]) if isinstance(value, str))
+        texts = (each for value in row.values() for each in (value if isinstance(value, list) else [value]))
+        chars += sum(len(each) for each in texts if isinstance(each, str))
         if len(group) == _GROUP_ROWS or chars >= _GROUP_CHARS:
             yield group
             group, chars = [], 0
@@ -149,12 +154,21 @@ def to_text(value: Any) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
+def _to_list(convert: Callable[[Any], Any], values: Any) -> list[Any]:
+    if not isinstance(values, list | tuple):
+        raise TypeError
+    return [None if each is None else convert(each) for each in values]
+
+
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "integer": _to_integer,
     "number": float,
     "boolean": _to_boolean,
     "text": to_text,
-    "texts": lambda values: list(map(to_text, values)),
+    "json": json_text,
+    "integers": partial(_to_list, _to_integer),
+    "numbers": partial(_to_list, float),
+    "texts": partial(_to_list, to_text),
     "decimal": Decimal,
     "time": datetime.fromisoformat,
 }

@@ -1,54 +1,36 @@
-"""The results table: one row for each input or job, written to a file as a whole or not at all."""
+"""The rows of a results table: one for each input or job."""
 
 from __future__ import annotations
 
-import logging
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.client.parsing import to_time
-from airflow_provider_rungen.client.redaction import redact, redact_error
+from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
+    RejectRow,
     RunGenBadRequestError,
     RunGenError,
     RunGenGivenUpError,
-    RunGenInputError,
     RunGenJobCanceledError,
     RunGenOutputError,
+    RunGenResultError,
 )
-from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.spool import Spool
-from airflow_provider_rungen.execution.table.arrow import load_pyarrow
-from airflow_provider_rungen.execution.table.result_files import WRITERS, Values, json_text
-from airflow_provider_rungen.execution.task.outcomes import MAX_REASONS
+from airflow_provider_rungen.execution.table.result_files import Values, json_text
+from airflow_provider_rungen.execution.task.outcomes import MAX_FAILED, MAX_FAILED_ERROR
+from airflow_provider_rungen.schemas.columns import FAILED_COLUMNS, FIXED_COLUMNS
 
-log = logging.getLogger(__name__)
-
-#: The columns that every table has, in this order, with their types: see `write_parquet`.
-FIXED_COLUMNS = {
-    "index": "integer",
-    "status": "text",
-    "error": "text",
-    "job_id": "text",
-    "reused": "boolean",
-    "outputs": "texts",
-    "output": "text",
-    "sha256": "text",
-    "result": "text",
-    "execution_seconds": "number",
-    "cost": "decimal",
-    "created_at": "time",
-}
-_HINT = "Check results, and that the worker may write to it"
+_ATTRIBUTES = FIXED_COLUMNS | FAILED_COLUMNS
 
 
 class Status(StrEnum):
@@ -59,6 +41,8 @@ class Status(StrEnum):
     CANCELED = "canceled"
     REFUSED = "refused"
     SKIPPED = "skipped"
+    INVALID = "invalid"
+    REJECTED = "rejected"
     GIVEN_UP = "given_up"
 
     @classmethod
@@ -83,6 +67,8 @@ class ResultRow:
     :param result: what the model returned, as JSON text without the secrets of its URLs.
     :param cost: what its job cost, in the currency of the price.
     :param created_at: when its job was created (ISO 8601, in UTC).
+    :param typed: the properties of the result that have columns.
+    :param input: of a row that failed, its input as JSON text.
     :param about: what only a contact sheet shows; see `contact_sheet.describe_job`.
     """
 
@@ -98,32 +84,68 @@ class ResultRow:
     execution_seconds: float | None = None
     cost: Decimal | None = None
     created_at: str | None = None
+    typed: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] | None = None
+    input: str | None = None
 
     @property
     def output(self) -> str | None:
         """The URI of the first file."""
         return self.outputs[0] if self.outputs else None
 
-    def written(self, columns: Iterable[str]) -> Values:
+    @property
+    def is_failed(self) -> bool:
+        """Whether it was to have a result, and has none."""
+        return self.status not in (Status.COMPLETED, Status.SKIPPED)
+
+    def failure(self, key: Sequence[str]) -> dict[str, Any]:
+        """
+        Return what XCom and callbacks get of a row that failed.
+
+        :param key: the columns that identify it. If there are several, their values are a list.
+        """
+        values = [_short(self.values.get(name)) for name in key]
+        return {
+            "index": self.index,
+            "key": values[0] if len(values) == 1 else values,
+            "status": str(self.status),
+            "job_id": self.job_id,
+            "error": _short(self.error or ""),
+        }
+
+    def written(self, own: Iterable[str], columns: Collection[str]) -> Values:
         """
         Return what is written of the row.
 
-        :param columns: the table's own columns.
+        :param own: the columns of the source.
+        :param columns: the other columns: those that every row has, and the properties of the result.
         """
-        repeated = {name: self.values.get(name) for name in columns}
-        fixed = {name: getattr(self, name) for name in FIXED_COLUMNS}
-        return {**repeated, **fixed, "cost": None if self.cost is None else f"{self.cost:f}"}
+        written = {name: self.values.get(name) for name in own}
+        for name in columns:
+            written[name] = getattr(self, name) if name in _ATTRIBUTES else self.typed.get(name)
+        if self.cost is not None and "cost" in columns:
+            written["cost"] = f"{self.cost:f}"
+        return written
+
+
+def _short(value: Any) -> Any:
+    is_number = isinstance(value, int | float)
+    return value if is_number else clean_text(str(value), MAX_FAILED_ERROR)
 
 
 class ResultCounts:
-    """The rows of a table, by how they ended."""
+    """
+    The rows of a table, by how they ended.
 
-    def __init__(self) -> None:
+    :param key: the columns that identify a row.
+    """
+
+    def __init__(self, key: Sequence[str] = ()) -> None:
+        self._key = key
         self.rows = self.reused = self.file_count = 0
         self.by_status: Counter[Status] = Counter()
-        #: The first rows that were to have a result, and have none.
-        self.first_failed: list[ResultRow] = []
+        #: The first rows that failed: see `ResultRow.failure`.
+        self.first_failed: list[dict[str, Any]] = []
         # several rows may have one job
         self._jobs: set[str] = set()
 
@@ -143,8 +165,8 @@ class ResultCounts:
             self.rows += 1
             self.reused += row.reused
             self.by_status[row.status] += 1
-            if row.status not in (Status.COMPLETED, Status.SKIPPED) and len(self.first_failed) < MAX_REASONS:
-                self.first_failed.append(row)
+            if row.is_failed and len(self.first_failed) < MAX_FAILED:
+                self.first_failed.append(row.failure(self._key))
             if row.job_id is not None and row.job_id not in self._jobs:
                 self._jobs.add(row.job_id)
                 self.file_count += len(row.outputs)
@@ -178,11 +200,13 @@ class JobRows:
     The rows of jobs, by job id, in a temporary file, since results may be large. Close it at the end.
 
     :param describe: what else to keep of each job.
+    :param typed: the properties of results that have columns.
     :raises RunGenOutputError: a method could not use the folder for temporary files.
     """
 
-    def __init__(self, describe: Describe | None = None) -> None:
+    def __init__(self, describe: Describe | None = None, typed: Sequence[str] = ()) -> None:
         self._describe = describe
+        self._typed = typed
         self._spool = Spool()
         # by job, where its row is
         self._positions: dict[str, int] = {}
@@ -191,16 +215,20 @@ class JobRows:
         """Remove the file."""
         self._spool.close()
 
-    def add_stored(self, stored: StoredJob) -> None:
-        """Add a job whose outputs are stored."""
-        uris = {output["uri"]: output["uri"] for output in stored.outputs}
+    def add_stored(self, stored: StoredJob, rejection: RunGenError | None = None) -> None:
+        """
+        Add a job whose outputs are stored.
+
+        :param rejection: why its row is not completed.
+        """
+        uris = {output["uri"]: _without_connection(output["uri"]) for output in stored.outputs}
         self._add(
             stored.job_id,
             stored.input,
             stored.created_at,
             stored.outputs,
-            status=Status.COMPLETED,
-            outputs=list(uris),
+            **({"status": Status.COMPLETED} if rejection is None else _failure(rejection)),
+            outputs=list(uris.values()),
             sha256=stored.outputs[0]["sha256"] if stored.outputs else None,
             result=redact_value(stored.result, uris),
             execution_seconds=stored.execution_seconds,
@@ -244,62 +272,25 @@ class JobRows:
         if self._describe is not None:
             fields["about"] = self._describe(redact_value(input), files, fields.get("result"))
         if "result" in fields:
-            fields["result"] = json_text(fields["result"])
+            result = fields["result"]
+            if isinstance(result, Mapping):
+                fields["typed"] = {name: result.get(name) for name in self._typed}
+            fields["result"] = json_text(result)
         fields["created_at"] = (at := to_time(created_at)) and at.isoformat()
         self._positions[job_id] = self._spool.append(fields)
 
 
+def _without_connection(uri: str) -> str:
+    """Return a URI that other programs than Airflow can open."""
+    return re.sub(r"^([\w.+-]+://)[^/@]*@", r"\1", uri)
+
+
 def _failure(error: RunGenError) -> dict[str, Any]:
-    is_canceled = isinstance(error, RunGenJobCanceledError)
-    return {"status": Status.CANCELED if is_canceled else Status.FAILED, "error": error.message}
-
-
-class ResultsTable:
-    """
-    A table of results.
-
-    :param uri: the file to write, as `ObjectStoragePath` accepts it. Its suffix is the format.
-    :raises RunGenInputError: it cannot be written: its place, its suffix, or pyarrow is missing.
-    """
-
-    def __init__(self, uri: Any) -> None:
-        self.uri = str(uri)
-        self.folder, slash, self._name = self.uri.rpartition("/")
-        self._suffix = next((each for each in WRITERS if self._name.lower().endswith(each)), "")
-        if not self._suffix:
-            shown = clean_text(self.uri, 200)
-            raise RunGenInputError(f"results {shown!r} must end in {' or '.join(WRITERS)}")
-        if self._suffix == ".parquet":
-            load_pyarrow()
-        self._storage = Storage(self.folder + slash, "results")
-
-    def prepare(self) -> None:
-        """
-        Find out whether the table can be written.
-
-        :raises RunGenInputError: it cannot be written now.
-        """
-        self._storage.prepare()
-
-    def write(self, rows: Iterable[ResultRow], columns: Mapping[str, str] = MappingProxyType({})) -> None:
-        """
-        Write the table. It replaces an older one once it is complete.
-
-        :param columns: the types of the table's own columns, by name: see `write_parquet`.
-        :raises RunGenOutputError: it could not be written. An older table is still there.
-        """
-        reason = f"Could not write the results table {clean_text(self.uri, 200)}"
-        written = (row.written(columns) for row in rows)
-        try:
-            self._storage.remove_leftovers("")
-            with self._storage.incoming("", self._name) as (file, path):
-                WRITERS[self._suffix](file, {**columns, **FIXED_COLUMNS}, written)
-                self._storage.put(file, path, "", self._name)
-        # neither is chained, because the text of its cause would be logged unredacted
-        except RunGenOutputError as error:
-            message = f"{reason}: {error.message}"
-            raise error.revised(message, hint=error.hint, retryable=error.retryable) from None
-        except OSError as error:
-            message = f"{reason}: {clean_text(redact_error(error, self.uri), 200)}"
-            raise RunGenOutputError(message, hint=_HINT, retryable=True) from None
-        log.info("Wrote the results table %s", clean_text(self.uri))
+    kinds = {
+        RunGenJobCanceledError: Status.CANCELED,
+        RejectRow: Status.REJECTED,
+        RunGenResultError: Status.INVALID,
+    }
+    status = next((each for kind, each in kinds.items() if isinstance(error, kind)), Status.FAILED)
+    is_expired = isinstance(error, RunGenOutputError) and error.is_expired
+    return {"status": Status.INVALID if is_expired else status, "error": error.message}

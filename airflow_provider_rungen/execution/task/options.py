@@ -1,7 +1,7 @@
 """
 The parameters of a task as its run sees them: frozen copies of the operator's attributes.
 
-All fields are named and described as the parameters are.
+All fields are named and described as the parameters are, apart from ``job_label``, the parameter ``label``.
 """
 
 from __future__ import annotations
@@ -41,18 +41,20 @@ class JobOptions(RunOptions):
     wait_for_completion: bool = True
     timeout: float
     durable: bool = True
+    job_label: Any = None
     on_unknown_submission: Literal["resubmit", "fail"] = "resubmit"
     on_clear: Literal["new", "resume"] = "new"
     input_schema: Any = None
     format: str | None = None
     destination: Any = None
     results: Any = None
+    check: Any = None
     ledger: Ledger | None = None
     max_jobs: Any = None
     max_cost: Any = None
     max_concurrency: int = 1
     max_in_flight: int | None = None
-    max_failed: float = 0
+    max_failed: float | str = 0
     stop_after: int | None = None
 
 
@@ -63,8 +65,12 @@ class CollectOptions(RunOptions):
     destination: Any
     contact_sheet: bool = False
     results: Any = None
-    result_schema: Any
-    max_failed: float
+    output_type: Any
+    result_format: str | None = None
+    check: Any = None
+    failed_table: Any = None
+    job_label: Any = None
+    max_failed: float | str
     max_concurrency: int
     max_output_bytes: int
     max_xcom_bytes: int

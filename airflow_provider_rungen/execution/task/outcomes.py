@@ -11,6 +11,7 @@ from typing import Any
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
+    RejectRow,
     RunGenConfigError,
     RunGenError,
     RunGenForbiddenError,
@@ -23,9 +24,12 @@ from airflow_provider_rungen.exceptions import (
 
 # Of more failures than this, a message names no reasons.
 MAX_REASONS = 10
+# XCom has so many failed jobs at most, and so many characters of each error.
+MAX_FAILED = 1000
+MAX_FAILED_ERROR = 200
 # A job that ended like this does so at the next look, too.
 JOB_IS_OVER = (RunGenJobFailedError, RunGenJobCanceledError)
-_USELESS = (*JOB_IS_OVER, RunGenNotFoundError, RunGenResultError)
+_USELESS = (*JOB_IS_OVER, RunGenNotFoundError, RunGenResultError, RejectRow)
 # The event of a wait that has come as far as it should.
 GO_ON = "go on"
 _RANGES = re.compile(r"(?:\d{1,9}(?:-\d{1,9})?(?:,\d{1,9}(?:-\d{1,9})?)*)?")
@@ -167,8 +171,10 @@ def is_useless(error: RunGenError) -> bool:
     return isinstance(error, _USELESS) or (isinstance(error, RunGenOutputError) and error.is_expired)
 
 
-def max_failures(max_failed: float, count: int) -> int:
+def max_failures(max_failed: float | str, count: int) -> int:
     """Return how many of ``count`` may fail."""
+    if isinstance(max_failed, str):  # any
+        return count
     if isinstance(max_failed, float):
         return math.floor(max_failed * count + 1e-9)  # 0.29 of 100 are 28.999999999999996
     return max_failed

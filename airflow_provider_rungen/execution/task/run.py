@@ -61,6 +61,8 @@ class TaskRun(Generic[Options]):
         #: The links that were pushed, by XCom key.
         self.links: dict[str, str] = {}
         self.outcome: TaskOutcome | None = None
+        #: The first rows that failed, for the callbacks of the task.
+        self.failed_rows: list[dict[str, Any]] = []
         #: Reports what the jobs of the attempt used, once its ``used`` is set.
         self.usage_report = UsageReport(self.guard, self.push_quietly)
         self.is_connected = False  #: Whether a kill need not ask Airflow for the connection.
@@ -159,6 +161,7 @@ class TaskRun(Generic[Options]):
         of_error: Any = error
         of_error.app_id = getattr(error, "app_id", "") or self.known_app_id
         of_error.job_ids = list(self.job_ids)
+        of_error.failed_rows = self.failed_rows
 
     def deadline(self, end: float) -> float:
         """

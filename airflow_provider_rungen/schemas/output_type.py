@@ -1,0 +1,148 @@
+"""Read what a model returned: parse JSON in a text, check it, and find the type of each column."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Self
+
+from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
+from airflow_provider_rungen.schemas.schema import (
+    MAX_NAMED_VIOLATIONS,
+    Schema,
+    inlined,
+    is_path,
+    packaged_file,
+)
+
+_LANGUAGE = re.compile(r"\w*\s")
+_KINDS = {"integer": "integer", "number": "number", "boolean": "boolean", "string": "text"}
+_LIST_KINDS = {"integer": "integers", "number": "numbers", "text": "texts"}
+
+
+class OutputType:
+    """
+    What every result has to be, and how it is read.
+
+    :param source: a class that pydantic knows, or the source of a `Schema`. Any result will do when ``None``.
+    :param is_json: whether a text is parsed as JSON.
+    :raises RunGenInputError: it is no such class or schema.
+    """
+
+    def __init__(self, source: Any, *, is_json: bool = False) -> None:
+        self._is_json = is_json
+        self._schema: Schema | None = None
+        self._class: Any = None
+        contents: Mapping[str, Any] = {}
+        if isinstance(source, str | os.PathLike | Mapping):
+            self._schema = Schema(source, "output_type")
+            contents = self._schema.contents
+        elif source is not None:
+            self._class, contents = _read_class(source)
+        fields = inlined(contents, contents).get("properties", {})
+        #: The type of a column for each property of a result: see `write_parquet`.
+        self.columns = {name: _kind(field, contents) for name, field in fields.items()}
+
+    @classmethod
+    def of(cls, source: Any, result_format: str | None = None) -> Self | None:
+        """Return what results are read with, or ``None`` if they are kept as they are."""
+        is_json = result_format == "json"
+        return cls(source, is_json=is_json) if is_json or source is not None else None
+
+    def read(self, job: Job) -> Job:
+        """
+        Return a completed job with its result as it is used: parsed, and with the defaults of a class.
+
+        :raises RunGenResultError: the result does not fit; the message names the path in it and the rule.
+        """
+        if self._is_json and (text := _text_of(job.result)) is not None:
+            job = replace(job, result=_parse(text, job))
+        if self._schema is not None:
+            self._schema.check_result(job)
+        return job if self._class is None else replace(job, result=self._convert(job))
+
+    def _convert(self, job: Job) -> Any:
+        """Return a result as an instance of the class has it, in JSON."""
+        from pydantic import ValidationError
+
+        try:
+            # as JSON, in which a class that is strict takes a time or a tuple, too
+            found = self._class.validate_json(json.dumps(job.result))
+        except ValidationError as error:
+            problems = error.errors(include_url=False)[:MAX_NAMED_VIOLATIONS]
+            texts = [f"{'.'.join(['result', *map(str, each['loc'])])}: {each['msg']}" for each in problems]
+            raise _misfit(job, f"does not fit output_type: {'; '.join(texts)}") from None
+        value = self._class.dump_python(found, mode="json", by_alias=False)
+        # a class may leave out what was paid for
+        return {**job.result, **value} if isinstance(value, dict) and isinstance(job.result, dict) else value
+
+
+def checked(source: Any, name: str) -> Any:
+    """
+    Return a schema or class as it was passed, checked as far as possible while a DAG file is parsed.
+
+    :raises RunGenInputError: it is none, or has an unknown name.
+    """
+    if isinstance(source, Mapping):
+        Schema(source, name)
+    elif source is not None and not is_path(source):
+        _ = OutputType(source) if name == "output_type" else packaged_file(source, name)
+    return source
+
+
+def _read_class(source: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Return what validates a class, and its JSON Schema."""
+    from pydantic import TypeAdapter
+    from pydantic.errors import PydanticUserError
+
+    try:
+        adapter: Any = TypeAdapter(source)
+        return adapter, adapter.json_schema(by_alias=False, mode="serialization")
+    except PydanticUserError as error:
+        reason = clean_text(str(error).partition("\n")[0], 200)
+        raise RunGenInputError(f"output_type is no class that pydantic knows: {reason}") from None
+
+
+def _misfit(job: Job, why: str) -> RunGenResultError:
+    text = clean_text(redact(f"The result of job {job.id} of app {job.app_id} {why}"))
+    return RunGenResultError(text, app_id=job.app_id, job_id=job.id)
+
+
+def _text_of(result: Any) -> str | None:
+    """Return the text that a model wrote, which may be in an object with nothing else."""
+    if isinstance(result, Mapping) and result.keys() == {"text"}:
+        result = result["text"]
+    return result if isinstance(result, str) else None
+
+
+def _parse(text: str, job: Job) -> Any:
+    """Return the JSON in a text: all of it, or what is in its code fence."""
+    inside = text.partition("```")[2].rpartition("```")[0]
+    for each in (text, _LANGUAGE.sub("", inside, count=1)):
+        with suppress(ValueError, RecursionError):
+            return json.loads(each)
+    raise _misfit(job, "is not JSON (result_format), and has no code fence around JSON")
+
+
+def _kind(field: Any, contents: Mapping[str, Any]) -> str:
+    """Return the type of a column. What has no type of its own is JSON text."""
+    field = inlined(field, contents)
+    kinds = field.get("type", [])
+    names = {kinds} if isinstance(kinds, str) else {*kinds}
+    if names - {"null"} == {"array"}:
+        return _LIST_KINDS.get(_kind(field.get("items"), contents), "json")
+    found = {_KINDS.get(each, "json") for each in names - {"null"}}
+    if not names and all(isinstance(each, str | None) for each in field.get("enum", [0])):
+        found.add("text")
+    choices = [each for keyword in ("anyOf", "oneOf", "allOf") for each in field.get(keyword, ())]
+    found |= {_kind(each, contents) for each in choices if each != {"type": "null"}}
+    if found == {"text"} and field.get("format") == "date-time":
+        return "time"
+    return "number" if found == {"integer", "number"} else found.pop() if len(found) == 1 else "json"
