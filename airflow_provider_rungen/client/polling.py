@@ -201,8 +201,7 @@ class Wait:
         Poll until the wait is over; return ``False`` if it is time to stop before.
 
         :param pauses: see `poll_until`.
-        :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll,
-            which may take as long as any.
+        :param deadline: the time (seconds since 1970) to stop at; one that has passed allows one full poll.
         :param stop_at: the time (seconds since 1970) to stop at without an error.
         :param ended: the jobs to poll in the first round, if not those that are worth it.
         :raises RunGenJobTimeoutError: the deadline passed; names the first job that has not finished.
@@ -246,8 +245,7 @@ def wait_for_jobs(
     A poll that fails and may succeed later does not end the wait. Each outage is logged once.
 
     :param poll_interval: seconds between two polls.
-    :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll, which
-        may take as long as any.
+    :param deadline: the time (seconds since 1970) to stop at; one that has passed allows one full poll.
     :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
     :param first_interval: a shorter pause after the first poll, which grows to ``poll_interval``.
     :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
