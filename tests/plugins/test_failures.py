@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import traceback
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -199,3 +200,16 @@ def test_an_error_has_one_traceback(world: World, retries: int) -> None:
     text = "".join(traceback.format_exception(error))
     assert text.count("Traceback (most recent call last)") == 1
     assert "endpoints.py" in text or "sender.py" in text
+
+
+def test_an_error_of_the_code_of_a_user_shows_no_signed_url(world: World) -> None:
+    def pictures() -> Iterator[dict[str, Any]]:
+        yield given()
+        raise KeyError(f"https://bucket.example/a.png?X-Amz-Signature={'5ec2e7' * 4}")
+
+    outcome = world.perform(RunGenRunBatchOperator(inputs=pictures(), **BARE))
+    assert isinstance(outcome.error, KeyError)
+    page = world.get(world.save("failed", operator="RunGenRunBatchOperator")).text
+    assert "bucket.example" in box_of(page)
+    for text in (page, repr(outcome.xcoms), outcome.log):
+        assert "5ec2e7" not in text
