@@ -33,14 +33,8 @@ _MIN_INT, _INT_LIMIT = -(2**63), 2**64
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # With multiple_outputs, keys become part of a path in Airflow's API.
 _XCOM_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,249}")
-# The tasks push these themselves.
-_USED_KEYS = frozenset(
-    {
-        *("return_value", "job_id", "job_ids", "failed", "usage", "rungen_log", "rungen_label"),
-        *("app_id", "rungen_conn_id"),
-        *("rungen_job_link", "rungen_app_link", "rungen_results_link", "rungen_page"),
-    }
-)
+# Tasks and links push these, and those that begin with "rungen_", themselves.
+_USED_KEYS = frozenset(["return_value", "app_id", "job_id", "job_ids", "failed", "usage", "bill", "scaled"])
 
 
 class XComValues:
@@ -116,7 +110,8 @@ def find_xcom_problem(result: Any) -> str:
 def find_key_problem(result: Any) -> str:
     """Return which key of a result cannot be the key of an XCom (``multiple_outputs``), or an empty text."""
     for key in result if isinstance(result, Mapping) else ():
-        if _XCOM_KEY.fullmatch(key) is None or key in _USED_KEYS:
+        is_used = key in _USED_KEYS or key.startswith("rungen_")
+        if _XCOM_KEY.fullmatch(key) is None or is_used:
             return f"result has the key {clean_text(repr(key), 100)}, which cannot be the key of an XCom"
     return ""
 
