@@ -63,7 +63,8 @@ class Performance:
             if not hasattr(task, name):
                 raise TypeError(f"{type(task).__name__} has no parameter {name!r} to replace")
             setattr(task, name, value)
-        if getattr(task, "reschedule", False):
+        ti = self._context["ti"]
+        if getattr(task, "reschedule", False) and not hasattr(ti, "get_first_reschedule_date"):
             task.mode = "poke"  # only Airflow's database knows when its first poke was
         if self._emulator is None or not getattr(task, "deferrable", False):
             return self._perform(partial(task.execute, self._context))

@@ -363,7 +363,7 @@ def test_a_kill_gets_through_a_submission(  # noqa: PLR0917 - parameters
         monkeypatch.setattr(RunGenHook, "run_job", lambda *_, **__: pytest.fail("it was submitted again"))
         op = RunGenRunJobOperator(task_id="task", input={"prompt": "x"}, on_unknown_submission="fail")
         again = run_task(op, {"ti": FakeTaskInstance(), "task_state_store": store})
-        assert isinstance(again.error.__cause__, RunGenSubmissionUnknownError)  # type: ignore[union-attr]
+        assert isinstance(again.error.__context__, RunGenSubmissionUnknownError)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", KINDS)

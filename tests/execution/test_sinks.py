@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +40,7 @@ class Attempt(TaskRun["RunOptions"]):
     """An attempt that runs nothing."""
 
     is_single = False
+    report = SimpleNamespace(unsent_error=None)
 
     @property
     def wait(self) -> Any:

@@ -127,9 +127,8 @@ def test_a_sensor_pokes_no_sooner_than_the_service_asked(
     if mode == "poke":
         assert run_task(op, context).error is None
     else:
-        if AIRFLOW_V_3_0_PLUS:
-            ti.get_first_reschedule_date = lambda _: None  # type: ignore[attr-defined]
-        else:  # the sensor asks the database, and there is none
+        ti.get_first_reschedule_date = lambda _: None  # type: ignore[attr-defined]
+        if not AIRFLOW_V_3_0_PLUS:  # the sensor asks the database, and there is none
             monkeypatch.setattr("airflow.sensors.base._orig_start_date", lambda **_: None)
         error: Any = run_task(op, context).error
         assert type(error).__name__ == "AirflowRescheduleException"

@@ -122,7 +122,7 @@ def test_workers_that_could_not_be_given_back_are_not_said_to_be_billed(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit_at_the_scale_down(emulator, monkeypatch)
-    emulator.service.inject(Fault(on="update_app", status=400, skip=1, times=1))
+    emulator.service.inject(Fault(on="update_app", status=400, skip=1, times=None))
     error = run_task(idle_op(APP), context).error
     assert type(error) is RunGenAppError
     assert str(error).startswith(

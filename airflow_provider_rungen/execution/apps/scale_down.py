@@ -108,7 +108,12 @@ class ScaleDownRun(TaskRun[Any]):
         if not task.drain and not task.keep_if_busy:
             return False
         by = time.time() + (task.drain_timeout if task.drain else COUNTER_GRACE)
-        left = self.hook.perform(drain_app(app_id, poll_interval=task.poll_interval, deadline=by))
+        try:
+            left = self.hook.perform(drain_app(app_id, poll_interval=task.poll_interval, deadline=by))
+        except RunGenError:
+            if task.keep_if_busy:
+                raise
+            left = None
         jobs = format_count(left, "job")
         if left and task.keep_if_busy:
             line = "STILL BILLED: app %s is left up: %s queued or running (keep_if_busy)"
