@@ -86,7 +86,8 @@ JSONS = [
     '```json\n{"title": "a kettle"}\n```',
     '```\n{"title": "a kettle"}\n```',
     '```JSON {"title": "a kettle"} ```',
-    '```{"title": "a kettle"}```',
+    '```{"title":"a kettle"}```',
+    '```c++\n{"title": "a kettle"}\n```',
     'Here it is:\n\n```json\n{"title": "a kettle"}\n```\n\nAnything else?',
 ]
 
@@ -197,3 +198,9 @@ def test_urls_may_be_checked() -> None:
         image: HttpUrl
 
     assert read(Picture, {"image": "https://host/x.png"}) == {"image": "https://host/x.png"}
+
+
+def test_a_schema_that_refers_to_itself_has_a_column_of_json() -> None:
+    nested = {"type": "array", "items": {"$ref": "#/$defs/nested"}}
+    schema = {"properties": {"tree": {"$ref": "#/$defs/nested"}}, "$defs": {"nested": nested}}
+    assert OutputType(schema).columns == {"tree": "json"}

@@ -231,7 +231,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
             Schema.of(self.input_schema, "input_schema"),
             key=self.key,
             columns=self.columns,
-            written=self._results_uri(),
+            written=[str(each) for each in (self._results_uri(), self.failed_table) if each is not None],
             format=self.format,
             where=self.where,
             limit=to_limit(self.limit, "limit"),

@@ -22,7 +22,8 @@ from airflow_provider_rungen.schemas.schema import (
     packaged_file,
 )
 
-_LANGUAGE = re.compile(r"\w*\s")
+# The language after a code fence.
+_LANGUAGE = re.compile(r"""\A[^\s{\["]+\s""")
 _KINDS = {"integer": "integer", "number": "number", "boolean": "boolean", "string": "text"}
 _LIST_KINDS = {"integer": "integers", "number": "numbers", "text": "texts"}
 
@@ -125,24 +126,26 @@ def _text_of(result: Any) -> str | None:
 def _parse(text: str, job: Job) -> Any:
     """Return the JSON in a text: all of it, or what is in its code fence."""
     inside = text.partition("```")[2].rpartition("```")[0]
-    for each in (text, _LANGUAGE.sub("", inside, count=1)):
+    for each in (text, inside, _LANGUAGE.sub("", inside)):
         with suppress(ValueError, RecursionError):
             return json.loads(each)
     raise _misfit(job, "is not JSON (result_format), and has no code fence around JSON")
 
 
-def _kind(field: Any, contents: Mapping[str, Any]) -> str:
-    """Return the type of a column. What has no type of its own is JSON text."""
+def _kind(field: Any, contents: Mapping[str, Any], depth: int = 8) -> str:
+    """Return the type of a column. What has no type of its own, or is nested deeper, is JSON text."""
+    if not depth:
+        return "json"
     field = inlined(field, contents)
     kinds = field.get("type", [])
     names = {kinds} if isinstance(kinds, str) else {*kinds}
     if names - {"null"} == {"array"}:
-        return _LIST_KINDS.get(_kind(field.get("items"), contents), "json")
+        return _LIST_KINDS.get(_kind(field.get("items"), contents, depth - 1), "json")
     found = {_KINDS.get(each, "json") for each in names - {"null"}}
     if not names and all(isinstance(each, str | None) for each in field.get("enum", [0])):
         found.add("text")
     choices = [each for keyword in ("anyOf", "oneOf", "allOf") for each in field.get(keyword, ())]
-    found |= {_kind(each, contents) for each in choices if each != {"type": "null"}}
+    found |= {_kind(each, contents, depth - 1) for each in choices if each != {"type": "null"}}
     if found == {"text"} and field.get("format") == "date-time":
         return "time"
     return "number" if found == {"integer", "number"} else found.pop() if len(found) == 1 else "json"

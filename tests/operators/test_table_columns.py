@@ -397,3 +397,81 @@ def test_a_failed_table_in_no_format_is_an_error_before_anything_is_sent(run: Ru
     task = run(products(1), failed_table=f"{tmp_path}/quarantine.txt", ledger=Ledger(f"{tmp_path}/l"))
     assert "failed_table" in str(task.attempt().error)
     assert task.created == 0
+
+
+# --- what is in the way -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shown", ["{folder}/results.jsonl", "file://{folder}/./results.jsonl"])
+def test_the_table_of_failed_rows_never_replaces_the_results(run: Run, tmp_path: Path, shown: str) -> None:
+    paths = {"results": f"{tmp_path}/results.jsonl", "failed_table": shown.format(folder=tmp_path)}
+    task = run(products(2), **paths)
+    assert "failed_table is the file of the results" in str(task.attempt().error)
+    assert task.created == 0
+
+
+def test_the_table_of_failed_rows_never_replaces_the_source(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "products.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in products(2)))
+    task = run(str(source), failed_table=source.as_uri())
+    assert "would write to the table that it reads" in str(task.attempt().error)
+    assert len(read(source)) == 2
+    assert task.created == 0
+
+
+def test_the_table_of_failed_rows_is_no_part_of_the_source(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in products(2)))
+    (folder / "failed.jsonl").write_text('{"sku": "sku-9", "status": "failed"}\n')
+    task = run(f"{folder}/", failed_table=f"{folder}/failed.jsonl")
+    assert task.attempt().error is None
+    assert task.created == 2
+
+
+def test_a_property_may_have_the_name_of_a_column_of_failed_rows(run: Run, tmp_path: Path) -> None:
+    kind = {"properties": {"input": {"type": "string"}}}
+    path = tmp_path / "results.parquet"
+    answer = {"emulator": {"result": {"input": "as asked"}}}
+    task = run(
+        products(1), to_input=lambda row: {"prompt": "x"} | answer, output_type=kind, results=path.as_uri()
+    )
+    assert task.attempt().error is None
+    assert read(path)[0]["input"] == "as asked"
+
+
+def test_a_key_of_the_name_of_a_column_of_failed_rows_is_refused(run: Run, tmp_path: Path) -> None:
+    rows = [{"input": "a", "title": "b"}]
+    task = run(
+        rows, key="input", failed_table=f"{tmp_path}/failed.jsonl", to_input=lambda row: {"prompt": "x"}
+    )
+    assert "two columns 'input'" in str(task.attempt().error)
+    assert task.created == 0
+
+
+def test_a_check_cannot_change_a_result(run: Run, tmp_path: Path) -> None:
+    task = run(products(1), check=lambda result, files: result.clear(), results=f"{tmp_path}/results.jsonl")
+    assert task.attempt().error is None
+    assert json.loads(read(tmp_path / "results.jsonl")[0]["result"]) != {}
+
+
+def test_keys_that_are_no_integers_of_64_bits_are_texts(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    pq.write_table(pa.table({"sku": pa.array([2**64 - 1], pa.uint64()), "n": [1]}), folder / "a.parquet")
+    pq.write_table(pa.table({"sku": ["A-1"], "n": [1.5]}), folder / "b.parquet")
+    path = tmp_path / "results.parquet"
+    task = run(f"{folder}/", columns=["n"], to_input=lambda row: {"prompt": "x"}, results=path.as_uri())
+    assert task.attempt().error is None
+    assert [(row["sku"], row["n"]) for row in read(path)] == [(str(2**64 - 1), 1.0), ("A-1", 1.5)]
+
+
+def test_a_time_that_is_none_in_utc_is_null(run: Run, tmp_path: Path) -> None:
+    kind = {"properties": {"at": {"type": "string", "format": "date-time"}}}
+    path = tmp_path / "results.parquet"
+    answer = {"emulator": {"result": {"at": "9999-12-31T23:59:59-05:00"}}}
+    task = run(
+        products(1), to_input=lambda row: {"prompt": "x"} | answer, output_type=kind, results=path.as_uri()
+    )
+    assert task.attempt().error is None
+    assert read(path)[0]["at"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import Any
 
 from airflow_provider_rungen._airflow import AirflowException, ObjectStoragePath
@@ -35,7 +36,7 @@ class ResultCheck:
             return self._failure
         ids = format_ids(app_id, job_id)
         try:
-            self._function(result, [ObjectStoragePath(uri) for uri in uris])
+            self._function(deepcopy(result), [ObjectStoragePath(uri) for uri in uris])
         except RejectRow as error:
             reason = _text(error.message) or "rejected"
             return RejectRow(reason, app_id=app_id, job_id=job_id)

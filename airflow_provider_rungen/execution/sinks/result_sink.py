@@ -28,6 +28,7 @@ from airflow_provider_rungen.execution.sinks.batch_result import (
 from airflow_provider_rungen.execution.sinks.collector import Collector
 from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, describe_job
 from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
+from airflow_provider_rungen.execution.table.files import path_of
 from airflow_provider_rungen.execution.table.result_files import json_text
 from airflow_provider_rungen.execution.table.results import (
     JobRows,
@@ -93,7 +94,10 @@ class ResultSink(Collector):
         self._table = None if table is None else ResultsTable(table, FIXED_COLUMNS | typed)
         self._failed_table = None
         if options.failed_table is not None:
+            check_columns([*key, "input"], "column of the source")
             self._failed_table = ResultsTable(options.failed_table, FAILED_COLUMNS, "failed_table")
+            if path_of(options.failed_table) == path_of(table):
+                raise RunGenInputError(f"failed_table is the file of the results: {clean_text(str(table))}")
         self._sheet = SheetWriter(options.destination, key) if has_sheet else None
         self._key = key
         self._runner = cast("Runner", run) if usage is None else None
@@ -236,16 +240,16 @@ class ResultSink(Collector):
                 columns["label"] = "text"
             self._table.write(counts.count(add_costs(result_rows(), find_price(self._run))), columns)
             self._run.ti.xcom_push(key="results", value=redact(self._table.uri))
+        if self._runner is not None and self._table is not None:
+            self._run.failed_rows = counts.first_failed
+            self._run.push_quietly("failed", counts.first_failed, "what failed")
         if self._failed_table is not None:
             failed = (
-                replace(row, input=json_text(redact_value(plan.input(row.index))))
+                replace(row, typed={"input": json_text(redact_value(plan.input(row.index)))})
                 for row in result_rows()
                 if row.is_failed
             )
             self._failed_table.write(failed, {name: columns[name] for name in self._key})
-        if self._runner is not None and self._table is not None:
-            self._run.failed_rows = counts.first_failed
-            self._run.push_quietly("failed", counts.first_failed, "what failed")
         self._is_written = True
         if self._sheet is not None:
             self._sheet.write(result_rows, self._run.ti, self._run.known_app_id)

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice, product
@@ -20,6 +20,7 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.sources.inputs import KeyOf, Source, first_equal
 from airflow_provider_rungen.execution.table.reader import Rows, open_rows
+from airflow_provider_rungen.execution.table.result_files import INT64
 from airflow_provider_rungen.execution.table.results import Status
 from airflow_provider_rungen.execution.task.outcomes import max_failures
 from airflow_provider_rungen.runs.plan import PlannedRow
@@ -53,7 +54,7 @@ class TableRows(Source):
     :param schema: what an input has to fit. A row that does not is refused.
     :param key: the columns that identify a row.
     :param columns: the other columns that the results repeat.
-    :param written: the URI of the results table, which is not read.
+    :param written: the URIs of the tables that the task writes, which are not read.
     :param format: the format of the files, if it is not that of their suffix.
     :param where: take only rows with one of these statuses; all if empty.
     :param limit: how many rows to take; all if left out.
@@ -66,7 +67,7 @@ class TableRows(Source):
     _: KW_ONLY
     key: Sequence[str]
     columns: Sequence[str] = ()
-    written: str = ""
+    written: Collection[str] = ()
     format: str | None = None
     where: Sequence[str] = ()
     limit: int | None = None
@@ -197,23 +198,28 @@ class _Columns:
             self.note(types)
             self.check([*names, *filtered])
         self._types = {name: (types or {}).get(name, "text") for name in names}
-        # the kinds of the values of columns whose type is not known
-        self._kinds: dict[str, set[type]] = {name: set() for name, kind in self._types.items() if not kind}
+        # the kinds of values: a type may be unknown, that of one file of several, or too small for a value
+        self._kinds: dict[str, set[type]] = {
+            name: set() for name, kind in self._types.items() if kind != "text"
+        }
         check_columns(names, "column of the source")
 
     @property
     def types(self) -> dict[str, str]:
         """The type of each, as far as rows were taken."""
-        found = {
-            name: _KINDS.get(frozenset(kinds - {type(None)}), "text") for name, kinds in self._kinds.items()
-        }
-        return self._types | found
+        return {name: self._type(name, declared) for name, declared in self._types.items()}
+
+    def _type(self, name: str, declared: str) -> str:
+        kinds = self._kinds.get(name, set()) - {type(None)}
+        found = _KINDS.get(frozenset(kinds), "text") if kinds else declared or "text"
+        return declared if (declared, found) == ("number", "integer") else found
 
     def take(self, row: Mapping[str, Any], place: str) -> Sequence[Any]:
         """Return a copy of the values of a row, as JSON has them."""
         self.note(row)
         for name, kinds in self._kinds.items():
-            kinds.add(type(row[name]))
+            value = row.get(name)
+            kinds.add(str if isinstance(value, int) and value not in INT64 else type(value))
         try:
             text = json.dumps([row.get(name) for name in self.names])
         except (TypeError, ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import unquote
@@ -139,15 +139,24 @@ def wrap_errors(name: str, uri: str, position: Callable[[], str] = str) -> Itera
         ) from None
 
 
-def find_files(source: Any, format: str | None, name: str, written: str = "") -> list[SourceFile]:
+def path_of(uri: Any) -> str:
+    """Return the path of a file, which is the same for each way to write its URI."""
+    from airflow_provider_rungen._airflow import ObjectStoragePath
+
+    path = uri if isinstance(uri, ObjectStoragePath) else ObjectStoragePath(str(uri))
+    is_local = path.protocol in ("", "file", "local")
+    return os.path.realpath(path.path) if is_local else str(path.path).lstrip("/")
+
+
+def find_files(source: Any, format: str | None, name: str, written: Collection[str] = ()) -> list[SourceFile]:
     """
     Return the files of a source, in the order of their paths.
 
     :param source: the URI or path of a file, of a folder, or with wildcards.
     :param format: the format of the files, if it is not that of their suffix.
     :param name: what is read, such as ``inputs``.
-    :param written: the URI of a file that the task writes, and does not read as part of a folder.
-    :raises RunGenInputError: there are none, the only one is ``written``, or the storage cannot be read.
+    :param written: the URIs of files that the task writes, and does not read as part of a folder.
+    :raises RunGenInputError: there are none, the only one is in ``written``, or the storage cannot be read.
     """
     from airflow_provider_rungen._airflow import ObjectStoragePath
 
@@ -159,8 +168,8 @@ def find_files(source: Any, format: str | None, name: str, written: str = "") ->
         # another task may have written there after this process listed it
         fs.invalidate_cache()
         normalize: Callable[[str], str] = os.path.realpath if is_local else lambda path: path.lstrip("/")
-        written_path = normalize(str(ObjectStoragePath(written).path)) if written else None
-        if normalize(path) == written_path:
+        written_paths = {path_of(each) for each in written}
+        if normalize(path) in written_paths:
             raise RunGenInputError(f"The task would write to the {name} that it reads: {clean_text(uri)}")
         is_folder = uri.endswith("/")
         if not is_folder and fs.isfile(path):
@@ -178,7 +187,7 @@ def find_files(source: Any, format: str | None, name: str, written: str = "") ->
             kind = format or _format_of(each)
             # names of temporary files, and of those about the table
             is_hidden = any(part.startswith((".", "_")) for part in names)
-            if kind and not is_hidden and not (written and normalize(each) == written_path):
+            if kind and not is_hidden and normalize(each) not in written_paths:
                 shown = prefix + (each if is_local else each.lstrip("/"))
                 found.append(SourceFile(shown, fs, each, kind, is_local, _partition(names[:-1])))
     if not found:

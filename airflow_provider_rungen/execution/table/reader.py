@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,7 +46,7 @@ def open_rows(
     *,
     format: str | None = None,
     name: str = "inputs",
-    written: str = "",
+    written: Collection[str] = (),
     are_folders_columns: bool = False,
 ) -> Rows:
     """
@@ -57,7 +57,7 @@ def open_rows(
         that returns any of these, or yields dicts or Arrow's record batches.
     :param format: ``jsonl``, ``csv`` or ``parquet``, if it is not that of the suffix.
     :param name: what is read, for errors.
-    :param written: the URI of a file that the task writes, and does not read as part of a folder.
+    :param written: the URIs of files that the task writes, and does not read as part of a folder.
     :param are_folders_columns: whether folders such as ``dt=2026-01-31`` are columns of their rows.
     :raises RunGenInputError: it is none of these, or cannot be opened.
     """

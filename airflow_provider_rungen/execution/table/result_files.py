@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any, BinaryIO, TypeAlias
@@ -22,7 +22,7 @@ Values: TypeAlias = dict[str, Any]
 _GROUP_ROWS = 4_000
 _GROUP_CHARS = 8 << 20
 _CSV_END = "\r\n"
-_INT64 = range(-(2**63), 2**63)
+INT64 = range(-(2**63), 2**63)
 
 
 def json_text(value: Any) -> str:
@@ -137,7 +137,7 @@ def _groups(rows: Iterable[Values]) -> Iterator[list[Values]]:
 
 def _to_integer(value: Any) -> int:
     number = int(value)
-    if number not in _INT64 or (isinstance(value, float) and number != value):
+    if number not in INT64 or (isinstance(value, float) and number != value):
         raise ValueError
     return number
 
@@ -152,6 +152,12 @@ def to_text(value: Any) -> str:
     """Return a text that UTF-8 can express."""
     text = value if isinstance(value, str) else json_text(value)
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _to_time(value: Any) -> datetime:
+    time = datetime.fromisoformat(value)
+    # one at the end of time may be none in UTC
+    return time if time.tzinfo is None else time.astimezone(UTC)
 
 
 def _to_list(convert: Callable[[Any], Any], values: Any) -> list[Any]:
@@ -170,7 +176,7 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "numbers": partial(_to_list, float),
     "texts": partial(_to_list, to_text),
     "decimal": Decimal,
-    "time": datetime.fromisoformat,
+    "time": _to_time,
 }
 #: By suffix, what writes rows to a file. It takes the columns with their types: see `write_parquet`.
 WRITERS: dict[str, Callable[[BinaryIO, Mapping[str, str], Iterable[Values]], None]] = {

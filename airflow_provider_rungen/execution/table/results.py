@@ -28,9 +28,7 @@ from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.table.result_files import Values, json_text
 from airflow_provider_rungen.execution.task.outcomes import MAX_FAILED, MAX_FAILED_ERROR
-from airflow_provider_rungen.schemas.columns import FAILED_COLUMNS, FIXED_COLUMNS
-
-_ATTRIBUTES = FIXED_COLUMNS | FAILED_COLUMNS
+from airflow_provider_rungen.schemas.columns import FIXED_COLUMNS
 
 
 class Status(StrEnum):
@@ -67,8 +65,7 @@ class ResultRow:
     :param result: what the model returned, as JSON text without the secrets of its URLs.
     :param cost: what its job cost, in the currency of the price.
     :param created_at: when its job was created (ISO 8601, in UTC).
-    :param typed: the properties of the result that have columns.
-    :param input: of a row that failed, its input as JSON text.
+    :param typed: the properties of the result that have columns; in a table of rows that failed, the input.
     :param about: what only a contact sheet shows; see `contact_sheet.describe_job`.
     """
 
@@ -86,7 +83,6 @@ class ResultRow:
     created_at: str | None = None
     typed: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] | None = None
-    input: str | None = None
 
     @property
     def output(self) -> str | None:
@@ -122,7 +118,7 @@ class ResultRow:
         """
         written = {name: self.values.get(name) for name in own}
         for name in columns:
-            written[name] = getattr(self, name) if name in _ATTRIBUTES else self.typed.get(name)
+            written[name] = getattr(self, name) if name in FIXED_COLUMNS else self.typed.get(name)
         if self.cost is not None and "cost" in columns:
             written["cost"] = f"{self.cost:f}"
         return written

@@ -33,6 +33,7 @@ class ResultsTable:
 
     def __init__(self, uri: Any, columns: Mapping[str, str] = FIXED_COLUMNS, name: str = "results") -> None:
         self._columns = columns
+        self._what = "the results table" if name == "results" else name
         self.uri = str(uri)
         self.folder, slash, self._name = self.uri.rpartition("/")
         self._suffix = next((each for each in WRITERS if self._name.lower().endswith(each)), "")
@@ -58,7 +59,7 @@ class ResultsTable:
         :param own: the types of the columns of the source, by name: see `write_parquet`.
         :raises RunGenOutputError: it could not be written. An older table is still there.
         """
-        reason = f"Could not write the results table {clean_text(self.uri, 200)}"
+        reason = f"Could not write {self._what} {clean_text(self.uri, 200)}"
         written = (row.written(own, self._columns) for row in rows)
         try:
             self._storage.remove_leftovers("")
@@ -72,4 +73,4 @@ class ResultsTable:
         except OSError as error:
             message = f"{reason}: {clean_text(redact_error(error, self.uri), 200)}"
             raise RunGenOutputError(message, hint=_HINT, retryable=True) from None
-        log.info("Wrote the results table %s", clean_text(self.uri))
+        log.info("Wrote %s %s", self._what, clean_text(self.uri))
