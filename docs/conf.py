@@ -37,7 +37,10 @@ nitpick_ignore_regex = [
     ("py:.*", r"(pandas|pyarrow)\..*"),
     # imported only for type checkers
     ("py:class", "Context|Emulator|JsonValue|ObjectStoragePath|TaskDecorator|XComArg"),
-    ("py:class", "Destination|Duration|JobIds|JobInputs?|SchemaSource|JsonObject|[A-Za-z]+Arguments"),
+    (
+        "py:class",
+        "Check|Destination|Duration|JobIds|JobInputs?|OutputSource|SchemaSource|JsonObject|[A-Za-z]+Arguments",
+    ),
     ("py:class", "IdleEvent|LedgerSource|Limit|Param|Table|TableFormat|TableTask|ToInput"),
     ("py:class", r"airflow_provider_rungen\.exceptions\.Error"),  # a type variable
     # annotations of a dataclass are texts, without their modules

@@ -153,6 +153,7 @@ class Shown:
         text, place = block.text, folder / "buckets" / str(len(self.plan))
         if any(bucket in text for bucket in BUCKETS):
             _fill_bucket(place)  # one of its own, so that nothing is remembered at first
+        text = text.replace('"/tmp', f'"file://{place}')
         for bucket in BUCKETS:
             text = text.replace(bucket, f"file://{place}")
         if block.way == "dag":

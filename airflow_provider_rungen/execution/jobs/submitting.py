@@ -52,6 +52,7 @@ class Submitting:
         self._is_submitting = False
         # the jobs that no other attempt would find, unless the log has taken their ids since
         self._lost: set[str] = set()
+        self._unknown_count = 0
 
     def take_over(self, now: float) -> None:
         """Note jobs of earlier attempts."""
@@ -191,8 +192,9 @@ class Submitting:
         return sender.is_broken
 
     def _warn_of_unknown(self) -> None:
-        unknown = self._log.unknown
-        if unknown:  # what ends the attempt may be another error
+        unknown, before = self._log.unknown, self._unknown_count
+        self._unknown_count = len(unknown)
+        if len(unknown) > before:  # what ends the attempt may be another error
             log.warning(
                 "Fate unknown: %d inputs of app %s (the first is inputs[%d]). RunGen may have created "
                 "their jobs; look at the app's jobs",
