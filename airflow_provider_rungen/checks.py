@@ -129,6 +129,12 @@ def _to_table(value: Any, name: str) -> Any:
     return value
 
 
+def _check_function(value: Any, name: str) -> Any:
+    if value is not None and not callable(value):
+        raise ValueError(f"{name} must be a function, but it is a {_type(value)}")
+    return value
+
+
 def _to_ledger(value: Any, _: str) -> Ledger | None:
     from airflow_provider_rungen.ledger import Ledger
 
@@ -145,6 +151,8 @@ def _check_schema(source: Any, name: str) -> Any:
 
 
 _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
+    "check": _check_function,
+    "to_input": _check_function,
     "columns": _check_columns,
     "contact_sheet": partial(_check_choice, choices=(True, False)),
     "defer_after": partial(to_seconds, allow_zero=True),

@@ -97,6 +97,12 @@ FOLDERS = ["{{ params.folder }}", "file:///pictures", "/pictures", Path("/pictur
 TABLE_OF_THE_WORKER = "prompts.csv"
 
 
+@pytest.mark.parametrize(("name", "value"), [("check", 5), ("to_input", {"prompt": "x"})])
+def test_what_is_no_function_is_found_when_the_dag_is_parsed(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a function, but it is a "):
+        table(results="/x.csv", **{name: value})
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "values"),
     [

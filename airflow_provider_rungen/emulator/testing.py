@@ -211,5 +211,6 @@ def _read_rows(uri: str) -> list[dict[str, Any]]:
         return rows
     text = content.decode()
     if uri.endswith(".csv"):
+        csv.field_size_limit(max(csv.field_size_limit(), len(text)))
         return list(csv.DictReader(io.StringIO(text, newline="")))
     return [json.loads(line) for line in text.split("\n") if line]

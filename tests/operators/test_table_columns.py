@@ -475,3 +475,18 @@ def test_a_time_that_is_none_in_utc_is_null(run: Run, tmp_path: Path) -> None:
     )
     assert task.attempt().error is None
     assert read(path)[0]["at"] is None
+
+
+def test_a_table_of_failed_rows_that_cannot_be_written_hides_no_summary(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "quarantine"
+
+    def lose(result: Any, files: Any) -> None:
+        folder.rename(tmp_path / "moved")
+        folder.write_text("in its place")
+        raise RejectRow("blank")
+
+    task = run(products(1), check=lose, failed_table=f"{folder}/failed.jsonl", max_failed="any")
+    outcome = task.attempt()
+    assert "Could not write failed_table" in str(outcome.error)
+    assert outcome.xcoms["return_value"]["failed"] == 1
+    assert outcome.xcoms["failed"][0]["error"] == "blank"

@@ -249,7 +249,11 @@ class ResultSink(Collector):
                 for row in result_rows()
                 if row.is_failed
             )
-            self._failed_table.write(failed, {name: columns[name] for name in self._key})
+            try:
+                self._failed_table.write(failed, {name: columns[name] for name in self._key})
+            except RunGenError:
+                self._push_summary(counts)
+                raise
         self._is_written = True
         if self._sheet is not None:
             self._sheet.write(result_rows, self._run.ti, self._run.known_app_id)
