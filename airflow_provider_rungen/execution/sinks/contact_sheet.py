@@ -22,7 +22,12 @@ from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.table.results import ResultCounts, ResultRow, Status
+from airflow_provider_rungen.execution.table.results import (
+    ResultCounts,
+    ResultRow,
+    Status,
+    without_connection,
+)
 from airflow_provider_rungen.pages.models import (
     ContactSheet,
     JobView,
@@ -67,7 +72,7 @@ class SheetWriter:
 
     def __init__(self, destination: Any, key: Sequence[str] = ()) -> None:
         self._storage = Storage(destination)
-        self._prefix = f"{str(destination).removesuffix('/')}/"
+        self._prefix = without_connection(f"{str(destination).removesuffix('/')}/")
         self._key = key
         self._shown = redact(str(destination))
 

@@ -217,7 +217,7 @@ class JobRows:
 
         :param rejection: why its row is not completed.
         """
-        uris = {output["uri"]: _without_connection(output["uri"]) for output in stored.outputs}
+        uris = {output["uri"]: without_connection(output["uri"]) for output in stored.outputs}
         self._add(
             stored.job_id,
             stored.input,
@@ -276,7 +276,7 @@ class JobRows:
         self._positions[job_id] = self._spool.append(fields)
 
 
-def _without_connection(uri: str) -> str:
+def without_connection(uri: str) -> str:
     """Return a URI that other programs than Airflow can open."""
     return re.sub(r"^([\w.+-]+://)[^/@]*@", r"\1", uri)
 
