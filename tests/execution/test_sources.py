@@ -238,10 +238,10 @@ def test_the_results_are_neither_read_nor_overwritten(tmp_path: Path, spelling: 
         source += spelling
     else:
         results += spelling
-    rows = read(table(source, written=f"{results}results.jsonl"))
+    rows = read(table(source, written=[f"{results}results.jsonl"]))
     assert [row.values for row, _ in rows] == [[1]]
     with pytest.raises(RunGenInputError, match="The task would write to the table that it reads"):
-        read(table(f"{source}in.jsonl", written=f"{results}in.jsonl"))
+        read(table(f"{source}in.jsonl", written=[f"{results}in.jsonl"]))
 
 
 @pytest.mark.parametrize(

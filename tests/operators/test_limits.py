@@ -172,6 +172,7 @@ def test_a_retry_that_is_refused_keeps_what_was_bought(run: Run, mode: bool) -> 
     assert all("Refused" in error for error in task.column("error")[4:])
 
 
+@pytest.mark.usefixtures("with_links")
 def test_a_retry_that_is_refused_cancels_nothing_that_nobody_waits_for(rungen_emulator: Emulator) -> None:
     inputs = [{"prompt": str(n), "emulator": {"seconds": 60}} for n in range(6)]
     options: dict[str, Any] = {"wait_for_completion": False, "max_jobs": 5}
