@@ -7,7 +7,6 @@ from copy import deepcopy
 from typing import Any
 
 from airflow_provider_rungen._airflow import AirflowException, ObjectStoragePath
-from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text, format_ids
 from airflow_provider_rungen.exceptions import RejectRow, RunGenError
 
@@ -55,4 +54,4 @@ class ResultCheck:
 
 
 def _text(text: str) -> str:
-    return clean_text(redact(text), _MAX_REASON_CHARS)
+    return clean_text(text, _MAX_REASON_CHARS)

@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -144,8 +145,11 @@ def path_of(uri: Any) -> str:
     from airflow_provider_rungen._airflow import ObjectStoragePath
 
     path = uri if isinstance(uri, ObjectStoragePath) else ObjectStoragePath(str(uri))
-    is_local = path.protocol in ("", "file", "local")
-    return os.path.realpath(path.path) if is_local else str(path.path).lstrip("/")
+    return _normal_path(str(path.path), is_local=path.protocol in ("", "file", "local"))
+
+
+def _normal_path(path: str, *, is_local: bool) -> str:
+    return os.path.realpath(path) if is_local else path.lstrip("/")
 
 
 def find_files(source: Any, format: str | None, name: str, written: Collection[str] = ()) -> list[SourceFile]:
@@ -167,7 +171,7 @@ def find_files(source: Any, format: str | None, name: str, written: Collection[s
         single = SourceFile(uri, fs, path, format or _format_of(path) or "jsonl", is_local)
         # another task may have written there after this process listed it
         fs.invalidate_cache()
-        normalize: Callable[[str], str] = os.path.realpath if is_local else lambda path: path.lstrip("/")
+        normalize = partial(_normal_path, is_local=is_local)
         written_paths = {path_of(each) for each in written}
         if normalize(path) in written_paths:
             raise RunGenInputError(f"The task would write to the {name} that it reads: {clean_text(uri)}")
