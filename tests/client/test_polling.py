@@ -621,7 +621,7 @@ def test_a_gateway_ends_a_wait_only_after_minutes(count: int, status: int) -> No
         world = World(in_order(count, 600, 610), MISSING["absent"])
         world.refusal = PAGE
         until: float = lasts
-        world.refuse = lambda now: dict.fromkeys(world.runs, status) if now < until else {}  # noqa: B023
+        world.refuse = lambda now: dict.fromkeys(world.runs, status) if now < until else {}  # noqa: B023 - called in this round only
         if ends and count == 1:
             with pytest.raises(RunGenAPIError) as caught:
                 wait(world)

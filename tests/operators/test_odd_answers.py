@@ -201,7 +201,7 @@ class Play:
         told = "\n".join(f"{each.log}\n{each.error}" for each in self.outcomes)
         live = [each for each, status in jobs.items() if status in ("QUEUED", "RUNNING") and each not in told]
         hidden = self.service.hidden if "Fate unknown" in told else 0
-        self.hold(len(live) <= hidden, f"nobody is told of {live}")
+        self.hold(len(live) <= hidden, f"no log and no error names {live}")
         self.hold(not keys_leaked(self.service), "the key was sent to the storage")
         for where, text in self.texts().items():
             is_leaked = KEY in text or re.search(r"X-Amz-Signature=(?!\*)", text)
@@ -299,7 +299,7 @@ def app(play: Play, workers_after: int, busy: float = 0.1, **options: Any) -> No
             outcome = run_operator(op, upstream=done, context=context)
             has = workers(play.emulator, GPU)
             if op is gpu.down and has != workers_after:
-                play.hold("STILL BILLED" in str(outcome.error), f"{has} workers are left, and nobody is told")
+                play.hold("STILL BILLED" in str(outcome.error), f"no error names the {has} workers")
             return outcome
 
         if op is not run or done["app_up"].error is None:

@@ -353,7 +353,7 @@ def test_failed_rows_have_a_table_of_their_own(
     pushed = task.ti.xcoms["failed"]
     assert [{name: row[name] for name in row if name != "error"} for row in pushed] == xcom
     if outcome.error is not None:
-        again = pickle.loads(pickle.dumps(outcome.error))  # noqa: S301
+        again = pickle.loads(pickle.dumps(outcome.error))  # noqa: S301 - its own pickle
         assert again.failed_rows == pushed
         summary = task.ti.xcoms["return_value"]
         assert (summary["completed"], summary["failed"], summary["skipped"]) == (2, 2, 1)
