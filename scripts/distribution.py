@@ -1,12 +1,15 @@
-"""Build the wheel and the sdist, and check their metadata, their files, and that both agree.
+"""Build the wheel and the sdist, and check their metadata and files, that both agree and are reproducible.
 
-Argument: the folder to write them to.
+Arguments: the folder to write them to, and ``--tag`` with a release's tag, which has to fit the version and
+the changelog.
 """
 
 from __future__ import annotations
 
+import argparse
 import email
 import hashlib
+import re
 import subprocess
 import sys
 import tarfile
@@ -29,15 +32,41 @@ NEEDED = (
 IN_SDIST = ("CHANGELOG.md", "LICENSE", "Makefile", "README.md", "docs/reliability.md", "tests/conftest.py")
 
 
-def main(folder: Path) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tag")
+    options = parser.parse_args()
+    if options.tag:
+        check_tag(options.tag)
+    build(options.folder)
+
+
+def check_tag(tag: str) -> None:
+    """Stop unless the tag is that of the package's version, which the changelog describes with a date."""
+    version = tag.removeprefix("v")
+    source = (ROOT / PACKAGE / "__init__.py").read_text()
+    if f'__version__ = "{version}"' not in source:
+        sys.exit(f"{PACKAGE}/__init__.py has another version than the tag {tag}")
+    if not re.search(
+        rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    ):
+        sys.exit(f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD'")
+
+
+def build(folder: Path) -> None:
     # this builds the wheel from the sdist; below it is built from the tree
     run("-m", "build", "--outdir", str(folder), str(ROOT))
     [wheel], [sdist] = folder.glob("*.whl"), folder.glob("*.tar.gz")
     run("-m", "twine", "check", "--strict", str(wheel), str(sdist))
     with tempfile.TemporaryDirectory() as other:
-        run("-m", "build", "--wheel", "--outdir", other, str(ROOT))
+        run("-m", "build", "--wheel", "--sdist", "--outdir", other, str(ROOT))
         [of_tree] = Path(other).glob("*.whl")
         check_equal(contents(wheel), contents(of_tree))
+        for built in (wheel, sdist):
+            assert built.read_bytes() == (Path(other) / built.name).read_bytes(), (
+                f"{built.name} differs each time"
+            )
     files = contents(wheel)
     for name in NEEDED:
         assert f"{PACKAGE}/{name}" in files, f"the wheel has no {name}"
@@ -85,4 +114,4 @@ def check_metadata(wheel: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

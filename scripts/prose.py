@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ("airflow_provider_rungen", "bench", "compat", "docs", "example_dags", "scripts", "tests")
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "compat/header.md", "docs/**/*.md")
+PAGES = ("*.md", "llms.txt", "compat/header.md", "docs/**/*.md")
 # `make bench` and `make test-compat` write these pages, with texts that all stand in these sources.
 GENERATED = ("docs/benchmarks/README.md", "docs/compatibility.md")
 PAGE_SOURCES = ("bench/page.py", "compat/page.py")
@@ -126,7 +126,7 @@ def check(file: Path) -> list[Finding]:
     """Return what has to change in a Python file or a page."""
     name = str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else str(file)
     source = file.read_text()
-    if file.suffix != ".md":
+    if file.suffix == ".py":
         return sorted(set(check_words(name, python_texts(source, is_page=name in PAGE_SOURCES))))
     return sorted([*check_words(name, page_texts(source)), *check_lengths(name, source)])
 

@@ -37,11 +37,13 @@ from local_services import LocalPostgres, ServiceError
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+FRONT = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "AGENTS.md", "llms.txt")
+PAGES = [*(ROOT / name for name in FRONT), *sorted(DOCS.rglob("*.md"))]
 LANGUAGES = {"python", "shell", "json", "sql", "text", "{toctree}", "{eval-rst}", "{include}"}
 # They are not fetched: open a new one before you add it.
 EXTERNAL = {
     "https://rungen.ai",
+    "https://airflow.apache.org/docs/apache-airflow/stable/security/security_model.html",
     "https://json-schema.org",
     "https://jsonlines.org",
     "https://github.com/apache/airflow/pull/73298",

@@ -1,0 +1,41 @@
+"""The files around the package that a release and its first readers need."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from airflow_provider_rungen import __version__, decorators, hooks, operators, sensors, triggers
+
+ROOT = Path(__file__).parents[1]
+# What is no task, hook or trigger, but a value of one.
+VALUES = {"Answer", "Ledger", "SqlRows", "Transport"}
+
+
+def test_the_registry_lists_all_that_is_public() -> None:
+    listed = yaml.safe_load((ROOT / ".airflow-registry.yaml").read_text())
+    names = [each["module"] for part in listed.values() if isinstance(part, list) for each in part]
+    public = {
+        f"{module.__name__}.{name}"
+        for module in (operators, sensors, hooks, triggers, decorators)
+        for name in module.__all__
+        if name not in VALUES
+    }
+    assert sorted(names) == sorted(public)
+
+
+def test_a_tag_of_another_version_is_no_release(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "distribution.py"), str(tmp_path), "--tag", "v9.9.9"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "another version than the tag v9.9.9" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_changelog_begins_with_the_version_of_the_package() -> None:
+    [first, *_] = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first in ("Unreleased", __version__)
