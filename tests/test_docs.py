@@ -47,6 +47,11 @@ EXTERNAL = {
     "https://json-schema.org",
     "https://jsonlines.org",
     "https://github.com/apache/airflow/pull/73298",
+    "https://github.com/apache/airflow/pull/72938",
+    "https://github.com/apache/airflow/issues/67945",
+    "https://img.shields.io/badge/Airflow-2.11_to_3.3-017CEE",
+    "https://img.shields.io/badge/Python-3.11_to_3.13-3776AB",
+    "https://img.shields.io/badge/License-Apache_2.0-4B5563",
 }
 PORT = "http://127.0.0.1:8765"
 BUCKETS = ("s3://my-bucket", "s3://bucket", "s3://aws_default@pictures")

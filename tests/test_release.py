@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import yaml
 
 from airflow_provider_rungen import __version__, decorators, hooks, operators, sensors, triggers
+from compat.environments import AIRFLOWS, PRE_RELEASES
 
 ROOT = Path(__file__).parents[1]
 # What is no task, hook or trigger, but a value of one.
@@ -39,3 +41,14 @@ def test_a_tag_of_another_version_is_no_release(tmp_path: Path) -> None:
 def test_the_changelog_begins_with_the_version_of_the_package() -> None:
     [first, *_] = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert first in ("Unreleased", __version__)
+
+
+def test_the_badges_are_true() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 120  # the first screens decide
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pythons = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert f"![Python {pythons[0]} to {pythons[-1]}]" in readme
+    airflows = [version for version in AIRFLOWS if version not in PRE_RELEASES]
+    assert f"![Airflow {airflows[0]} to {airflows[-1]}]" in readme
+    assert project["license"] == "Apache-2.0"
