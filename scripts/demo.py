@@ -13,6 +13,7 @@ from typing import Any
 from airflow_instance import AirflowError, AirflowInstance
 
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator.demo import EXAMPLES
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".demo"
@@ -37,7 +38,7 @@ def main() -> int:
             "RUNGEN_PICTURES_FOLDER": str(PICTURES),
         }
         try:
-            with AirflowInstance(HOME / "airflow", ROOT / "example_dags", environment=environment) as airflow:
+            with AirflowInstance(HOME / "airflow", EXAMPLES, environment=environment) as airflow:
                 spent = time.monotonic() - started
                 print(f"Airflow {airflow.version()} is up after {spent:.0f} s: {airflow.url}")
                 for show in (_first_job, _catalogue, _descriptions):
@@ -67,7 +68,7 @@ def _catalogue(airflow: AirflowInstance) -> None:
     summary = airflow.xcom(dag_id, run_id, "paint")
     print(f"{format_summary(summary)}\nTable: {_relative(summary['results'])}")
     run_id = airflow.wait_for_new_run(next_dag_id, RUN_TIMEOUT)
-    print(f"\nRunning example_dags/{next_dag_id}.py, started by the asset of the pictures", flush=True)
+    print(f"\nRunning {next_dag_id}, started by the asset of the pictures", flush=True)
     _wait(airflow, next_dag_id, run_id)
     [page] = airflow.xcom(next_dag_id, run_id, "lay_out")
     print(f"Contact sheet for a browser: {_relative(page)}")
@@ -81,7 +82,7 @@ def _descriptions(airflow: AirflowInstance) -> None:
 
 def change_two_colors(path: Path) -> Path:
     """Write the table of products of the catalog to a file, with other colors of two of them."""
-    products = (ROOT / "example_dags" / "rungen_catalogue.csv").read_text()
+    products = (EXAMPLES / "rungen_catalogue.csv").read_text()
     path.write_text(products.replace("boots,blue", "boots,green").replace("clock,black", "clock,red"))
     return path
 
@@ -96,7 +97,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
 def _run(airflow: AirflowInstance, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
     """Run a DAG, and return the id of the run."""
     run_id = airflow.trigger(dag_id, conf)
-    print(f"\nRunning example_dags/{dag_id}.py", flush=True)
+    print(f"\nRunning {dag_id}", flush=True)
     _wait(airflow, dag_id, run_id)
     return run_id
 

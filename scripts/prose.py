@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PYTHON = ("airflow_provider_rungen", "bench", "compat", "docs", "example_dags", "scripts", "tests")
+PYTHON = ("airflow_provider_rungen", "bench", "compat", "docs", "scripts", "tests")
 PAGES = ("*.md", "llms.txt", "compat/header.md", "docs/**/*.md")
 # `make bench` and `make test-compat` write these pages, with texts that all stand in these sources.
 GENERATED = ("docs/benchmarks/README.md", "docs/compatibility.md")

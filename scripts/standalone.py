@@ -12,6 +12,7 @@ from pathlib import Path
 from airflow_instance import AirflowError, AirflowInstance
 
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator.demo import EXAMPLES
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".standalone"
@@ -33,7 +34,7 @@ def main() -> None:
         }
         airflow = AirflowInstance(
             HOME / "airflow",
-            ROOT / "example_dags",
+            EXAMPLES,
             environment=environment,
             port=int(os.environ.get("PORT") or 0),
         )

@@ -24,6 +24,7 @@ from odd_answers import OddService
 from pyarrow import parquet
 
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator.demo import EXAMPLES as EXAMPLE_DAGS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
@@ -37,10 +38,9 @@ pytestmark = [
 ]
 
 DAGS = Path(__file__).parent / "dags"
-EXAMPLE_DAGS = Path(__file__).parents[1] / "example_dags"
 # an approval needs Airflow 3.1
 APPROVAL = EXAMPLE_DAGS / "rungen_approval.py"
-EXAMPLES = sorted(path for path in EXAMPLE_DAGS.glob("*.py") if path != APPROVAL or AIRFLOW_V_3_1_PLUS)
+EXAMPLES = sorted(path for path in EXAMPLE_DAGS.glob("rungen_*.py") if path != APPROVAL or AIRFLOW_V_3_1_PLUS)
 # As documented, and with all that may differ; tests/client/test_endpoints.py has the other combinations.
 WAYS: dict[str, dict[str, Any]] = {
     "documented": {"style": {}},

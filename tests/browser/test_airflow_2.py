@@ -15,6 +15,7 @@ from playwright.sync_api import Page, expect
 
 from airflow_provider_rungen import get_provider_info
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator.demo import EXAMPLES
 from browser.airflow_2 import Airflow2
 from browser.conftest import KEY
 from compat.environments import Environment
@@ -32,7 +33,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow2]:
     of_2.make()
     environment = {"AIRFLOW__CORE__TEST_CONNECTION": "Enabled"}
     home = tmp_path_factory.mktemp("airflow")
-    with Airflow2(of_2.executable, home, ROOT / "example_dags", environment=environment) as instance:
+    with Airflow2(of_2.executable, home, EXAMPLES, environment=environment) as instance:
         instance.unpause(DAG_ID)
         yield instance
 

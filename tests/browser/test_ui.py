@@ -19,6 +19,7 @@ from playwright.sync_api import Locator, Page, expect
 from airflow_provider_rungen import get_provider_info
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator.demo import EXAMPLES
 from airflow_provider_rungen.hooks.connection import read_connection
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
@@ -40,7 +41,7 @@ TASKS = ("paint",)
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowInstance]:
     home = tmp_path_factory.mktemp("airflow")
     environment = {"AIRFLOW__CORE__TEST_CONNECTION": "Enabled"}
-    with AirflowInstance(home, ROOT / "example_dags", environment=environment) as instance:
+    with AirflowInstance(home, EXAMPLES, environment=environment) as instance:
         instance.unpause(DAG_ID)  # its file has been read then
         yield instance
 

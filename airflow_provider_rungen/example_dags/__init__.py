@@ -1,0 +1,1 @@
+"""DAGs to try, which `rungen-demo` and the tests run."""
