@@ -22,7 +22,6 @@ from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputErr
 from airflow_provider_rungen.execution.archive.manifests import manifest_text
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.ledger.book import LedgerBook
 from airflow_provider_rungen.execution.ledger.entries import (
     MAX_ENTRY_BYTES,
     Entry,
@@ -32,6 +31,7 @@ from airflow_provider_rungen.execution.ledger.entries import (
     model_identity,
     parse_entry,
 )
+from airflow_provider_rungen.execution.ledger.store import LedgerStore
 from airflow_provider_rungen.ledger import Ledger
 
 INPUT = {"prompt": "a red fox", "width": 64}
@@ -269,7 +269,7 @@ class Found(NamedTuple):
 NOTHING = Found({}, {})
 
 
-def find(book: LedgerBook, keys: Iterable[str], destination: Any = None) -> Found:
+def find(book: LedgerStore, keys: Iterable[str], destination: Any = None) -> Found:
     taken: dict[str, StoredJob] = {}
     found = book.find(keys, lambda job: taken.update({job.job_id: job}), destination=destination)
     return Found(
@@ -289,8 +289,8 @@ class Scene:
         assert self._fs is not None
         return self._fs
 
-    def book(self, run: str = "a1", **options: Any) -> LedgerBook:
-        book = LedgerBook(Ledger(f"{self.base}/ledger", **options), "flux", run)
+    def book(self, run: str = "a1", **options: Any) -> LedgerStore:
+        book = LedgerStore(Ledger(f"{self.base}/ledger", **options), "flux", run)
         book.open()
         return book
 
@@ -356,7 +356,7 @@ def remote(caplog: pytest.LogCaptureFixture) -> Scene:
     return Scene("memory://bucket/x", caplog, attach())
 
 
-def numbered(book: LedgerBook, count: int) -> list[str]:
+def numbered(book: LedgerStore, count: int) -> list[str]:
     """Return the keys of so many inputs."""
     return [book.key({"number": number}) for number in range(count)]
 
@@ -611,7 +611,7 @@ def test_what_other_machines_change_in_s3_is_seen(
 def test_no_secret_and_no_input_is_written(scene: Scene) -> None:
     signed = "https://storage.example/in.png?X-Amz-Signature=s3cret"
     model = model_identity(app("flux", workflow(signed)))
-    book = LedgerBook(Ledger(f"{scene.base}/ledger"), model, "a1")
+    book = LedgerStore(Ledger(f"{scene.base}/ledger"), model, "a1")
     book.open()
     fox, blue = book.key({"prompt": "s3cret", "like": signed}), book.key({"prompt": "s3cret"})
     book.add_pending("flux", {fox: "job-1", blue: "job-2"})
@@ -648,7 +648,7 @@ def test_a_ledger_that_cannot_be_used_is_reported_before_anything_is_sent(
 ) -> None:
     remote.fs.refuse(access, error)
     with pytest.raises(RunGenInputError, match="the ledger cannot be used") as refused:
-        LedgerBook(Ledger("memory://bucket/x?sig=S3CRET/ledger"), "flux", "a1").open()
+        LedgerStore(Ledger("memory://bucket/x?sig=S3CRET/ledger"), "flux", "a1").open()
     assert "KEY:S3CRET" not in str(refused.value)
     assert "sig=S3CRET" not in str(refused.value)
 
@@ -682,7 +682,7 @@ def test_nothing_is_missing_from_a_ledger_whose_header_is_gone(scene: Scene, cou
 @pytest.mark.parametrize("uri", ["some/folder", "nosuch://bucket/x", "/proc/no", "file:///dev/null/x"])
 def test_a_ledger_in_no_place_is_reported(uri: str) -> None:
     with pytest.raises(RunGenInputError, match="ledger"):
-        LedgerBook(Ledger(uri), "flux", "a1").open()
+        LedgerStore(Ledger(uri), "flux", "a1").open()
 
 
 @pytest.mark.parametrize("access", ["list", "read"])

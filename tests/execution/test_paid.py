@@ -28,9 +28,9 @@ from airflow_provider_rungen.exceptions import RunGenJobFailedError, RunGenOutpu
 from airflow_provider_rungen.execution.archive.manifests import manifest_text
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.ledger import claims
-from airflow_provider_rungen.execution.ledger.book import LedgerBook
+from airflow_provider_rungen.execution.ledger import files
 from airflow_provider_rungen.execution.ledger.entries import Entry, entry_text, file_of
+from airflow_provider_rungen.execution.ledger.store import LedgerStore
 from airflow_provider_rungen.execution.sending import paid
 from airflow_provider_rungen.execution.sending.paid import PaidInputs
 from airflow_provider_rungen.ledger import Ledger
@@ -76,7 +76,7 @@ class Run:
         self.jobs = Jobs("a" * 32, Writer(turn, turn, "0" * 8), stores=True)
         self.jobs.load(range(count))
         self.taken: list[str] = []
-        ledger = LedgerBook(Ledger(f"{base}/ledger", **options), "model", token)
+        ledger = LedgerStore(Ledger(f"{base}/ledger", **options), "model", token)
         ledger.open()
         self.ledger = ledger
         self.paid = PaidInputs(
@@ -335,7 +335,7 @@ def test_a_job_that_failed_or_expired_is_forgotten(base: str, caplog: pytest.Log
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     """The monotonic clock of this machine."""
     fake = FakeTime()
-    for module in (claims, paid):
+    for module in (files, paid):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: fake.now - 1e9, time=fake.time))
     return fake
 
@@ -414,7 +414,7 @@ def test_the_claim_of_a_run_that_was_killed_ends(base: str, monkeypatch: pytest.
     killed.look_up(0, 1)
     run.look_up(0)
     assert not claimed(run, 2)
-    monkeypatch.setattr(claims, "CLAIM_TIME", 0.0)
+    monkeypatch.setattr(files, "CLAIM_TIME", 0.0)
     # it has not changed while this run looked at it
     assert run.look_up(0) == []
     assert claimed(run, 2) == {0}
@@ -432,11 +432,11 @@ def test_the_time_that_a_claim_is_waited_for_counts_over_deferrals(
     for _ in range(3):
         run.look_up(0)
         assert not claimed(run, 1)
-        clock.now += 0.4 * claims.CLAIM_TIME
+        clock.now += 0.4 * files.CLAIM_TIME
         if is_renewed:
             killed.paid.renew([0])
-        watched, run = run.ledger.claims.watched([key_of(0)]), Run(base, B)
-        run.ledger.claims.watch(json.loads(json.dumps(watched)))
+        watched, run = run.ledger.files.watched([key_of(0)]), Run(base, B)
+        run.ledger.files.watch(json.loads(json.dumps(watched)))
     run.look_up(0)
     assert claimed(run, 1) == (set() if is_renewed else {0})
 
@@ -452,7 +452,7 @@ def test_a_claim_lasts_whatever_the_clock_of_its_worker_says(
         for _ in range(3):
             run.look_up(0)
             assert not claimed(run, 1)
-            clock.now += 0.4 * claims.CLAIM_TIME
+            clock.now += 0.4 * files.CLAIM_TIME
     run.look_up(0)
     assert claimed(run, 1) == {0}
     other.look_up(0)
@@ -465,7 +465,7 @@ def test_a_claim_that_is_renewed_does_not_end(base: str, clock: FakeTime) -> Non
     run.buy(2, "job-2")
     for _ in range(4):
         other.look_up(0, 1)
-        clock.now += 0.4 * claims.CLAIM_TIME
+        clock.now += 0.4 * files.CLAIM_TIME
         run.paid.renew([0, 2])
         assert claimed(run, 3) == {0}
     other.look_up(0, 1, 2)
@@ -487,7 +487,7 @@ def test_what_is_being_written_without_links_is_held(
     for _ in range(3):
         assert run.look_up(0, 1) == []
         assert claimed(run, 2) <= {1}
-        clock.now += 0.4 * claims.CLAIM_TIME
+        clock.now += 0.4 * files.CLAIM_TIME
     run.look_up(0)
     assert claimed(run, 2) == {0}
     assert not messages(caplog)
@@ -633,7 +633,7 @@ def test_a_replacement_that_was_killed_halfway_is_made_later(
     run = Run(base, B, refresh=True)
     run.look_up(0)
     assert not claimed(run, 1)
-    monkeypatch.setattr(claims, "CLAIM_TIME", 0.0)
+    monkeypatch.setattr(files, "CLAIM_TIME", 0.0)
     run.look_up(0)
     run.look_up(0)
     monkeypatch.undo()

@@ -18,15 +18,15 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
     RunGenResultError,
 )
-from airflow_provider_rungen.execution.ledger.claims import CLAIM_TIME
 from airflow_provider_rungen.execution.ledger.entries import Entry, destination_of
+from airflow_provider_rungen.execution.ledger.files import CLAIM_TIME
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.outcomes import brief_reason, is_useless
 from airflow_provider_rungen.runs.rows import ENDED_BADLY, SUBMITTABLE, Job, JobState, Row
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-    from airflow_provider_rungen.execution.ledger.book import LedgerBook
+    from airflow_provider_rungen.execution.ledger.store import LedgerStore
     from airflow_provider_rungen.runs.jobs import Jobs
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class PaidInputs:
 
     def __init__(
         self,
-        ledger: LedgerBook,
+        ledger: LedgerStore,
         jobs: Jobs,
         destination: str,
         app_id: str,
@@ -137,11 +137,11 @@ class PaidInputs:
         untaken: list[StoredJob] = []
         keys = {self._key_of(number): number for number in numbers}
         self._forget_ended(keys)
-        existing = self._ledger.claims.claim(self._app_id, keys)
+        existing = self._ledger.claim(self._app_id, keys)
         found = self._find({key: keys[key] for key in existing}, untaken.append)
         settled = found.settled
         useless = [key for key in existing if keys[key] not in settled]
-        taken = self._ledger.claims.take_over(self._app_id, useless)
+        taken = self._ledger.replace_useless(self._app_id, useless)
         claimed = [keys[key] for key in {*keys}.difference(existing) | taken]
         return replace(found, untaken=untaken, claimed=claimed, at=at)
 
@@ -188,7 +188,7 @@ class PaidInputs:
         """
         at = time.monotonic()
         keys = {self._key_of(number): number for number in numbers if number in self._claims}
-        taken = self._ledger.claims.take_over(self._app_id, keys)
+        taken = self._ledger.replace_useless(self._app_id, keys)
         self._claims |= {keys[key]: at for key in taken}
 
     def read_again(self, jobs: Mapping[int, Job]) -> set[int]:
@@ -280,7 +280,7 @@ class PaidInputs:
 
         :param keys: the input of each key.
         :param take: takes the stored jobs that can be used.
-        :param destination: see `LedgerBook.find`.
+        :param destination: see `LedgerStore.find`.
         """
 
         def take_if_accepted(job: StoredJob) -> None:
