@@ -210,7 +210,7 @@ def test_a_stored_job_is_taken_when_it_is_noted(base: str) -> None:
 def test_a_pending_job_of_another_app_is_not_waited_for_but_a_stored_one_is_used(base: str) -> None:
     other = Run(base, B)
     other.paid = PaidInputs(
-        *(other.paid._ledger, other.jobs, other.destination, "flux-of-yesterday"),
+        *(other.paid.ledger, other.jobs, other.destination, "flux-of-yesterday"),
         key_of_number=key_of,
         accepts=lambda _: True,
         on_stored=print,

@@ -155,7 +155,7 @@ def plan_jobs(run: Runner, make_source: MakeSource) -> int:
         jobs = sum(row.needs_job for row in plan.rows())
         if book is not None:
             found = run.ledger.look_up(book, plan)
-            jobs -= len(found.stored) + len(found.given_up)
+            jobs -= len(found.stored) + len(found.in_state("failed"))
         quote = Quote.of(run, jobs, find_price(run, is_before=True))
         # no None, which XComArg takes for a value that was not pushed
         value = {

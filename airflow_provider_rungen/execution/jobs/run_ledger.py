@@ -161,8 +161,8 @@ class RunLedger:
     def is_remembered(self, job_id: str) -> bool:
         """Return whether the ledger, too, names a job of the log for its input."""
         number = self._log.jobs.table.input_of[job_id]
-        entry = self._found.pending.get(number) if self._found is not None else None
-        return entry is not None and entry.job_id == job_id
+        entry = self._found.settled.get(number) if self._found is not None else None
+        return entry is not None and entry.state == "pending" and entry.job_id == job_id
 
     def remember(self, stored: Sequence[StoredJob]) -> Future[None] | None:
         """Begin to note in the ledger, if there is one, which jobs are stored."""

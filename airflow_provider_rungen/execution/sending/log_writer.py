@@ -10,14 +10,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.daemon_threads import begin, in_daemon_thread
 from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.execution.sending.inputs import LedgerPort
 from airflow_provider_rungen.execution.sending.store_writer import StoreWriter
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
 from airflow_provider_rungen.runs.place import Place
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.sending.paid import PaidInputs
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +133,7 @@ class LogWriter:
     """
 
     saver: Saver
-    ledger: LedgerPort | None
+    ledger: PaidInputs | None
     spare: Place | None
     budget: float
     is_stopping: Callable[[], bool]

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_rungen.client import endpoints, retry
 from airflow_provider_rungen.client.answers import was_not_accepted
@@ -23,10 +23,13 @@ from airflow_provider_rungen.exceptions import (
     RunGenRateLimitedError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution.sending.inputs import Inputs, Item, LedgerPort
+from airflow_provider_rungen.execution.sending.inputs import Inputs, Item
 from airflow_provider_rungen.execution.sending.log_writer import LogWriter, Saver
 from airflow_provider_rungen.runs.place import Place, SupersededError
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.sending.paid import PaidInputs
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ class Sender:
     perform: Callable[[Flow[Job]], Awaitable[Job]]
     app_id: str
     saver: Saver
-    ledger: LedgerPort | None
+    ledger: PaidInputs | None
     _: KW_ONLY
     throttle: Throttle
     deadline: float
