@@ -16,7 +16,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenInputError,
     RunGenJobTimeoutError,
 )
-from airflow_provider_rungen.execution.apps.bill import add_costs
+from airflow_provider_rungen.execution.apps.block import add_costs
 from airflow_provider_rungen.execution.sinks.batch_result import (
     NOT_SUBMITTED,
     BatchResult,
@@ -37,7 +37,6 @@ from airflow_provider_rungen.execution.table.results import (
     Status,
 )
 from airflow_provider_rungen.execution.table.results_table import ResultsTable
-from airflow_provider_rungen.execution.task.block import find_price
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.options import CollectOptions
@@ -238,7 +237,7 @@ class ResultSink(Collector):
             columns = dict(zip(manifest.columns, manifest.types, strict=True))
             if self._runner is None:
                 columns["label"] = "text"
-            self._table.write(counts.count(add_costs(result_rows(), find_price(self._run))), columns)
+            self._table.write(counts.count(add_costs(result_rows(), self._run.find_price())), columns)
             self._run.ti.xcom_push(key="results", value=redact(self._table.uri))
         if self._runner is not None and self._table is not None:
             self._run.failed_rows = counts.first_failed

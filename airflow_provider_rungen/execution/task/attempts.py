@@ -76,6 +76,12 @@ def _state_from_database(ti: Any) -> str | None:
         return state
 
 
+def teardowns(context: Context) -> list[Any]:
+    """Return the teardowns of all ``scaled_app`` blocks of the DAG."""
+    dag = context.get("dag")
+    return [task for task in dag.tasks if hasattr(task, "scale_up_task_id")] if dag else []
+
+
 class AttemptOverError(Exception):
     """Another attempt has taken the place of the one that asks."""
 

@@ -11,10 +11,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, Asset
+from airflow_provider_rungen.client.money import Price, parse_price
 from airflow_provider_rungen.client.texts import clean_text, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.execution.task.block import block_of, find_price
+from airflow_provider_rungen.execution.task.attempts import teardowns
 from airflow_provider_rungen.execution.task.kill import KillGuard
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome, lineage_of
 from airflow_provider_rungen.execution.task.options import RunOptions
@@ -229,13 +230,40 @@ class TaskRun(Generic[Options]):
     def push_page(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
         """Push what the task is about: see `page_record`."""
         details: dict[str, Any] = {"connection": self.options.rungen_conn_id, "app": app_id}
-        price = find_price(self) if self.is_connected else None
+        price = self.find_price() if self.is_connected else None
         details |= {"jobs": list(job_ids) or None, "price": price and str(price)}
-        if (down := block_of(self.context, self.task.task_id)) is not None:
-            details |= {"up": down.scale_up_task_id, "down": down.task_id}
+        if downs := [each for each in teardowns(self.context) if self._is_in_block(each)]:
+            details |= {"up": downs[0].scale_up_task_id, "down": downs[0].task_id}
         details |= self.page_details()
         value = {name: each for name, each in details.items() if each is not None}
         self.push_quietly(PAGE_KEY, value, "what the task is about")
+
+    def find_price(self, *, is_before: bool = False) -> Price | None:
+        """
+        Return what a worker costs: the price of the ``scaled_app`` block of the task, or the connection's.
+
+        It is not worth a failure.
+
+        :param is_before: whether the price of a block that comes after the task counts, too.
+        """
+        try:
+            for down in teardowns(self.context):
+                is_of_task = self._is_in_block(down) or (
+                    is_before and down.task_id in self.task.get_flat_relative_ids(upstream=False)
+                )
+                if down.price is not None and is_of_task:
+                    return parse_price(self.task.render_template(down.price, self.context))
+            return self.hook.settings.price
+        except Exception as error:
+            if self.guard.is_killed:
+                raise
+            reason = clean_text(f"{type(error).__name__}: {error}", 200)
+            log.warning("No costs without a price: %s", reason)
+            return None
+
+    def _is_in_block(self, down: Any) -> bool:
+        """Return whether the task is of the block that a teardown ends."""
+        return self.task.task_id in {down.task_id, down.scale_up_task_id, *down.jobs_of}
 
     def page_details(self) -> dict[str, Any]:
         """Return what else the page of the task has to know; see `page_record`."""

@@ -1,4 +1,4 @@
-"""Creates and deletes apps."""
+"""Creates and deletes apps, and waits for them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_rungen.client.answers import was_not_accepted
-from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.scaling import remove_app
-from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.client.models import App, normalize_status
+from airflow_provider_rungen.client.scaling import AppTarget, remove_app, wait_for_app
+from airflow_provider_rungen.client.texts import clean_text, format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
+    RunGenAppTimeoutError,
     RunGenError,
     RunGenInputError,
     RunGenNotFoundError,
 )
-from airflow_provider_rungen.execution.apps.scale import whole_number
+from airflow_provider_rungen.execution.task.outcomes import raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
@@ -142,3 +143,94 @@ class DeleteAppRun(TaskRun[Any]):
                 log.info("App %s is gone already", app_id)
             else:
                 log.info("Deleted app %s", app_id)
+
+
+def whole_number(value: Any, name: str) -> int:
+    """
+    Return a number of workers, which a template may have made text.
+
+    :raises RunGenInputError: it is not a whole number from 0.
+    """
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RunGenInputError(f"{name} must be a whole number from 0, not {value!r}; nothing was sent")
+    return value
+
+
+# --- a wait ---
+
+
+def wait_or_defer(
+    run: TaskRun[Any], target: AppTarget, *, defer_at: float, deadline: float, **arguments: Any
+) -> None:
+    """
+    Wait until an app is as it must be.
+
+    :param run: the attempt, whose hook is open.
+    :param defer_at: the time (seconds since 1970) to go on in the triggerer; after one poll if it has passed.
+    :param deadline: the time (seconds since 1970) to stop at.
+    :param arguments: further arguments of `RunGenAppTrigger`.
+    :raises RunGenAppTimeoutError: the deadline passed.
+    """
+    task, until = run.task, min(defer_at, deadline)
+    try:
+        run.hook.perform(wait_for_app(target, poll_interval=task.poll_interval, deadline=until))
+        return
+    except RunGenAppTimeoutError:
+        now = time.time()
+        if now >= deadline:
+            raise
+    log.info("Waiting in the triggerer for %s %s", target.status, format_ids(target.app_id))
+    arguments |= {
+        "rungen_conn_id": task.rungen_conn_id,
+        "app_id": target.app_id,
+        "status": target.status,
+        "active_workers": target.active_workers,
+        "poll_interval": task.poll_interval,
+        "deadline": deadline,
+        "deferred_at": now,
+    }
+    task.defer_for_app(arguments, deadline - now)
+
+
+class AppSensorRun(TaskRun[Any]):
+    """An attempt of a sensor that waits for an app."""
+
+    _target: AppTarget | None = None
+    #: The error of a time-out that may come before the next poke.
+    late: RunGenAppTimeoutError | None = None
+
+    def poke(self) -> bool:
+        """Poll the app once, and return whether it has the status."""
+        with self.attempt(), self.opened() as hook:
+            target = self._known_target()
+            is_ready = hook.perform(target.poll_once()) is not None
+            self.late = None if is_ready else target.timeout_error()
+            return is_ready
+
+    def execute(self, timeout: float) -> None:
+        """
+        Wait in the triggerer, unless the first poll finds the app ready.
+
+        :param timeout: seconds to wait at most.
+        :raises RunGenAppTimeoutError: the time has passed.
+        """
+        now = time.time()
+        with self.attempt(), self.opened():
+            deadline = self.deadline(now + timeout)
+            wait_or_defer(self, self._known_target(), defer_at=now, deadline=deadline)
+
+    def complete(self, event: Mapping[str, Any], timeout: float) -> None:
+        """Go on after the wait in the triggerer, which has taken all of the time."""
+        self.note_app(event.get("app_id") or self.known_app_id)
+        with self.attempt():
+            raise_for_event(event)
+
+    def _known_target(self) -> AppTarget:
+        """Return what to wait for, with what earlier polls have seen."""
+        status = normalize_status(self.task.status or "RUNNING")
+        self._target = self._target or AppTarget(self.app_id, status)
+        if not self.links:
+            self.link_to(self._target.app_id)
+        return self._target
