@@ -220,7 +220,7 @@ def follow_job_sources(task: RunGenBaseOperator, context: Context) -> None:
 
     :raises AirflowFailException: the jobs are of several apps.
     """
-    from airflow_provider_rungen.execution.task.run import fail_without_retry
+    from airflow_provider_rungen.execution.task.outcomes import fail_without_retry
 
     sources = task.job_sources or _sources_of_mapped(task)
     if not sources:

@@ -553,11 +553,11 @@ def test_what_is_refused_while_jobs_run_may_be_accepted_later(make: Make, status
     own = Response(status, {}, b'{"error": "no such app"}')
     scene = make()
     scene.answers = {number: [own] for number in range(LIMIT)}
-    scene.send(6, has_jobs=True)
+    scene.send(6)
     assert scene.states(6) == {"RUNNING": 6}
     scene.answers = {number: [own] * 9 for number in range(6, 40)}
     with pytest.raises(RunGenAPIError) as failure:
-        scene.send_one(20, within=20, has_jobs=True)
+        scene.send_one(20, within=20)
     assert failure.value.retryable, "the next attempt resumes what runs"
 
 

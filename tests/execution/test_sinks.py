@@ -85,7 +85,7 @@ class Task:
         )
         self.attempt = attempt = Attempt(task, self._context, RunOptions.of(task))
         attempt.note_app(APP)
-        attempt.usage_report.used = Usage().to_json
+        attempt.used = Usage().to_json
         return attempt
 
     def sink(self, *, has_table: bool = True) -> ResultSink:

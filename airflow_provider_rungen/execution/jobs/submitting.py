@@ -164,7 +164,6 @@ class Submitting:
             is_stopping=lambda: run.guard.is_pending,
             stop_after=options.stop_after if options.wait_for_completion else None,
             refusals=self.refusals,
-            has_jobs=self._log.jobs.totals().submitted > 0,
             spare=self._log.home.spare,
         )
 

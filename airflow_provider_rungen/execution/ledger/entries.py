@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -46,11 +47,8 @@ def model_identity(app: App) -> str:
     :param app: the app, from an answer that has its workflow.
     """
     if app.workflow:
-        try:
+        with suppress(RunGenInputError):  # it is not JSON
             encode(app.workflow, "workflow")
-        except RunGenInputError:
-            pass
-        else:
             return _canonical_json(app.workflow, without_secret_parameters)
     return f"app:{app.id}"
 

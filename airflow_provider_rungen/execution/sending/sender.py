@@ -62,7 +62,6 @@ class Sender:
     :param is_stopping: returns whether to stop at once.
     :param stop_after: stop when so many inputs in a row were refused.
     :param refusals: how many in a row were refused, up to the last answer.
-    :param has_jobs: whether the service has taken an input of the task run before.
     :param spare: where the files of the log go if its own place fails at the end.
     """
 
@@ -76,7 +75,6 @@ class Sender:
     is_stopping: Callable[[], bool]
     stop_after: int | None = None
     refusals: int = 0
-    has_jobs: bool = False
     spare: Place | None = None
     #: Why inputs were refused, or have an unknown fate.
     errors: dict[int, RunGenError] = field(init=False, default_factory=dict)
@@ -199,7 +197,7 @@ class Sender:
                 self.throttle.note_failure(error)
             except RunGenError:
                 # the next attempt resumes what runs
-                error.retryable |= self.has_jobs or self._submitted > 0
+                error.retryable |= self.saver.jobs.totals().submitted > 0
                 raise
             return 0.0
         finally:

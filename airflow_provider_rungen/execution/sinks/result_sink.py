@@ -174,7 +174,7 @@ class ResultSink(Collector):
     # --- the value ---
 
     def _summary(self, counts: ResultCounts) -> dict[str, Any]:
-        return counts.summary(self._table_uri, self._run.usage_report.used())
+        return counts.summary(self._table_uri, self._run.used())
 
     def _push_summary(self, counts: ResultCounts) -> None:
         """Push what a task with a table returns, when it fails and so returns nothing."""
@@ -197,7 +197,7 @@ class ResultSink(Collector):
             skipped = counts.by_status[Status.SKIPPED]
             log.info(
                 "%d rows: %d bought, %d reused, %d skipped, %d failed",
-                *(counts.rows, run.usage_report.used()["jobs"], counts.reused, skipped, counts.failed),
+                *(counts.rows, run.used()["jobs"], counts.reused, skipped, counts.failed),
             )
             check_inputs(
                 run,

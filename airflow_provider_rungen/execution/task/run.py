@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, Asset
+from airflow_provider_rungen._airflow import AirflowSkipException, Asset
 from airflow_provider_rungen.client.money import Price, parse_price
 from airflow_provider_rungen.client.texts import clean_text, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
@@ -19,9 +19,9 @@ from airflow_provider_rungen.execution.task.attempts import teardowns
 from airflow_provider_rungen.execution.task.kill import KillGuard
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome, lineage_of
 from airflow_provider_rungen.execution.task.options import RunOptions
-from airflow_provider_rungen.execution.task.outcomes import is_hopeless
+from airflow_provider_rungen.execution.task.outcomes import fail_without_retry
 from airflow_provider_rungen.execution.task.page_record import FAILURE_KEY, MAX_PAGE_JOBS, PAGE_KEY
-from airflow_provider_rungen.execution.task.usage import UsageReport
+from airflow_provider_rungen.execution.task.usage import USAGE_KEY, report_usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.links.urls import app_url, full_url, job_url, page_url
@@ -64,8 +64,8 @@ class TaskRun(Generic[Options]):
         self.outcome: TaskOutcome | None = None
         #: The first rows that failed, for the callbacks of the task.
         self.failed_rows: list[dict[str, Any]] = []
-        #: Reports what the jobs of the attempt used, once its ``used`` is set.
-        self.usage_report = UsageReport(self.guard, self.push_quietly)
+        #: Returns what the jobs of the attempt used: see `Usage.to_json`. Not every task has jobs.
+        self.used: Callable[[], Mapping[str, Any]] = dict
         self.is_connected = False  #: Whether a kill need not ask Airflow for the connection.
         self.note_app(self.options.app_id or "")
 
@@ -90,16 +90,26 @@ class TaskRun(Generic[Options]):
 
     @contextmanager
     def attempt(self, *also: type[RunGenError]) -> Iterator[None]:
-        """Push why the attempt fails, and convert permanent errors: see `fail_without_retry`."""
+        """
+        Report what was used, and why the attempt fails, when it ends. A deferral does not end it.
+
+        :param also: see `fail_without_retry`.
+        """
         try:
             with fail_without_retry(*also):
                 yield
-        except AirflowSkipException:
-            raise
         except Exception as error:
             if not self.guard.is_killed:
-                self._push_failure(getattr(error, "message", str(error)), getattr(error, "hint", ""))
+                self._push_usage()
+                if not isinstance(error, AirflowSkipException):
+                    self._push_failure(getattr(error, "message", str(error)), getattr(error, "hint", ""))
             raise
+        self._push_usage()
+
+    def _push_usage(self) -> None:
+        if self.is_connected and (used := self.used()):
+            report_usage(used)
+            self.push_quietly(USAGE_KEY, dict(used), "what the jobs used")
 
     def _push_failure(self, error: str, hint: str) -> None:
         """Push why the attempt fails, and keep it for the next one: it begins without XComs."""
@@ -183,7 +193,8 @@ class TaskRun(Generic[Options]):
 
     def _clean_up(self) -> str:
         last_words = self.cleanup()
-        self.usage_report.push_at_kill()
+        if attempts.is_timing_out():  # otherwise another attempt may follow
+            attempts.call_briefly(self._push_usage, self.guard.time_left())
         push = partial(self._push_failure, *self._why_killed())
         attempts.call_briefly(push, self.guard.time_left())
         return last_words
@@ -294,8 +305,8 @@ class TaskRun(Generic[Options]):
                 event.extra = {**event.extra, **outcome.extra()}
 
     def _with_usage(self, outcome: TaskOutcome) -> TaskOutcome:
-        usage = self.usage_report.value()
-        return outcome if usage is None else replace(outcome, usage=usage)
+        used = self.used()
+        return replace(outcome, usage=dict(used)) if used and (used["jobs"] or used["reused"]) else outcome
 
     def lineage(self) -> OperatorLineage[Any, Any] | None:
         """Return what was read and stored; ``None`` where OpenLineage's provider is not installed."""
@@ -308,22 +319,3 @@ class TaskRun(Generic[Options]):
             except RunGenError:
                 outcome = None
         return lineage_of(outcome and self._with_usage(outcome), base_url)
-
-
-@contextmanager
-def fail_without_retry(*also: type[RunGenError]) -> Iterator[None]:
-    """
-    Convert permanent errors to `AirflowFailException`.
-
-    :param also: errors that are permanent here, though the same call may succeed later.
-    """
-    try:
-        yield
-    except RunGenError as error:
-        # it is what decides on Airflow 3.3: see `RunGenRetryPolicy`
-        error.retryable = not is_hopeless(error) and not isinstance(error, also)
-        if error.retryable:
-            raise
-        # its traceback, which would be logged a second time as that of the cause
-        failure = error.named_in(AirflowFailException(str(error)))
-        raise failure.with_traceback(error.__traceback__) from None

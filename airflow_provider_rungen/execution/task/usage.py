@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.texts import format_count, format_duration
-from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.execution.task.kill import KillGuard
 
 log = logging.getLogger(__name__)
 
@@ -62,53 +59,12 @@ class Usage:
         }
 
 
-class UsageReport:
-    """
-    Reports what the jobs of an attempt used, when it ends: as a line, as metrics and as an XCom.
-
-    :param guard: knows whether the task was killed.
-    :param push: pushes an XCom: its key, its value, and what it is for people. It must not raise.
-    """
-
-    def __init__(self, guard: KillGuard, push: Callable[[str, Any, str], None]) -> None:
-        #: Returns what `Usage.to_json` does; nothing for a task that is not about jobs.
-        self.used: Callable[[], Mapping[str, Any]] = dict
-        self._guard = guard
-        self._push = push
-        self._reported: Mapping[str, Any] = {}
-
-    def value(self) -> dict[str, Any] | None:
-        """Return what was used; ``None`` while that is nothing."""
-        used = self.used()
-        return dict(used) if used and (used["jobs"] or used["reused"]) else None
-
-    @contextmanager
-    def at_end(self) -> Iterator[None]:
-        """Report when the block ends, also if it fails. A deferral does not end it."""
-        try:
-            yield
-        except Exception:
-            if not self._guard.is_killed:
-                self.push()
-            raise
-        self.push()
-
-    def push(self) -> None:
-        """Report what was used. A second call counts only what was added since."""
-        used = self.used()
-        if used == self._reported:
-            return
-        before, self._reported = self._reported, used
-        if used["jobs"] or used["reused"]:
-            log.info("Used %s", format_usage(used))
-        for name, value in used.items():
-            metrics.incr(f"usage.{name}", round(value or 0) - round(before.get(name) or 0))
-        self._push(USAGE_KEY, dict(used), "what the jobs used")
-
-    def push_at_kill(self) -> None:
-        """Report after the cancels if the task timed out. Otherwise another attempt may follow."""
-        if attempts.is_timing_out():
-            attempts.call_briefly(self.push, self._guard.time_left())
+def report_usage(used: Mapping[str, Any]) -> None:
+    """Log what `Usage.to_json` returned, and count it in Airflow's metrics."""
+    if used["jobs"] or used["reused"]:
+        log.info("Used %s", format_usage(used))
+    for name, value in used.items():
+        metrics.incr(f"usage.{name}", round(value or 0))
 
 
 def format_usage(used: Mapping[str, Any]) -> str:
