@@ -28,8 +28,8 @@ from airflow_provider_rungen.execution.task.outcomes import (
     raise_for_event,
 )
 from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS
+from airflow_provider_rungen.execution.task.report import Usage
 from airflow_provider_rungen.execution.task.run import TaskRun
-from airflow_provider_rungen.execution.task.usage import Usage
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context

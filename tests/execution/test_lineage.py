@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import DAG, Asset, AssetAlias, TaskInst
 from conftest import APP, Outcome, OutletEvents, run_task
 
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.execution.task.lineage import (
+from airflow_provider_rungen.execution.task.report import (
     MAX_LISTED_FILES,
     MAX_LISTED_JOBS,
     TaskOutcome,

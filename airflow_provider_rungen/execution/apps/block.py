@@ -16,7 +16,7 @@ from airflow_provider_rungen.client.money import Price
 from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.execution.task.attempts import teardowns
-from airflow_provider_rungen.execution.task.usage import USAGE_KEY
+from airflow_provider_rungen.execution.task.report import USAGE_KEY
 from airflow_provider_rungen.runs import records
 
 if TYPE_CHECKING:
@@ -33,9 +33,8 @@ _TO_COME = (None, TaskInstanceState.SCHEDULED, TaskInstanceState.QUEUED, TaskIns
 BILL_KEY = "bill"
 _SOURCE = "declared price"
 _MILLISECOND = Decimal("0.001")
-_SHARE = Decimal("0.0001")
-# The digits of a bill, and of the column ``cost``.
-_CENTS = Decimal("0.0001")
+# The digits of a share and of a cost in a bill, and of the column ``cost``.
+_PLACES = Decimal("0.0001")
 _COST = Decimal("0.00000001")
 
 
@@ -50,21 +49,17 @@ def read_scale_record(value: Any) -> ScaleRecord | None:
 def _read_record(fields: Mapping[str, Any]) -> ScaleRecord:
     numbers = {name: fields[name] for name in ("active_workers", "before")}
     sent_at = fields["sent_at"]
-    return ScaleRecord(
-        app_id=records.identifier(fields["app_id"], "app_id"),
-        **{name: None if each is None else records.count(each, name) for name, each in numbers.items()},
-        sent_at=None if sent_at is None else records.seconds(sent_at, "sent_at"),
-        history=_read_history(fields),
-    )
-
-
-def _read_history(fields: Mapping[str, Any]) -> WorkerHistory:
     changes = [
         (records.seconds(change["at"], "at"), records.count(change["workers"], "workers"))
         for change in fields["changes"]
     ]
-    # two changes at one time stay in their order
-    return WorkerHistory(tuple(sorted(changes, key=itemgetter(0))))
+    return ScaleRecord(
+        app_id=records.identifier(fields["app_id"], "app_id"),
+        **{name: None if each is None else records.count(each, name) for name, each in numbers.items()},
+        sent_at=None if sent_at is None else records.seconds(sent_at, "sent_at"),
+        # two changes at one time stay in their order
+        history=WorkerHistory(tuple(sorted(changes, key=itemgetter(0)))),
+    )
 
 
 def is_needed(context: Context, app_id: str) -> bool:
@@ -147,12 +142,12 @@ class Bill:
     def utilization(self) -> Decimal | None:
         """The share of the paid time in which jobs of the block ran."""
         busy, paid = self.busy_seconds, self.worker_seconds
-        return None if busy is None or not paid else (busy / paid).quantize(_SHARE)
+        return None if busy is None or not paid else (busy / paid).quantize(_PLACES)
 
     @property
     def cost(self) -> Decimal | None:
         """What it costs at the declared price."""
-        return None if self.price is None else self.price.cost(self.worker_seconds, _CENTS)
+        return None if self.price is None else self.price.cost(self.worker_seconds, _PLACES)
 
     def to_json(self) -> dict[str, Any]:
         """Return the bill as plain data: decimals and times are text."""

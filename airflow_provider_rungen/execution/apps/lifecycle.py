@@ -39,29 +39,27 @@ class CreateAppRun(TaskRun[Any]):
         :return: the app's id.
         :raises RunGenAppError: there is an app of this name, and ``if_exists`` is ``fail``.
         """
+        task, store = self.task, self.context.get("task_state_store")
         with self.attempt(), self.opened():
-            app_id = self._find_or_create()
+            body = _app_body(task)
+            # the name of an app that did not exist when an earlier attempt was about to create it
+            announced = None if store is None else store.get(KEY)
+            is_retry = announced is not None or self.ti.try_number > 1
+            apps = self._wait_until_listed(LISTED_WITHIN if is_retry else 0)
+            if apps and announced == task.name:
+                app_id = apps[0].id
+                log.info("Using app %s, which an earlier attempt created", app_id)
+            elif apps:
+                app_id = self._use(apps)
+            else:
+                if store is not None:
+                    store.set(KEY, task.name)
+                with self.guard.defer_signals():
+                    app = self._create(body)
+                app_id = app.id
+                log.info("Created app %s (%s)", app_id, app.name or task.name)
             self.link_to(app_id)
             return app_id
-
-    def _find_or_create(self) -> str:
-        task, store = self.task, self.context.get("task_state_store")
-        body = _app_body(task)
-        # the name of an app that did not exist when an earlier attempt was about to create it
-        announced = None if store is None else store.get(KEY)
-        is_retry = announced is not None or self.ti.try_number > 1
-        apps = self._wait_until_listed(LISTED_WITHIN if is_retry else 0)
-        if apps and announced == task.name:
-            log.info("Using app %s, which an earlier attempt created", apps[0].id)
-            return apps[0].id
-        if apps:
-            return self._use(apps)
-        if store is not None:
-            store.set(KEY, task.name)
-        with self.guard.defer_signals():
-            app = self._create(body)
-        log.info("Created app %s (%s)", app.id, app.name or task.name)
-        return app.id
 
     def _of_this_name(self) -> list[App]:
         """Return the apps of this name, the oldest first where their ages are known."""

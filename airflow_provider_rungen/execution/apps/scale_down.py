@@ -30,7 +30,7 @@ from airflow_provider_rungen.execution.apps.block import (
     task_states,
 )
 from airflow_provider_rungen.execution.task.job_ids import untemplated
-from airflow_provider_rungen.execution.task.lineage import TaskOutcome
+from airflow_provider_rungen.execution.task.report import TaskOutcome
 from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)

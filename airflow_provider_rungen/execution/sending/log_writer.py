@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.daemon_threads import begin, in_daemon_thread
-from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.execution.sending.store_writer import StoreWriter
+from airflow_provider_rungen.execution.sending.store_writer import StoreWriter, reason_of
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
 from airflow_provider_rungen.runs.place import Place
@@ -90,7 +89,7 @@ class Saver:
             try:
                 self._try(parts, within, is_stopping)
             except Exception as error:
-                log.warning("Could not save in the run log: %s; saving continues", _reason(error))
+                log.warning("Could not save in the run log: %s; saving continues", reason_of(error))
             else:
                 return True
             if pause is None or self.late is not None:
@@ -288,7 +287,3 @@ class LogWriter:
 
         write.add_done_callback(note)
         await asyncio.wrap_future(write)
-
-
-def _reason(error: Exception) -> str:
-    return clean_text(f"{type(error).__name__}: {error}", 300)

@@ -38,9 +38,9 @@ from airflow_provider_rungen.execution.table.results import (
 )
 from airflow_provider_rungen.execution.table.results_table import ResultsTable
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
-from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.options import CollectOptions
 from airflow_provider_rungen.execution.task.outcomes import MAX_REASONS
+from airflow_provider_rungen.execution.task.report import TaskOutcome
 from airflow_provider_rungen.schemas import OutputType
 from airflow_provider_rungen.schemas.columns import FAILED_COLUMNS, FIXED_COLUMNS, check_columns
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.collect_run import CollectRun
     from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.task.usage import Usage
+    from airflow_provider_rungen.execution.task.report import Usage
 
 log = logging.getLogger(__name__)
 

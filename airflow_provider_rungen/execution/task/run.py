@@ -17,11 +17,10 @@ from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.attempts import teardowns
 from airflow_provider_rungen.execution.task.kill import KillGuard
-from airflow_provider_rungen.execution.task.lineage import TaskOutcome, lineage_of
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import fail_without_retry
 from airflow_provider_rungen.execution.task.page_record import FAILURE_KEY, MAX_PAGE_JOBS, PAGE_KEY
-from airflow_provider_rungen.execution.task.usage import USAGE_KEY, report_usage
+from airflow_provider_rungen.execution.task.report import USAGE_KEY, TaskOutcome, lineage_of, report_usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.links.urls import app_url, full_url, job_url, page_url
