@@ -196,14 +196,14 @@ class ScaleRun(TaskRun[Any]):
         if not (self._is_to_restore and self.is_connected):
             return ""
         raised, self._record = self._record, ScaleRecord("")
-        if self._is_left_to_next():
+        if self._is_resumed():
             workers = format_count(raised.active_workers, "worker")
             return f"STILL BILLED: app {raised.app_id} keeps {workers} for the next attempt, which resumes."
         within = max(self.guard.time_left() - 1, 1)
         self.hook.perform_with_deadline(restore_workers(raised, within=within), within=within)
         return ""
 
-    def _is_left_to_next(self) -> bool:
+    def _is_resumed(self) -> bool:
         is_resumed = self._store is not None and attempts.Attempt.of(self.context, self.task).has_next
         return (
             is_resumed

@@ -327,14 +327,14 @@ class LedgerStore:
                 if entry is None or entry.job_id != jobs[key] or entry.failures:
                     continue
                 if entry.job_id or entry.run == self._run:
-                    changes[key] = text, self._left_by(entry, reasons.get(key))
+                    changes[key] = text, self._after_failure(entry, reasons.get(key))
             self._known |= {entry.job_id for _, entry in changes.values() if entry}
             # another run may have forgotten the same jobs, and bought their inputs by now
             self.files.replace(changes)
         except RunGenError as error:
             log.warning("Could not remove %d entries from the ledger: %s", len(jobs), error.message)
 
-    def _left_by(self, entry: Entry, why: str | None) -> Entry | None:
+    def _after_failure(self, entry: Entry, why: str | None) -> Entry | None:
         """Return the entry that a job leaves which failed, or was canceled (without a reason)."""
         before = entry.replaces
         if why is None or self._ledger.max_attempts is None or (before and before.manifest):

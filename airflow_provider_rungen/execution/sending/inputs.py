@@ -41,7 +41,7 @@ class Inputs:
     #: How many inputs turned out to need no job.
     settled: int = 0
     #: Those that another run is about to submit.
-    left_to_others: set[int] = field(default_factory=set)
+    claimed_elsewhere: set[int] = field(default_factory=set)
     _ready: deque[Item] = field(default_factory=deque)
     # those to submit once more, in the order of their times (monotonic clock)
     _later: deque[tuple[float, Item]] = field(default_factory=deque)
@@ -127,5 +127,5 @@ class Inputs:
         self.settled += len(settled)
         items = [item for item in items if item[0] not in settled]
         ready = [item for item in items if self.may_submit(item[0])]
-        self.left_to_others |= {number for number, _ in items} - {number for number, _ in ready}
+        self.claimed_elsewhere |= {number for number, _ in items} - {number for number, _ in ready}
         return ready

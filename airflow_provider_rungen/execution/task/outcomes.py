@@ -158,7 +158,7 @@ def is_misconfigured(error: BaseException) -> bool:
     return isinstance(error, RunGenForbiddenError | RunGenConfigError)
 
 
-def is_hopeless(error: RunGenError) -> bool:
+def rules_out_retry(error: RunGenError) -> bool:
     """Return whether no retry of the task can help. Somebody may have corrected the connection by then."""
     return not error.retryable and not is_misconfigured(error)
 
@@ -174,7 +174,7 @@ def fail_without_retry(*also: type[RunGenError]) -> Iterator[None]:
         yield
     except RunGenError as error:
         # it is what decides on Airflow 3.3: see `RunGenRetryPolicy`
-        error.retryable = not is_hopeless(error) and not isinstance(error, also)
+        error.retryable = not rules_out_retry(error) and not isinstance(error, also)
         if error.retryable:
             raise
         # its traceback, which would be logged a second time as that of the cause
