@@ -150,19 +150,19 @@ class LedgerStore:
         self, pending: Mapping[str, Entry], destination: Storage, on_stored: Callable[[StoredJob], object]
     ) -> dict[str, Entry]:
         """Remember the submitted jobs that are stored in a destination, and return their entries."""
-        manifests: dict[str, tuple[str, float | None]] = {}
+        found: dict[str, dict[str, Any]] = {}
 
         def note(job: StoredJob) -> None:
             on_stored(job)
-            manifests[job.job_id] = job.manifest, job.execution_seconds
+            found[job.job_id] = {"manifest": job.manifest, "execution_seconds": job.execution_seconds}
 
         apps = {entry.job_id: entry.app_id for entry in pending.values()}
         read_stored_jobs(destination, apps, note, are_remembered=False)
-        stored = {}
-        for key, entry in pending.items():
-            if entry.job_id in manifests:
-                manifest, seconds = manifests[entry.job_id]
-                stored[key] = replace(entry, manifest=manifest, execution_seconds=seconds)
+        stored = {
+            key: replace(entry, **found[entry.job_id])
+            for key, entry in pending.items()
+            if entry.job_id in found
+        }
         self.add_done(stored)
         return stored
 
