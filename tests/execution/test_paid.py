@@ -100,6 +100,10 @@ class Run:
         self.accept(number, job_id)
         self.paid.add_pending({number: job_id})
 
+    def buy_stored(self, number: int, job_id: str) -> None:
+        self.buy(number, job_id)
+        self.paid.add_done({number: store(self.destination, job_id)}).result()
+
 
 @pytest.fixture
 def base(tmp_path: Path) -> str:
@@ -193,10 +197,8 @@ def test_a_job_of_another_run_is_shared_and_one_of_this_task_is_adopted(base: st
 
 def test_a_stored_job_is_taken_when_it_is_noted(base: str) -> None:
     other, own = Run(base, B), Run(base, A)
-    other.buy(0, "job-b")
-    other.paid.add_done({0: store(other.destination, "job-b")}).result()
-    own.buy(1, "job-a")
-    own.paid.add_done({1: store(own.destination, "job-a")}).result()
+    other.buy_stored(0, "job-b")
+    own.buy_stored(1, "job-a")
     run = Run(base, A, turn=2)
     found = run.paid.find([0, 1])
     assert run.taken == []
@@ -305,8 +307,7 @@ def test_a_plan_is_looked_up_at_once(base: str, caplog: pytest.LogCaptureFixture
 
 def test_what_an_outage_kept_from_the_ledger_is_written_again(base: str) -> None:
     run = Run(base)
-    run.buy(0, "job-0")
-    run.paid.add_done({0: store(run.destination, "job-0")}).result()
+    run.buy_stored(0, "job-0")
     run.accept(1, "job-1")
     later = Run(base, turn=2)
     later.paid.add_missing({0: "job-0", 1: "job-1"})
@@ -366,8 +367,7 @@ def check_claims(base: str, *, is_replaced: bool) -> None:
     if is_replaced:
         first = Run(base, "c" * 36)
         for number in range(12):
-            first.buy(number, f"job-{number}")
-            first.paid.add_done({number: store(first.destination, f"job-{number}")}).result()
+            first.buy_stored(number, f"job-{number}")
     runs = [Run(base, f"{digit}" * 36, count=12, **options) for digit in range(4)]
     with ThreadPoolExecutor(4) as pool:
         for run, found in zip(runs, pool.map(lambda run: run.paid.find(range(12)), runs), strict=True):
@@ -543,8 +543,7 @@ def test_of_two_runs_that_forget_a_job_at_once_one_buys_another(
 
 def test_a_job_that_fails_leaves_what_it_was_to_replace(base: str) -> None:
     first = Run(base, A)
-    first.buy(0, "job-0")
-    first.paid.add_done({0: store(first.destination, "job-0")}).result()
+    first.buy_stored(0, "job-0")
     for options in ({"refresh": True}, {"expires": 1e-9}):
         run = Run(base, B, **options)
         assert run.look_up(0) == []
@@ -567,8 +566,7 @@ def test_a_failure_does_not_expire(base: str) -> None:
 
 def test_a_job_that_an_outage_kept_from_the_ledger_leaves_what_it_was_to_replace(base: str) -> None:
     first = Run(base, A)
-    first.buy(0, "job-0")
-    first.paid.add_done({0: store(first.destination, "job-0")}).result()
+    first.buy_stored(0, "job-0")
     run = Run(base, B, refresh=True)
     run.look_up(0)
     run.accept(0, "job-1")
@@ -581,8 +579,7 @@ def test_a_job_that_an_outage_kept_from_the_ledger_leaves_what_it_was_to_replace
 
 def test_a_job_that_failed_while_nobody_looked_leaves_what_it_was_to_replace(base: str) -> None:
     first = Run(base, A)
-    first.buy(0, "job-0")
-    first.paid.add_done({0: store(first.destination, "job-0")}).result()
+    first.buy_stored(0, "job-0")
     run = Run(base, B, refresh=True)
     for number, job_id in enumerate(["job-1", "job-2"], 1):
         assert run.look_up(0) == []
@@ -600,8 +597,7 @@ def test_a_job_that_failed_while_nobody_looked_leaves_what_it_was_to_replace(bas
 def test_a_stored_job_that_is_replaced_counts_for_others(base: str, is_submitted: bool) -> None:
     first, refresh = Run(base, A), Run(base, B, refresh=True)
     for number in range(3):
-        first.buy(number, f"job-{number}")
-        first.paid.add_done({number: store(first.destination, f"job-{number}")}).result()
+        first.buy_stored(number, f"job-{number}")
     refresh.look_up(0, 1, 2)
     if is_submitted:
         for number in range(3):

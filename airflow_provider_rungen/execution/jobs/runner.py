@@ -82,7 +82,7 @@ class Runner(TaskRun["JobOptions"]):
         home = LogHome(task, context, folder=folder, is_durable=options.durable, hook=self.hook)
         self.task_log = TaskLog(home, stores=self._stores)
         self.report = RunReport(self, pushes_ids=pushes_ids)
-        self.wait.others, self.used = self.report.others, self.report.usage
+        self.wait.others = self.report.others
         self.retry_hint, self.clear_hint = self.report.retry_hint, self.report.clear_hint
         self.ledger = RunLedger(self)
         self.submitting = Submitting(self)
@@ -152,6 +152,7 @@ class Runner(TaskRun["JobOptions"]):
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Open the hook, and decide about the jobs when the attempt ends."""
+        self.used = self.report.usage
         try:
             with (
                 self.attempt(),

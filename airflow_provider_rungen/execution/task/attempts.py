@@ -31,19 +31,9 @@ def task_state(ti: Any) -> str | None:
 
     :param ti: the ``ti`` of a context, or the ``task_instance`` of a trigger.
     """
-    is_on_worker = hasattr(ti, "get_task_states")
-    return _state_from_supervisor(ti) if is_on_worker or AIRFLOW_V_3_0_PLUS else _state_from_database(ti)
-
-
-def loop_position(ti: Any) -> list[Any]:
-    """Return the place of a task in a loop, which Airflow has since 3.4; nothing outside of one."""
-    region = getattr(ti, "region_id", None)
-    # outside of a loop, the region is missing or nil, and the index is the map index
-    return [] if region in (None, UUID(int=0)) else [str(region), ti.region_index]
-
-
-def _state_from_supervisor(ti: Any) -> str | None:
     ask = getattr(ti, "get_task_states", None)
+    if ask is None and not AIRFLOW_V_3_0_PLUS:
+        return _state_from_database(ti)
     if ask is None:  # in a trigger
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
@@ -54,6 +44,13 @@ def _state_from_supervisor(ti: Any) -> str | None:
     if TaskInstanceState.DEFERRED in found:  # of several, one that may be this one: nothing is undone then
         return TaskInstanceState.DEFERRED
     return found[0] if found else None
+
+
+def loop_position(ti: Any) -> list[Any]:
+    """Return the place of a task in a loop, which Airflow has since 3.4; nothing outside of one."""
+    region = getattr(ti, "region_id", None)
+    # outside of a loop, the region is missing or nil, and the index is the map index
+    return [] if region in (None, UUID(int=0)) else [str(region), ti.region_index]
 
 
 def _state_from_database(ti: Any) -> str | None:
