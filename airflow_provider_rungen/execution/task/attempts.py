@@ -21,8 +21,20 @@ from airflow_provider_rungen.runs.attempt_record import End
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
 
+T = TypeVar("T")
+
 #: The XCom that names the attempt whose log has the jobs: ``{"attempt": writer, "resumes": [writers]}``.
 LOG_KEY = "rungen_log"
+#: From Airflow 3.4 on, a clear of a task discards its task state store, unless the user keeps it.
+CLEAR_DISCARDS_STATE = AIRFLOW_V_3_4_PLUS
+# Seconds for a call to Airflow or to the ledger, when the task is killed: 5 s later the process is gone.
+_CALL_TIME = 1.5
+_ENDED_BY_USER = (
+    TaskInstanceState.FAILED,
+    TaskInstanceState.SUCCESS,
+    TaskInstanceState.SKIPPED,
+    TaskInstanceState.REMOVED,
+)
 
 
 def task_state(ti: Any) -> str | None:
@@ -107,20 +119,6 @@ def pushed_job_ids(ti: Any) -> set[str] | None:
         if found is not None:
             return {found} if isinstance(found, str) else {each for each in found if each}
     return None
-
-
-T = TypeVar("T")
-
-#: From Airflow 3.4 on, a clear of a task discards its task state store, unless the user keeps it.
-CLEAR_DISCARDS_STATE = AIRFLOW_V_3_4_PLUS
-# Seconds for a call to Airflow or to the ledger, when the task is killed: 5 s later the process is gone.
-_CALL_TIME = 1.5
-_ENDED_BY_USER = (
-    TaskInstanceState.FAILED,
-    TaskInstanceState.SUCCESS,
-    TaskInstanceState.SKIPPED,
-    TaskInstanceState.REMOVED,
-)
 
 
 @dataclass(frozen=True)

@@ -258,10 +258,8 @@ class TaskRun(Generic[Options]):
         """
         try:
             for down in teardowns(self.context):
-                is_of_task = self._is_in_block(down) or (
-                    is_before and down.task_id in self.task.get_flat_relative_ids(upstream=False)
-                )
-                if down.price is not None and is_of_task:
+                after = self.task.get_flat_relative_ids(upstream=False) if is_before else ()
+                if down.price is not None and (self._is_in_block(down) or down.task_id in after):
                     return parse_price(self.task.render_template(down.price, self.context))
             return self.hook.settings.price
         except Exception as error:
