@@ -160,6 +160,15 @@ class LedgerFiles:
         replaced = run_concurrently(replace_one, changes)
         return {key for key, is_replaced in zip(changes, replaced, strict=True) if is_replaced}
 
+    def require_header(self, contents: dict[File, bytes]) -> None:
+        """Remove the header of the ledger from what was read of it, and raise if it is not there."""
+        if contents.pop(HEADER, None) is None:
+            self.storage.confirm_missing([])
+            raise RunGenOutputError(
+                f"the ledger cannot be used: {redact(self.storage.uri_of(*HEADER))} is missing",
+                hint="The next task run with this ledger writes it again",
+            )
+
     # --- the files of others ---
 
     def is_abandoned(self, name: str, text: bytes) -> bool:
@@ -179,15 +188,6 @@ class LedgerFiles:
         """Go on after a deferral: the time counts that a claim has been waited for."""
         offset = time.time() - time.monotonic()
         self.unchanged = {key: (digest, since - offset) for key, (digest, since) in watched.items()}
-
-    def require_header(self, contents: dict[File, bytes]) -> None:
-        """Remove the header of the ledger from what was read of it, and raise if it is not there."""
-        if contents.pop(HEADER, None) is None:
-            self.storage.confirm_missing([])
-            raise RunGenOutputError(
-                f"the ledger cannot be used: {redact(self.storage.uri_of(*HEADER))} is missing",
-                hint="The next task run with this ledger writes it again",
-            )
 
 
 def _digest(text: bytes) -> str:
