@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -61,12 +62,6 @@ class CreateAppRun(TaskRun[Any]):
             self.link_to(app_id)
             return app_id
 
-    def _of_this_name(self) -> list[App]:
-        """Return the apps of this name, the oldest first where their ages are known."""
-        name = clean_text(self.task.name).strip()
-        apps = [app for app in self.hook.list_apps() if app.name.strip() == name]
-        return sorted(apps, key=lambda app: app.created_at.timestamp() if app.created_at else float("inf"))
-
     def _use(self, apps: list[App]) -> str:
         """Return the id of an app that exists already, with a warning where it differs."""
         app, task = apps[0], self.task
@@ -99,11 +94,17 @@ class CreateAppRun(TaskRun[Any]):
         raise failure
 
     def _wait_until_listed(self, within: float) -> list[App]:
-        """Return the apps of this name. A new one may take a while to be in the list."""
-        give_up_at = time.time() + within
-        while not (apps := self._of_this_name()) and time.time() < give_up_at:
+        """
+        Return the apps of this name, the oldest first where their ages are known.
+
+        :param within: seconds that a new one may take to be in the list.
+        """
+        name, give_up_at = clean_text(self.task.name).strip(), time.time() + within
+        while True:
+            apps = [app for app in self.hook.list_apps() if app.name.strip() == name]
+            if apps or time.time() >= give_up_at:
+                return sorted(apps, key=lambda a: a.created_at.timestamp() if a.created_at else math.inf)
             self.hook.sleep(LISTED_WITHIN / 5)
-        return apps
 
 
 def _app_body(task: Any) -> dict[str, Any]:
