@@ -28,8 +28,8 @@ from airflow_provider_rungen.execution.task.outcomes import (
     raise_for_event,
 )
 from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS
+from airflow_provider_rungen.execution.task.report import Usage
 from airflow_provider_rungen.execution.task.run import TaskRun
-from airflow_provider_rungen.execution.task.usage import Usage
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
@@ -61,7 +61,7 @@ class CollectRun(TaskRun["JobOptions"]):
         super().__init__(task, context, options)
         self._labels = labels
         self.usage = Usage()
-        self.usage_report.used = self.usage.to_json
+        self.used = self.usage.to_json
         self.wait = JobWait(self, defer)
         self.is_single = False  #: Whether one job is named, and not a list.
         self._shown_ids: Sequence[str | None] = ()
@@ -73,7 +73,7 @@ class CollectRun(TaskRun["JobOptions"]):
         :param event: what the trigger sent, after a wait in the triggerer.
         :return: the result or small manifest, or the list of them; or what the results table has.
         """
-        with self.attempt(*JOB_IS_OVER), self.opened(), self.usage_report.at_end():
+        with self.attempt(*JOB_IS_OVER), self.opened():
             app_id, ids = (event or {}).get("app_id") or self.app_id, self._ids(job_id)
             job_ids = [each for each in dict.fromkeys(ids) if each is not None]
             self.usage.note_submitted(job_ids)

@@ -13,7 +13,6 @@ from airflow_provider_rungen.client.queue_watch import timeout_error
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
 from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
-from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.outcomes import (
     JOB_IS_OVER,
     are_all_over,
@@ -21,6 +20,7 @@ from airflow_provider_rungen.execution.task.outcomes import (
     raise_for_event,
     raise_for_jobs,
 )
+from airflow_provider_rungen.execution.task.report import TaskOutcome
 from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.schemas import OutputType
 

@@ -60,7 +60,7 @@ class RunGenCreateAppOperator(RunGenBaseOperator):
 
         :return: the app's id.
         """
-        from airflow_provider_rungen.execution.apps.creation import CreateAppRun
+        from airflow_provider_rungen.execution.apps.lifecycle import CreateAppRun
 
         return self._start(CreateAppRun(self, context)).execute()
 
@@ -91,7 +91,7 @@ class RunGenDeleteAppOperator(RunGenBaseOperator):
 
     def execute(self, context: Context) -> None:
         """Delete the app."""
-        from airflow_provider_rungen.execution.apps.creation import DeleteAppRun
+        from airflow_provider_rungen.execution.apps.lifecycle import DeleteAppRun
 
         self._start(DeleteAppRun(self, context)).execute()
 

@@ -111,7 +111,7 @@ class RunGenBaseOperator(BaseOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return what was read and stored; ``None`` where OpenLineage's provider is not installed."""
-        from airflow_provider_rungen.execution.task.lineage import lineage_of
+        from airflow_provider_rungen.execution.task.report import lineage_of
 
         return lineage_of(None, "") if self._run is None else self._run.lineage()
 
@@ -220,7 +220,7 @@ def follow_job_sources(task: RunGenBaseOperator, context: Context) -> None:
 
     :raises AirflowFailException: the jobs are of several apps.
     """
-    from airflow_provider_rungen.execution.task.run import fail_without_retry
+    from airflow_provider_rungen.execution.task.outcomes import fail_without_retry
 
     sources = task.job_sources or _sources_of_mapped(task)
     if not sources:

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.client.workers import workers_of
-from airflow_provider_rungen.execution.apps.scale_record import read_scale_record
+from airflow_provider_rungen.execution.apps.block import read_scale_record
 from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.rows import PageRows
 from airflow_provider_rungen.plugins.task_record import FailureXCom, TaskRecord

@@ -10,7 +10,7 @@ from typing import Any
 from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.scaling import AppTarget, restore_workers, wait_for_app
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.execution.apps.scale_record import read_scale_record
+from airflow_provider_rungen.execution.apps.block import read_scale_record
 from airflow_provider_rungen.execution.task.outcomes import GO_ON
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.triggers import base

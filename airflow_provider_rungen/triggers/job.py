@@ -26,7 +26,7 @@ from airflow_provider_rungen.execution.task.outcomes import (
     format_ranges,
 )
 from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS, PAGE_KEY
-from airflow_provider_rungen.execution.task.usage import USAGE_KEY, Usage
+from airflow_provider_rungen.execution.task.report import USAGE_KEY, Usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.links.urls import app_url, are_pages_enabled, job_url, page_url

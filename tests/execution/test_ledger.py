@@ -1,4 +1,4 @@
-"""The ledger: which inputs are equal, what an entry may be, and what the book finds in any store."""
+"""The ledger: which inputs are equal, what an entry may be, and what it finds in any store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputErr
 from airflow_provider_rungen.execution.archive.manifests import manifest_text
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.ledger.book import LedgerBook
 from airflow_provider_rungen.execution.ledger.entries import (
     MAX_ENTRY_BYTES,
     Entry,
@@ -32,6 +31,7 @@ from airflow_provider_rungen.execution.ledger.entries import (
     model_identity,
     parse_entry,
 )
+from airflow_provider_rungen.execution.ledger.store import LedgerStore
 from airflow_provider_rungen.ledger import Ledger
 
 INPUT = {"prompt": "a red fox", "width": 64}
@@ -256,7 +256,7 @@ def test_an_entry_is_none_or_as_this_package_writes_it(content: bytes) -> None:
     assert entry is None or parse_entry(KEY, entry_text(KEY, entry)) == entry
 
 
-# --- what the book finds ------------------------------------------------------------------------------------
+# --- what a ledger finds ------------------------------------------------------------------------------------
 
 
 class Found(NamedTuple):
@@ -269,9 +269,9 @@ class Found(NamedTuple):
 NOTHING = Found({}, {})
 
 
-def find(book: LedgerBook, keys: Iterable[str], destination: Any = None) -> Found:
+def find(ledger: LedgerStore, keys: Iterable[str], destination: Any = None) -> Found:
     taken: dict[str, StoredJob] = {}
-    found = book.find(keys, lambda job: taken.update({job.job_id: job}), destination=destination)
+    found = ledger.find(keys, lambda job: taken.update({job.job_id: job}), destination=destination)
     return Found(
         {key: taken[entry.job_id] for key, entry in found.items() if entry.manifest},
         {key: entry for key, entry in found.items() if not entry.manifest},
@@ -289,10 +289,10 @@ class Scene:
         assert self._fs is not None
         return self._fs
 
-    def book(self, run: str = "a1", **options: Any) -> LedgerBook:
-        book = LedgerBook(Ledger(f"{self.base}/ledger", **options), "flux", run)
-        book.open()
-        return book
+    def ledger(self, run: str = "a1", **options: Any) -> LedgerStore:
+        ledger = LedgerStore(Ledger(f"{self.base}/ledger", **options), "flux", run)
+        ledger.open()
+        return ledger
 
     def store(self, job_id: str, /, *, to: str = "", size: int = 3, **fields: Any) -> StoredJob:
         """Store a job with one output as the archive does, with some fields of its manifest changed."""
@@ -356,33 +356,33 @@ def remote(caplog: pytest.LogCaptureFixture) -> Scene:
     return Scene("memory://bucket/x", caplog, attach())
 
 
-def numbered(book: LedgerBook, count: int) -> list[str]:
+def numbered(ledger: LedgerStore, count: int) -> list[str]:
     """Return the keys of so many inputs."""
-    return [book.key({"number": number}) for number in range(count)]
+    return [ledger.key({"number": number}) for number in range(count)]
 
 
 def test_an_input_is_pending_and_then_stored(scene: Scene) -> None:
-    book = scene.book()
-    fox, blue = book.key(INPUT), book.key(OTHER)
-    assert find(book, [fox, blue, fox]) == find(book, []) == find(book, iter([fox])) == NOTHING
-    book.add_pending("flux", {fox: "job-1", blue: "job-2"})
-    other = scene.book("b2")
+    ledger = scene.ledger()
+    fox, blue = ledger.key(INPUT), ledger.key(OTHER)
+    assert find(ledger, [fox, blue, fox]) == find(ledger, []) == find(ledger, iter([fox])) == NOTHING
+    ledger.add_pending("flux", {fox: "job-1", blue: "job-2"})
+    other = scene.ledger("b2")
     pending = find(other, [fox, blue, fox]).pending
     jobs = {key: (entry.app_id, entry.job_id) for key, entry in pending.items()}
     assert jobs == {fox: ("flux", "job-1"), blue: ("flux", "job-2")}
     job = scene.store("job-1")
-    book.add_done({fox: job})
+    ledger.add_done({fox: job})
     found = find(other, [fox, blue])
     assert found.stored == {fox: job}
     assert found.pending.keys() == {blue}
-    assert scene.book("c3", version="2").key(INPUT) not in (fox, blue)
+    assert scene.ledger("c3", version="2").key(INPUT) not in (fox, blue)
     assert scene.warnings == []
 
 
 def test_an_entry_is_a_small_file_of_its_own(scene: Scene) -> None:
-    book = scene.book()
-    key = book.key(INPUT)
-    book.add_done({key: scene.store("job-1")})
+    ledger = scene.ledger()
+    key = ledger.key(INPUT)
+    ledger.add_done({key: scene.store("job-1")})
     fields = json.loads(scene.read(key))
     assert datetime.now(UTC) - datetime.fromisoformat(fields.pop("at")) < timedelta(minutes=5)
     assert fields == {
@@ -398,22 +398,22 @@ def test_an_entry_is_a_small_file_of_its_own(scene: Scene) -> None:
 
 
 def test_many_inputs_in_several_destinations_are_found(scene: Scene) -> None:
-    book = scene.book()
-    keys = numbered(book, 40)
+    ledger = scene.ledger()
+    keys = numbered(ledger, 40)
     jobs = {key: scene.store(f"job-{i}", to=f"{scene.photos}-{i % 3}") for i, key in enumerate(keys)}
-    book.add_done(jobs)
-    assert find(scene.book("b2"), keys).stored == jobs
+    ledger.add_done(jobs)
+    assert find(scene.ledger("b2"), keys).stored == jobs
 
 
 def test_a_pending_job_that_is_stored_counts_as_stored(scene: Scene) -> None:
-    book = scene.book()
-    fox, blue = book.key(INPUT), book.key(OTHER)
-    book.add_pending("flux", {fox: "job-1", blue: "job-2"})
+    ledger = scene.ledger()
+    fox, blue = ledger.key(INPUT), ledger.key(OTHER)
+    ledger.add_pending("flux", {fox: "job-1", blue: "job-2"})
     job = scene.store("job-1")
     scene.store("job-2", complete=False)
-    assert find(book, [fox, blue]).pending.keys() == {fox, blue}
-    assert find(book, [fox], f"{scene.base}/elsewhere").stored == {}
-    for other, destination in ((book, scene.photos), (scene.book("b2"), None)):
+    assert find(ledger, [fox, blue]).pending.keys() == {fox, blue}
+    assert find(ledger, [fox], f"{scene.base}/elsewhere").stored == {}
+    for other, destination in ((ledger, scene.photos), (scene.ledger("b2"), None)):
         found = find(other, [fox, blue], destination)
         assert found.stored == {fox: job}
         assert found.pending.keys() == {blue}
@@ -421,17 +421,17 @@ def test_a_pending_job_that_is_stored_counts_as_stored(scene: Scene) -> None:
 
 @pytest.mark.parametrize("harm", ["file", "manifest", "size"])
 def test_what_is_gone_from_storage_runs_again(scene: Scene, harm: str) -> None:
-    book = scene.book()
-    keys = numbered(book, 3)
+    ledger = scene.ledger()
+    keys = numbered(ledger, 3)
     jobs = {key: scene.store(f"job-{i}") for i, key in enumerate(keys)}
-    book.add_done(jobs)
+    ledger.add_done(jobs)
     storage, name = Storage(scene.photos), "manifest.json" if harm == "manifest" else "0-fox.png"
     for number in (0, 1):
         if harm == "size":
             storage.write(f"job-{number}", name, b"half a picture")
         else:
             storage.remove([(f"job-{number}", name)])
-    assert find(scene.book("b2"), keys).stored == {keys[2]: jobs[keys[2]]}
+    assert find(scene.ledger("b2"), keys).stored == {keys[2]: jobs[keys[2]]}
     [warning] = scene.warnings
     assert warning.startswith("2 of the remembered jobs are gone from storage and run again: ")
     assert "/photos/job-" in warning
@@ -446,10 +446,10 @@ def test_what_is_gone_from_storage_runs_again(scene: Scene, harm: str) -> None:
     ids=str,
 )
 def test_a_manifest_that_does_not_hold_runs_again(scene: Scene, fields: dict[str, Any]) -> None:
-    book = scene.book()
-    key = book.key(INPUT)
-    book.add_done({key: scene.store("job-1", **fields)})
-    assert find(book, [key], scene.photos) == NOTHING
+    ledger = scene.ledger()
+    key = ledger.key(INPUT)
+    ledger.add_done({key: scene.store("job-1", **fields)})
+    assert find(ledger, [key], scene.photos) == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -462,31 +462,31 @@ def test_a_manifest_that_does_not_hold_runs_again(scene: Scene, fields: dict[str
     ],
 )
 def test_no_output_outside_of_the_folder_of_its_job_counts(scene: Scene, uri: str) -> None:
-    book = scene.book()
-    key = book.key(INPUT)
+    ledger = scene.ledger()
+    key = ledger.key(INPUT)
     for place in ("other", "photos"):
         scene.store("job-2", to=f"{scene.base}/{place}")
     output = {"uri": uri.format(base=scene.base), "at": "result", "size": 3, "sha256": "0" * 64}
-    book.add_done({key: scene.store("job-1", outputs=[{**output, "content_type": None}])})
-    assert find(book, [key]).stored == {}
+    ledger.add_done({key: scene.store("job-1", outputs=[{**output, "content_type": None}])})
+    assert find(ledger, [key]).stored == {}
 
 
 def test_a_job_without_outputs_counts(scene: Scene) -> None:
-    book = scene.book()
-    key = book.key(INPUT)
+    ledger = scene.ledger()
+    key = ledger.key(INPUT)
     job = replace(scene.store("job-1", outputs=[], result="a text"), outputs=[], result="a text")
-    book.add_done({key: job})
-    assert find(book, [key]).stored == {key: job}
+    ledger.add_done({key: job})
+    assert find(ledger, [key]).stored == {key: job}
 
 
 def test_broken_entries_are_misses_with_one_warning(scene: Scene) -> None:
-    book = scene.book()
-    *keys, last = numbered(book, len(BROKEN) + 1)
+    ledger = scene.ledger()
+    *keys, last = numbered(ledger, len(BROKEN) + 1)
     for key, text in zip(keys, BROKEN.values(), strict=True):
         scene.write(key, text)
     job = scene.store("job-1")
-    book.add_done({last: job})
-    assert find(book, [*keys, last]) == Found({last: job}, {})
+    ledger.add_done({last: job})
+    assert find(ledger, [*keys, last]) == Found({last: job}, {})
     [warning] = scene.warnings
     # an empty one may be about to be written
     assert warning.startswith(
@@ -495,26 +495,26 @@ def test_broken_entries_are_misses_with_one_warning(scene: Scene) -> None:
 
 
 def test_an_entry_of_a_later_version_is_no_miss(scene: Scene) -> None:
-    book = scene.book()
-    key = book.key(INPUT)
+    ledger = scene.ledger()
+    key = ledger.key(INPUT)
     scene.write(key, entry_text(key, PENDING).replace(b'"version": 1', b'"version": 2'))
     with pytest.raises(
         RunGenInputError, match=r"has version 2, and this package reads 1. Install the version"
     ):
-        find(book, [key])
+        find(ledger, [key])
 
 
 def test_a_destination_that_cannot_be_opened_here_is_an_outage(scene: Scene) -> None:
-    book = scene.book()
-    key = book.key(INPUT)
+    ledger = scene.ledger()
+    key = ledger.key(INPUT)
     scene.write(key, replace(DONE, manifest="nosuch://bucket/job-1/manifest.json"))
     with pytest.raises(RunGenOutputError, match="nosuch://bucket") as outage:
-        find(book, [key])
+        find(ledger, [key])
     assert outage.value.retryable
 
 
 def test_a_remembered_job_expires(scene: Scene) -> None:
-    keys = numbered(scene.book("b2"), 4)
+    keys = numbered(scene.ledger("b2"), 4)
     jobs = [scene.store(f"job-{number}") for number in (1, 2)]
     hour_ago = datetime.now(UTC) - timedelta(hours=1)
     done = [replace(DONE, at=hour_ago, job_id=job.job_id, manifest=job.manifest) for job in jobs]
@@ -522,43 +522,43 @@ def test_a_remembered_job_expires(scene: Scene) -> None:
     for key, entry in zip(keys, [done[0], pending, replace(done[1], run="c3")], strict=False):
         scene.write(key, entry)
     for options in ({}, {"expires": 7200}):
-        assert find(scene.book("b2", **options), keys).stored.keys() == {keys[0], keys[2]}
-    found = find(scene.book("c3", expires=timedelta(minutes=30)), keys)
+        assert find(scene.ledger("b2", **options), keys).stored.keys() == {keys[0], keys[2]}
+    found = find(scene.ledger("c3", expires=timedelta(minutes=30)), keys)
     # what the task run itself has bought does not expire between its attempts, nor what still runs
     assert found.stored.keys() == {keys[2]}
     assert found.pending.keys() == {keys[1]}
 
 
 def test_a_job_that_is_reused_does_not_become_younger(scene: Scene) -> None:
-    book = scene.book("b2")
-    key = book.key(INPUT)
+    ledger = scene.ledger("b2")
+    key = ledger.key(INPUT)
     job = scene.store("job-1")
     done = replace(DONE, at=datetime.now(UTC) - timedelta(hours=1), manifest=job.manifest)
     scene.write(key, done)
-    book.add_done(find(book, [key]).stored)
+    ledger.add_done(find(ledger, [key]).stored)
     assert parse_entry(key, scene.read(key)) == done
 
 
 def test_refresh_runs_all_anew_but_not_in_each_attempt(scene: Scene) -> None:
-    first = scene.book()
+    first = scene.ledger()
     fox, blue = first.key(INPUT), first.key(OTHER)
     first.add_done({fox: scene.store("job-1")})
     first.add_pending("flux", {blue: "job-2"})
-    refreshing = scene.book("b2", refresh=True)
+    refreshing = scene.ledger("b2", refresh=True)
     assert find(refreshing, [fox, blue]) == NOTHING
     refreshing.add_pending("flux", {fox: "job-3", blue: "job-4"})
     refreshing.add_done({fox: (job := scene.store("job-3"))})
-    retry = find(scene.book("b2", refresh=True), [fox, blue])
+    retry = find(scene.ledger("b2", refresh=True), [fox, blue])
     assert (retry.stored, retry.pending[blue].job_id) == ({fox: job}, "job-4")
-    assert find(scene.book("c3"), [fox]).stored == {fox: job}
+    assert find(scene.ledger("c3"), [fox]).stored == {fox: job}
     assert scene.warnings == []
 
 
 def test_two_runs_at_the_same_moment_are_counted(scene: Scene) -> None:
-    one, other = scene.book("a1"), scene.book("b2")
+    one, other = scene.ledger("a1"), scene.ledger("b2")
     keys = numbered(one, 3)
-    for book in (one, other):
-        assert find(book, keys).pending == {}
+    for ledger in (one, other):
+        assert find(ledger, keys).pending == {}
     one.add_pending("flux", dict(zip(keys, ["job-1", "job-2"], strict=False)))
     other.add_pending("flux", dict(zip(keys, ["job-3", "job-4"], strict=False)))
     one.add_done({keys[0]: scene.store("job-1")})
@@ -566,12 +566,12 @@ def test_two_runs_at_the_same_moment_are_counted(scene: Scene) -> None:
     other.add_done({keys[0]: last, keys[2]: scene.store("job-5")})
     twice = "Bought twice: 1 inputs, since another run submitted them at the same time"
     assert scene.warnings == [twice] * 2
-    assert find(scene.book("c3"), keys).stored[keys[0]] == last
+    assert find(scene.ledger("c3"), keys).stored[keys[0]] == last
 
 
 def test_a_job_that_another_run_left_is_not_bought_twice(scene: Scene) -> None:
-    scene.book("a1").add_pending("flux", {(key := scene.book().key(INPUT)): "job-1"})
-    later = scene.book("b2")
+    scene.ledger("a1").add_pending("flux", {(key := scene.ledger().key(INPUT)): "job-1"})
+    later = scene.ledger("b2")
     # it failed, so that this run buys another one
     assert find(later, [key]).pending[key].job_id == "job-1"
     later.add_done({key: scene.store("job-2")})
@@ -579,12 +579,12 @@ def test_a_job_that_another_run_left_is_not_bought_twice(scene: Scene) -> None:
 
 
 def test_only_entries_that_name_the_job_are_removed(scene: Scene) -> None:
-    book = scene.book()
-    keys = numbered(book, 4)
-    book.add_pending("flux", {key: f"job-{i}" for i, key in enumerate(keys[:3])})
-    scene.book("b2").add_pending("flux", {keys[1]: "another"})
-    book.remove({keys[0]: "job-0", keys[1]: "job-1", keys[3]: "job-3"})
-    pending = find(book, keys).pending
+    ledger = scene.ledger()
+    keys = numbered(ledger, 4)
+    ledger.add_pending("flux", {key: f"job-{i}" for i, key in enumerate(keys[:3])})
+    scene.ledger("b2").add_pending("flux", {keys[1]: "another"})
+    ledger.remove({keys[0]: "job-0", keys[1]: "job-1", keys[3]: "job-3"})
+    pending = find(ledger, keys).pending
     assert {key: entry.job_id for key, entry in pending.items()} == {keys[1]: "another", keys[2]: "job-2"}
     assert scene.warnings == []
 
@@ -593,29 +593,29 @@ def test_what_other_machines_change_in_s3_is_seen(
     s3: str, s3_client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene = Scene(s3, caplog)
-    book = scene.book()
-    fox, blue = book.key(INPUT), book.key(OTHER)
+    ledger = scene.ledger()
+    fox, blue = ledger.key(INPUT), ledger.key(OTHER)
     job = scene.store("job-1")
-    book.add_pending("flux", {fox: "job-1"})
-    assert find(book, [fox, blue], scene.photos).stored == {fox: job}
+    ledger.add_pending("flux", {fox: "job-1"})
+    assert find(ledger, [fox, blue], scene.photos).stored == {fox: job}
     folder = s3.removeprefix("s3://my_s3@bucket/")
     jobs = {fox: job, blue: scene.store("job-2")}
     for key, stored in jobs.items():
         entry = entry_text(key, replace(DONE, job_id=stored.job_id, manifest=stored.manifest))
         s3_client.put_object(Bucket="bucket", Key=f"{folder}/ledger/{key[:2]}/{key}.json", Body=entry)
-    assert find(book, [fox, blue]).stored == jobs
+    assert find(ledger, [fox, blue]).stored == jobs
     s3_client.put_object(Bucket="bucket", Key=f"{folder}/photos/job-1/0-fox.png", Body=b"half a picture")
-    assert find(book, [fox, blue]).stored == {blue: jobs[blue]}
+    assert find(ledger, [fox, blue]).stored == {blue: jobs[blue]}
 
 
 def test_no_secret_and_no_input_is_written(scene: Scene) -> None:
     signed = "https://storage.example/in.png?X-Amz-Signature=s3cret"
     model = model_identity(app("flux", workflow(signed)))
-    book = LedgerBook(Ledger(f"{scene.base}/ledger"), model, "a1")
-    book.open()
-    fox, blue = book.key({"prompt": "s3cret", "like": signed}), book.key({"prompt": "s3cret"})
-    book.add_pending("flux", {fox: "job-1", blue: "job-2"})
-    book.add_done({fox: scene.store("job-1", result=signed)})
+    ledger = LedgerStore(Ledger(f"{scene.base}/ledger"), model, "a1")
+    ledger.open()
+    fox, blue = ledger.key({"prompt": "s3cret", "like": signed}), ledger.key({"prompt": "s3cret"})
+    ledger.add_pending("flux", {fox: "job-1", blue: "job-2"})
+    ledger.add_done({fox: scene.store("job-1", result=signed)})
     storage = Storage(f"{scene.base}/ledger")
     contents = storage.read_all(storage.list_all({"", fox[:2], blue[:2]}))
     assert len(contents) >= 2
@@ -624,12 +624,12 @@ def test_no_secret_and_no_input_is_written(scene: Scene) -> None:
 
 
 def test_a_destination_with_a_password_is_not_remembered(remote: Scene) -> None:
-    book = remote.book()
-    key = book.key(INPUT)
+    ledger = remote.ledger()
+    key = ledger.key(INPUT)
     job = remote.store("job-1")
     for place in ("memory://user:s3cret@bucket", "memory://bucket/x?sig=s3cret", "memory://bucket//x"):
-        book.add_done({key: replace(job, manifest=f"{place}/job-1/manifest.json")})
-    assert find(book, [key]).stored == {}
+        ledger.add_done({key: replace(job, manifest=f"{place}/job-1/manifest.json")})
+    assert find(ledger, [key]).stored == {}
     assert len(remote.warnings) == 3
     assert all("Not remembered: 1 stored jobs" in warning for warning in remote.warnings)
     assert "s3cret" not in remote.caplog.text
@@ -648,7 +648,7 @@ def test_a_ledger_that_cannot_be_used_is_reported_before_anything_is_sent(
 ) -> None:
     remote.fs.refuse(access, error)
     with pytest.raises(RunGenInputError, match="the ledger cannot be used") as refused:
-        LedgerBook(Ledger("memory://bucket/x?sig=S3CRET/ledger"), "flux", "a1").open()
+        LedgerStore(Ledger("memory://bucket/x?sig=S3CRET/ledger"), "flux", "a1").open()
     assert "KEY:S3CRET" not in str(refused.value)
     assert "sig=S3CRET" not in str(refused.value)
 
@@ -661,7 +661,7 @@ def test_a_ledger_of_another_version_is_refused_and_left_alone(scene: Scene, hea
     storage.write(*file, header)
     words = "version 2" if b"2" in header else "not the header"
     with pytest.raises(RunGenInputError, match=words) as refused:
-        scene.book()
+        scene.ledger()
     assert not refused.value.retryable
     assert f"{scene.base}/ledger/ledger.json" in str(refused.value)
     assert storage.read_all([file]) == {file: header}
@@ -669,70 +669,70 @@ def test_a_ledger_of_another_version_is_refused_and_left_alone(scene: Scene, hea
 
 @pytest.mark.parametrize("count", [1, 300])
 def test_nothing_is_missing_from_a_ledger_whose_header_is_gone(scene: Scene, count: int) -> None:
-    book = scene.book()
-    keys = numbered(book, count)
-    book.add_pending("flux", dict.fromkeys(keys, "job-1"))
+    ledger = scene.ledger()
+    keys = numbered(ledger, count)
+    ledger.add_pending("flux", dict.fromkeys(keys, "job-1"))
     Storage(f"{scene.base}/ledger").remove([("", "ledger.json")])
     with pytest.raises(RunGenOutputError, match=r"ledger\.json is missing") as outage:
-        find(book, keys)
+        find(ledger, keys)
     assert outage.value.retryable
-    assert find(scene.book(), keys).pending.keys() == set(keys)
+    assert find(scene.ledger(), keys).pending.keys() == set(keys)
 
 
 @pytest.mark.parametrize("uri", ["some/folder", "nosuch://bucket/x", "/proc/no", "file:///dev/null/x"])
 def test_a_ledger_in_no_place_is_reported(uri: str) -> None:
     with pytest.raises(RunGenInputError, match="ledger"):
-        LedgerBook(Ledger(uri), "flux", "a1").open()
+        LedgerStore(Ledger(uri), "flux", "a1").open()
 
 
 @pytest.mark.parametrize("access", ["list", "read"])
 def test_an_outage_is_not_mistaken_for_a_miss(remote: Scene, access: str) -> None:
-    book = remote.book()
-    key = book.key(INPUT)
-    book.add_done({key: (job := remote.store("job-1"))})
+    ledger = remote.ledger()
+    key = ledger.key(INPUT)
+    ledger.add_done({key: (job := remote.store("job-1"))})
     remote.fs.refuse(access, SECRET)
     # to read a few entries needs no listing
-    calls: list[Callable[[], object]] = [lambda: find(book, [key, *map(str, range(256))])]
-    calls += [lambda: find(book, [key]), lambda: book.add_done({key: job})] if access == "read" else []
+    calls: list[Callable[[], object]] = [lambda: find(ledger, [key, *map(str, range(256))])]
+    calls += [lambda: find(ledger, [key]), lambda: ledger.add_done({key: job})] if access == "read" else []
     for call in calls:
         with pytest.raises(RunGenOutputError) as outage:
             call()
         assert outage.value.retryable
         assert "S3CRET" not in str(outage.value)
     remote.fs.refuse("", SECRET)
-    assert find(book, [key]).stored == {key: job}
+    assert find(ledger, [key]).stored == {key: job}
 
 
 def test_an_outage_of_a_destination_is_not_mistaken_for_a_miss(remote: Scene, tmp_path: Path) -> None:
-    book = Scene(tmp_path.as_uri(), remote.caplog).book()
-    key = book.key(INPUT)
-    book.add_done({key: (job := remote.store("job-1"))})
+    ledger = Scene(tmp_path.as_uri(), remote.caplog).ledger()
+    key = ledger.key(INPUT)
+    ledger.add_done({key: (job := remote.store("job-1"))})
     remote.fs.refuse("read", SECRET)
     with pytest.raises(RunGenOutputError, match="destination memory://bucket/x/photos cannot be used"):
-        find(book, [key])
+        find(ledger, [key])
     remote.fs.refuse("", SECRET)
-    assert find(book, [key]).stored == {key: job}
+    assert find(ledger, [key]).stored == {key: job}
 
 
 def test_what_cannot_be_written_is_reported(remote: Scene) -> None:
-    book = remote.book()
-    key = book.key(INPUT)
+    ledger = remote.ledger()
+    key = ledger.key(INPUT)
     remote.fs.refuse("write", SECRET)
     with pytest.raises(RunGenOutputError) as outage:
-        book.add_pending("flux", {key: "job-1"})
+        ledger.add_pending("flux", {key: "job-1"})
     assert outage.value.retryable
     remote.fs.refuse("", SECRET)
-    assert find(book, [key]).pending == {}
+    assert find(ledger, [key]).pending == {}
     assert not [name for name in remote.fs.names() if name.endswith(".part")]
 
 
 @pytest.mark.parametrize("access", ["read", "remove"])
 def test_what_cannot_be_removed_is_logged(remote: Scene, access: str) -> None:
-    book = remote.book()
-    jobs = dict.fromkeys(numbered(book, 3), "job-1")
-    book.add_pending("flux", jobs)
+    ledger = remote.ledger()
+    jobs = dict.fromkeys(numbered(ledger, 3), "job-1")
+    ledger.add_pending("flux", jobs)
     remote.fs.refuse(access, SECRET)
-    book.remove(jobs)
+    ledger.remove(jobs)
     [warning] = remote.warnings
     assert warning.startswith("Could not remove 3 entries from the ledger: ")
     assert "S3CRET" not in warning

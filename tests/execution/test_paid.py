@@ -28,9 +28,9 @@ from airflow_provider_rungen.exceptions import RunGenJobFailedError, RunGenOutpu
 from airflow_provider_rungen.execution.archive.manifests import manifest_text
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.ledger import claims
-from airflow_provider_rungen.execution.ledger.book import LedgerBook
+from airflow_provider_rungen.execution.ledger import files
 from airflow_provider_rungen.execution.ledger.entries import Entry, entry_text, file_of
+from airflow_provider_rungen.execution.ledger.store import LedgerStore
 from airflow_provider_rungen.execution.sending import paid
 from airflow_provider_rungen.execution.sending.paid import PaidInputs
 from airflow_provider_rungen.ledger import Ledger
@@ -76,7 +76,7 @@ class Run:
         self.jobs = Jobs("a" * 32, Writer(turn, turn, "0" * 8), stores=True)
         self.jobs.load(range(count))
         self.taken: list[str] = []
-        ledger = LedgerBook(Ledger(f"{base}/ledger", **options), "model", token)
+        ledger = LedgerStore(Ledger(f"{base}/ledger", **options), "model", token)
         ledger.open()
         self.ledger = ledger
         self.paid = PaidInputs(
@@ -99,6 +99,10 @@ class Run:
     def buy(self, number: int, job_id: str) -> None:
         self.accept(number, job_id)
         self.paid.add_pending({number: job_id})
+
+    def buy_stored(self, number: int, job_id: str) -> None:
+        self.buy(number, job_id)
+        self.paid.add_done({number: store(self.destination, job_id)}).result()
 
 
 @pytest.fixture
@@ -193,10 +197,8 @@ def test_a_job_of_another_run_is_shared_and_one_of_this_task_is_adopted(base: st
 
 def test_a_stored_job_is_taken_when_it_is_noted(base: str) -> None:
     other, own = Run(base, B), Run(base, A)
-    other.buy(0, "job-b")
-    other.paid.add_done({0: store(other.destination, "job-b")}).result()
-    own.buy(1, "job-a")
-    own.paid.add_done({1: store(own.destination, "job-a")}).result()
+    other.buy_stored(0, "job-b")
+    own.buy_stored(1, "job-a")
     run = Run(base, A, turn=2)
     found = run.paid.find([0, 1])
     assert run.taken == []
@@ -210,7 +212,7 @@ def test_a_stored_job_is_taken_when_it_is_noted(base: str) -> None:
 def test_a_pending_job_of_another_app_is_not_waited_for_but_a_stored_one_is_used(base: str) -> None:
     other = Run(base, B)
     other.paid = PaidInputs(
-        *(other.paid._ledger, other.jobs, other.destination, "flux-of-yesterday"),
+        *(other.paid.ledger, other.jobs, other.destination, "flux-of-yesterday"),
         key_of_number=key_of,
         accepts=lambda _: True,
         on_stored=print,
@@ -305,8 +307,7 @@ def test_a_plan_is_looked_up_at_once(base: str, caplog: pytest.LogCaptureFixture
 
 def test_what_an_outage_kept_from_the_ledger_is_written_again(base: str) -> None:
     run = Run(base)
-    run.buy(0, "job-0")
-    run.paid.add_done({0: store(run.destination, "job-0")}).result()
+    run.buy_stored(0, "job-0")
     run.accept(1, "job-1")
     later = Run(base, turn=2)
     later.paid.add_missing({0: "job-0", 1: "job-1"})
@@ -335,7 +336,7 @@ def test_a_job_that_failed_or_expired_is_forgotten(base: str, caplog: pytest.Log
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     """The monotonic clock of this machine."""
     fake = FakeTime()
-    for module in (claims, paid):
+    for module in (files, paid):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: fake.now - 1e9, time=fake.time))
     return fake
 
@@ -366,8 +367,7 @@ def check_claims(base: str, *, is_replaced: bool) -> None:
     if is_replaced:
         first = Run(base, "c" * 36)
         for number in range(12):
-            first.buy(number, f"job-{number}")
-            first.paid.add_done({number: store(first.destination, f"job-{number}")}).result()
+            first.buy_stored(number, f"job-{number}")
     runs = [Run(base, f"{digit}" * 36, count=12, **options) for digit in range(4)]
     with ThreadPoolExecutor(4) as pool:
         for run, found in zip(runs, pool.map(lambda run: run.paid.find(range(12)), runs), strict=True):
@@ -414,7 +414,7 @@ def test_the_claim_of_a_run_that_was_killed_ends(base: str, monkeypatch: pytest.
     killed.look_up(0, 1)
     run.look_up(0)
     assert not claimed(run, 2)
-    monkeypatch.setattr(claims, "CLAIM_TIME", 0.0)
+    monkeypatch.setattr(files, "CLAIM_TIME", 0.0)
     # it has not changed while this run looked at it
     assert run.look_up(0) == []
     assert claimed(run, 2) == {0}
@@ -432,11 +432,11 @@ def test_the_time_that_a_claim_is_waited_for_counts_over_deferrals(
     for _ in range(3):
         run.look_up(0)
         assert not claimed(run, 1)
-        clock.now += 0.4 * claims.CLAIM_TIME
+        clock.now += 0.4 * files.CLAIM_TIME
         if is_renewed:
             killed.paid.renew([0])
-        watched, run = run.ledger.claims.watched([key_of(0)]), Run(base, B)
-        run.ledger.claims.watch(json.loads(json.dumps(watched)))
+        watched, run = run.ledger.files.watched([key_of(0)]), Run(base, B)
+        run.ledger.files.watch(json.loads(json.dumps(watched)))
     run.look_up(0)
     assert claimed(run, 1) == (set() if is_renewed else {0})
 
@@ -452,7 +452,7 @@ def test_a_claim_lasts_whatever_the_clock_of_its_worker_says(
         for _ in range(3):
             run.look_up(0)
             assert not claimed(run, 1)
-            clock.now += 0.4 * claims.CLAIM_TIME
+            clock.now += 0.4 * files.CLAIM_TIME
     run.look_up(0)
     assert claimed(run, 1) == {0}
     other.look_up(0)
@@ -465,7 +465,7 @@ def test_a_claim_that_is_renewed_does_not_end(base: str, clock: FakeTime) -> Non
     run.buy(2, "job-2")
     for _ in range(4):
         other.look_up(0, 1)
-        clock.now += 0.4 * claims.CLAIM_TIME
+        clock.now += 0.4 * files.CLAIM_TIME
         run.paid.renew([0, 2])
         assert claimed(run, 3) == {0}
     other.look_up(0, 1, 2)
@@ -487,7 +487,7 @@ def test_what_is_being_written_without_links_is_held(
     for _ in range(3):
         assert run.look_up(0, 1) == []
         assert claimed(run, 2) <= {1}
-        clock.now += 0.4 * claims.CLAIM_TIME
+        clock.now += 0.4 * files.CLAIM_TIME
     run.look_up(0)
     assert claimed(run, 2) == {0}
     assert not messages(caplog)
@@ -543,8 +543,7 @@ def test_of_two_runs_that_forget_a_job_at_once_one_buys_another(
 
 def test_a_job_that_fails_leaves_what_it_was_to_replace(base: str) -> None:
     first = Run(base, A)
-    first.buy(0, "job-0")
-    first.paid.add_done({0: store(first.destination, "job-0")}).result()
+    first.buy_stored(0, "job-0")
     for options in ({"refresh": True}, {"expires": 1e-9}):
         run = Run(base, B, **options)
         assert run.look_up(0) == []
@@ -567,8 +566,7 @@ def test_a_failure_does_not_expire(base: str) -> None:
 
 def test_a_job_that_an_outage_kept_from_the_ledger_leaves_what_it_was_to_replace(base: str) -> None:
     first = Run(base, A)
-    first.buy(0, "job-0")
-    first.paid.add_done({0: store(first.destination, "job-0")}).result()
+    first.buy_stored(0, "job-0")
     run = Run(base, B, refresh=True)
     run.look_up(0)
     run.accept(0, "job-1")
@@ -581,8 +579,7 @@ def test_a_job_that_an_outage_kept_from_the_ledger_leaves_what_it_was_to_replace
 
 def test_a_job_that_failed_while_nobody_looked_leaves_what_it_was_to_replace(base: str) -> None:
     first = Run(base, A)
-    first.buy(0, "job-0")
-    first.paid.add_done({0: store(first.destination, "job-0")}).result()
+    first.buy_stored(0, "job-0")
     run = Run(base, B, refresh=True)
     for number, job_id in enumerate(["job-1", "job-2"], 1):
         assert run.look_up(0) == []
@@ -600,8 +597,7 @@ def test_a_job_that_failed_while_nobody_looked_leaves_what_it_was_to_replace(bas
 def test_a_stored_job_that_is_replaced_counts_for_others(base: str, is_submitted: bool) -> None:
     first, refresh = Run(base, A), Run(base, B, refresh=True)
     for number in range(3):
-        first.buy(number, f"job-{number}")
-        first.paid.add_done({number: store(first.destination, f"job-{number}")}).result()
+        first.buy_stored(number, f"job-{number}")
     refresh.look_up(0, 1, 2)
     if is_submitted:
         for number in range(3):
@@ -633,7 +629,7 @@ def test_a_replacement_that_was_killed_halfway_is_made_later(
     run = Run(base, B, refresh=True)
     run.look_up(0)
     assert not claimed(run, 1)
-    monkeypatch.setattr(claims, "CLAIM_TIME", 0.0)
+    monkeypatch.setattr(files, "CLAIM_TIME", 0.0)
     run.look_up(0)
     run.look_up(0)
     monkeypatch.undo()

@@ -226,7 +226,7 @@ class Scene:
                 throttle=options.pop("throttle", None) or Throttle(LIMIT),
                 deadline=options.pop("deadline", None) or time.time() + 60,
                 is_stopping=lambda: self.is_stopping,
-                spare=self.spare,
+                fallback=self.spare,
                 **options,
             )
             try:
@@ -361,14 +361,14 @@ def test_what_another_run_is_about_to_submit_is_left_to_it(make: Make) -> None:
     ledger = FakeLedger({0: job_id(100)})
     ledger.held = {*range(1, 6)}
     scene = make(ledger=ledger)
-    assert scene.send(8).left_to_others == {1, 2, 3, 4, 5}
+    assert scene.send(8).claimed_elsewhere == {1, 2, 3, 4, 5}
     assert sorted(scene.posts) == [6, 7]
     assert scene.states(8) == {"RUNNING": 3, "UNSENT": 5}
     # the other run submits four, and leaves the last
     ledger.known = {number: job_id(100 + number) for number in range(1, 5)}
     ledger.held.clear()
     rest = iter([(number, {"number": number}) for number in range(1, 6)])
-    assert scene.send(rest).left_to_others == set()
+    assert scene.send(rest).claimed_elsewhere == set()
     assert sorted(scene.posts) == [5, 6, 7]
     assert scene.states(8) == {"RUNNING": 8}
     assert not ledger.claimed
@@ -386,7 +386,7 @@ def test_a_claim_that_is_too_old_is_made_again(make: Make) -> None:
     # the next block was claimed before
     scene.watch(lambda: len(ledger.asked) >= 8, lose)
     # those that it had just looked up are left to the next wave
-    left = scene.send(8).left_to_others
+    left = scene.send(8).claimed_elsewhere
     scene.send(iter([(number, {"number": number}) for number in sorted(left)]))
     assert sorted(scene.posts) == [0, 0, 1, 2, 3, 4, 5, 7]
     assert scene.states(8) == {"RUNNING": 8}
@@ -553,11 +553,11 @@ def test_what_is_refused_while_jobs_run_may_be_accepted_later(make: Make, status
     own = Response(status, {}, b'{"error": "no such app"}')
     scene = make()
     scene.answers = {number: [own] for number in range(LIMIT)}
-    scene.send(6, has_jobs=True)
+    scene.send(6)
     assert scene.states(6) == {"RUNNING": 6}
     scene.answers = {number: [own] * 9 for number in range(6, 40)}
     with pytest.raises(RunGenAPIError) as failure:
-        scene.send_one(20, within=20, has_jobs=True)
+        scene.send_one(20, within=20)
     assert failure.value.retryable, "the next attempt resumes what runs"
 
 

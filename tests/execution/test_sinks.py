@@ -28,8 +28,8 @@ from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
 from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import is_useless
+from airflow_provider_rungen.execution.task.report import Usage
 from airflow_provider_rungen.execution.task.run import TaskRun
-from airflow_provider_rungen.execution.task.usage import Usage
 from airflow_provider_rungen.operators import RunGenRunTableOperator
 from airflow_provider_rungen.runs.plan import PlannedRow
 
@@ -85,7 +85,7 @@ class Task:
         )
         self.attempt = attempt = Attempt(task, self._context, RunOptions.of(task))
         attempt.note_app(APP)
-        attempt.usage_report.used = Usage().to_json
+        attempt.used = Usage().to_json
         return attempt
 
     def sink(self, *, has_table: bool = True) -> ResultSink:

@@ -33,7 +33,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenForbiddenError,
     RunGenInputError,
 )
-from airflow_provider_rungen.execution.apps.scale import whole_number
+from airflow_provider_rungen.execution.apps.lifecycle import whole_number
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.operators import (
     RunGenCreateAppOperator,
@@ -559,7 +559,7 @@ def test_a_lost_answer_makes_no_second_app(gpu: Gpu, kind: str, if_exists: str) 
 def test_a_retry_waits_for_the_app_of_the_attempt_before_to_be_in_the_list(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, keeps: bool, if_exists: str
 ) -> None:
-    creation = "airflow_provider_rungen.execution.apps.creation"
+    creation = "airflow_provider_rungen.execution.apps.lifecycle"
     monkeypatch.setattr(f"{creation}.LISTED_WITHIN", 0.5)
     if keeps:
         gpu.context["task_state_store"] = FakeStore()
@@ -577,7 +577,7 @@ def test_a_retry_waits_for_the_app_of_the_attempt_before_to_be_in_the_list(
 def test_a_corrupt_record_of_a_creation_is_no_app_of_ours(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, value: Any
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.apps.creation.LISTED_WITHIN", 0.01)
+    monkeypatch.setattr("airflow_provider_rungen.execution.apps.lifecycle.LISTED_WITHIN", 0.01)
     gpu.context["task_state_store"] = FakeStore()
     gpu.context["task_state_store"].set("rungen_app", value)
     assert_one_is_created(gpu, gpu.run(create_op()).value)

@@ -309,6 +309,7 @@ def test_a_plan_speaks_money(run: Run) -> None:
     # all are new, so that it is known of other entries how long they take
     assert task.attempt(to_input=other_picture, max_jobs=1).value == 6
     plan = task.ti.xcoms["plan"]
+    assert "usage" not in task.ti.xcoms
     assert plan["cost"] == pytest.approx(plan["seconds"], abs=0.001)
     assert 6 * 0.25 < plan["cost"] < 6
     assert {"rows": 6, "jobs": 6, "reused": 0, "skipped": 0, "currency": "USD"}.items() <= plan.items()

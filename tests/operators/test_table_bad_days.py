@@ -158,16 +158,16 @@ def test_the_table_tells_why_outputs_could_not_be_stored(run: Run, mode: bool) -
 
 # whether it may happen after a deferral, the function, and the number of its last call; 0 for none
 KILL_POINTS = {
-    "the ledger is read": (False, "execution.ledger.book.LedgerBook.find", 0),
-    "the first id is saved": (False, "execution.ledger.book.LedgerBook.add_pending", 1),
+    "the ledger is read": (False, "execution.ledger.store.LedgerStore.find", 0),
+    "the first id is saved": (False, "execution.ledger.store.LedgerStore.add_pending", 1),
     "the attempt is noted": (False, "execution.jobs.places.StoragePlace.put", 1),
     "the first intent is saved": (False, "runs.log.RunLog.fence", 1),
     "all is submitted": (False, "execution.jobs.run_report.RunReport.push_submitted", 0),
     "the wait is over": (True, "execution.sinks.collector.Collector.gather", 0),
     "a manifest is written": (True, "execution.archive.job_archiver.JobArchiver._save", 2),
     "a file is moved": (True, "execution.archive.storage.Storage.put", 5),
-    "all is stored": (True, "execution.ledger.book.LedgerBook.add_done", 0),
-    "the ledger is written": (True, "execution.ledger.book.LedgerBook.add_done", 1),
+    "all is stored": (True, "execution.ledger.store.LedgerStore.add_done", 0),
+    "the ledger is written": (True, "execution.ledger.store.LedgerStore.add_done", 1),
     "the table is to be written": (True, "execution.table.results_table.ResultsTable.write", 0),
     "a row is written": (True, "execution.table.results.JobRows.row", 3),
     "the task ends": (True, "execution.table.results_table.ResultsTable.write", 1),

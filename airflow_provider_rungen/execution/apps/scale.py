@@ -27,11 +27,10 @@ from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppTimeoutError,
     RunGenError,
-    RunGenInputError,
     RunGenNotFoundError,
 )
-from airflow_provider_rungen.execution.apps.app_wait import wait_or_defer
-from airflow_provider_rungen.execution.apps.scale_record import KEY, is_needed, read_scale_record
+from airflow_provider_rungen.execution.apps.block import SCALED_KEY, is_needed, read_scale_record
+from airflow_provider_rungen.execution.apps.lifecycle import wait_or_defer, whole_number
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.outcomes import raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun
@@ -82,7 +81,7 @@ class ScaleRun(TaskRun[Any]):
         :return: the app's id.
         """
         self.note_app(event.get("app_id") or self.known_app_id)
-        with self._restoring(self.xcom_pull(KEY)):
+        with self._restoring(self.xcom_pull(SCALED_KEY)):
             raise_for_event(event)
             return self._finish(event.get("app_id") or self.app_id)
 
@@ -148,16 +147,16 @@ class ScaleRun(TaskRun[Any]):
 
     def _finish(self, app_id: str) -> str:
         if self._store is not None:
-            self._store.delete(KEY)  # it got there: from now on this is what it had
+            self._store.delete(SCALED_KEY)  # it got there: from now on this is what it had
         return app_id
 
     # --- the record ---
 
     def _save(self, record: ScaleRecord) -> None:
         """Save what is about to be done."""
-        self.ti.xcom_push(key=KEY, value=record.to_json())
+        self.ti.xcom_push(key=SCALED_KEY, value=record.to_json())
         if self._store is not None:
-            self._store.set(KEY, record.to_json())
+            self._store.set(SCALED_KEY, record.to_json())
         self._record = record
 
     def _note(self, record: ScaleRecord) -> None:
@@ -197,14 +196,14 @@ class ScaleRun(TaskRun[Any]):
         if not (self._is_to_restore and self.is_connected):
             return ""
         raised, self._record = self._record, ScaleRecord("")
-        if self._is_left_to_next():
+        if self._is_resumed():
             workers = format_count(raised.active_workers, "worker")
             return f"STILL BILLED: app {raised.app_id} keeps {workers} for the next attempt, which resumes."
         within = max(self.guard.time_left() - 1, 1)
         self.hook.perform_with_deadline(restore_workers(raised, within=within), within=within)
         return ""
 
-    def _is_left_to_next(self) -> bool:
+    def _is_resumed(self) -> bool:
         is_resumed = self._store is not None and attempts.Attempt.of(self.context, self.task).has_next
         return (
             is_resumed
@@ -221,7 +220,7 @@ class ScaleRun(TaskRun[Any]):
         """
         with self.attempt(), self.guard.working(), self.hook:
             if found is None and self._store is not None:
-                found = self._store.get(KEY)
+                found = self._store.get(SCALED_KEY)
             self._record = read_scale_record(found) or self._record
             try:
                 with self.opened():
@@ -242,19 +241,6 @@ class ScaleRun(TaskRun[Any]):
                         f"Raise timeout (now {format_duration(self.task.timeout)}) if it needs longer"
                     )
                 raise
-
-
-def whole_number(value: Any, name: str) -> int:
-    """
-    Return a number of workers, which a template may have made text.
-
-    :raises RunGenInputError: it is not a whole number from 0.
-    """
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RunGenInputError(f"{name} must be a whole number from 0, not {value!r}; nothing was sent")
-    return value
 
 
 def is_wanted(value: Any) -> bool:

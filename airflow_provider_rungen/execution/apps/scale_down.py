@@ -21,11 +21,16 @@ from airflow_provider_rungen.client.scaling import ask_app, set_workers
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
-from airflow_provider_rungen.execution.apps.bill import BILL_KEY, Bill, read_usage
-from airflow_provider_rungen.execution.apps.scale_record import is_needed, pull_record, task_states
-from airflow_provider_rungen.execution.task.block import find_price
+from airflow_provider_rungen.execution.apps.block import (
+    BILL_KEY,
+    Bill,
+    is_needed,
+    pull_record,
+    read_usage,
+    task_states,
+)
 from airflow_provider_rungen.execution.task.job_ids import untemplated
-from airflow_provider_rungen.execution.task.lineage import TaskOutcome
+from airflow_provider_rungen.execution.task.report import TaskOutcome
 from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
@@ -50,33 +55,30 @@ class ScaleDownRun(TaskRun[Any]):
         :raises RunGenAppError: it may still have workers, and be billed. A retry may always help.
         """
         with self.attempt():
-            self._execute()
-
-    def _execute(self) -> None:
-        setup = self.task.scale_up_task_id
-        record = pull_record(self.ti, setup)
-        if record.active_workers is None if record else not self._has_started(setup):
-            log.info("Nothing to scale down: this run did not scale the app up")
-            if record is not None:
-                self._push_bill(record, is_final=True)
-            return
-        self._record = record or ScaleRecord(self.known_app_id)
-        try:
-            with self.opened():
-                app_id = self._record.app_id or self.app_id
-                self._record = replace(self._record, app_id=app_id)
-                self.link_to(app_id)
-                is_down = self._scale_down(app_id)
-        except Exception as error:
-            if not self.guard.is_killed:  # it has other things to do in its last seconds
-                self._push_bill(self._record, is_final=False)
-            app_id = self._record.app_id
-            raise RunGenAppError(
-                f"STILL BILLED: app {app_id} may still have workers: {getattr(error, 'message', error)}",
-                app_id=app_id,
-                hint=getattr(error, "hint", ""),
-            ).with_traceback(error.__traceback__) from None
-        self._push_bill(self._record, is_final=is_down)
+            setup = self.task.scale_up_task_id
+            record = pull_record(self.ti, setup)
+            if record.active_workers is None if record else not self._has_started(setup):
+                log.info("Nothing to scale down: this run did not scale the app up")
+                if record is not None:
+                    self._push_bill(record, is_final=True)
+                return
+            self._record = record or ScaleRecord(self.known_app_id)
+            try:
+                with self.opened():
+                    app_id = self._record.app_id or self.app_id
+                    self._record = replace(self._record, app_id=app_id)
+                    self.link_to(app_id)
+                    is_down = self._scale_down(app_id)
+            except Exception as error:
+                if not self.guard.is_killed:  # it has other things to do in its last seconds
+                    self._push_bill(self._record, is_final=False)
+                app_id = self._record.app_id
+                raise RunGenAppError(
+                    f"STILL BILLED: app {app_id} may still have workers: {getattr(error, 'message', error)}",
+                    app_id=app_id,
+                    hint=getattr(error, "hint", ""),
+                ).with_traceback(error.__traceback__) from None
+            self._push_bill(self._record, is_final=is_down)
 
     def _has_started(self, task_id: str) -> bool:
         """Return whether a task of this run was ever started, as far as Airflow knows."""
@@ -128,7 +130,7 @@ class ScaleDownRun(TaskRun[Any]):
         app_id = record.app_id
         try:
             jobs, busy_seconds = read_usage(self.ti, self.task.jobs_of)
-            price = find_price(self)
+            price = self.find_price()
             bill = Bill(app_id, record.history, time.time(), is_final, jobs, busy_seconds, price)
             self.ti.xcom_push(key=BILL_KEY, value=bill.to_json())
             log.info("%s", bill)

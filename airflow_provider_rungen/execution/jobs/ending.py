@@ -15,7 +15,7 @@ from airflow_provider_rungen.execution.sinks.batch_result import Stopped
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.attempts import call_briefly
 from airflow_provider_rungen.execution.task.job_ids import format_jobs, log_jobs
-from airflow_provider_rungen.execution.task.outcomes import is_hopeless, is_misconfigured
+from airflow_provider_rungen.execution.task.outcomes import is_misconfigured, rules_out_retry
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
 from airflow_provider_rungen.runs.rows import JobState
@@ -107,7 +107,7 @@ class Ending:
 
     def has_next(self, error: Exception | None = None) -> bool:
         """Return whether another attempt follows that finds what is saved."""
-        is_final = isinstance(error, _NO_RETRY) or (isinstance(error, RunGenError) and is_hopeless(error))
+        is_final = isinstance(error, _NO_RETRY) or (isinstance(error, RunGenError) and rules_out_retry(error))
         return self.is_durable and not is_final and self._log.home.numbers.has_next
 
     @contextmanager

@@ -12,7 +12,6 @@ from airflow_provider_rungen.client.money import Cost, to_cost, to_limit
 from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenLimitError
 from airflow_provider_rungen.execution.jobs.plans import Plan
-from airflow_provider_rungen.execution.task.block import find_price
 from airflow_provider_rungen.runs.plan import input_digest
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ class Limits:
         """
         max_jobs = to_limit(run.options.max_jobs, "max_jobs")
         max_cost = to_cost(run.options.max_cost, "max_cost")
-        price = None if max_jobs is None and max_cost is None else find_price(run)
+        price = None if max_jobs is None and max_cost is None else run.find_price()
         if max_cost is not None and (price is None or price.currency != max_cost.currency):
             problem = "there is no price" if price is None else f"the price is {price}"
             raise RunGenInputError(
@@ -155,8 +154,8 @@ def plan_jobs(run: Runner, make_source: MakeSource) -> int:
         jobs = sum(row.needs_job for row in plan.rows())
         if book is not None:
             found = run.ledger.look_up(book, plan)
-            jobs -= len(found.stored) + len(found.given_up)
-        quote = Quote.of(run, jobs, find_price(run, is_before=True))
+            jobs -= len(found.stored) + len(found.in_state("failed"))
+        quote = Quote.of(run, jobs, run.find_price(is_before=True))
         # no None, which XComArg takes for a value that was not pushed
         value = {
             "rows": plan.count,

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.ledger.book import LedgerBook
-    from airflow_provider_rungen.execution.ledger.claims import Watched
+    from airflow_provider_rungen.execution.ledger.files import Watched
+    from airflow_provider_rungen.execution.ledger.store import LedgerStore
     from airflow_provider_rungen.execution.sending.paid import Found, PaidInputs
 
 
@@ -39,7 +39,7 @@ class RunLedger:
         self.paid: PaidInputs | None = None
         #: How many inputs have a job that was stored before.
         self.reused_count = 0
-        self._book: LedgerBook | None = None
+        self._book: LedgerStore | None = None
         self._found: Found | None = None
         # whether the stored jobs that are reused are to be read again
         self._is_reopened = False
@@ -52,25 +52,25 @@ class RunLedger:
 
         return bool(Storage(ledger.uri, "ledger").list_folder(""))
 
-    def open(self, *, create: bool = True) -> tuple[LedgerBook | None, str]:
+    def open(self, *, create: bool = True) -> tuple[LedgerStore | None, str]:
         """
         Open the ledger, and return the model with it. The service knows which model the app is.
 
-        :param create: see `LedgerBook.open`.
+        :param create: see `LedgerStore.open`.
         """
         options, hook = self._run.options, self._run.hook
         if options.ledger is None:
             return None, ""
-        from airflow_provider_rungen.execution.ledger.book import LedgerBook
         from airflow_provider_rungen.execution.ledger.entries import model_identity
+        from airflow_provider_rungen.execution.ledger.store import LedgerStore
 
         app_id = self._run.app_id
         model = model_identity(hook.perform(outlast(app_id, lambda: get_app(app_id))))
-        self._book = book = LedgerBook(options.ledger, model, self._log.home.run_token)
+        self._book = book = LedgerStore(options.ledger, model, self._log.home.run_token)
         self.new_ledger = book.open(create=create)
         return book, model
 
-    def look_up(self, book: LedgerBook, plan: Plan) -> Found:
+    def look_up(self, book: LedgerStore, plan: Plan) -> Found:
         """Find out which inputs of a plan were paid for."""
         self.paid = self._make_paid(book, plan)
         first: dict[str, int] = {}
@@ -104,7 +104,7 @@ class RunLedger:
     def watched(self, numbers: Iterable[int]) -> Watched:
         """Return what is known of the claims of others, to go on with it after a deferral."""
         rows = map(self._log.plan.row, numbers)
-        return {} if self._book is None else self._book.claims.watched(row.digest for row in rows)
+        return {} if self._book is None else self._book.files.watched(row.digest for row in rows)
 
     def reopen(self, watched: Watched) -> None:
         """
@@ -113,14 +113,14 @@ class RunLedger:
         :param watched: what was known of the claims of others.
         """
         if self._run.options.ledger is not None:
-            from airflow_provider_rungen.execution.ledger.book import LedgerBook
+            from airflow_provider_rungen.execution.ledger.store import LedgerStore
 
-            self._book = LedgerBook(self._run.options.ledger, "", self._log.home.run_token)
-            self._book.claims.watch(watched)
+            self._book = LedgerStore(self._run.options.ledger, "", self._log.home.run_token)
+            self._book.files.watch(watched)
             self.paid = self._make_paid(self._book, self._run.task_log.plan)
             self._is_reopened = True
 
-    def _make_paid(self, book: LedgerBook, plan: Plan) -> PaidInputs:
+    def _make_paid(self, book: LedgerStore, plan: Plan) -> PaidInputs:
         from airflow_provider_rungen.execution.sending.paid import PaidInputs
 
         sink = self._run.sink
@@ -161,8 +161,8 @@ class RunLedger:
     def is_remembered(self, job_id: str) -> bool:
         """Return whether the ledger, too, names a job of the log for its input."""
         number = self._log.jobs.table.input_of[job_id]
-        entry = self._found.pending.get(number) if self._found is not None else None
-        return entry is not None and entry.job_id == job_id
+        entry = self._found.settled.get(number) if self._found is not None else None
+        return entry is not None and entry.state == "pending" and entry.job_id == job_id
 
     def remember(self, stored: Sequence[StoredJob]) -> Future[None] | None:
         """Begin to note in the ledger, if there is one, which jobs are stored."""

@@ -216,7 +216,6 @@ class RunReport:
                 with run.opened():
                     run.collecting.collect_rest()
             run.sink.report(self.result(), run.task_log.plan, error)
-            run.usage_report.push()  # more of the jobs is known by now
         except Exception as failure:
             log.warning("Could not write all that is known: %s", clean_text(str(failure)))
 

@@ -82,7 +82,7 @@ class Runner(TaskRun["JobOptions"]):
         home = LogHome(task, context, folder=folder, is_durable=options.durable, hook=self.hook)
         self.task_log = TaskLog(home, stores=self._stores)
         self.report = RunReport(self, pushes_ids=pushes_ids)
-        self.wait.others, self.usage_report.used = self.report.others, self.report.usage
+        self.wait.others = self.report.others
         self.retry_hint, self.clear_hint = self.report.retry_hint, self.report.clear_hint
         self.ledger = RunLedger(self)
         self.submitting = Submitting(self)
@@ -152,13 +152,13 @@ class Runner(TaskRun["JobOptions"]):
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Open the hook, and decide about the jobs when the attempt ends."""
+        self.used = self.report.usage
         try:
             with (
                 self.attempt(),
                 self._reporting_failure(),
                 self.ending.recording(),
                 self.opened(),
-                self.usage_report.at_end(),
                 self.submitting.naming_lost_jobs(),
                 self.ending.canceling(),
                 self.ending.noticing_successor(),

@@ -164,8 +164,7 @@ class Submitting:
             is_stopping=lambda: run.guard.is_pending,
             stop_after=options.stop_after if options.wait_for_completion else None,
             refusals=self.refusals,
-            has_jobs=self._log.jobs.totals().submitted > 0,
-            spare=self._log.home.spare,
+            fallback=self._log.home.spare,
         )
 
         async def submit() -> None:
@@ -182,7 +181,7 @@ class Submitting:
         finally:
             hook.checkpoint, hook.is_interrupted = before
             self.errors |= sender.errors
-            self.left_to_others |= sender.left_to_others
+            self.left_to_others |= sender.claimed_elsewhere
             self.refusals = sender.refusals
             self._lost.update(sender.unsaved_ids())
             if not is_single:

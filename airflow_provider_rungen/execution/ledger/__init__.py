@@ -1,1 +1,1 @@
-"""What was paid for, in the user's own storage: keys, entries, and the book that reads and writes them."""
+"""What was paid for, in the user's own storage: keys, entries, and the store that reads and writes them."""

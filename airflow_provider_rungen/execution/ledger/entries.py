@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -46,11 +47,8 @@ def model_identity(app: App) -> str:
     :param app: the app, from an answer that has its workflow.
     """
     if app.workflow:
-        try:
+        with suppress(RunGenInputError):  # it is not JSON
             encode(app.workflow, "workflow")
-        except RunGenInputError:
-            pass
-        else:
             return _canonical_json(app.workflow, without_secret_parameters)
     return f"app:{app.id}"
 
@@ -175,15 +173,14 @@ def parse_entry(key: str, content: bytes) -> Entry | None:
     try:
         fields = json.loads(content)
         version = fields["version"]
-        is_later = type(version) is int and version > VERSION
-        entry = None if is_later else _read_entry(fields)
+        if type(version) is not int or version <= VERSION:
+            entry = _read_entry(fields)
+            # as text, in which 1 and True differ
+            is_exact = json.dumps(fields, sort_keys=True) == json.dumps(_fields(key, entry), sort_keys=True)
+            return entry if is_exact else None
     except records.ERRORS:
         return None
-    if entry is None:
-        raise _version_error(f"the entry {key}", version)
-    # as text, in which 1 and True differ
-    is_exact = json.dumps(fields, sort_keys=True) == json.dumps(_fields(key, entry), sort_keys=True)
-    return entry if is_exact else None
+    raise _version_error(f"the entry {key}", version)
 
 
 def _read_entry(fields: Mapping[str, Any]) -> Entry:

@@ -1,12 +1,15 @@
-"""The files of a ledger: how entries are read and written. Blocks."""
+"""The files of a ledger: how entries are read, created and replaced. Blocks."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
+from typing import TypeAlias
 
-from airflow_provider_rungen.client.daemon_threads import batches
+from airflow_provider_rungen.client.daemon_threads import batches, run_concurrently
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import File, Storage
@@ -22,6 +25,11 @@ from airflow_provider_rungen.execution.ledger.entries import (
 
 log = logging.getLogger(__name__)
 
+#: Files, by name: a digest, and since when it has not changed (seconds since 1970).
+Watched: TypeAlias = Mapping[str, tuple[str, float]]
+
+# Seconds after which a claim without a job no longer counts: whoever made it was killed.
+CLAIM_TIME = 240.0
 # To list all shards takes about as many requests as to read so many entries.
 _MAX_DIRECT = 256
 # The names in so many folders, and so many entries, are in memory at a time.
@@ -34,13 +42,15 @@ _SAMPLE_ENTRIES = 100
 
 class LedgerFiles:
     """
-    The files of a ledger.
+    The files of a ledger, and for how long this attempt has seen those of others unchanged.
 
     :param storage: its folder.
     """
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        #: What is waited for, by key or name: a digest, and since when it has not changed (monotonic clock).
+        self.unchanged: dict[str, tuple[str, float]] = {}
 
     def read(self, keys: Iterable[str]) -> dict[str, Entry]:
         """
@@ -108,6 +118,48 @@ class LedgerFiles:
         """Write entries, whatever is there."""
         self.storage.write_all({file_of(key): entry_text(key, entry) for key, entry in entries.items()})
 
+    def create(self, keys: Collection[str], entry: Entry) -> set[str]:
+        """Write an entry for each key without one, and return these keys."""
+        created = run_concurrently(
+            lambda key: self.storage.create(*file_of(key), entry_text(key, entry)), keys
+        )
+        # where a mount is missing, all can be created
+        self.require_header(self.storage.read_all([HEADER], MAX_ENTRY_BYTES))
+        return {key for key, is_new in zip(keys, created, strict=True) if is_new}
+
+    def replace(self, changes: Mapping[str, tuple[bytes, Entry | None]]) -> set[str]:
+        """
+        Replace entries, except those that another run has changed, or is about to replace.
+
+        Whoever creates a file that is named after the entry may replace it, and nobody else.
+
+        :param changes: the text of each entry, and what takes its place: `None` removes it.
+        :return: the keys of those that were replaced.
+        :raises RunGenOutputError: the ledger cannot be read or written.
+        """
+        is_exclusive = self.is_exclusive
+
+        def replace_one(key: str) -> bool:
+            text, entry = changes[key]
+            lock = key[:2], f"{key}.{_digest(text)}"
+            if is_exclusive and not self.storage.create(*lock, lock[1].encode()):
+                if self.is_abandoned(lock[1], text):
+                    self.storage.remove([lock])
+                return False
+            try:
+                is_same = dict(self.texts([key])).get(key) == text
+                if is_same and entry is None:
+                    self.storage.remove([file_of(key)])
+                elif is_same and entry is not None:
+                    self.storage.write(*file_of(key), entry_text(key, entry))
+            finally:
+                if is_exclusive:
+                    self.storage.remove([lock])
+            return is_same
+
+        replaced = run_concurrently(replace_one, changes)
+        return {key for key, is_replaced in zip(changes, replaced, strict=True) if is_replaced}
+
     def require_header(self, contents: dict[File, bytes]) -> None:
         """Remove the header of the ledger from what was read of it, and raise if it is not there."""
         if contents.pop(HEADER, None) is None:
@@ -116,3 +168,27 @@ class LedgerFiles:
                 f"the ledger cannot be used: {redact(self.storage.uri_of(*HEADER))} is missing",
                 hint="The next task run with this ledger writes it again",
             )
+
+    # --- the files of others ---
+
+    def is_abandoned(self, name: str, text: bytes) -> bool:
+        """Return whether another run was killed: its file has had the same text for `CLAIM_TIME`."""
+        digest = _digest(text)
+        if name not in self.unchanged or self.unchanged[name][0] != digest:
+            self.unchanged[name] = digest, time.monotonic()
+        return time.monotonic() - self.unchanged[name][1] >= CLAIM_TIME
+
+    def watched(self, keys: Iterable[str]) -> Watched:
+        """Return what is known of the claims of others, to go on with it after a deferral."""
+        offset = time.time() - time.monotonic()
+        seen = {key: self.unchanged[key] for key in keys if key in self.unchanged}
+        return {key: (digest, since + offset) for key, (digest, since) in seen.items()}
+
+    def watch(self, watched: Watched) -> None:
+        """Go on after a deferral: the time counts that a claim has been waited for."""
+        offset = time.time() - time.monotonic()
+        self.unchanged = {key: (digest, since - offset) for key, (digest, since) in watched.items()}
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]

@@ -5,42 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 from airflow_provider_rungen.execution.sending.store_writer import call_store
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.sending.paid import PaidInputs
 
 #: A number, and its input.
 Item: TypeAlias = tuple[int, Any]
 
 # Seconds after which an input that was put back is noticed.
 _POLL = 2.0
-
-
-class LedgerPort(Protocol):
-    """The ledger, as a sender sees it."""
-
-    def find(self, numbers: Collection[int]) -> Any:
-        """Look inputs up, right before they are announced, and claim what is not found. Blocks."""
-
-    def note(self, found: Any) -> Collection[int]:
-        """Note what was found in the table of jobs, and return the inputs that need no job any more."""
-
-    def is_claimed(self, number: int) -> bool:
-        """Return whether an input may be submitted now."""
-
-    def renew(self, numbers: Collection[int]) -> None:
-        """Claim inputs again, as far as they are claimed and have no job yet. Blocks."""
-
-    def add_pending(self, jobs: Mapping[int, str]) -> None:
-        """Remember submitted jobs, by input. Blocks."""
-
-    def release(self, unsent: Collection[int]) -> None:
-        """Leave to others what was claimed of some inputs that have no job. Blocks."""
 
 
 @dataclass(eq=False)
@@ -54,13 +35,13 @@ class Inputs:
     """
 
     todo: Iterator[Item]
-    ledger: LedgerPort | None
+    ledger: PaidInputs | None
     block_size: Callable[[], int]
     budget: float
     #: How many inputs turned out to need no job.
     settled: int = 0
     #: Those that another run is about to submit.
-    left_to_others: set[int] = field(default_factory=set)
+    claimed_elsewhere: set[int] = field(default_factory=set)
     _ready: deque[Item] = field(default_factory=deque)
     # those to submit once more, in the order of their times (monotonic clock)
     _later: deque[tuple[float, Item]] = field(default_factory=deque)
@@ -146,5 +127,5 @@ class Inputs:
         self.settled += len(settled)
         items = [item for item in items if item[0] not in settled]
         ready = [item for item in items if self.may_submit(item[0])]
-        self.left_to_others |= {number for number, _ in items} - {number for number, _ in ready}
+        self.claimed_elsewhere |= {number for number, _ in items} - {number for number, _ in ready}
         return ready

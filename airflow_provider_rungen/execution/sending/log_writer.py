@@ -1,4 +1,4 @@
-"""Makes intents and job ids durable: in the run log, in the ledger, and in a spare place if the log fails."""
+"""Makes intents and job ids durable: in the run log, in the ledger, and in another place if the log fails."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.daemon_threads import begin, in_daemon_thread
-from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.execution.sending.inputs import LedgerPort
-from airflow_provider_rungen.execution.sending.store_writer import StoreWriter
+from airflow_provider_rungen.execution.sending.store_writer import StoreWriter, reason_of
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
 from airflow_provider_rungen.runs.place import Place
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.sending.paid import PaidInputs
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ PAUSES = (0.1, 0.4)
 SAVE_TIME = 1.0
 # Seconds between two tries to save during a wait.
 SAVE_EVERY = 5.0
-# Seconds that the last ids may take in the log, and then in the spare place, when nothing more is sent.
+# Seconds that the last ids may take in the log, and then in the fallback, when nothing more is sent.
 LAST_TIME = 2.0
 # Seconds that a kill waits for the log, and for all places together.
 LOG_TIME_OF_KILL = 0.25
@@ -87,7 +89,7 @@ class Saver:
             try:
                 self._try(parts, within, is_stopping)
             except Exception as error:
-                log.warning("Could not save in the run log: %s; saving continues", _reason(error))
+                log.warning("Could not save in the run log: %s; saving continues", reason_of(error))
             else:
                 return True
             if pause is None or self.late is not None:
@@ -123,15 +125,15 @@ class LogWriter:
     Writes intents and ids to the log, and ids to the ledger beside it.
 
     :param saver: writes the log. Only the event loop's thread changes its jobs.
-    :param spare: where the files of the log go if its own place fails at the end.
+    :param fallback: where the files of the log go if its own place fails at the end.
     :param budget: seconds in which a store may fail, or not answer.
     :param is_stopping: returns whether the task is killed.
     :param is_more_due_soon: see `StoreWriter`.
     """
 
     saver: Saver
-    ledger: LedgerPort | None
-    spare: Place | None
+    ledger: PaidInputs | None
+    fallback: Place | None
     budget: float
     is_stopping: Callable[[], bool]
     is_more_due_soon: Callable[[], bool]
@@ -148,7 +150,7 @@ class LogWriter:
         both = self.budget, self.is_more_due_soon
         self._in_log = StoreWriter("save job ids in the run log", self._write_log, *both)
         self._in_ledger = StoreWriter("save job ids in the ledger", self._write_ledger, *both)
-        self._in_spare = StoreWriter("save job ids in the spare place", self._write_spare, LAST_TIME)
+        self._in_fallback = StoreWriter("save job ids in the fallback", self._write_fallback, LAST_TIME)
 
     def unsaved_ids(self) -> list[str]:
         """Return the jobs that no later attempt would find, also while a last write goes on."""
@@ -206,10 +208,10 @@ class LogWriter:
         in_log, in_ledger = self._in_log.flush(), self._in_ledger.flush()
         await self._wait_for([in_log], LAST_TIME, LOG_TIME_OF_KILL)
         saves = [in_ledger]
-        if self.spare is not None and self._is_savable:
-            saves.append(self._in_spare.flush())
+        if self.fallback is not None and self._is_savable:
+            saves.append(self._in_fallback.flush())
         await self._wait_for(saves, math.inf, LAST_SAVES, is_enough=lambda: not self._is_savable)
-        for writer in (self._in_log, self._in_ledger, self._in_spare):
+        for writer in (self._in_log, self._in_ledger, self._in_fallback):
             await writer.stop()
         return None if in_ledger.cancelled() else in_ledger.exception()
 
@@ -267,11 +269,11 @@ class LogWriter:
             await in_daemon_thread(self.ledger.renew, claims)
         self._old_claims.clear()
 
-    async def _write_spare(self) -> None:
-        if self.spare is not None:
+    async def _write_fallback(self) -> None:
+        if self.fallback is not None:
             snapshots = self.saver.run_log.snapshots(self.saver.jobs)
             files = {name: file.encode() for name, file in snapshots.items()}
-            await self._wait_for_ids(begin(self.spare.put, files))
+            await self._wait_for_ids(begin(self.fallback.put, files))
 
     async def _wait_for_ids(self, write: Future[None], *, is_durable: bool = True) -> None:
         """Wait for a write that has all ids which are at risk now."""
@@ -285,7 +287,3 @@ class LogWriter:
 
         write.add_done_callback(note)
         await asyncio.wrap_future(write)
-
-
-def _reason(error: Exception) -> str:
-    return clean_text(f"{type(error).__name__}: {error}", 300)

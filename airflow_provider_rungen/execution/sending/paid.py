@@ -6,9 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.texts import format_count
@@ -18,15 +18,15 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
     RunGenResultError,
 )
-from airflow_provider_rungen.execution.ledger.claims import CLAIM_TIME
 from airflow_provider_rungen.execution.ledger.entries import Entry, destination_of
+from airflow_provider_rungen.execution.ledger.files import CLAIM_TIME
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.outcomes import brief_reason, is_useless
 from airflow_provider_rungen.runs.rows import ENDED_BADLY, SUBMITTABLE, Job, JobState, Row
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-    from airflow_provider_rungen.execution.ledger.book import LedgerBook
+    from airflow_provider_rungen.execution.ledger.store import LedgerStore
     from airflow_provider_rungen.runs.jobs import Jobs
 
 log = logging.getLogger(__name__)
@@ -39,34 +39,31 @@ class Found:
     """
     What the ledger knows about some inputs, by number.
 
-    :param stored: the jobs whose outputs are stored.
-    :param pending: the jobs that may still run.
-    :param given_up: the last of too many jobs that failed.
+    :param settled: those that need no job: it is stored, or may still run, or was the last of too many.
     :param untaken: the stored jobs that nobody has taken yet.
     :param claimed: those that this attempt has claimed, at `at` (monotonic clock).
     """
 
-    stored: Mapping[int, Entry]
-    pending: Mapping[int, Entry]
-    given_up: Mapping[int, Entry]
+    settled: Mapping[int, Entry]
     untaken: Collection[StoredJob] = ()
     claimed: Collection[int] = ()
     at: float = 0.0
 
+    def in_state(self, state: str) -> dict[int, Entry]:
+        """Return the entries in a state; see `Entry.state`."""
+        return {number: entry for number, entry in self.settled.items() if entry.state == state}
+
     @property
-    def settled(self) -> set[int]:
-        """The inputs that need no job."""
-        return {*self.stored, *self.pending, *self.given_up}
+    def stored(self) -> dict[int, Entry]:
+        """The jobs whose outputs are stored."""
+        return self.in_state("done")
 
     def only(self, numbers: Collection[int]) -> Found:
         """Return what is known about some of the inputs."""
-        stored, pending, given_up = (
-            {number: entries[number] for number in numbers if number in entries}
-            for entries in (self.stored, self.pending, self.given_up)
-        )
-        return replace(self, stored=stored, pending=pending, given_up=given_up)
+        return replace(self, settled={n: self.settled[n] for n in numbers if n in self.settled})
 
 
+@dataclass(eq=False)
 class PaidInputs:
     """
     The ledger, as one task run sees it. What it knows of an input becomes a job in `Jobs`, and nothing else.
@@ -83,30 +80,19 @@ class PaidInputs:
     :param completes: whether a submitted job that is stored is done. It is not if it is still to be checked.
     """
 
-    def __init__(
-        self,
-        ledger: LedgerBook,
-        jobs: Jobs,
-        destination: str,
-        app_id: str,
-        *,
-        key_of_number: Callable[[int], str],
-        accepts: Callable[[StoredJob], bool],
-        on_stored: Callable[[StoredJob], object],
-        completes: bool = True,
-    ) -> None:
-        self._ledger = ledger
-        #: The jobs of the task run. They are others after a deferral.
-        self.jobs = jobs
-        self._destination = destination
-        self._app_id = app_id
-        self._key_of = key_of_number
-        self._accepts = accepts
-        self._on_stored = on_stored
-        self._completes = completes
-        self._unfit: set[str] = set()
-        # when inputs that have no job yet were claimed (monotonic clock)
-        self._claims: dict[int, float] = {}
+    ledger: LedgerStore
+    #: They are others after a deferral.
+    jobs: Jobs
+    destination: str
+    app_id: str
+    _: KW_ONLY
+    key_of_number: Callable[[int], str]
+    accepts: Callable[[StoredJob], bool]
+    on_stored: Callable[[StoredJob], object]
+    completes: bool = True
+    _unfit: set[str] = field(init=False, default_factory=set)
+    # when inputs that have no job yet were claimed (monotonic clock)
+    _claims: dict[int, float] = field(init=False, default_factory=dict)
 
     # --- what the ledger knows ---
 
@@ -119,9 +105,9 @@ class PaidInputs:
         :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
         """
         copies = copies or {}
-        found = self._find(keys, self._on_stored, destination=self._destination if self._completes else None)
-        equal = sum(copies.values())
-        if reused := sum(1 + copies.get(key, 0) for key, number in keys.items() if number in found.stored):
+        found = self._find(keys, self.on_stored, destination=self.destination if self.completes else None)
+        equal, stored = sum(copies.values()), found.stored
+        if reused := sum(1 + copies.get(key, 0) for key, number in keys.items() if number in stored):
             log.info("Reused %d of %d inputs, which are stored already", reused, len(keys) + equal)
         if equal:
             log.info("%d of %d inputs are equal to others, whose jobs they share", equal, len(keys) + equal)
@@ -135,14 +121,13 @@ class PaidInputs:
         """
         at = time.monotonic()
         untaken: list[StoredJob] = []
-        keys = {self._key_of(number): number for number in numbers}
+        keys = {self.key_of_number(number): number for number in numbers}
         self._forget_ended(keys)
-        existing = self._ledger.claims.claim(self._app_id, keys)
+        existing = self.ledger.claim(self.app_id, keys)
         found = self._find({key: keys[key] for key in existing}, untaken.append)
-        settled = found.settled
-        useless = [key for key in existing if keys[key] not in settled]
-        taken = self._ledger.claims.take_over(self._app_id, useless)
-        claimed = [keys[key] for key in {*keys}.difference(existing) | taken]
+        useless = [key for key in existing if keys[key] not in found.settled]
+        new = self.ledger.replace_useless(self.app_id, useless)
+        claimed = [keys[key] for key in {*keys}.difference(existing) | new]
         return replace(found, untaken=untaken, claimed=claimed, at=at)
 
     def _forget_ended(self, keys: Mapping[str, int]) -> None:
@@ -154,7 +139,7 @@ class PaidInputs:
                 ended[key] = job
         if ended:
             reasons = {key: job.why for key, job in ended.items() if job.state is JobState.FAILED}
-            self._ledger.remove({key: job.id for key, job in ended.items()}, reasons)
+            self.ledger.remove({key: job.id for key, job in ended.items()}, reasons)
 
     def note(self, found: Found) -> list[int]:
         """
@@ -163,16 +148,16 @@ class PaidInputs:
         :return: the inputs that need no job of their own.
         """
         for stored_job in found.untaken:
-            self._on_stored(stored_job)
-        entries = [*sorted(found.stored.items()), *sorted(found.pending.items())]
+            self.on_stored(stored_job)
+        entries = [*sorted(found.stored.items()), *sorted(found.in_state("pending").items())]
         noted = [number for number, entry in entries if self._add(number, entry)]
-        for number, entry in found.given_up.items():
+        for number, entry in found.in_state("failed").items():
             if self.jobs.state(number) in SUBMITTABLE:
                 failed = format_count(entry.failures, "failed job")
                 self.jobs.give_up(number, f"given up after {failed}, the last: {entry.why}")
                 noted.append(number)
         # what was found and is of no use is submitted without a claim
-        unused = found.settled.difference(noted)
+        unused = found.settled.keys() - noted
         self._claims |= dict.fromkeys({*found.claimed, *unused}, found.at)
         return noted
 
@@ -187,9 +172,9 @@ class PaidInputs:
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
         at = time.monotonic()
-        keys = {self._key_of(number): number for number in numbers if number in self._claims}
-        taken = self._ledger.claims.take_over(self._app_id, keys)
-        self._claims |= {keys[key]: at for key in taken}
+        keys = {self.key_of_number(number): number for number in numbers if number in self._claims}
+        claimed = self.ledger.replace_useless(self.app_id, keys)
+        self._claims |= {keys[key]: at for key in claimed}
 
     def read_again(self, jobs: Mapping[int, Job]) -> set[int]:
         """
@@ -201,7 +186,7 @@ class PaidInputs:
         """
         now = datetime.now(UTC)
         entries = [Entry("", job.id, "", now, job.stored) for job in jobs.values()]
-        stored = self._ledger.find_again(entries, self._on_stored)
+        stored = self.ledger.find_again(entries, self.on_stored)
         return {number for number, job in jobs.items() if job.id not in stored}
 
     # --- what it learns ---
@@ -213,13 +198,13 @@ class PaidInputs:
         :param jobs: by input.
         :raises RunGenOutputError: the ledger cannot be written.
         """
-        self._ledger.add_pending(self._app_id, self._by_key(jobs))
+        self.ledger.add_pending(self.app_id, self._by_key(jobs))
         for number in jobs:
             self._claims.pop(number, None)
 
     def release(self, unsent: Collection[int]) -> None:
         """Leave to others what was claimed of some inputs that have no job. A failure to do so is logged."""
-        self._ledger.remove(self._by_key(dict.fromkeys(self._claims.keys() & unsent, "")))
+        self.ledger.remove(self._by_key(dict.fromkeys(self._claims.keys() & unsent, "")))
         self._claims.clear()
 
     def add_missing(self, jobs: Mapping[int, str]) -> None:
@@ -229,7 +214,7 @@ class PaidInputs:
         :param jobs: by input.
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
-        self._ledger.add_missing(self._app_id, self._by_key(jobs))
+        self.ledger.add_missing(self.app_id, self._by_key(jobs))
 
     def add_done(self, stored: Mapping[int, StoredJob]) -> Future[None]:
         """
@@ -238,7 +223,7 @@ class PaidInputs:
         :param stored: by input.
         :return: fails with a `RunGenOutputError` if the ledger cannot be read or written.
         """
-        return begin(self._ledger.add_done, self._by_key(stored))
+        return begin(self.ledger.add_done, self._by_key(stored))
 
     def forget(self, errors: Mapping[str, RunGenError | None]) -> None:
         """
@@ -247,10 +232,12 @@ class PaidInputs:
         :param errors: by job, why it did not complete. A job that the service reports as failed counts.
         """
         numbers = self.jobs.table.input_of
-        keys = {self._key_of(numbers[job_id]): job_id for job_id in errors if job_id in numbers}
+        keys = {self.key_of_number(numbers[job_id]): job_id for job_id in errors if job_id in numbers}
         if keys:
-            failed = {key: error for key, job_id in keys.items() if _is_failure(error := errors[job_id])}
-            self._ledger.remove(keys, {key: brief_reason(error) for key, error in failed.items()})
+            whys = {key: errors[job_id] for key, job_id in keys.items()}
+            # only a new job can change what the service reports as a failure
+            failed = {key: why for key, why in whys.items() if why and type(why) is RunGenJobFailedError}
+            self.ledger.remove(keys, {key: brief_reason(why) for key, why in failed.items()})
 
     def forget_useless(self, errors: Mapping[str, RunGenError]) -> None:
         """
@@ -270,7 +257,7 @@ class PaidInputs:
     # --- internal ---
 
     def _by_key(self, values: Mapping[int, T]) -> dict[str, T]:
-        return {self._key_of(number): value for number, value in values.items()}
+        return {self.key_of_number(number): value for number, value in values.items()}
 
     def _find(
         self, keys: Mapping[str, int], take: Callable[[StoredJob], object], *, destination: str | None = None
@@ -280,11 +267,11 @@ class PaidInputs:
 
         :param keys: the input of each key.
         :param take: takes the stored jobs that can be used.
-        :param destination: see `LedgerBook.find`.
+        :param destination: see `LedgerStore.find`.
         """
 
         def take_if_accepted(job: StoredJob) -> None:
-            if self._accepts(job):
+            if self.accepts(job):
                 take(job)
             else:
                 unfit.add(job.job_id)
@@ -293,29 +280,22 @@ class PaidInputs:
         table = self.jobs.table
         useless = {job.id for number in keys.values() for job in table.row(number).jobs if not job.use}
         useless |= self._unfit
-        entries = self._ledger.find(keys, take_if_accepted, destination=destination, without=useless)
+        entries = self.ledger.find(keys, take_if_accepted, destination=destination, without=useless)
         if unfit:
             log.warning("%d stored results do not fit output_type, and their inputs run again", len(unfit))
             self._unfit |= unfit
         found = {keys[key]: entry for key, entry in entries.items() if entry.job_id not in unfit}
-        pending = {n: entry for n, entry in found.items() if entry.state == "pending"}
-        given_up = {n: entry for n, entry in found.items() if entry.failures}
-        if given_up:
-            log.warning(
-                "Given up: %d inputs, of which too many jobs have failed (max_attempts)", len(given_up)
-            )
-        return Found(
-            {number: entry for number, entry in found.items() if entry.manifest},
-            # nobody can wait for the jobs of another app
-            {number: entry for number, entry in pending.items() if entry.app_id == self._app_id},
-            given_up,
-        )
+        if given_up := sum(entry.state == "failed" for entry in found.values()):
+            log.warning("Given up: %d inputs, of which too many jobs have failed (max_attempts)", given_up)
+        # nobody can wait for the jobs of another app
+        here = {n: each for n, each in found.items() if each.state != "pending" or each.app_id == self.app_id}
+        return Found(here)
 
     def _add(self, number: int, entry: Entry) -> bool:
         """Add a job, unless its input has one by now, or the job is known: then it failed, or is not ours."""
         jobs, job_id = self.jobs, entry.job_id
         table = jobs.table
-        is_here = destination_of(entry.manifest, job_id) == self._destination.rstrip("/")
+        is_here = destination_of(entry.manifest, job_id) == self.destination.rstrip("/")
         place = "." if is_here else entry.manifest
         known_number = table.input_of.get(job_id)
         if entry.manifest and known_number == number and table.job(job_id).state is JobState.OPEN:
@@ -329,7 +309,7 @@ class PaidInputs:
             # one that does not count any more (durable=False), and that the ledger has kept
             if known_number != number or not table.job(job_id).use:
                 return False
-        elif not self._ledger.is_of_task(entry):
+        elif not self.ledger.is_of_task(entry):
             return jobs.share(number, job_id, stored=entry.manifest)
         job = Job(
             job_id,
@@ -341,8 +321,3 @@ class PaidInputs:
         )
         jobs.adopt(number, Row((job,)))
         return True
-
-
-def _is_failure(error: RunGenError | None) -> TypeGuard[RunGenError]:
-    """Return whether the service reports that a job failed, which only a new job can change."""
-    return type(error) is RunGenJobFailedError

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_rungen.client import endpoints, retry
 from airflow_provider_rungen.client.answers import was_not_accepted
@@ -23,10 +23,13 @@ from airflow_provider_rungen.exceptions import (
     RunGenRateLimitedError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution.sending.inputs import Inputs, Item, LedgerPort
+from airflow_provider_rungen.execution.sending.inputs import Inputs, Item
 from airflow_provider_rungen.execution.sending.log_writer import LogWriter, Saver
 from airflow_provider_rungen.runs.place import Place, SupersededError
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.sending.paid import PaidInputs
 
 log = logging.getLogger(__name__)
 
@@ -59,26 +62,24 @@ class Sender:
     :param is_stopping: returns whether to stop at once.
     :param stop_after: stop when so many inputs in a row were refused.
     :param refusals: how many in a row were refused, up to the last answer.
-    :param has_jobs: whether the service has taken an input of the task run before.
-    :param spare: where the files of the log go if its own place fails at the end.
+    :param fallback: where the files of the log go if its own place fails at the end.
     """
 
     perform: Callable[[Flow[Job]], Awaitable[Job]]
     app_id: str
     saver: Saver
-    ledger: LedgerPort | None
+    ledger: PaidInputs | None
     _: KW_ONLY
     throttle: Throttle
     deadline: float
     is_stopping: Callable[[], bool]
     stop_after: int | None = None
     refusals: int = 0
-    has_jobs: bool = False
-    spare: Place | None = None
+    fallback: Place | None = None
     #: Why inputs were refused, or have an unknown fate.
     errors: dict[int, RunGenError] = field(init=False, default_factory=dict)
     #: The inputs that another run is about to submit.
-    left_to_others: set[int] = field(init=False, default_factory=set)
+    claimed_elsewhere: set[int] = field(init=False, default_factory=set)
     #: Whether so many were refused in a row that it stopped.
     is_broken: bool = field(init=False, default=False)
     # the inputs that are being sent
@@ -92,7 +93,7 @@ class Sender:
         self._writer = LogWriter(
             self.saver,
             self.ledger,
-            self.spare,
+            self.fallback,
             budget=STORE_RETRY_BUDGET,
             is_stopping=self.is_stopping,
             is_more_due_soon=self._is_more_due_soon,
@@ -101,7 +102,7 @@ class Sender:
     async def run(self, todo: Iterator[Item], total: int) -> None:
         """
         Submit the inputs. Those that are refused one by one go to ``errors``, those that another run is about
-        to submit to ``left_to_others``.
+        to submit to ``claimed_elsewhere``.
 
         :param todo: the inputs. They are read in a thread, a block ahead.
         :param total: how many they are.
@@ -196,7 +197,7 @@ class Sender:
                 self.throttle.note_failure(error)
             except RunGenError:
                 # the next attempt resumes what runs
-                error.retryable |= self.has_jobs or self._submitted > 0
+                error.retryable |= self.saver.jobs.totals().submitted > 0
                 raise
             return 0.0
         finally:
@@ -228,7 +229,7 @@ class Sender:
         for worker in set(workers).difference(self._in_flight):
             worker.cancel()
         await inputs.close()
-        self.left_to_others = inputs.left_to_others
+        self.claimed_elsewhere = inputs.claimed_elsewhere
         await self._await_answers()
         if unanswered := list(self._in_flight):
             log.warning(
@@ -316,12 +317,12 @@ class Throttle:
             self.limit = max(1, self.limit // 2)
         self._not_before = max(self._not_before, now + retry.retry_delay(self._failures - 1, error))
         self._since = self._since or now
-        if self._is_over(now, error):
+        if self._has_failed(now, error):
             raise error
         if is_first:
             log.warning("%s; continuing with %d in flight", error.message, self.limit)
 
-    def _is_over(self, now: float, error: RunGenError) -> bool:
+    def _has_failed(self, now: float, error: RunGenError) -> bool:
         if isinstance(error, RunGenAPIError) and (retry.is_refusal(error) or not error.retryable):
             return not self._doubt.may_pass(error, now)
         give_up_at = (self._since or now) + retry.RETRY_BUDGET

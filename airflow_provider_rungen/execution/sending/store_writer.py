@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from airflow_provider_rungen.client import retry
@@ -23,6 +24,11 @@ _MAX_PAUSE = 5.0
 # Seconds that a write waits for more to write, and between checks whether there will be more.
 _GATHERING_TIME = 0.1
 _GATHERING_POLL = 0.005
+
+
+def reason_of(error: Exception) -> str:
+    """Return what a store said, for the log."""
+    return clean_text(f"{type(error).__name__}: {error}", 300)
 
 
 async def call_store(
@@ -56,8 +62,7 @@ async def call_store(
                 raise
             if give_up_at is None:
                 give_up_at = time.monotonic() + budget
-                reason = clean_text(f"{type(error).__name__}: {error}", 300)
-                log.warning("Could not %s: %s; retrying", purpose, reason)
+                log.warning("Could not %s: %s; retrying", purpose, reason_of(error))
             if time.monotonic() + pause > give_up_at:
                 raise
         with suppress(TimeoutError):
@@ -66,6 +71,7 @@ async def call_store(
         pause = min(2 * pause, _MAX_PAUSE)
 
 
+@dataclass(eq=False)
 class StoreWriter:
     """
     Writes to one store, one write at a time. All who ask before a write begins share it.
@@ -78,19 +84,14 @@ class StoreWriter:
     :param is_more_due_soon: returns whether a write waits a moment for more.
     """
 
-    def __init__(
-        self,
-        purpose: str,
-        write: Callable[[], Awaitable[None]],
-        budget: float,
-        is_more_due_soon: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._purpose, self._write, self._budget = purpose, write, budget
-        self._is_more_due_soon = is_more_due_soon
-        self._hurry = asyncio.Event()
-        #: The write that began last, and the one that begins after it.
-        self._last: asyncio.Task[None] | None = None
-        self._next: asyncio.Task[None] | None = None
+    purpose: str
+    write: Callable[[], Awaitable[None]]
+    budget: float
+    is_more_due_soon: Callable[[], bool] = lambda: False
+    _hurry: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    #: The write that began last, and the one that begins after it.
+    _last: asyncio.Task[None] | None = field(init=False, default=None)
+    _next: asyncio.Task[None] | None = field(init=False, default=None)
 
     def flush(self) -> asyncio.Task[None]:
         """Return a write of all that is due now. Shield it where the waiter may be canceled."""
@@ -120,7 +121,7 @@ class StoreWriter:
             await last
         give_up_at = time.monotonic() + _GATHERING_TIME
         # no event: many things make more due
-        while self._is_more_due_soon() and time.monotonic() < give_up_at:  # noqa: ASYNC110
+        while self.is_more_due_soon() and time.monotonic() < give_up_at:  # noqa: ASYNC110
             await asyncio.sleep(_GATHERING_POLL)
         self._last, self._next = self._next, None
-        await call_store(self._purpose, self._write, self._budget, hurry=self._hurry)
+        await call_store(self.purpose, self.write, self.budget, hurry=self._hurry)

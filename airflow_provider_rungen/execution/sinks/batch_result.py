@@ -21,7 +21,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenLimitError,
     RunGenOutputError,
 )
-from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.outcomes import (
     MAX_FAILED,
     MAX_FAILED_ERROR,
@@ -33,6 +32,7 @@ from airflow_provider_rungen.execution.task.outcomes import (
     join_reasons,
     max_failures,
 )
+from airflow_provider_rungen.execution.task.report import TaskOutcome
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob

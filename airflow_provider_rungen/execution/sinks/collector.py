@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
     from airflow_provider_rungen.execution.table.results import JobRows
     from airflow_provider_rungen.execution.task.options import CollectOptions
-    from airflow_provider_rungen.execution.task.usage import Usage
+    from airflow_provider_rungen.execution.task.report import Usage
 
 
 class Collector:

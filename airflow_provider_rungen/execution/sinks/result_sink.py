@@ -16,7 +16,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenInputError,
     RunGenJobTimeoutError,
 )
-from airflow_provider_rungen.execution.apps.bill import add_costs
+from airflow_provider_rungen.execution.apps.block import add_costs
 from airflow_provider_rungen.execution.sinks.batch_result import (
     NOT_SUBMITTED,
     BatchResult,
@@ -37,11 +37,10 @@ from airflow_provider_rungen.execution.table.results import (
     Status,
 )
 from airflow_provider_rungen.execution.table.results_table import ResultsTable
-from airflow_provider_rungen.execution.task.block import find_price
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
-from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.options import CollectOptions
 from airflow_provider_rungen.execution.task.outcomes import MAX_REASONS
+from airflow_provider_rungen.execution.task.report import TaskOutcome
 from airflow_provider_rungen.schemas import OutputType
 from airflow_provider_rungen.schemas.columns import FAILED_COLUMNS, FIXED_COLUMNS, check_columns
 
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.collect_run import CollectRun
     from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.task.usage import Usage
+    from airflow_provider_rungen.execution.task.report import Usage
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +174,7 @@ class ResultSink(Collector):
     # --- the value ---
 
     def _summary(self, counts: ResultCounts) -> dict[str, Any]:
-        return counts.summary(self._table_uri, self._run.usage_report.used())
+        return counts.summary(self._table_uri, self._run.used())
 
     def _push_summary(self, counts: ResultCounts) -> None:
         """Push what a task with a table returns, when it fails and so returns nothing."""
@@ -198,7 +197,7 @@ class ResultSink(Collector):
             skipped = counts.by_status[Status.SKIPPED]
             log.info(
                 "%d rows: %d bought, %d reused, %d skipped, %d failed",
-                *(counts.rows, run.usage_report.used()["jobs"], counts.reused, skipped, counts.failed),
+                *(counts.rows, run.used()["jobs"], counts.reused, skipped, counts.failed),
             )
             check_inputs(
                 run,
@@ -238,7 +237,7 @@ class ResultSink(Collector):
             columns = dict(zip(manifest.columns, manifest.types, strict=True))
             if self._runner is None:
                 columns["label"] = "text"
-            self._table.write(counts.count(add_costs(result_rows(), find_price(self._run))), columns)
+            self._table.write(counts.count(add_costs(result_rows(), self._run.find_price())), columns)
             self._run.ti.xcom_push(key="results", value=redact(self._table.uri))
         if self._runner is not None and self._table is not None:
             self._run.failed_rows = counts.first_failed

@@ -21,8 +21,20 @@ from airflow_provider_rungen.runs.attempt_record import End
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
 
+T = TypeVar("T")
+
 #: The XCom that names the attempt whose log has the jobs: ``{"attempt": writer, "resumes": [writers]}``.
 LOG_KEY = "rungen_log"
+#: From Airflow 3.4 on, a clear of a task discards its task state store, unless the user keeps it.
+CLEAR_DISCARDS_STATE = AIRFLOW_V_3_4_PLUS
+# Seconds for a call to Airflow or to the ledger, when the task is killed: 5 s later the process is gone.
+_CALL_TIME = 1.5
+_ENDED_BY_USER = (
+    TaskInstanceState.FAILED,
+    TaskInstanceState.SUCCESS,
+    TaskInstanceState.SKIPPED,
+    TaskInstanceState.REMOVED,
+)
 
 
 def task_state(ti: Any) -> str | None:
@@ -31,19 +43,9 @@ def task_state(ti: Any) -> str | None:
 
     :param ti: the ``ti`` of a context, or the ``task_instance`` of a trigger.
     """
-    is_on_worker = hasattr(ti, "get_task_states")
-    return _state_from_supervisor(ti) if is_on_worker or AIRFLOW_V_3_0_PLUS else _state_from_database(ti)
-
-
-def loop_position(ti: Any) -> list[Any]:
-    """Return the place of a task in a loop, which Airflow has since 3.4; nothing outside of one."""
-    region = getattr(ti, "region_id", None)
-    # outside of a loop, the region is missing or nil, and the index is the map index
-    return [] if region in (None, UUID(int=0)) else [str(region), ti.region_index]
-
-
-def _state_from_supervisor(ti: Any) -> str | None:
     ask = getattr(ti, "get_task_states", None)
+    if ask is None and not AIRFLOW_V_3_0_PLUS:
+        return _state_from_database(ti)
     if ask is None:  # in a trigger
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
@@ -54,6 +56,13 @@ def _state_from_supervisor(ti: Any) -> str | None:
     if TaskInstanceState.DEFERRED in found:  # of several, one that may be this one: nothing is undone then
         return TaskInstanceState.DEFERRED
     return found[0] if found else None
+
+
+def loop_position(ti: Any) -> list[Any]:
+    """Return the place of a task in a loop, which Airflow has since 3.4; nothing outside of one."""
+    region = getattr(ti, "region_id", None)
+    # outside of a loop, the region is missing or nil, and the index is the map index
+    return [] if region in (None, UUID(int=0)) else [str(region), ti.region_index]
 
 
 def _state_from_database(ti: Any) -> str | None:
@@ -74,6 +83,12 @@ def _state_from_database(ti: Any) -> str | None:
             .scalar()
         )
         return state
+
+
+def teardowns(context: Context) -> list[Any]:
+    """Return the teardowns of all ``scaled_app`` blocks of the DAG."""
+    dag = context.get("dag")
+    return [task for task in dag.tasks if hasattr(task, "scale_up_task_id")] if dag else []
 
 
 class AttemptOverError(Exception):
@@ -104,20 +119,6 @@ def pushed_job_ids(ti: Any) -> set[str] | None:
         if found is not None:
             return {found} if isinstance(found, str) else {each for each in found if each}
     return None
-
-
-T = TypeVar("T")
-
-#: From Airflow 3.4 on, a clear of a task discards its task state store, unless the user keeps it.
-CLEAR_DISCARDS_STATE = AIRFLOW_V_3_4_PLUS
-# Seconds for a call to Airflow or to the ledger, when the task is killed: 5 s later the process is gone.
-_CALL_TIME = 1.5
-_ENDED_BY_USER = (
-    TaskInstanceState.FAILED,
-    TaskInstanceState.SUCCESS,
-    TaskInstanceState.SKIPPED,
-    TaskInstanceState.REMOVED,
-)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ class KillGuard:
         self._cleanup = cleanup
         self._thread: int | None = None
         self._last_words = ""
-        self._depth = 0
         self._handlers: dict[int, Any] = {}
         self._pending: list[tuple[int, Any]] = []
         # of the monotonic clock
@@ -54,15 +53,23 @@ class KillGuard:
     @contextmanager
     def defer_signals(self) -> Iterator[None]:
         """Defer kills and time limits to the end of the block. A request in flight gets one second more."""
+        handlers: dict[int, Any] = {}
         # only the main thread may set handlers, and gets signals
-        is_main = threading.current_thread() is threading.main_thread()
-        if is_main:
-            self._enter()
+        if threading.current_thread() is threading.main_thread() and not self._handlers:
+            handlers = {each: found for each in _SIGNALS if callable(found := signal.getsignal(each))}
+        self._handlers |= handlers
+        for number in handlers:
+            signal.signal(number, self._defer)
         try:
             yield
         finally:
-            if is_main:
-                self._leave()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            if handlers:  # the outermost block
+                try:
+                    self.deliver_pending()
+                finally:
+                    self._handlers.clear()
         if self.is_killed:
             self.kill()
 
@@ -106,24 +113,6 @@ class KillGuard:
                 self._handlers[number](number, frame)
         finally:
             self._pending_since = None
-
-    def _enter(self) -> None:
-        self._depth += 1
-        if self._depth == 1:
-            for number in _SIGNALS:
-                if callable(signal.getsignal(number)):
-                    self._handlers[number] = signal.signal(number, self._defer)
-
-    def _leave(self) -> None:
-        self._depth -= 1
-        if self._depth:
-            return
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        try:
-            self.deliver_pending()
-        finally:
-            self._handlers.clear()
 
     def _defer(self, number: int, frame: Any) -> None:
         self._pending.append((number, frame))

@@ -44,8 +44,6 @@ class JobOptions(RunOptions):
     job_label: Any = None
     on_unknown_submission: Literal["resubmit", "fail"] = "resubmit"
     on_clear: Literal["new", "resume"] = "new"
-    input_schema: Any = None
-    format: str | None = None
     destination: Any = None
     results: Any = None
     check: Any = None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
+from airflow_provider_rungen._airflow import AirflowFailException
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
@@ -156,9 +158,28 @@ def is_misconfigured(error: BaseException) -> bool:
     return isinstance(error, RunGenForbiddenError | RunGenConfigError)
 
 
-def is_hopeless(error: RunGenError) -> bool:
+def rules_out_retry(error: RunGenError) -> bool:
     """Return whether no retry of the task can help. Somebody may have corrected the connection by then."""
     return not error.retryable and not is_misconfigured(error)
+
+
+@contextmanager
+def fail_without_retry(*also: type[RunGenError]) -> Iterator[None]:
+    """
+    Convert permanent errors to `AirflowFailException`.
+
+    :param also: errors that are permanent here, though the same call may succeed later.
+    """
+    try:
+        yield
+    except RunGenError as error:
+        # it is what decides on Airflow 3.3: see `RunGenRetryPolicy`
+        error.retryable = not rules_out_retry(error) and not isinstance(error, also)
+        if error.retryable:
+            raise
+        # its traceback, which would be logged a second time as that of the cause
+        failure = error.named_in(AirflowFailException(str(error)))
+        raise failure.with_traceback(error.__traceback__) from None
 
 
 def is_permanent(error: RunGenError) -> bool:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, Asset
+from airflow_provider_rungen._airflow import AirflowSkipException, Asset
+from airflow_provider_rungen.client.money import Price, parse_price
 from airflow_provider_rungen.client.texts import clean_text, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.execution.task.block import block_of, find_price
+from airflow_provider_rungen.execution.task.attempts import teardowns
 from airflow_provider_rungen.execution.task.kill import KillGuard
-from airflow_provider_rungen.execution.task.lineage import TaskOutcome, lineage_of
 from airflow_provider_rungen.execution.task.options import RunOptions
-from airflow_provider_rungen.execution.task.outcomes import is_hopeless
+from airflow_provider_rungen.execution.task.outcomes import fail_without_retry
 from airflow_provider_rungen.execution.task.page_record import FAILURE_KEY, MAX_PAGE_JOBS, PAGE_KEY
-from airflow_provider_rungen.execution.task.usage import UsageReport
+from airflow_provider_rungen.execution.task.report import USAGE_KEY, TaskOutcome, lineage_of, report_usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.links.urls import app_url, full_url, job_url, page_url
@@ -63,8 +63,8 @@ class TaskRun(Generic[Options]):
         self.outcome: TaskOutcome | None = None
         #: The first rows that failed, for the callbacks of the task.
         self.failed_rows: list[dict[str, Any]] = []
-        #: Reports what the jobs of the attempt used, once its ``used`` is set.
-        self.usage_report = UsageReport(self.guard, self.push_quietly)
+        #: Returns what the jobs of the attempt used: see `Usage.to_json`. Not every task has jobs.
+        self.used: Callable[[], Mapping[str, Any]] = dict
         self.is_connected = False  #: Whether a kill need not ask Airflow for the connection.
         self.note_app(self.options.app_id or "")
 
@@ -89,16 +89,26 @@ class TaskRun(Generic[Options]):
 
     @contextmanager
     def attempt(self, *also: type[RunGenError]) -> Iterator[None]:
-        """Push why the attempt fails, and convert permanent errors: see `fail_without_retry`."""
+        """
+        Report what was used, and why the attempt fails, when it ends. A deferral does not end it.
+
+        :param also: see `fail_without_retry`.
+        """
         try:
             with fail_without_retry(*also):
                 yield
-        except AirflowSkipException:
-            raise
         except Exception as error:
             if not self.guard.is_killed:
-                self._push_failure(getattr(error, "message", str(error)), getattr(error, "hint", ""))
+                self._push_usage()
+                if not isinstance(error, AirflowSkipException):
+                    self._push_failure(getattr(error, "message", str(error)), getattr(error, "hint", ""))
             raise
+        self._push_usage()
+
+    def _push_usage(self) -> None:
+        if self.is_connected and (used := self.used()):
+            report_usage(used)
+            self.push_quietly(USAGE_KEY, dict(used), "what the jobs used")
 
     def _push_failure(self, error: str, hint: str) -> None:
         """Push why the attempt fails, and keep it for the next one: it begins without XComs."""
@@ -182,7 +192,8 @@ class TaskRun(Generic[Options]):
 
     def _clean_up(self) -> str:
         last_words = self.cleanup()
-        self.usage_report.push_at_kill()
+        if attempts.is_timing_out():  # otherwise another attempt may follow
+            attempts.call_briefly(self._push_usage, self.guard.time_left())
         push = partial(self._push_failure, *self._why_killed())
         attempts.call_briefly(push, self.guard.time_left())
         return last_words
@@ -229,13 +240,38 @@ class TaskRun(Generic[Options]):
     def push_page(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
         """Push what the task is about: see `page_record`."""
         details: dict[str, Any] = {"connection": self.options.rungen_conn_id, "app": app_id}
-        price = find_price(self) if self.is_connected else None
+        price = self.find_price() if self.is_connected else None
         details |= {"jobs": list(job_ids) or None, "price": price and str(price)}
-        if (down := block_of(self.context, self.task.task_id)) is not None:
-            details |= {"up": down.scale_up_task_id, "down": down.task_id}
+        if downs := [each for each in teardowns(self.context) if self._is_in_block(each)]:
+            details |= {"up": downs[0].scale_up_task_id, "down": downs[0].task_id}
         details |= self.page_details()
         value = {name: each for name, each in details.items() if each is not None}
         self.push_quietly(PAGE_KEY, value, "what the task is about")
+
+    def find_price(self, *, is_before: bool = False) -> Price | None:
+        """
+        Return what a worker costs: the price of the ``scaled_app`` block of the task, or the connection's.
+
+        It is not worth a failure.
+
+        :param is_before: whether the price of a block that comes after the task counts, too.
+        """
+        try:
+            for down in teardowns(self.context):
+                after = self.task.get_flat_relative_ids(upstream=False) if is_before else ()
+                if down.price is not None and (self._is_in_block(down) or down.task_id in after):
+                    return parse_price(self.task.render_template(down.price, self.context))
+            return self.hook.settings.price
+        except Exception as error:
+            if self.guard.is_killed:
+                raise
+            reason = clean_text(f"{type(error).__name__}: {error}", 200)
+            log.warning("No costs without a price: %s", reason)
+            return None
+
+    def _is_in_block(self, down: Any) -> bool:
+        """Return whether the task is of the block that a teardown ends."""
+        return self.task.task_id in {down.task_id, down.scale_up_task_id, *down.jobs_of}
 
     def page_details(self) -> dict[str, Any]:
         """Return what else the page of the task has to know; see `page_record`."""
@@ -266,8 +302,8 @@ class TaskRun(Generic[Options]):
                 event.extra = {**event.extra, **outcome.extra()}
 
     def _with_usage(self, outcome: TaskOutcome) -> TaskOutcome:
-        usage = self.usage_report.value()
-        return outcome if usage is None else replace(outcome, usage=usage)
+        used = self.used()
+        return replace(outcome, usage=dict(used)) if used and (used["jobs"] or used["reused"]) else outcome
 
     def lineage(self) -> OperatorLineage[Any, Any] | None:
         """Return what was read and stored; ``None`` where OpenLineage's provider is not installed."""
@@ -280,22 +316,3 @@ class TaskRun(Generic[Options]):
             except RunGenError:
                 outcome = None
         return lineage_of(outcome and self._with_usage(outcome), base_url)
-
-
-@contextmanager
-def fail_without_retry(*also: type[RunGenError]) -> Iterator[None]:
-    """
-    Convert permanent errors to `AirflowFailException`.
-
-    :param also: errors that are permanent here, though the same call may succeed later.
-    """
-    try:
-        yield
-    except RunGenError as error:
-        # it is what decides on Airflow 3.3: see `RunGenRetryPolicy`
-        error.retryable = not is_hopeless(error) and not isinstance(error, also)
-        if error.retryable:
-            raise
-        # its traceback, which would be logged a second time as that of the cause
-        failure = error.named_in(AirflowFailException(str(error)))
-        raise failure.with_traceback(error.__traceback__) from None

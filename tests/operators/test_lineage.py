@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, Asset, AssetAlias, TaskInstanceState
 from conftest import APP, Outcome, OutletEvents, run_task
+from operator_kit import FAST, MODES, submitted
 
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.execution.task.lineage import (
+from airflow_provider_rungen.execution.task.report import (
     MAX_LISTED_FILES,
     MAX_LISTED_JOBS,
     TaskOutcome,
     lineage_of,
 )
-from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
@@ -30,16 +30,7 @@ pytestmark = pytest.mark.usefixtures("unsettled")
 
 INPUT: dict[str, Any] = {"prompt": "a red fox", "emulator": {"seconds": 0.2}}
 URL = "https://api.rungen.example"
-MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
-
-
-def submitted(*inputs: dict[str, Any]) -> list[str]:
-    with RunGenHook() as hook:
-        return [hook.run_job(input=one).id for one in inputs]
-
-
 OUTLET = Asset("s3://bucket/pictures")
-FAST: dict[str, Any] = {"poll_interval": 0.02, "defer_after": 0}
 
 
 def run(context: Any, op: Any) -> tuple[Outcome, dict[str, Any]]:

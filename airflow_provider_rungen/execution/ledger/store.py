@@ -16,7 +16,6 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
-from airflow_provider_rungen.execution.ledger.claims import Claims
 from airflow_provider_rungen.execution.ledger.entries import (
     HEADER,
     HEADER_TEXT,
@@ -38,9 +37,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MAX_REASON = 300
+# Seconds that the clocks of two workers may differ. An older claim need not be looked at for `CLAIM_TIME`.
+_CLOCK_SKEW = 2 * 86_400.0
 
 
-class LedgerBook:
+class LedgerStore:
     """
     What was paid for, as one attempt of a task sees it.
 
@@ -51,19 +52,17 @@ class LedgerBook:
     """
 
     def __init__(self, ledger: Ledger, model: str, run: str) -> None:
-        self._ledger = ledger
-        self._model = model
-        self._run = run
+        self._ledger, self._model, self._run = ledger, model, run
         # checked in __post_init__
         self._expires: Any = ledger.expires
-        self._storage = Storage(ledger.uri, "ledger")
         self._destinations: dict[str, Storage] = {}
         # the jobs that this attempt has written, or seen without reusing them
         self._known: set[str] = set()
+        # the stored jobs and failures that this attempt replaces, by key
+        self._replaced: dict[str, Entry] = {}
         self._is_missing = False
         #: Its files.
-        self.files = LedgerFiles(self._storage)
-        self.claims = Claims(self.files, run, self._known, waits=not ledger.refresh)
+        self.files = LedgerFiles(Storage(ledger.uri, "ledger"))
 
     def open(self, *, create: bool = True) -> str | None:
         """
@@ -74,7 +73,7 @@ class LedgerBook:
         :raises RunGenInputError: it cannot be written, read, listed or removed from; or it is of another
             version of this package.
         """
-        storage = self._storage
+        storage = self.files.storage
         try:
             header = storage.read_all([HEADER], MAX_ENTRY_BYTES).get(HEADER)
             if header is not None:
@@ -151,19 +150,19 @@ class LedgerBook:
         self, pending: Mapping[str, Entry], destination: Storage, on_stored: Callable[[StoredJob], object]
     ) -> dict[str, Entry]:
         """Remember the submitted jobs that are stored in a destination, and return their entries."""
-        manifests: dict[str, tuple[str, float | None]] = {}
+        found: dict[str, dict[str, Any]] = {}
 
         def note(job: StoredJob) -> None:
             on_stored(job)
-            manifests[job.job_id] = job.manifest, job.execution_seconds
+            found[job.job_id] = {"manifest": job.manifest, "execution_seconds": job.execution_seconds}
 
         apps = {entry.job_id: entry.app_id for entry in pending.values()}
         read_stored_jobs(destination, apps, note, are_remembered=False)
-        stored = {}
-        for key, entry in pending.items():
-            if entry.job_id in manifests:
-                manifest, seconds = manifests[entry.job_id]
-                stored[key] = replace(entry, manifest=manifest, execution_seconds=seconds)
+        stored = {
+            key: replace(entry, **found[entry.job_id])
+            for key, entry in pending.items()
+            if entry.job_id in found
+        }
         self.add_done(stored)
         return stored
 
@@ -210,23 +209,63 @@ class LedgerBook:
         age = (datetime.now(UTC) - entry.at).total_seconds()
         return not self._ledger.refresh and (expires is None or age <= expires)
 
+    # --- claims ---
+
+    def claim(self, app_id: str, keys: Iterable[str]) -> set[str]:
+        """
+        Claim inputs that have no entry. No other run submits them for `CLAIM_TIME` then.
+
+        :param app_id: the app that will run them.
+        :return: those that have an entry.
+        :raises RunGenOutputError: the ledger cannot be read or written.
+        """
+        keys, is_exclusive = set(keys), self.files.is_exclusive
+        # what others have claimed is read first
+        existing = keys & self.files.unchanged.keys()
+        if not is_exclusive:
+            existing |= dict(self.files.texts(keys)).keys()
+        rest = keys - existing
+        return existing | (rest - self.files.create(rest, self._entry(app_id)))
+
+    def replace_useless(self, app_id: str, keys: Collection[str]) -> set[str]:
+        """
+        Claim inputs whose entries are of no use to this run, unless another run is about to submit them.
+
+        :param app_id: the app that will run them.
+        :return: those that were claimed.
+        :raises RunGenOutputError: the ledger cannot be read or written.
+        """
+        texts = dict(self.files.texts(keys))
+        free = {key: text for key, text in texts.items() if not self._is_claimed(app_id, key, text)}
+        replaces = {key: kept_of(parse_entry(key, text)) for key, text in free.items()}
+        claims = {key: (text, self._entry(app_id, "", replaces[key])) for key, text in free.items()}
+        claimed = self.files.replace(claims)
+        self._replaced |= {key: kept for key in claimed if (kept := replaces[key])}
+        missing = set(keys) - texts.keys()
+        return claimed | (self.files.create(missing, self._entry(app_id)) if missing else set())
+
+    def _is_claimed(self, app_id: str, key: str, text: bytes) -> bool:
+        """Return whether another run has claimed an input, or has submitted it since it was looked up."""
+        entry = parse_entry(key, text)
+        if entry is None:
+            is_claim = not text  # it is being written
+        elif entry.job_id:
+            return entry.job_id not in self._known
+        else:
+            is_of_others = entry.app_id == app_id and not self.is_of_task(entry)
+            is_claim = is_of_others and (datetime.now(UTC) - entry.at).total_seconds() < _CLOCK_SKEW
+        return is_claim and not self._ledger.refresh and not self.files.is_abandoned(key, text)
+
     # --- writing ---
 
     def add_pending(self, app_id: str, jobs: Mapping[str, str]) -> None:
         """
-        Remember submitted jobs.
+        Remember submitted jobs, by key.
 
-        :param app_id: their app.
-        :param jobs: the id of each job, by key.
         :raises RunGenOutputError: the ledger cannot be written.
         """
-        now, replaced = datetime.now(UTC), self.claims.replaced
-        self._write(
-            {
-                key: Entry(app_id, job_id, self._run, now, replaces=replaced.get(key))
-                for key, job_id in jobs.items()
-            }
-        )
+        entries = {key: self._entry(app_id, job_id, self._replaced.get(key)) for key, job_id in jobs.items()}
+        self._write(entries)
 
     def add_missing(self, app_id: str, jobs: Mapping[str, str]) -> None:
         """
@@ -237,7 +276,7 @@ class LedgerBook:
         entries, states = self.files.read(jobs), ("done", "pending")
         counting = {key for key, each in entries.items() if each.state in states and self._counts(each)}
         missing = {key: job_id for key, job_id in jobs.items() if key not in counting}
-        self.claims.replaced |= {key: kept for key in missing if (kept := kept_of(entries.get(key)))}
+        self._replaced |= {key: kept for key in missing if (kept := kept_of(entries.get(key)))}
         self.add_pending(app_id, missing)
 
     def add_done(self, jobs: Mapping[str, StoredJob | Entry]) -> None:
@@ -288,20 +327,23 @@ class LedgerBook:
                 if entry is None or entry.job_id != jobs[key] or entry.failures:
                     continue
                 if entry.job_id or entry.run == self._run:
-                    changes[key] = text, self._left_by(entry, reasons.get(key))
+                    changes[key] = text, self._after_failure(entry, reasons.get(key))
             self._known |= {entry.job_id for _, entry in changes.values() if entry}
             # another run may have forgotten the same jobs, and bought their inputs by now
-            self.claims.replace(changes)
+            self.files.replace(changes)
         except RunGenError as error:
             log.warning("Could not remove %d entries from the ledger: %s", len(jobs), error.message)
 
-    def _left_by(self, entry: Entry, why: str | None) -> Entry | None:
+    def _after_failure(self, entry: Entry, why: str | None) -> Entry | None:
         """Return the entry that a job leaves which failed, or was canceled (without a reason)."""
         before = entry.replaces
         if why is None or self._ledger.max_attempts is None or (before and before.manifest):
             return before
         failures = before.failures if before and self._counts(before) else 0
         return replace(entry, failures=failures + 1, why=clean_text(why, _MAX_REASON), replaces=None)
+
+    def _entry(self, app_id: str, job_id: str = "", replaces: Entry | None = None) -> Entry:
+        return Entry(app_id, job_id, self._run, datetime.now(UTC), replaces=replaces)
 
     def _write(self, entries: Mapping[str, Entry]) -> None:
         self.files.write(entries)
