@@ -26,9 +26,8 @@ from yarl import URL
 
 from airflow_provider_rungen import __version__
 from airflow_provider_rungen.client.address_policy import is_local_name, is_loopback, literal, may_be_reached
-from airflow_provider_rungen.client.answers import retry_after
+from airflow_provider_rungen.client.answers import describe_cause, retry_after
 from airflow_provider_rungen.client.bodies import Decoder, UnknownEncodingError
-from airflow_provider_rungen.client.failures import describe_cause
 from airflow_provider_rungen.client.flow import Response
 from airflow_provider_rungen.client.output_urls import (
     MAX_CONTENT_TYPE_CHARS,

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import pendulum
 
-from airflow_provider_rungen.client.parsing import (
+from airflow_provider_rungen.client.codec import (
     check_fields,
     check_identity,
     missing,

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from airflow_provider_rungen.client.flow import Flow, T
-from airflow_provider_rungen.client.job_log import LogCallback
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.progress import LogCallback
 from airflow_provider_rungen.client.retry import NOT_FOUND, Doubt, is_refusal, is_transient, retry_delay
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,

@@ -10,12 +10,11 @@ from dataclasses import InitVar, dataclass, field
 from airflow_provider_rungen.client import poll_state, retry
 from airflow_provider_rungen.client.endpoints import get_job
 from airflow_provider_rungen.client.flow import Flow, Gather, Sleep, T
-from airflow_provider_rungen.client.job_log import LogCallback, log_line, log_of
 from airflow_provider_rungen.client.job_poller import JobPoller, concerns_one_job, failed_by
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages, PollState, in_flight, is_trouble
-from airflow_provider_rungen.client.progress import Progress, WaitGoal
+from airflow_provider_rungen.client.progress import LogCallback, Progress, WaitGoal, log_line, log_of
 from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout
 from airflow_provider_rungen.client.retry import NOT_FOUND
 from airflow_provider_rungen.exceptions import RunGenError

@@ -13,7 +13,6 @@ from itertools import repeat
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.endpoints import delete_app, get_app, list_apps, scale_app
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
-from airflow_provider_rungen.client.job_log import log_line
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.poll_state import (
     Outages,
@@ -23,6 +22,7 @@ from airflow_provider_rungen.client.poll_state import (
     polls_end_by,
 )
 from airflow_provider_rungen.client.polling import poll_alone, poll_until
+from airflow_provider_rungen.client.progress import log_line
 from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
 from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import KNOWN_STATUSES, ScaleRecord, describe, workers_of

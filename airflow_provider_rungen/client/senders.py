@@ -18,9 +18,9 @@ from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.client.answers import ExchangeState, connection_failed, proxy_failed, timed_out
 from airflow_provider_rungen.client.bodies import CHUNK, ResponseBody
 from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
-from airflow_provider_rungen.client.failures import ExchangeState, connection_failed, proxy_failed, timed_out
 from airflow_provider_rungen.client.flow import Request, Response
 from airflow_provider_rungen.client.settings import Settings, tls_context
 from airflow_provider_rungen.exceptions import RunGenConnectionError
