@@ -141,10 +141,10 @@ class Progress:
         )
 
 
-def pace(done: int, left: int, seconds: float) -> str:
+def pace(done: int, unfinished: int, seconds: float) -> str:
     """Return how fast it goes and how long the rest may take, or nothing if that is unknown."""
     if not done or seconds <= 0:
         return ""
     rate = done / seconds
     per_second = f"{rate:.2g}" if rate < 10 else f"{rate:.0f}"
-    return f"; {per_second}/s, about {format_duration(left / rate)} left"
+    return f"; {per_second}/s, about {format_duration(unfinished / rate)} left"
