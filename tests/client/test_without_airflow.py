@@ -13,7 +13,6 @@ import airflow_provider_rungen
 from airflow_provider_rungen.emulator import Emulator
 
 PARTS = ("__init__.py", "exceptions.py", "client")
-PERFORMING = ("daemon_threads", "download", "injected", "senders", "settings", "transport")
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +49,3 @@ def test_the_client_runs_jobs_without_airflow(sdk: Path) -> None:
         output = run(sdk, script, emulator.url, emulator.service.api_key)
         assert emulator.service.stats()["jobs_completed"] == 2
     assert output.startswith(f"used {sdk}")
-
-
-def test_the_pure_modules_import_no_http_library(sdk: Path) -> None:
-    names = [path.stem for path in (sdk / "airflow_provider_rungen" / "client").glob("*.py")]
-    pure = [name for name in names if name not in ("__init__", *PERFORMING)]
-    script = (
-        f"import sys; from airflow_provider_rungen.client import {', '.join(pure)}; "
-        "print({'requests', 'aiohttp', 'urllib3', 'airflow', 'asyncio'} & set(sys.modules))"
-    )
-    assert len(pure) > 20
-    assert run(sdk, "-c", script) == "set()\n"
