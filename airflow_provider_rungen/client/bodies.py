@@ -26,10 +26,6 @@ _UP_TO_BRACKET_OR_HALF_STRING = re.compile(rb"(?:" + _PLAIN + rb"|" + _FLAT + rb
 _RUN = re.compile(rb'"|[\[{]++|[\]}]++')
 
 
-class TooLongError(ValueError):
-    """More of a body would have to be kept than is allowed."""
-
-
 class LeanFilter:
     """
     Replaces the bulky fields of a JSON object, and of the object in its field ``data``, by ``null``.
@@ -37,10 +33,12 @@ class LeanFilter:
     Everything else is kept byte for byte, so that what is not JSON stays invalid.
 
     :param max_kept: how many bytes may be kept.
+    :param request: what the body answers.
     """
 
-    def __init__(self, max_kept: int) -> None:
+    def __init__(self, max_kept: int, request: Request) -> None:
         self._max_kept = max_kept
+        self._request = request
         self._out = bytearray()
         self._rest = b""
         self._depth = 0  # of the brackets that are open
@@ -55,7 +53,7 @@ class LeanFilter:
         Add more of the body, in steps.
 
         :param data: more of the body.
-        :raises TooLongError: too much of it would have to be kept.
+        :raises RunGenResponseError: too much of it would have to be kept.
         """
         for start in range(0, len(data), _STEP):
             if start:
@@ -63,7 +61,10 @@ class LeanFilter:
             self._rest += data[start : start + _STEP]
             self._read()
             if len(self._out) + len(self._rest) > self._max_kept:
-                raise TooLongError
+                message = self._request.failure(
+                    f"the answer has over {self._max_kept} bytes beside its result"
+                )
+                raise RunGenResponseError(message, hint="", retryable=False)
 
     def finish(self) -> bytes:
         """Return the reduced body."""
@@ -230,14 +231,11 @@ class ResponseBody:
         try:
             self._decoder = Decoder(encoding)
         except UnknownEncodingError as error:
-            self._decoder = Decoder("")
-            self.is_enough = True  # the status of a refusal is enough
             if not self._is_refusal:
-                raise RunGenResponseError(
-                    request.failure(
-                        f"the answer is encoded as {clean_text(str(error), 50)}, which was not asked for"
-                    )
-                ) from None
+                reason = f"the answer is encoded as {clean_text(str(error), 50)}, which was not asked for"
+                raise RunGenResponseError(request.failure(reason)) from None
+            self._decoder = Decoder("")
+            self.is_enough = True  # the status is
 
     def feed(self, data: bytes) -> Iterator[None]:
         """
@@ -274,13 +272,9 @@ class ResponseBody:
             self.is_enough = self._size >= MAX_KEPT
         elif self._request.is_lean and self._size > SMALL:
             if self._filter is None:
-                self._filter = LeanFilter(MAX_KEPT)
+                self._filter = LeanFilter(MAX_KEPT, self._request)
                 piece = b"".join([*self._chunks, piece])
                 self._chunks.clear()
-            try:
-                yield from self._filter.feed(piece)
-            except TooLongError:
-                message = self._request.failure(f"the answer has over {MAX_KEPT} bytes beside its result")
-                raise RunGenResponseError(message, hint="", retryable=False) from None
+            yield from self._filter.feed(piece)
         else:
             self._chunks.append(piece)

@@ -15,24 +15,21 @@ import socket
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from airflow_provider_rungen import __version__
 from airflow_provider_rungen.client.address_policy import is_local_name, is_loopback, literal, may_be_reached
-from airflow_provider_rungen.client.answers import retry_after
+from airflow_provider_rungen.client.answers import describe_cause, retry_after
 from airflow_provider_rungen.client.bodies import Decoder, UnknownEncodingError
-from airflow_provider_rungen.client.failures import describe_cause
 from airflow_provider_rungen.client.flow import Response
 from airflow_provider_rungen.client.output_urls import (
     MAX_CONTENT_TYPE_CHARS,
-    content_of,
     content_type_of,
     is_data_url,
     mismatch,
@@ -105,16 +102,16 @@ class Downloader:
             total=None, sock_connect=settings.connect_timeout, sock_read=settings.read_timeout
         )
 
-        def session(resolver: AbstractResolver | None) -> aiohttp.ClientSession:
+        def session(names: aiohttp.abc.AbstractResolver | None) -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
                 cookie_jar=aiohttp.DummyCookieJar(),
-                connector=aiohttp.TCPConnector(limit=at_once, ssl=tls, resolver=resolver),
+                connector=aiohttp.TCPConnector(limit=at_once, ssl=tls, resolver=names),
                 timeout=timeout,
                 auto_decompress=False,
             )
 
         # the proxy itself may be in a private network
-        self._direct, self._proxied = session(_CheckedResolver(self.check)), session(None)
+        self._direct, self._proxied = session(resolver(self.check)), session(None)
 
     async def fetch(self, url: str, file: BinaryIO) -> Download:
         """
@@ -127,7 +124,7 @@ class Downloader:
         :raises RunGenOutputError: it is too large, or cannot be written.
         """
         if is_data_url(url):
-            content = content_of(url)
+            content = url.partition(",")[2]
             self._check_size(len(content) // 4 * 3 - content.count("=", -2))
             return await self._save(_decoded_data(content), file, content_type_of(url))
         source: URL | None = None
@@ -227,29 +224,6 @@ class Downloader:
     async def close(self) -> None:
         await self._direct.close()
         await self._proxied.close()
-
-
-class _CheckedResolver(AbstractResolver):
-    """
-    Resolve names to addresses that were checked, and are then connected to.
-
-    :param check: called with the host and each of its addresses.
-    """
-
-    def __init__(self, check: Callable[[str, str], Awaitable[None]]) -> None:
-        self._check = check
-        self._resolver = resolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
-        for each in found:
-            await self._check(host, each["host"])
-        return found
-
-    async def close(self) -> None:
-        await self._resolver.close()
 
 
 async def _decoded_chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -10,14 +10,7 @@ from airflow_provider_rungen.client.answers import was_not_accepted
 from airflow_provider_rungen.client.codec import encode, encode_input, path_segment
 from airflow_provider_rungen.client.flow import Flow, Gather, Request
 from airflow_provider_rungen.client.models import App, Job, JobStatus
-from airflow_provider_rungen.client.retry import (
-    ATTEMPTS,
-    RETRY_BUDGET,
-    call,
-    is_transient,
-    retry,
-    send,
-)
+from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET, call, is_transient, retry, send
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -79,12 +72,7 @@ def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) 
 
 
 def get_job(
-    app_id: str,
-    job_id: str,
-    *,
-    attempts: int = ATTEMPTS,
-    timeout: float | None = None,
-    is_lean: bool = False,
+    app_id: str, job_id: str, *, attempts: int = ATTEMPTS, timeout: float | None = None, is_lean: bool = False
 ) -> Flow[Job]:
     """
     Get a job.
@@ -115,17 +103,18 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
     read = partial(Job.from_json, app_id=app_id, job_id=job_id)
 
     def attempt(_: int) -> Flow[Job]:
-        status_code, asked = 409, None
+        answer: RunGenError
         try:
             job = yield from send(request, read)
             if job.status is JobStatus.CANCELED:
                 return job
-            reason = request.failure(f"it is {job.status}")
-        except RunGenResponseError as error:  # perhaps an answer without a word
-            reason = error.message
-        except (RunGenConflictError, RunGenBadRequestError) as error:
-            reason, status_code, asked = error.message, error.status_code, error.retry_after
-        refusal = RunGenConflictError(reason, status_code=status_code, retry_after=asked, retryable=False)
+            answer = RunGenResponseError(request.failure(f"it is {job.status}"))
+        # perhaps an answer without a word
+        except (RunGenResponseError, RunGenConflictError, RunGenBadRequestError) as error:
+            answer = error
+        asked = getattr(answer, "retry_after", None)
+        code = getattr(answer, "status_code", 409)
+        refusal = RunGenConflictError(answer.message, status_code=code, retry_after=asked, retryable=False)
         status = "its status is unknown"
         try:
             job = yield from get_job(app_id, job_id, attempts=1, is_lean=True)
@@ -204,12 +193,7 @@ def create_app(body: Mapping[str, Any]) -> Flow[App]:
     return (yield from call(request, App.from_json))
 
 
-def update_app(
-    app_id: str,
-    body: Mapping[str, Any],
-    *,
-    retry_budget: float = RETRY_BUDGET,
-) -> Flow[App]:
+def update_app(app_id: str, body: Mapping[str, Any], *, retry_budget: float = RETRY_BUDGET) -> Flow[App]:
     """
     Change an app.
 
@@ -222,12 +206,7 @@ def update_app(
     return (yield from call(request, read, retry_budget=retry_budget))
 
 
-def scale_app(
-    app_id: str,
-    active_workers: int,
-    *,
-    retry_budget: float = RETRY_BUDGET,
-) -> Flow[App]:
+def scale_app(app_id: str, active_workers: int, *, retry_budget: float = RETRY_BUDGET) -> Flow[App]:
     """
     Set the number of an app's workers.
 

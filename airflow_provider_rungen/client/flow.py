@@ -67,10 +67,7 @@ class Pending:
     """Stands for the outcome of a flow of a `Gather` that has not ended in time."""
 
 
-#: The flow goes on in the background.
 PENDING = Pending()
-#: The flow was ended, because too many others go on in the background.
-CUT = Pending()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +77,8 @@ class Gather(Generic[T]):
 
     :param flows: the flows.
     :param wait_at_most: seconds that each flow has from its own start. A flow that takes longer continues
-        in the background (its outcome is `PENDING`) or is ended (`CUT`). A blocking driver ignores it: it
-        performs one flow after another.
+        in the background or, if too many do, is closed. Its outcome is `PENDING`. A blocking driver ignores
+        it: it performs one flow after another.
     """
 
     flows: Sequence[Flow[T]]

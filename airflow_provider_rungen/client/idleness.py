@@ -219,21 +219,21 @@ def _settle(watch: IdleWatch, taken: IdleEvent, poll: Callable[[], Flow[App]]) -
 class _Drain(AppPoller):
     """Whether an app still has queued or running jobs, and how many."""
 
-    left: int | None = None
+    jobs: int | None = None
     polls: int = 0
     # since when answers report no job
     _since: float | None = None
 
     def is_met(self, app: App, now: float) -> bool:
         self.polls += 1
-        if app.pending_jobs and app.pending_jobs != self.left:
-            jobs = format_count(app.pending_jobs, "job")
-            log.info("Waiting for %s, queued or running %s", jobs, format_ids(self.app_id))
-        self.left = self.left if app.pending_jobs is None else app.pending_jobs
+        if app.pending_jobs and app.pending_jobs != self.jobs:
+            count = format_count(app.pending_jobs, "job")
+            log.info("Waiting for %s, queued or running %s", count, format_ids(self.app_id))
+        self.jobs = self.jobs if app.pending_jobs is None else app.pending_jobs
         self._since = (self._since or now) if app.pending_jobs == 0 else None
-        if self.left == 0:
+        if self.jobs == 0:
             return self._since is not None and now >= self._since + COUNTER_LAG
-        return self.left is None and self.polls >= MAX_MISSING_COUNTERS
+        return self.jobs is None and self.polls >= MAX_MISSING_COUNTERS
 
 
 def drain_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[int | None]:
@@ -252,4 +252,4 @@ def drain_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[int
         return 0  # the app is gone, and so are its jobs
     if not drain.polls and drain.outages.last_failure is not None:
         raise drain.outages.last_failure
-    return drain.left
+    return drain.jobs

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from airflow_provider_rungen.client.failures import ExchangeState, connection_failed, timed_out
+from airflow_provider_rungen.client.answers import ExchangeState, connection_failed, timed_out
 from airflow_provider_rungen.client.flow import Request, Response
 from airflow_provider_rungen.client.settings import Settings
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from airflow_provider_rungen.client.codec import path_segment
 from airflow_provider_rungen.client.endpoints import get_app, get_job
-from airflow_provider_rungen.client.flow import CUT, Flow, Gather, Pending, Sleep
-from airflow_provider_rungen.client.job_log import LogCallback, log_line, status_line
+from airflow_provider_rungen.client.flow import Flow, Gather, Pending, Sleep
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD, JobSearch, read_counters
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.poll_state import (
@@ -23,12 +22,12 @@ from airflow_provider_rungen.client.poll_state import (
     poll_timeout,
     polls_end_by,
 )
+from airflow_provider_rungen.client.progress import LogCallback, log_line, status_line
 from airflow_provider_rungen.client.queue_watch import QueueWatch
 from airflow_provider_rungen.client.retry import NOT_FOUND, is_refusal
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenError, RunGenResponseError
 
-# More polls begun at once would hold up an event loop.
 MAX_CONCURRENT_POLLS = 256
 # Silent jobs that are polled again in a round.
 SILENT_JOBS_PER_ROUND = 8
@@ -69,6 +68,8 @@ class JobPoller:
     :param on_finished: makes of a finished job what is kept of it; its error becomes the job's.
     :param is_lean: whether inputs and results may be left out of the answers.
     :param watches_queue: whether to warn about an app that has no workers for its queue.
+    :param batch_size: how many polls to begin at once. More would hold up an event loop.
+    :param takes_all: whether the first answer about a job ends the wait for it, however it is.
     """
 
     app_id: str
@@ -76,6 +77,8 @@ class JobPoller:
     on_finished: Callable[[Job], Job] = identity
     is_lean: bool = False
     watches_queue: bool = True
+    batch_size: int = MAX_CONCURRENT_POLLS
+    takes_all: bool = False
     #: The jobs that have not finished, in the order of the queue, as far as that is known.
     waiting: dict[str, PollState] = field(default_factory=dict, init=False)
     #: The finished jobs, until they are forgotten.
@@ -134,10 +137,7 @@ class JobPoller:
             self.errors.pop(job_id, None)
 
     def poll_once(
-        self,
-        poll_interval: float | None,
-        seconds_left: float = math.inf,
-        only: Collection[str] | None = None,
+        self, poll_interval: float | None, seconds_left: float = math.inf, only: Collection[str] | None = None
     ) -> Flow[None]:
         """
         Poll the jobs that are worth it, once; those that have finished go to ``finished``.
@@ -166,7 +166,7 @@ class JobPoller:
             yield from self.poll([job_id for job_id in may_poll if job_id in wanted])
         self.outages.end_round(now := (yield Sleep(0)), has_new=self._has_new)
         if self.watches_queue:
-            yield from self.queue.look(now)
+            yield from self.queue.check(now)
 
     def _due(self, now: float) -> list[str]:
         """Return the jobs that may be polled, in the order of the queue."""
@@ -195,33 +195,28 @@ class JobPoller:
             yield Gather(polls, wait_at_most=None if self._wait_at_most is None else 0)
 
     def _poll_many(self, due: list[str], poll_interval: float, now: float) -> Flow[None]:
-        if len(self.waiting) <= COUNTER_THRESHOLD:
+        if self.takes_all or len(self.waiting) <= COUNTER_THRESHOLD:
             yield from self.poll(due)
             return
-        answer = yield from self._ask_app(now)
-        if answer is None:  # the counters alone may be silent, or all of the service
+        if not (yield from self._ask_app(now)):  # the counters alone may be silent, or all of the service
             yield from self.poll(due[:1])
             if self.outages.failed_rounds:
                 return
             due = due[1:]
-        counters = read_counters(answer) if isinstance(answer, App) else None
+        counters = None if self.app is None else read_counters(self.app)
         yield from self._search.search(
             self.pollable(due), counters, poll_interval=poll_interval, asked_at=now
         )
 
-    def _is_answering(self, now: float) -> bool:
-        """Return whether the service has answered within the time that a poll may take."""
-        return now - self.outages.answered_at < POLL_TIMEOUT
-
-    def _ask_app(self, now: float) -> Flow[App | RunGenError | None]:
-        """Return the app, or why there is none; ``None`` without an answer in time."""
+    def _ask_app(self, now: float) -> Flow[bool]:
+        """Ask for the app, and return whether there was an answer in time."""
         state = self._app_state
         if state.is_in_flight or now < state.not_before - 0.001:
-            return None
-        [outcome] = yield Gather([self._poll_app()], wait_at_most=self._wait_at_most)
-        return None if isinstance(outcome, Pending) else outcome
+            return False
+        [is_answered] = yield Gather([self._poll_app()], wait_at_most=self._wait_at_most)
+        return is_answered is True
 
-    def _poll_app(self) -> Flow[App | RunGenError | None]:
+    def _poll_app(self) -> Flow[bool]:
         state, timeout = self._app_state, poll_timeout(self._end_by, (yield Sleep(0)))
         answer = yield from in_flight(state, get_app(self.app_id, attempts=1, timeout=timeout, is_lean=True))
         now = yield Sleep(0)
@@ -229,14 +224,14 @@ class JobPoller:
             self.app = answer
         elif is_unanswered(answer):
             self.outages.note_failure(state, answer, now)
-            return None
+            return False
         self.outages.note_answer(state, answer, now, ends_outage=False)
-        return answer
+        return True
 
     def poll(self, job_ids: Sequence[str]) -> Flow[None]:
         """Poll these jobs, as long as any answers."""
-        for start in range(0, len(job_ids), MAX_CONCURRENT_POLLS):
-            yield from self._poll_batch(self.pollable(job_ids[start : start + MAX_CONCURRENT_POLLS]))
+        for start in range(0, len(job_ids), self.batch_size):
+            yield from self._poll_batch(self.pollable(job_ids[start : start + self.batch_size]))
             if self.outages.failed_rounds:
                 break
 
@@ -245,15 +240,13 @@ class JobPoller:
         if not polls:
             return
         outcomes: list[RunGenError | Pending | None] = yield Gather(polls, wait_at_most=self._wait_at_most)
-        now = yield Sleep(0)
-        polled = [(self.waiting.get(job_id), each) for job_id, each in zip(job_ids, outcomes, strict=True)]
-        for state, outcome in polled:
-            if state is not None and outcome is CUT:
-                self.outages.note_cut(state, now)
+        # whether the service has answered within the time that a poll may take
+        is_answering = (yield Sleep(0)) - self.outages.answered_at < POLL_TIMEOUT
         is_pending = all(isinstance(outcome, Pending) for outcome in outcomes)
-        if None in outcomes or self.answers > answers or (is_pending and self._is_answering(now)):
+        if None in outcomes or self.answers > answers or (is_pending and is_answering):
             return  # the service is slow, or hangs for some jobs alone
-        for state, outcome in polled:
+        for job_id, outcome in zip(job_ids, outcomes, strict=True):
+            state = self.waiting.get(job_id)
             if state is not None and not getattr(outcome, "retry_after", None):
                 state.not_before = 0.0  # in an outage it is the whole app that is left alone
         self.outages.note_failed_round([error for error in outcomes if isinstance(error, RunGenError)])
@@ -265,7 +258,8 @@ class JobPoller:
         state = self.waiting.get(job_id)
         if state is None or state.is_in_flight:  # while it waited for its turn
             return None
-        timeout = poll_timeout(self._end_by, (yield Sleep(0)), state.failures)
+        now = yield Sleep(0)
+        timeout = None if self.takes_all else poll_timeout(self._end_by, now, state.failures)
         outcome = yield from in_flight(state, self._get_job(state, job_id, timeout))
         now = yield Sleep(0)
         is_forgotten = self.waiting.get(job_id) is not state
@@ -287,12 +281,15 @@ class JobPoller:
             self._note_error(job_id, outcome)
         return None
 
-    def _get_job(self, state: PollState, job_id: str, timeout: float) -> Flow[Job]:
+    def _get_job(self, state: PollState, job_id: str, timeout: float | None) -> Flow[Job]:
         job = yield from get_job(self.app_id, job_id, attempts=1, timeout=timeout, is_lean=self.is_lean)
         now = yield Sleep(0)
         if not self.is_lean and state.lacks_result(job, now) and not self._is_last:
             return replace(job, status=JobStatus.RUNNING)
-        return self.on_finished(job) if job.is_terminal else job
+        return self.on_finished(job) if self._is_end(state, job) else job
+
+    def _is_end(self, state: PollState, job: Job) -> bool:
+        return job.is_terminal or (self.takes_all and state.completed_at is None)
 
     def _note_error(self, job_id: str, error: RunGenError) -> None:
         """Note an error that no waiting can change."""
@@ -317,10 +314,10 @@ class JobPoller:
         # of an unknown status, each change is logged
         if not before or job.status is not before.status or job.raw_status != before.raw_status:
             self.log(*status_line(job), job.id)
-        if job.is_terminal:
+        if self._is_end(state, job):
             self._search.note_end(job)
             self._end(job)
 
     def _end(self, job: Job) -> None:
         self.finished[job.id] = job
-        del self.waiting[job.id]
+        self.waiting.pop(job.id, None)

@@ -10,18 +10,7 @@ from typing import Any, TypeAlias
 
 import pendulum
 
-from airflow_provider_rungen.client.parsing import (
-    check_fields,
-    check_identity,
-    missing,
-    to_counts,
-    to_id,
-    to_mapping,
-    to_seconds,
-    to_text,
-    to_time,
-    unwrap,
-)
+from airflow_provider_rungen.client import codec
 from airflow_provider_rungen.client.texts import clean_text, error_text, format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -48,14 +37,10 @@ class JobStatus(StrEnum):
 # The documentation never shows the word for a failed job, so every usual one counts. It does show the word
 # for success, so no other one counts.
 _STATUSES = {
-    "QUEUED": JobStatus.QUEUED,
-    "IN_QUEUE": JobStatus.QUEUED,
-    "PENDING": JobStatus.QUEUED,
-    "RUNNING": JobStatus.RUNNING,
-    "IN_PROGRESS": JobStatus.RUNNING,
+    **dict.fromkeys(("QUEUED", "IN_QUEUE", "PENDING"), JobStatus.QUEUED),
+    **dict.fromkeys(("RUNNING", "IN_PROGRESS"), JobStatus.RUNNING),
     "COMPLETED": JobStatus.COMPLETED,
-    "CANCELED": JobStatus.CANCELED,
-    "CANCELLED": JobStatus.CANCELED,
+    **dict.fromkeys(("CANCELED", "CANCELLED"), JobStatus.CANCELED),
     **dict.fromkeys(("FAILED", "FAILURE", "FAIL", "ERROR", "ERRORED"), JobStatus.FAILED),
     **dict.fromkeys(("TIMED_OUT", "TIMEOUT"), JobStatus.FAILED),
 }
@@ -150,22 +135,22 @@ class Job:
         :raises RunGenResponseError: the answer lacks an id or a status, is about another job or app, or has
             none of the fields of a job.
         """
-        item = unwrap(body)
-        check_identity(item, ("app_id",), app_id, format_ids(app_id))
+        item = codec.unwrap(body)
+        codec.check_identity(item, ("app_id",), app_id, format_ids(app_id))
         if job_id is not None:
-            check_identity(item, ("job_id", "id"), job_id, format_ids(app_id, job_id))
-            check_fields(item, _JOB_FIELDS, "job", format_ids(app_id, job_id))
-        job_id = job_id or to_id(item.get("job_id")) or to_id(item.get("id"))
+            codec.check_identity(item, ("job_id", "id"), job_id, format_ids(app_id, job_id))
+            codec.check_fields(item, _JOB_FIELDS, "job", format_ids(app_id, job_id))
+        job_id = job_id or codec.to_id(item.get("job_id")) or codec.to_id(item.get("id"))
         if not job_id:
-            raise missing("job id", format_ids(app_id), body)
+            raise codec.missing("job id", format_ids(app_id), body)
         raw_status = item.get("status")
         if isinstance(raw_status, str) and raw_status.strip():
             status = _STATUSES.get(normalize_status(raw_status), JobStatus.RUNNING)
         elif status is None:
-            raise missing("status", format_ids(app_id, job_id), body)
+            raise codec.missing("status", format_ids(app_id, job_id), body)
         error = ""
         if status is JobStatus.FAILED:
-            error = error_text({**to_mapping(body), **item}) or error_text(item.get("result"))
+            error = error_text({**codec.to_mapping(body), **item}) or error_text(item.get("result"))
         return cls(
             id=job_id,
             app_id=app_id,
@@ -173,8 +158,8 @@ class Job:
             result=item.get("result"),
             error=error,
             input=_input(item),
-            created_at=to_time(item.get("created_at")),
-            execution_time=to_seconds(item.get("execution_time")),
+            created_at=codec.to_time(item.get("created_at")),
+            execution_time=codec.to_seconds(item.get("execution_time")),
             raw_status=raw_status if isinstance(raw_status, str) else "",
         )
 
@@ -210,7 +195,7 @@ class App:
     @property
     def active_workers(self) -> int | None:
         """The number of workers the app is set to, if known. It is billed while there is one."""
-        return to_counts(self.configuration).get("active_workers")
+        return codec.to_counts(self.configuration).get("active_workers")
 
     @property
     def pending_jobs(self) -> int | None:
@@ -245,26 +230,26 @@ class App:
         :raises RunGenResponseError: the answer lacks an id, is about another app, or has none of the fields
             of an app.
         """
-        item = unwrap(body)
+        item = codec.unwrap(body)
         if app_id is not None:
-            check_identity(item, ("id", "app_id"), app_id, format_ids(app_id))
+            codec.check_identity(item, ("id", "app_id"), app_id, format_ids(app_id))
             if not is_change:
-                check_fields(item, _APP_FIELDS, "app", format_ids(app_id))
-        app_id = app_id or to_id(item.get("id")) or to_id(item.get("app_id"))
+                codec.check_fields(item, _APP_FIELDS, "app", format_ids(app_id))
+        app_id = app_id or codec.to_id(item.get("id")) or codec.to_id(item.get("app_id"))
         if not app_id:
-            raise missing("app id", "", body)
+            raise codec.missing("app id", "", body)
         outside = {"active_workers": item["active_workers"]} if "active_workers" in item else {}
         return cls(
             id=app_id,
-            name=to_text(item.get("name")),
-            description=to_text(item.get("description")),
-            status=normalize_status(to_text(item.get("status"))),
-            configuration=outside | dict(to_mapping(item.get("configuration"))),
-            workflow=to_mapping(item.get("workflow")),
-            jobs=to_counts(item.get("jobs")),
-            workers=to_counts(item.get("workers")),
-            created_at=to_time(item.get("created_at")),
-            updated_at=to_time(item.get("updated_at")),
+            name=codec.to_text(item.get("name")),
+            description=codec.to_text(item.get("description")),
+            status=normalize_status(codec.to_text(item.get("status"))),
+            configuration=outside | dict(codec.to_mapping(item.get("configuration"))),
+            workflow=codec.to_mapping(item.get("workflow")),
+            jobs=codec.to_counts(item.get("jobs")),
+            workers=codec.to_counts(item.get("workers")),
+            created_at=codec.to_time(item.get("created_at")),
+            updated_at=codec.to_time(item.get("updated_at")),
         )
 
     @classmethod

@@ -96,23 +96,20 @@ def find_outputs(result: Any, limit: int | None = None) -> list[Output]:
 def find_urls(result: Any) -> Iterator[tuple[str, str]]:
     """Yield the place and the URL of every text that is a URL, including repeated ones."""
     # an explicit stack, because a result may be nested deeper than Python recurses
-    stack = [iter([("result", result)] if _is_url_or_container(result) else [])]
+    stack = [("result", result)] if _is_url_or_container(result) else []
     while stack:
-        at, value = next(stack[-1], ("", None))
-        if value is None:
-            stack.pop()
-        elif isinstance(value, str):
+        at, value = stack.pop()
+        if isinstance(value, str):
             yield clean_text(at, MAX_PLACE_CHARS), value.strip()
-        else:
-            stack.append(_children(at, value))
-
-
-def _children(at: str, value: Any) -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, Mapping) else enumerate(value)
-    for key, item in items:
-        if _is_url_or_container(item):
-            # a place that grew with each level would take quadratic time
-            yield at if len(at) > MAX_PLACE_CHARS else at + _step(key), item
+            continue
+        items = [*(value.items() if isinstance(value, Mapping) else enumerate(value))]
+        # a place that grew with each level would take quadratic time
+        is_long = len(at) > MAX_PLACE_CHARS
+        stack += (
+            (at if is_long else at + _step(key), item)
+            for key, item in reversed(items)
+            if _is_url_or_container(item)
+        )
 
 
 def _step(key: Any) -> str:
@@ -226,8 +223,3 @@ def content_type_of(url: str) -> str | None:
     """Return the content type that a data URL claims, or ``None`` for another URL."""
     head = _DATA_HEAD.match(url)
     return None if head is None else head[1].lower()
-
-
-def content_of(url: str) -> str:
-    """Return the base64 text in a data URL."""
-    return url.partition(",")[2]

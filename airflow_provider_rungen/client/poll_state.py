@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from airflow_provider_rungen.client.flow import Flow, T
-from airflow_provider_rungen.client.job_log import LogCallback
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.progress import LogCallback
 from airflow_provider_rungen.client.retry import NOT_FOUND, Doubt, is_refusal, is_transient, retry_delay
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -42,6 +42,7 @@ class PollState:
     :param status_since: since when it has the status of that answer, as far as it was seen.
     :param was_overtaken: whether younger jobs have started before it, so that it was moved to the end.
     :param failures: polls in a row that failed.
+    :param failure: why the last one failed.
     :param is_in_flight: whether a poll of it is under way.
     :param doubt: the last answers, as far as they refused the key, or did not find it.
     :param completed_at: when it was first seen to have completed, without its result.
@@ -55,6 +56,7 @@ class PollState:
     status_since: float = 0.0
     was_overtaken: bool = False
     failures: int = 0
+    failure: RunGenError | None = None
     is_in_flight: bool = False
     doubt: Doubt = field(default_factory=Doubt)
     completed_at: float | None = None
@@ -115,6 +117,9 @@ def in_flight(state: PollState, request: Flow[T]) -> Flow[T | RunGenError]:
         return (yield from request)
     except RunGenError as error:
         return error
+    except GeneratorExit:  # it was ended early, because too many others are slow
+        state.failures += 1
+        raise
     finally:
         state.is_in_flight = False
 
@@ -171,18 +176,13 @@ class Outages:
         """Record a poll without an answer, and log the first of an outage."""
         state.not_before = now + retry_delay(state.failures, error)
         state.failures += 1
+        state.failure = error
         state.forget_doubt(error)
         self.silent.add(state)
         self.last_failure = error
         if not self._is_logged:
             self._is_logged = True
             self.log(logging.WARNING, f"{error.message}; polling continues", None)
-
-    def note_cut(self, state: PollState, now: float) -> None:
-        """Record a poll that was ended early, because too many others are slow."""
-        state.failures += 1
-        state.not_before = now
-        self.silent.add(state)
 
     def note_failed_round(self, errors: Sequence[RunGenError]) -> None:
         """Record that nothing was answered in a round."""

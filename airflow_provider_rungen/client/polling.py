@@ -8,23 +8,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import InitVar, dataclass, field
 
 from airflow_provider_rungen.client import poll_state, retry
-from airflow_provider_rungen.client.endpoints import get_job
-from airflow_provider_rungen.client.flow import Flow, Gather, Sleep, T
-from airflow_provider_rungen.client.job_log import LogCallback, log_line, log_of
-from airflow_provider_rungen.client.job_poller import JobPoller, concerns_one_job, failed_by
+from airflow_provider_rungen.client.flow import Flow, Sleep, T
+from airflow_provider_rungen.client.job_poller import JobPoller, concerns_one_job, failed_by, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages, PollState, in_flight, is_trouble
-from airflow_provider_rungen.client.progress import Progress, WaitGoal
+from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages
+from airflow_provider_rungen.client.progress import LogCallback, Progress, WaitGoal, log_line, log_of
 from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout
-from airflow_provider_rungen.client.retry import NOT_FOUND
 from airflow_provider_rungen.exceptions import RunGenError
 
 # Seconds to the second poll of a job that may be over soon, and by how much the pauses grow from there.
 FIRST_INTERVAL = 0.3
 INTERVAL_GROWTH = 1.5
-# Results that are fetched again, and held, at a time.
-MAX_HELD = 64
+# Jobs that are fetched again at a time.
+MAX_FETCHES = 64
 # Seconds until a job is fetched again that was not found, or had no result.
 REFETCH_INTERVAL = 3.0
 # Seconds without an answer after which fetching ends.
@@ -291,50 +288,43 @@ def fetch_known_jobs(
     :param within: seconds without an answer after which to give up. Default: `FETCH_BUDGET`.
     """
     within = FETCH_BUDGET if within is None else within
-    outages, now = Outages(log_line), (yield Sleep(0))
-    outages.answered_at = now
-    # the jobs that have no answer which counts
-    todo = {job_id: PollState(now) for job_id in job_ids}
-    errors: list[RunGenError] = []
+    refused: list[RunGenError] = []
 
-    def fetch(job_id: str, state: PollState) -> Flow[None]:
-        outcome = yield from in_flight(state, get_job(app_id, job_id, attempts=1))
-        now = yield Sleep(0)
-        if is_trouble(outcome) and outages.outlasts(state, outcome, now):
-            errors.append(outcome)
-            give_up_at = outages.answered_at + within
-            may_pass = now + retry.asked_pause(outcome) < give_up_at
-            state.not_before = min(state.not_before, give_up_at)
-        else:
-            outages.note_answer(state, outcome, now)
-            may_pass = isinstance(outcome, NOT_FOUND) and state.doubt.may_pass(outcome, now)
-            may_pass |= isinstance(outcome, Job) and state.lacks_result(outcome, now)
-            state.not_before = now + min(REFETCH_INTERVAL, retry.GONE_GRACE)
-        if not may_pass:
-            del todo[job_id]
-            on_outcome(job_id, outcome)
+    def take(job: Job) -> Job:
+        try:
+            on_outcome(job.id, job.cause or job)
+        except RunGenError as error:
+            refused.append(error)
+            poller.forget(list(poller.waiting))
+        return strip_payloads(job)
 
-    while todo:
-        due = [job_id for job_id, state in todo.items() if state.not_before <= now + 0.001]
-        due.sort(key=lambda job_id: todo[job_id].failures)
-        while due:
-            is_up = not outages.failed_rounds or now >= outages.answered_at + within
-            size = MAX_HELD if is_up else 1  # one tells whether an outage is over
-            fetches, due = [fetch(job_id, todo[job_id]) for job_id in due[:size]], due[size:]
-            errors.clear()
-            for refused in (yield Gather(fetches)):
-                if refused is not None:
-                    raise refused
-            if len(errors) == len(fetches):
-                outages.note_failed_round(errors)
-                now = yield Sleep(0)
-                if now < outages.answered_at + within:
-                    break
-        outages.end_round(now := (yield Sleep(0)))
-        if todo:
-            quiet_until = min(outages.quiet_until, outages.answered_at + within)
-            soonest = min(state.not_before for state in todo.values())
-            now = yield Sleep(max(quiet_until - now, soonest - now, 0))
+    def log_outages(level: int, line: str, job_id: str | None) -> None:
+        if job_id is None:
+            log_line(level, line, None)
+
+    poller = JobPoller(app_id, log_outages, take, watches_queue=False, batch_size=MAX_FETCHES, takes_all=True)
+    poller.add(job_ids, now := (yield Sleep(0)))
+    poller.outages.answered_at = now
+    while poller.waiting:
+        give_up_at = poller.outages.answered_at + within
+        yield from poller.poll_once(None, give_up_at - now)
+        if refused:
+            raise refused[0]
+        is_last, give_up_at = now >= give_up_at, poller.outages.answered_at + within
+        lost = {
+            job_id: failure
+            for job_id, state in poller.waiting.items()
+            if (is_last or state.not_before >= give_up_at)
+            and (failure := state.failure or poller.outages.last_failure) is not None
+        }
+        for job_id, error in (lost | poller.errors).items():
+            on_outcome(job_id, error)
+        poller.forget([*lost, *poller.errors, *poller.finished])
+        if poller.waiting:
+            is_in_doubt = any(state.is_in_doubt for state in poller.waiting.values())
+            pause = min(REFETCH_INTERVAL, retry.GONE_GRACE) if is_in_doubt else 0.0
+            due = min(max(poller.not_before, now + pause), give_up_at)
+            now = yield Sleep(max(due - (yield Sleep(0)), 0))
 
 
 def job_of(outcome: Job | RunGenError, app_id: str, job_id: str) -> Job:

@@ -45,8 +45,8 @@ class QueueWatch:
     _asked_at: float = -math.inf
     _warned_at: float = -math.inf
 
-    def look(self, now: float) -> Flow[None]:
-        """Look after the queue at the end of a round."""
+    def check(self, now: float) -> Flow[None]:
+        """Check the queue at the end of a round."""
         if self.poller.app is not None:
             self._note(self.poller.app, now)
         elif self._queued():

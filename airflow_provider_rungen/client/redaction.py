@@ -201,10 +201,7 @@ def _without_userinfo_and_query(before: str, start: str, rest: str, is_shown: bo
 
 def _last_at(text: str) -> int:
     """Return where the host begins, after the last @."""
-    end = 0
-    for match in _AT.finditer(text):
-        end = match.end()
-    return end
+    return max((match.end() for match in _AT.finditer(text)), default=0)
 
 
 def _has_odd_port(authority: str) -> bool:

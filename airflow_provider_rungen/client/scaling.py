@@ -13,7 +13,6 @@ from itertools import repeat
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.endpoints import delete_app, get_app, list_apps, scale_app
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
-from airflow_provider_rungen.client.job_log import log_line
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.poll_state import (
     Outages,
@@ -23,6 +22,7 @@ from airflow_provider_rungen.client.poll_state import (
     polls_end_by,
 )
 from airflow_provider_rungen.client.polling import poll_alone, poll_until
+from airflow_provider_rungen.client.progress import log_line
 from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
 from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import KNOWN_STATUSES, ScaleRecord, describe, workers_of
@@ -103,44 +103,34 @@ class AppPoller:
         """Record an answer at a time (seconds since 1970), and return whether the wait is over."""
         raise NotImplementedError
 
-    def note(self, answer: App | RunGenError, now: float) -> bool:
-        """
-        Record the answer to a poll, and return whether the wait is over.
-
-        :param now: the time (seconds since 1970).
-        :raises RunGenError: no waiting can change it.
-        """
-        if isinstance(answer, App):
-            self.outages.note_answer(self._state, answer, now)
-            return self.is_met(answer, now)
-        if not self.outages.outlasts(self._state, answer, now):
-            raise answer
-        self.outages.note_failed_round([answer])
-        return False
-
-    def poll_once(self, left: float | None = None) -> Flow[App | None]:
+    def poll_once(self, seconds_left: float | None = None) -> Flow[App | None]:
         """
         Poll the app once; return it if the wait is over.
 
-        :param left: seconds to the deadline. Without it, the poll stands alone: it outlasts a stray refusal
-            of the key.
+        :param seconds_left: seconds to the deadline. Without it, the poll stands alone: it outlasts a stray
+            refusal of the key.
+        :raises RunGenError: no waiting can change it.
         """
-        if left is None:
+        if seconds_left is None:
             poll = partial(self.poll_once, retry.GONE_GRACE)
             return (yield from poll_alone(poll, self.outages, lambda: self._state.is_in_doubt))
         now = yield Sleep(0)
-        end_by = polls_end_by(now, left)
+        end_by = polls_end_by(now, seconds_left)
 
         def request() -> Flow[App]:
             timeout = poll_timeout(end_by, (yield Sleep(0)))
             return (yield from get_app(self.app_id, attempts=1, timeout=timeout))
 
-        outlasting = outlast(self.app_id, request, within=left)
-        answer = yield from in_flight(self._state, outlasting)
+        answer = yield from in_flight(self._state, outlast(self.app_id, request, within=seconds_left))
         now = yield Sleep(0)
-        is_over = self.note(answer, now)
+        if isinstance(answer, App):
+            self.outages.note_answer(self._state, answer, now)
+        elif self.outages.outlasts(self._state, answer, now):
+            self.outages.note_failed_round([answer])
+        else:
+            raise answer
         self.outages.end_round(now)
-        return answer if is_over and isinstance(answer, App) else None
+        return answer if isinstance(answer, App) and self.is_met(answer, now) else None
 
 
 @dataclass

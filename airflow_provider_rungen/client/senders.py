@@ -13,14 +13,14 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.client.answers import ExchangeState, connection_failed, proxy_failed, timed_out
 from airflow_provider_rungen.client.bodies import CHUNK, ResponseBody
 from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
-from airflow_provider_rungen.client.failures import ExchangeState, connection_failed, proxy_failed, timed_out
 from airflow_provider_rungen.client.flow import Request, Response
 from airflow_provider_rungen.client.settings import Settings, tls_context
 from airflow_provider_rungen.exceptions import RunGenConnectionError
@@ -268,8 +268,12 @@ def _tracing() -> aiohttp.TraceConfig:
     return tracing
 
 
-def resolver() -> aiohttp.abc.AbstractResolver:
-    """Return a resolver for aiohttp whose look-ups neither a loop nor the process waits for at its end."""
+def resolver(check: Callable[[str, str], Awaitable[None]] | None = None) -> aiohttp.abc.AbstractResolver:
+    """
+    Return a resolver for aiohttp whose look-ups neither a loop nor the process waits for at its end.
+
+    :param check: called with the host and each of its addresses. Its error forbids to connect.
+    """
     from aiohttp.abc import AbstractResolver, ResolveResult
 
     class Resolver(AbstractResolver):
@@ -277,13 +281,11 @@ def resolver() -> aiohttp.abc.AbstractResolver:
             self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
         ) -> list[ResolveResult]:
             infos = await in_daemon_thread(
-                socket.getaddrinfo,
-                host,
-                port,
-                type=socket.SOCK_STREAM,
-                family=family,
-                flags=socket.AI_ADDRCONFIG,
+                socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG
             )
+            if check is not None:
+                for *_, address in infos:
+                    await check(host, str(address[0]))
             numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
             return [
                 ResolveResult(

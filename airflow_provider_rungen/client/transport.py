@@ -5,30 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
 
-from airflow_provider_rungen.client.flow import (
-    CUT,
-    PENDING,
-    Flow,
-    Gather,
-    Pending,
-    Request,
-    Response,
-    Sleep,
-    T,
-)
+from airflow_provider_rungen.client.flow import PENDING, Flow, Gather, Pending, Request, Response, Sleep, T
 from airflow_provider_rungen.client.senders import CHECK_INTERVAL, MAX_IN_FLIGHT
 from airflow_provider_rungen.exceptions import RunGenError
 
 log = logging.getLogger(__name__)
 
-Send = Callable[[Request], Response]
-AsyncSend = Callable[[Request], Awaitable[Response]]
 Item = TypeVar("Item")
 Step = Request | Sleep | Gather[Any]
 # How many flows of a `Gather` may continue in the background.
@@ -37,7 +24,7 @@ MAX_BACKGROUND = 16
 
 def drive(
     flow: Flow[T],
-    send: Send,
+    send: Callable[[Request], Response],
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.time,
 ) -> T:
@@ -68,7 +55,7 @@ def drive(
 
 async def adrive(
     flow: Flow[T],
-    send: AsyncSend,
+    send: Callable[[Request], Awaitable[Response]],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.time,
     background: set[asyncio.Task[Any]] | None = None,
@@ -125,40 +112,35 @@ async def _gather(
     background: set[asyncio.Task[Any]] | None,
 ) -> list[T | RunGenError | Pending]:
     """Perform flows concurrently; see `Gather`. With a limit of time, no more start than may be in flight."""
-    loop = asyncio.get_running_loop()
-    outcomes: list[T | RunGenError | Pending] = [CUT] * len(flows)
-    queue = deque(enumerate(flows))
-    running: dict[asyncio.Task[T | RunGenError], tuple[int, float]] = {}  # in the order of their ends
-    try:
-        while queue or running:
-            slots = len(flows) if wait_at_most is None else max(1, MAX_IN_FLIGHT - len(background or ()))
-            while queue and len(running) < slots:
-                index, flow = queue.popleft()
-                running[asyncio.ensure_future(flow)] = index, loop.time() + (wait_at_most or 0.0)
+    outcomes: list[T | RunGenError | Pending] = [PENDING] * len(flows)
+    rest = iter(enumerate(flows))
+
+    async def perform_rest() -> None:
+        for index, flow in rest:
             if wait_at_most is None:
-                await asyncio.wait(running)
-            else:
-                [(_, end), *_] = running.values()
-                timeout = max(end - loop.time(), 0.0)
-                await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            for task in [task for task in running if task.done()]:
-                index, _ = running.pop(task)
+                outcomes[index] = await flow
+                continue
+            task = asyncio.ensure_future(flow)
+            try:
+                await asyncio.wait([task], timeout=wait_at_most)
+            except asyncio.CancelledError:
+                task.cancel()
+                raise
+            if task.done():
                 outcomes[index] = task.result()
-            now = loop.time()
-            for task in [task for task, (_, end) in running.items() if end <= now]:
-                index, _ = running.pop(task)
-                if background is None or len(background) >= MAX_BACKGROUND:
-                    task.cancel()
-                    continue
-                outcomes[index] = PENDING
+            elif background is None or len(background) >= MAX_BACKGROUND:
+                task.cancel()
+            else:
                 background.add(task)
                 task.add_done_callback(background.discard)
                 task.add_done_callback(_log_failure)
+                return  # it is still one of those in flight
+
+    slots = len(flows) if wait_at_most is None else max(1, MAX_IN_FLIGHT - len(background or ()))
+    try:
+        await _in_tasks(perform_rest, min(slots, len(flows)))
     finally:
-        for task in running:
-            if not task.cancel() and not task.cancelled():
-                task.exception()  # of several errors, one is raised
-        for _, flow in queue:
+        for _, flow in rest:
             flow.close()
     return outcomes
 
@@ -184,12 +166,22 @@ async def gather_limited(
         for item in rest:
             await work(item)
 
-    workers = [asyncio.ensure_future(work_on_rest()) for _ in range(min(at_once, len(items)))]
+    await _in_tasks(work_on_rest, min(at_once, len(items)))
+
+
+async def _in_tasks(work: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
+    """Do the same work in some tasks. The first error ends them all."""
+    tasks = [asyncio.ensure_future(work()) for _ in range(count)]
     try:
-        await asyncio.gather(*workers)
+        if tasks:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            if task.done():
+                task.result()
     finally:
-        for worker in workers:
-            worker.cancel()
+        for task in tasks:
+            if not task.cancel() and not task.cancelled():
+                task.exception()  # of several errors, one is raised
 
 
 def short_sleeps(seconds: float, check: Callable[[], None]) -> Iterator[float]:

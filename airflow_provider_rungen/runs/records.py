@@ -11,7 +11,7 @@ from types import NoneType
 from typing import Any, TypeVar, cast
 
 from airflow_provider_rungen.client import codec
-from airflow_provider_rungen.client.parsing import MAX_COUNT, MAX_SECONDS
+from airflow_provider_rungen.client.codec import MAX_COUNT, MAX_SECONDS
 from airflow_provider_rungen.exceptions import RunGenInputError
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import BaseEventTrigger, TriggerEvent
 from airflow_provider_rungen.client.idleness import IdleEvent, IdleWatch, check_app_ids, poll_idle_app
-from airflow_provider_rungen.client.job_log import log_line
 from airflow_provider_rungen.client.poll_state import Outages, PollState
+from airflow_provider_rungen.client.progress import log_line
 from airflow_provider_rungen.client.texts import to_seconds
 from airflow_provider_rungen.exceptions import RunGenError
 

@@ -19,16 +19,18 @@ from airflow_provider_rungen.client.bodies import (
     DROPPED,
     Decoder,
     LeanFilter,
-    TooLongError,
     UnknownEncodingError,
 )
+from airflow_provider_rungen.client.flow import Request
+from airflow_provider_rungen.exceptions import RunGenResponseError
 
 MOST = 256 * 1024
+GET = Request("GET", "app/flux", "get the app")
 
 
 def reduced(body: bytes, sizes: Iterable[int] = (), most: int = MOST) -> bytes:
     """Reduce a body that comes in pieces of given sizes, and the rest at once."""
-    lean = LeanFilter(most)
+    lean = LeanFilter(most, GET)
     for size in [*sizes, len(body)]:
         for _ in lean.feed(body[:size]):
             pass
@@ -141,7 +143,7 @@ def test_a_large_result_is_dropped_in_short_steps_and_little_memory(name: str, i
     parts = [b'"result": ' + LARGE[name], b'"status": "COMPLETED"']
     body = b'{"data": {' + b", ".join(parts if is_first else parts[::-1]) + b', "id": "j"}}'
     chunks = [body[start : start + CHUNK] for start in range(0, len(body), CHUNK)]
-    lean, longest = LeanFilter(MOST), 0.0
+    lean, longest = LeanFilter(MOST, GET), 0.0
     with traced() as peak:
         begun_at = step_at = time.thread_time()
         for chunk in chunks:
@@ -167,7 +169,7 @@ BOUNDED = {
 @pytest.mark.parametrize("name", BOUNDED)
 def test_what_is_kept_is_bounded(name: str) -> None:
     begun_at = time.thread_time()
-    with pytest.raises(TooLongError):
+    with pytest.raises(RunGenResponseError):
         reduced(BOUNDED[name], [1000] * (len(BOUNDED[name]) // 1000))
     assert time.thread_time() - begun_at < 3
 
@@ -212,10 +214,3 @@ def test_what_was_not_asked_for_is_refused() -> None:
     for encoding in ("br", "zstd", "gzip, gzip", "deflate"):
         with pytest.raises(UnknownEncodingError):
             Decoder(encoding)
-
-
-def test_a_bomb_comes_in_small_pieces() -> None:
-    pieces = Decoder("gzip").feed(gzip.compress(bytes(50_000_000)))
-    with traced() as peak:
-        assert all(len(piece) <= CHUNK for piece in pieces)
-    assert peak[0] < 1_000_000

@@ -474,19 +474,14 @@ def test_the_time_a_round_takes_is_part_of_the_interval(seconds: float, sleeps: 
     assert max(world.clock.slept, default=0.0) == pytest.approx(sleeps, abs=0.01)
 
 
+@pytest.mark.parametrize("is_past", [False, True])
 @pytest.mark.parametrize("lie", ["frozen", "hidden by others"])
-def test_the_last_look_at_the_deadline_trusts_no_counters(lie: str) -> None:
-    runs = in_order(50, 31, 39)
+def test_the_last_look_at_the_deadline_trusts_no_counters(lie: str, is_past: bool) -> None:
+    runs = in_order(50, -20, -10) if is_past else in_order(50, 31, 39)
     world = frozen(0, runs) if lie == "frozen" else World(from_before(runs) + long_ones_of_others(900))
-    jobs = wait(world, [run.id for run in runs], deadline=world.clock.now + 40)
-    assert len(jobs) == 50
-
-
-def test_one_look_with_the_deadline_in_the_past_trusts_no_counters() -> None:
-    runs = from_before(in_order(50, -20, -10))
-    world = World(runs + long_ones_of_others(900))
-    assert len(wait(world, [run.id for run in runs], deadline=0)) == 50
-    assert world.clock.slept == []
+    deadline = 0 if is_past else world.clock.now + 40
+    assert len(wait(world, [run.id for run in runs], deadline=deadline)) == 50
+    assert not is_past or world.clock.slept == []
 
 
 def test_looks_that_are_followed_by_more_go_by_the_counters() -> None:
@@ -692,6 +687,18 @@ def test_a_job_that_never_answers_keeps_no_other_from_being_collected() -> None:
     perform(world, fetch_known_jobs(APP, list(world.runs), note))
     assert got_at.keys() == world.runs.keys()
     assert max(at for job_id, at in got_at.items() if job_id != "job-0") < 2
+
+
+def test_what_takes_a_job_ends_the_collecting_by_an_error() -> None:
+    world, taken = World(in_order(200, -9, -8)), list[str]()
+
+    def refuse(job_id: str, _: Job | RunGenError) -> None:
+        taken.append(job_id)
+        raise RunGenInputError(f"not {job_id}")
+
+    with pytest.raises(RunGenInputError, match="not job-0"):
+        perform(world, fetch_known_jobs(APP, list(world.runs), refuse))
+    assert world.requests == len(taken) <= polling.MAX_FETCHES
 
 
 @pytest.mark.parametrize("asked", [20, 3600])

@@ -42,10 +42,7 @@ def _real_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def play(
-    flow: Flow[Any],
-    answers: Iterable[Any],
-    clock: FakeTime | None = None,
-    apps: list[Any] | int = 404,
+    flow: Flow[Any], answers: Iterable[Any], clock: FakeTime | None = None, apps: list[Any] | int = 404
 ) -> tuple[Any, list[Request]]:
     """
     Perform a flow against answers written down; the last one is given again and again.

@@ -399,20 +399,15 @@ def test_a_tunnel_that_is_refused_sent_nothing(serve: Any, refusal: str) -> None
 # --- reuse --------------------------------------------------------------------------------------------------
 
 
-def test_one_connection_serves_many_requests() -> None:
-    with Emulator() as emulator:
-        settings = settings_for(emulator.url, api_key=emulator.service.api_key, read_timeout=5.0)
-        assert [answer.status for answer in send_each(settings, *[GET] * 20)] == [200] * 20
-        assert emulator.service.stats()["connections_opened"] == 1
-
-
-def test_a_submission_goes_over_no_connection_that_was_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_are_used_again_but_by_no_submission_once_they_were_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = 0.0
     monkeypatch.setattr("aiohttp.connector.monotonic", lambda: now)
     opened = []
     with Emulator() as emulator:
         sender = Sender(settings_for(emulator.url, api_key=emulator.service.api_key, read_timeout=5.0))
-        for now, requests in ((0, [GET, *[POST] * 50]), (0.9, [POST]), (2, [POST, GET])):  # noqa: B007
+        for now, requests in ((0, [*[GET] * 20, *[POST] * 50]), (0.9, [POST]), (2, [POST, GET])):  # noqa: B007
             for request in requests:
                 sender(request)
             opened.append(emulator.service.stats()["connections_opened"])

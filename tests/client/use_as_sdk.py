@@ -59,4 +59,5 @@ if __name__ == "__main__":
     SETTINGS = Settings(base_url=sys.argv[1], api_key=sys.argv[2])
     blocking(SETTINGS)
     asyncio.run(asynchronous(SETTINGS))
-    print("used", sys.modules[Settings.__module__].__file__)
+    names = (name.split(".") for name in sys.modules)
+    print(*sorted({parts[1] for parts in names if parts[0] == "airflow_provider_rungen" and parts[1:]}))

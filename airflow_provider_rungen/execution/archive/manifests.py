@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_provider_rungen.client.codec import to_seconds, to_text, to_time
 from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS
-from airflow_provider_rungen.client.parsing import to_seconds, to_text, to_time
 
 MANIFEST = "manifest.json"
 # A larger manifest is neither written nor read.

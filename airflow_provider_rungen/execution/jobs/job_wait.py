@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
 from airflow_provider_rungen.client.flow import Flow, T
-from airflow_provider_rungen.client.job_log import QuietLog, log_line
 from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
@@ -20,7 +19,7 @@ from airflow_provider_rungen.client.polling import (
     fetch_known_jobs,
     growing_pauses,
 )
-from airflow_provider_rungen.client.progress import OtherInputs, Progress, WaitGoal
+from airflow_provider_rungen.client.progress import OtherInputs, Progress, QuietLog, WaitGoal, log_line
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenConflictError,

@@ -10,9 +10,9 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from airflow_provider_rungen.client.codec import to_time
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import redact_value
-from airflow_provider_rungen.client.parsing import to_time
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
