@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.schemas.columns import FIXED_COLUMNS
+from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS
 
 if TYPE_CHECKING:
     import pandas
@@ -45,7 +45,7 @@ def read_results(source: Mapping[str, Any] | str | os.PathLike[str] | ObjectStor
     :raises RunGenInputError: it is neither, or the task wrote no table.
     """
     from airflow_provider_rungen.execution.table.reader import is_path
-    from airflow_provider_rungen.execution.table.result_files import WRITERS
+    from airflow_provider_rungen.execution.table.results_table import WRITERS
 
     uri = source.get("results") if isinstance(source, Mapping) else source
     if isinstance(source, Mapping) and not uri:
@@ -78,7 +78,7 @@ class Results:
 
         :param status: only rows with this status, or with one of these.
         """
-        from airflow_provider_rungen.execution.table.results import Status
+        from airflow_provider_rungen.execution.table.result_rows import Status
 
         wanted = {status} if isinstance(status, str) else {*(Status if status is None else status)}
         if unknown := sorted(wanted.difference(Status)):
@@ -150,7 +150,7 @@ def _parse(rows: Rows) -> pyarrow.Table:
     """Return the rows of CSV or JSON Lines as an Arrow table."""
     import pyarrow as pa
 
-    from airflow_provider_rungen.execution.table.result_files import arrow_schema, to_text
+    from airflow_provider_rungen.execution.table.results_table import arrow_schema, to_text
 
     columns: dict[str, list[Any]] = {name: [] for name in rows.column_types() or ()}
     for row in _convert(rows, FIXED_COLUMNS):

@@ -20,11 +20,11 @@ from pyarrow import parquet
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.table.results import ResultRow, Status
+from airflow_provider_rungen.execution.table.result_rows import ResultRow, Status
 from airflow_provider_rungen.execution.table.results_table import ResultsTable
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunTableOperator
 from airflow_provider_rungen.results import read_results
-from airflow_provider_rungen.schemas.columns import FIXED_COLUMNS
+from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS
 
 FORMATS = pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
 COLUMNS = {"sku": "text", "n": "integer", "price": "number", "on": "boolean"}

@@ -27,7 +27,7 @@ from airflow_provider_rungen.execution.apps.scale_record import read_scale_recor
 from airflow_provider_rungen.execution.archive.manifests import manifest_text, parse_manifest
 from airflow_provider_rungen.execution.jobs.resuming import ENDS
 from airflow_provider_rungen.execution.ledger.entries import Entry, entry_text, parse_entry
-from airflow_provider_rungen.execution.table.results import ResultRow, Status
+from airflow_provider_rungen.execution.table.result_rows import ResultRow, Status
 from airflow_provider_rungen.execution.task.usage import Usage
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.part_files import PartFile

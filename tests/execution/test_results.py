@@ -21,7 +21,7 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.table.reader import open_rows
-from airflow_provider_rungen.execution.table.results import JobRows, ResultRow, Status
+from airflow_provider_rungen.execution.table.result_rows import JobRows, ResultRow, Status
 from airflow_provider_rungen.execution.table.results_table import ResultsTable
 
 SIGNED = "https://storage.example/in.png?X-Amz-Signature=s3cret"

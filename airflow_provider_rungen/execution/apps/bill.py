@@ -17,7 +17,7 @@ from airflow_provider_rungen.client.workers import WorkerHistory
 from airflow_provider_rungen.execution.task.usage import USAGE_KEY
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.execution.table.results import ResultRow
+    from airflow_provider_rungen.execution.table.result_rows import ResultRow
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.collect_run import CollectRun
     from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
-    from airflow_provider_rungen.execution.table.results import JobRows
+    from airflow_provider_rungen.execution.table.result_rows import JobRows
     from airflow_provider_rungen.execution.task.options import CollectOptions
     from airflow_provider_rungen.execution.task.usage import Usage
 

@@ -22,7 +22,7 @@ from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.table.results import (
+from airflow_provider_rungen.execution.table.result_rows import (
     ResultCounts,
     ResultRow,
     Status,

@@ -29,21 +29,20 @@ from airflow_provider_rungen.execution.sinks.collector import Collector
 from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, describe_job
 from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
 from airflow_provider_rungen.execution.table.files import path_of
-from airflow_provider_rungen.execution.table.result_files import json_text
-from airflow_provider_rungen.execution.table.results import (
+from airflow_provider_rungen.execution.table.result_rows import (
     JobRows,
     ResultCounts,
     ResultRow,
     Status,
 )
-from airflow_provider_rungen.execution.table.results_table import ResultsTable
+from airflow_provider_rungen.execution.table.results_table import ResultsTable, json_text
 from airflow_provider_rungen.execution.task.block import find_price
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.options import CollectOptions
 from airflow_provider_rungen.execution.task.outcomes import MAX_REASONS
 from airflow_provider_rungen.schemas import OutputType
-from airflow_provider_rungen.schemas.columns import FAILED_COLUMNS, FIXED_COLUMNS, check_columns
+from airflow_provider_rungen.schemas.output_type import FAILED_COLUMNS, FIXED_COLUMNS, check_columns
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.collect_run import CollectRun

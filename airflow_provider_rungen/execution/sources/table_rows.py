@@ -20,11 +20,11 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.sources.inputs import KeyOf, Source, first_equal
 from airflow_provider_rungen.execution.table.reader import Rows, open_rows
-from airflow_provider_rungen.execution.table.result_files import INT64
-from airflow_provider_rungen.execution.table.results import Status
+from airflow_provider_rungen.execution.table.result_rows import Status
+from airflow_provider_rungen.execution.table.results_table import INT64
 from airflow_provider_rungen.execution.task.outcomes import max_failures
 from airflow_provider_rungen.runs.plan import PlannedRow
-from airflow_provider_rungen.schemas.columns import check_columns
+from airflow_provider_rungen.schemas.output_type import check_columns
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.schemas import Schema

@@ -26,9 +26,9 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.spool import Spool
-from airflow_provider_rungen.execution.table.result_files import Values, json_text
+from airflow_provider_rungen.execution.table.results_table import Values, json_text
 from airflow_provider_rungen.execution.task.outcomes import MAX_FAILED, MAX_FAILED_ERROR
-from airflow_provider_rungen.schemas.columns import FIXED_COLUMNS
+from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS
 
 
 class Status(StrEnum):
