@@ -75,29 +75,6 @@ def _cell(value: Any) -> Any:
     return value if is_plain else json_text(value)
 
 
-def arrow_schema(columns: Mapping[str, str]) -> Any:
-    """
-    Return the Arrow schema of a table.
-
-    :param columns: its columns with their types: see `write_parquet`.
-    """
-    import pyarrow as pa
-
-    types = {
-        "integer": pa.int64(),
-        "number": pa.float64(),
-        "boolean": pa.bool_(),
-        "text": pa.string(),
-        "json": pa.string(),
-        "integers": pa.list_(pa.int64()),
-        "numbers": pa.list_(pa.float64()),
-        "texts": pa.list_(pa.string()),
-        "decimal": pa.decimal128(38, 8),
-        "time": pa.timestamp("us", tz="UTC"),
-    }
-    return pa.schema({name: types[kind] for name, kind in columns.items()})
-
-
 def write_parquet(file: BinaryIO, columns: Mapping[str, str], rows: Iterable[Values]) -> None:
     """Write Parquet, in row groups of limited size. A value that is not of its column's type is null."""
     import pyarrow as pa
@@ -111,15 +88,16 @@ def write_parquet(file: BinaryIO, columns: Mapping[str, str], rows: Iterable[Val
 
 def _typed(columns: Mapping[str, str], rows: Iterable[Values]) -> Iterator[Values]:
     """Yield rows whose values have the types of the columns."""
+    converters = {name: _converter(kind) for name, kind in columns.items()}
     misfits: set[str] = set()
     for row in rows:
-        typed = {}
-        for name, kind in columns.items():
+        typed: Values = dict.fromkeys(columns)
+        for name, convert in converters.items():
             try:
-                typed[name] = None if row[name] is None else _CONVERTERS[kind](row[name])
+                if row[name] is not None:
+                    typed[name] = convert(row[name])
             except (ValueError, TypeError, OverflowError):
                 # its job is paid for, so the table is written
-                typed[name] = None
                 if name not in misfits:
                     misfits.add(name)
                     log.warning(
@@ -142,6 +120,9 @@ def _groups(rows: Iterable[Values]) -> Iterator[list[Values]]:
             group, chars = [], 0
     if group:
         yield group
+
+
+# --- the types of columns ---
 
 
 def _to_integer(value: Any) -> int:
@@ -175,27 +156,46 @@ def _to_list(convert: Callable[[Any], Any], values: Any) -> list[Any]:
     return [None if each is None else convert(each) for each in values]
 
 
-_CONVERTERS: dict[str, Callable[[Any], Any]] = {
-    "integer": _to_integer,
-    "number": float,
-    "boolean": _to_boolean,
-    "text": to_text,
-    "json": json_text,
-    "integers": partial(_to_list, _to_integer),
-    "numbers": partial(_to_list, float),
-    "texts": partial(_to_list, to_text),
-    "decimal": Decimal,
-    "time": _to_time,
+# By type, its type in Arrow, given pyarrow, and what converts a value to it. The plural is a list: ``texts``.
+_TYPES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "integer": (lambda pa: pa.int64(), _to_integer),
+    "number": (lambda pa: pa.float64(), float),
+    "boolean": (lambda pa: pa.bool_(), _to_boolean),
+    "text": (lambda pa: pa.string(), to_text),
+    "json": (lambda pa: pa.string(), json_text),
+    "decimal": (lambda pa: pa.decimal128(38, 8), Decimal),
+    "time": (lambda pa: pa.timestamp("us", tz="UTC"), _to_time),
 }
+
+
+def _converter(kind: str) -> Callable[[Any], Any]:
+    _, convert = _TYPES[kind.removesuffix("s")]
+    return partial(_to_list, convert) if kind.endswith("s") else convert
+
+
+def arrow_schema(columns: Mapping[str, str]) -> Any:
+    """
+    Return the Arrow schema of a table.
+
+    :param columns: its columns with their types: see `write_parquet`.
+    """
+    import pyarrow as pa
+
+    def type_of(kind: str) -> Any:
+        make, _ = _TYPES[kind.removesuffix("s")]
+        return pa.list_(make(pa)) if kind.endswith("s") else make(pa)
+
+    return pa.schema({name: type_of(kind) for name, kind in columns.items()})
+
+
+# --- the file ---
+
 #: By suffix, what writes rows to a file. It takes the columns with their types: see `write_parquet`.
 WRITERS: dict[str, Callable[[BinaryIO, Mapping[str, str], Iterable[Values]], None]] = {
     ".parquet": write_parquet,
     ".csv": write_csv,
     ".jsonl": write_json_lines,
 }
-
-
-_HINT = "Check results, and that the worker may write to it"
 
 
 class ResultsTable:
@@ -229,25 +229,25 @@ class ResultsTable:
         """
         self._storage.prepare()
 
-    def write(self, rows: Iterable[ResultRow], own: Mapping[str, str] = MappingProxyType({})) -> None:
+    def write(self, rows: Iterable[ResultRow], source: Mapping[str, str] = MappingProxyType({})) -> None:
         """
         Write the table. It replaces an older one once it is complete.
 
-        :param own: the types of the columns of the source, by name: see `write_parquet`.
+        :param source: the types of the columns of the source, by name: see `write_parquet`.
         :raises RunGenOutputError: it could not be written. An older table is still there.
         """
         reason = f"Could not write {self._what} {clean_text(self.uri, 200)}"
-        written = (row.written(own, self._columns) for row in rows)
+        written = (row.written(source, self._columns) for row in rows)
         try:
             self._storage.remove_leftovers("")
             with self._storage.incoming("", self._name) as (file, path):
-                WRITERS[self._suffix](file, {**own, **self._columns}, written)
+                WRITERS[self._suffix](file, {**source, **self._columns}, written)
                 self._storage.put(file, path, "", self._name)
-        # neither is chained, because the text of its cause would be logged unredacted
-        except RunGenOutputError as error:
+        except (RunGenOutputError, OSError) as error:
+            if isinstance(error, OSError):
+                text = clean_text(redact_error(error, self.uri), 200)
+                error = RunGenOutputError(text, hint="Check results, and that the worker may write to it")
             message = f"{reason}: {error.message}"
+            # not chained, because the text of the cause would be logged unredacted
             raise error.revised(message, hint=error.hint, retryable=error.retryable) from None
-        except OSError as error:
-            message = f"{reason}: {clean_text(redact_error(error, self.uri), 200)}"
-            raise RunGenOutputError(message, hint=_HINT, retryable=True) from None
         log.info("Wrote %s %s", self._what, clean_text(self.uri))
