@@ -56,8 +56,7 @@ def check_output_columns(output_type: Any, own: Iterable[str]) -> None:
     """
     if output_type is None:
         return
-    from airflow_provider_rungen.schemas.columns import check_columns
-    from airflow_provider_rungen.schemas.output_type import OutputType
+    from airflow_provider_rungen.schemas.output_type import OutputType, check_columns
     from airflow_provider_rungen.schemas.schema import is_path
 
     if not is_path(output_type):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.schemas.columns import FIXED_COLUMNS
+from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS
 
 if TYPE_CHECKING:
     import pandas
@@ -45,7 +45,7 @@ def read_results(source: Mapping[str, Any] | str | os.PathLike[str] | ObjectStor
     :raises RunGenInputError: it is neither, or the task wrote no table.
     """
     from airflow_provider_rungen.execution.table.reader import is_path
-    from airflow_provider_rungen.execution.table.result_files import WRITERS
+    from airflow_provider_rungen.execution.table.results_table import WRITERS
 
     uri = source.get("results") if isinstance(source, Mapping) else source
     if isinstance(source, Mapping) and not uri:
@@ -78,25 +78,27 @@ class Results:
 
         :param status: only rows with this status, or with one of these.
         """
-        from airflow_provider_rungen.execution.table.results import Status
+        from airflow_provider_rungen.execution.table.reader import open_rows
+        from airflow_provider_rungen.execution.table.result_rows import Status
 
         wanted = {status} if isinstance(status, str) else {*(Status if status is None else status)}
         if unknown := sorted(wanted.difference(Status)):
             raise RunGenInputError(f"status must be of {', '.join(Status)}, not {', '.join(unknown)}")
-        rows = _convert(self._open(), {**FIXED_COLUMNS, "result": "json"})
+        rows = _convert(open_rows(self._uri, name="results"), {**FIXED_COLUMNS, "result": "json"})
         return (row for row in rows if status is None or row["status"] in wanted)
 
     def to_arrow(self) -> pyarrow.Table:
         """Return the table. Its own columns have the same types for each format; ``result`` is JSON text."""
         from airflow_provider_rungen.execution.table.arrow import load_pyarrow
         from airflow_provider_rungen.execution.table.files import find_files, wrap_errors
+        from airflow_provider_rungen.execution.table.reader import open_rows
 
         pa = load_pyarrow()
         from pyarrow.parquet import ParquetFile
 
         with wrap_errors("results", str(self._uri)):
             if not str(self._uri).lower().endswith(".parquet"):
-                return _parse(self._open())
+                return _parse(open_rows(self._uri, name="results"))
             tables = []
             for file in find_files(self._uri, None, "results"):
                 with file.open() as stream:
@@ -114,11 +116,6 @@ class Results:
                 "Data frames need pandas, which is not installed", hint="Install it with: pip install pandas"
             ) from None
         return self.to_arrow().to_pandas()
-
-    def _open(self) -> Rows:
-        from airflow_provider_rungen.execution.table.reader import open_rows
-
-        return open_rows(self._uri, name="results")
 
 
 def _convert(rows: Rows, types: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -150,7 +147,7 @@ def _parse(rows: Rows) -> pyarrow.Table:
     """Return the rows of CSV or JSON Lines as an Arrow table."""
     import pyarrow as pa
 
-    from airflow_provider_rungen.execution.table.result_files import arrow_schema, to_text
+    from airflow_provider_rungen.execution.table.results_table import arrow_schema, to_text
 
     columns: dict[str, list[Any]] = {name: [] for name in rows.column_types() or ()}
     for row in _convert(rows, FIXED_COLUMNS):

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.archive.manifests import Manifest
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.pages.models import JobView, shown_text
 from airflow_provider_rungen.plugins import database, live, xcoms
 from airflow_provider_rungen.plugins.limits import Pool, TooSlowError, charge, run_within
@@ -137,7 +137,7 @@ class Gathering:
             raise TooSlowError
         return None
 
-    async def manifests(self, job_ids: Sequence[str]) -> dict[str, Manifest]:
+    async def manifests(self, job_ids: Sequence[str]) -> dict[str, StoredJob]:
         """Return what is stored of jobs."""
         page = self.task.page
         if not page.destination or not job_ids:

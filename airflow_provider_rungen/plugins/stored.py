@@ -11,9 +11,13 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from airflow_provider_rungen.client.daemon_threads import batches, begin
-from airflow_provider_rungen.execution.archive.manifests import MANIFEST, Manifest, parse_manifest
 from airflow_provider_rungen.execution.archive.storage import File, Storage
-from airflow_provider_rungen.execution.archive.stored_jobs import files_of
+from airflow_provider_rungen.execution.archive.stored_jobs import (
+    MANIFEST,
+    StoredJob,
+    files_of,
+    parse_manifest,
+)
 from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect
 from airflow_provider_rungen.plugins.limits import CACHE, FRESH, MAX_VALUES, TooSlowError, count_values
 
@@ -85,7 +89,7 @@ class BoundedStorage:
 
 def read_manifests(
     destination: str, app_id: str, job_ids: Sequence[str], within: float
-) -> dict[str, Manifest | None]:
+) -> dict[str, StoredJob | None]:
     """
     Return the manifests of jobs whose outputs are all stored.
 
@@ -97,10 +101,10 @@ def read_manifests(
     """
     bounded = BoundedStorage(destination, _MAX_BYTES, within)
     contents = bounded.read([(job_id, MANIFEST) for job_id in job_ids])
-    found: dict[str, Manifest | None] = {}
+    found: dict[str, StoredJob | None] = {}
     for (job_id, _), content in contents.items():
         manifest = None if content is None else parse_manifest(content, app_id, job_id)
-        if manifest is None or files_of(bounded.storage, job_id, manifest) is not None:
+        if manifest is None or files_of(bounded.storage, manifest) is not None:
             found[job_id] = manifest
     return found
 
@@ -118,11 +122,11 @@ class StoredFile(NamedTuple):
     claimed_type: str
 
 
-def stored_files(manifest: Manifest, start: int = 0, stop: int | None = None) -> list[StoredFile]:
+def stored_files(manifest: StoredJob, start: int = 0, stop: int | None = None) -> list[StoredFile]:
     """Return the files of a manifest, or some of them, in the order of its outputs."""
     return [
         StoredFile(entry["uri"].rpartition("/")[2], entry["size"], entry["content_type"] or "")
-        for entry in islice(manifest.entries.values(), start, stop)
+        for entry in islice(manifest.outputs, start, stop)
     ]
 
 

@@ -15,7 +15,7 @@ from airflow_provider_rungen import __version__
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.output_urls import find_outputs, redact_value
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.archive.manifests import Manifest
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.links.urls import PREFIX, path, task_path
 from airflow_provider_rungen.pages.models import (
     JobView,
@@ -237,7 +237,7 @@ async def job_page(
             "task": task,
             "job": shown,
             "live": job,
-            "pager": _pager(shown.href, 0 if manifest is None else len(manifest.entries), page),
+            "pager": _pager(shown.href, 0 if manifest is None else len(manifest.outputs), page),
             "result": None if found is None else redact_value(found.result),
             "notice": gathering.notice,
         }
@@ -249,7 +249,7 @@ def job_view(
     row: JobView,
     task: TaskRecord,
     urls: Urls,
-    manifest: Manifest | None = None,
+    manifest: StoredJob | None = None,
     answer: Answer = None,
     *,
     page: int | None = None,
@@ -275,7 +275,7 @@ def job_view(
         result, given = manifest.result, manifest.input or given
     if status == UNKNOWN and task.is_moving:
         status = "waiting"
-    count = 0 if manifest is None else len(manifest.entries)
+    count = 0 if manifest is None else len(manifest.outputs)
     start, most = (0, _OUTPUTS_OF_JOB) if page is None else ((page - 1) * PAGE_SIZE, PAGE_SIZE)
     files = [] if manifest is None else stored_files(manifest, start, start + most)
     return replace(

@@ -1,11 +1,12 @@
-"""Read what a model returned: parse JSON in a text, check it, and find the type of each column."""
+"""Read what a model returned: parse JSON in a text and check it. Name the columns of a results table."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
@@ -22,6 +23,23 @@ from airflow_provider_rungen.schemas.schema import (
     packaged_file,
 )
 
+#: The columns that every table has, in this order, with their types: see `write_parquet`.
+FIXED_COLUMNS = {
+    "index": "integer",
+    "status": "text",
+    "error": "text",
+    "job_id": "text",
+    "reused": "boolean",
+    "outputs": "texts",
+    "output": "text",
+    "sha256": "text",
+    "result": "text",
+    "execution_seconds": "number",
+    "cost": "decimal",
+    "created_at": "time",
+}
+#: The columns of a table of the rows that failed.
+FAILED_COLUMNS = {"index": "integer", "status": "text", "error": "text", "job_id": "text", "input": "text"}
 # The language after a code fence.
 _LANGUAGE = re.compile(r"""\A[^\s{\["]+\s""")
 _KINDS = {"integer": "integer", "number": "number", "boolean": "boolean", "string": "text"}
@@ -132,6 +150,9 @@ def _parse(text: str, job: Job) -> Any:
     raise _misfit(job, "is not JSON (result_format), and has no code fence around JSON")
 
 
+# --- columns ---
+
+
 def _kind(field: Any, contents: Mapping[str, Any], depth: int = 8) -> str:
     """Return the type of a column. What has no type of its own, or is nested deeper, is JSON text."""
     if not depth:
@@ -149,3 +170,20 @@ def _kind(field: Any, contents: Mapping[str, Any], depth: int = 8) -> str:
     if found == {"text"} and field.get("format") == "date-time":
         return "time"
     return "number" if found == {"integer", "number"} else found.pop() if len(found) == 1 else "json"
+
+
+def check_columns(names: Iterable[str], source: str) -> None:
+    """
+    Check the names of the columns that a table has beside those of every table.
+
+    :param source: where the last of them are from, for the error.
+    :raises RunGenInputError: two columns would have the same name.
+    """
+    names = [*names]
+    # readers such as DuckDB do not distinguish capital letters
+    counts = Counter(name.casefold() for name in (*FIXED_COLUMNS, *names))
+    if twice := next((name for name in reversed(names) if counts[name.casefold()] > 1), None):
+        raise RunGenInputError(
+            f"results: there would be two columns {clean_text(repr(twice), 100)}",
+            hint=f"Rename that {source}: a results table has the columns {', '.join(FIXED_COLUMNS)}",
+        )

@@ -46,12 +46,8 @@ class Schema:
             name if isinstance(source, Mapping) else clean_text(f"{name} {source}", _MAX_VIOLATION_CHARS)
         )
         self._validator = self._compile(self._read(source, name))
-
-    @property
-    def contents(self) -> Mapping[str, Any]:
-        """The schema itself, with a ``$schema``."""
-        contents: Mapping[str, Any] = self._validator.schema
-        return contents
+        #: The schema itself, with a ``$schema``.
+        self.contents: Mapping[str, Any] = self._validator.schema
 
     @classmethod
     def of(cls, source: Any, name: str) -> Schema | None:

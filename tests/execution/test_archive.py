@@ -44,8 +44,8 @@ from airflow_provider_rungen.exceptions import (
     RunGenResultError,
 )
 from airflow_provider_rungen.execution.archive import job_archiver, output_store, stored_jobs
-from airflow_provider_rungen.execution.archive.manifests import Manifest, manifest_text, parse_manifest
 from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, manifest_text, parse_manifest
 from airflow_provider_rungen.execution.task.outcomes import is_useless
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
@@ -561,14 +561,15 @@ POISONS: list[dict[str, Any]] = [
 ]
 
 
-def parsed(*entries: dict[str, Any]) -> Manifest:
+def parsed(*entries: dict[str, Any]) -> StoredJob:
     manifest = {"app_id": APP, "job_id": "job", "complete": True, "outputs": entries}
     return parse_manifest(json.dumps(manifest).encode(), APP, "job")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"app_id": 1}', b"[" * 100_000])
 def test_a_manifest_that_is_none_has_no_entries(content: bytes) -> None:
-    assert parse_manifest(content, APP, "job") == Manifest({}, is_complete=False, invalid_count=1)
+    stored = parse_manifest(content, APP, "job")
+    assert (stored.outputs, stored.is_complete, stored.invalid_count) == ([], False, 1)
 
 
 def test_a_result_that_no_parser_could_read_is_no_part_of_a_manifest() -> None:
@@ -582,7 +583,7 @@ def test_a_result_that_no_parser_could_read_is_no_part_of_a_manifest() -> None:
 
 def test_only_known_fields_of_an_entry_are_read() -> None:
     entry = {**ENTRY, "__classname__": "airflow.sdk.Connection", "more": "x"}
-    assert list(parsed(entry).entries.values()) == [ENTRY]
+    assert parsed(entry).outputs == [ENTRY]
 
 
 @pytest.mark.parametrize("name", ["image/png", "x" * 999, "\0" * 999, "\U0001f600\ue000" * 99])
@@ -593,8 +594,8 @@ def test_the_type_that_a_host_names_is_valid_once_it_is_cleaned(name: str) -> No
 
 @pytest.mark.parametrize("poison", POISONS, ids=lambda poison: str(poison)[:40])
 def test_an_invalid_entry_is_counted_and_left_out(poison: Any) -> None:
-    manifest = parsed({**ENTRY, **poison}, {**ENTRY, "at": "else"})
-    assert ([at for _, at in manifest.entries], manifest.invalid_count) == (["else"], 1)
+    stored = parsed({**ENTRY, **poison}, {**ENTRY, "at": "else"})
+    assert ([output["at"] for output in stored.outputs], stored.invalid_count) == (["else"], 1)
 
 
 @pytest.mark.parametrize(

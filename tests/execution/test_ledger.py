@@ -19,9 +19,8 @@ from object_store import ObjectStore, attach
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.redaction import without_secret_parameters
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.manifests import manifest_text
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, manifest_text
 from airflow_provider_rungen.execution.ledger.entries import (
     MAX_ENTRY_BYTES,
     Entry,
@@ -299,7 +298,13 @@ class Scene:
         storage = Storage(to or self.photos).prepare()
         name, created_at = "0-fox.png", "2026-01-31T12:30:00+00:00"
         uri = storage.uri_of(job_id, name)
-        output = {"uri": uri, "size": size, "sha256": "0" * 64, "content_type": "image/png"}
+        output = {
+            "uri": uri,
+            "at": "result.image",
+            "size": size,
+            "sha256": "0" * 64,
+            "content_type": "image/png",
+        }
         manifest = {
             "job_id": job_id,
             "app_id": "flux",
@@ -309,7 +314,7 @@ class Scene:
             "execution_time": "2.5",
             "input": INPUT,
             "result": {"image": uri},
-            "outputs": [{**output, "at": "result.image"}],
+            "outputs": [output],
         }
         text = manifest_text({**manifest, **fields})
         storage.write_all({(job_id, name): b"png", (job_id, "manifest.json"): text})

@@ -25,9 +25,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from object_store import ObjectStore, attach
 
 from airflow_provider_rungen.exceptions import RunGenJobFailedError, RunGenOutputError, RunGenResultError
-from airflow_provider_rungen.execution.archive.manifests import manifest_text
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, manifest_text
 from airflow_provider_rungen.execution.ledger import files
 from airflow_provider_rungen.execution.ledger.entries import Entry, entry_text, file_of
 from airflow_provider_rungen.execution.ledger.store import LedgerStore

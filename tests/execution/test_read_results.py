@@ -6,7 +6,6 @@ import json
 import sys
 import tracemalloc
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,59 +16,33 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from conftest import run_task
 from object_store import attach
 from pyarrow import parquet
+from result_samples import BARE, COLUMNS, CREATED, FORMATS, FULL, RESULT, WRITTEN
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.table.results import ResultRow, Status
+from airflow_provider_rungen.execution.table.result_rows import ResultRow, Status
 from airflow_provider_rungen.execution.table.results_table import ResultsTable
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunTableOperator
 from airflow_provider_rungen.results import read_results
-from airflow_provider_rungen.schemas.columns import FIXED_COLUMNS
+from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS
 
-FORMATS = pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
-COLUMNS = {"sku": "text", "n": "integer", "price": "number", "on": "boolean"}
-CREATED = datetime(2025, 1, 11, 16, 45, 34, tzinfo=UTC)
 ROWS = [
-    ResultRow(
-        index=0,
-        status=Status.COMPLETED,
-        values={"sku": 'a,\n"é"', "n": 7, "price": 1.5, "on": True},
-        job_id="job",
-        reused=True,
-        outputs=["s3://shop/job/0.png", "s3://shop/job/1.png"],
-        sha256="0" * 64,
-        result=json.dumps({"text": "naïve", "n": [1, None]}),
-        execution_seconds=2.0,
-        cost=Decimal("0.00000050"),
-        created_at=CREATED.isoformat(),
-    ),
-    ResultRow(index=1, status=Status.REFUSED, values={"sku": "b"}, error="it has no prompt"),
+    FULL,
+    BARE,
     ResultRow(index=2, status=Status.FAILED, values={"sku": "c"}, job_id="lost", error="no memory"),
     ResultRow(index=3, status=Status.COMPLETED, values={"sku": "d"}, job_id="text", result='"a text"'),
 ]
 NOTHING = dict.fromkeys(FIXED_COLUMNS) | {"reused": False, "outputs": []}
 #: Their own columns as a program gets them.
 READ = [
-    {
-        "index": 0,
-        "status": "completed",
-        "error": None,
-        "job_id": "job",
-        "reused": True,
-        "outputs": ["s3://shop/job/0.png", "s3://shop/job/1.png"],
-        "output": "s3://shop/job/0.png",
-        "sha256": "0" * 64,
-        "result": {"text": "naïve", "n": [1, None]},
-        "execution_seconds": 2.0,
-        "cost": Decimal("0.0000005"),
-        "created_at": CREATED,
-    },
+    {name: WRITTEN.get(name) for name in FIXED_COLUMNS}
+    | {"result": RESULT, "cost": FULL.cost, "created_at": CREATED},
     {**NOTHING, "index": 1, "status": "refused", "error": "it has no prompt"},
     {**NOTHING, "index": 2, "status": "failed", "error": "no memory", "job_id": "lost"},
     {**NOTHING, "index": 3, "status": "completed", "job_id": "text", "result": "a text"},
 ]
 OF_SOURCE = [
-    {"sku": 'a,\n"é"', "n": 7, "price": 1.5, "on": True},
+    FULL.values,
     *({"sku": sku, "n": None, "price": None, "on": None} for sku in "bcd"),
 ]
 

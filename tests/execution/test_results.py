@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import Any
 
 import pytest
 from object_store import ObjectStore, attach
+from result_samples import BARE, COLUMNS, CREATED, FORMATS, FULL, RESULT, WRITTEN
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.table.reader import open_rows
-from airflow_provider_rungen.execution.table.results import JobRows, ResultRow, Status
+from airflow_provider_rungen.execution.table.result_rows import JobRows, ResultRow, Status
 from airflow_provider_rungen.execution.table.results_table import ResultsTable
 
 SIGNED = "https://storage.example/in.png?X-Amz-Signature=s3cret"
@@ -29,24 +29,6 @@ FIXED = [
     *("index", "status", "error", "job_id", "reused", "outputs", "output", "sha256"),
     *("result", "execution_seconds", "cost", "created_at"),
 ]
-FORMATS = pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
-COLUMNS = {"sku": "text", "n": "integer", "price": "number", "on": "boolean"}
-CREATED = datetime(2025, 1, 11, 16, 45, 34, tzinfo=UTC)
-RESULT = {"images": [{"image": "s3://shop/job/0-0.png"}], "text": "naïve"}
-FULL = ResultRow(
-    index=0,
-    status=Status.COMPLETED,
-    values={"sku": 'a,\n"é"', "n": 7, "price": 1.5, "on": True},
-    job_id="job",
-    reused=True,
-    outputs=["s3://shop/job/0-0.png", "s3://shop/job/1-1.png"],
-    sha256="0" * 64,
-    result=json.dumps(RESULT, ensure_ascii=False),
-    execution_seconds=2.0,
-    cost=Decimal("0.00000050"),
-    created_at="2025-01-11T16:45:34+00:00",
-)
-BARE = ResultRow(index=1, status=Status.REFUSED, values={"sku": "b"}, error="it has no prompt")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -68,21 +50,6 @@ def written(folder: Path, suffix: str, *rows: ResultRow, columns: Any = COLUMNS)
     return read(path)
 
 
-# what formats write of FULL and BARE, apart from the result of the former
-WRITTEN = {
-    **FULL.values,
-    "index": 0,
-    "status": "completed",
-    "error": None,
-    "job_id": "job",
-    "reused": True,
-    "outputs": list(FULL.outputs),
-    "output": "s3://shop/job/0-0.png",
-    "sha256": "0" * 64,
-    "execution_seconds": 2.0,
-    "cost": "0.00000050",
-    "created_at": "2025-01-11T16:45:34+00:00",
-}
 WRITTEN_BARE = dict.fromkeys([*COLUMNS, *FIXED]) | {
     "sku": "b",
     "index": 1,
@@ -176,6 +143,12 @@ def test_times_are_in_utc(tmp_path: Path, created_at: str) -> None:
     rows.close()
     [found] = written(tmp_path, "parquet", row)
     assert found["created_at"] == (None if created_at == "yesterday" else CREATED)
+
+
+def test_a_time_that_is_none_in_utc_is_null(tmp_path: Path) -> None:
+    row = ResultRow(index=0, status=Status.COMPLETED, typed={"at": "9999-12-31T23:59:59-05:00"})
+    ResultsTable(tmp_path / "results.parquet", {"index": "integer", "at": "time"}).write([row])
+    assert read(tmp_path / "results.parquet") == [{"index": 0, "at": None}]
 
 
 def test_a_value_of_another_type_is_converted_or_null(

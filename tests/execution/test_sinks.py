@@ -26,7 +26,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
 from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
-from airflow_provider_rungen.execution.task.options import RunOptions
+from airflow_provider_rungen.execution.task.options import JobOptions
 from airflow_provider_rungen.execution.task.outcomes import is_useless
 from airflow_provider_rungen.execution.task.report import Usage
 from airflow_provider_rungen.execution.task.run import TaskRun
@@ -36,7 +36,7 @@ from airflow_provider_rungen.runs.plan import PlannedRow
 pytestmark = pytest.mark.usefixtures("rungen_emulator")
 
 
-class Attempt(TaskRun["RunOptions"]):
+class Attempt(TaskRun["JobOptions"]):
     """An attempt that runs nothing."""
 
     is_single = False
@@ -83,7 +83,7 @@ class Task:
         task = RunGenRunTableOperator(
             task_id="task", table=[], key="sku", **self.options, output_type={"type": ["object", "array"]}
         )
-        self.attempt = attempt = Attempt(task, self._context, RunOptions.of(task))
+        self.attempt = attempt = Attempt(task, self._context, JobOptions.of(task))
         attempt.note_app(APP)
         attempt.used = Usage().to_json
         return attempt

@@ -169,7 +169,7 @@ KILL_POINTS = {
     "all is stored": (True, "execution.ledger.store.LedgerStore.add_done", 0),
     "the ledger is written": (True, "execution.ledger.store.LedgerStore.add_done", 1),
     "the table is to be written": (True, "execution.table.results_table.ResultsTable.write", 0),
-    "a row is written": (True, "execution.table.results.JobRows.row", 3),
+    "a row is written": (True, "execution.table.result_rows.JobRows.row", 3),
     "the task ends": (True, "execution.table.results_table.ResultsTable.write", 1),
 }
 KILL_POINTS_OF_DEFERRALS = {

@@ -108,17 +108,6 @@ def test_columns_of_texts(run: Run, tmp_path: Path, suffix: str) -> None:
     assert {bad[name] for name in shown} == {None if suffix == ".jsonl" else ""}
 
 
-def test_text_is_json_only_if_that_is_asked_for(run: Run, tmp_path: Path) -> None:
-    options: dict[str, Any] = {
-        "destination": None,
-        "ledger": None,
-        "results": f"{tmp_path}/photos/results.jsonl",
-    }
-    task = run(products(1), to_input=tag, **options)
-    assert task.attempt().error is None
-    assert json.loads(task.column("result")[0]) == ANSWERS["sku-0"]
-
-
 @MODES
 @pytest.mark.parametrize("has_ledger", [False, True])
 def test_a_retry_runs_invalid_rows_again_and_the_next_night_buys_nothing(
@@ -464,17 +453,6 @@ def test_keys_that_are_no_integers_of_64_bits_are_texts(run: Run, tmp_path: Path
     task = run(f"{folder}/", columns=["n"], to_input=lambda row: {"prompt": "x"}, results=path.as_uri())
     assert task.attempt().error is None
     assert [(row["sku"], row["n"]) for row in read(path)] == [(str(2**64 - 1), 1.0), ("A-1", 1.5)]
-
-
-def test_a_time_that_is_none_in_utc_is_null(run: Run, tmp_path: Path) -> None:
-    kind = {"properties": {"at": {"type": "string", "format": "date-time"}}}
-    path = tmp_path / "results.parquet"
-    answer = {"emulator": {"result": {"at": "9999-12-31T23:59:59-05:00"}}}
-    task = run(
-        products(1), to_input=lambda row: {"prompt": "x"} | answer, output_type=kind, results=path.as_uri()
-    )
-    assert task.attempt().error is None
-    assert read(path)[0]["at"] is None
 
 
 def test_a_table_of_failed_rows_that_cannot_be_written_hides_no_summary(run: Run, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from reader import Reader
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.sinks.contact_sheet import JOBS_A_PAGE, SheetWriter, describe_job
-from airflow_provider_rungen.execution.table.results import ResultRow, Status
+from airflow_provider_rungen.execution.table.result_rows import ResultRow, Status
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     Ledger,

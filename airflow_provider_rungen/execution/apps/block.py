@@ -21,7 +21,7 @@ from airflow_provider_rungen.runs import records
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
-    from airflow_provider_rungen.execution.table.results import ResultRow
+    from airflow_provider_rungen.execution.table.result_rows import ResultRow
 
 log = logging.getLogger(__name__)
 

@@ -25,14 +25,13 @@ from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import format_duration, format_ids
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.manifests import (
+from airflow_provider_rungen.execution.archive.stored_jobs import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
-    Manifest,
+    StoredJob,
     manifest_text,
     parse_manifest,
 )
-from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, stored_job
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.output_store import OutputStore
@@ -68,10 +67,10 @@ class JobArchiver:
             raise self._error(RunGenOutputError(message, hint=hint, retryable=False))
         # by URL, the one that replaces it; None until the service was asked for new ones
         self._renewed_urls: dict[str, str] | None = None
-        # the manifest entries of the stored files, by name; None until the manifest was read
-        self._entries: dict[str, dict[str, Any]] | None = None
-        # what is in storage
-        self._manifest = Manifest({}, is_complete=False, invalid_count=0)
+        # what is in storage; None until it was read
+        self._stored: StoredJob | None = None
+        # the manifest entries of the stored files, by name
+        self._entries: dict[str, Mapping[str, Any]] = {}
 
     async def run(self) -> StoredJob:
         """
@@ -103,51 +102,46 @@ class JobArchiver:
 
     async def _store_missing(self) -> StoredJob:
         try:
-            if self._entries is None:
-                self._entries = await in_daemon_thread(self._load)
+            if self._stored is None:
+                self._stored = await in_daemon_thread(self._load)
                 self._store.figures.add(self._entries.values(), are_new=False)
-            failed = await self._download_missing(self._entries)
-            saved, entries = (
-                self._manifest,
-                {(each["uri"], each["at"]): each for each in self._entries.values()},
-            )
-            if (saved.entries, saved.is_complete, saved.invalid_count) != (entries, not failed, 0):
-                self._manifest = await in_daemon_thread(self._save, self._entries, is_complete=not failed)
+            failed = await self._download_missing()
+            outputs = [self._entries[each.name] for each in self._outputs if each.name in self._entries]
+            stored = self._stored
+            if (stored.outputs, stored.is_complete, stored.invalid_count) != (outputs, not failed, 0):
+                self._stored = await in_daemon_thread(self._save, outputs, is_complete=not failed)
         except RunGenOutputError as error:
             raise self._error(error) from error
         if failed:
             # what no retry can help, or what asks for the longest wait
             cause, output = min(failed, key=_retry_order)
             raise self._error(cause, f"{output.at}: ") from cause
-        return stored_job(self._storage, self._job.id, self._manifest)
+        return self._stored
 
     # --- the manifest ---
 
-    def _load(self) -> dict[str, dict[str, Any]]:
-        """Return the manifest entries of the files that an earlier attempt has stored."""
+    def _load(self) -> StoredJob:
+        """Return what an earlier attempt has stored, and note the entries of its files."""
         storage, job = self._storage, self._job
         storage.remove_leftovers(job.id)
         content = storage.read_all([(job.id, MANIFEST)], MAX_MANIFEST_BYTES).get((job.id, MANIFEST))
+        uri = storage.uri_of(job.id, MANIFEST)
         if content is None:
-            return {}
-        manifest, sizes = parse_manifest(content, job.app_id, job.id), storage.list_folder(job.id)
-        entries = {}
+            return StoredJob(job.app_id, job.id, uri, [], is_complete=False)
+        stored, sizes = parse_manifest(content, job.app_id, job.id, uri), storage.list_folder(job.id)
+        entries = {(entry["uri"], entry["at"]): entry for entry in stored.outputs}
         for output in self._outputs:
-            entry = manifest.entries.get((storage.uri_of(job.id, output.name), output.at))
+            entry = entries.get((storage.uri_of(job.id, output.name), output.at))
             # files appear as a whole, so there is no need to read them for their digest
             if entry and sizes.get(output.name) == entry["size"]:
-                entries[output.name] = entry
-        self._manifest = manifest
-        if manifest.invalid_count:
-            uri = redact(storage.uri_of(job.id, MANIFEST))
-            log.warning(
-                "Ignored %d invalid manifest entries (job %s, %s)", manifest.invalid_count, job.id, uri
-            )
-        return entries
+                self._entries[output.name] = entry
+        if invalid := stored.invalid_count:
+            log.warning("Ignored %d invalid manifest entries (job %s, %s)", invalid, job.id, redact(uri))
+        return stored
 
-    def _save(self, entries: Mapping[str, dict[str, Any]], *, is_complete: bool) -> Manifest:
+    def _save(self, outputs: list[Mapping[str, Any]], *, is_complete: bool) -> StoredJob:
         """Write the manifest, with URIs of files in place of their URLs, and return it as it is read."""
-        job, stored = self._job, [each for each in self._outputs if each.name in entries]
+        job, uris = self._job, {each["at"]: each["uri"] for each in outputs}
         fields = {
             "job_id": job.id,
             "app_id": job.app_id,
@@ -157,8 +151,10 @@ class JobArchiver:
             "execution_time": job.execution_time,
             "landed_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "input": redact_value(job.input),
-            "result": redact_value(job.result, {each.url: entries[each.name]["uri"] for each in stored}),
-            "outputs": [entries[each.name] for each in stored],
+            "result": redact_value(
+                job.result, {each.url: uris[each.at] for each in self._outputs if each.at in uris}
+            ),
+            "outputs": outputs,
         }
         content = manifest_text(fields)
         if len(content) > MAX_MANIFEST_BYTES:
@@ -168,24 +164,24 @@ class JobArchiver:
                 retryable=False,
             )
         self._storage.write(job.id, MANIFEST, content)
-        return parse_manifest(content, job.app_id, job.id)
+        return parse_manifest(content, job.app_id, job.id, self._storage.uri_of(job.id, MANIFEST))
 
     # --- the files ---
 
-    async def _download_missing(self, entries: dict[str, dict[str, Any]]) -> list[tuple[RunGenError, Output]]:
+    async def _download_missing(self) -> list[tuple[RunGenError, Output]]:
         """Store the files that have no entry, and add their entries. Return what failed."""
         failed: list[tuple[RunGenError, Output]] = []
 
         async def store(output: Output) -> None:
             try:
                 async with self._store.slots:
-                    entries[output.name] = await self._store_output(output)
+                    self._entries[output.name] = entry = await self._store_output(output)
             except RunGenError as error:
                 failed.append((error, output))
             else:
-                self._store.figures.add([entries[output.name]])
+                self._store.figures.add([entry])
 
-        missing = [output for output in self._outputs if output.name not in entries]
+        missing = [output for output in self._outputs if output.name not in self._entries]
         await gather_limited(store, missing, self._store.max_concurrency)
         return failed
 

@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_rungen.client import polling
@@ -20,11 +21,11 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, pace
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
+from airflow_provider_rungen.client.texts import format_bytes, format_count, format_duration, format_ids
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.archive.stored_jobs import Figures, StoredJob, read_stored_jobs
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
 from airflow_provider_rungen.schemas import OutputType
 
 if TYPE_CHECKING:
@@ -40,6 +41,34 @@ OUTAGE_FAILURES = 16
 _KILL_CHECK_SECONDS = 0.1
 
 
+@dataclass
+class Figures:
+    """
+    How much was stored, for the log.
+
+    :param jobs: how many jobs.
+    :param files: how many files, those included that an earlier attempt had stored.
+    :param existing: how many files an earlier attempt had stored.
+    :param total_bytes: the size of all files.
+    """
+
+    jobs: int = 0
+    files: int = 0
+    existing: int = 0
+    total_bytes: int = 0
+
+    def add(self, entries: Iterable[Mapping[str, Any]], *, are_new: bool = True) -> None:
+        """Count files, given their manifest entries."""
+        for entry in entries:
+            self.files += 1
+            self.existing += not are_new
+            self.total_bytes += entry["size"]
+
+    def __str__(self) -> str:
+        files = f"{format_count(self.files, 'file')} ({format_bytes(self.total_bytes)})"
+        return f"{files}, {self.existing} there before," if self.existing else files
+
+
 class OutputStore:
     """
     Where an attempt stores the outputs of jobs.
@@ -47,6 +76,8 @@ class OutputStore:
     :param run: the attempt.
     :param options: the operator's parameters.
     :param output: what every result has to be.
+    :param on_stored: takes each job that was stored, its result as it is used, and what the check returned.
+    :param check: returns why a stored job is rejected. It is called in a thread, for one job at a time.
     :raises RunGenInputError: there can be no such place.
     """
 
@@ -55,14 +86,21 @@ class OutputStore:
     #: One for each download in progress.
     slots: asyncio.Semaphore
 
-    def __init__(self, run: TaskRun[Any], options: CollectOptions, output: OutputType | None) -> None:
+    def __init__(
+        self,
+        run: TaskRun[Any],
+        options: CollectOptions,
+        output: OutputType | None,
+        on_stored: Callable[[StoredJob, RunGenError | None], object],
+        check: Check | None,
+    ) -> None:
         self.hook = run.hook
         self.storage = Storage(options.destination)
         self.max_concurrency = options.max_concurrency
         self.figures = Figures()
         self._guard = run.guard
         self._options = options
-        self._output = output
+        self._output, self._on_stored, self._check = output, on_stored, check
         self._is_prepared = False
         self._errors: dict[str, RunGenError] = {}
         self._failures_in_a_row = 0
@@ -83,13 +121,13 @@ class OutputStore:
         """
         Find the jobs that are stored as a whole, without asking the service.
 
-        :param on_found: takes each, as it is found.
+        :param on_found: takes each, as it is found, with its result as it is used.
         :raises RunGenOutputError: the destination cannot be read now.
         """
 
         def note(stored: StoredJob) -> None:
-            if self.read(stored) is not None:
-                on_found(stored)
+            if (fitting := self.read(stored)) is not None:
+                on_found(fitting)
 
         found = read_stored_jobs(self.storage, dict.fromkeys(job_ids, app_id), note, are_remembered=False)
         if len(found) < len(job_ids):
@@ -118,22 +156,13 @@ class OutputStore:
 
     # --- storing ---
 
-    def store(
-        self,
-        app_id: str,
-        job_ids: Sequence[str],
-        on_stored: Callable[[StoredJob, RunGenError | None], object],
-        check: Check | None = None,
-    ) -> dict[str, RunGenError]:
+    def store(self, app_id: str, job_ids: Sequence[str]) -> dict[str, RunGenError]:
         """
         Store the outputs of jobs. Return, by job id, the errors of those that could not be stored.
 
-        :param on_stored: takes each job that is stored, and what the check returned.
-        :param check: returns why a stored job is rejected. It is called in a thread, for one job at a time.
         :raises RunGenError: an error that concerns all jobs and is not retryable, or one of the check.
         """
         self._errors, self._failures_in_a_row = {}, 0
-        self._on_stored, self._check = on_stored, check
         begun_at = time.monotonic()
         # a kill is let through between two steps, so that it leaves no half file
         with self._guard.defer_signals():
@@ -153,9 +182,7 @@ class OutputStore:
             self.hook.settings, max_bytes=self._options.max_output_bytes, at_once=self.max_concurrency
         )
 
-        async def store_one(job_id: str) -> None:
-            await self._store_one(app_id, job_id)
-
+        store_one = partial(self._store_one, app_id)
         work = asyncio.ensure_future(gather_limited(store_one, job_ids, self.max_concurrency))
         try:
             await self._watch(work, len(job_ids))
@@ -196,10 +223,9 @@ class OutputStore:
                 self._output.read(job)
             stored = await JobArchiver(self, job).run()
         except RunGenError as error:
-            is_of_job = isinstance(error, RunGenJobError)
-            if isinstance(error, RunGenJobError):
+            if is_of_job := isinstance(error, RunGenJobError):
                 error.execution_time = execution_time
-            if not error.retryable and not is_of_job and not concerns_one_job(error):
+            elif not error.retryable and not concerns_one_job(error):
                 raise
             self._errors[job_id] = error
             # how a job ended, and a permanent error, are no sign of an outage
@@ -208,7 +234,7 @@ class OutputStore:
         else:
             self._failures_in_a_row = 0
             self.figures.jobs += 1
-            rejection = None
+            stored, rejection = self.read(stored) or stored, None
             if self._check is not None:
                 async with self._checking:
                     rejection = await in_daemon_thread(self._check, stored)

@@ -15,7 +15,7 @@ from airflow_provider_rungen.client.codec import encode, encode_input
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.redaction import without_secret_parameters
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.archive.manifests import MANIFEST
+from airflow_provider_rungen.execution.archive.stored_jobs import MANIFEST
 from airflow_provider_rungen.runs import records
 
 VERSION = 1

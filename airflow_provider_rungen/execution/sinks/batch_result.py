@@ -99,28 +99,12 @@ class BatchResult:
 
         :param by_job: why jobs have none.
         """
-        found = {}
-        for index, job_id in enumerate(self.ids):
-            if index in self.refused:
-                found[index] = self.refused[index]
-            elif job_id is None:
-                found[index] = RunGenJobTimeoutError(NOT_SUBMITTED)
-            elif job_id in by_job:
-                found[index] = by_job[job_id]
-        return found
-
-
-def check_single(app_id: str, errors: Mapping[int, RunGenError]) -> None:
-    """
-    Raise the error of the only job.
-
-    :raises RunGenError: it was refused, did not complete, or there was no time to submit it.
-    """
-    for error in errors.values():
-        if type(error) is RunGenJobTimeoutError and not error.job_id:
-            message = f"The time was up before the job: {error.message} {format_ids(app_id)}"
-            raise RunGenJobTimeoutError(message, app_id=app_id)
-        raise error
+        unsent = RunGenJobTimeoutError(NOT_SUBMITTED)
+        found = (
+            self.refused.get(index) or (unsent if job_id is None else by_job.get(job_id))
+            for index, job_id in enumerate(self.ids)
+        )
+        return {index: error for index, error in enumerate(found) if error is not None}
 
 
 def check_inputs(
@@ -128,25 +112,26 @@ def check_inputs(
     result: BatchResult,
     errors: Mapping[int, RunGenError],
     *,
-    max_failed: float | str,
     count: int,
     what: str = "inputs",
     reasons: Sequence[str] = (),
     where: str = "",
 ) -> None:
     """
-    Raise if too many inputs of a batch failed, and warn if some did.
+    Raise if too many inputs of a batch failed, and warn if some did. Raise the error of a single one.
 
     :param errors: why they have no result, by index.
-    :param max_failed: how many may fail: see `max_failures`.
     :param count: how many there are.
     :param what: what they are, in the plural.
     :param reasons: the first reasons. By default, they name the inputs by their indexes.
     :param where: where more of the reasons are.
-    :raises RunGenJobFailedError: more failed, or the batch was stopped.
+    :raises RunGenError: more failed than may, or the batch was stopped.
     """
+    if run.is_single and errors:
+        raise _single_error(run.known_app_id, errors[0])
     if isinstance(run.report.unsent_error, RunGenLimitError):
         raise run.report.unsent_error
+    max_failed = run.options.max_failed
     if result.stopped is not None:
         error = _stop_error(run, result.stopped, errors, count, where)
         if max_failed != "any":
@@ -159,18 +144,18 @@ def check_inputs(
     # a retry runs a job that failed again, and is refused what was refused
     ended = {job.id for job in result.jobs}
     retryable = any(error.retryable or result.ids[index] in ended for index, error in errors.items())
-    # what keeps a result from being returned says how it can be, and what gives an input up, how it is not
-    telling = [
-        error
-        for index, error in sorted(errors.items())
-        if result.ids[index] or isinstance(error, RunGenGivenUpError)
-    ]
-    hints = [error.hint for error in telling if error.hint]
-    hint = hints[0] if hints else run.clear_hint()
     if retryable:
         only_outputs = all(isinstance(each, RunGenOutputError) and each.retryable for each in errors.values())
         some = "no job again, and downloads the outputs" if only_outputs else "only these again"
         hint = run.retry_hint(some, f"all {what} again")
+    else:
+        # what keeps a result from being returned says how it can be; what gives an input up, how it is not
+        hints = (
+            error.hint
+            for index, error in sorted(errors.items())
+            if result.ids[index] or isinstance(error, RunGenGivenUpError)
+        )
+        hint = next(filter(None, hints), "") or run.clear_hint()
     raise RunGenJobFailedError(
         f"{len(errors)} of {count} {what} failed, {allowed} may (max_failed): {why}",
         app_id=run.known_app_id,
@@ -194,10 +179,10 @@ def check_collected(
     allowed = max_failures(max_failed, len(result.ids))
     is_running = any(type(error) is RunGenJobError for error in errors.values())
     if len(errors) > allowed or is_running:
-        is_hopeless = sum(map(is_permanent, errors.values())) > allowed
+        are_permanent = sum(map(is_permanent, errors.values())) > allowed
         # a job may be there several times
         of_jobs = dict.fromkeys(error for index, error in errors.items() if result.ids[index] is not None)
-        named = [error for error in of_jobs if is_hopeless or not is_permanent(error)]
+        named = [error for error in of_jobs if are_permanent or not is_permanent(error)]
         limit = f" ({allowed} of {len(result.ids)} may fail)" if max_failed else ""
         raise combined_error(named, len(named), f"were not collected{limit}")
     _warn_of_failures(len(errors), len(result.ids), "jobs", _reasons(errors))
@@ -225,6 +210,13 @@ def push_failed(
         for index in sorted(errors)[:MAX_FAILED]
     ]
     ti.xcom_push(key="failed", value=failed)
+
+
+def _single_error(app_id: str, error: RunGenError) -> RunGenError:
+    if type(error) is RunGenJobTimeoutError and not error.job_id:
+        message = f"The time was up before the job: {error.message} {format_ids(app_id)}"
+        return RunGenJobTimeoutError(message, app_id=app_id)
+    return error
 
 
 def _stop_error(
@@ -288,14 +280,12 @@ class JobIds:
         run, job_ids = self._run, result.job_ids
         by_job = {job.id: error for job in result.jobs if (error := error_of(job)) is not None}
         errors = result.errors(by_job)
-        if run.is_single:
-            check_single(run.known_app_id, errors)
-        else:
+        if not run.is_single:
             push_failed(run.ti, result.ids, errors, run.locate(errors))
-            check_inputs(run, result, errors, max_failed=run.options.max_failed, count=len(result.ids))
-            if not errors:
-                state = "completed" if run.options.wait_for_completion else "were submitted"
-                log.info("All %d jobs %s %s", len(result.ids), state, format_ids(run.known_app_id))
+        check_inputs(run, result, errors, count=len(result.ids))
+        if not errors and not run.is_single:
+            state = "completed" if run.options.wait_for_completion else "were submitted"
+            log.info("All %d jobs %s %s", len(result.ids), state, format_ids(run.known_app_id))
         run.record_outcome(TaskOutcome(run.known_app_id, job_ids, len(errors)))
         return next(iter(job_ids), None) if run.is_single else result.ids
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from airflow_provider_rungen._airflow import AirflowException, ObjectStoragePath
 from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of
+from airflow_provider_rungen.client.texts import clean_text, format_ids
 from airflow_provider_rungen.exceptions import RejectRow, RunGenError, RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.output_store import OutputStore
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.sinks.result_check import ResultCheck
 from airflow_provider_rungen.execution.task.outcomes import JOB_IS_OVER, is_useless
 from airflow_provider_rungen.schemas import OutputType
 
@@ -20,9 +22,59 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.collect_run import CollectRun
     from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
-    from airflow_provider_rungen.execution.table.results import JobRows
+    from airflow_provider_rungen.execution.table.result_rows import JobRows
     from airflow_provider_rungen.execution.task.options import CollectOptions
     from airflow_provider_rungen.execution.task.report import Usage
+
+
+_MAX_REASON_CHARS = 200
+
+
+class ResultCheck:
+    """
+    The function ``check`` of a table.
+
+    :param function: takes a result and the files of a job, and raises `RejectRow` if they will not do.
+        Without it, everything will.
+    """
+
+    def __init__(self, function: Callable[[Any, list[ObjectStoragePath]], object] | None) -> None:
+        self._function = function
+        self._failure: RunGenError | None = None
+
+    def __call__(self, job: Job | StoredJob) -> RunGenError | None:
+        """
+        Return why a job is rejected. Once the function has failed, it is not called again.
+
+        :raises RunGenError: the function failed. A retry asks it again.
+        """
+        if self._function is None or self._failure is not None:
+            return self._failure
+        if isinstance(job, StoredJob):
+            job_id, files = job.job_id, [ObjectStoragePath(output["uri"]) for output in job.outputs]
+        else:
+            job_id, files = job.id, []
+        ids = format_ids(job.app_id, job_id)
+        try:
+            self._function(deepcopy(job.result), files)
+        except RejectRow as error:
+            return RejectRow(_text(error.message) or "rejected", app_id=job.app_id, job_id=job_id)
+        except AirflowException as error:  # the function decides how the task ends
+            error.add_note(f"check raised this for {ids}")
+            raise
+        except Exception as error:
+            self._failure = RunGenError(
+                f"check failed: {_text(f'{type(error).__name__}: {error}')} {ids}",
+                hint="Correct the function. A retry asks it again, and what is stored is not bought again",
+                app_id=job.app_id,
+                job_id=job_id,
+            )
+            raise self._failure from error
+        return None
+
+
+def _text(text: str) -> str:
+    return clean_text(text, _MAX_REASON_CHARS)
 
 
 class Collector:
@@ -60,11 +112,12 @@ class Collector:
         self._run = run
         self._options = options
         self._output = output
-        self._ask = ResultCheck(options.check)
-        self._store = OutputStore(run, options, output) if self.stores else None
+        self._find_rejection = ResultCheck(options.check)
+        check = None if options.check is None else self._find_rejection
+        self._store = OutputStore(run, options, output, self._add_stored, check) if self.stores else None
         self._rows = rows
         self._usage = usage
-        self._takers = [each for each in (values, rows) if each is not None]
+        self._receivers = [each for each in (values, rows) if each is not None]
         # the jobs whose results were taken
         self._taken: set[str] = set()
         # the jobs that were looked for in the destination
@@ -103,11 +156,6 @@ class Collector:
         if rest:
             self._take(app_id, rest)
 
-    def gather_known(self, app_id: str, job_ids: Iterable[str | None], jobs: Iterable[Job] = ()) -> None:
-        """Gather what is known without the service, when an error ends the task."""
-        self._add_unsuccessful(app_id, jobs)
-        self._search(app_id, self._unsettled(job_ids))
-
     def find_stored(self, app_id: str, job_ids: Sequence[str]) -> list[str]:
         """
         Find the jobs that are stored and complete. Return the others, which only the service knows.
@@ -121,38 +169,30 @@ class Collector:
         return [each for each in job_ids if each not in self._taken]
 
     def add_stored(self, stored: StoredJob) -> None:
-        """Take a job whose outputs are stored, and that no check rejects."""
-        stored = self._typed(stored)
-        for taker in self._takers:
-            taker.add_stored(stored)
-        self._note_taken(stored.job_id)
-        if self._usage is not None:
-            self._usage.note_end(stored.job_id, is_completed=True, seconds=stored.execution_seconds)
-        self.stored.append(replace(stored, input=None, result=None, outputs=()))
-
-    def _typed(self, stored: StoredJob) -> StoredJob:
-        return stored if self._store is None else self._store.read(stored) or stored
+        """Take a job that the ledger has, and that no check rejects."""
+        self._add_stored(stored if self._store is None else self._store.read(stored) or stored)
 
     def _add_found(self, stored: StoredJob) -> None:
         """Take a job that an earlier attempt has stored. What the log has as stored was checked before."""
         rejection = self.errors.get(stored.job_id)
         if not isinstance(rejection, RejectRow):
             log = None if self._options.check is None else cast("Runner", self._run).task_log
-            rejection = None if log is None or log.is_stored(stored.job_id) else self._verdict(stored)
-        self._add_checked(stored, rejection)
+            rejection = None if log is None or log.is_stored(stored.job_id) else self._find_rejection(stored)
+        self._add_stored(stored, rejection)
 
-    def _verdict(self, stored: StoredJob) -> RunGenError | None:
-        """Return why a stored job is rejected."""
-        stored, uris = self._typed(stored), [output["uri"] for output in stored.outputs]
-        return self._ask(stored.app_id, stored.job_id, stored.result, uris)
-
-    def _add_checked(self, stored: StoredJob, rejection: RunGenError | None) -> None:
-        if rejection is None:
-            self.add_stored(stored)
+    def _add_stored(self, stored: StoredJob, rejection: RunGenError | None = None) -> None:
+        """Take a stored job, whose result is as it is used."""
+        if rejection is not None:
+            self.errors[stored.job_id] = rejection
+            if self._rows is not None:
+                self._rows.add_stored(stored, rejection)
             return
-        self.errors[stored.job_id] = rejection
-        if self._rows is not None:
-            self._rows.add_stored(self._typed(stored), rejection)
+        for receiver in self._receivers:
+            receiver.add_stored(stored)
+        self._note_taken(stored.job_id)
+        if self._usage is not None:
+            self._usage.note_end(stored.job_id, is_completed=True, seconds=stored.execution_seconds)
+        self.stored.append(replace(stored, input=None, result=None, outputs=()))
 
     def _note_taken(self, job_id: str) -> None:
         self._taken.add(job_id)
@@ -205,15 +245,15 @@ class Collector:
         except RunGenError as error:
             rejection: RunGenError | None = error
         else:
-            rejection = self._ask(job.app_id, job.id, job.result)
+            rejection = self._find_rejection(job)
         if rejection is not None:
             if self._rows is not None:
-                self._rows.add_failed(job, rejection)
+                self._rows.add_job(job, rejection)
             self.errors[job.id] = rejection
             return
         self._note_taken(job.id)
-        for taker in self._takers:
-            if problem := taker.add_job(job):
+        for receiver in self._receivers:
+            if problem := receiver.add_job(job):
                 self.errors[job.id] = problem
 
     def _take(self, app_id: str, job_ids: list[str]) -> None:
@@ -226,10 +266,9 @@ class Collector:
 
         if self._store is None:
             self._run.wait.refetch(app_id, job_ids, note)
-        else:
-            check = None if self._options.check is None else self._verdict
-            errors = self._store.store(app_id, job_ids, self._add_checked, check)
-            self.errors |= errors
-            for job_id, error in errors.items():
-                if self._usage is not None and isinstance(error, JOB_IS_OVER):
-                    self._usage.note_end(job_id, is_completed=False, seconds=error.execution_time)
+            return
+        errors = self._store.store(app_id, job_ids)
+        self.errors |= errors
+        for job_id, error in errors.items():
+            if self._usage is not None and isinstance(error, JOB_IS_OVER):
+                self._usage.note_end(job_id, is_completed=False, seconds=error.execution_time)

@@ -22,7 +22,7 @@ from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.table.results import (
+from airflow_provider_rungen.execution.table.result_rows import (
     ResultCounts,
     ResultRow,
     Status,
@@ -84,13 +84,10 @@ class SheetWriter:
         """
         try:
             count = self._write(rows, ti, app_id)
+            log.info("Wrote the contact sheet of %d jobs to %s/%s", count, self._shown.rstrip("/"), INDEX)
         except (RunGenOutputError, OSError) as error:
             reason = error.message if isinstance(error, RunGenOutputError) else type(error).__name__
             log.warning("No contact sheet: %s. The outputs are stored in %s", reason, clean_text(self._shown))
-        else:
-            log.info(
-                "Wrote the contact sheet of %d jobs to %s/%s", count, self._shown.removesuffix("/"), INDEX
-            )
 
     def _write(self, rows: Callable[[], Iterable[ResultRow]], ti: Any, app_id: str) -> int:
         from airflow_provider_rungen.pages.render import render
@@ -111,27 +108,23 @@ class SheetWriter:
         token, page_count = secrets.token_hex(4), max(1, -(-counts.runnable // JOBS_A_PAGE))
         names = [INDEX, *(f"index-{token}-{number}.html" for number in range(2, page_count + 1))]
         jobs = (job for job in map(self._job, rows()) if job.status != Status.SKIPPED)
-        first = b""
-        for number, name in enumerate(names, 1):
+        index = b""
+        neighbors = zip(["", *names[:-1]], names, [*names[1:], ""], strict=True)
+        for number, (before, name, after) in enumerate(neighbors, 1):
             page = ContactSheet(
                 title=str(ti.task_id),
                 facts=facts,
                 progress=progress,
                 jobs=list(itertools.islice(jobs, JOBS_A_PAGE)),
-                failures=failures if number == 1 else (),
-                pager=Pager(
-                    page=number,
-                    pages=page_count,
-                    previous_href=names[number - 2] if number > 1 else "",
-                    next_href=names[number] if number < page_count else "",
-                ),
+                failures=() if before else failures,
+                pager=Pager(page=number, pages=page_count, previous_href=before, next_href=after),
             )
             content = render(page).encode()
-            if number == 1:
-                first = content
-            else:
+            if before:
                 self._put_page(name, content)
-        self._put_page(INDEX, first)
+            else:
+                index = content
+        self._put_page(INDEX, index)
         older = [name for name in self._storage.list_folder("") if _PAGE.fullmatch(name)]
         self._storage.remove(("", name) for name in set(older) - set(names))
         return counts.runnable
@@ -169,15 +162,9 @@ class SheetWriter:
             if not uri.startswith(self._prefix):  # the ledger found it in another folder
                 yield OutputFile(name=redact(uri), href="", size=size)
                 continue
-            name = uri.rpartition("/")[2]
-            yield OutputFile(
-                name=name,
-                href=quote(uri.removeprefix(self._prefix)),
-                kind=guess(name, content_type or ""),
-                size=size,
-                width=width,
-                height=height,
-            )
+            name, href = uri.rpartition("/")[2], quote(uri.removeprefix(self._prefix))
+            kind = guess(name, content_type or "")
+            yield OutputFile(name=name, href=href, kind=kind, size=size, width=width, height=height)
 
 
 def _format_value(value: Any) -> str:

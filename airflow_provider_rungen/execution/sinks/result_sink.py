@@ -22,27 +22,25 @@ from airflow_provider_rungen.execution.sinks.batch_result import (
     BatchResult,
     check_collected,
     check_inputs,
-    check_single,
     push_failed,
 )
 from airflow_provider_rungen.execution.sinks.collector import Collector
 from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, describe_job
 from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
 from airflow_provider_rungen.execution.table.files import path_of
-from airflow_provider_rungen.execution.table.result_files import json_text
-from airflow_provider_rungen.execution.table.results import (
+from airflow_provider_rungen.execution.table.result_rows import (
     JobRows,
     ResultCounts,
     ResultRow,
     Status,
 )
-from airflow_provider_rungen.execution.table.results_table import ResultsTable
+from airflow_provider_rungen.execution.table.results_table import ResultsTable, json_text
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.options import CollectOptions
 from airflow_provider_rungen.execution.task.outcomes import MAX_REASONS
 from airflow_provider_rungen.execution.task.report import TaskOutcome
 from airflow_provider_rungen.schemas import OutputType
-from airflow_provider_rungen.schemas.columns import FAILED_COLUMNS, FIXED_COLUMNS, check_columns
+from airflow_provider_rungen.schemas.output_type import FAILED_COLUMNS, FIXED_COLUMNS, check_columns
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.collect_run import CollectRun
@@ -81,15 +79,14 @@ class ResultSink(Collector):
         output = OutputType.of(options.output_type, options.result_format)
         typed = output.columns if output is not None else {}
         if table is not None and typed:
-            own = [*key, *getattr(run.task, "columns", ())] if labels is None else ["label"]
-            check_columns([*dict.fromkeys(own), *typed], "property of output_type")
-        describe = describe_job if has_sheet else None
-        rows = JobRows(describe, list(typed)) if has_sheet or table is not None else None
+            carried = [*key, *getattr(run.task, "columns", ())] if labels is None else ["label"]
+            check_columns([*dict.fromkeys(carried), *typed], "property of output_type")
+        has_rows = has_sheet or table is not None
+        rows = JobRows(describe_job if has_sheet else None, list(typed)) if has_rows else None
         self._label_of = (lambda _: options.job_label) if labels is None else labels.get
         self._values = XComValues(options.max_xcom_bytes, self._label_of, pushes_keys=pushes_keys)
         values = self._values if table is None else None
         super().__init__(run, options, output, values=values, rows=rows, usage=usage)
-        self._table_uri = table or ""
         self._table = None if table is None else ResultsTable(table, FIXED_COLUMNS | typed)
         self._failed_table = None
         if options.failed_table is not None:
@@ -132,54 +129,48 @@ class ResultSink(Collector):
             self._push_summary(counts)
             raise
         done = [job_id for job_id in result.job_ids if job_id not in self.errors]
-        outcome = TaskOutcome(app_id, done, len(errors))
+        about: dict[str, Any] = {"failed_count": len(errors)}
         if self.stores:
-            outcome = replace(outcome, destination=redact(str(self._options.destination)))
+            about["destination"] = redact(str(self._options.destination))
         if self._table is None:
             value = self._value(result)
             if self.stores:
-                files = [file for manifest in self._values.of(done) for file in manifest["outputs"]]
-                outcome = replace(outcome, files=files)
+                about["files"] = [file for manifest in self._values.of(done) for file in manifest["outputs"]]
             log.info("Collected the results of %s", format_jobs(done))
         else:
-            value = self._summary(counts)
-            outcome = replace(
-                outcome,
-                failed_count=counts.failed,
-                results=value["results"],
-                sources=plan.manifest.sources,
-                file_count=counts.file_count,
-            )
-        self._run.record_outcome(outcome)
+            value = self._summary(self._table, counts)
+            about |= {"failed_count": counts.failed, "file_count": counts.file_count}
+            about |= {"results": value["results"], "sources": plan.manifest.sources}
+        self._run.record_outcome(TaskOutcome(app_id, done, **about))
         return value
 
     def report(self, result: BatchResult, plan: Plan, error: BaseException) -> None:
         """Write what is known before an error ends the task. A failure is logged."""
-        what = "contact sheet" if self._table is None else "results table"
         if self._is_written or (self._table is None and not (self._sheet and result.ids)):
             return
         try:
             if not any(result.ids):
                 self.prepare()  # the folder may not be there yet
-            self.gather_known(self._run.known_app_id, result.ids, result.jobs)
+            # without the service
+            self._add_unsuccessful(self._run.known_app_id, result.jobs)
+            self._search(self._run.known_app_id, self._unsettled(result.ids))
             cause = error if isinstance(error, RunGenError) else error.__cause__
-            if isinstance(cause, RunGenError):
-                missing = cause.message
-            else:
-                missing = clean_text(f"{type(error).__name__}: {error}")
+            other = clean_text(f"{type(error).__name__}: {error}")
+            missing = cause.message if isinstance(cause, RunGenError) else other
             self._push_summary(self._write(result, plan, missing))
         except Exception as failure:
+            what = "contact sheet" if self._table is None else "results table"
             log.warning("Could not write the %s: %s", what, clean_text(str(failure)))
 
     # --- the value ---
 
-    def _summary(self, counts: ResultCounts) -> dict[str, Any]:
-        return counts.summary(self._table_uri, self._run.used())
+    def _summary(self, table: ResultsTable, counts: ResultCounts) -> dict[str, Any]:
+        return counts.summary(table.uri, self._run.used())
 
     def _push_summary(self, counts: ResultCounts) -> None:
         """Push what a task with a table returns, when it fails and so returns nothing."""
         if self._table is not None and self._run.task.do_xcom_push:
-            self._run.push_quietly("return_value", self._summary(counts), "the summary")
+            self._run.push_quietly("return_value", self._summary(self._table, counts), "the summary")
 
     def _value(self, result: BatchResult) -> Any:
         values = self._values.of(result.ids)
@@ -190,10 +181,13 @@ class ResultSink(Collector):
 
     def _check(self, result: BatchResult, errors: Mapping[int, RunGenError], counts: ResultCounts) -> None:
         """Raise if too many jobs failed."""
-        run, ti, max_failed = self._runner, self._run.ti, self._options.max_failed
+        run = self._runner
         if run is None:
-            check_collected(ti, result, errors, max_failed)
-        elif self._table is not None:
+            check_collected(self._run.ti, result, errors, self._options.max_failed)
+        elif self._table is None:
+            push_failed(run.ti, result.ids, errors, run.locate(errors))
+            check_inputs(run, result, errors, count=len(result.ids))
+        else:
             skipped = counts.by_status[Status.SKIPPED]
             log.info(
                 "%d rows: %d bought, %d reused, %d skipped, %d failed",
@@ -203,20 +197,14 @@ class ResultSink(Collector):
                 run,
                 result,
                 self._row_errors,
-                max_failed=max_failed,
                 count=counts.runnable,
                 what="rows",
                 reasons=[
                     f"{', '.join(map(str, row['key'])) if len(self._key) > 1 else row['key']}: {row['error']}"
                     for row in counts.first_failed[:MAX_REASONS]
                 ],
-                where=f"All reasons are in {redact(self._table_uri)}. ",
+                where=f"All reasons are in {redact(self._table.uri)}. ",
             )
-        else:
-            push_failed(ti, result.ids, errors, run.locate(errors))
-            if self._run.is_single:
-                check_single(self._run.known_app_id, errors)
-            check_inputs(run, result, errors, max_failed=max_failed, count=len(result.ids))
 
     # --- the table and the sheet ---
 
@@ -226,7 +214,7 @@ class ResultSink(Collector):
 
         :param missing: the error of jobs of which nothing is known.
         """
-        counts, manifest, rows = ResultCounts(self._key), plan.manifest, self._rows
+        counts, rows = ResultCounts(self._key), self._rows
         if rows is None:
             return counts
 
@@ -234,25 +222,25 @@ class ResultSink(Collector):
             return self._result_rows(rows, result, plan, missing)
 
         if self._table is not None:
-            columns = dict(zip(manifest.columns, manifest.types, strict=True))
+            columns = dict(zip(plan.manifest.columns, plan.manifest.types, strict=True))
             if self._runner is None:
                 columns["label"] = "text"
             self._table.write(counts.count(add_costs(result_rows(), self._run.find_price())), columns)
             self._run.ti.xcom_push(key="results", value=redact(self._table.uri))
-        if self._runner is not None and self._table is not None:
-            self._run.failed_rows = counts.first_failed
-            self._run.push_quietly("failed", counts.first_failed, "what failed")
-        if self._failed_table is not None:
-            failed = (
-                replace(row, typed={"input": json_text(redact_value(plan.input(row.index)))})
-                for row in result_rows()
-                if row.is_failed
-            )
-            try:
-                self._failed_table.write(failed, {name: columns[name] for name in self._key})
-            except RunGenError:
-                self._push_summary(counts)
-                raise
+            if self._runner is not None:
+                self._run.failed_rows = counts.first_failed
+                self._run.push_quietly("failed", counts.first_failed, "what failed")
+            if self._failed_table is not None:
+                failed = (
+                    replace(row, typed={"input": json_text(redact_value(plan.input(row.index)))})
+                    for row in result_rows()
+                    if row.is_failed
+                )
+                try:
+                    self._failed_table.write(failed, {name: columns[name] for name in self._key})
+                except RunGenError:
+                    self._push_summary(counts)
+                    raise
         self._is_written = True
         if self._sheet is not None:
             self._sheet.write(result_rows, self._run.ti, self._run.known_app_id)

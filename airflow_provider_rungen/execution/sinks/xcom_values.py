@@ -22,10 +22,7 @@ from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 MAX_DEPTH = 100
 # A dict with one of these keys may become any object. All versions of Airflow are covered.
 RESERVED_KEYS = frozenset(
-    {
-        *("__classname__", "__version__", "__data__", "__id__", "__cache__"),
-        *("__type", "__source", "__var"),
-    }
+    ["__classname__", "__version__", "__data__", "__id__", "__cache__", "__type", "__source", "__var"]
 )
 _MAX_PATH_CHARS = 200
 # A task sends integers of 64 bits to its supervisor.
@@ -102,16 +99,14 @@ def find_xcom_problem(result: Any) -> str:
     """Return what in a result XCom cannot hold, with its path, or an empty text."""
     path, problem = _find_problem(result, 0)
     path = f"result{path}"
-    if len(path) > _MAX_PATH_CHARS:
-        path = path[:_MAX_PATH_CHARS] + "…"
-    return f"{path} {problem}" if problem else ""
+    shown = path if len(path) <= _MAX_PATH_CHARS else f"{path[:_MAX_PATH_CHARS]}…"
+    return f"{shown} {problem}" if problem else ""
 
 
 def find_key_problem(result: Any) -> str:
     """Return which key of a result cannot be the key of an XCom (``multiple_outputs``), or an empty text."""
     for key in result if isinstance(result, Mapping) else ():
-        is_used = key in _USED_KEYS or key.startswith("rungen_")
-        if _XCOM_KEY.fullmatch(key) is None or is_used:
+        if _XCOM_KEY.fullmatch(key) is None or key in _USED_KEYS or key.startswith("rungen_"):
             return f"result has the key {clean_text(repr(key), 100)}, which cannot be the key of an XCom"
     return ""
 
@@ -122,13 +117,12 @@ def _find_problem(value: Any, depth: int) -> tuple[str, str]:
         return "", f"is nested deeper than {MAX_DEPTH} levels"
     if problem := _problem_of(value):
         return "", problem
-    items: Any = value.items() if isinstance(value, Mapping) else ()
-    if isinstance(value, list):
-        items = enumerate(value)
+    is_list = isinstance(value, list)
+    items: Any = enumerate(value) if is_list else value.items() if isinstance(value, Mapping) else ()
     for key, item in items:
         path, problem = _find_problem(item, depth + 1)
         if problem:
-            step = f"[{key}]" if isinstance(key, int) else f".{clean_text(key, 100)}"
+            step = f"[{key}]" if is_list else f".{clean_text(key, 100)}"
             return step + path, problem
     return "", ""
 

@@ -20,11 +20,11 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.sources.inputs import KeyOf, Source, first_equal
 from airflow_provider_rungen.execution.table.reader import Rows, open_rows
-from airflow_provider_rungen.execution.table.result_files import INT64
-from airflow_provider_rungen.execution.table.results import Status
+from airflow_provider_rungen.execution.table.result_rows import Status
+from airflow_provider_rungen.execution.table.results_table import INT64
 from airflow_provider_rungen.execution.task.outcomes import max_failures
 from airflow_provider_rungen.runs.plan import PlannedRow
-from airflow_provider_rungen.schemas.columns import check_columns
+from airflow_provider_rungen.schemas.output_type import check_columns
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.schemas import Schema
@@ -91,7 +91,8 @@ class TableRows(Source):
 
     def _read(self, rows: Rows, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
         filtered = ["status"] if self.where else []
-        columns = _Columns(self.key, self.columns, rows.column_types(), filtered)
+        names = tuple(dict.fromkeys([*self.key, *self.columns]))
+        columns = _Columns(names, rows.column_types(), filtered)
         self.uris = [redact(rows.uri)] if rows.uri else []
         keys, numbers = _Keys(self.key), dict[bytes, int]()
         for number, row in enumerate(islice(self._wanted(rows, columns), self.limit)):
@@ -115,11 +116,11 @@ class TableRows(Source):
         columns.check([*(self.key if rows.uri else columns.names), *filtered])
         self.types = columns.types
         keys.check()
-        self.without_job = {"skipped": self._counts[Status.SKIPPED], "refused": self._counts[Status.REFUSED]}
+        self.without_job = {str(status): self._counts[status] for status in (Status.SKIPPED, Status.REFUSED)}
         log.info(
             "Read %d rows of %s: %d to run or reuse, %d skipped, %d refused%s",
-            *(self._counts.total(), clean_text(rows.uri or "table")),
-            *(self._counts[status] for status in ("", Status.SKIPPED, Status.REFUSED)),
+            *(self._counts.total(), clean_text(rows.uri or "table"), self._counts[""]),
+            *self.without_job.values(),
             f", {self._left_out} left out (where)" if self.where else "",
         )
 
@@ -164,9 +165,10 @@ class TableRows(Source):
 
     def _refusal(self, job_input: Any) -> str:
         """Return why an input does not fit the schema. Other rows may be sent, so this is no error."""
+        if self.schema is None or job_input is None:
+            return ""
         try:
-            if self.schema is not None and job_input is not None:
-                self.schema.check_input(job_input)
+            self.schema.check_input(job_input)
         except RunGenInputError as error:
             reason = error.message.removesuffix("; nothing was sent")
             self._first_refusal = self._first_refusal or reason
@@ -176,21 +178,18 @@ class TableRows(Source):
 
 class _Columns:
     """
-    The columns that the results repeat: the key, and what is carried over.
+    The columns that the results repeat.
 
+    :param names: the key, and the others.
     :param types: the types of all columns, where the source has types.
     :param filtered: columns that only have to be there.
     :raises RunGenInputError: the source has no such column, or the results table has a fixed one of its name.
     """
 
     def __init__(
-        self,
-        key: Sequence[str],
-        others: Sequence[str],
-        types: Mapping[str, str] | None,
-        filtered: Sequence[str] = (),
+        self, names: Sequence[str], types: Mapping[str, str] | None, filtered: Sequence[str]
     ) -> None:
-        self.names = names = tuple(dict.fromkeys([*key, *others]))
+        self.names = names
         # the columns that no row had yet, and those of the last row
         self._absent = {*names, *filtered}
         self._last: Mapping[str, Any] | None = None
@@ -199,9 +198,7 @@ class _Columns:
             self.check([*names, *filtered])
         self._types = {name: (types or {}).get(name, "text") for name in names}
         # the kinds of values: a type may be unknown, that of one file of several, or too small for a value
-        self._kinds: dict[str, set[type]] = {
-            name: set() for name, kind in self._types.items() if kind != "text"
-        }
+        self._kinds: dict[str, set[type]] = {name: set() for name in names if self._types[name] != "text"}
         check_columns(names, "column of the source")
 
     @property
@@ -259,8 +256,8 @@ class _Keys:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self._digests: set[bytes] = set()
-        self._duplicates: list[str] = []
         self._nulls: list[str] = []
+        self._duplicates: list[str] = []
 
     def add(self, row: Mapping[str, Any], place: str) -> None:
         key = [row.get(name) for name in self._names]
@@ -280,15 +277,14 @@ class _Keys:
 
         :raises RunGenInputError: one is null, or occurs more than once.
         """
-        problems = {"are null or empty": self._nulls, "occur more than once": self._duplicates}
-        texts = [
-            f"{len(keys)} {problem} ({', '.join(keys[:_MAX_NAMED])}{', …' if len(keys) > _MAX_NAMED else ''})"
-            for problem, keys in problems.items()
-            if keys
-        ]
-        if texts:
+        problems = []
+        for keys, problem in ((self._nulls, "are null or empty"), (self._duplicates, "occur more than once")):
+            if keys:
+                named = ", ".join([*keys[:_MAX_NAMED], *["…"] * (len(keys) > _MAX_NAMED)])
+                problems.append(f"{len(keys)} {problem} ({named})")
+        if problems:
             raise RunGenInputError(
-                f"key {', '.join(map(repr, self._names))} does not identify rows: {'; '.join(texts)}; "
+                f"key {', '.join(map(repr, self._names))} does not identify rows: {'; '.join(problems)}; "
                 "nothing was sent",
                 hint="Choose other columns as key, or remove these rows. 1 and '1' are one key",
             )
@@ -299,10 +295,9 @@ def _is_null(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _key_texts(value: Any) -> tuple[str, ...]:
+def _key_texts(value: Any) -> list[str]:
     """Return the texts that a value has in a CSV file, where a number may be an integer or not."""
     if isinstance(value, str):
-        return (value,)
-    if isinstance(value, float) and value.is_integer():
-        return json.dumps(int(value)), json.dumps(value)
-    return (json.dumps(value),)
+        return [value]
+    numbers = [int(value)] if isinstance(value, float) and value.is_integer() else []
+    return [json.dumps(each) for each in (*numbers, value)]

@@ -233,8 +233,7 @@ def read_json_lines(file: Any) -> TableContent:
 
     def rows() -> Iterator[NumberedRow]:
         for number, line in _lines(file):
-            text = line.strip()
-            if text:
+            if text := line.strip():
                 try:
                     yield number, json.loads(text)
                 except (ValueError, RecursionError):
@@ -246,7 +245,8 @@ def read_json_lines(file: Any) -> TableContent:
 def read_csv(file: Any) -> TableContent:
     """Return the rows of a CSV file with a header. All values are text. Blank lines are skipped."""
     records = _csv_records(file)
-    _, header = next(records, (1, []))
+    number, header = next(records, (1, []))
+    check_names(header, number)
 
     def rows() -> Iterator[NumberedRow]:
         for number, values in records:
@@ -275,11 +275,7 @@ def _csv_records(file: Any) -> Iterator[tuple[int, list[str]]]:
 
     reader = csv.reader(lines(), strict=True)
     try:
-        header: list[str] = []
         for values in reader:
-            if values and not header:
-                header = values
-                check_names(header, number)
             if values:
                 yield number, values
             number, size = reader.line_num + 1, 0

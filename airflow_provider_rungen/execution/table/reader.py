@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from itertools import chain, islice
 from typing import Any
 
@@ -14,16 +15,17 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.table import arrow
 from airflow_provider_rungen.execution.table.files import (
+    NumberedRow,
     RowError,
     SourceFile,
     TableContent,
+    check_names,
     find_files,
     read_csv,
     read_json_lines,
     wrap_errors,
 )
-from airflow_provider_rungen.execution.table.queries import open_query, read_cursor
-from airflow_provider_rungen.execution.table.values import row_to_json
+from airflow_provider_rungen.execution.table.values import row_to_json, size_of
 from airflow_provider_rungen.rows import SqlRows
 
 #: By format, what reads an open file, and what its rows are counted in.
@@ -32,6 +34,9 @@ _FORMATS: dict[str, tuple[Callable[[Any], TableContent], str]] = {
     "csv": (read_csv, "line"),
     "parquet": (arrow.read_parquet, "row"),
 }
+# So many rows of a query are fetched at a time, or fewer when they are large.
+_FETCHED_ROWS = 256
+_FETCHED_BYTES = 4 << 20
 
 
 def is_path(source: Any) -> bool:
@@ -64,7 +69,7 @@ def open_rows(
     if is_made := callable(source):
         source = source()
     if isinstance(source, SqlRows):
-        return Rows(name, [_Part(partial(open_query, source), f"connection {source.conn_id!r}")])
+        return Rows(name, [_Part(partial(_open_query, source), f"connection {source.conn_id!r}")])
     if hasattr(source, "scanner"):
         source = source.scanner().to_reader()
     # before Iterable: iterating over a data frame of pandas yields the names of its columns
@@ -76,7 +81,7 @@ def open_rows(
             files = [replace(file, partition={}) for file in files]
         return Rows(name, list(map(_file_part, files)), str(source))
     if hasattr(source, "fetchmany"):
-        return Rows(name, [_Part(lambda: nullcontext(read_cursor(source)))])
+        return Rows(name, [_Part(lambda: nullcontext(_read_cursor(source)))])
     if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
         kind = type(source).__name__
         raise RunGenInputError(f"{name} must be a list, the URI of files or a table, not a {kind}")
@@ -211,3 +216,75 @@ class Rows:
 
     def _position(self) -> str:
         return f" after {self._part.unit} {self._number}" if self._number else ""
+
+
+# --- queries ---
+
+
+@contextmanager
+def _open_query(query: SqlRows) -> Iterator[TableContent]:
+    """
+    Run a query, and return its columns and rows.
+
+    :raises RunGenInputError: its connection is not one of a database.
+    """
+    with closing(_hook(query.conn_id).get_conn()) as connection, _streaming_cursor(connection) as cursor:
+        # without parameters, a percent sign is one
+        cursor.execute(query.sql, *([query.parameters] if query.parameters else ()))
+        yield _read_cursor(cursor)
+
+
+def _hook(conn_id: str) -> Any:
+    from airflow_provider_rungen._airflow import AirflowException, BaseHook
+
+    try:
+        hook = BaseHook.get_hook(conn_id)
+    except AirflowException as error:  # a kill is one, too
+        if "hook type" not in str(error):
+            raise
+        raise RunGenInputError(
+            f"Could not read table from connection {conn_id!r}: {error}",
+            hint="Install the provider of this type, such as apache-airflow-providers-postgres",
+        ) from None
+    if not hasattr(hook, "get_records"):
+        raise RunGenInputError(
+            f"Could not read table from connection {conn_id!r}: {type(hook).__name__} runs no SQL",
+            hint="SqlRows needs a hook that is a DbApiHook",
+        )
+    return hook
+
+
+def _streaming_cursor(connection: Any) -> AbstractContextManager[Any]:
+    """Open a cursor that leaves the rows at the server, which some drivers only do when they are asked."""
+    driver = type(connection).__module__.partition(".")[0]
+    if driver in ("MySQLdb", "pymysql"):
+        # not closed, which would read all rows
+        return nullcontext(connection.cursor(import_module(f"{driver}.cursors").SSCursor))
+    return closing(connection.cursor(*(["rungen"] if driver.startswith("psycopg") else ())))
+
+
+def _read_cursor(cursor: Any) -> TableContent:
+    """
+    Return the columns of what a cursor has executed, and its rows. Their types are those of the values.
+
+    :raises RowError: a column has no name, or that of another.
+    """
+    batch = cursor.fetchmany(1)  # before, psycopg2 does not know the columns
+    names = [column[0] for column in cursor.description or ()]
+    check_names(names, 0)
+
+    def rows() -> Iterator[NumberedRow]:
+        number, fetched = 0, batch
+        while fetched:
+            size = 0
+            for values in fetched:
+                number += 1
+                # some cursors are set up to return dicts
+                row = values if isinstance(values, Mapping) else dict(zip(names, values, strict=True))
+                row = row_to_json(row, number)
+                size += size_of(row)
+                yield number, row
+            fitting = _FETCHED_BYTES * len(fetched) // max(size, 1)
+            fetched = cursor.fetchmany(min(max(fitting, 1), 4 * len(fetched), _FETCHED_ROWS))
+
+    return dict.fromkeys(names, ""), rows()

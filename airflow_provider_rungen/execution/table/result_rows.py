@@ -26,9 +26,9 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.spool import Spool
-from airflow_provider_rungen.execution.table.result_files import Values, json_text
+from airflow_provider_rungen.execution.table.results_table import Values, json_text
 from airflow_provider_rungen.execution.task.outcomes import MAX_FAILED, MAX_FAILED_ERROR
-from airflow_provider_rungen.schemas.columns import FIXED_COLUMNS
+from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS
 
 
 class Status(StrEnum):
@@ -109,14 +109,14 @@ class ResultRow:
             "error": _short(self.error or ""),
         }
 
-    def written(self, own: Iterable[str], columns: Collection[str]) -> Values:
+    def written(self, source: Iterable[str], columns: Collection[str]) -> Values:
         """
         Return what is written of the row.
 
-        :param own: the columns of the source.
+        :param source: the columns of the source.
         :param columns: the other columns: those that every row has, and the properties of the result.
         """
-        written = {name: self.values.get(name) for name in own}
+        written = {name: self.values.get(name) for name in source}
         for name in columns:
             written[name] = getattr(self, name) if name in FIXED_COLUMNS else self.typed.get(name)
         if self.cost is not None and "cost" in columns:
@@ -218,25 +218,26 @@ class JobRows:
         :param rejection: why its row is not completed.
         """
         uris = {output["uri"]: without_connection(output["uri"]) for output in stored.outputs}
-        self._add(
-            stored.job_id,
-            stored.input,
-            stored.created_at,
-            stored.outputs,
-            **({"status": Status.COMPLETED} if rejection is None else _failure(rejection)),
-            outputs=list(uris.values()),
-            sha256=stored.outputs[0]["sha256"] if stored.outputs else None,
-            result=redact_value(stored.result, uris),
-            execution_seconds=stored.execution_seconds,
-        )
+        fields = {
+            "outputs": list(uris.values()),
+            "sha256": stored.outputs[0]["sha256"] if stored.outputs else None,
+            "result": redact_value(stored.result, uris),
+            "execution_seconds": stored.execution_seconds,
+            "created_at": stored.created_at,
+        }
+        self._add(stored.job_id, fields, rejection, stored.input, stored.outputs)
 
-    def add_job(self, job: Job) -> None:
-        """Add a job that completed."""
-        self._add_ended(job, status=Status.COMPLETED, result=redact_value(job.result))
+    def add_job(self, job: Job, rejection: RunGenError | None = None) -> None:
+        """
+        Add a job that ended, and whose outputs are not stored.
 
-    def add_failed(self, job: Job, error: RunGenError) -> None:
-        """Add a job that ended, and counts as failed."""
-        self._add_ended(job, **_failure(error))
+        :param rejection: why its row is not completed.
+        """
+        created_at = None if job.created_at is None else job.created_at.isoformat()
+        fields = {"execution_seconds": job.execution_time, "created_at": created_at}
+        if rejection is None:
+            fields["result"] = redact_value(job.result)
+        self._add(job.id, fields, rejection, job.input)
 
     def row(
         self, index: int, job_id: str, error: RunGenError, *, values: Mapping[str, Any], is_reused: bool
@@ -252,18 +253,15 @@ class JobRows:
         fields["status"] = Status(fields["status"])
         return ResultRow(index=index, job_id=job_id, values=values, reused=is_reused, **fields)
 
-    def _add_ended(self, job: Job, **fields: Any) -> None:
-        created_at = None if job.created_at is None else job.created_at.isoformat()
-        self._add(job.id, job.input, created_at, (), execution_seconds=job.execution_time, **fields)
-
     def _add(
         self,
         job_id: str,
+        fields: dict[str, Any],
+        rejection: RunGenError | None,
         input: Any,
-        created_at: str | None,
-        files: Sequence[Mapping[str, Any]],
-        **fields: Any,
+        files: Sequence[Mapping[str, Any]] = (),
     ) -> None:
+        fields |= {"status": Status.COMPLETED} if rejection is None else _failure(rejection)
         # signed URLs are removed before anything is on a disk
         if self._describe is not None:
             fields["about"] = self._describe(redact_value(input), files, fields.get("result"))
@@ -272,7 +270,7 @@ class JobRows:
             if isinstance(result, Mapping):
                 fields["typed"] = {name: result.get(name) for name in self._typed}
             fields["result"] = json_text(result)
-        fields["created_at"] = (at := to_time(created_at)) and at.isoformat()
+        fields["created_at"] = (at := to_time(fields["created_at"])) and at.isoformat()
         self._positions[job_id] = self._spool.append(fields)
 
 
@@ -282,11 +280,13 @@ def without_connection(uri: str) -> str:
 
 
 def _failure(error: RunGenError) -> dict[str, Any]:
-    kinds = {
-        RunGenJobCanceledError: Status.CANCELED,
-        RejectRow: Status.REJECTED,
-        RunGenResultError: Status.INVALID,
-    }
-    status = next((each for kind, each in kinds.items() if isinstance(error, kind)), Status.FAILED)
-    is_expired = isinstance(error, RunGenOutputError) and error.is_expired
-    return {"status": Status.INVALID if is_expired else status, "error": error.message}
+    match error:
+        case RunGenJobCanceledError():
+            status = Status.CANCELED
+        case RejectRow():
+            status = Status.REJECTED
+        case RunGenResultError() | RunGenOutputError(is_expired=True):
+            status = Status.INVALID
+        case _:
+            status = Status.FAILED
+    return {"status": status, "error": error.message}
