@@ -24,7 +24,7 @@ from typing import Any
 import certifi
 import pytest
 from packaging.version import Version
-from wire import GET, KEY, OK, POST, Server, failure, send, send_each, settings_for
+from wire import GET, KEY, OK, POST, Connections, Server, failure, send, send_each, settings_for
 
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.senders import Sender
@@ -399,14 +399,16 @@ def test_a_tunnel_that_is_refused_sent_nothing(serve: Any, refusal: str) -> None
 # --- reuse --------------------------------------------------------------------------------------------------
 
 
-def test_one_connection_serves_many_requests() -> None:
+def test_one_connection_serves_many_requests(connections: Connections) -> None:
     with Emulator() as emulator:
         settings = settings_for(emulator.url, api_key=emulator.service.api_key, read_timeout=5.0)
         assert [answer.status for answer in send_each(settings, *[GET] * 20)] == [200] * 20
-        assert emulator.service.stats()["connections_opened"] == 1
+        assert connections.opened == 1
 
 
-def test_a_submission_goes_over_no_connection_that_was_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submission_goes_over_no_connection_that_was_idle(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 0.0
     monkeypatch.setattr("aiohttp.connector.monotonic", lambda: now)
     opened = []
@@ -415,7 +417,7 @@ def test_a_submission_goes_over_no_connection_that_was_idle(monkeypatch: pytest.
         for now, requests in ((0, [GET, *[POST] * 50]), (0.9, [POST]), (2, [POST, GET])):  # noqa: B007
             for request in requests:
                 sender(request)
-            opened.append(emulator.service.stats()["connections_opened"])
+            opened.append(connections.opened)
         sender.close()
     # a poll may be sent again, so it may find its connection closed
     assert opened == [2, 2, 3]
