@@ -18,13 +18,11 @@ from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
 from airflow_provider_rungen.operators.table import RunGenRunTableOperator
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
     from airflow_provider_rungen._airflow import Context, TaskDecorator
     from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.sources.inputs import Source
-    from airflow_provider_rungen.parameters import DecoratorArguments, OutputSource, TableDecoratorArguments
+    from airflow_provider_rungen.parameters import OutputSource
 
 
 class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
@@ -167,7 +165,7 @@ def _without_inherited(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def rungen_task(
     python_callable: Callable[..., Any] | None = None,
     multiple_outputs: bool | None = None,
-    **kwargs: Unpack[DecoratorArguments],
+    **kwargs: Any,
 ) -> TaskDecorator:
     """
     Make a function a task that runs jobs: ``@task.rungen(app_id=…)``.
@@ -271,9 +269,7 @@ class TableTask(_TaskDecorator[..., Any, Any]):
         return plan
 
 
-def rungen_table_task(
-    **kwargs: Unpack[TableDecoratorArguments],
-) -> Callable[[Callable[..., Any]], TableTask]:
+def rungen_table_task(**kwargs: Any) -> Callable[[Callable[..., Any]], TableTask]:
     """
     Make a function the ``to_input`` of a task: ``@task.rungen_table(table=…, key=…, destination=…)``.
 
