@@ -90,21 +90,9 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         set_parameters(self, {"output_type": output_type, "result_format": result_format, **limits})
 
     def execute(self, context: Context) -> Any:
-        """
-        Call the function, run what it returns, and wait for it.
-
-        :return: the result, or the list of results in the order of the inputs.
-        """
+        """Call the function, run what it returns, and wait for it."""
         # not DecoratedOperator's: that of Airflow 3.0 pushes by a method that operators no longer have
-        return self._runner(context).execute(lambda: self._source_of(self._call(context)))
-
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """
-        Go on after the wait in the triggerer.
-
-        :return: the result, or the list of results in the order of the inputs.
-        """
-        return self._runner(context).complete(event)
+        return self._begin(context).execute()
 
     def _call(self, context: Context) -> Any:
         context_merge(context, self.op_kwargs)
@@ -126,13 +114,17 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
 
         return ResultSink(run, pushes_keys=self.multiple_outputs and self.destination is None)
 
-    def _runner(self, context: Context) -> Runner:
-        return self._runner_of(
+    def _make_run(self, context: Context) -> Runner:
+        from airflow_provider_rungen.execution.jobs.runner import Runner
+
+        return Runner(
+            self,
             context,
+            lambda: self._source_of(self._call(context)),
             self._sink,
             folder=self.destination,
             # the function is called once an attempt, and may return something else the next time
-            can_read_again=self.destination is not None,
+            can_read_again=False,
         )
 
 
@@ -226,14 +218,10 @@ class RunGenTableDecoratedOperator(_RowFunction, RunGenRunTableOperator):
 
     custom_operator_name = "@task.rungen_table"
 
-    def execute(self, context: Context) -> dict[str, Any]:
-        """
-        Run what is not paid for yet, wait for it, store the outputs, and write the results table.
-
-        :return: see `RunGenRunTableOperator.execute`.
-        """
+    def execute(self, context: Context) -> Any:
+        """Run what is not paid for yet, wait for it, store the outputs, and write the results table."""
         # not DecoratedOperator's, which calls the function and returns what it returns
-        return RunGenRunTableOperator.execute(self, context)
+        return self._begin(context).execute()
 
 
 class RunGenPlanTableDecoratedOperator(_RowFunction, RunGenRunTableOperator):
@@ -241,12 +229,8 @@ class RunGenPlanTableDecoratedOperator(_RowFunction, RunGenRunTableOperator):
 
     custom_operator_name = "@task.rungen_table.plan"
 
-    def execute(self, context: Context) -> int:  # type: ignore[override]  # it returns a number, not a summary
-        """
-        Read the table, and look its inputs up in the ledger.
-
-        :return: see `RunGenPlanTableOperator.execute`.
-        """
+    def execute(self, context: Context) -> int:
+        """Read the table, and look its inputs up in the ledger."""
         return self._plan(context)
 
 

@@ -94,10 +94,9 @@ class RunGenJobSensor(RunGenBaseSensor):
 
     def _make_run(self, context: Context) -> JobSensorRun:
         from airflow_provider_rungen.execution.job_sensor import JobSensorRun
-        from airflow_provider_rungen.execution.task.options import JobOptions
 
         follow_job_sources(self, context)
-        return self._start(JobSensorRun(self, context, JobOptions.of(self), self._defer_for_jobs))
+        return JobSensorRun(self, context)
 
     def _get_next_poke_interval(
         self, started_at: Any, run_duration: Callable[[], float], *args: Any, **kwargs: Any

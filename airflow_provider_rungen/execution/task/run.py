@@ -100,6 +100,9 @@ class TaskRun(Generic[Options]):
                 self._push_failure(getattr(error, "message", str(error)), getattr(error, "hint", ""))
             raise
 
+    def fail_deferral(self, reason: str) -> None:
+        """Clean up after a deferral that Airflow ended without an event."""
+
     def _push_failure(self, error: str, hint: str) -> None:
         """Push why the attempt fails, and keep it for the next one: it begins without XComs."""
         texts = {"error": clean_text(error, _MAX_TEXT), "hint": clean_text(hint, _MAX_TEXT)}
