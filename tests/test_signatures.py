@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, BaseSensorOperator
 
 import airflow_provider_rungen
 from airflow_provider_rungen import operators, sensors
-from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator, RunGenTableDecoratedOperator
+from airflow_provider_rungen.decorators import RunGenDecoratedOperator, RunGenTableDecoratedOperator
 
 KINDS: list[Any] = [
     *(getattr(operators, name) for name in operators.__all__),

@@ -28,8 +28,15 @@ from airflow_provider_rungen.execution.task.outcomes import (
 from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS, PAGE_KEY
 from airflow_provider_rungen.execution.task.usage import USAGE_KEY, Usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
-from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
-from airflow_provider_rungen.links.urls import app_url, are_pages_enabled, job_url, page_url
+from airflow_provider_rungen.links import (
+    RunGenAppLink,
+    RunGenJobLink,
+    RunGenResultsLink,
+    app_url,
+    are_pages_enabled,
+    job_url,
+    page_url,
+)
 from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger, ask_airflow
 from airflow_provider_rungen.triggers.watcher import shared_poller

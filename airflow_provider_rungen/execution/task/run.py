@@ -22,8 +22,15 @@ from airflow_provider_rungen.execution.task.outcomes import is_hopeless
 from airflow_provider_rungen.execution.task.page_record import FAILURE_KEY, MAX_PAGE_JOBS, PAGE_KEY
 from airflow_provider_rungen.execution.task.usage import UsageReport
 from airflow_provider_rungen.hooks.rungen import RunGenHook
-from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
-from airflow_provider_rungen.links.urls import app_url, full_url, job_url, page_url
+from airflow_provider_rungen.links import (
+    RunGenAppLink,
+    RunGenJobLink,
+    RunGenResultsLink,
+    app_url,
+    full_url,
+    job_url,
+    page_url,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
