@@ -28,9 +28,9 @@ from airflow_provider_rungen.execution.task.outcomes import (
     max_failures,
     raise_for_event,
 )
-from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS
 from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.execution.task.usage import Usage
+from airflow_provider_rungen.execution.task.xcom_keys import MAX_PAGE_JOBS
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context

@@ -233,7 +233,7 @@ def follow_job_sources(task: RunGenBaseOperator, context: Context) -> None:
 
 def labels_of(task: RunGenBaseOperator, context: Context) -> dict[str, str]:
     """Return the labels that the tasks have pushed which ran the jobs of a task, by job."""
-    from airflow_provider_rungen.execution.task.job_ids import LABEL_KEY
+    from airflow_provider_rungen.execution.task.xcom_keys import LABEL_KEY
 
     found: dict[str, str] = {}
     for source in task.job_sources or _sources_of_mapped(task):
@@ -254,11 +254,11 @@ def _pull(ti: Any, sources: Iterable[str], name: str, parameter: str) -> str | N
 
     If the tasks of a mapped source differ, only the one with the map index of this task counts.
 
-    :param name: a key of the XCom: see `page_record`.
+    :param name: a key of the XCom: see `xcom_keys`.
     :param parameter: the parameter to set if they differ.
     """
     from airflow_provider_rungen.exceptions import RunGenInputError
-    from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
+    from airflow_provider_rungen.execution.task.xcom_keys import PAGE_KEY
 
     found: set[str] = set()
     for source in sources:

@@ -138,7 +138,7 @@ class RunGenJobSensor(RunGenBaseSensor):
         """
         from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
-        from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
+        from airflow_provider_rungen.execution.task.xcom_keys import PAGE_KEY
 
         given = getattr(self, name)
         if given == default and self.job_sources and isinstance(self.job_id, PlainXComArg):

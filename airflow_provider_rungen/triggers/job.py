@@ -25,8 +25,8 @@ from airflow_provider_rungen.execution.task.outcomes import (
     are_all_over,
     format_ranges,
 )
-from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS, PAGE_KEY
-from airflow_provider_rungen.execution.task.usage import USAGE_KEY, Usage
+from airflow_provider_rungen.execution.task.usage import Usage
+from airflow_provider_rungen.execution.task.xcom_keys import MAX_PAGE_JOBS, PAGE_KEY, USAGE_KEY
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import (
     RunGenAppLink,

@@ -14,7 +14,7 @@ from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.money import Price
 from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.client.workers import WorkerHistory
-from airflow_provider_rungen.execution.task.usage import USAGE_KEY
+from airflow_provider_rungen.execution.task.xcom_keys import USAGE_KEY
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.table.results import ResultRow
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: The XCom key of the bill.
-BILL_KEY = "bill"
 _SOURCE = "declared price"
 _MILLISECOND = Decimal("0.001")
 _SHARE = Decimal("0.0001")

@@ -32,10 +32,11 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
 )
 from airflow_provider_rungen.execution.apps.app_wait import wait_or_defer
-from airflow_provider_rungen.execution.apps.scale_record import KEY, is_needed, read_scale_record
+from airflow_provider_rungen.execution.apps.scale_record import is_needed, read_scale_record
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun
+from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class ScaleRun(TaskRun[Any]):
         :return: the app's id.
         """
         self.note_app(event.get("app_id") or self.known_app_id)
-        with self._restoring(self.xcom_pull(KEY)):
+        with self._restoring(self.xcom_pull(SCALED_KEY)):
             raise_for_event(event)
             return self._finish(event.get("app_id") or self.app_id)
 
@@ -153,16 +154,16 @@ class ScaleRun(TaskRun[Any]):
 
     def _finish(self, app_id: str) -> str:
         if self._store is not None:
-            self._store.delete(KEY)  # it got there: from now on this is what it had
+            self._store.delete(SCALED_KEY)  # it got there: from now on this is what it had
         return app_id
 
     # --- the record ---
 
     def _save(self, record: ScaleRecord) -> None:
         """Save what is about to be done."""
-        self.ti.xcom_push(key=KEY, value=record.to_json())
+        self.ti.xcom_push(key=SCALED_KEY, value=record.to_json())
         if self._store is not None:
-            self._store.set(KEY, record.to_json())
+            self._store.set(SCALED_KEY, record.to_json())
         self._record = record
 
     def _note(self, record: ScaleRecord) -> None:
@@ -226,7 +227,7 @@ class ScaleRun(TaskRun[Any]):
         """
         with self.attempt(), self.guard.working(), self.hook:
             if found is None and self._store is not None:
-                found = self._store.get(KEY)
+                found = self._store.get(SCALED_KEY)
             self._record = read_scale_record(found) or self._record
             try:
                 with self.opened():

@@ -21,12 +21,13 @@ from airflow_provider_rungen.client.scaling import ask_app, set_workers
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
-from airflow_provider_rungen.execution.apps.bill import BILL_KEY, Bill, read_usage
+from airflow_provider_rungen.execution.apps.bill import Bill, read_usage
 from airflow_provider_rungen.execution.apps.scale_record import is_needed, pull_record, task_states
 from airflow_provider_rungen.execution.task.block import find_price
 from airflow_provider_rungen.execution.task.job_ids import untemplated
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.run import TaskRun
+from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY
 
 log = logging.getLogger(__name__)
 

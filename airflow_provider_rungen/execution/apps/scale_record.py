@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.execution.task.block import teardowns
+from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 from airflow_provider_rungen.runs import records
 
 if TYPE_CHECKING:
@@ -17,15 +18,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The key, in XCom and in Airflow's task state store, of the `ScaleRecord` of a task.
-KEY = "scaled"
 # The states of a teardown that is still to run.
 _TO_COME = (None, TaskInstanceState.SCHEDULED, TaskInstanceState.QUEUED, TaskInstanceState.UP_FOR_RETRY)
 
 
 def read_scale_record(value: Any) -> ScaleRecord | None:
     """Return the record of a stored value; ``None``, with a warning, when it is not one."""
-    return records.parse(KEY, value, _read_record, "it is unknown how many workers the app had")
+    return records.parse(SCALED_KEY, value, _read_record, "it is unknown how many workers the app had")
 
 
 def _read_record(fields: Mapping[str, Any]) -> ScaleRecord:
@@ -79,7 +78,7 @@ def is_needed(context: Context, app_id: str) -> bool:
 
 def pull_record(ti: Any, scale_up_task_id: str, **of_run: str) -> ScaleRecord | None:
     """Return what the setup of a run has done."""
-    pulled = ti.xcom_pull(task_ids=scale_up_task_id, key=KEY, map_indexes=ti.map_index, **of_run)
+    pulled = ti.xcom_pull(task_ids=scale_up_task_id, key=SCALED_KEY, map_indexes=ti.map_index, **of_run)
     return read_scale_record(pulled)
 
 

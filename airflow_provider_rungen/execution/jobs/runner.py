@@ -54,7 +54,7 @@ class Runner(TaskRun[JobOptions]):
     :param make_sink: makes what takes the results of the jobs, given this attempt.
     :param folder: where the log is kept; ``None`` without a place of the user's.
     :param pushes_ids: whether the ids of the jobs are pushed: one as ``job_id``, many as ``job_ids``.
-    :param page: what else the page of the task has to know; see `page_record`.
+    :param page: what else the page of the task has to know; see `xcom_keys`.
     :param can_read_again: whether the source can be read again after a deferral.
     """
 

@@ -16,13 +16,13 @@ from airflow_provider_rungen._airflow import (
     TaskInstanceState,
 )
 from airflow_provider_rungen.client.daemon_threads import begin
+from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import End
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
 
 #: The XCom that names the attempt whose log has the jobs: ``{"attempt": writer, "resumes": [writers]}``.
-LOG_KEY = "rungen_log"
 
 
 def task_state(ti: Any) -> str | None:

@@ -19,8 +19,8 @@ from airflow_provider_rungen.execution.task.kill import KillGuard
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome, lineage_of
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import is_hopeless
-from airflow_provider_rungen.execution.task.page_record import FAILURE_KEY, MAX_PAGE_JOBS, PAGE_KEY
 from airflow_provider_rungen.execution.task.usage import UsageReport
+from airflow_provider_rungen.execution.task.xcom_keys import FAILURE_KEY, MAX_PAGE_JOBS, PAGE_KEY
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import (
     RunGenAppLink,
@@ -136,7 +136,7 @@ class TaskRun(Generic[Options]):
                 self.push_quietly(FAILURE_KEY, failure, "why the last attempt failed")
 
     def failure_details(self) -> dict[str, Any]:
-        """Return what else the page of a failed task has to know; see `page_record`."""
+        """Return what else the page of a failed task has to know; see `xcom_keys`."""
         return {}
 
     @property
@@ -237,7 +237,7 @@ class TaskRun(Generic[Options]):
         self._push_link(RunGenJobLink.key, job_url(self.ti, self.hook.settings, app_id, job_id))
 
     def push_page(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
-        """Push what the task is about: see `page_record`."""
+        """Push what the task is about: see `xcom_keys`."""
         details: dict[str, Any] = {"connection": self.options.rungen_conn_id, "app": app_id}
         price = find_price(self) if self.is_connected else None
         details |= {"jobs": list(job_ids) or None, "price": price and str(price)}
@@ -248,7 +248,7 @@ class TaskRun(Generic[Options]):
         self.push_quietly(PAGE_KEY, value, "what the task is about")
 
     def page_details(self) -> dict[str, Any]:
-        """Return what else the page of the task has to know; see `page_record`."""
+        """Return what else the page of the task has to know; see `xcom_keys`."""
         return {}
 
     def _push_link(self, key: str, url: str) -> None:

@@ -12,11 +12,11 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.kill import KillGuard
+from airflow_provider_rungen.execution.task.xcom_keys import USAGE_KEY
 
 log = logging.getLogger(__name__)
 
 #: The XCom key.
-USAGE_KEY = "usage"
 
 
 class Usage:
