@@ -139,9 +139,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         *LIMITS,
     )
     operator_extra_links = JOB_LINKS
-    # the results table is what ends the task, so it needs a worker, and there is always a wait
-    wait_for_completion = True
-    end_from_trigger = False
     # results go to the table, not to XCom
     max_xcom_bytes = 0
 
