@@ -115,13 +115,11 @@ class Operations:
         :raises ValueError: the app is another team's.
         """
         with self._lock:
-            app = self._apps.get(app_id)
-            if app is None:
+            if app_id not in self._apps:
                 self._connected[app_id] = team_id
                 self.add_app(app_id, workers=self.workers, owner_team_id=team_id)
-            elif app.owner_team_id != team_id:
-                owner = "no team" if app.owner_team_id is None else f"team {app.owner_team_id}"
-                raise ValueError(f"app {app_id} belongs to {owner}")
+            elif (owner := self._apps[app_id].owner_team_id) != team_id:
+                raise ValueError(f"app {app_id} belongs to {'no team' if owner is None else f'team {owner}'}")
 
     def add_app(
         self,

@@ -52,7 +52,7 @@ class FlowHook(BaseHook):
     #: The transport of hooks that are given none. Tests set it, for operators and triggers.
     transport: Transport | None = None
 
-    def __init__(self, rungen_conn_id: str, transport: Transport | None = None) -> None:
+    def __init__(self, rungen_conn_id: str = "rungen_default", *, transport: Transport | None = None) -> None:
         super().__init__()
         if transport is not None:
             self.transport = transport

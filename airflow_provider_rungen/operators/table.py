@@ -252,8 +252,9 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
     """
     Return how many jobs `RunGenRunTableOperator` would run with the same parameters, and submit none.
 
-    With a ``ledger``, one request asks for the app's model. 0 means that every row is stored, skipped or
-    refused: pass the number to `scaled_app` as ``only_if``, so that no GPU starts for nothing.
+    Jobs of a killed attempt that may still run are included. With a ``ledger``, one request asks for the
+    app's model. 0 means that every row is stored, skipped or refused: pass the number to `scaled_app` as
+    ``only_if``, so that no GPU starts for nothing.
 
     The XCom ``plan`` is ``{"rows", "jobs", "reused", "skipped", "seconds", "cost", "currency"}``. The jobs
     are expected to run as long as the mean of the rows that are stored, or else of up to 100 other jobs of
@@ -263,9 +264,5 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
     """
 
     def execute(self, context: Context) -> int:
-        """
-        Read the table, and look its inputs up in the ledger.
-
-        :return: the number of jobs to run, jobs of a killed attempt that may still run included.
-        """
+        """Read the table, and look its inputs up in the ledger."""
         return self._plan(context)
