@@ -106,64 +106,11 @@ if TYPE_CHECKING:
         allow_nested_operators: bool
         render_template_as_native_obj: bool | None
 
-    class TaskArguments(CommonArguments, total=False):
-        """What every decorated task takes."""
-
-        task_id: str
-        pool: str | None
-
     class OperatorArguments(CommonArguments, total=False):
         """What every operator takes."""
 
         task_id: Required[str]
         pool: str | None
-
-    class JobDecoratorArguments(TaskArguments, total=False):
-        """What both decorators take."""
-
-        format: TableFormat | None
-        limit: Limit | None
-        app_id: str | XComArg | None
-        rungen_conn_id: str
-        deferrable: bool
-        defer_after: Duration
-        poll_interval: Duration
-        timeout: Duration
-        queued_timeout: Duration | None
-        cancel_on_kill: bool
-        durable: bool
-        on_unknown_submission: Literal["resubmit", "fail"]
-        on_clear: Literal["new", "resume"]
-        input_schema: SchemaSource | None
-        destination: Destination | None
-        contact_sheet: bool
-        ledger: LedgerSource | None
-        output_type: OutputSource | None
-        result_format: Literal["json"] | None
-        max_jobs: Limit | None
-        max_cost: str | XComArg | None
-        max_concurrency: int
-        max_in_flight: int | None
-        max_failed: float | Literal["any"]
-        stop_after: int | None
-        max_output_bytes: int
-
-    class DecoratorArguments(JobDecoratorArguments, total=False):
-        """What ``@task.rungen`` takes: see `RunGenDecoratedOperator`."""
-
-        label: str | None
-        max_xcom_bytes: int
-
-    class TableDecoratorArguments(JobDecoratorArguments, total=False):
-        """What ``@task.rungen_table`` takes: see `RunGenRunTableOperator`."""
-
-        table: Required[Table]
-        key: Required[str | Sequence[str]]
-        columns: Sequence[str]
-        where: str | Sequence[str]
-        results: Destination | None
-        failed_table: Destination | None
-        check: Check | None
 
     class ScaleUpArguments(CommonArguments, total=False):
         """What scaling up takes beside the app and its workers: see `RunGenScaleAppOperator`."""

@@ -48,7 +48,7 @@ os.environ |= {
 import bad_answers  # noqa: E402
 from faulty_s3 import FaultyS3  # noqa: E402
 from odd_answers import OddService  # noqa: E402
-from wire import Server, Talk  # noqa: E402
+from wire import Connections, Server, Talk  # noqa: E402
 
 from airflow_provider_rungen.client.flow import Flow, Request, Response  # noqa: E402
 from airflow_provider_rungen.client.polling import wait_for_jobs  # noqa: E402
@@ -347,6 +347,11 @@ def serve() -> Iterator[Callable[..., Server]]:
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> Connections:
+    return Connections(monkeypatch)
 
 
 class Clock:

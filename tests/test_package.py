@@ -15,7 +15,7 @@ import pytest
 
 from airflow_provider_rungen import operators, sensors
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
-from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
+from airflow_provider_rungen.decorators import RunGenDecoratedOperator
 
 PACKAGE = "airflow_provider_rungen"
 HEAVY = {"aiohttp", "jsonschema", "requests"}

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from airflow_provider_rungen.client.flow import Request, Response
 from airflow_provider_rungen.client.senders import Sender
@@ -125,6 +126,26 @@ class Server:
             while len(body) < int(length[1]):
                 body += connection.recv(65536)
         self.heard.append(head + b"\r\n\r\n" + body)
+
+
+class Connections:
+    """The connections to the emulators of this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = self.opened = self.most = 0
+        made, lost = web.Server.connection_made, web.Server.connection_lost
+
+        def count_made(server: web.Server, *given: Any) -> None:
+            self.open, self.opened = self.open + 1, self.opened + 1
+            self.most = max(self.most, self.open)
+            made(server, *given)
+
+        def count_lost(server: web.Server, *given: Any) -> None:
+            self.open -= 1
+            lost(server, *given)
+
+        monkeypatch.setattr(web.Server, "connection_made", count_made)
+        monkeypatch.setattr(web.Server, "connection_lost", count_lost)
 
 
 def settings_for(url: str, **changes: Any) -> Settings:

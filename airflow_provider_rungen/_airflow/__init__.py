@@ -54,8 +54,7 @@ if TYPE_CHECKING:
     )
     from airflow.sdk.execution_time.xcom import XCom
     from airflow.sdk.log import mask_secret
-    from airflow.secrets.environment_variables import EnvironmentVariablesBackend
-    from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+    from airflow.triggers.base import BaseEventTrigger
 
 Version = tuple[int, int]
 
@@ -98,11 +97,9 @@ PLACES: dict[str, dict[Version, str]] = {
     "Param": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.param"},
     "TaskGroup": {(3, 0): "airflow.sdk", (2, 11): "airflow.utils.task_group"},
     "TaskInstanceState": {(3, 1): "airflow.sdk", (2, 11): "airflow.utils.state"},
-    "TriggerEvent": {(2, 11): "airflow.triggers.base"},
     "TriggerRule": {(3, 1): "airflow.sdk", (2, 11): "airflow.utils.trigger_rule"},
     "XCom": {(3, 0): "airflow.sdk.execution_time.xcom", (2, 11): "airflow.models.xcom"},
     "XComArg": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.xcom_arg"},
-    "EnvironmentVariablesBackend": {(2, 11): "airflow.secrets.environment_variables"},
     "determine_kwargs": {(3, 2): "airflow.sdk.bases.decorator", (2, 11): "airflow.utils.operator_helpers"},
     "context_merge": {(3, 1): "airflow.sdk.definitions.context", (2, 11): "airflow.utils.context"},
     "SET_DURING_EXECUTION": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -34,9 +34,9 @@ class Reply:
 class Refusal(Exception):  # noqa: N818 - a refusal is a regular answer, not a defect
     """Ends a request with an error answer."""
 
-    def __init__(self, status: int, text: str, **headers: str) -> None:
+    def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
-        self.reply = json_reply(status, {"error": text}, headers)
+        self.reply = json_reply(status, {"error": text})
 
 
 class StorageRefusal(Refusal):
@@ -60,13 +60,10 @@ class Request:
     path: str
     headers: dict[str, str]
     body: bytes
-    segments: tuple[str, ...]
 
-    @classmethod
-    def parse(cls, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Request:
-        segments = tuple(unquote(segment) for segment in path.partition("?")[0].split("/")[1:])
-        lower = {name.lower(): text for name, text in headers.items()}
-        return cls(method.upper(), path, lower, body, segments)
+    @property
+    def segments(self) -> tuple[str, ...]:
+        return tuple(unquote(segment) for segment in self.path.partition("?")[0].split("/")[1:])
 
     def json(self) -> Any:
         """
@@ -88,23 +85,19 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def json_reply(status: int, content: Any, headers: Mapping[str, str] | None = None) -> Reply:
-    return Reply(
-        status, {"Content-Type": "application/json", **(headers or {})}, json.dumps(content).encode()
-    )
+def json_reply(status: int, content: Any) -> Reply:
+    return Reply(status, {"Content-Type": "application/json"}, json.dumps(content).encode())
 
 
 # --- the bodies of requests, by schemas ---
 
-# less than a model paints, since most tests do not look at their pictures
-_USUAL_SIDE = 256
 _LONGEST_REASON = 200
 
 _TEXT = {"type": "string"}
 _FILLED = {"type": "string", "pattern": r"\S"}
 _COUNT = {"type": "integer", "minimum": 0}
-# in pixels
-_SIDE = {"type": "integer", "minimum": 1, "maximum": 4096}
+# the pixels that a model can paint
+_SIDE = {"type": "integer", "minimum": 64, "maximum": 2048, "multipleOf": 8}
 
 
 def _object(*required: str, **properties: Any) -> dict[str, Any]:
@@ -118,9 +111,9 @@ _INSTRUCTIONS = _object(
     output_bytes=_COUNT,
     images=_COUNT,
 )
-_SIDES = _object(width=_SIDE, height=_SIDE, emulator=_INSTRUCTIONS)
+_INPUT = _object(width=_SIDE, height=_SIDE, emulator=_INSTRUCTIONS)
 _FLUX_SCHEMA = files("airflow_provider_rungen") / "schemas" / "flux-schnell.input.json"
-_FLUX_INPUT = {"allOf": [json.loads(_FLUX_SCHEMA.read_bytes()), _SIDES]}
+_FLUX_INPUT = {"allOf": [json.loads(_FLUX_SCHEMA.read_bytes()), _INPUT]}
 _LORAS = {"type": "array", "items": _object(weight={"type": "number"})}
 _APP = _object(
     name=_FILLED,
@@ -137,12 +130,11 @@ _COMPLETE_APP = _object(
 )
 _BODIES = {
     "flux": _object("input", input=_FLUX_INPUT),
-    "text": _object("input", input=_object(emulator=_INSTRUCTIONS)),
+    "text": _object("input", input=_INPUT),
     "new app": {"type": "object", "allOf": [_APP, _COMPLETE_APP]},
     "update": _APP,
 }
 _VALIDATORS = {kind: Draft202012Validator(schema) for kind, schema in _BODIES.items()}
-_SIDE_VALIDATOR = Draft202012Validator(_SIDE)
 
 
 def check_body(kind: str, request: Request) -> dict[str, Any]:
@@ -158,26 +150,3 @@ def check_body(kind: str, request: Request) -> dict[str, Any]:
         place = ".".join(map(str, error.absolute_path)) or "the body"
         raise Refusal(400, f"{place}: {error.message}"[:_LONGEST_REASON])
     return body
-
-
-def check_workflow(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """
-    Compare the workflow of an app with that of an update.
-
-    :raises Refusal: something changes that may not.
-    """
-    if _without_weights(new) != _without_weights(old):
-        raise Refusal(400, "only the weights of LoRAs may change in a workflow")
-
-
-def _without_weights(workflow: dict[str, Any]) -> dict[str, Any]:
-    tools = workflow.get("tools") or {}
-    loras = [{key: lora[key] for key in lora if key != "weight"} for lora in tools.get("loras", [])]
-    return {**workflow, "tools": {**tools, "loras": loras}}
-
-
-def picture_size(given: dict[str, Any]) -> tuple[int, int]:
-    """Return width and height of the picture for an input, which may be one of an app that draws none."""
-    sides: list[Any] = [given.get(side) for side in ("width", "height")]
-    width, height = (int(side) if _SIDE_VALIDATOR.is_valid(side) else _USUAL_SIDE for side in sides)
-    return width, height

@@ -36,18 +36,9 @@ class Emulator:
 
     def __init__(self, service: Service | None = None, *, port: int = 0, **options: Any) -> None:
         self.port = port
+        #: The service. It can be replaced while the emulator runs.
         self.service = service or Service(**options)
         self._stop: Callable[[], object] | None = None
-
-    @property
-    def service(self) -> Service:
-        """The service. It can be replaced while the emulator runs."""
-        return self._service
-
-    @service.setter
-    def service(self, service: Service) -> None:
-        self._service = service
-        service.outputs_url = self.url
 
     @property
     def url(self) -> str:
@@ -135,7 +126,8 @@ class Emulator:
     async def _serve(self, started: Future[Callable[[], object]]) -> None:
         """Serve until the function is called that ``started`` returns."""
         end = asyncio.Event()
-        runner = web.ServerRunner(_Counted(self), shutdown_timeout=_SECONDS_TO_END)
+        server = web.Server(self.answer, handler_cancellation=True, access_log=None)
+        runner = web.ServerRunner(server, shutdown_timeout=_SECONDS_TO_END)
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", self.port, backlog=1024).start()
@@ -143,7 +135,6 @@ class Emulator:
             started.set_exception(error)
         else:
             self.port = runner.addresses[0][1]
-            self.service.outputs_url = self.url
             started.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, end.set))
             await end.wait()
         await runner.cleanup()
@@ -157,37 +148,25 @@ class Emulator:
         """
         if not url.startswith(f"{self.url}/"):
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        reply = self.service.handle(method, url.removeprefix(self.url), headers, body or b"")
+        reply = self._handle(method, url.removeprefix(self.url), headers, body or b"")
         if reply.send is hang:
             raise TimeoutError
         if reply.send is not None:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         return reply
 
+    def _handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        self.service.outputs_url = self.url
+        return self.service.handle(method, path, headers, body)
+
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request over HTTP."""
         # request.read() would refuse more than 1 MiB
         body = await request.content.read() if request.body_exists else b""
-        reply = self.service.handle(request.method, request.raw_path, dict(request.headers), body)
+        reply = self._handle(request.method, request.raw_path, request.headers, body)
         if reply.send is not None:
             return await reply.send(request, reply) or web.Response()
         return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
-
-
-class _Counted(web.Server):
-    """Counts the connections of the service."""
-
-    def __init__(self, emulator: Emulator) -> None:
-        super().__init__(emulator.answer, handler_cancellation=True, access_log=None)
-        self._emulator = emulator
-
-    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
-        self._emulator.service.connection(+1)
-        super().connection_made(handler, transport)
-
-    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
-        self._emulator.service.connection(-1)
-        super().connection_lost(handler, exc)
 
 
 # --- tasks of this process, and of processes that it starts ---

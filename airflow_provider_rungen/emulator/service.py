@@ -46,10 +46,6 @@ class Service(Operations):
     Its options can be changed by assignment while it runs.
     """
 
-    def __post_init__(self) -> None:
-        self.connections_open = 0
-        super().__post_init__()
-
     # Called by tests.
 
     def reset(self) -> None:
@@ -61,7 +57,6 @@ class Service(Operations):
         with self._lock:
             super().reset()
             self.requests: deque[Record] = deque(maxlen=200_000)
-            self.connections_opened, self.max_open_connections = 0, self.connections_open
             self._operations: Counter[str] = Counter()
             self.clear_faults()
 
@@ -109,7 +104,7 @@ class Service(Operations):
             ]
 
     def stats(self) -> dict[str, Any]:
-        """Return counts of jobs, requests, connections and mistakes of clients, and the bill."""
+        """Return counts of jobs and requests, and the bill."""
         with self._lock:
             now = self._advance()
             states = Counter(job.state for job in self._jobs.values())
@@ -121,24 +116,13 @@ class Service(Operations):
                 "jobs_completed": states[State.COMPLETED],
                 "jobs_failed": states[State.FAILED],
                 "jobs_cancelled": states[State.CANCELED],
-                "cancels_received": self._operations["cancel"],
                 "requests": dict(self._operations),
                 "duplicate_inputs": len(self._jobs) - len(self._inputs),
                 "worker_seconds": dict(bills),
                 "active_workers": {app.id: app.active_workers for app in self._apps.values()},
-                "connections_opened": self.connections_opened,
-                "max_open_connections": self.max_open_connections,
             }
 
     # Called by the HTTP layer.
-
-    def connection(self, change: int) -> None:
-        """Count a connection that was opened (+1) or closed (-1)."""
-        with self._lock:
-            # A connection may have been opened while another service was served.
-            self.connections_open = max(0, self.connections_open + change)
-            self.connections_opened += max(0, change)
-            self.max_open_connections = max(self.max_open_connections, self.connections_open)
 
     def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
         """
@@ -146,7 +130,8 @@ class Service(Operations):
 
         :param path: the path as sent, with its query string.
         """
-        request = Request.parse(method, path, headers, body)
+        lower = {name.lower(): text for name, text in headers.items()}
+        request = Request(method.upper(), path, lower, body)
         if request.segments[0] == "_emulator":
             return self._control(request)
         with self._lock:
@@ -190,7 +175,7 @@ class Service(Operations):
                 return self._output(request, now)
             team = self._authorize(request)
             if operation == "unknown":
-                raise _no_operation(request)
+                raise Refusal(404, "no such operation")
             perform: Callable[[Request, str | None, float], Reply] = getattr(self, f"_{operation}")
             return perform(request, team, now)
         except Refusal as refusal:
@@ -247,9 +232,3 @@ def _methods(request: Request) -> dict[str, str]:
         case ("outputs", _, _):
             return {"GET": "output"}
     return {}
-
-
-def _no_operation(request: Request) -> Refusal:
-    if methods := _methods(request):
-        return Refusal(405, f"{request.method} is not allowed here", Allow=", ".join(methods))
-    return Refusal(404, "no such path")

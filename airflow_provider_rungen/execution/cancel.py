@@ -23,7 +23,7 @@ class CancelRun(TaskRun[RunOptions]):
     def page_details(self) -> dict[str, Any]:
         return {"waits": False}
 
-    def execute(self, job_id: Any, *, fail_if_over: bool) -> list[str]:
+    def execute(self) -> list[str]:
         """
         Cancel all jobs that can be canceled.
 
@@ -32,7 +32,7 @@ class CancelRun(TaskRun[RunOptions]):
         :raises RunGenError: a job could not be canceled.
         """
         with self.attempt(), self.opened() as hook:
-            app_id, job_ids = self.app_id, list(dict.fromkeys(parse_known_job_ids(job_id)))
+            app_id, job_ids = self.app_id, list(dict.fromkeys(parse_known_job_ids(self.task.job_id)))
             self.link_to(app_id, job_ids)
             outcomes: dict[str, RunGenError | None] = {}
             flow = cancel_jobs(app_id, job_ids, outcomes, retry_budget=RETRY_BUDGET)
@@ -41,7 +41,7 @@ class CancelRun(TaskRun[RunOptions]):
             for each in job_ids:
                 if (error := outcomes[each]) is None:
                     log.info("Canceled %s", format_ids(app_id, each))
-                elif isinstance(error, RunGenConflictError) and not fail_if_over:
+                elif isinstance(error, RunGenConflictError) and not self.task.fail_if_over:
                     log.info("Already over %s", format_ids(app_id, each))
                 else:
                     failed[each] = error

@@ -16,63 +16,62 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobError,
     RunGenJobTimeoutError,
 )
-from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
+from airflow_provider_rungen.execution.jobs.job_wait import JobWait
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
 from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
 from airflow_provider_rungen.execution.task.job_ids import format_jobs, is_single, parse_job_ids
+from airflow_provider_rungen.execution.task.options import JobOptions
 from airflow_provider_rungen.execution.task.outcomes import (
     JOB_IS_OVER,
     are_all_over,
     max_failures,
     raise_for_event,
 )
-from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS
 from airflow_provider_rungen.execution.task.report import Usage
 from airflow_provider_rungen.execution.task.run import TaskRun
+from airflow_provider_rungen.execution.task.xcom_keys import MAX_PAGE_JOBS
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen._airflow import Context
     from airflow_provider_rungen.client.models import Job
-    from airflow_provider_rungen.execution.task.options import JobOptions
 
 log = logging.getLogger(__name__)
 
 
-class CollectRun(TaskRun["JobOptions"]):
+class CollectRun(TaskRun[JobOptions]):
     """
     An attempt that collects the results of jobs.
 
     :param task: the operator.
     :param context: Airflow's context of the attempt.
-    :param options: the operator's parameters.
-    :param defer: see `JobWait`.
     :param labels: the labels of the jobs, as far as they have any, by id.
     """
 
-    def __init__(
-        self,
-        task: BaseOperator,
-        context: Context,
-        options: JobOptions,
-        defer: Defer,
-        labels: Mapping[str, str],
-    ) -> None:
-        super().__init__(task, context, options)
+    def __init__(self, task: Any, context: Context, labels: Mapping[str, str]) -> None:
+        super().__init__(task, context, JobOptions.of(task))
         self._labels = labels
         self.usage = Usage()
         self.used = self.usage.to_json
-        self.wait = JobWait(self, defer)
+        self.wait = JobWait(self, task.defer_for_jobs)
         self.is_single = False  #: Whether one job is named, and not a list.
         self._shown_ids: Sequence[str | None] = ()
 
-    def run(self, job_id: Any, event: Mapping[str, Any] | None = None) -> Any:
+    def execute(self) -> Any:
         """
         Collect the results, after the wait.
 
-        :param event: what the trigger sent, after a wait in the triggerer.
         :return: the result or small manifest, or the list of them; or what the results table has.
         """
+        return self.complete(None)
+
+    def complete(self, event: Mapping[str, Any] | None) -> Any:
+        """
+        Collect the results after a wait in the triggerer.
+
+        :param event: what the trigger sent; ``None`` without such a wait.
+        """
+        job_id = self.task.job_id
         with self.attempt(*JOB_IS_OVER), self.opened():
             app_id, ids = (event or {}).get("app_id") or self.app_id, self._ids(job_id)
             job_ids = [each for each in dict.fromkeys(ids) if each is not None]

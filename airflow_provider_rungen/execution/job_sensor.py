@@ -11,8 +11,9 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import Wait, job_of
 from airflow_provider_rungen.client.queue_watch import timeout_error
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
-from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
+from airflow_provider_rungen.execution.jobs.job_wait import JobWait
 from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
+from airflow_provider_rungen.execution.task.options import JobOptions
 from airflow_provider_rungen.execution.task.outcomes import (
     JOB_IS_OVER,
     are_all_over,
@@ -26,25 +27,22 @@ from airflow_provider_rungen.schemas import OutputType
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
-    from airflow_provider_rungen.execution.task.options import JobOptions
 
 # Of more jobs that failed, an error names no reasons.
 _MAX_FAILED = 100
 
 
-class JobSensorRun(TaskRun["JobOptions"]):
+class JobSensorRun(TaskRun[JobOptions]):
     """
     An attempt of a sensor that waits for jobs.
 
     :param task: the sensor.
     :param context: Airflow's context of the attempt.
-    :param options: the sensor's parameters.
-    :param defer: see `JobWait`.
     """
 
-    def __init__(self, task: Any, context: Context, options: JobOptions, defer: Defer) -> None:
-        super().__init__(task, context, options)
-        self._wait = JobWait(self, defer)
+    def __init__(self, task: Any, context: Context) -> None:
+        super().__init__(task, context, JobOptions.of(task))
+        self._wait = JobWait(self, task.defer_for_jobs)
         self._job_id, self._output_type = task.job_id, task.output_type
         self._output: OutputType | None = None
         self._pokes: Wait | None = None

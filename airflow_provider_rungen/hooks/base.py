@@ -52,7 +52,7 @@ class FlowHook(BaseHook):
     #: The transport of hooks that are given none. Tests set it, for operators and triggers.
     transport: Transport | None = None
 
-    def __init__(self, rungen_conn_id: str, transport: Transport | None = None) -> None:
+    def __init__(self, rungen_conn_id: str = "rungen_default", *, transport: Transport | None = None) -> None:
         super().__init__()
         if transport is not None:
             self.transport = transport
@@ -83,10 +83,6 @@ class FlowHook(BaseHook):
         """
         return self._get_settings()
 
-    async def asettings(self) -> Settings:
-        """Return the settings of the Airflow connection, in an event loop; see `settings`."""
-        return await self._aget_settings()
-
     def _get_settings(self, refused: Settings | None = None) -> Settings:
         """
         Return the settings.
@@ -101,7 +97,8 @@ class FlowHook(BaseHook):
             settings = self._adopt(settings)
         return settings
 
-    async def _aget_settings(self, refused: Settings | None = None) -> Settings:
+    async def asettings(self, refused: Settings | None = None) -> Settings:
+        """Return the settings of the Airflow connection, in an event loop; see `settings`."""
         settings = self._settings
         if settings is None or refused is not None or self._is_outdated(settings, None):
             async with self._lookup_lock:
@@ -293,7 +290,7 @@ class FlowHook(BaseHook):
             settings = await self.asettings()
             response = await self._asend(request, settings)
             if response.status in _REFUSED:
-                renewed = await self._aget_settings(refused=settings)
+                renewed = await self.asettings(refused=settings)
                 if renewed is not settings:
                     response = await self._asend(request, renewed)
             return response

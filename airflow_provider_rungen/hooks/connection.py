@@ -277,7 +277,7 @@ def find_connection(conn_id: str) -> Connection | None:
     """
     if EMULATORS not in os.environ:
         return None
-    from airflow_provider_rungen._airflow import EnvironmentVariablesBackend
+    from airflow.secrets.environment_variables import EnvironmentVariablesBackend
 
     found: Connection | None = EnvironmentVariablesBackend().get_connection(conn_id)
     return found

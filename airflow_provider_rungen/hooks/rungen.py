@@ -10,7 +10,6 @@ from typing import Any
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.flow import Flow
-from airflow_provider_rungen.client.injected import Transport
 from airflow_provider_rungen.client.models import App, Job, JsonValue
 from airflow_provider_rungen.client.polling import FIRST_INTERVAL, wait_for_jobs
 from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
@@ -38,11 +37,6 @@ class RunGenHook(FlowHook):
     default_conn_name = "rungen_default"
     conn_type = "rungen"
     hook_name = "RunGen.AI"
-
-    def __init__(
-        self, rungen_conn_id: str = default_conn_name, *, transport: Transport | None = None
-    ) -> None:
-        super().__init__(rungen_conn_id, transport)
 
     # --- jobs ---
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from airflow_provider_rungen.checks import set_parameters
-from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, RunGenBaseOperator
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
@@ -15,8 +14,9 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.client.idleness import IdleEvent
+    from airflow_provider_rungen.execution.apps.lifecycle import CreateAppRun, DeleteAppRun
     from airflow_provider_rungen.execution.apps.scale import ScaleRun
+    from airflow_provider_rungen.execution.apps.scale_down import IdleAppsRun, ScaleDownRun
     from airflow_provider_rungen.parameters import Duration, JsonObject, OperatorArguments
 
 
@@ -54,15 +54,10 @@ class RunGenCreateAppOperator(RunGenBaseOperator):
         super().__init__(**kwargs)
         set_parameters(self, locals())
 
-    def execute(self, context: Context) -> str:
-        """
-        Create the app, or find it.
-
-        :return: the app's id.
-        """
+    def _make_run(self, context: Context) -> CreateAppRun:
         from airflow_provider_rungen.execution.apps.lifecycle import CreateAppRun
 
-        return self._start(CreateAppRun(self, context)).execute()
+        return CreateAppRun(self, context)
 
 
 class RunGenDeleteAppOperator(RunGenBaseOperator):
@@ -89,11 +84,10 @@ class RunGenDeleteAppOperator(RunGenBaseOperator):
         super().__init__(**kwargs)
         set_parameters(self, locals())
 
-    def execute(self, context: Context) -> None:
-        """Delete the app."""
+    def _make_run(self, context: Context) -> DeleteAppRun:
         from airflow_provider_rungen.execution.apps.lifecycle import DeleteAppRun
 
-        self._start(DeleteAppRun(self, context)).execute()
+        return DeleteAppRun(self, context)
 
 
 class RunGenScaleAppOperator(RunGenBaseOperator):
@@ -137,37 +131,17 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
         super().__init__(**kwargs)
         set_parameters(self, locals())
 
-    def execute(self, context: Context) -> str:
-        """
-        Set the number of workers, and wait for the app if asked to.
-
-        :return: the app's id.
-        """
-        return self._scale_run(context).execute()
-
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
-        """
-        Go on after the wait in the triggerer.
-
-        :return: the app's id.
-        """
-        return self._scale_run(context).complete(event)
-
-    def _end_deferral(self, context: Context, reason: str) -> None:
-        from airflow_provider_rungen.execution.task.outcomes import error_to_json
-
-        error = RunGenAppError(f"Airflow ended the wait for the app in the triggerer: {reason}")
-        self._scale_run(context).complete({"error": error_to_json(error)})
-
-    def _scale_run(self, context: Context) -> ScaleRun:
+    def _make_run(self, context: Context) -> ScaleRun:
         from airflow_provider_rungen.execution.apps.scale import ScaleRun
 
-        return self._start(ScaleRun(self, context))
+        return ScaleRun(self, context)
 
 
 class RunGenScaleDownOperator(RunGenBaseOperator):
     """
     The teardown of `scaled_app`: scale the app to zero if this run scaled it up, and push its ``bill``.
+
+    If the app may still have workers, and be billed, it fails with a retryable `RunGenAppError`.
 
     :param app_id: the app. The connection's ``app_id`` when left out (templated).
     :param scale_up_task_id: the task that scaled it up.
@@ -201,15 +175,10 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
         super().__init__(**kwargs)
         set_parameters(self, locals())
 
-    def execute(self, context: Context) -> None:
-        """
-        Scale the app to zero, and wait until it reports that.
-
-        :raises RunGenAppError: it may still have workers, and be billed. It is always retryable.
-        """
+    def _make_run(self, context: Context) -> ScaleDownRun:
         from airflow_provider_rungen.execution.apps.scale_down import ScaleDownRun
 
-        self._start(ScaleDownRun(self, context)).execute()
+        return ScaleDownRun(self, context)
 
 
 class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
@@ -222,7 +191,8 @@ class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
     slot, use `RunGenIdleAppTrigger`.
 
     Return a list of ``{"app_id", "idle_seconds", "active_workers", "scaled_down"}``, one for each app that
-    was idle, with the number of workers before.
+    was idle, with the number of workers before. If an app cannot be polled or scaled down, the others are,
+    and the task fails.
 
     :param app_ids: the apps that may be scaled to zero, and no others. A text is one app (templated).
     :param idle_for: seconds that an app must have been idle.
@@ -244,14 +214,7 @@ class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
         super().__init__(**kwargs)
         set_parameters(self, locals())
 
-    def execute(self, context: Context) -> list[IdleEvent]:
-        """
-        Scale down the apps that are idle.
-
-        :return: the apps that were idle.
-        :raises RunGenAppError: an app could not be polled or scaled down, and may be billed. The others were
-            polled, and scaled down if idle.
-        """
+    def _make_run(self, context: Context) -> IdleAppsRun:
         from airflow_provider_rungen.execution.apps.scale_down import IdleAppsRun
 
-        return self._start(IdleAppsRun(self, context)).execute()
+        return IdleAppsRun(self, context)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, BaseOperator, XComArg, conf
 from airflow_provider_rungen.checks import check_names, default_arg_names, parameter_names
@@ -19,12 +19,8 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_rungen._airflow import BaseOperatorLink, Context
-    from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.task.run import TaskRun
     from airflow_provider_rungen.parameters import OperatorArguments
-
-    Run = TypeVar("Run", bound=TaskRun[Any])
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +64,20 @@ class RunGenBaseOperator(BaseOperator):
         check_names(kwargs, parameter_names(type(self)), owner)
         super().__init__(**kwargs)
 
-    def _start(self, run: Run) -> Run:
-        """Register a run as the one that a kill ends, and return it."""
+    def execute(self, context: Context) -> Any:
+        """Do what the operator is for, and return what its class describes."""
+        return self._begin(context).execute()
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Go on after a wait in the triggerer."""
+        return self._begin(context).complete(event)
+
+    def _make_run(self, context: Context) -> TaskRun[Any]:
+        raise NotImplementedError
+
+    def _begin(self, context: Context) -> Any:
+        """Return a new run, which is the one that a kill ends."""
+        run = self._make_run(context)
         if self._run is not None:
             run.links = self._run.links
         run.guard.is_killed |= self._is_killed
@@ -79,11 +87,8 @@ class RunGenBaseOperator(BaseOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume after a deferral. If Airflow ended it without an event, clean up first."""
         if next_method == "__fail__":
-            self._end_deferral(context, str((next_kwargs or {}).get("error") or "unknown"))
+            self._begin(context).fail_deferral(str((next_kwargs or {}).get("error") or "unknown"))
         return super().resume_execution(next_method, next_kwargs, context)
-
-    def _end_deferral(self, context: Context, reason: str) -> None:
-        """Clean up after a deferral that Airflow ended without an event."""
 
     @property
     def links(self) -> dict[str, str]:
@@ -119,20 +124,13 @@ class RunGenBaseOperator(BaseOperator):
         """Return the app, and what its jobs used; ``None`` where OpenLineage's provider is not installed."""
         return self.get_openlineage_facets_on_complete(task_instance)
 
-    def _runner_of(self, context: Context, make_sink: Callable[[Runner], Sink], **settings: Any) -> Runner:
+    def defer_for_jobs(self, arguments: dict[str, Any], seconds: float) -> NoReturn:
         """
-        Return an attempt that runs jobs.
+        Go on in the triggerer, which waits for jobs.
 
-        :param settings: see `Runner`.
+        :param arguments: those of `RunGenJobTrigger`.
+        :param seconds: how long that may take.
         """
-        from airflow_provider_rungen.execution.jobs.runner import Runner
-        from airflow_provider_rungen.execution.task.options import JobOptions
-
-        options = JobOptions.of(self)
-        run = Runner(self, context, options, self._defer_for_jobs, make_sink=make_sink, **settings)
-        return self._start(run)
-
-    def _defer_for_jobs(self, arguments: dict[str, Any], seconds: float) -> NoReturn:
         from airflow_provider_rungen.triggers import RunGenJobTrigger
 
         self._defer_to(RunGenJobTrigger(**arguments), seconds)
@@ -235,7 +233,7 @@ def follow_job_sources(task: RunGenBaseOperator, context: Context) -> None:
 
 def labels_of(task: RunGenBaseOperator, context: Context) -> dict[str, str]:
     """Return the labels that the tasks have pushed which ran the jobs of a task, by job."""
-    from airflow_provider_rungen.execution.task.job_ids import LABEL_KEY
+    from airflow_provider_rungen.execution.task.xcom_keys import LABEL_KEY
 
     found: dict[str, str] = {}
     for source in task.job_sources or _sources_of_mapped(task):
@@ -256,11 +254,11 @@ def _pull(ti: Any, sources: Iterable[str], name: str, parameter: str) -> str | N
 
     If the tasks of a mapped source differ, only the one with the map index of this task counts.
 
-    :param name: a key of the XCom: see `page_record`.
+    :param name: a key of the XCom: see `xcom_keys`.
     :param parameter: the parameter to set if they differ.
     """
     from airflow_provider_rungen.exceptions import RunGenInputError
-    from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
+    from airflow_provider_rungen.execution.task.xcom_keys import PAGE_KEY
 
     found: set[str] = set()
     for source in sources:

@@ -40,7 +40,8 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     """
     Run many jobs in one task, and return their ids in the order of the inputs, or what is stored of them.
 
-    All inputs are checked before the first is sent. The id of an input that the service refused is ``None``.
+    All inputs are checked before the first is sent. The id of an input that the service refused is ``None``,
+    and with ``destination`` the small manifest of one that failed.
     The ids are pushed under the XCom key ``job_ids`` when all inputs are submitted. At the end, the indexes
     of the inputs that did not complete are pushed under ``failed``. A retry submits only what failed or was
     never sent.
@@ -136,28 +137,12 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         set_parameters(self, locals())
         self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
 
-    def execute(self, context: Context) -> Any:
-        """
-        Submit the inputs that have no job yet, and wait for all jobs if asked to.
+    def _make_run(self, context: Context) -> Runner:
+        from airflow_provider_rungen.execution.jobs.runner import Runner
 
-        :return: in the order of the inputs, the ids of the jobs, or with ``destination`` their small
-            manifests. ``None`` for an input that was refused, or with ``destination`` that failed.
-        """
-        return self._runner(context).execute(self._source)
-
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """
-        Go on after the wait in the triggerer.
-
-        :return: see `execute`.
-        """
-        return self._runner(context).complete(event, self._source)
-
-    def _end_deferral(self, context: Context, reason: str) -> None:
-        self._runner(context).fail_deferral(reason)
-
-    def _source(self) -> Source:
-        return self._source_of(self.inputs)
+        return Runner(
+            self, context, lambda: self._source_of(self.inputs), self._sink, folder=self.destination
+        )
 
     def _source_of(self, inputs: Any) -> Source:
         from airflow_provider_rungen.execution.sources.inputs import ManyInputs
@@ -179,6 +164,3 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         if self.destination is None:
             return JobIds(run)
         return ResultSink(run)
-
-    def _runner(self, context: Context) -> Runner:
-        return self._runner_of(context, self._sink, folder=self.destination)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from airflow_provider_rungen.checks import check_output_columns, set_parameters
 from airflow_provider_rungen.operators.base import (
@@ -118,26 +118,8 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         if results is not None:
             check_output_columns(output_type, ["label"])
 
-    def execute(self, context: Context) -> Any:
-        """
-        Collect the results, after the wait if there is one.
-
-        :return: the result or small manifest, or the list of them; or the counts of the results table.
-        """
-        return self._collect_run(context).run(self.job_id)
-
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """
-        Collect the results after the wait in the triggerer.
-
-        :return: see `execute`.
-        """
-        return self._collect_run(context).run(self.job_id, event)
-
-    def _collect_run(self, context: Context) -> CollectRun:
+    def _make_run(self, context: Context) -> CollectRun:
         from airflow_provider_rungen.execution.collect_run import CollectRun
-        from airflow_provider_rungen.execution.task.options import JobOptions
 
         follow_job_sources(self, context)
-        options, labels = JobOptions.of(self), labels_of(self, context)
-        return self._start(CollectRun(self, context, options, self._defer_for_jobs, labels))
+        return CollectRun(self, context, labels_of(self, context))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import (
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
+    from airflow_provider_rungen.execution.cancel import CancelRun
     from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import (
@@ -90,26 +91,11 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         set_parameters(self, locals())
         self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
 
-    def execute(self, context: Context) -> str:
-        """
-        Submit the job, or resume that of an earlier attempt, and wait for it if asked to.
+    def _make_run(self, context: Context) -> Runner:
+        from airflow_provider_rungen.execution.jobs.runner import Runner
+        from airflow_provider_rungen.execution.sinks.batch_result import JobIds
 
-        :return: the job's id.
-        """
-        job_id: str = self._runner(context).execute(self._source)
-        return job_id
-
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
-        """
-        Go on after the wait in the triggerer.
-
-        :return: the job's id.
-        """
-        job_id: str = self._runner(context).complete(event, self._source)
-        return job_id
-
-    def _end_deferral(self, context: Context, reason: str) -> None:
-        self._runner(context).fail_deferral(reason)
+        return Runner(self, context, self._source, JobIds)
 
     def _source(self) -> Source:
         from airflow_provider_rungen.execution.sources.inputs import OneInput
@@ -117,15 +103,10 @@ class RunGenRunJobOperator(RunGenBaseOperator):
 
         return OneInput(self.input, lambda: Schema.of(self.input_schema, "input_schema"))
 
-    def _runner(self, context: Context) -> Runner:
-        from airflow_provider_rungen.execution.sinks.batch_result import JobIds
-
-        return self._runner_of(context, JobIds)
-
 
 class RunGenCancelJobOperator(RunGenBaseOperator):
     """
-    Cancel jobs.
+    Cancel jobs, and return the ids of those that had not ended.
 
     :param job_id: one id, a list, or the ``.output`` of a task (templated). The ``None`` that stands for an
         input without a job is skipped.
@@ -155,15 +136,8 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
         set_parameters(self, locals())
         self.job_sources = find_job_sources(job_id)
 
-    def execute(self, context: Context) -> list[str]:
-        """
-        Cancel the jobs.
-
-        :return: the ids of those that were canceled. Those that had already ended are left out.
-        """
+    def _make_run(self, context: Context) -> CancelRun:
         from airflow_provider_rungen.execution.cancel import CancelRun
-        from airflow_provider_rungen.execution.task.options import RunOptions
 
         follow_job_sources(self, context)
-        run = self._start(CancelRun(self, context, RunOptions.of(self)))
-        return run.execute(self.job_id, fail_if_over=self.fail_if_over)
+        return CancelRun(self, context)

@@ -45,6 +45,9 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     """
     Run a job for each row of a table, store the outputs, and write a table of the results.
 
+    Return ``{"results": uri, "rows", "completed", "failed", "skipped", "reused", "jobs",
+    "execution_seconds"}``.
+
     The results table has one row for each row of the source, in the same order: the key columns, the
     ``columns`` of the source, ``index``, ``status`` (``completed``, ``failed``, ``canceled``, ``refused``,
     ``invalid``, ``rejected``, ``given_up``, ``skipped``), ``error``, ``job_id``, ``reused``, ``outputs``
@@ -136,9 +139,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         *LIMITS,
     )
     operator_extra_links = JOB_LINKS
-    # the results table is what ends the task, so it needs a worker, and there is always a wait
-    wait_for_completion = True
-    end_from_trigger = False
     # results go to the table, not to XCom
     max_xcom_bytes = 0
 
@@ -187,28 +187,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         set_parameters(self, locals())
         check_output_columns(output_type, [*self.key, *self.columns])
 
-    def execute(self, context: Context) -> dict[str, Any]:
-        """
-        Run what is not paid for yet, wait for it, store the outputs, and write the results table.
-
-        :return: ``{"results": uri, "rows", "completed", "failed", "skipped", "reused", "jobs",
-            "execution_seconds"}``.
-        """
-        summary: dict[str, Any] = self._runner(context).execute(lambda: self._source(context))
-        return summary
-
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """
-        Store the outputs and write the results table after the wait in the triggerer.
-
-        :return: see `execute`.
-        """
-        summary: dict[str, Any] = self._runner(context).complete(event, lambda: self._source(context))
-        return summary
-
-    def _end_deferral(self, context: Context, reason: str) -> None:
-        self._runner(context).fail_deferral(reason)
-
     def _row_function(self, context: Context) -> Callable[[dict[str, Any]], Any] | None:
         """Return the function that makes the input of a row; ``None`` if the row is the input."""
         to_input: ToInput | None = self.to_input
@@ -248,12 +226,15 @@ class RunGenRunTableOperator(RunGenBaseOperator):
             return str(self.results)
         return f"{str(self.destination).removesuffix('/')}/results.jsonl"
 
-    def _runner(self, context: Context) -> Runner:
+    def _make_run(self, context: Context) -> Runner:
         from airflow_provider_rungen.client.redaction import redact
+        from airflow_provider_rungen.execution.jobs.runner import Runner
 
         uri = self._results_uri()
-        return self._runner_of(
+        return Runner(
+            self,
             context,
+            lambda: self._source(context),
             self._sink,
             folder=uri.rpartition("/")[0] if self.destination is None else self.destination,
             pushes_ids=False,
@@ -264,15 +245,16 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         """Return how many jobs there are to run, and push what they cost; see `RunGenPlanTableOperator`."""
         from airflow_provider_rungen.execution.jobs.quote import plan_jobs
 
-        return plan_jobs(self._runner(context), lambda: self._source(context))
+        return plan_jobs(self._begin(context))
 
 
 class RunGenPlanTableOperator(RunGenRunTableOperator):
     """
     Return how many jobs `RunGenRunTableOperator` would run with the same parameters, and submit none.
 
-    With a ``ledger``, one request asks for the app's model. 0 means that every row is stored, skipped or
-    refused: pass the number to `scaled_app` as ``only_if``, so that no GPU starts for nothing.
+    Jobs of a killed attempt that may still run are included. With a ``ledger``, one request asks for the
+    app's model. 0 means that every row is stored, skipped or refused: pass the number to `scaled_app` as
+    ``only_if``, so that no GPU starts for nothing.
 
     The XCom ``plan`` is ``{"rows", "jobs", "reused", "skipped", "seconds", "cost", "currency"}``. The jobs
     are expected to run as long as the mean of the rows that are stored, or else of up to 100 other jobs of
@@ -281,10 +263,6 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
     The parameters are those of `RunGenRunTableOperator`. ``max_jobs`` and ``max_cost`` refuse nothing here.
     """
 
-    def execute(self, context: Context) -> int:  # type: ignore[override]  # it returns a number, not a summary
-        """
-        Read the table, and look its inputs up in the ledger.
-
-        :return: the number of jobs to run, jobs of a killed attempt that may still run included.
-        """
+    def execute(self, context: Context) -> int:
+        """Read the table, and look its inputs up in the ledger."""
         return self._plan(context)

@@ -11,7 +11,7 @@ from typing import Any
 from airflow.plugins_manager import AirflowPlugin
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS
-from airflow_provider_rungen.links.urls import PREFIX, are_pages_enabled, mount_path
+from airflow_provider_rungen.links import PREFIX, are_pages_enabled, mount_path
 
 # Airflow's names for the classes whose tasks have a page.
 OPERATORS = (

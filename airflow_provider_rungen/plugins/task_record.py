@@ -23,7 +23,7 @@ Figures: TypeAlias = dict[PlainText, PlainText | StrictInt | StrictFloat | None]
 
 
 class PageXCom(BaseModel):
-    """The XCom ``rungen_page``: see `page_record`."""
+    """The XCom ``rungen_page``: see `xcom_keys`."""
 
     connection: PlainText = ""
     app: PlainText = ""
@@ -42,7 +42,7 @@ class PageXCom(BaseModel):
 
 
 class FailureXCom(BaseModel):
-    """The XCom ``rungen_failure``: see `page_record`."""
+    """The XCom ``rungen_failure``: see `xcom_keys`."""
 
     try_number: Count
     error: PlainText

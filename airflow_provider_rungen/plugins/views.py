@@ -16,7 +16,7 @@ from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.output_urls import find_outputs, redact_value
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.links.urls import PREFIX, path, task_path
+from airflow_provider_rungen.links import PREFIX, path, task_path
 from airflow_provider_rungen.pages.models import (
     JobView,
     OutputFile,

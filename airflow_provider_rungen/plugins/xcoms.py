@@ -18,9 +18,13 @@ from sqlalchemy import Text, case, cast, func, null, select
 
 from airflow_provider_rungen._airflow import ObjectStoragePath, conf
 from airflow_provider_rungen.client.daemon_threads import run_concurrently
-from airflow_provider_rungen.execution.apps.block import BILL_KEY, SCALED_KEY
-from airflow_provider_rungen.execution.task.page_record import FAILURE_KEY, PAGE_KEY
-from airflow_provider_rungen.execution.task.report import USAGE_KEY
+from airflow_provider_rungen.execution.task.xcom_keys import (
+    BILL_KEY,
+    FAILURE_KEY,
+    PAGE_KEY,
+    SCALED_KEY,
+    USAGE_KEY,
+)
 from airflow_provider_rungen.links import RunGenJobLink
 from airflow_provider_rungen.plugins.limits import TooLargeError, parse_bounded
 from airflow_provider_rungen.plugins.task_record import (

@@ -48,4 +48,4 @@ class RunGenAppSensor(RunGenBaseSensor):
     def _make_run(self, context: Context) -> AppSensorRun:
         from airflow_provider_rungen.execution.apps.lifecycle import AppSensorRun
 
-        return self._start(AppSensorRun(self, context))
+        return AppSensorRun(self, context)

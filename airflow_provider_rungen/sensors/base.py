@@ -18,8 +18,6 @@ from airflow_provider_rungen.operators.base import RunGenBaseOperator
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
-    from airflow_provider_rungen.execution.apps.lifecycle import AppSensorRun
-    from airflow_provider_rungen.execution.job_sensor import JobSensorRun
 
 
 class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
@@ -32,7 +30,7 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait."""
-        run = self._make_run(context)
+        run = self._begin(context)
         if self.deferrable:
             with self._ending():
                 run.execute(self.timeout)
@@ -49,7 +47,7 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
 
     def poke(self, context: Context) -> bool:
         """Poll once, and return whether the wait has ended."""
-        run: Any = self._run or self._make_run(context)
+        run: Any = self._run or self._begin(context)
         with self._as_sensor_timeout():
             has_ended: bool = run.poke()
         return has_ended
@@ -57,11 +55,7 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
         """Resume after the wait in the triggerer."""
         with self._ending():
-            self._make_run(context).complete(event, self.timeout)
-
-    def _make_run(self, context: Context) -> AppSensorRun | JobSensorRun:
-        """Return an attempt of the sensor."""
-        raise NotImplementedError
+            self._begin(context).complete(event, self.timeout)
 
     @contextmanager
     def _as_sensor_timeout(self) -> Iterator[None]:

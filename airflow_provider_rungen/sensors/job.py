@@ -94,10 +94,9 @@ class RunGenJobSensor(RunGenBaseSensor):
 
     def _make_run(self, context: Context) -> JobSensorRun:
         from airflow_provider_rungen.execution.job_sensor import JobSensorRun
-        from airflow_provider_rungen.execution.task.options import JobOptions
 
         follow_job_sources(self, context)
-        return self._start(JobSensorRun(self, context, JobOptions.of(self), self._defer_for_jobs))
+        return JobSensorRun(self, context)
 
     def _get_next_poke_interval(
         self, started_at: Any, run_duration: Callable[[], float], *args: Any, **kwargs: Any
@@ -139,7 +138,7 @@ class RunGenJobSensor(RunGenBaseSensor):
         """
         from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
-        from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
+        from airflow_provider_rungen.execution.task.xcom_keys import PAGE_KEY
 
         given = getattr(self, name)
         if given == default and self.job_sources and isinstance(self.job_id, PlainXComArg):

@@ -8,7 +8,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen._airflow import BaseEventTrigger, TriggerEvent
+from airflow.triggers.base import TriggerEvent
+
+from airflow_provider_rungen._airflow import BaseEventTrigger
 from airflow_provider_rungen.client.idleness import IdleEvent, IdleWatch, check_app_ids, poll_idle_app
 from airflow_provider_rungen.client.poll_state import Outages, PollState
 from airflow_provider_rungen.client.progress import log_line

@@ -25,11 +25,18 @@ from airflow_provider_rungen.execution.task.outcomes import (
     are_all_over,
     format_ranges,
 )
-from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS, PAGE_KEY
-from airflow_provider_rungen.execution.task.report import USAGE_KEY, Usage
+from airflow_provider_rungen.execution.task.report import Usage
+from airflow_provider_rungen.execution.task.xcom_keys import MAX_PAGE_JOBS, PAGE_KEY, USAGE_KEY
 from airflow_provider_rungen.hooks.rungen import RunGenHook
-from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
-from airflow_provider_rungen.links.urls import app_url, are_pages_enabled, job_url, page_url
+from airflow_provider_rungen.links import (
+    RunGenAppLink,
+    RunGenJobLink,
+    RunGenResultsLink,
+    app_url,
+    are_pages_enabled,
+    job_url,
+    page_url,
+)
 from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger, ask_airflow
 from airflow_provider_rungen.triggers.watcher import shared_poller

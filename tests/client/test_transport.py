@@ -24,7 +24,7 @@ from typing import Any
 import certifi
 import pytest
 from packaging.version import Version
-from wire import GET, KEY, OK, POST, Server, failure, send, send_each, settings_for
+from wire import GET, KEY, OK, POST, Connections, Server, failure, send, send_each, settings_for
 
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.senders import Sender
@@ -400,7 +400,7 @@ def test_a_tunnel_that_is_refused_sent_nothing(serve: Any, refusal: str) -> None
 
 
 def test_connections_are_used_again_but_by_no_submission_once_they_were_idle(
-    monkeypatch: pytest.MonkeyPatch,
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
     monkeypatch.setattr("aiohttp.connector.monotonic", lambda: now)
@@ -410,7 +410,7 @@ def test_connections_are_used_again_but_by_no_submission_once_they_were_idle(
         for now, requests in ((0, [*[GET] * 20, *[POST] * 50]), (0.9, [POST]), (2, [POST, GET])):  # noqa: B007
             for request in requests:
                 sender(request)
-            opened.append(emulator.service.stats()["connections_opened"])
+            opened.append(connections.opened)
         sender.close()
     # a poll may be sent again, so it may find its connection closed
     assert opened == [2, 2, 3]

@@ -170,7 +170,7 @@ with DAG("rungen_chained", schedule=None, start_date=START) as chained:
 class RaisingAfterSubmission(RunGenRunJobOperator):
     """Raises after the submission in its first attempt."""
 
-    def execute(self, context: Any) -> str:
+    def execute(self, context: Any) -> Any:
         job_id = super().execute(context)
         if context["ti"].try_number == 1:
             raise RuntimeError("the first attempt is lost")

@@ -31,6 +31,7 @@ from bad_answers import Fault
 from client_mistakes import early_retries, keys_leaked
 from conftest import APP, KEY, SOON, Outcome, OutletEvents, run_task, signal_when
 from object_store import ObjectStore, attach
+from wire import Connections
 
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS, redact_value
@@ -918,14 +919,14 @@ def test_a_result_that_is_too_large_ends_the_wait(archive: Archive) -> None:
 
 
 @pytest.mark.usefixtures("on_the_wire")
-def test_a_thousand_outputs_are_stored_few_at_a_time(archive: Archive) -> None:
+def test_a_thousand_outputs_are_stored_few_at_a_time(archive: Archive, connections: Connections) -> None:
     ids = submitted(*[job(images=4, output_bytes=500) for _ in range(250)])
-    archive.service.max_open_connections = 0
+    connections.most = 0
     value = archive.collect(ids, max_concurrency=6, wait_for_completion=False).value
     assert [small["job_id"] for small in value] == ids
     counts = archive.fetches
     assert len(counts) == sum(counts.values()) == 1000
-    assert archive.service.max_open_connections <= 2 * 6 + 1
+    assert connections.most <= 2 * 6 + 1
     stored = archive.files
     assert len(stored) == 1250
     for output in (output for small in value for output in small["outputs"]):

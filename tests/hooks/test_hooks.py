@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from bad_answers import Fault
 from conftest import APP, SOON
+from wire import Connections
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.flow import Flow, Sleep
@@ -140,14 +141,15 @@ def test_a_closed_hook_can_be_used_again(rungen_emulator: Emulator) -> None:
         hook.close()
 
 
-def test_closing_closes_the_connections(rungen_emulator: Emulator) -> None:
+@pytest.mark.usefixtures("rungen_emulator")
+def test_closing_closes_the_connections(connections: Connections) -> None:
     with RunGenHook() as hook:
         hook.list_apps()
-        assert rungen_emulator.service.connections_open == 1
+        assert connections.open == 1
     give_up_at = time.monotonic() + 5
-    while rungen_emulator.service.connections_open and time.monotonic() < give_up_at:
+    while connections.open and time.monotonic() < give_up_at:
         time.sleep(0.005)
-    assert rungen_emulator.service.connections_open == 0
+    assert connections.open == 0
 
 
 def test_the_connection_is_looked_up_once_and_not_before_it_is_needed(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from bad_answers import Fault
 from conftest import APP, KEY
+from wire import Connections
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.testing import run_operator
@@ -60,15 +61,14 @@ def test_a_transport_gets_the_whole_request(emulator: Emulator) -> None:
     assert body == b'{"input":{"prompt":"a fox"}}'
 
 
-def test_jobs_go_their_way_without_a_connection(emulator: Emulator) -> None:
+def test_jobs_go_their_way_without_a_connection(emulator: Emulator, connections: Connections) -> None:
     with RunGenHook(transport=emulator) as hook:
         job = hook.run_job(input=INPUT)
         assert hook.wait_for_job(job_id=job.id, poll_interval=0.02, timeout=10).result["images"]
         for count in (1, 3):
             jobs = [hook.run_job(input={**INPUT, "emulator": {"seconds": 60}}).id for _ in range(count)]
             assert hook.cancel_jobs(job_ids=jobs) == dict.fromkeys(jobs)
-    stats = emulator.service.stats()
-    assert (stats["jobs_cancelled"], stats["connections_opened"]) == (4, 0)
+    assert (emulator.service.stats()["jobs_cancelled"], connections.opened) == (4, 0)
 
 
 def test_a_transport_serves_an_event_loop_too(emulator: Emulator) -> None:
@@ -115,7 +115,7 @@ def test_an_answer_of_a_transport_is_held_to_the_same_rules(
 
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_operators_and_triggers_use_the_transport_of_the_class(
-    emulator: Emulator, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+    emulator: Emulator, connections: Connections, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RunGenHook, "transport", emulator)
     op = RunGenRunBatchOperator(task_id="t", inputs=[INPUT] * 3, deferrable=deferrable, poll_interval=0.05)
@@ -123,7 +123,7 @@ def test_operators_and_triggers_use_the_transport_of_the_class(
     assert outcome.error is None
     assert outcome.value == [job["id"] for job in emulator.service.jobs()]
     assert bool(outcome.events) is deferrable
-    assert emulator.service.stats()["connections_opened"] == 0
+    assert connections.opened == 0
 
 
 def test_the_emulator_answers_for_no_other_host(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:

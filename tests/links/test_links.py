@@ -10,10 +10,9 @@ import pytest
 from conftest import APP, FakeTaskInstance, run_task
 
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
+from airflow_provider_rungen.execution.task.xcom_keys import PAGE_KEY
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
-from airflow_provider_rungen.links.urls import are_pages_enabled
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink, are_pages_enabled
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,

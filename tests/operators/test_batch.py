@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from bad_answers import Fault
 from conftest import APP, FakeStore
 from operator_kit import KILLED, Attempts, Died, DyingStore
+from wire import Connections
 
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.emulator import Emulator
@@ -96,13 +97,13 @@ def test_no_inputs_are_no_jobs(make: Make, mode: bool) -> None:
 
 @pytest.mark.usefixtures("on_the_wire")
 def test_without_waiting_the_jobs_run_on_and_no_more_are_sent_at_a_time_than_allowed(
-    make: Make,
+    make: Make, connections: Connections
 ) -> None:
     task = make(prompts(60, seconds=60), max_concurrency=3, **NO_WAIT)
     assert len(task.attempt().value) == 60
     assert task.statuses() == ["RUNNING"] * 60
     assert task.emulator.service.count("get") == 0
-    assert task.emulator.service.stats()["max_open_connections"] <= 3
+    assert connections.most <= 3
 
 
 @pytest.mark.parametrize(

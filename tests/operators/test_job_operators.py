@@ -21,7 +21,7 @@ from bad_answers import Fault
 from conftest import APP, KEY, SOON, FakeStore, Outcome, signal_when
 from operator_kit import FAST, KILLED, MODES, Stage, submitted, taking
 
-from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
+from airflow_provider_rungen.decorators import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,

@@ -21,7 +21,7 @@ from operator_kit import KILLED, kill_when, workers
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError
-from airflow_provider_rungen.execution.apps.block import BILL_KEY
+from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator, scaled_app
 from airflow_provider_rungen.operators.app import RunGenScaleDownOperator
 

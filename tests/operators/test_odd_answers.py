@@ -223,7 +223,7 @@ class Play:
 
 
 def pictures(count: int, seconds: float = 0.1, **emulator: Any) -> list[dict[str, Any]]:
-    size = {"width": 8, "height": 8}
+    size = {"width": 64, "height": 64}
     return [taking(seconds, **emulator) | size | {"prompt": f"picture {n}"} for n in range(count)]
 
 

@@ -23,7 +23,7 @@ from conftest import FakeStore, Outcome, TrackedTaskInstance, rows_in
 from operator_kit import KILLED, Attempts, Died, DyingStore
 
 from airflow_provider_rungen.client import progress, retry
-from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
+from airflow_provider_rungen.decorators import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs import submitting

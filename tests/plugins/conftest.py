@@ -26,7 +26,7 @@ from airflow_provider_rungen.execution.jobs.log_home import token_of
 from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.links.urls import are_pages_enabled, task_path
+from airflow_provider_rungen.links import are_pages_enabled, task_path
 from airflow_provider_rungen.operators import RunGenRunBatchOperator
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs

@@ -16,6 +16,7 @@ import pytest
 from bad_answers import Fault
 from client_mistakes import early_retries
 from conftest import APP, KEY
+from wire import Connections
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, BaseEventTrigger
 from airflow_provider_rungen.emulator import Emulator
@@ -151,14 +152,13 @@ def test_a_connection_that_is_missing_is_waited_for(
 
 @pytest.mark.usefixtures("on_the_wire")
 def test_an_app_that_hangs_does_not_disturb_the_others_and_no_connection_is_left_open(
-    rungen_emulator: Emulator,
+    rungen_emulator: Emulator, connections: Connections
 ) -> None:
-    service = rungen_emulator.service
-    service.inject(Fault(on="get_app", kind="hang"))
+    rungen_emulator.service.inject(Fault(on="get_app", kind="hang"))
     [event] = run(trigger([APP, OTHER]), until=bool)
     assert event["scaled_down"]
     give_up_at = time.monotonic() + 10
-    while service.connections_open and time.monotonic() < give_up_at:
+    while connections.open and time.monotonic() < give_up_at:
         time.sleep(0.005)
-    assert service.connections_open == 0
-    assert service.stats()["connections_opened"] > 0
+    assert connections.open == 0
+    assert connections.opened > 0

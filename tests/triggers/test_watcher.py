@@ -20,6 +20,7 @@ import pytest
 from bad_answers import Fault
 from client_mistakes import early_retries
 from conftest import APP, KEY, SOON, FakeTime
+from wire import Connections
 
 from airflow_provider_rungen import _airflow as compat
 from airflow_provider_rungen.client.job_poller import MAX_WAIT_FOR_POLL, JobPoller
@@ -49,6 +50,7 @@ class Stage:
 
     emulator: Emulator
     clock: FakeTime
+    connections: Connections
     lookups: list[str] = field(default_factory=list)
 
     @property
@@ -72,10 +74,10 @@ class Stage:
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def stage(connections: Connections, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     clock = FakeTime()
     with Emulator(Service(clock=clock.time, workers=1000)) as emulator:
-        stage = Stage(emulator, clock)
+        stage = Stage(emulator, clock, connections)
         monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", emulator.airflow_connection())
         look_up = compat.get_async_connection
 
@@ -144,9 +146,9 @@ async def test_hundreds_of_triggers_share_one_loop_one_lookup_and_a_few_connecti
         stage.pass_by(0.5)
         await asyncio.sleep(0.05)
     assert {task.result()["in_flight"] for task in tasks} == {0}
-    await until(lambda: stage.service.connections_open == 0)
+    await until(lambda: stage.connections.open == 0)
     assert stage.lookups == ["rungen_default"]
-    assert stage.service.stats()["max_open_connections"] <= MAX_IN_FLIGHT
+    assert stage.connections.most <= MAX_IN_FLIGHT
     assert stage.service.count("get") <= 1.1 * 300
 
 
@@ -207,7 +209,7 @@ async def test_it_closes_with_the_last_waiter_and_a_new_one_begins_anew(stage: S
         stage.pass_by(20)
         await asyncio.gather(*tasks)
         assert watchers() == []
-        await until(lambda: stage.service.connections_open == 0)
+        await until(lambda: stage.connections.open == 0)
     await until(lambda: len(asyncio.all_tasks()) == 1)
     assert stage.lookups == ["rungen_default"] * 2
 
@@ -281,7 +283,7 @@ async def test_many_deadlines_that_passed_while_the_triggerer_was_down_cost_one_
     assert stage.lookups == ["rungen_default"]
     assert stage.service.count("get") <= 200
     # no poll was canceled because another one of the same job was faster: that closes its connection
-    assert stage.service.stats()["connections_opened"] <= MAX_IN_FLIGHT
+    assert stage.connections.opened <= MAX_IN_FLIGHT
 
 
 @in_loop
@@ -474,7 +476,7 @@ async def test_what_nobody_expected_reaches_all_and_the_next_begins_anew(
         await asyncio.wait(tasks)
         assert {type(task.exception()) for task in tasks} == {RuntimeError}
     assert len(await wait(ids)) == 10
-    await until(lambda: stage.service.connections_open == 0)
+    await until(lambda: stage.connections.open == 0)
 
 
 @in_loop

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.operators import (
     Ledger,
     RunGenCancelJobOperator,
@@ -34,8 +33,6 @@ def misspelled() -> None:
     RunGenAppSensor(task_id="x", app_id="x", poke_intervall=5)  # type: ignore[call-arg]
     RunGenJobSensor(task_id="x", job_id="x", softfail=True)  # type: ignore[call-arg]
     scaled_app("x", 1, drained=True)  # type: ignore[call-arg]
-    rungen_task(app_id="x", poll_intervall=5)  # type: ignore[call-arg]
-    rungen_table_task(table=[], key="x", result="x")  # type: ignore[call-arg]
     Ledger("x", expire=5)  # type: ignore[call-arg]
     read_results("x").rows(state="failed")  # type: ignore[call-arg]
     SqlRows("x", "x", params=[])  # type: ignore[call-arg]

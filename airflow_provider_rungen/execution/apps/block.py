@@ -16,7 +16,7 @@ from airflow_provider_rungen.client.money import Price
 from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.execution.task.attempts import teardowns
-from airflow_provider_rungen.execution.task.report import USAGE_KEY
+from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY, USAGE_KEY
 from airflow_provider_rungen.runs import records
 
 if TYPE_CHECKING:
@@ -25,12 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The key, in XCom and in Airflow's task state store, of the `ScaleRecord` of a task.
-SCALED_KEY = "scaled"
 # The states of a teardown that is still to run.
 _TO_COME = (None, TaskInstanceState.SCHEDULED, TaskInstanceState.QUEUED, TaskInstanceState.UP_FOR_RETRY)
-#: The XCom key of the bill.
-BILL_KEY = "bill"
 _SOURCE = "declared price"
 _MILLISECOND = Decimal("0.001")
 # The digits of a share and of a cost in a bill, and of the column ``cost``.

@@ -25,15 +25,17 @@ from airflow_provider_rungen.client.texts import format_count, format_duration, 
 from airflow_provider_rungen.client.workers import ScaleRecord, workers_of
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
+    RunGenAppError,
     RunGenAppTimeoutError,
     RunGenError,
     RunGenNotFoundError,
 )
-from airflow_provider_rungen.execution.apps.block import SCALED_KEY, is_needed, read_scale_record
+from airflow_provider_rungen.execution.apps.block import is_needed, read_scale_record
 from airflow_provider_rungen.execution.apps.lifecycle import wait_or_defer, whole_number
 from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.execution.task.outcomes import raise_for_event
+from airflow_provider_rungen.execution.task.outcomes import error_to_json, raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun
+from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,10 @@ class ScaleRun(TaskRun[Any]):
         with self._restoring(self.xcom_pull(SCALED_KEY)):
             raise_for_event(event)
             return self._finish(event.get("app_id") or self.app_id)
+
+    def fail_deferral(self, reason: str) -> None:
+        error = RunGenAppError(f"Airflow ended the wait for the app in the triggerer: {reason}")
+        self.complete({"error": error_to_json(error)})
 
     def _leave(self, app_id: str) -> str:
         """Leave the app as it was. If an earlier attempt scaled it up, a teardown needs to know."""

@@ -22,7 +22,6 @@ from airflow_provider_rungen.client.texts import clean_text, format_count, forma
 from airflow_provider_rungen.client.workers import ScaleRecord
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.apps.block import (
-    BILL_KEY,
     Bill,
     is_needed,
     pull_record,
@@ -32,6 +31,7 @@ from airflow_provider_rungen.execution.apps.block import (
 from airflow_provider_rungen.execution.task.job_ids import untemplated
 from airflow_provider_rungen.execution.task.report import TaskOutcome
 from airflow_provider_rungen.execution.task.run import TaskRun
+from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.log_state import keep_state, restore_state
 from airflow_provider_rungen.execution.jobs.plans import Plan
-from airflow_provider_rungen.execution.task.attempts import LOG_KEY
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, event_error, read_error
+from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.place import DamagedLogError
 from airflow_provider_rungen.runs.plan import input_digest
 

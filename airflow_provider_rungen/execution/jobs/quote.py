@@ -16,7 +16,7 @@ from airflow_provider_rungen.runs.plan import input_digest
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.money import Price
-    from airflow_provider_rungen.execution.jobs.runner import MakeSource, Runner
+    from airflow_provider_rungen.execution.jobs.runner import Runner
 
 log = logging.getLogger(__name__)
 
@@ -138,16 +138,15 @@ class Limits:
         )
 
 
-def plan_jobs(run: Runner, make_source: MakeSource) -> int:
+def plan_jobs(run: Runner) -> int:
     """
     Return how many jobs a run would wait for, and push what these cost. It submits nothing.
 
     :param run: the run, which is not executed.
-    :param make_source: returns the source.
     """
     with run.attempt(), run.opened():
         book, _ = run.ledger.open(create=False)
-        source = make_source()
+        source = run.make_source()
         digest_of = input_digest if book is None else book.key
         plan = Plan.of_source(run.app_id, source.read(digest_of), lambda: run.report.about(source))
         run.link_to(run.app_id)

@@ -23,7 +23,7 @@ from airflow_provider_rungen.execution.jobs.log_state import rows_of
 from airflow_provider_rungen.execution.jobs.resuming import job_at_end
 from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED, BatchResult, Stopped
 from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.execution.task.job_ids import LABEL_KEY
+from airflow_provider_rungen.execution.task.xcom_keys import LABEL_KEY
 from airflow_provider_rungen.runs.rows import InputState, Row
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, Ru
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
 from airflow_provider_rungen.execution.jobs.deferral import Deferral
 from airflow_provider_rungen.execution.jobs.ending import Ending, Stopping
-from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
+from airflow_provider_rungen.execution.jobs.job_wait import JobWait
 from airflow_provider_rungen.execution.jobs.log_home import LogHome
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.jobs.quote import Limits
@@ -29,55 +29,54 @@ from airflow_provider_rungen.execution.jobs.submitting import Submitting
 from airflow_provider_rungen.execution.jobs.task_log import TaskLog
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
+from airflow_provider_rungen.execution.task.options import JobOptions
 from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.runs.place import SupersededError
 from airflow_provider_rungen.runs.plan import input_digest
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen._airflow import Context
     from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.sources.inputs import Source
-    from airflow_provider_rungen.execution.task.options import JobOptions
 
 log = logging.getLogger(__name__)
 
 MakeSource = Callable[[], "Source"]
 
 
-class Runner(TaskRun["JobOptions"]):
+class Runner(TaskRun[JobOptions]):
     """
     An attempt that runs the jobs of a task.
 
     :param task: the operator.
     :param context: Airflow's context of the attempt.
-    :param options: the operator's parameters.
-    :param defer: defers the task; see `JobWait`.
+    :param make_source: returns the source; it is called once, and again after a deferral.
     :param make_sink: makes what takes the results of the jobs, given this attempt.
     :param folder: where the log is kept; ``None`` without a place of the user's.
     :param pushes_ids: whether the ids of the jobs are pushed: one as ``job_id``, many as ``job_ids``.
-    :param page: what else the page of the task has to know; see `page_record`.
+    :param page: what else the page of the task has to know; see `xcom_keys`.
     :param can_read_again: whether the source can be read again after a deferral.
     """
 
     def __init__(
         self,
-        task: BaseOperator,
+        task: Any,
         context: Context,
-        options: JobOptions,
-        defer: Defer,
-        *,
+        make_source: MakeSource,
         make_sink: Callable[[Runner], Sink],
+        *,
         folder: Any = None,
         pushes_ids: bool = True,
         page: Mapping[str, Any] = MappingProxyType({}),
         can_read_again: bool = True,
     ) -> None:
-        super().__init__(task, context, options)
+        super().__init__(task, context, options := JobOptions.of(task))
         self.hook.checkpoint = self._checkpoint
         self._make_sink = make_sink
         self._sink: Sink | None = None
-        self._make_source: MakeSource | None = None
-        self.wait = JobWait(self, defer)
+        self.make_source = make_source
+        self._make_again: MakeSource | None = None
+        self.wait = JobWait(self, task.defer_for_jobs)
         self._stores = options.destination is not None
         home = LogHome(task, context, folder=folder, is_durable=options.durable, hook=self.hook)
         self.task_log = TaskLog(home, stores=self._stores)
@@ -106,31 +105,27 @@ class Runner(TaskRun["JobOptions"]):
 
     # --- what Airflow calls ---
 
-    def execute(self, make_source: MakeSource) -> Any:
-        """
-        Run what has no job yet, and return what the sink makes of the jobs.
-
-        :param make_source: returns the source; it is called once.
-        """
+    def execute(self) -> Any:
+        """Run what has no job yet, and return what the sink makes of the jobs."""
         if self.options.durable and not self.ending.is_durable:
             log.info(
                 "Not durable: without a destination, jobs are remembered from Airflow 3.3 on. If this "
                 "attempt dies, the next one submits again"
             )
         with self._working():
-            self._begin(make_source)
+            self._begin()
             return self._go_on()
 
-    def complete(self, event: Mapping[str, Any], make_source: MakeSource | None = None) -> Any:
+    def complete(self, event: Mapping[str, Any]) -> Any:
         """
         Go on after a wait in the triggerer.
 
         :param event: the trigger's event. It is a hint: the jobs are looked at again.
-        :param make_source: returns the source again, if that is possible.
         """
-        self._make_source, self.was_deferred = make_source, True
+        self.was_deferred = True
+        self._make_again = self.make_source if self._can_read_again else None
         with self._working():
-            self.deferral.restore(make_source)
+            self.deferral.restore(self._make_again)
             if self.collecting.look_at_ended(self.deferral.check_event(event)):
                 self.stopping.stop_failing()
                 return self._finish()
@@ -190,11 +185,11 @@ class Runner(TaskRun["JobOptions"]):
 
     # --- the begin ---
 
-    def _begin(self, make_source: MakeSource) -> None:
+    def _begin(self) -> None:
         self.ending.look(self.ledger.exists)
         limits = Limits.of(self)
         book, model = self.ledger.open()
-        self.source = source = make_source()
+        self.source = source = self.make_source()
         self.is_single = source.is_single
         app_id, sink = self.app_id, self.sink
         digest_of = input_digest if book is None else book.key
@@ -285,7 +280,9 @@ class Runner(TaskRun["JobOptions"]):
                 on_finished=self.sink.hold,
                 goal=goal,
                 # a trigger knows no ledger
-                may_defer=may_defer and not look_at and (self._can_read_again or not task_log.has_unsent),
+                may_defer=may_defer
+                and not look_at
+                and (self._can_read_again or self._stores or not task_log.has_unsent),
                 stop_at=look_at or math.inf,
                 before_defer=lambda over: self.deferral.keep_state(over, half),
                 ended=self.collecting.ended,
@@ -330,8 +327,8 @@ class Runner(TaskRun["JobOptions"]):
 
     def locate(self, numbers: Iterable[int]) -> Mapping[int, Mapping[str, Any]]:
         """Return the file and line of inputs that come from files."""
-        if self.source is None and self._make_source is not None:
-            self.source = self._make_source()
+        if self.source is None and self._make_again is not None:
+            self.source = self._make_again()
         return {} if self.source is None else self.source.places(numbers)
 
     def failure_details(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Source:
     types: Mapping[str, str] = MappingProxyType({})
     #: The URIs of the files that were read, without secrets.
     uris: Sequence[str] = ()
-    #: How many rows get no job: see `page_record`.
+    #: How many rows get no job: see `xcom_keys`.
     without_job: Mapping[str, int] = MappingProxyType({})
     #: Whether there is one input, and the error of its job is that of the task.
     is_single = False

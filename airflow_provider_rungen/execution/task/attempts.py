@@ -16,6 +16,7 @@ from airflow_provider_rungen._airflow import (
     TaskInstanceState,
 )
 from airflow_provider_rungen.client.daemon_threads import begin
+from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import End
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The XCom that names the attempt whose log has the jobs: ``{"attempt": writer, "resumes": [writers]}``.
-LOG_KEY = "rungen_log"
 #: From Airflow 3.4 on, a clear of a task discards its task state store, unless the user keeps it.
 CLEAR_DISCARDS_STATE = AIRFLOW_V_3_4_PLUS
 # Seconds for a call to Airflow or to the ledger, when the task is killed: 5 s later the process is gone.

@@ -12,8 +12,6 @@ from airflow_provider_rungen.exceptions import RunGenInputError
 
 log = logging.getLogger(__name__)
 
-#: The XCom key of the label of a job, by its id.
-LABEL_KEY = "rungen_label"
 _IDS_IN_A_LINE = 50
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The XCom key.
-USAGE_KEY = "usage"
 # An event lists no more jobs, and no more files.
 MAX_LISTED_JOBS = 100
 MAX_LISTED_FILES = 100

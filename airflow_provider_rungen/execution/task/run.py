@@ -19,11 +19,18 @@ from airflow_provider_rungen.execution.task.attempts import teardowns
 from airflow_provider_rungen.execution.task.kill import KillGuard
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import fail_without_retry
-from airflow_provider_rungen.execution.task.page_record import FAILURE_KEY, MAX_PAGE_JOBS, PAGE_KEY
-from airflow_provider_rungen.execution.task.report import USAGE_KEY, TaskOutcome, lineage_of, report_usage
+from airflow_provider_rungen.execution.task.report import TaskOutcome, lineage_of, report_usage
+from airflow_provider_rungen.execution.task.xcom_keys import FAILURE_KEY, MAX_PAGE_JOBS, PAGE_KEY, USAGE_KEY
 from airflow_provider_rungen.hooks.rungen import RunGenHook
-from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
-from airflow_provider_rungen.links.urls import app_url, full_url, job_url, page_url
+from airflow_provider_rungen.links import (
+    RunGenAppLink,
+    RunGenJobLink,
+    RunGenResultsLink,
+    app_url,
+    full_url,
+    job_url,
+    page_url,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -110,6 +117,9 @@ class TaskRun(Generic[Options]):
             report_usage(used)
             self.push_quietly(USAGE_KEY, dict(used), "what the jobs used")
 
+    def fail_deferral(self, reason: str) -> None:
+        """Clean up after a deferral that Airflow ended without an event."""
+
     def _push_failure(self, error: str, hint: str) -> None:
         """Push why the attempt fails, and keep it for the next one: it begins without XComs."""
         texts = {"error": clean_text(error, _MAX_TEXT), "hint": clean_text(hint, _MAX_TEXT)}
@@ -136,7 +146,7 @@ class TaskRun(Generic[Options]):
                 self.push_quietly(FAILURE_KEY, failure, "why the last attempt failed")
 
     def failure_details(self) -> dict[str, Any]:
-        """Return what else the page of a failed task has to know; see `page_record`."""
+        """Return what else the page of a failed task has to know; see `xcom_keys`."""
         return {}
 
     @property
@@ -238,7 +248,7 @@ class TaskRun(Generic[Options]):
         self._push_link(RunGenJobLink.key, job_url(self.ti, self.hook.settings, app_id, job_id))
 
     def push_page(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
-        """Push what the task is about: see `page_record`."""
+        """Push what the task is about: see `xcom_keys`."""
         details: dict[str, Any] = {"connection": self.options.rungen_conn_id, "app": app_id}
         price = self.find_price() if self.is_connected else None
         details |= {"jobs": list(job_ids) or None, "price": price and str(price)}
@@ -274,7 +284,7 @@ class TaskRun(Generic[Options]):
         return self.task.task_id in {down.task_id, down.scale_up_task_id, *down.jobs_of}
 
     def page_details(self) -> dict[str, Any]:
-        """Return what else the page of the task has to know; see `page_record`."""
+        """Return what else the page of the task has to know; see `xcom_keys`."""
         return {}
 
     def _push_link(self, key: str, url: str) -> None:

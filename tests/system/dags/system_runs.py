@@ -18,7 +18,7 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=1), "poll_interval": 
 class RaisesOnce(RunGenRunJobOperator):
     """Returns from the triggerer and raises, in the first attempt."""
 
-    def execute_complete(self, context: Any, event: dict[str, Any]) -> str:
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
         if context["ti"].try_number == 1:
             raise RuntimeError("raised by the test")
         return super().execute_complete(context, event)

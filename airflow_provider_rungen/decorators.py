@@ -18,13 +18,11 @@ from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
 from airflow_provider_rungen.operators.table import RunGenRunTableOperator
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
     from airflow_provider_rungen._airflow import Context, TaskDecorator
     from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.sources.inputs import Source
-    from airflow_provider_rungen.parameters import DecoratorArguments, OutputSource, TableDecoratorArguments
+    from airflow_provider_rungen.parameters import OutputSource
 
 
 class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
@@ -92,21 +90,9 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         set_parameters(self, {"output_type": output_type, "result_format": result_format, **limits})
 
     def execute(self, context: Context) -> Any:
-        """
-        Call the function, run what it returns, and wait for it.
-
-        :return: the result, or the list of results in the order of the inputs.
-        """
+        """Call the function, run what it returns, and wait for it."""
         # not DecoratedOperator's: that of Airflow 3.0 pushes by a method that operators no longer have
-        return self._runner(context).execute(lambda: self._source_of(self._call(context)))
-
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """
-        Go on after the wait in the triggerer.
-
-        :return: the result, or the list of results in the order of the inputs.
-        """
-        return self._runner(context).complete(event)
+        return self._begin(context).execute()
 
     def _call(self, context: Context) -> Any:
         context_merge(context, self.op_kwargs)
@@ -128,13 +114,17 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
 
         return ResultSink(run, pushes_keys=self.multiple_outputs and self.destination is None)
 
-    def _runner(self, context: Context) -> Runner:
-        return self._runner_of(
+    def _make_run(self, context: Context) -> Runner:
+        from airflow_provider_rungen.execution.jobs.runner import Runner
+
+        return Runner(
+            self,
             context,
+            lambda: self._source_of(self._call(context)),
             self._sink,
             folder=self.destination,
             # the function is called once an attempt, and may return something else the next time
-            can_read_again=self.destination is not None,
+            can_read_again=False,
         )
 
 
@@ -167,7 +157,7 @@ def _without_inherited(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def rungen_task(
     python_callable: Callable[..., Any] | None = None,
     multiple_outputs: bool | None = None,
-    **kwargs: Unpack[DecoratorArguments],
+    **kwargs: Any,
 ) -> TaskDecorator:
     """
     Make a function a task that runs jobs: ``@task.rungen(app_id=…)``.
@@ -228,14 +218,10 @@ class RunGenTableDecoratedOperator(_RowFunction, RunGenRunTableOperator):
 
     custom_operator_name = "@task.rungen_table"
 
-    def execute(self, context: Context) -> dict[str, Any]:
-        """
-        Run what is not paid for yet, wait for it, store the outputs, and write the results table.
-
-        :return: see `RunGenRunTableOperator.execute`.
-        """
+    def execute(self, context: Context) -> Any:
+        """Run what is not paid for yet, wait for it, store the outputs, and write the results table."""
         # not DecoratedOperator's, which calls the function and returns what it returns
-        return RunGenRunTableOperator.execute(self, context)
+        return self._begin(context).execute()
 
 
 class RunGenPlanTableDecoratedOperator(_RowFunction, RunGenRunTableOperator):
@@ -243,12 +229,8 @@ class RunGenPlanTableDecoratedOperator(_RowFunction, RunGenRunTableOperator):
 
     custom_operator_name = "@task.rungen_table.plan"
 
-    def execute(self, context: Context) -> int:  # type: ignore[override]  # it returns a number, not a summary
-        """
-        Read the table, and look its inputs up in the ledger.
-
-        :return: see `RunGenPlanTableOperator.execute`.
-        """
+    def execute(self, context: Context) -> int:
+        """Read the table, and look its inputs up in the ledger."""
         return self._plan(context)
 
 
@@ -271,9 +253,7 @@ class TableTask(_TaskDecorator[..., Any, Any]):
         return plan
 
 
-def rungen_table_task(
-    **kwargs: Unpack[TableDecoratorArguments],
-) -> Callable[[Callable[..., Any]], TableTask]:
+def rungen_table_task(**kwargs: Any) -> Callable[[Callable[..., Any]], TableTask]:
     """
     Make a function the ``to_input`` of a task: ``@task.rungen_table(table=…, key=…, destination=…)``.
 

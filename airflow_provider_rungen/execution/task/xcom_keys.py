@@ -1,5 +1,19 @@
 """
-What tasks push for their pages. The XCom ``rungen_page`` says what a task is about. Tasks that are given its
+The keys of the XComs that this package reads itself. The plugin checks what it reads in ``plugins/xcoms.py``.
+
+==================  =========================  ======================================================
+key                 pushed by                  read by
+==================  =========================  ======================================================
+``rungen_page``     each task                  pages, tasks with its output (``operators/base.py``)
+``rungen_label``    a job with a ``label``     tasks with its output (``operators/base.py``)
+``rungen_failure``  an attempt that fails      pages
+``rungen_log``      an attempt that defers     itself (``execution/jobs/deferral.py``)
+``usage``           a task that runs jobs      pages, the bill (``execution/apps/block.py``)
+``scaled``          a task that scales an app  pages, its teardown (``execution/apps/block.py``)
+``bill``            the teardown               pages
+==================  =========================  ======================================================
+
+The XCom ``rungen_page`` says what a task is about. Tasks that are given its
 output use it, too.
 
 ===============  ==================================================================
@@ -43,5 +57,10 @@ from __future__ import annotations
 
 PAGE_KEY = "rungen_page"
 FAILURE_KEY = "rungen_failure"
+LABEL_KEY = "rungen_label"  #: The label of a job, by its id.
+LOG_KEY = "rungen_log"
+USAGE_KEY = "usage"
+BILL_KEY = "bill"
+SCALED_KEY = "scaled"  #: Of a `ScaleRecord`, also in Airflow's task state store.
 # Of jobs that others submitted: XCom is in Airflow's database.
 MAX_PAGE_JOBS = 10_000
