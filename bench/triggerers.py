@@ -1,4 +1,4 @@
-"""``python -m bench.triggerers [JOBS ...]``: measure a triggerer that waits for jobs, for docs/sizing.md.
+"""``python -m bench.triggerers [JOBS ...]``: measure a triggerer that waits for jobs, for docs/operate.md.
 
 It needs the ``distributed`` group, and takes a quarter of an hour.
 """

@@ -241,12 +241,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 
 
 def _skip_without_providers(block: Block, shown: Shown) -> None:
-    if "airflow.providers.http" in block.text:
-        pytest.importorskip("airflow.providers.http")
-    if "airflow.providers.postgres" in block.text:
-        pytest.importorskip("airflow.providers.postgres")
-        if shown.warehouse is None:
-            pytest.skip("PostgreSQL is missing: apt-get install postgresql")
+    for provider in re.findall(r"^from (airflow\.providers\.\S+) import", block.text, re.MULTILINE):
+        pytest.importorskip(provider)
+    if "airflow.providers.postgres" in block.text and shown.warehouse is None:
+        pytest.skip("PostgreSQL is missing: apt-get install postgresql")
 
 
 @blocks("python")
