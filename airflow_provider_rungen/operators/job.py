@@ -161,7 +161,7 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
 
         :return: the ids of those that were canceled. Those that had already ended are left out.
         """
-        from airflow_provider_rungen.execution.cancel import CancelRun
+        from airflow_provider_rungen.execution.known_jobs import CancelRun
         from airflow_provider_rungen.execution.task.options import RunOptions
 
         follow_job_sources(self, context)

@@ -19,7 +19,7 @@ from airflow_provider_rungen.operators.base import RunGenBaseOperator
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
     from airflow_provider_rungen.execution.apps.app_wait import AppSensorRun
-    from airflow_provider_rungen.execution.job_sensor import JobSensorRun
+    from airflow_provider_rungen.execution.known_jobs import JobSensorRun
 
 
 class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
