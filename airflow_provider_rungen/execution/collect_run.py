@@ -93,7 +93,7 @@ class CollectRun(TaskRun[JobOptions]):
     ) -> Any:
         no_job = RunGenError("it has no job", retryable=False)
         result = BatchResult(ids, {index: no_job for index, each in enumerate(ids) if each is None})
-        plan = Plan.unread("", len(ids))
+        plan = Plan.of_count("", len(ids))
         try:
             result = self._with_reused(sink, app_id, result)
             if event is not None:

@@ -1,46 +1,49 @@
-"""Holds many values on disk while a task works on them, so that memory stays bounded."""
+"""Holds a task's data on disk while it works on them, so that memory stays bounded."""
 
 from __future__ import annotations
 
-import json
+import os
 import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeAlias
 
 from airflow_provider_rungen.exceptions import RunGenOutputError
+
+#: Where something is in a spool: its length and its offset.
+Position: TypeAlias = tuple[int, int]
 
 
 class Spool:
     """
-    JSON values in a temporary file that no other process can open.
+    Bytes in a temporary file that no other process can open. Several threads may read.
 
     :raises RunGenOutputError: a method could not use the folder for temporary files.
     """
 
     def __init__(self) -> None:
-        with named_errors():
+        with _named_errors():
             self._file = tempfile.TemporaryFile(prefix="rungen-")  # noqa: SIM115 - closed below
         # otherwise Python warns that it is left open
         self.close = weakref.finalize(self, self._file.close)
 
-    def append(self, value: Any) -> int:
-        """Add a value, and return its position."""
-        with named_errors():
-            position = self._file.seek(0, 2)
-            self._file.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
-        return position
+    def add(self, content: bytes) -> Position:
+        """Add bytes, and return their position."""
+        with _named_errors():
+            offset = self._file.seek(0, os.SEEK_END)
+            self._file.write(content)
+        return len(content), offset
 
-    def at(self, position: int) -> Any:
-        """Return the value at a position."""
-        with named_errors():
-            self._file.seek(position)
-            return json.loads(self._file.readline())
+    def read(self, position: Position) -> bytes:
+        """Return the bytes at a position."""
+        with _named_errors():
+            self._file.flush()
+            return os.pread(self._file.fileno(), *position)
 
 
 @contextmanager
-def named_errors() -> Iterator[None]:
+def _named_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.execution.cancel import CancelRun
     from airflow_provider_rungen.execution.jobs.runner import Runner
+    from airflow_provider_rungen.execution.known_jobs import CancelRun
     from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import (
         Duration,
@@ -137,7 +137,7 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
         self.job_sources = find_job_sources(job_id)
 
     def _make_run(self, context: Context) -> CancelRun:
-        from airflow_provider_rungen.execution.cancel import CancelRun
+        from airflow_provider_rungen.execution.known_jobs import CancelRun
 
         follow_job_sources(self, context)
         return CancelRun(self, context)

@@ -256,7 +256,7 @@ class RunLog:
         }
         return {"saves": self.saves, "begun": self.begun, "parts": kept}
 
-    def take_over(self, jobs: Jobs, handed: Mapping[str, Any], unsaved: Collection[int] = ()) -> None:
+    def resume(self, jobs: Jobs, handed: Mapping[str, Any], unsaved: Collection[int] = ()) -> None:
         """
         Resume after a deferral: read only the parts that are not done.
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from airflow.triggers.base import StartTriggerArgs
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.execution.job_sensor import JobSensorRun
+    from airflow_provider_rungen.execution.known_jobs import JobSensorRun
     from airflow_provider_rungen.parameters import Duration, JobIds, OutputSource, SensorArguments
 
 
@@ -93,7 +93,7 @@ class RunGenJobSensor(RunGenBaseSensor):
             self.start_trigger_args = self._start_arguments()
 
     def _make_run(self, context: Context) -> JobSensorRun:
-        from airflow_provider_rungen.execution.job_sensor import JobSensorRun
+        from airflow_provider_rungen.execution.known_jobs import JobSensorRun
 
         follow_job_sources(self, context)
         return JobSensorRun(self, context)

@@ -59,13 +59,9 @@ class RunGenIdleAppTrigger(BaseEventTrigger):
         self.poll_interval = to_seconds(poll_interval, "poll_interval")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        return f"airflow_provider_rungen.triggers.{type(self).__name__}", {
-            "app_ids": self.app_ids,
-            "idle_for": self.idle_for,
-            "scale_down": self.scale_down,
-            "rungen_conn_id": self.rungen_conn_id,
-            "poll_interval": self.poll_interval,
-        }
+        names = ("app_ids", "idle_for", "scale_down", "rungen_conn_id", "poll_interval")
+        arguments = {name: getattr(self, name) for name in names}
+        return f"airflow_provider_rungen.triggers.{type(self).__name__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         # imported here, since DAG files import this module, too

@@ -62,7 +62,7 @@ class Attempt(TaskRun["JobOptions"]):
 
 def plan_of(*rows: PlannedRow) -> Plan:
     source: Any = ((row, {} if row.digest else None) for row in rows)
-    return Plan.of_source(APP, source, lambda: {"columns": ["sku"], "types": ["text"]})
+    return Plan.of_rows(APP, source, lambda: {"columns": ["sku"], "types": ["text"]})
 
 
 def planned(count: int) -> Plan:

@@ -62,7 +62,7 @@ def write_log(
     rows: Iterator[tuple[PlannedRow, Any]] = (
         (PlannedRow([each], input_digest(number)), {}) for number, each in enumerate(keys)
     )
-    plan = Plan.of_source(APP, rows, lambda: {"columns": ["sku"], "types": ["text"]})
+    plan = Plan.of_rows(APP, rows, lambda: {"columns": ["sku"], "types": ["text"]})
     attempt = AttemptRecord(turn=1, nonce="0" * 8, since=1, app_id=APP, plan=plan.digest)
     run_log = RunLog(place, attempt, clock=lambda: 0)
     run_log.note()

@@ -548,7 +548,7 @@ class Attempt:
         self._jobs = Jobs(
             record.plan, record.writer, since=record.since, stores=True, closed=handed["closed"]
         )
-        self._log.take_over(self._jobs, handed["log"])
+        self._log.resume(self._jobs, handed["log"])
         self._jobs.load(handed["inputs"])
 
     def _results(self) -> dict[str, str]:

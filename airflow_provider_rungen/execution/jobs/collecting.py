@@ -22,20 +22,16 @@ class Collecting:
     Collects for one attempt.
 
     :param run: the attempt.
-    :param stores: whether outputs are stored.
     """
 
-    def __init__(self, run: Runner, *, stores: bool) -> None:
+    def __init__(self, run: Runner) -> None:
         self._run = run
         self._log = run.task_log
-        self._stores = stores
-        #: How many jobs failed since the last success. One whose result cannot be used has failed, too.
-        self.failures = 0
-        #: The jobs that a trigger found to be over, and that no poll has seen since.
+        #: The jobs that a trigger found to be ended, and that no poll has seen since.
         self.ended: list[str] = []
-        # the jobs that are over, and whose outputs are to be stored
+        # the jobs that are ended, and whose outputs are to be stored
         self._to_store: list[str] = []
-        # the jobs that are over, and not counted in `failures`
+        # the jobs that are ended, and not counted in `failures`
         self._uncounted: list[str] = []
         # the stored jobs that are being written to the ledger
         self._remembering: tuple[Future[None] | None, list[str]] = (None, [])
@@ -46,44 +42,44 @@ class Collecting:
 
         :param lost: jobs that the service does not know. What they made may be stored.
         """
-        if lost and self._stores:
+        if lost and self._log.stores:
             self.gather(lost)
             self.note_stored()
-        self._to_store = self._log.completed if self._stores else []
+        self._to_store = self._log.completed if self._log.stores else []
 
-    def note_over(self, over: Collection[Job]) -> None:
+    def note_ended(self, ended: Collection[Job]) -> None:
         """Note how jobs ended. An input whose job another task run submitted may need one of its own."""
         jobs = self._log.jobs
-        for job in over:
+        for job in ended:
             if job.id not in jobs.table.input_of:
                 continue
             self._uncounted.append(job.id)
-            self._run.report.note_over(job)
+            self._run.report.note_ended(job)
             self._log.jobs.end(job.id, ENDS[job.status], seconds=job.execution_time, why=job.error or "")
-            if job.status is JobStatus.COMPLETED and self._stores:
+            if job.status is JobStatus.COMPLETED and self._log.stores:
                 self._to_store.append(job.id)
-        useless = [job for job in over if job.status is not JobStatus.COMPLETED]
+        useless = [job for job in ended if job.status is not JobStatus.COMPLETED]
         self._run.ledger.forget({job.id: error_of(job) for job in useless})
-        if not self._stores:  # the results were taken as they came
-            self._note_collected([job.id for job in over], len(self._run.sink.stored))
+        if not self._log.stores:  # the results were taken as they came
+            self._note_collected([job.id for job in ended], len(self._run.sink.stored))
 
-    def look_at(self, job_ids: list[str]) -> None:
-        """Find out how jobs are that may be over."""
-        over: list[Job] = []
+    def refetch(self, job_ids: list[str]) -> None:
+        """Find out how jobs are that may have ended."""
+        ended: list[Job] = []
 
         def note(job_id: str, outcome: Job | RunGenError) -> None:
             job = job_of(outcome, self._log.app_id, job_id)
             if job.is_terminal:
-                over.append(self._run.sink.hold(job))
+                ended.append(self._run.sink.hold(job))
 
         self._run.wait.refetch(self._log.app_id, job_ids, note)
-        self.note_over(over)
+        self.note_ended(ended)
 
-    def look_at_ended(self, event: Mapping[str, Any]) -> bool:
-        """Look at the jobs that the trigger found to be over, and return whether everything fails."""
+    def note_event(self, event: Mapping[str, Any]) -> bool:
+        """Look at the jobs that the trigger found to be ended, and return whether everything fails."""
         running = self._log.jobs.running
         ended = [running[place] for place in parse_ranges(event.get("ended"), len(running))]
-        if not self._stores:
+        if not self._log.stores:
             self.ended = ended
             return False
         # storing them tells how they ended
@@ -98,10 +94,10 @@ class Collecting:
         for job_id in ended:
             match table.job(job_id).state if job_id in table.input_of else None:
                 case JobState.COMPLETED:
-                    self.failures = 0
+                    self._log.state.failures = 0
                 case JobState.FAILED | JobState.INVALID | JobState.REJECTED:
-                    self.failures += 1
-            is_broken |= stop_after is not None and self.failures >= stop_after
+                    self._log.state.failures += 1
+            is_broken |= stop_after is not None and self._log.state.failures >= stop_after
         return is_broken and bool(self._log.has_unsent or self._log.jobs.running)
 
     def _note_ended_unstored(self, ended: list[str]) -> None:
@@ -116,7 +112,7 @@ class Collecting:
                 self._log.jobs.end(job_id, end_of(error), seconds=seconds, why=error.message)
 
     def store(self) -> bool:
-        """Store the outputs of jobs that are over, while others run; return whether everything fails."""
+        """Store the outputs of jobs that are ended, while others run; return whether everything fails."""
         if job_ids := self._to_store:
             self._to_store = []
             self.gather(job_ids)
@@ -127,7 +123,7 @@ class Collecting:
         """Collect what jobs made, and note how that went."""
         before = len(self._run.sink.stored)
         try:
-            self._run.sink.gather(self._log.app_id, job_ids, self._run.report.over(job_ids))
+            self._run.sink.gather(self._log.app_id, job_ids, self._run.report.take_ended(job_ids))
         finally:
             self._note_collected(job_ids, before)
 
@@ -158,7 +154,7 @@ class Collecting:
                 self._log.jobs.store(job_id)
 
     def collect_rest(self) -> None:
-        """Collect the jobs that are over, and nobody has collected yet."""
+        """Collect the jobs that are ended, and nobody has collected yet."""
         result = self._run.report.result()
         # of these, no more is to be learned: stored files do not make a rejected job a good one
         known = self._run.ledger.read_reused() | {job.id for job in result.jobs}
@@ -166,7 +162,7 @@ class Collecting:
         self.note_stored()
 
     def let_go(self) -> None:
-        """Save what is over, so that it need not be in memory."""
+        """Save what is ended, so that it need not be in memory."""
         # a signal in the middle of a call to the supervisor would leave it out of step
         with self._run.guard.defer_signals():
             self._log.let_go()

@@ -6,15 +6,22 @@ import logging
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
-from airflow_provider_rungen.execution.jobs.log_state import keep_state, restore_state
-from airflow_provider_rungen.execution.jobs.plans import Plan
+from airflow_provider_rungen.execution.jobs.places import MemoryPlace
+from airflow_provider_rungen.execution.jobs.plans import Plan, read_plan
+from airflow_provider_rungen.execution.jobs.task_log import END_TIME, AttemptState
+from airflow_provider_rungen.execution.sending.log_writer import Saver
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, event_error, read_error
 from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
+from airflow_provider_rungen.runs.attempt_record import AttemptRecord
+from airflow_provider_rungen.runs.jobs import Jobs
+from airflow_provider_rungen.runs.log import RunLog
 from airflow_provider_rungen.runs.place import DamagedLogError
 from airflow_provider_rungen.runs.plan import input_digest
+from airflow_provider_rungen.runs.rows import Totals
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.models import Job
@@ -31,88 +38,147 @@ class Deferral:
     The deferrals of one attempt.
 
     :param run: the attempt.
-    :param stores: whether outputs are stored.
     """
 
-    def __init__(self, run: Runner, *, stores: bool) -> None:
+    def __init__(self, run: Runner) -> None:
         self._run = run
         self._log = run.task_log
-        self._stores = stores
 
-    def keep_state(self, over: Collection[Job], left: int) -> dict[str, Any]:
+    # --- before ---
+
+    def keep_state(self, ended: Collection[Job], in_flight: int) -> dict[str, Any]:
         """
-        Push what the next wave has to know.
+        Push what the next round has to know.
 
-        :param over: the jobs that are over.
-        :param left: how many jobs may be in flight when more are submitted.
+        :param ended: the jobs that have ended.
+        :param in_flight: how many jobs may be in flight when more are submitted.
         :return: what the trigger has to know.
         """
+        run, task_log = self._run, self._log
         # a signal in the middle of a call to the supervisor would leave it out of step
-        with self._run.guard.defer_signals():
-            self._run.collecting.note_stored()
-            self._run.collecting.note_over(over)
-            unsent_error, errors = self._run.report.unsent_error, self._run.submitting.errors
-            state = keep_state(self._log, lambda: self._run.guard.is_pending) | {
-                "failures": self._run.collecting.failures,
-                "refusals": self._run.submitting.refusals,
+        with run.guard.defer_signals():
+            run.collecting.note_stored()
+            run.collecting.note_ended(ended)
+            errors, unsent_error = run.submitting.errors.items(), run.report.unsent_error
+            state = self._state_of_log() | {
                 # the log knows no refusal that may pass
-                "may_pass": [
-                    [number, error_to_json(each)] for number, each in errors.items() if each.retryable
-                ],
-                "allowance": self._run.submitting.allowance,
-                "claims": self._run.ledger.watched(self._run.submitting.left_to_others),
-                "submitted_at": self._run.submitting.submitted_at,
+                "may_pass": [[number, error_to_json(each)] for number, each in errors if each.retryable],
+                "claims": run.ledger.watched(run.submitting.claimed_by_others),
                 "unsent_error": unsent_error and error_to_json(unsent_error),
-                "is_single": self._run.is_single,
-                "lost": self._run.submitting.unsaved_ids(),
-                "in_flight": len(self._log.running),
+                "lost": run.submitting.unsaved_ids(),
+                "in_flight": len(task_log.running),
             }
-            self._run.report.push_ids()
-            self._run.ti.xcom_push(key=LOG_KEY, value=state)
-            ends = self._run.report.can_end_from_trigger(len(over))
-        running = self._log.jobs.running
+            run.report.push_ids()
+            run.ti.xcom_push(key=LOG_KEY, value=state)
+            ends = run.report.can_end_from_trigger(len(ended))
+        # storing takes time, and others run meanwhile
+        half = len(task_log.jobs.running) // 2 if task_log.stores else 0
         return {
-            "left": max(left, len(running) // 2) if self._stores else left,
+            "left": max(in_flight, half),
             "attempt": state["attempt"],
-            "on_clear": self._run.ending.on_clear,
+            "on_clear": run.ending.on_clear,
             "end_from_trigger": ends,
         }
 
+    def _state_of_log(self) -> dict[str, Any]:
+        """Return what `_restore_log` needs: what could not be saved, too."""
+        task_log, jobs, run_log = self._log, self._log.jobs, self._log.run_log
+        # after the deferral, only the files of this attempt are read
+        due = {*jobs.unsaved_parts, *run_log.missing(jobs, task_log.open_parts)}
+        task_log.saver.save(sorted(due), within=END_TIME, is_stopping=lambda: self._run.guard.is_pending)
+        jobs.close_parts()
+        parts = sorted(task_log.open_parts)
+        unsaved = sorted({*jobs.unsaved_parts, *run_log.missing(jobs, parts)})
+        # one part is short, and so no outage can hide it
+        carried = run_log.snapshots(jobs, parts if task_log.part_count == 1 else unsaved)
+        earlier, place = task_log.home.earlier, task_log.home.place
+        return {
+            "attempt": str(jobs.writer),
+            "resumes": [str(record.writer) for record in earlier if record.turn >= jobs.since],
+            "state": asdict(task_log.state),
+            "record": asdict(run_log.attempt),
+            "earlier": [asdict(record) for record in earlier],
+            "log": run_log.handover(parts, carried.values()),
+            "unsaved": unsaved,
+            "closed": asdict(jobs.closed),
+            "parts": parts,
+            "loaded": sorted(task_log.loaded.difference(range(task_log.state.next_part))),
+            "rows": task_log.plan.count,
+            "has_unsent": task_log.has_unsent,
+            "memory": place.to_json() if isinstance(place, MemoryPlace) else None,
+        }
+
+    # --- after ---
+
     def restore(self, make_source: MakeSource | None) -> None:
         """Restore the state from before the deferral."""
-        state = self._run.xcom_pull(LOG_KEY)
+        run, state = self._run, self._run.xcom_pull(LOG_KEY)
         if not isinstance(state, Mapping) or "record" not in state:
             # where there is a log, it knows the jobs
-            self._run.ending.look(self._run.ledger.exists)
+            run.ending.read_earlier()
             raise RunGenError(
                 f"Could not go on after the deferral: the XCom {LOG_KEY} is gone",
-                hint="Look at the app's jobs" if not self._run.ending.is_durable else "",
+                hint="Look at the app's jobs" if not run.ending.is_durable else "",
             )
         self._log.home.open()
-        self._run.is_single = state["is_single"]
-        self._run.collecting.failures = state["failures"]
-        self._run.submitting.refusals = state["refusals"]
+        self._log.state = AttemptState(**state["state"])
         errors = {number: read_error(each) for number, each in state["may_pass"]}
-        self._run.submitting.errors = {number: each for number, each in errors.items() if each is not None}
-        self._run.submitting.submitted_at = state["submitted_at"]
-        self._run.submitting.allowance = state["allowance"]
-        self._run.report.unsent_error = read_error(state["unsent_error"])
-        self._run.ending.app_id = app_id = state["record"]["app_id"]
-        self._run.note_app(app_id)
-        self._run.submitting.note_lost(state["lost"])
+        run.submitting.errors = {number: each for number, each in errors.items() if each is not None}
+        run.submitting.note_lost(state["lost"])
+        run.report.unsent_error = read_error(state["unsent_error"])
+        run.ending.app_id = app_id = state["record"]["app_id"]
+        run.note_app(app_id)
         # the jobs first: without the plan, they still have to be left to the next attempt, or canceled
         try:
-            restore_state(self._log, state)
+            self._restore_log(state)
         except DamagedLogError as error:
             if (lost := state["in_flight"] - len(self._log.running)) > 0:
                 error.add_hint(f"{lost} jobs of app {app_id} may still run, whose ids only its files have")
             raise
-        self._run.report.note_pushed()
+        run.report.note_pushed()
         problem = self._restore_plan(state, make_source)
-        self._run.ledger.reopen(state["claims"])
+        run.ledger.reopen(state["claims"])
         if problem:
-            self._run.report.stop_submitting(RunGenError(problem))
-        self._run.collecting.find_unstored()
+            run.report.stop_submitting(RunGenError(problem))
+        run.collecting.find_unstored()
+
+    def _restore_log(self, state: Mapping[str, Any]) -> None:
+        """
+        Restore the jobs.
+
+        :raises DamagedLogError: the log is not as this attempt left it.
+        """
+        task_log, home = self._log, self._log.home
+        record, *home.earlier = map(AttemptRecord.of_fields, [state["record"], *state["earlier"]])
+        if state["memory"] is not None:
+            home.place = MemoryPlace(state["memory"])
+        closed = Totals(**state["closed"])
+        task_log.jobs = Jobs(
+            record.plan, record.writer, since=record.since, stores=task_log.stores, closed=closed
+        )
+        task_log.known_saver = Saver(task_log.jobs, RunLog(home.place, record, clock=time.time))
+        task_log.plan = Plan.of_count(record.plan, state["rows"])
+        task_log.loaded = {*range(task_log.state.next_part), *state["loaded"]}
+        task_log.run_log.resume(task_log.jobs, state["log"], state["unsaved"])
+
+    def _restore_plan(self, state: Mapping[str, Any], make_source: MakeSource | None) -> str:
+        """Restore the plan, as far as it is needed, and return why nothing more can be submitted."""
+        digest, plan = state["record"]["plan"], None
+        if self._log.state.has_inputs:
+            plan = Plan.saved(self._log.home.place, digest)
+        elif make_source is not None and state["has_unsent"]:
+            try:
+                self._run.source = make_source()
+                plan = read_plan(state["record"]["app_id"], self._run.source, input_digest)
+            except RunGenInputError as error:
+                return error.message
+            if plan.digest != digest:
+                return "the inputs changed while the task was deferred"
+        if plan is not None:
+            self._log.plan = plan
+            for part in state["parts"]:
+                self._log.jobs.load(plan.numbers(part))
+        return ""
 
     def check_event(self, event: Any) -> Mapping[str, Any]:
         """
@@ -123,7 +189,7 @@ class Deferral:
         error = event_error(event)
         # a triggerer's clock may be ahead; with an execution_timeout, only the trigger knows the deadline
         is_checked = type(error) is RunGenJobTimeoutError and self._run.task.execution_timeout is None
-        if error is not None and not (is_checked and time.time() < self._log.deadline - _CLOCK_SKEW):
+        if error is not None and not (is_checked and time.time() < self._log.state.deadline - _CLOCK_SKEW):
             raise error
         checked: Mapping[str, Any] = event
         return checked
@@ -136,23 +202,4 @@ class Deferral:
             if self._run.was_deferred:
                 self.restore(None)
             else:
-                self._run.ending.look(self._run.ledger.exists)
-
-    def _restore_plan(self, state: Mapping[str, Any], make_source: MakeSource | None) -> str:
-        """Restore the plan, as far as it is needed, and return why nothing more can be submitted."""
-        digest, parts = state["record"]["plan"], state["parts"]
-        if state["has_inputs"]:
-            self._log.use_plan(Plan.saved(self._log.home.place, digest), parts)
-        elif make_source is not None and state["has_unsent"]:
-            try:
-                self._run.source = source = make_source()
-                app_id = state["record"]["app_id"]
-                plan = Plan.of_source(
-                    app_id, source.read(input_digest), lambda: self._run.report.about(source)
-                )
-            except RunGenInputError as error:
-                return error.message
-            if plan.digest != digest:
-                return "the inputs changed while the task was deferred"
-            self._log.use_plan(plan, parts)
-        return ""
+                self._run.ending.read_earlier()

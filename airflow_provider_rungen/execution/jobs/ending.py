@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
 from airflow_provider_rungen.client.texts import format_duration
@@ -22,9 +22,6 @@ from airflow_provider_rungen.runs.rows import JobState
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.jobs.task_log import TaskLog
-    from airflow_provider_rungen.execution.task.kill import KillGuard
-    from airflow_provider_rungen.execution.task.options import JobOptions
 
 log = logging.getLogger(__name__)
 
@@ -39,53 +36,29 @@ _MAX_LISTED = 1000
 _NO_RETRY = (AirflowFailException, AirflowSkipException)
 
 
-class Cancel(Protocol):
-    """Cancels jobs of the task's app, and returns those that may still run."""
-
-    def __call__(self, job_ids: Sequence[str], *, within: float | None = None) -> list[str]:
-        """Cancel jobs, within so many seconds."""
-
-
 class Ending:
     """
-    Decides about the jobs of an attempt that ends.
+    Stops an attempt, and decides about its jobs when it ends.
 
-    :param ti: the task instance.
-    :param options: the operator's parameters.
-    :param guard: the kill guard of the attempt.
-    :param task_log: the jobs.
-    :param cancel: see `Cancel`.
-    :param unsaved: returns the jobs that no other attempt would find, without asking Airflow.
-    :param find_jobs: reads which jobs may run, if an attempt ends before it does so.
+    :param run: the attempt.
     """
 
-    def __init__(
-        self,
-        ti: Any,
-        options: JobOptions,
-        guard: KillGuard,
-        task_log: TaskLog,
-        *,
-        cancel: Cancel,
-        unsaved: Callable[[], list[str]],
-        find_jobs: Callable[[], None],
-    ) -> None:
-        self._ti = ti
-        self._options = options
-        self._guard = guard
-        self._log = task_log
-        self._cancel = cancel
-        self._unsaved = unsaved
-        self._find_jobs = find_jobs
+    def __init__(self, run: Runner) -> None:
+        self._run = run
+        self._options = run.options
+        self._log = run.task_log
         #: The app of the jobs.
-        self.app_id = options.app_id or ""
+        self.app_id = run.options.app_id or ""
+        #: Why the attempt was stopped, and how far it had come.
+        self.stopped: Stopped | None = None
         # the state of the task that Airflow gave when it was killed, once it was asked for
         self._state_at_kill: tuple[str | None] | None = None
 
-    def look(self, has_ledger: Callable[[], bool]) -> None:
-        """Read which jobs earlier attempts left, and of which app; see `TaskLog.look`."""
-        self._log.look(has_ledger)
-        self.app_id = self._log.home.last_app_id or self.app_id
+    def read_earlier(self) -> None:
+        """Read which jobs earlier attempts left, and of which app; see `TaskLog.read_earlier`."""
+        self._log.read_earlier(self._run.ledger.exists)
+        known = [record.app_id for record in self._log.home.earlier if record.app_id]
+        self.app_id = known[-1] if known else self.app_id
 
     @property
     def is_durable(self) -> bool:
@@ -117,7 +90,7 @@ class Ending:
             with self._leaving_when_refused():
                 yield
         except Exception as error:
-            if not self._guard.is_killed:
+            if not self._run.guard.is_killed:
                 self._note_end(End.UNKNOWN if self.has_next(error) else End.FAILED)
             raise
         self._note_end(End.SUCCEEDED)
@@ -125,18 +98,18 @@ class Ending:
     def _note_end(self, end: End) -> None:
         if end is not End.SUCCEEDED and self._log.has_begun:  # pages read how the jobs ended
             save = partial(self._log.run_log.save, self._log.jobs, self._log.jobs.unsaved_parts)
-            attempts.call_briefly(save, self._guard.time_left())
+            call_briefly(save, self._run.guard.time_left())
         self._log.note(end=end, totals=self._log.jobs.totals())
 
     def outlook(self) -> dict[str, Any]:
         """Return which jobs may still run, and how many inputs a retry and a clear submit."""
-        retry = self._log.unfinished_count if self.is_durable else self._log.count
+        retry = self._log.unfinished_count if self.is_durable else self._log.state.count
         if self._log.unknown and self._options.on_unknown_submission == "fail":
             retry = 0
         return {
             "still_billing": self._log.running[:_MAX_LISTED],
             "retry_submits": retry,
-            "clear_submits": self._log.count if self.on_clear == "new" else retry,
+            "clear_submits": self._log.state.count if self.on_clear == "new" else retry,
         }
 
     @contextmanager
@@ -147,23 +120,21 @@ class Ending:
         except RunGenError as error:
             if not is_misconfigured(error):
                 raise
-            self._find_jobs()
-            if not self._log.running:
+            self._run.deferral.find_jobs()
+            if not (running := self._log.running):
                 raise
-            failure = error
-        else:
-            return
-        running = self._log.running
-        if not self.has_next():
-            log_jobs(f"May still run, jobs of app {self.app_id}", running)
-        raise failure.revised(
-            f"{failure.message}. Canceled nothing: {format_jobs(running)} of app {self.app_id} may still run",
-            hint=f"Check the Airflow connection {self._options.rungen_conn_id!r}. {self._how_to_resume()}",
-            retryable=True,
-        ).with_traceback(failure.__traceback__) from None
+            if not self.has_next():
+                log_jobs(f"May still run, jobs of app {self.app_id}", running)
+            raise error.revised(
+                f"{error.message}. Canceled nothing: {format_jobs(running)} of app {self.app_id} may still "
+                "run",
+                hint=f"Check the Airflow connection {self._options.rungen_conn_id!r}. "
+                + self._how_to_resume(),
+                retryable=True,
+            ).with_traceback(error.__traceback__) from None
 
     def _how_to_resume(self) -> str:
-        is_saved = not self._unsaved()
+        is_saved = not self._run.submitting.unsaved_ids()
         if self.has_next() and is_saved:
             return "A retry resumes"
         if not (self.is_durable and is_saved):
@@ -177,11 +148,12 @@ class Ending:
     def canceling(self) -> Iterator[None]:
         """Cancel the jobs when the attempt ends before they do, unless the next attempt resumes them."""
         try:
-            yield
+            with self._noticing_successor():
+                yield
         except RunGenJobTimeoutError as error:
             message = error.message
-            if left := self._cancel(self._log.running):
-                message += f". {_format_left(self.app_id, left)}"
+            if not_canceled := self.cancel(self._log.running):
+                message += f". {_not_canceled(self.app_id, not_canceled)}"
             hint = error.hint
             for name in ("timeout", "queued_timeout"):
                 if (limit := getattr(self._options, name)) is not None:
@@ -189,12 +161,12 @@ class Ending:
             raise error.revised(message, hint=hint, retryable=error.retryable) from None
         except Exception as error:
             is_kept = isinstance(error, SupersededError | RunGenLimitError) or is_misconfigured(error)
-            if self._log.running and not (is_kept or self._guard.is_killed):
+            if self._log.running and not (is_kept or self._run.guard.is_killed):
                 self._leave_or_cancel(error)
             raise
 
     @contextmanager
-    def noticing_successor(self) -> Iterator[None]:
+    def _noticing_successor(self) -> Iterator[None]:
         """Raise a `SupersededError` if a later attempt has begun, whose files this one takes for damage."""
         try:
             yield
@@ -212,112 +184,24 @@ class Ending:
         """Cancel what the next attempt does not resume, and name what may still run."""
         if self._log.has_begun:
             self._log.saver.save()
-        lost = self._unsaved() if self.has_next(error) else self._log.running
-        left = self._cancel_lost(lost)
-        if not left:
-            return
+        lost = self._run.submitting.unsaved_ids() if self.has_next(error) else self._log.running
+        remains = self._cancel_lost(lost)
         if isinstance(error, RunGenError):
-            error.add_hint(left)
-        else:
-            log.error("%s", left)
+            error.add_hint(remains)
+        elif remains:
+            log.error("%s", remains)
 
-    # --- a kill ---
-
-    def clean_up(self, *, is_connected: bool) -> str:
-        """
-        Cancel the jobs (``cancel_on_kill``) that the next attempt does not resume.
-
-        An attempt may be asked to stop because it was cut off, after its successor resumed the jobs. So with
-        tries left the jobs are canceled only if Airflow reports that a user ended the task.
-
-        :param is_connected: whether the connection is known. Airflow cannot be asked for it any more.
-        :return: what the last line of the log says about what is left.
-        """
-        running = self._log.running
-        if not running:
-            return ""
-        if not is_connected:
-            return f"Canceled nothing: {_sentence(running, self.app_id)} may still run."
-        lost = self._unsaved() if self._is_left_to_next() else running
-        is_last = self.is_durable and not self._log.home.numbers.has_next
-        note = partial(self._note_end, End.FAILED)
-        if is_last:
-            # before the cancels, because it takes the store no time when all is well
-            attempts.call_briefly(note, self._guard.time_left() / 4)
-        left = self._cancel_lost(lost, within=max(self._guard.time_left() - _AFTER_CANCEL, _LEAST_CANCEL))
-        if is_last:  # again, for the jobs have ended
-            attempts.call_briefly(note, self._guard.time_left())
-        return left
-
-    def _cancel_lost(self, lost: Collection[str], *, within: float | None = None) -> str:
-        """Cancel the jobs that no attempt resumes (``cancel_on_kill``), and name those that may still run."""
-        running, lost = self._log.running, set(lost)
-        kept = [job_id for job_id in running if job_id not in lost]
-        left = [job_id for job_id in running if job_id in lost]
-        sentences = []
-        if left and self._options.cancel_on_kill:
-            if left := self._cancel(left, within=within):
-                sentences.append(_format_left(self.app_id, left))
-        elif left:
-            log_jobs(f"May still run, jobs of app {self.app_id}", left)
-            sentences.append(f"{_sentence(left, self.app_id)} may still run (cancel_on_kill)")
-        if kept:
-            sentences.append(f"The next attempt resumes {format_jobs(kept)} of app {self.app_id}")
-        return "".join(f"{sentence}. " for sentence in sentences).strip()
-
-    def _is_left_to_next(self) -> bool:
-        """Return whether the next attempt, which there may be already, decides about the jobs."""
-        if attempts.is_timing_out() or not self.has_next():
-            return False
-        if self._state_at_kill is None:
-            within = self._guard.time_left() / 2
-            self._state_at_kill = (attempts.ask_for_state(self._ti, self._note_clear, within=within),)
-        [state] = self._state_at_kill
-        if state == TaskInstanceState.RESTARTING:
-            is_discarded = attempts.CLEAR_DISCARDS_STATE and self.on_clear != "keep"
-            return self._log.home.has_head if is_discarded else self.on_clear != "new"
-        return not attempts.was_ended_by_user(state)
-
-    def _note_clear(self, state: str | None) -> None:
-        """Note that a user cleared the task while it ran, which its numbers do not show."""
-        if state == TaskInstanceState.RESTARTING:
-            if attempts.CLEAR_DISCARDS_STATE:
-                self._log.home.look_for_head()
-            else:
-                self._log.note(end=End.CLEARED)
-
-
-def _sentence(job_ids: Sequence[str], app_id: str) -> str:
-    jobs = format_jobs(list(job_ids))
-    return f"{jobs[:1].upper()}{jobs[1:]} of app {app_id}"
-
-
-def _format_left(app_id: str, job_ids: Sequence[str]) -> str:
-    return f"Could not cancel {format_jobs(list(job_ids))} of app {app_id}, which may still run: see above"
-
-
-class Stopping:
-    """
-    Stops one attempt.
-
-    :param run: the attempt.
-    """
-
-    def __init__(self, run: Runner) -> None:
-        self._run = run
-        self._log = run.task_log
-        #: Why it was stopped, and how far it had come.
-        self.stopped: Stopped | None = None
+    # --- a stop ---
 
     def stop_failing(self) -> None:
         # of what one poll found, a success may have come last
-        failures = max(self._run.collecting.failures, self._run.options.stop_after or 0)
+        failures = max(self._log.state.failures, self._options.stop_after or 0)
         self._stop(f"{failures} jobs in a row failed", retryable=True)
 
     def stop_refused(self, deadline: float) -> None:
         """Submit no more. Inputs that were accepted are fine, so their jobs may end."""
         # an answer that came after the last refusal may have been a success
-        refusals = max(self._run.submitting.refusals, self._run.options.stop_after or 0)
+        refusals = max(self._log.state.refusals, self._options.stop_after or 0)
         unsent = self._log.stop_submitting()
         log.warning("Submitting no more: %d inputs in a row were refused (stop_after)", refusals)
         while self._log.jobs.running and not self._run.wait_for_part(deadline, may_defer=False):
@@ -328,22 +212,98 @@ class Stopping:
         """Cancel what is in flight, unless a later attempt waits for it."""
         self._log.run_log.fence()
         unsent += self._log.stop_submitting()
-        cause = f"{cause} (stop_after={self._run.options.stop_after})"
+        cause = f"{cause} (stop_after={self._options.stop_after})"
         running = self._log.running
         log.warning("Stopped: %s. Canceling %d jobs", cause, len(running))
-        left = self.cancel(running, why=f"after {cause}")
+        not_canceled = self.cancel(running, why=f"after {cause}")
         canceled = self._run.wait.canceled.intersection(running)
-        over = [job_id for job_id in running if job_id not in canceled and job_id not in left]
-        self._run.collecting.look_at(over)
-        self.stopped = Stopped(cause, len(canceled), unsent, left, retryable)
+        ended = [job_id for job_id in running if job_id not in canceled and job_id not in not_canceled]
+        self._run.collecting.refetch(ended)
+        self.stopped = Stopped(cause, len(canceled), unsent, not_canceled, retryable)
 
-    def cancel(self, job_ids: Any, *, within: float | None = None, why: str = "") -> list[str]:
+    def cancel(self, job_ids: Sequence[str], *, within: float | None = None, why: str = "") -> list[str]:
         """Cancel jobs, and return those that may still run."""
-        left = self._run.wait.cancel(self._run.ending.app_id, job_ids, within=within)
+        not_canceled = self._run.wait.cancel(self.app_id, job_ids, within=within)
         canceled = self._run.wait.canceled.intersection(job_ids)
         for job_id in canceled:
             self._log.jobs.end(job_id, JobState.CANCELED, why=why)
             self._run.report.note_canceled(job_id, why)
         # a kill leaves little time, and the next attempt finds out that they were canceled
-        call_briefly(lambda: self._run.ledger.forget(dict.fromkeys(canceled)), self._run.guard.time_left())
-        return left
+        forget = partial(self._run.ledger.forget, dict.fromkeys(canceled))
+        call_briefly(forget, self._run.guard.time_left())
+        return not_canceled
+
+    # --- a kill ---
+
+    def clean_up(self, *, is_connected: bool) -> str:
+        """
+        Cancel the jobs (``cancel_on_kill``) that the next attempt does not resume.
+
+        An attempt may be asked to stop because it was cut off, after its successor resumed the jobs. So with
+        tries to come, the jobs are canceled only if Airflow reports that a user ended the task.
+
+        :param is_connected: whether the connection is known. Airflow cannot be asked for it any more.
+        :return: what the last line of the log says about what may still run.
+        """
+        running = self._log.running
+        if not running:
+            return ""
+        if not is_connected:
+            return f"Canceled nothing: {_sentence(running, self.app_id)} may still run."
+        lost = self._run.submitting.unsaved_ids() if self._is_left_to_next() else running
+        is_last = self.is_durable and not self._log.home.numbers.has_next
+        note = partial(self._note_end, End.FAILED)
+        if is_last:
+            # before the cancels, because it takes the store no time when all is well
+            call_briefly(note, self._run.guard.time_left() / 4)
+        within = max(self._run.guard.time_left() - _AFTER_CANCEL, _LEAST_CANCEL)
+        remains = self._cancel_lost(lost, within=within)
+        if is_last:  # again, for the jobs have ended
+            call_briefly(note, self._run.guard.time_left())
+        return remains
+
+    def _cancel_lost(self, lost: Collection[str], *, within: float | None = None) -> str:
+        """Cancel the jobs that no attempt resumes (``cancel_on_kill``), and name those that may still run."""
+        running, lost = self._log.running, set(lost)
+        kept = [job_id for job_id in running if job_id not in lost]
+        not_canceled = [job_id for job_id in running if job_id in lost]
+        sentences = []
+        if not_canceled and self._options.cancel_on_kill:
+            if not_canceled := self.cancel(not_canceled, within=within):
+                sentences.append(_not_canceled(self.app_id, not_canceled))
+        elif not_canceled:
+            log_jobs(f"May still run, jobs of app {self.app_id}", not_canceled)
+            sentences.append(f"{_sentence(not_canceled, self.app_id)} may still run (cancel_on_kill)")
+        if kept:
+            sentences.append(f"The next attempt resumes {format_jobs(kept)} of app {self.app_id}")
+        return "".join(f"{sentence}. " for sentence in sentences).strip()
+
+    def _is_left_to_next(self) -> bool:
+        """Return whether the next attempt, which there may be already, decides about the jobs."""
+        if attempts.is_timing_out() or not self.has_next():
+            return False
+        if self._state_at_kill is None:
+            within = self._run.guard.time_left() / 2
+            self._state_at_kill = (attempts.ask_for_state(self._run.ti, self._note_clear, within=within),)
+        [state] = self._state_at_kill
+        if state == TaskInstanceState.RESTARTING:
+            is_discarded = attempts.CLEAR_DISCARDS_STATE and self.on_clear != "keep"
+            return self._log.home.has_head if is_discarded else self.on_clear != "new"
+        return not attempts.was_ended_by_user(state)
+
+    def _note_clear(self, state: str | None) -> None:
+        """Note that a user cleared the task while it ran, which its numbers do not show."""
+        if state == TaskInstanceState.RESTARTING:
+            if attempts.CLEAR_DISCARDS_STATE:
+                self._log.home.read_head()
+            else:
+                self._log.note(end=End.CLEARED)
+
+
+def _sentence(job_ids: Sequence[str], app_id: str) -> str:
+    jobs = format_jobs(list(job_ids))
+    return f"{jobs[:1].upper()}{jobs[1:]} of app {app_id}"
+
+
+def _not_canceled(app_id: str, job_ids: Sequence[str]) -> str:
+    return f"Could not cancel {format_jobs(list(job_ids))} of app {app_id}, which may still run: see above"

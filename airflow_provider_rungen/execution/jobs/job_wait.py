@@ -59,7 +59,7 @@ class JobWait:
         self._shared: Collection[str] = ()
         # the jobs whose ends a trigger has counted
         self._counted: set[str] = set()
-        # the jobs that are over, and whose result could not be taken
+        # the jobs that have ended, and whose result could not be taken
         self._not_taken: list[Job] = []
         self._pauses = growing_pauses(FIRST_INTERVAL, self._options.poll_interval)
         self._defer_at = math.inf
@@ -84,12 +84,12 @@ class JobWait:
         goal: WaitGoal | None = None,
         may_defer: bool = True,
         stop_at: float = math.inf,
-        before_defer: Callable[[list[Job]], Mapping[str, Any]] = lambda over: {},
+        before_defer: Callable[[list[Job]], Mapping[str, Any]] = lambda ended: {},
         ended: Collection[str] = (),
         shared: Collection[str] = (),
     ) -> list[Job]:
         """
-        Wait for jobs, here or in the triggerer if that takes long. Return those that are over, once each.
+        Wait for jobs, here or in the triggerer if that takes long. Return those that have ended, once each.
 
         The jobs of earlier waits that are not among them are polled no more.
 
@@ -99,10 +99,10 @@ class JobWait:
         :param goal: what to wait for, if not for all jobs. It is used for this wait only.
         :param may_defer: whether the task can go on after a deferral.
         :param stop_at: the time (seconds since 1970) to stop at, and to return what is over by then.
-        :param before_defer: called before a deferral with the jobs that are over. It returns more arguments
+        :param before_defer: called before a deferral with the jobs that have ended. It returns more arguments
             of `RunGenJobTrigger`, which waits for the others: for all with ``end_from_trigger``, if these
             are all that the task has.
-        :param ended: the jobs that a trigger found to be over. They are polled first, and each of them.
+        :param ended: the jobs that a trigger found to have ended. They are polled first, and each of them.
         :param shared: the jobs that another task run submitted. They are never canceled.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change, and that is not one of a single job.
@@ -117,7 +117,7 @@ class JobWait:
             self._moved_at = wait.moved_at
             if not is_over and defer_at <= stop_at:
                 self._hand_over(wait, list(dict.fromkeys(job_ids)), deadline, before_defer)
-        return self._take(wait.poller)
+        return self._take()
 
     def begin(
         self,
@@ -152,16 +152,10 @@ class JobWait:
             self._progress,
         )
 
-    def take_over(self) -> list[Job]:
-        """Return the jobs that are over, and that no wait has returned: an error ended it before."""
+    def take_ended(self) -> list[Job]:
+        """Return the jobs that have ended, and that no wait has returned: an error ended it before."""
         not_taken, self._not_taken = self._not_taken, []
-        return [*not_taken, *([] if self._poller is None else self._take(self._poller))]
-
-    @property
-    def in_flight(self) -> list[str]:
-        """The jobs of the last wait that may still run, and that this task may cancel."""
-        waiting = () if self._poller is None else self._poller.waiting
-        return [job_id for job_id in waiting if job_id not in self._shared and job_id not in self.canceled]
+        return [*not_taken, *self._take()]
 
     @property
     def may_end_from_trigger(self) -> bool:
@@ -186,11 +180,13 @@ class JobWait:
             self._not_taken.append(strip_payloads(job))
             raise
 
-    def _take(self, poller: JobPoller) -> list[Job]:
-        jobs = list(poller.finished.values())
+    def _take(self) -> list[Job]:
+        if self._poller is None:
+            return []
+        jobs = list(self._poller.finished.values())
         self.returned += len(jobs)
         self.unsuccessful += sum(job.status is not JobStatus.COMPLETED for job in jobs)
-        poller.forget(job.id for job in jobs)
+        self._poller.forget(job.id for job in jobs)
         return jobs
 
     def _log(self, level: int, line: str, job_id: str | None) -> None:
@@ -203,7 +199,7 @@ class JobWait:
         deadline: float,
         before_defer: Callable[[list[Job]], Mapping[str, Any]],
     ) -> NoReturn:
-        more = before_defer(self._take(wait.poller))
+        more = before_defer(self._take())
         poller, goal, now, options = wait.poller, wait.goal, time.time(), self._options
         if not more.get("end_from_trigger"):  # such a trigger must see those that failed, too
             job_ids = list(wait.waiting)
@@ -256,8 +252,9 @@ class JobWait:
     def cancel_on_kill(self) -> None:
         """Cancel what the last wait was for, as far as the time of a kill allows (``cancel_on_kill``)."""
         if self._options.cancel_on_kill and self._poller is not None:
+            in_flight = [each for each in self._poller.waiting if each not in self.canceled]
             within = max(self._run.guard.time_left(), 1)
-            self.cancel(self._poller.app_id, self.in_flight, within=within)
+            self.cancel(self._poller.app_id, in_flight, within=within)
 
     # --- fetching again ---
 

@@ -72,7 +72,7 @@ class LogHome:
         self._folder = folder
         #: Where it is, and where ids go that this place does not take.
         self.place: StoragePlace | StorePlace | MemoryPlace = MemoryPlace()
-        self.spare: StorePlace | None = None
+        self.fallback: StorePlace | None = None
         #: Whether a later attempt finds what this one leaves.
         self.is_durable = is_durable and (folder is not None or store is not None)
         #: The attempts before this one.
@@ -84,11 +84,11 @@ class LogHome:
 
         :raises RunGenInputError: there can be no such place.
         """
-        self.look_for_head()
+        self.read_head()
         self._secret = str(self._head.get("secret", self._secret))
         state = None if self._store is None else StorePlace(self._store, self.numbers.try_number)
         if self._folder is not None:
-            self.place, self.spare = StoragePlace(self._folder, self.token, *self._seal_keys()), state
+            self.place, self.fallback = StoragePlace(self._folder, self.token, *self._seal_keys()), state
         elif state is not None:
             self.place = state
 
@@ -111,15 +111,9 @@ class LogHome:
         place = self.place
         # nothing is created before the inputs are checked
         if not isinstance(place, StoragePlace) or place.has_begun():
-            self.earlier = self._attempts()
+            self.earlier = read_attempts(place)
         if isinstance(place, StoragePlace) and not self.earlier:
             self._check_missing(place, has_ledger)
-
-    def confirm_attempts(self) -> None:
-        """Find the attempts before this one, if none were found. Now the place may be written to."""
-        if not self.earlier:
-            # it tells for certain what it has
-            self.earlier = self._attempts()
 
     def write_head(self, writer: Writer, plan: str) -> None:
         """Note in Airflow that there is a log, where it has a store."""
@@ -160,7 +154,7 @@ class LogHome:
         """What tells one destination from another. A changed one has no log yet."""
         return hashlib.sha256(str(self._folder).encode()).hexdigest()[:16]
 
-    def look_for_head(self) -> None:
+    def read_head(self) -> None:
         """Find out whether Airflow knows of the log."""
         head = None if self._store is None else self._store.get(_HEAD_KEY)
         self.has_head = head is not None
@@ -189,11 +183,6 @@ class LogHome:
         return first
 
     @property
-    def last_app_id(self) -> str:
-        """The app of the last attempt."""
-        return next((record.app_id for record in reversed(self.earlier) if record.app_id), "")
-
-    @property
     def run_token(self) -> str:
         """What names this task run in a ledger; each clear changes its end."""
         return f"{self.token}{self.numbers.max_tries & 0xFFFF:04x}"
@@ -210,13 +199,10 @@ class LogHome:
         """
         writers = {*(record.writer for record in self.earlier), *also}
         least = {record.writer: record.begun for record in self.earlier if record.plan == plan}
-        if self.spare is not None:
+        if self.fallback is not None:
             # nobody knows what it should have
-            yield from read_parts(self.spare, plan, writers, only=_ANY_PART if only is None else only)
+            yield from read_parts(self.fallback, plan, writers, only=_ANY_PART if only is None else only)
         yield from read_parts(self.place, plan, writers, only=only, least=least)
-
-    def _attempts(self) -> list[AttemptRecord]:
-        return read_attempts(self.place) if self.place.is_durable else []
 
 
 def _numbers_of(record: AttemptRecord) -> Attempt:

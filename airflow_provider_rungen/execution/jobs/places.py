@@ -47,10 +47,8 @@ class StorePlace:
     def __init__(self, store: Any, try_number: int) -> None:
         self._store = store
         self._try_number = try_number
-        #: The names of the files of each attempt, as far as they were asked for.
-        self._names: dict[int, dict[str, None]] = {}
-        # how many of our names the store has for certain
-        self._listed = 0
+        # the names of the files of each attempt, as far as they were asked for
+        self._names: dict[int, Sequence[str]] = {}
         self._turns = threading.Lock()
 
     def vouches(self, name: str) -> bool:
@@ -64,46 +62,38 @@ class StorePlace:
 
     def put(self, files: Mapping[str, bytes]) -> None:
         with self._turns:
-            ours = self._our_names()
+            names = self._names_of(self._try_number)  # there are some after a deferral
             for name, content in files.items():
                 self._write(name, content)
-                ours[name] = None
-            if len(ours) > self._listed:
-                self._write(_NAMES, json.dumps([*ours]).encode())
-            self._listed = len(ours)
+            if new := [name for name in files if name not in names]:
+                self._write(_NAMES, json.dumps([*names, *new]).encode())
+                self._names[self._try_number] = [*names, *new]
 
     def list(self, folder: str) -> Collection[str]:
         with self._turns:
-            self._our_names()
-            for other in range(1, self._try_number):
+            for number in range(1, self._try_number + 1):
                 # others go on to write, but nothing before their record
-                if folder != ATTEMPTS or not self._names.get(other):
-                    self._names[other] = self._read_names(other)
+                is_known = number == self._try_number or folder == ATTEMPTS
+                if not (is_known and self._names.get(number)):
+                    self._names[number] = self._read_names(number)
             paths = (name.rpartition("/") for names in self._names.values() for name in names)
             return {name for parent, _, name in paths if parent == folder}
 
     # --- names ---
 
-    def _our_names(self) -> dict[str, None]:
-        if self._try_number not in self._names:  # there are some after a deferral
-            self._names[self._try_number] = self._read_names(self._try_number)
-            self._listed = len(self._names[self._try_number])
-        return self._names[self._try_number]
+    def _names_of(self, try_number: int) -> Sequence[str]:
+        if try_number not in self._names:
+            self._names[try_number] = self._read_names(try_number)
+        return self._names[try_number]
 
     def _last_try(self, name: str) -> int | None:
         """Return the last attempt that has a file."""
-        numbers: Sequence[int] = sorted({*range(1, self._try_number + 1), *self._names}, reverse=True)
-        for number in numbers:
-            if number not in self._names:
-                self._names[number] = self._read_names(number)
-            if name in self._names[number]:
-                return number
-        return None
+        numbers = range(self._try_number, 0, -1)
+        return next((number for number in numbers if name in self._names_of(number)), None)
 
-    def _read_names(self, try_number: int) -> dict[str, None]:
+    def _read_names(self, try_number: int) -> Sequence[str]:
         try:
-            names = json.loads(self._read(try_number, _NAMES) or "[]")
-            return dict.fromkeys(map(str, names))
+            return [*map(str, json.loads(self._read(try_number, _NAMES) or "[]"))]
         except (ValueError, TypeError):
             raise _damaged(_key(try_number, _NAMES)) from None
 

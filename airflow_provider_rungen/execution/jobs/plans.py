@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate, repeat
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from airflow_provider_rungen.execution.jobs.places import StoragePlace
-from airflow_provider_rungen.execution.spool import named_errors
+from airflow_provider_rungen.execution.spool import Position, Spool
 from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.part_files import PART_ROWS
 from airflow_provider_rungen.runs.place import DamagedLogError, Place, ReadablePlace
 from airflow_provider_rungen.runs.plan import Manifest, PlannedRow, plan_parts, read_lines, read_rows
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.sources.inputs import KeyOf, Source
 
 T = TypeVar("T")
 
@@ -44,26 +44,26 @@ class Plan:
         self._inputs_of = lru_cache(1)(self._read_inputs)
 
     @classmethod
-    def of_source(
+    def of_rows(
         cls,
         app_id: str,
         rows: Iterable[tuple[PlannedRow, Any]],
         about: Callable[[], Mapping[str, Sequence[str]]] = dict,
     ) -> Self:
         """
-        Read a source once.
+        Return the plan of rows, which are read once.
 
         :param app_id: the app that is to run.
-        :param rows: its rows, each with its input, or ``None``.
+        :param rows: the rows, each with its input, or ``None``.
         :param about: returns the other fields of the manifest, when all is read.
         :raises RunGenOutputError: the folder for temporary files cannot be used.
         """
-        temporary = _TemporaryFiles()
-        parts = []
+        spool, parts = Spool(), []
+        positions: dict[str, Position] = {}
         for entry, files in plan_parts(rows):
-            temporary.add(files)
+            positions |= {name: spool.add(content) for name, content in files.items()}
             parts.append(entry)
-        return cls(Manifest(app_id, parts, **about()), temporary.load)
+        return cls(Manifest(app_id, parts, **about()), lambda name: spool.read(positions[name]))
 
     @classmethod
     def saved(cls, place: ReadablePlace, digest: str) -> Self:
@@ -77,7 +77,7 @@ class Plan:
         return cls(_read(Manifest.decode, load(digest), digest), load)
 
     @classmethod
-    def unread(cls, digest: str, count: int) -> Self:
+    def of_count(cls, digest: str, count: int) -> Self:
         """Return a plan of which only the number of its inputs is known."""
 
         def load(name: str) -> bytes:
@@ -151,6 +151,21 @@ class Plan:
         return dict(zip(places, inputs, strict=True))
 
 
+def read_plan(app_id: str, source: Source, key_of: KeyOf) -> Plan:
+    """
+    Read a source once.
+
+    :param app_id: the app that is to run.
+    :raises RunGenError: see `Source.read` and `Plan.of_rows`.
+    """
+
+    def about() -> dict[str, Any]:
+        types = source.types
+        return {"columns": list(types), "types": list(types.values()), "sources": list(source.uris)}
+
+    return Plan.of_rows(app_id, source.read(key_of), about)
+
+
 def read_digests(place: Place, digest: str) -> list[str] | None:
     """
     Return the fingerprints of the inputs of a plan, or ``None`` if it was not saved.
@@ -160,28 +175,6 @@ def read_digests(place: Place, digest: str) -> list[str] | None:
     if digest not in place.list(_FOLDER):
         return None
     return [row.digest for row in Plan.saved(place, digest).rows()]
-
-
-class _TemporaryFiles:
-    """Files of a plan in a temporary file that no other process can open."""
-
-    def __init__(self) -> None:
-        with named_errors():
-            self._file = tempfile.TemporaryFile(prefix="rungen-")  # noqa: SIM115 - closed below
-        # otherwise Python warns that it is left open
-        self.close = weakref.finalize(self, self._file.close)
-        self._places: dict[str, tuple[int, int]] = {}
-
-    def add(self, files: Mapping[str, bytes]) -> None:
-        with named_errors():
-            for name, content in files.items():
-                self._places[name] = (len(content), self._file.seek(0, 2))
-                self._file.write(content)
-
-    def load(self, name: str) -> bytes:
-        with named_errors():
-            self._file.flush()
-            return os.pread(self._file.fileno(), *self._places[name])
 
 
 def _read(read: Callable[[bytes, str], T], content: bytes, name: str) -> T:

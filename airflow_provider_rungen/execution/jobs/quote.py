@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from decimal import Decimal
 from statistics import fmean
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from airflow_provider_rungen.client.money import Cost, to_cost, to_limit
+from airflow_provider_rungen.client.money import to_cost, to_limit
 from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenLimitError
-from airflow_provider_rungen.execution.jobs.plans import Plan
-from airflow_provider_rungen.runs.plan import input_digest
+from airflow_provider_rungen.execution.jobs.plans import read_plan
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.money import Price
@@ -23,27 +21,21 @@ log = logging.getLogger(__name__)
 _CENTS = Decimal("0.0001")
 
 
-@dataclass(frozen=True)
 class Quote:
     """
-    What a number of jobs is expected to cost.
+    What jobs of an attempt are expected to cost, after the look-up in its ledger.
 
-    :param seconds: how long they run together; 0 if that is not known.
+    A job is expected to run as long as the mean of the inputs that are stored, otherwise of the jobs of
+    earlier attempts, otherwise of up to 100 jobs of the app in the ledger.
+
+    :param jobs: how many jobs.
     :param price: the declared price of a worker.
     """
 
-    seconds: float
-    price: Price | None
-
-    @classmethod
-    def of(cls, run: Runner, jobs: int, price: Price | None) -> Self:
-        """
-        Return the quote of jobs of an attempt, after the look-up in its ledger.
-
-        A job is expected to run as long as the mean of the inputs that are stored, otherwise of the jobs of
-        earlier attempts, otherwise of up to 100 jobs of the app in the ledger.
-        """
-        return cls(round(jobs * _seconds_per_job(run), 3) if jobs else 0, price)
+    def __init__(self, run: Runner, jobs: int, price: Price | None) -> None:
+        #: How long they run together; 0 if that is not known.
+        self.seconds = round(jobs * _seconds_per_job(run), 3) if jobs else 0
+        self.price = price
 
     @property
     def cost(self) -> Decimal:
@@ -65,63 +57,54 @@ def _seconds_per_job(run: Runner) -> float:
     return fmean(known) if known else 0
 
 
-@dataclass(frozen=True)
 class Limits:
     """
     What a task run may buy at most. See the parameters of the operators.
 
-    :param price: the declared price of a worker.
+    :param run: the attempt, which begins.
+    :raises RunGenInputError: a limit is invalid, or cannot be compared with the price.
     """
 
-    max_jobs: int | None
-    max_cost: Cost | None
-    price: Price | None
-
-    @classmethod
-    def of(cls, run: Runner) -> Self:
-        """
-        Return the limits of an attempt that begins.
-
-        :raises RunGenInputError: one is invalid, or cannot be compared with the price.
-        """
-        max_jobs = to_limit(run.options.max_jobs, "max_jobs")
-        max_cost = to_cost(run.options.max_cost, "max_cost")
-        price = None if max_jobs is None and max_cost is None else run.find_price()
+    def __init__(self, run: Runner) -> None:
+        self._run = run
+        self._max_jobs = to_limit(run.options.max_jobs, "max_jobs")
+        self._max_cost = max_cost = to_cost(run.options.max_cost, "max_cost")
+        has_limit = not (self._max_jobs is None and max_cost is None)
+        self._price = price = run.find_price() if has_limit else None
         if max_cost is not None and (price is None or price.currency != max_cost.currency):
             problem = "there is no price" if price is None else f"the price is {price}"
             raise RunGenInputError(
                 f"max_cost={max_cost} cannot be checked: {problem}; nothing was sent",
                 hint=f"Declare one in {max_cost.currency}: scaled_app(price=…), or price of the connection",
             )
-        return cls(max_jobs, max_cost, price)
 
-    def check(self, run: Runner) -> int | None:
+    def check(self) -> int | None:
         """
         Check what an attempt is about to buy, and what this task run has bought, before anything is sent.
 
         :return: how many jobs it may buy; ``None`` without a limit.
         :raises RunGenLimitError: it is more than a limit.
         """
-        if self.max_jobs is None and self.max_cost is None:
+        run, most, max_cost = self._run, self._max_jobs, self._max_cost
+        if most is None and max_cost is None:
             return None
         new, bought = run.ledger.new_count, run.task_log.bought
         exceeded: dict[str, object] = {}
-        if self.max_jobs is not None and bought + new > self.max_jobs:
-            exceeded["max_jobs"] = self.max_jobs
-        most = self.max_jobs
+        if most is not None and bought + new > most:
+            exceeded["max_jobs"] = most
         # if nothing is new, jobs of other runs may still fail
         jobs = max(bought + new, 1)
-        quote = Quote.of(run, jobs if exceeded or self.max_cost else 0, self.price)
-        if self.max_cost and new and not quote.seconds:
+        quote = Quote(run, jobs if exceeded or max_cost else 0, self._price)
+        if max_cost and new and not quote.seconds:
             log.warning(
                 "Not checked: max_cost=%s, since it is unknown how long jobs of app %s run. %s",
-                *(self.max_cost, run.app_id),
-                f"Only max_jobs={self.max_jobs} counts" if self.max_jobs else "Set max_jobs, too",
+                *(max_cost, run.app_id),
+                f"Only max_jobs={most} counts" if most else "Set max_jobs, too",
             )
-        elif self.max_cost and quote.cost:
-            if quote.cost > self.max_cost.amount:
-                exceeded["max_cost"] = self.max_cost
-            affordable = int(self.max_cost.amount * jobs / quote.cost)
+        elif max_cost and quote.cost:
+            if quote.cost > max_cost.amount:
+                exceeded["max_cost"] = max_cost
+            affordable = int(max_cost.amount * jobs / quote.cost)
             most = affordable if most is None else min(most, affordable)
         if not new or not exceeded:
             return None if most is None else max(most - bought, new)
@@ -145,16 +128,14 @@ def plan_jobs(run: Runner) -> int:
     :param run: the run, which is not executed.
     """
     with run.attempt(), run.opened():
-        book, _ = run.ledger.open(create=False)
+        run.ledger.open(create=False)
         source = run.make_source()
-        digest_of = input_digest if book is None else book.key
-        plan = Plan.of_source(run.app_id, source.read(digest_of), lambda: run.report.about(source))
+        plan = read_plan(run.app_id, source, run.ledger.key_of)
         run.link_to(run.app_id)
         jobs = sum(row.needs_job for row in plan.rows())
-        if book is not None:
-            found = run.ledger.look_up(book, plan)
+        if (found := run.ledger.look_up(plan)) is not None:
             jobs -= len(found.stored) + len(found.in_state("failed"))
-        quote = Quote.of(run, jobs, run.find_price(is_before=True))
+        quote = Quote(run, jobs, run.find_price(is_before=True))
         # no None, which XComArg takes for a value that was not pushed
         value = {
             "rows": plan.count,

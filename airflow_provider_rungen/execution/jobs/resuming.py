@@ -1,11 +1,11 @@
-"""Find out how the jobs of earlier attempts are, and cancel those that nobody waits for."""
+"""Resume or adopt the jobs of earlier attempts, and cancel those that nobody waits for."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client import retry
@@ -22,15 +22,13 @@ from airflow_provider_rungen.exceptions import (
     RunGenResultError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution.jobs.log_state import rows_of
+from airflow_provider_rungen.execution.jobs.plans import read_digests
 from airflow_provider_rungen.runs import rows
+from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
 from airflow_provider_rungen.runs.rows import InputState, JobState
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.execution.jobs.adopting import Unwanted
-    from airflow_provider_rungen.execution.jobs.job_wait import JobWait
-    from airflow_provider_rungen.execution.jobs.task_log import TaskLog
-    from airflow_provider_rungen.execution.task.options import JobOptions
+    from airflow_provider_rungen.execution.jobs.runner import Runner
 
 log = logging.getLogger(__name__)
 
@@ -73,56 +71,147 @@ def job_at_end(job: rows.Job, app_id: str) -> Job:
     )
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class _Unwanted:
+    """
+    A job of an earlier plan that no input wants.
+
+    :param digest: the fingerprint of its input, if that is known.
+    :param is_ours: whether it is certainly one of this task run.
+    """
+
+    app_id: str
+    job: rows.Job
+    digest: str
+    is_ours: bool
+
+    @property
+    def may_run(self) -> bool:
+        return self.job.state is JobState.OPEN and not self.job.is_shared
+
+
 class Resuming:
     """
     Resumes what earlier attempts left.
 
-    :param task_log: the log, after the attempt has begun.
-    :param wait: asks the service, and cancels.
-    :param options: the operator's parameters.
-    :param input_of: returns the input of a row.
-    :param digest_of: returns the fingerprint of an input.
-    :param is_remembered: returns whether a ledger names a job for its input, too.
+    :param run: the attempt, whose log has begun.
     """
 
-    task_log: TaskLog
-    wait: JobWait
-    options: JobOptions
-    input_of: Callable[[int], Any]
-    digest_of: Callable[[Mapping[str, Any]], str]
-    is_remembered: Callable[[str], bool]
-    #: The jobs that the service does not know. Their outputs may be stored.
-    lost: list[str] = field(default_factory=list)
+    def __init__(self, run: Runner) -> None:
+        self._run = run
+        self._log = run.task_log
+        self._app_id = run.task_log.app_id
+        #: The jobs that the service does not know. Their outputs may be stored.
+        self.lost: list[str] = []
 
-    @property
-    def app_id(self) -> str:
-        """The app."""
-        return self.task_log.app_id
+    # --- jobs of earlier plans ---
 
-    def check_unknown(self, how_to_submit_again: str, *, is_cleared: bool) -> None:
+    def adopt_earlier(self) -> None:
+        """Adopt the jobs of earlier plans whose input the new plan has, too, and cancel the others."""
+        home, jobs = self._log.home, self._log.jobs
+        if not home.earlier:
+            return
+        # before parts are dropped: the jobs of those that are done may be known from other plans, too
+        self._log.bought = jobs.unknown_since(home.first_turn)
+        unwanted = self._find_unwanted()
+        of_plan = [job for row in jobs.table.rows.values() for job in row.jobs]
+        bought = [*of_plan, *(each.job for each in unwanted)]
+        self._log.bought += sum(job.turn >= home.first_turn and not job.is_shared for job in bought)
+        jobs.close_parts()
+        self._cancel_unwanted(unwanted)
+
+    def _find_unwanted(self) -> list[_Unwanted]:
+        task_log, home, unwanted = self._log, self._log.home, dict[str, _Unwanted]()
+        plans = {record.plan: record.app_id for record in home.earlier}
+        others = {plan: app for plan, app in plans.items() if plan not in ("", task_log.plan.digest)}
+        if others:
+            while task_log.load_next() is not None:
+                pass
+            digests = {number: row.digest for number, row in enumerate(task_log.plan.rows()) if row.needs_job}
+        for other, app_id in others.items():
+            known = Jobs(other, task_log.jobs.writer, since=task_log.jobs.since)
+            for _, files in home.read_parts(other):
+                known.load((), *files)
+            task_log.bought += known.unknown_since(home.first_turn)
+            planned = read_digests(home.place, other)
+            if planned is not None and other == home.earlier[-1].plan:
+                then, now = set(planned) - {""}, set(digests.values())
+                log.warning(
+                    "Inputs changed since the last attempt: %d new, %d gone", len(now - then), len(then - now)
+                )
+            numbered = sorted(known.table.rows.items())
+            pairs = [("" if planned is None else planned[number], row) for number, row in numbered]
+            not_adopted = set(known.table.input_of)
+            if app_id == self._app_id:
+                not_adopted = {job.id for job in adopt_rows(task_log.jobs, digests, pairs)}
+                task_log.jobs.submitted_by = max(task_log.jobs.submitted_by, known.submitted_by)
+            for digest, row in pairs:
+                for job in row.jobs:
+                    if job.id in not_adopted:
+                        is_ours = job.id not in known.table.unchecked
+                        unwanted.setdefault(job.id, _Unwanted(app_id, job, digest, is_ours))
+        # a later one of the earlier plans may have had the same job, for an input that the new plan has, too
+        return [each for job_id, each in unwanted.items() if job_id not in task_log.jobs.table.input_of]
+
+    def _cancel_unwanted(self, unwanted: Sequence[_Unwanted]) -> None:
+        """Cancel jobs of earlier plans (``cancel_on_kill``) that are certainly ours, and bill all of them."""
+        running = [each for each in unwanted if each.may_run]
+        if running:
+            log.info("Inputs or app changed: jobs of the last attempt are not resumed")
+        if self._run.options.cancel_on_kill:
+            for app_id in dict.fromkeys(each.app_id for each in running):
+                self._cancel(app_id, self._ours([each for each in running if each.app_id == app_id]))
+        canceled = self._run.wait.canceled
+        self._log.jobs.bill(
+            replace(each.job, state=JobState.CANCELED) if each.job.id in canceled else each.job
+            for each in unwanted
+        )
+
+    def _ours(self, unwanted: Sequence[_Unwanted]) -> list[str]:
+        """Return the jobs of an app that are ours. The service has the inputs of those that may not be."""
+        ours = [each.job.id for each in unwanted if each.is_ours]
+        digests = {each.job.id: each.digest for each in unwanted if not each.is_ours}
+
+        def note(job_id: str, outcome: Job | RunGenError) -> None:
+            if isinstance(outcome, Job):
+                job_input = outcome.input
+                if isinstance(job_input, Mapping) and self._run.ledger.key_of(job_input) == digests[job_id]:
+                    ours.append(job_id)
+            elif retry.is_transient(outcome):
+                raise outcome
+
+        self._run.wait.refetch(unwanted[0].app_id, list(digests), note)
+        return ours
+
+    def _cancel(self, app_id: str, job_ids: Sequence[str]) -> None:
+        self._run.wait.cancel(app_id, job_ids, within=CANCEL_TIME + len(job_ids) / 10)
+
+    # --- jobs of this plan ---
+
+    def check_unknown(self) -> None:
         """
         Decide about inputs of which it is unknown whether they have a job.
 
         :raises RunGenSubmissionUnknownError: there are some, and ``on_unknown_submission`` is ``fail``.
         """
-        unknown = self.task_log.jobs.inputs(InputState.UNKNOWN)
+        unknown = self._log.jobs.inputs(InputState.UNKNOWN)
         if not unknown:
             return
-        is_single = self.task_log.count == 1
-        if self.options.on_unknown_submission == "fail" and not is_cleared:
+        is_single, app_id = self._log.state.count == 1, self._app_id
+        if self._run.options.on_unknown_submission == "fail" and not self._log.home.is_cleared:
             message = (
-                f"Fate unknown: an earlier attempt may have created the job {format_ids(self.app_id)}"
+                f"Fate unknown: an earlier attempt may have created the job {format_ids(app_id)}"
                 if is_single
-                else f"Fate unknown: an earlier attempt may have created jobs of app {self.app_id} for up to "
+                else f"Fate unknown: an earlier attempt may have created jobs of app {app_id} for up to "
                 f"{len(unknown)} inputs (the first is inputs[{unknown[0]}])"
             )
-            raise RunGenSubmissionUnknownError(message, hint=how_to_submit_again, retryable=False)
+            hint = self._run.report.how_to_submit_again
+            raise RunGenSubmissionUnknownError(message, hint=hint, retryable=False)
         if is_single:
             log.warning(
                 "Fate unknown: an earlier attempt may have created the job. Submitting it again, which may "
                 "run and bill it twice %s",
-                format_ids(self.app_id),
+                format_ids(app_id),
             )
         else:
             log.warning(
@@ -131,32 +220,35 @@ class Resuming:
                 len(unknown),
             )
 
-    def look(self) -> None:
-        """Ask the service how the jobs are that may run, and whose they are."""
-        jobs = self.task_log.jobs
+    def refetch(self) -> None:
+        """Ask the service how the jobs are that may run, and whose they are. Cancel the outdated ones."""
+        jobs = self._log.jobs
         known = list(dict.fromkeys([*jobs.running, *jobs.unchecked, *jobs.outdated]))
-        if not known:
-            metrics.incr("jobs.resumed", self._completed_count)
-            if self.task_log.count == 1 and self._completed_count:
-                log.info("Resuming a job that is COMPLETED %s", format_ids(self.app_id, self._only_job()))
-            return
-        try:
-            self.wait.refetch(self.app_id, known, self._note, LOOK_TIME)
-        except RunGenError as error:
-            # a wait outlasts what a look does not; but whose a job is has to be known first
-            may_wait = self.options.wait_for_completion and not any(map(self._is_strange, jobs.unchecked))
-            if not may_wait or not retry.is_transient(error):
-                raise
-            log.warning("%s; polled again with the others", error.message)
+        if known:
+            try:
+                self._run.wait.refetch(self._app_id, known, self._note, LOOK_TIME)
+            except RunGenError as error:
+                # a wait outlasts what this does not; but whose a job is has to be known first
+                may_wait = self._run.options.wait_for_completion and not any(
+                    map(self._is_strange, jobs.unchecked)
+                )
+                if not may_wait or not retry.is_transient(error):
+                    raise
+                log.warning("%s; polled again with the others", error.message)
         self._log_found(known)
-        self._cancel_outdated()
+        outdated = [job_id for job_id in jobs.outdated if jobs.may_cancel(job_id)]
+        if outdated and self._run.options.cancel_on_kill:
+            log.info("The task was cleared: canceling its earlier jobs, which nobody waits for")
+            self._cancel(self._app_id, outdated)
+            for job_id in self._run.wait.canceled.intersection(outdated):
+                jobs.end(job_id, JobState.CANCELED)
 
     def _note(self, job_id: str, outcome: Job | RunGenError) -> None:
-        jobs = self.task_log.jobs
+        jobs = self._log.jobs
         is_ours = isinstance(outcome, Job) and self._is_ours(job_id, outcome)
         is_strange = self._is_strange(job_id)
         if isinstance(outcome, RunGenNotFoundError | RunGenBadRequestError):
-            self.task_log.jobs.end(job_id, JobState.LOST)
+            jobs.end(job_id, JobState.LOST)
             self.lost.append(job_id)
         elif isinstance(outcome, RunGenError):
             if is_strange or not concerns_one_job(outcome):
@@ -172,45 +264,41 @@ class Resuming:
                 jobs.disown(job_id)
             if outcome.is_terminal:
                 state = ENDS[outcome.status]
-                self.task_log.jobs.end(job_id, state, seconds=outcome.execution_time, why=outcome.error or "")
+                jobs.end(job_id, state, seconds=outcome.execution_time, why=outcome.error or "")
 
     def _is_strange(self, job_id: str) -> bool:
         """Return whether only storage names a job."""
-        return job_id in self.task_log.jobs.table.unchecked and not self.is_remembered(job_id)
+        return job_id in self._log.jobs.table.unchecked and not self._run.ledger.is_remembered(job_id)
 
     def _is_ours(self, job_id: str, job: Job) -> bool:
-        ours = self.input_of(self.task_log.jobs.table.input_of[job_id])
+        ours = self._log.plan.input(self._log.jobs.table.input_of[job_id])
         # the service may add what was left out
         return not isinstance(job.input, Mapping) or all(
             job.input.get(name) == value for name, value in ours.items()
         )
 
-    @property
-    def _completed_count(self) -> int:
-        """How many inputs have a job of this task run that completed."""
-        totals = self.task_log.jobs.totals()
-        return max(totals.completed - totals.shared, 0)
-
-    def _only_job(self) -> str:
-        rows = (row for _, row in rows_of(self.task_log, range(self.task_log.part_count)))
-        return next((job.id for row in rows if (job := row.current(self.task_log.jobs.since))), "")
-
     def _log_found(self, known: Sequence[str]) -> None:
-        jobs, totals = self.task_log.jobs, self.task_log.jobs.totals()
-        running = [job_id for job_id in jobs.running if job_id in set(known)]
-        metrics.incr("jobs.resumed", len(running) + self._completed_count)
-        if self.task_log.count == 1:
+        jobs, totals = self._log.jobs, self._log.jobs.totals()
+        running = set(jobs.running).intersection(known)
+        completed = max(totals.completed - totals.shared, 0)
+        metrics.incr("jobs.resumed", len(running) + completed)
+        if self._log.state.count == 1:
+            if not known and completed:
+                known = [job.id for _, row in self._log.rows() if (job := row.current(jobs.since))]
+                log.info("Resuming a job that is COMPLETED %s", format_ids(self._app_id, known[0]))
+                return
             for job_id in known:
                 self._log_single(job_id)
-            return
-        log.info(
-            "Resuming a batch of %d inputs: %d jobs completed, %d are resumed, %d failed and run again. The "
-            "rest is submitted now",
-            *(self.task_log.count, totals.completed, len(running), len(jobs.inputs(InputState.TO_REPEAT))),
-        )
+        elif known:
+            log.info(
+                "Resuming a batch of %d inputs: %d jobs completed, %d are resumed, %d failed and run again. "
+                "The rest is submitted now",
+                *(self._log.state.count, totals.completed, len(running)),
+                len(jobs.inputs(InputState.TO_REPEAT)),
+            )
 
     def _log_single(self, job_id: str) -> None:
-        jobs, ids = self.task_log.jobs, format_ids(self.app_id, job_id)
+        jobs, ids = self._log.jobs, format_ids(self._app_id, job_id)
         if job_id not in jobs.table.input_of or job_id in jobs.outdated:
             return
         match jobs.table.job(job_id).state:
@@ -221,46 +309,3 @@ class Resuming:
             case state:
                 status = "COMPLETED" if state is JobState.COMPLETED else "not over"
                 log.info("Resuming a job that is %s %s", status, ids)
-
-    def _cancel_outdated(self) -> None:
-        jobs = self.task_log.jobs
-        outdated = [job_id for job_id in jobs.outdated if jobs.may_cancel(job_id)]
-        if outdated and self.options.cancel_on_kill:
-            log.info("The task was cleared: canceling its earlier jobs, which nobody waits for")
-            self.cancel(outdated)
-
-    def cancel(self, job_ids: Sequence[str]) -> None:
-        """Cancel jobs of the app, and note it."""
-        self.wait.cancel(self.app_id, job_ids, within=CANCEL_TIME + len(job_ids) / 10)
-        for job_id in self.wait.canceled.intersection(job_ids):
-            self.task_log.jobs.end(job_id, JobState.CANCELED)
-
-    def cancel_unwanted(self, unwanted: Sequence[Unwanted]) -> None:
-        """Cancel jobs of earlier plans (``cancel_on_kill``) that are certainly ours, and bill all of them."""
-        running = [each for each in unwanted if each.job.state is JobState.OPEN and not each.job.is_shared]
-        if running:
-            log.info("Inputs or app changed: jobs of the last attempt are not resumed")
-        for app_id in dict.fromkeys(each.app_id for each in running) if self.options.cancel_on_kill else ():
-            jobs = [each for each in running if each.app_id == app_id]
-            job_ids = [each.job.id for each in jobs if each.is_ours]
-            job_ids += self._ours(app_id, {each.job.id: each.digest for each in jobs if not each.is_ours})
-            self.wait.cancel(app_id, job_ids, within=CANCEL_TIME + len(job_ids) / 10)
-        canceled = self.wait.canceled
-        self.task_log.jobs.bill(
-            replace(each.job, state=JobState.CANCELED) if each.job.id in canceled else each.job
-            for each in unwanted
-        )
-
-    def _ours(self, app_id: str, digests: Mapping[str, str]) -> list[str]:
-        ours: list[str] = []
-
-        def note(job_id: str, outcome: Job | RunGenError) -> None:
-            if isinstance(outcome, Job):
-                job_input = outcome.input
-                if isinstance(job_input, Mapping) and self.digest_of(job_input) == digests[job_id]:
-                    ours.append(job_id)
-            elif retry.is_transient(outcome):
-                raise outcome
-
-        self.wait.refetch(app_id, list(digests), note)
-        return ours

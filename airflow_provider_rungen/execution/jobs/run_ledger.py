@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.scaling import outlast
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.jobs.log_state import rows_of
 from airflow_provider_rungen.runs.part_files import PART_ROWS
+from airflow_provider_rungen.runs.plan import input_digest
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.ledger.files import Watched
     from airflow_provider_rungen.execution.ledger.store import LedgerStore
     from airflow_provider_rungen.execution.sending.paid import Found, PaidInputs
+    from airflow_provider_rungen.execution.sources.inputs import KeyOf
 
 
 class RunLedger:
@@ -52,27 +53,34 @@ class RunLedger:
 
         return bool(Storage(ledger.uri, "ledger").list_folder(""))
 
-    def open(self, *, create: bool = True) -> tuple[LedgerStore | None, str]:
+    def open(self, *, create: bool = True) -> str:
         """
-        Open the ledger, and return the model with it. The service knows which model the app is.
+        Open the ledger, if there is one, and return the model with it. The service knows which the app has.
 
         :param create: see `LedgerStore.open`.
         """
         options, hook = self._run.options, self._run.hook
         if options.ledger is None:
-            return None, ""
+            return ""
         from airflow_provider_rungen.execution.ledger.entries import model_identity
         from airflow_provider_rungen.execution.ledger.store import LedgerStore
 
         app_id = self._run.app_id
         model = model_identity(hook.perform(outlast(app_id, lambda: get_app(app_id))))
-        self._book = book = LedgerStore(options.ledger, model, self._log.home.run_token)
-        self.new_ledger = book.open(create=create)
-        return book, model
+        self._book = LedgerStore(options.ledger, model, self._log.home.run_token)
+        self.new_ledger = self._book.open(create=create)
+        return model
 
-    def look_up(self, book: LedgerStore, plan: Plan) -> Found:
-        """Find out which inputs of a plan were paid for."""
-        self.paid = self._make_paid(book, plan)
+    @property
+    def key_of(self) -> KeyOf:
+        """What returns the fingerprint of an input: its key in the ledger, if there is one."""
+        return input_digest if self._book is None else self._book.key
+
+    def look_up(self, plan: Plan) -> Found | None:
+        """Find out which inputs of a plan were paid for, if there is a ledger."""
+        if self._book is None:
+            return None
+        self.paid = self._make_paid(self._book, plan)
         first: dict[str, int] = {}
         copies: Counter[str] = Counter()
         for number, row in enumerate(plan.rows()):
@@ -140,10 +148,7 @@ class RunLedger:
         if self.paid is None or not self._is_reopened:
             return set()
         self._is_reopened = False
-        jobs = {
-            number: row.current(self._log.jobs.since)
-            for number, row in rows_of(self._log, range(self._log.part_count))
-        }
+        jobs = {number: row.current(self._log.jobs.since) for number, row in self._log.rows()}
         # "." is stored by this task run
         places = {number: job for number, job in jobs.items() if job and job.is_shared and job.stored != "."}
         stored = {number: job for number, job in places.items() if job.stored}
@@ -177,15 +182,15 @@ class RunLedger:
             jobs = self._log.jobs
             numbers = jobs.inputs(InputState.RUNNING, InputState.COMPLETED)
             current = {number: jobs.table.rows[number].current(jobs.since) for number in numbers}
-            own = {n: job for n, job in current.items() if job and not job.is_shared and not job.stored}
-            self.paid.add_missing({number: job.id for number, job in own.items()})
+            ours = {n: job for n, job in current.items() if job and not job.is_shared and not job.stored}
+            self.paid.add_missing({number: job.id for number, job in ours.items()})
 
     def forget_useless(self, errors: Mapping[str, RunGenError]) -> None:
         """Remove the jobs from the ledger that no attempt can use, given why this one cannot."""
-        if self.paid is not None and errors:
+        if self.paid is not None:
             self.paid.forget_useless(errors)
 
     def forget(self, errors: Mapping[str, RunGenError | None]) -> None:
         """Remove jobs of no use from the ledger, given why they did not complete."""
-        if self.paid is not None and errors:
+        if self.paid is not None:
             self.paid.forget(errors)

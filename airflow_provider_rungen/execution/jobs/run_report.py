@@ -19,7 +19,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobTimeoutError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution.jobs.log_state import rows_of
 from airflow_provider_rungen.execution.jobs.resuming import job_at_end
 from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED, BatchResult, Stopped
 from airflow_provider_rungen.execution.task import attempts
@@ -28,7 +27,6 @@ from airflow_provider_rungen.runs.rows import InputState, Row
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.sources.inputs import Source
 
 log = logging.getLogger(__name__)
 
@@ -63,23 +61,13 @@ class RunReport:
         #: How many inputs or rows there are.
         self.rows = 0
         self.unsent_error: RunGenError | None = None  #: Why inputs are not submitted any more.
-        #: Whether ids were pushed.
-        self.has_pushed = False
-        self._pushed_count = -1
+        # how many ids were pushed; None until the first were
+        self._pushed_count: int | None = None
         # the jobs that did not complete, with all that is known of them
-        self._over: dict[str, Job] = {}
+        self._ended: dict[str, Job] = {}
         # what is known of the parts that were let go, which may be read from storage
         self._closed = _Known()
         self._closed_parts: set[int] = set()
-
-    @staticmethod
-    def about(source: Source) -> dict[str, Any]:
-        """Return what the manifest of a plan says about its source."""
-        return {
-            "columns": list(source.types),
-            "types": list(source.types.values()),
-            "sources": list(source.uris),
-        }
 
     def job_ids(self) -> list[str]:
         """Return the jobs of the inputs, as far as they are known without a look at storage."""
@@ -91,25 +79,24 @@ class RunReport:
 
     def push_submitted(self) -> None:
         """Push the ids after the first submission, and after the last."""
-        if not self.has_pushed or not self._run.task_log.has_unsent:
+        if self._pushed_count is None or not self._run.task_log.has_unsent:
             self.push_ids()
 
     def note_pushed(self) -> None:
         """Note that all ids were pushed before a deferral."""
-        self.has_pushed = True
         self._pushed_count = self._run.task_log.jobs.totals().submitted
 
     def stop_submitting(self, error: RunGenError) -> None:
         """Submit nothing more. What is in flight is paid for, so the task ends when it is over."""
-        if left := self._run.task_log.stop_submitting():
-            log.error("Submitting no more: %s. %d inputs are left", error.message, left)
+        if unsent := self._run.task_log.stop_submitting():
+            log.error("Submitting no more: %s. %d inputs are left", error.message, unsent)
             self.unsent_error = error
 
     def push_ids(self) -> None:
         """Push the ids of the jobs, unless all are pushed."""
         task_log, ti = self._run.task_log, self._run.ti
         count = task_log.jobs.totals().submitted
-        if self._pushes_ids and (not self.has_pushed or count != self._pushed_count):
+        if self._pushes_ids and count != self._pushed_count:
             ids = self.result().ids
             if not self._run.is_single:
                 ti.xcom_push(key="job_ids", value=ids)
@@ -117,36 +104,28 @@ class RunReport:
                 ti.xcom_push(key="job_id", value=ids[0])
                 if (label := self._run.options.job_label) is not None:
                     ti.xcom_push(key=LABEL_KEY, value={ids[0]: str(label)})
-        if not self.has_pushed:
+        if self._pushed_count is None:
             for job_id in (*task_log.running, *task_log.shared)[-1:]:
                 self._run.link_to_job(task_log.app_id, job_id)
-        self.has_pushed, self._pushed_count = True, count
-
-    def push_ids_of_failed(self) -> None:
-        """Push the ids of all waves, also when a later wave fails."""
-        if self.has_pushed and not self._run.guard.is_killed:
-            try:
-                self.push_ids()
-            except Exception as failure:  # the first error counts
-                log.warning("Could not push the ids of all jobs: %s", type(failure).__name__)
+        self._pushed_count = count
 
     # --- the end ---
 
-    def note_over(self, job: Job) -> None:
+    def note_ended(self, job: Job) -> None:
         """Keep how a job ended."""
-        self._over[job.id] = job
+        self._ended[job.id] = job
 
     def note_canceled(self, job_id: str, why: str) -> None:
         """Keep why this attempt canceled a job."""
         app_id = self._run.task_log.app_id
-        self._over[job_id] = Job(id=job_id, app_id=app_id, status=JobStatus.CANCELED, error=why)
+        self._ended[job_id] = Job(id=job_id, app_id=app_id, status=JobStatus.CANCELED, error=why)
 
-    def over(self, job_ids: Collection[str]) -> list[Job]:
+    def take_ended(self, job_ids: Collection[str]) -> list[Job]:
         """Return those of some jobs that the service has just returned, or that failed."""
-        found = [self._over[job_id] for job_id in job_ids if job_id in self._over]
+        found = [self._ended[job_id] for job_id in job_ids if job_id in self._ended]
         for job in found:
             if job.status is JobStatus.COMPLETED:
-                del self._over[job.id]
+                del self._ended[job.id]
         return found
 
     def result(self, stopped: Stopped | None = None) -> BatchResult:
@@ -155,16 +134,13 @@ class RunReport:
         open_parts = task_log.open_parts
         self._add_closed(set(range(task_log.part_count)) - open_parts - self._closed_parts)
         known = self._closed.copy()
-        self._add_rows(known, rows_of(task_log, sorted(open_parts)))
-        left, claimed = self._run.submitting.left_to_others, RunGenJobTimeoutError(_CLAIMED)
-        why = self.unsent_error
+        self._add_rows(known, task_log.rows(sorted(open_parts)))
+        claimed, why = self._run.submitting.claimed_by_others, self.unsent_error
         unsent = why and RunGenError(f"{NOT_SUBMITTED}: {why.message}")
-        known.refused |= {
-            number: error
-            for number, job_id in enumerate(known.ids)
-            if job_id is None and number not in known.refused
-            if (error := claimed if number in left else unsent)
-        }
+        for number, job_id in enumerate(known.ids):
+            error = RunGenJobTimeoutError(_CLAIMED) if number in claimed else unsent
+            if job_id is None and error is not None:
+                known.refused.setdefault(number, error)
         if self._run.options.ledger is not None:
             for number, planned in enumerate(plan.rows()):
                 if planned.first is not None:
@@ -179,7 +155,7 @@ class RunReport:
         if not self._closed_parts:
             self._closed.ids = [None] * self._run.task_log.plan.count
         parts &= self._run.task_log.loaded
-        self._add_rows(self._closed, rows_of(self._run.task_log, sorted(parts)))
+        self._add_rows(self._closed, self._run.task_log.rows(sorted(parts)))
         self._closed_parts |= parts
 
     def _add_rows(self, known: _Known, rows: Iterable[tuple[int, Row]]) -> None:
@@ -194,7 +170,7 @@ class RunReport:
                 if job.is_shared:
                     known.shared.add(job.id)
                 if not job.use:
-                    known.jobs[job.id] = self._over.get(job.id) or job_at_end(job, task_log.app_id)
+                    known.jobs[job.id] = self._ended.get(job.id) or job_at_end(job, task_log.app_id)
 
     def _refusal(self, number: int, row: Row, *, is_in_doubt: bool) -> RunGenError:
         if (error := self._run.submitting.errors.get(number)) is not None:
@@ -210,7 +186,11 @@ class RunReport:
     def write_failure(self, error: Exception) -> None:
         """Write what is known to the sink before an error ends the task. It never raises."""
         run = self._run
-        self.push_ids_of_failed()
+        try:
+            if self._pushed_count is not None:
+                self.push_ids()
+        except Exception as failure:  # the first error counts
+            log.warning("Could not push the ids of all jobs: %s", type(failure).__name__)
         try:
             if self._has_to_store(error):
                 with run.opened():
@@ -231,7 +211,7 @@ class RunReport:
         """Return what progress lines count beside the jobs that this process waits, or has waited, for."""
         task_log, wait = self._run.task_log, self._run.wait
         unsent = task_log.unsent_count
-        done = task_log.count - unsent - len(task_log.jobs.running)
+        done = task_log.state.count - unsent - len(task_log.jobs.running)
         failed = done - task_log.jobs.totals().completed
         return OtherInputs(done - wait.returned, failed - wait.unsuccessful, unsent)
 
@@ -254,7 +234,7 @@ class RunReport:
         """How to submit inputs of unknown fate again."""
         on_clear = self._run.ending.on_clear
         is_discarded = attempts.CLEAR_DISCARDS_STATE and on_clear != "keep"
-        if self._run.task_log.count == 1:
+        if self._run.task_log.state.count == 1:
             return "Look at the app's jobs, then clear the task to submit it again"
         what = "all inputs" if on_clear == "new" or is_discarded else "these"
         return f"Look at the app's jobs, then clear the task to submit {what} again"
@@ -262,7 +242,7 @@ class RunReport:
     def clear_hint(self) -> str:
         """Return what to do about inputs that no retry can help, and what that submits."""
         task_log, ending = self._run.task_log, self._run.ending
-        some, everything = task_log.unfinished_count, task_log.count
+        some, everything = task_log.unfinished_count, task_log.state.count
         advice = "Correct them, and clear the task"
         if some >= everything:
             return advice
@@ -295,13 +275,13 @@ class RunReport:
     def explain_unknown(self, error: RunGenSubmissionUnknownError) -> RunGenSubmissionUnknownError:
         """Return the error of an attempt that gives up submitting because of such errors."""
         task_log = self._run.task_log
-        if task_log.count == 1:
+        if task_log.state.count == 1:
             is_resubmitted = self._run.options.on_unknown_submission == "resubmit"
             return error.revised(error.message, hint=error.hint, retryable=is_resubmitted)
         reason = error.message.removeprefix(f"{FATE_UNKNOWN}. ")
         return error.revised(
             f"Fate unknown: RunGen may have created the jobs of {len(task_log.unknown)} of "
-            f"{task_log.count} inputs. {reason}",
+            f"{task_log.state.count} inputs. {reason}",
             hint=self.retry_hint("only what has no job", "all inputs again"),
             retryable=error.retryable,
         )
@@ -309,22 +289,24 @@ class RunReport:
     def log_submitted(self, new: int) -> None:
         """Log how many inputs were submitted."""
         task_log = self._run.task_log
-        if task_log.count == 1:
+        if task_log.state.count == 1:
             for job_id in task_log.running if new else ():
                 log.info("Submitted job %s to app %s", job_id, task_log.app_id)
             return
-        left, totals = task_log.unsent_count, task_log.jobs.totals()
-        submitted = task_log.count - left - totals.shared - totals.refused - len(task_log.unknown)
+        unsent, totals = task_log.unsent_count, task_log.jobs.totals()
+        submitted = task_log.state.count - unsent - totals.shared - totals.refused - len(task_log.unknown)
         limit = self._run.options.max_in_flight
-        is_held_up = left and limit is not None and len(task_log.jobs.running) >= limit
-        more = f"; {left} wait for others to end (max_in_flight)" if is_held_up else ""
-        log.info("Submitted %d of %d inputs to app %s%s", submitted, task_log.count, task_log.app_id, more)
+        is_held_up = unsent and limit is not None and len(task_log.jobs.running) >= limit
+        more = f"; {unsent} wait for others to end (max_in_flight)" if is_held_up else ""
+        log.info(
+            "Submitted %d of %d inputs to app %s%s", submitted, task_log.state.count, task_log.app_id, more
+        )
 
-    def can_end_from_trigger(self, over_count: int) -> bool:
+    def can_end_from_trigger(self, ended_count: int) -> bool:
         """
         Return whether a success needs no worker, and push what it returns if so.
 
-        :param over_count: how many jobs of this wait are over: the trigger counts what they used.
+        :param ended_count: how many jobs of this wait have ended: the trigger counts what they used.
         """
         run = self._run
         totals, running = run.task_log.jobs.totals(), run.task_log.jobs.running
@@ -332,9 +314,9 @@ class RunReport:
             not run.wait.may_end_from_trigger
             or run.options.destination is not None
             or run.task_log.has_unsent
-            # it cannot count what earlier waves and attempts used
+            # it cannot count what earlier rounds and attempts used
             or totals.shared
-            or totals.submitted != len(running) + over_count
+            or totals.submitted != len(running) + ended_count
         ):
             return False
         result = self.result()

@@ -17,10 +17,10 @@ from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenLimitError
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
 from airflow_provider_rungen.execution.jobs.deferral import Deferral
-from airflow_provider_rungen.execution.jobs.ending import Ending, Stopping
+from airflow_provider_rungen.execution.jobs.ending import Ending
 from airflow_provider_rungen.execution.jobs.job_wait import JobWait
 from airflow_provider_rungen.execution.jobs.log_home import LogHome
-from airflow_provider_rungen.execution.jobs.plans import Plan
+from airflow_provider_rungen.execution.jobs.plans import read_plan
 from airflow_provider_rungen.execution.jobs.quote import Limits
 from airflow_provider_rungen.execution.jobs.resuming import Resuming
 from airflow_provider_rungen.execution.jobs.run_ledger import RunLedger
@@ -32,7 +32,6 @@ from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.options import JobOptions
 from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.runs.place import SupersededError
-from airflow_provider_rungen.runs.plan import input_digest
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
@@ -77,28 +76,17 @@ class Runner(TaskRun[JobOptions]):
         self.make_source = make_source
         self._make_again: MakeSource | None = None
         self.wait = JobWait(self, task.defer_for_jobs)
-        self._stores = options.destination is not None
         home = LogHome(task, context, folder=folder, is_durable=options.durable, hook=self.hook)
-        self.task_log = TaskLog(home, stores=self._stores)
+        self.task_log = TaskLog(home, stores=options.destination is not None)
         self.report = RunReport(self, pushes_ids=pushes_ids)
         self.wait.others = self.report.others
         self.retry_hint, self.clear_hint = self.report.retry_hint, self.report.clear_hint
         self.ledger = RunLedger(self)
         self.submitting = Submitting(self)
-        self.collecting = Collecting(self, stores=self._stores)
-        self.deferral = Deferral(self, stores=self._stores)
-        self.stopping = Stopping(self)
-        self.ending = Ending(
-            self.ti,
-            options,
-            self.guard,
-            self.task_log,
-            cancel=self.stopping.cancel,
-            unsaved=self.submitting.unsaved_ids,
-            find_jobs=self.deferral.find_jobs,
-        )
+        self.collecting = Collecting(self)
+        self.deferral = Deferral(self)
+        self.ending = Ending(self)
         self.source: Source | None = None
-        self.is_single = False  #: Whether there is one job, whose error is that of the task.
         self._can_read_again = can_read_again
         self.was_deferred = False  #: Whether this process goes on after a deferral.
         self._page = page
@@ -126,8 +114,8 @@ class Runner(TaskRun[JobOptions]):
         self._make_again = self.make_source if self._can_read_again else None
         with self._working():
             self.deferral.restore(self._make_again)
-            if self.collecting.look_at_ended(self.deferral.check_event(event)):
-                self.stopping.stop_failing()
+            if self.collecting.note_event(self.deferral.check_event(event)):
+                self.ending.stop_failing()
                 return self._finish()
             return self._go_on()
 
@@ -156,12 +144,16 @@ class Runner(TaskRun[JobOptions]):
                 self.opened(),
                 self.submitting.naming_lost_jobs(),
                 self.ending.canceling(),
-                self.ending.noticing_successor(),
             ):
                 yield
         finally:
             if self._sink is not None:
                 self._sink.close()
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one job, whose error is that of the task."""
+        return self.task_log.state.is_single
 
     @property
     def sink(self) -> Sink:
@@ -186,52 +178,44 @@ class Runner(TaskRun[JobOptions]):
     # --- the begin ---
 
     def _begin(self) -> None:
-        self.ending.look(self.ledger.exists)
-        limits = Limits.of(self)
-        book, model = self.ledger.open()
+        self.ending.read_earlier()
+        limits = Limits(self)
+        model = self.ledger.open()
         self.source = source = self.make_source()
-        self.is_single = source.is_single
-        app_id, sink = self.app_id, self.sink
-        digest_of = input_digest if book is None else book.key
-        plan = Plan.of_source(app_id, source.read(digest_of), lambda: self.report.about(source))
+        task_log, options = self.task_log, self.options
+        app_id, sink, task_log.state.is_single = self.app_id, self.sink, source.is_single
+        plan = read_plan(app_id, source, self.ledger.key_of)
         self.report.rows = plan.count
         self.link_to(app_id)
-        if plan.digest not in {record.plan for record in self.task_log.home.earlier}:
+        if plan.digest not in {record.plan for record in task_log.home.earlier}:
             try:
-                source.check(self.options.max_failed)
+                source.check(options.max_failed)
             except RunGenInputError as error:
                 # a table says which rows do not fit
                 sink.report(BatchResult([None] * plan.count), plan, error)
                 raise
-        if book is not None:
-            self.ledger.look_up(book, plan)
+        if self.ledger.look_up(plan) is not None:
             self.push_page(app_id)
         # not before the look-up, which has to notice that a folder is missing
         sink.prepare()
-        is_cleared, now = self.task_log.home.is_cleared, time.time()
-        unwanted = self.task_log.begin(
+        now = time.time()
+        task_log.begin(
             plan,
             app_id=app_id,
             model=model,
-            deadline=now + self.options.timeout,
+            deadline=now + options.timeout,
             resumes=self.ending.resumes_clears,
-            saves_inputs=self.options.deferrable and self.options.wait_for_completion,
+            saves_inputs=options.deferrable and options.wait_for_completion,
         )
         self.ending.app_id = app_id
-        resuming = Resuming(
-            self.task_log,
-            self.wait,
-            self.options,
-            input_of=plan.input,
-            digest_of=digest_of,
-            is_remembered=self.ledger.is_remembered,
-        )
-        resuming.cancel_unwanted(unwanted)
+        resuming = Resuming(self)
+        resuming.adopt_earlier()
         self.ledger.note_found()
-        resuming.check_unknown(self.report.how_to_submit_again, is_cleared=is_cleared)
-        resuming.look()
-        self.submitting.take_over(now)
-        self.task_log.keep_deadline(now)
+        resuming.check_unknown()
+        resuming.refetch()
+        task_log.state.submitted_at = min(task_log.jobs.submitted_by, now)
+        self.ledger.add_resumed()
+        task_log.keep_deadline(now)
         self.collecting.find_unstored(resuming.lost)
         self.submitting.keep_within(limits)
 
@@ -240,19 +224,19 @@ class Runner(TaskRun[JobOptions]):
     def _go_on(self) -> Any:
         """Submit, wait and collect in turns, until all inputs have a job and all jobs are over."""
         task_log, options = self.task_log, self.options
-        deadline = self.deadline(task_log.deadline)
+        deadline = self.deadline(task_log.state.deadline)
         while True:
             is_refused = self.submitting.submit(deadline)
             if not options.wait_for_completion:
                 break
             if is_refused and task_log.has_unsent:
-                self.stopping.stop_refused(deadline)
+                self.ending.stop_refused(deadline)
                 break
             if time.time() >= deadline:
                 task_log.stop_submitting()
             is_failing = bool(task_log.jobs.running) and self.wait_for_part(deadline)
             if is_failing or self.collecting.store():
-                self.stopping.stop_failing()
+                self.ending.stop_failing()
                 break
             self.collecting.let_go()
             if not task_log.has_unsent and not task_log.jobs.running:
@@ -267,31 +251,31 @@ class Runner(TaskRun[JobOptions]):
         if self.submitting.has_free and len(running) <= half:  # refused inputs left room
             return False
         # outputs are stored while others run, some at a time
-        left = max(half, len(running) - max(len(running) // 4, 1)) if self._stores else half
-        look_at = self.submitting.next_look
-        goal = WaitGoal(left, options.stop_after, self.collecting.failures)
-        over: list[Job] = []
+        in_flight = max(half, len(running) - max(len(running) // 4, 1)) if task_log.stores else half
+        lookup_at = self.submitting.next_lookup
+        goal = WaitGoal(in_flight, options.stop_after, task_log.state.failures)
+        ended: list[Job] = []
         try:
-            over = self.wait.wait(
+            ended = self.wait.wait(
                 task_log.app_id,
                 running,
                 deadline=deadline,
-                visible_by=self.submitting.submitted_at + VISIBILITY_GRACE,
+                visible_by=task_log.state.submitted_at + VISIBILITY_GRACE,
                 on_finished=self.sink.hold,
                 goal=goal,
                 # a trigger knows no ledger
                 may_defer=may_defer
-                and not look_at
-                and (self._can_read_again or self._stores or not task_log.has_unsent),
-                stop_at=look_at or math.inf,
-                before_defer=lambda over: self.deferral.keep_state(over, half),
+                and not lookup_at
+                and (self._can_read_again or task_log.stores or not task_log.has_unsent),
+                stop_at=lookup_at or math.inf,
+                before_defer=lambda ended: self.deferral.keep_state(ended, half),
                 ended=self.collecting.ended,
                 shared=task_log.shared,
             )
         finally:
             self.collecting.ended = []
             # an error may end a wait in which jobs have ended
-            self.collecting.note_over([*over, *self.wait.take_over()])
+            self.collecting.note_ended([*ended, *self.wait.take_ended()])
         return goal.is_broken and bool(task_log.has_unsent or task_log.jobs.running)
 
     # --- the end ---
@@ -301,7 +285,7 @@ class Runner(TaskRun[JobOptions]):
         if self.options.wait_for_completion:
             self.collecting.collect_rest()
         task_log.save_end()
-        result = self.report.result(self.stopping.stopped)
+        result = self.report.result(self.ending.stopped)
         value = self.sink.finish(result, task_log.plan)
         task_log.remove_inputs()
         return value
@@ -314,7 +298,7 @@ class Runner(TaskRun[JobOptions]):
                 self.task_log.saver.save_between_polls()
 
     def cleanup(self) -> str:
-        self.collecting.note_over(self.wait.take_over())
+        self.collecting.note_ended(self.wait.take_ended())
         # the kill may come during the look-up of the connection
         return self.ending.clean_up(is_connected=self.is_connected)
 
@@ -332,7 +316,7 @@ class Runner(TaskRun[JobOptions]):
         return {} if self.source is None else self.source.places(numbers)
 
     def failure_details(self) -> dict[str, Any]:
-        return self.ending.outlook() | {"inputs": self.task_log.count}
+        return self.ending.outlook() | {"inputs": self.task_log.state.count}
 
     def page_details(self) -> dict[str, Any]:
         destination = self.options.destination

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.exceptions import RunGenError, RunGenLimitError, RunGenSubmissionUnknownError
@@ -41,23 +41,12 @@ class Submitting:
         #: Why inputs have no job, as far as this attempt knows.
         self.errors: dict[int, RunGenError] = {}
         #: The inputs that another run was about to submit when they were last looked up.
-        self.left_to_others: set[int] = set()
-        #: How many inputs in a row were refused.
-        self.refusals = 0
-        #: When the last jobs may have been submitted (seconds since 1970).
-        self.submitted_at = 0.0
-        #: How many more jobs the attempt may buy; ``None`` without a limit.
-        self.allowance: int | None = None
+        self.claimed_by_others: set[int] = set()
         # whether a submission began, and did not end
         self._is_submitting = False
         # the jobs that no other attempt would find, unless the log has taken their ids since
         self._lost: set[str] = set()
         self._unknown_count = 0
-
-    def take_over(self, now: float) -> None:
-        """Note jobs of earlier attempts."""
-        self.submitted_at = min(self._log.jobs.submitted_by, now)
-        self._run.ledger.add_resumed()
 
     def keep_within(self, limits: Limits) -> None:
         """
@@ -66,7 +55,7 @@ class Submitting:
         :raises RunGenLimitError: they are too few, and there is nothing to wait for or to collect.
         """
         try:
-            self.allowance = limits.check(self._run)
+            self._log.state.allowance = limits.check()
         except RunGenLimitError as error:
             has_jobs = self._log.running or self._log.completed
             if not (has_jobs and self._run.options.wait_for_completion):
@@ -80,43 +69,42 @@ class Submitting:
         :param deadline: the time (seconds since 1970) after which nothing is submitted.
         :return: whether it stopped because the service refuses them all.
         """
-        is_broken, is_waiting = self._submit_wave(deadline), False
-        waits = self._run.options.wait_for_completion
-        while self.left_to_others and not (is_broken or (waits and self._log.jobs.running)):
-            if time.time() >= deadline:
-                break
+        waits, is_waiting = self._run.options.wait_for_completion, False
+        while not self._submit_round(deadline):
+            is_enough = not self.claimed_by_others or (waits and self._log.jobs.running)
+            if is_enough or time.time() >= deadline:
+                return False
             if not is_waiting:
-                log.info("Waiting for %d inputs that another run has claimed", len(self.left_to_others))
+                log.info("Waiting for %d inputs that another run has claimed", len(self.claimed_by_others))
             is_waiting = True
             time.sleep(WAIT_INTERVAL)
-            is_broken = self._submit_wave(deadline)
-        return is_broken
+        return True
 
     @property
     def has_free(self) -> bool:
         """Whether inputs are still to be submitted that no other run has claimed."""
-        return self._log.unsent_count > len(self.left_to_others)
+        return self._log.unsent_count > len(self.claimed_by_others)
 
     @property
-    def next_look(self) -> float | None:
-        """When to look at inputs again (seconds since 1970), if another run has claimed all that are left."""
+    def next_lookup(self) -> float | None:
+        """When to look inputs up again (seconds since 1970), if others have claimed all that are unsent."""
         is_waiting = self._log.has_unsent and not self.has_free
         return time.time() + LOOK_INTERVAL if is_waiting else None
 
-    def _submit_wave(self, deadline: float) -> bool:
+    def _submit_round(self, deadline: float) -> bool:
         """Submit as many inputs as possible. Others take the place of those that another run has claimed."""
         run, is_broken = self._run, False
         run.guard.check()
-        if self.allowance == 0 and self._log.has_unsent:
+        if self._log.state.allowance == 0 and self._log.has_unsent:
             problem = "jobs of other runs failed, and max_jobs or max_cost is reached"
             run.report.stop_submitting(RunGenError(problem))
         count = -1
         self._is_submitting = True
         with run.guard.defer_signals():
             if time.time() < deadline:
-                self.left_to_others.clear()
-            while len(self.left_to_others) > count and not is_broken and time.time() < deadline:
-                count = len(self.left_to_others)
+                self.claimed_by_others.clear()
+            while len(self.claimed_by_others) > count and not is_broken and time.time() < deadline:
+                count = len(self.claimed_by_others)
                 is_broken = self._submit_some(self._room(), deadline)
             run.report.push_submitted()
         self._is_submitting = False
@@ -125,34 +113,33 @@ class Submitting:
     def _room(self) -> int:
         """Return how many inputs may be submitted now."""
         limit, unsent = self._run.options.max_in_flight, self._log.unsent_count
-        unsent = unsent if self.allowance is None else min(unsent, self.allowance)
+        unsent = unsent if self._log.state.allowance is None else min(unsent, self._log.state.allowance)
         if limit is None or not self._run.options.wait_for_completion:
             return unsent
         return min(max(limit - len(self._log.jobs.running), 0), unsent)
 
     def _submit_some(self, room: int, deadline: float) -> bool:
         # only this thread changes the table of jobs, and the inputs are read in another
-        taken, plan = self._log.take(room, self.left_to_others), self._run.task_log.plan
+        taken, state = self._log.take(room, self.claimed_by_others), self._log.state
         if not taken:
             return False
-        todo = ((number, plan.input(number)) for number in taken)
         before = self._log.jobs.totals()
         try:
-            return self._send(todo, len(taken), deadline)
+            return self._send(taken, deadline)
         except RunGenSubmissionUnknownError as error:
             raise self._run.report.explain_unknown(error) from error
         finally:
             totals = self._log.jobs.totals()
             count = totals.submitted - before.submitted
-            if self.allowance is not None:  # a submission of unknown fate may have been bought
-                self.allowance = max(self.allowance - count - totals.unknown + before.unknown, 0)
-            self.submitted_at = time.time() if count else self.submitted_at
-            if count or not self.left_to_others:
+            if state.allowance is not None:  # a submission of unknown fate may have been bought
+                state.allowance = max(state.allowance - count - totals.unknown + before.unknown, 0)
+            state.submitted_at = time.time() if count else state.submitted_at
+            if count or not self.claimed_by_others:
                 self._run.report.log_submitted(count)
 
-    def _send(self, todo: Iterator[tuple[int, Any]], count: int, deadline: float) -> bool:
-        run, hook, options = self._run, self._run.hook, self._run.options
-        is_single = self._log.count == 1
+    def _send(self, taken: list[int], deadline: float) -> bool:
+        run, hook, options, plan = self._run, self._run.hook, self._run.options, self._log.plan
+        is_single = self._log.state.count == 1
         sender = Sender(
             hook.aperform,
             self._log.app_id,
@@ -163,13 +150,13 @@ class Submitting:
             deadline=math.inf if is_single and self._run.ledger.paid is None else deadline,
             is_stopping=lambda: run.guard.is_pending,
             stop_after=options.stop_after if options.wait_for_completion else None,
-            refusals=self.refusals,
-            fallback=self._log.home.spare,
+            refusals=self._log.state.refusals,
+            fallback=self._log.home.fallback,
         )
 
         async def submit() -> None:
             try:
-                await sender.run(todo, count)
+                await sender.run(((number, plan.input(number)) for number in taken), len(taken))
             finally:
                 await hook.aclose()
 
@@ -181,8 +168,8 @@ class Submitting:
         finally:
             hook.checkpoint, hook.is_interrupted = before
             self.errors |= sender.errors
-            self.left_to_others |= sender.claimed_elsewhere
-            self.refusals = sender.refusals
+            self.claimed_by_others |= sender.claimed_elsewhere
+            self._log.state.refusals = sender.refusals
             self._lost.update(sender.unsaved_ids())
             if not is_single:
                 self._warn_of_unknown()

@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Collection, Iterable
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.jobs.adopting import Unwanted, adopt_earlier
 from airflow_provider_rungen.execution.jobs.log_home import LogHome
 from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.sending.log_writer import Saver
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs
-from airflow_provider_rungen.runs.log import RunLog
+from airflow_provider_rungen.runs.log import RunLog, missing_part, read_attempts
 from airflow_provider_rungen.runs.part_files import PART_ROWS
-from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState, JobState, Writer
+from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState, JobState, Row, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,38 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Seconds that the log may take at a deferral, and at the end.
-_END_TIME = 30.0
+END_TIME = 30.0
+# So many parts are read back at a time.
+_PARTS_AT_A_TIME = 64
+
+
+@dataclass
+class AttemptState:
+    """
+    What an attempt has to know after a deferral, beside its log and its plan: numbers only.
+
+    :param count: how many inputs need a job.
+    :param deadline: the deadline of the jobs (seconds since 1970).
+    :param next_part: the next part to load, unless it was loaded for what is known of it.
+    :param has_inputs: whether the inputs are in storage after a deferral.
+    :param has_stopped: whether nothing more is submitted, whatever is not submitted yet.
+    :param is_single: whether there is one job, whose error is that of the task.
+    :param failures: how many jobs failed since the last success, those without a usable result included.
+    :param refusals: how many inputs in a row were refused.
+    :param submitted_at: when the last jobs may have been submitted (seconds since 1970).
+    :param allowance: how many more jobs the attempt may buy; ``None`` without a limit.
+    """
+
+    count: int = 0
+    deadline: float = 0.0
+    next_part: int = 0
+    has_inputs: bool = False
+    has_stopped: bool = False
+    is_single: bool = False
+    failures: int = 0
+    refusals: int = 0
+    submitted_at: float = 0.0
+    allowance: int | None = None
 
 
 class TaskLog:
@@ -45,28 +76,19 @@ class TaskLog:
         self.stores = stores
         #: What saves, if the attempt has begun.
         self.known_saver: Saver | None = None
-        self.plan = Plan.unread("", 0)
+        self.plan = Plan.of_count("", 0)
         self.jobs = Jobs("0" * 8, Writer(1, 1, "0" * 8))
-        #: The deadline of the jobs (seconds since 1970).
-        self.deadline = 0.0
+        self.state = AttemptState()
         #: Called with the inputs that were loaded.
         self.on_load: Callable[[Collection[int]], object] = lambda numbers: None
-        #: How many inputs need a job.
-        self.count = 0
         #: How many jobs earlier attempts submitted since the last clear, or may have submitted.
         self.bought = 0
-        #: The next part to load, unless it was loaded for what is known of it.
-        self.next_part = 0
         #: The parts that were loaded, those that were let go among them.
         self.loaded: set[int] = set()
-        #: Whether the inputs are in storage after a deferral.
-        self.has_inputs = False
-        #: Whether nothing more is submitted, whatever is left.
-        self.has_stopped = False
 
     # --- what earlier attempts left ---
 
-    def look(self, has_ledger: Callable[[], bool]) -> None:
+    def read_earlier(self, has_ledger: Callable[[], bool]) -> None:
         """
         Read what the last attempt left, as far as it may still run, before the source is read.
 
@@ -83,9 +105,9 @@ class TaskLog:
 
     def begin(
         self, plan: Plan, *, app_id: str, model: str, deadline: float, resumes: bool, saves_inputs: bool
-    ) -> list[Unwanted]:
+    ) -> None:
         """
-        Begin the attempt, and take over what earlier ones know.
+        Begin the attempt, and load what earlier ones know of its plan.
 
         :param plan: what is to be done.
         :param app_id: the app.
@@ -93,9 +115,9 @@ class TaskLog:
         :param deadline: the deadline (seconds since 1970) of jobs that are submitted now.
         :param resumes: whether jobs from before a clear count.
         :param saves_inputs: whether the attempt needs the inputs after a deferral.
-        :return: the jobs of earlier plans that nobody waits for any more.
         """
-        self.home.confirm_attempts()
+        # it may be written to by now, and so tells for certain what it has
+        self.home.earlier = self.home.earlier or read_attempts(self.home.place)
         is_cleared, earlier = self.home.is_cleared, self.home.earlier
         turn = next_turn(earlier, self.home.numbers.try_number, self.home.began)
         is_new = not earlier or not self.home.is_durable or (is_cleared and not resumes)
@@ -116,25 +138,16 @@ class TaskLog:
         # that of one input is known by its name
         in_storage = isinstance(self.home.place, StoragePlace)
         if self.home.place.is_durable and (plan.count > 1 or in_storage):
-            self.has_inputs = saves_inputs and in_storage
-            plan.save(self.home.place, with_inputs=self.has_inputs)
-        self.plan, self.deadline = plan, deadline
-        self.count = sum(row.needs_job for row in plan.rows())
+            self.state.has_inputs = saves_inputs and in_storage
+            plan.save(self.home.place, with_inputs=self.state.has_inputs)
+        self.plan, self.state.deadline = plan, deadline
+        self.state.count = sum(row.needs_job for row in plan.rows())
         self.jobs = Jobs(plan.digest, record.writer, since=record.since, stores=self.stores)
         self.known_saver = Saver(self.jobs, run_log)
-        # `look` has loaded parts of the last plan
+        # `read_earlier` has loaded parts of the last plan
         self.loaded.clear()
-        if not earlier:
-            return []
-        self._read_parts(plan.numbers)
-        self.bought = self.jobs.unknown_since(self.home.first_turn)
-        # before parts are dropped: the jobs of those that are done may be known from other plans, too
-        unwanted = adopt_earlier(self, app_id)
-        rows = self.jobs.table.rows.values()
-        jobs = [*(job for row in rows for job in row.jobs), *(each.job for each in unwanted)]
-        self.bought += sum(job.turn >= self.home.first_turn and not job.is_shared for job in jobs)
-        self.jobs.close_parts()
-        return unwanted
+        if earlier:
+            self._read_parts(plan.numbers)
 
     def _read_parts(self, numbers_of: Callable[[int], Collection[int]]) -> None:
         """Load the parts that writers know something of."""
@@ -151,9 +164,9 @@ class TaskLog:
 
     def load_next(self) -> list[int] | None:
         """Load the next part of which nothing was known, and return its inputs; ``None`` after the last."""
-        while self.next_part < self.part_count:
-            part = self.next_part
-            self.next_part += 1
+        while self.state.next_part < self.part_count:
+            part = self.state.next_part
+            self.state.next_part += 1
             if part not in self.loaded:
                 self.loaded.add(part)
                 numbers = self.plan.numbers(part)
@@ -161,11 +174,6 @@ class TaskLog:
                 self.on_load(numbers)
                 return numbers
         return None
-
-    def load_all(self) -> None:
-        """Load all parts."""
-        while self.load_next() is not None:
-            pass
 
     def take(self, most: int, without: Collection[int] = ()) -> list[int]:
         """Return the next inputs to submit, apart from some."""
@@ -182,21 +190,21 @@ class TaskLog:
     @property
     def unsent_count(self) -> int:
         """How many inputs are still to be submitted."""
-        if self.has_stopped:
+        if self.state.has_stopped:
             return 0
         loaded = self.jobs.closed.inputs + len(self.jobs.table.rows)
-        return self.count - loaded + len(self.jobs.inputs(*SUBMITTABLE))
+        return self.state.count - loaded + len(self.jobs.inputs(*SUBMITTABLE))
 
     @property
     def unfinished_count(self) -> int:
         """How many inputs have no job that completed, or that may still run."""
         done = self.jobs.totals().completed + len(self.running) + len(self.shared)
-        return max(self.count - done, 0)
+        return max(self.state.count - done, 0)
 
     def stop_submitting(self) -> int:
         """Submit nothing more, and return how many inputs are not submitted."""
         unsent = self.unsent_count
-        self.has_stopped = True
+        self.state.has_stopped = True
         return unsent
 
     # --- the jobs ---
@@ -266,13 +274,13 @@ class TaskLog:
             return
         deadline = self.home.earlier[-1].deadline
         if deadline > now or not self.home.is_cleared:
-            self.deadline = deadline
+            self.state.deadline = deadline
             self.note(deadline=deadline)
 
     def remove_inputs(self) -> None:
         """Remove the inputs from where they were saved, at the end of the run."""
         place = self.home.place
-        if self.has_inputs and isinstance(place, StoragePlace):
+        if self.state.has_inputs and isinstance(place, StoragePlace):
             try:
                 self.plan.remove_inputs(place)
             except RunGenError as error:
@@ -290,7 +298,7 @@ class TaskLog:
             self.run_log.save(self.jobs, parts)
             self.run_log.fence()
         else:  # no results are there, and it is not worth a failure
-            self.saver.save(parts, within=_END_TIME)
+            self.saver.save(parts, within=END_TIME)
 
     def let_go(self) -> None:
         """Save the parts that are done, and keep only their totals."""
@@ -314,14 +322,22 @@ class TaskLog:
         """The parts that are in memory."""
         return {number // PART_ROWS for number in self.jobs.table.rows}
 
-    # --- a deferral ---
-
-    def use_plan(self, plan: Plan, parts: Iterable[int]) -> None:
+    def rows(self, parts: Iterable[int] | None = None) -> Iterator[tuple[int, Row]]:
         """
-        Go on with a plan after a deferral.
+        Yield what is known of inputs, in order. What was dropped is read again.
 
-        :param parts: the parts that are not done.
+        :param parts: the parts of the log that have them; all if left out.
+        :raises DamagedLogError: nothing is there any more of a part that was dropped.
         """
-        self.plan = plan
-        for part in parts:
-            self.jobs.load(plan.numbers(part))
+        open_parts, parts = self.open_parts, iter(range(self.part_count) if parts is None else parts)
+        while some := list(islice(parts, _PARTS_AT_A_TIME)):
+            known = Jobs(self.jobs.plan, self.jobs.writer, since=self.jobs.since, stores=self.stores)
+            if closed := set(some) - open_parts:
+                for _, files in self.home.read_parts(known.plan, closed, also=[self.jobs.writer]):
+                    known.load((), *files)
+            for part in some:
+                rows = list((self.jobs if part in open_parts else known).table.part(part))
+                # what is done has a job, or was refused
+                if not rows and part in self.loaded and self.plan.numbers(part):
+                    raise missing_part(known.plan, part)
+                yield from rows

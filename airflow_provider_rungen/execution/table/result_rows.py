@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenResultError,
 )
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.spool import Spool
+from airflow_provider_rungen.execution.spool import Position, Spool
 from airflow_provider_rungen.execution.table.results_table import Values, json_text
 from airflow_provider_rungen.execution.task.outcomes import MAX_FAILED, MAX_FAILED_ERROR
 from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS
@@ -205,7 +206,7 @@ class JobRows:
         self._typed = typed
         self._spool = Spool()
         # by job, where its row is
-        self._positions: dict[str, int] = {}
+        self._positions: dict[str, Position] = {}
 
     def close(self) -> None:
         """Remove the file."""
@@ -249,7 +250,7 @@ class JobRows:
         :param is_reused: whether the job was paid for before.
         """
         position = self._positions.get(job_id)
-        fields = _failure(error) if position is None else self._spool.at(position)
+        fields = _failure(error) if position is None else json.loads(self._spool.read(position))
         fields["status"] = Status(fields["status"])
         return ResultRow(index=index, job_id=job_id, values=values, reused=is_reused, **fields)
 
@@ -271,7 +272,7 @@ class JobRows:
                 fields["typed"] = {name: result.get(name) for name in self._typed}
             fields["result"] = json_text(result)
         fields["created_at"] = (at := to_time(fields["created_at"])) and at.isoformat()
-        self._positions[job_id] = self._spool.append(fields)
+        self._positions[job_id] = self._spool.add(json.dumps(fields).encode())
 
 
 def without_connection(uri: str) -> str:

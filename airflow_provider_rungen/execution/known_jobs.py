@@ -1,22 +1,32 @@
-"""Waits for jobs as a sensor does: by pokes, or in the triggerer."""
+"""Waits for the jobs of other tasks as a sensor does, by pokes or in the triggerer, and cancels them."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.client.endpoints import cancel_jobs
 from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import Wait, job_of
 from airflow_provider_rungen.client.queue_watch import timeout_error
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
+from airflow_provider_rungen.client.retry import RETRY_BUDGET
+from airflow_provider_rungen.client.texts import format_ids
+from airflow_provider_rungen.exceptions import (
+    RunGenConflictError,
+    RunGenError,
+    RunGenJobQueuedTimeoutError,
+    RunGenJobTimeoutError,
+)
 from airflow_provider_rungen.execution.jobs.job_wait import JobWait
-from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
-from airflow_provider_rungen.execution.task.options import JobOptions
+from airflow_provider_rungen.execution.task.job_ids import log_jobs, parse_known_job_ids
+from airflow_provider_rungen.execution.task.options import JobOptions, RunOptions
 from airflow_provider_rungen.execution.task.outcomes import (
     JOB_IS_OVER,
     are_all_over,
+    combined_error,
     parse_ranges,
     raise_for_event,
     raise_for_jobs,
@@ -27,6 +37,8 @@ from airflow_provider_rungen.schemas import OutputType
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
+
+log = logging.getLogger(__name__)
 
 # Of more jobs that failed, an error names no reasons.
 _MAX_FAILED = 100
@@ -46,12 +58,12 @@ class JobSensorRun(TaskRun[JobOptions]):
         self._job_id, self._output_type = task.job_id, task.output_type
         self._output: OutputType | None = None
         self._pokes: Wait | None = None
-        #: What the last poke found not to be over.
+        #: What the last poke found not to have ended.
         self.late: RunGenJobTimeoutError | None = None
 
     def execute(self, timeout: float) -> None:
         """
-        Wait for the jobs, in the triggerer when they are not over soon.
+        Wait for the jobs, in the triggerer when they are not going to end soon.
 
         :param timeout: seconds to wait at most.
         """
@@ -62,7 +74,7 @@ class JobSensorRun(TaskRun[JobOptions]):
         """
         Go on after the wait in the triggerer.
 
-        :param timeout: seconds to wait at most if the event does not say that all jobs are over.
+        :param timeout: seconds to wait at most if the event does not say that all jobs have ended.
         """
         with self.attempt(*JOB_IS_OVER), self.opened():
             app_id, job_ids = event.get("app_id") or self.app_id, parse_known_job_ids(self._job_id)
@@ -77,7 +89,7 @@ class JobSensorRun(TaskRun[JobOptions]):
             self._finish(app_id, job_ids, [] if self._output is None else self._fetch(app_id, job_ids))
 
     def poke(self) -> bool:
-        """Poll the jobs once, and return whether all are over."""
+        """Poll the jobs once, and return whether all have ended."""
         with self.attempt(*JOB_IS_OVER), self.opened():
             app_id, job_ids = self._begin()
             only: Sequence[str] | None = None
@@ -124,7 +136,7 @@ class JobSensorRun(TaskRun[JobOptions]):
             deadline=self.deadline(time.time() + timeout),
             on_finished=self._check,
             # all of them, since nothing else remembers those that failed before the deferral
-            before_defer=lambda over: {"job_id": job_ids, "end_from_trigger": ends},
+            before_defer=lambda ended: {"job_id": job_ids, "end_from_trigger": ends},
         )
         self._finish(app_id, job_ids, jobs)
 
@@ -150,3 +162,40 @@ class JobSensorRun(TaskRun[JobOptions]):
         if self._output is not None and job.status is JobStatus.COMPLETED:
             self._output.read(job)
         return strip_payloads(job)
+
+
+class CancelRun(TaskRun[RunOptions]):
+    """An attempt that cancels jobs."""
+
+    def page_details(self) -> dict[str, Any]:
+        return {"waits": False}
+
+    def execute(self) -> list[str]:
+        """
+        Cancel all jobs that can be canceled.
+
+        :return: the ids of those that were canceled.
+        :raises RunGenConflictError: a job is over, and it may not be.
+        :raises RunGenError: a job could not be canceled.
+        """
+        with self.attempt(), self.opened() as hook:
+            app_id, job_ids = self.app_id, list(dict.fromkeys(parse_known_job_ids(self.task.job_id)))
+            self.link_to(app_id, job_ids)
+            outcomes: dict[str, RunGenError | None] = {}
+            flow = cancel_jobs(app_id, job_ids, outcomes, retry_budget=RETRY_BUDGET)
+            hook.perform_concurrently(flow)
+            failed: dict[str, RunGenError] = {}
+            for each in job_ids:
+                if (error := outcomes[each]) is None:
+                    log.info("Canceled %s", format_ids(app_id, each))
+                elif isinstance(error, RunGenConflictError) and not self.task.fail_if_over:
+                    log.info("Already over %s", format_ids(app_id, each))
+                else:
+                    failed[each] = error
+            if failed:
+                log_jobs(f"Could not cancel jobs of app {app_id}", list(failed))
+                combined = combined_error(failed.values(), len(failed), "could not be canceled")
+                # a retry may still cancel some of them
+                combined.retryable = any(error.retryable for error in failed.values())
+                raise combined
+        return [each for each in job_ids if outcomes[each] is None]
