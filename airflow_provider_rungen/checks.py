@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -14,11 +15,12 @@ from airflow_provider_rungen.client.texts import to_optional_seconds, to_seconds
 from airflow_provider_rungen.rows import RowFunction, SqlRows
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen._airflow import BaseOperator
     from airflow_provider_rungen.ledger import Ledger
 
+log = logging.getLogger(__name__)
 
-def set_parameters(task: BaseOperator, given: Mapping[str, Any]) -> None:
+
+def set_parameters(task: Any, given: Mapping[str, Any]) -> None:
     """
     Set the parameters of a task, checked and converted.
 
@@ -42,9 +44,25 @@ def set_parameters(task: BaseOperator, given: Mapping[str, Any]) -> None:
         if (check := _LITERALS.get(name)) and not is_running and not _is_template(value, task.template_ext):
             check(value, name)
         setattr(task, attribute, value)
+    if getattr(task, "end_from_trigger", False):
+        task.end_from_trigger = _may_end_from_trigger(task.task_id)
     for name, reason in _NEED_DESTINATION.items():
         if getattr(task, name, None) and getattr(task, "destination", None) is None:
             raise ValueError(f"{name} needs destination: {reason}")
+
+
+def _may_end_from_trigger(task_id: str) -> bool:
+    """
+    Return whether a success may end in the triggerer: not where a plugin has listeners.
+
+    They would not be called there, so Airflow refuses a DAG file with such a task.
+    """
+    from airflow.listeners.listener import get_listener_manager  # it loads all plugins
+
+    if not get_listener_manager().has_listeners:
+        return True
+    log.info("Task %s ends on a worker: a plugin has listeners, which rules out end_from_trigger", task_id)
+    return False
 
 
 def check_output_columns(output_type: Any, own: Iterable[str]) -> None:

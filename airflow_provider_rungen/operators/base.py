@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperatorLink, Context
     from airflow_provider_rungen.execution.task.run import TaskRun
     from airflow_provider_rungen.parameters import OperatorArguments
-
-log = logging.getLogger(__name__)
 
 # Airflow's own timeout of a deferral names no cause, so it is later than ours.
 DEFERRAL_GRACE = timedelta(minutes=10)
@@ -149,24 +146,6 @@ class RunGenBaseOperator(BaseOperator):
     def _defer_to(self, trigger: Any, seconds: float) -> NoReturn:
         timeout = timedelta(seconds=max(seconds, 0)) + DEFERRAL_GRACE
         self.defer(trigger=trigger, method_name="execute_complete", timeout=timeout)
-
-
-def may_end_from_trigger(wanted: bool, task_id: str) -> bool:
-    """
-    Return whether a success may end in the triggerer: not where a plugin has listeners.
-
-    They would not be called there, so Airflow refuses a DAG file with such a task.
-    """
-    if not wanted:
-        return False
-    from airflow.listeners.listener import get_listener_manager  # it loads all plugins
-
-    if get_listener_manager().has_listeners:
-        log.info(
-            "Task %s ends on a worker: a plugin has listeners, which rules out end_from_trigger", task_id
-        )
-        return False
-    return True
 
 
 def check_deferrable(*, deferrable: bool, wait_for_completion: bool, kwargs: OperatorArguments) -> None:

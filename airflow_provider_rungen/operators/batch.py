@@ -13,7 +13,6 @@ from airflow_provider_rungen.operators.base import (
     LIMITS,
     RunGenBaseOperator,
     check_deferrable,
-    may_end_from_trigger,
 )
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
@@ -135,7 +134,6 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
             raise ValueError("destination needs wait_for_completion=True: outputs are stored after the wait")
         super().__init__(**kwargs)
         set_parameters(self, locals())
-        self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
 
     def _make_run(self, context: Context) -> Runner:
         from airflow_provider_rungen.execution.jobs.runner import Runner

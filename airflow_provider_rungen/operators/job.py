@@ -13,7 +13,6 @@ from airflow_provider_rungen.operators.base import (
     check_deferrable,
     find_job_sources,
     follow_job_sources,
-    may_end_from_trigger,
 )
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
@@ -89,7 +88,6 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         check_deferrable(deferrable=deferrable, wait_for_completion=wait_for_completion, kwargs=kwargs)
         super().__init__(**kwargs)
         set_parameters(self, locals())
-        self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
 
     def _make_run(self, context: Context) -> Runner:
         from airflow_provider_rungen.execution.jobs.runner import Runner

@@ -16,7 +16,6 @@ from airflow_provider_rungen.operators.base import (
     JOB_LINKS,
     find_job_sources,
     follow_job_sources,
-    may_end_from_trigger,
 )
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 from airflow_provider_rungen.sensors.base import RunGenBaseSensor
@@ -84,7 +83,6 @@ class RunGenJobSensor(RunGenBaseSensor):
         super().__init__(**cast("Any", kwargs))
         set_parameters(self, locals())
         self.job_sources = find_job_sources(job_id)
-        self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
         if start_from_trigger and not deferrable:
             raise ValueError("start_from_trigger needs deferrable=True")
         # on the instance: Airflow cannot map a class that sets it
