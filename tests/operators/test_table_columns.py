@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from conftest import pairwise
 from operator_kit import Table, picture, products
 from pydantic import BaseModel
 
@@ -67,9 +68,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 # --- typed columns ------------------------------------------------------------------------------------------
 
 
-@MODES
-@pytest.mark.parametrize("stores", [False, True], ids=["texts", "stored"])
-@pytest.mark.parametrize("kind", [Tag, SCHEMA], ids=["class", "schema"])
+@pytest.mark.parametrize(("mode", "stores", "kind"), pairwise([False, True], [False, True], [Tag, SCHEMA]))
 def test_each_property_is_a_column(run: Run, tmp_path: Path, mode: bool, stores: bool, kind: Any) -> None:
     path = tmp_path / "tags.parquet"
     options: dict[str, Any] = {"output_type": kind, "result_format": "json", "results": path.as_uri()}
@@ -307,9 +306,9 @@ def mixed(row: dict[str, Any]) -> Any:
 PROMPT = {"properties": {"width": {"type": "integer"}}}
 
 
-@MODES
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
-@pytest.mark.parametrize("max_failed", ["any", 2, 1])
+@pytest.mark.parametrize(
+    ("mode", "suffix", "max_failed"), pairwise([False, True], [".parquet", ".csv", ".jsonl"], ["any", 2, 1])
+)
 def test_failed_rows_have_a_table_of_their_own(
     run: Run, tmp_path: Path, mode: bool, suffix: str, max_failed: Any
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -210,9 +210,14 @@ def _plain_values(column: Any) -> list[Any]:
         items = iter(_values(column.flatten()))
         lengths = compute.list_value_length(column).to_pylist()
         return [None if length is None else list(islice(items, length)) for length in lengths]
-    convert = _converter(kind)
+    text = str(kind)
+    is_json = types.is_boolean(kind) or types.is_integer(kind) or text in _TEXTS
+    is_number = types.is_floating(kind) or types.is_decimal(kind)
+    is_time = types.is_temporal(kind) and not types.is_interval(kind)
+    if not (is_json or is_number or is_time or text == _UUID):
+        raise UnfitError("bytes" if text.startswith(_BYTES) else f"a {text}")
     values: list[Any] = _in_microseconds(column).to_pylist()
-    return values if convert is None else [None if value is None else convert(value) for value in values]
+    return values if is_json else list(map(to_json, values))
 
 
 def _objects(column: Any) -> list[Any]:
@@ -256,18 +261,3 @@ def _in_microseconds(column: Any) -> Any:
     if pa.types.is_timestamp(kind):
         return column.cast(pa.timestamp("us", tz=kind.tz), safe=False)
     return column.cast(pa.time64("us") if pa.types.is_time64(kind) else pa.duration("us"), safe=False)
-
-
-def _converter(kind: Any) -> Callable[[Any], Any] | None:
-    """Return what converts a value of a type, or ``None`` if Python's value is JSON's."""
-    from pyarrow import types
-
-    text = str(kind)
-    if types.is_boolean(kind) or types.is_integer(kind) or text in _TEXTS:
-        return None
-    is_time = types.is_date(kind) or types.is_time(kind) or types.is_timestamp(kind)
-    if is_time or types.is_duration(kind) or types.is_floating(kind) or types.is_decimal(kind):
-        return to_json
-    if text == _UUID:
-        return str
-    raise UnfitError("bytes" if text.startswith(_BYTES) else f"a {text}")

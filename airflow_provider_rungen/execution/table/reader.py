@@ -242,16 +242,15 @@ def _hook(conn_id: str) -> Any:
     except AirflowException as error:  # a kill is one, too
         if "hook type" not in str(error):
             raise
-        raise RunGenInputError(
-            f"Could not read table from connection {conn_id!r}: {error}",
-            hint="Install the provider of this type, such as apache-airflow-providers-postgres",
-        ) from None
-    if not hasattr(hook, "get_records"):
-        raise RunGenInputError(
-            f"Could not read table from connection {conn_id!r}: {type(hook).__name__} runs no SQL",
-            hint="SqlRows needs a hook that is a DbApiHook",
+        reason, hint = (
+            str(error),
+            "Install the provider of this type, such as apache-airflow-providers-postgres",
         )
-    return hook
+    else:
+        if hasattr(hook, "get_records"):
+            return hook
+        reason, hint = f"{type(hook).__name__} runs no SQL", "SqlRows needs a hook that is a DbApiHook"
+    raise RunGenInputError(f"Could not read table from connection {conn_id!r}: {reason}", hint=hint)
 
 
 def _streaming_cursor(connection: Any) -> AbstractContextManager[Any]:
