@@ -27,7 +27,7 @@ _GATHERING_POLL = 0.005
 
 
 def reason_of(error: Exception) -> str:
-    """Return what a store said, for the log."""
+    """Return why a store failed, for the log."""
     return clean_text(f"{type(error).__name__}: {error}", 300)
 
 
