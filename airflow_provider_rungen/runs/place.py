@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.runs import records
-
-_TOKEN_DIGITS = 32
 
 
 class ReadablePlace(Protocol):
@@ -61,22 +57,3 @@ class SupersededError(RunGenError):
     """A later attempt of the task has begun, so this one submits nothing more."""
 
     default_hint = "The later attempt continues with the jobs of this one"
-
-
-def task_token(
-    *,
-    base_url: str,
-    dag_id: str,
-    run_id: str,
-    task_id: str,
-    map_index: int = -1,
-    region: str = "",
-) -> str:
-    """
-    Return the token of a task run, which is the same in all of its attempts.
-
-    :param base_url: the URL of Airflow: staging and production may share a bucket.
-    :param region: the position in a task loop (Airflow 3.4 and later).
-    """
-    task = records.to_json([base_url.rstrip("/"), dag_id, run_id, task_id, map_index, region])
-    return hashlib.sha256(task.encode("utf-8", "surrogatepass")).hexdigest()[:_TOKEN_DIGITS]

@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunGenAppTrigger", "RunGenIdleAppTrigger", "RunGenJobTrigger"]
 
-_LAZY_EXPORTS = {
-    "RunGenAppTrigger": "app",
-    "RunGenIdleAppTrigger": "idle_app",
-    "RunGenJobTrigger": "job",
-}
+_LAZY_EXPORTS = {"RunGenAppTrigger": "app", "RunGenIdleAppTrigger": "idle_app", "RunGenJobTrigger": "job"}
 
 
 if not TYPE_CHECKING:  # to a type checker, a name that is not there would be there
@@ -27,6 +23,3 @@ if not TYPE_CHECKING:  # to a type checker, a name that is not there would be th
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY_EXPORTS[name]}"), name)
         return value
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})

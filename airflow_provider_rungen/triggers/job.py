@@ -20,11 +20,7 @@ from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
-from airflow_provider_rungen.execution.task.outcomes import (
-    GO_ON,
-    are_all_over,
-    format_ranges,
-)
+from airflow_provider_rungen.execution.task.outcomes import GO_ON, are_all_over, format_ranges
 from airflow_provider_rungen.execution.task.report import Usage
 from airflow_provider_rungen.execution.task.xcom_keys import MAX_PAGE_JOBS, PAGE_KEY, USAGE_KEY
 from airflow_provider_rungen.hooks.rungen import RunGenHook
@@ -192,10 +188,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     def _link_values(self, settings: Settings, app_id: str, job_ids: list[str]) -> dict[str, Any]:
         """Return what a worker would push: the links, and the record for the page of the task."""
         ti: Any = self.task_instance
-        links = {
-            RunGenResultsLink.key: page_url(ti),
-            RunGenAppLink.key: app_url(ti, settings, app_id),
-        }
+        links = {RunGenResultsLink.key: page_url(ti), RunGenAppLink.key: app_url(ti, settings, app_id)}
         for job_id in job_ids[:1]:
             links[RunGenJobLink.key] = job_url(ti, settings, app_id, job_id)
         record = {"connection": self.rungen_conn_id, "app": app_id, "jobs": job_ids[:MAX_PAGE_JOBS]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -144,3 +145,22 @@ def test_the_iterations_of_a_loop_have_tokens_of_their_own() -> None:
     }
     assert len(tokens | {mapped}) == 4
     assert all(is_run(token) for token in tokens)
+
+
+def test_each_task_run_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Staging and production may share a bucket."""
+
+    def token(base_url: str = "https://airflow.example", **other: Any) -> str:
+        for section in ("API", "WEBSERVER"):
+            monkeypatch.setenv(f"AIRFLOW__{section}__BASE_URL", base_url)
+        usual = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": None}
+        return token_of(SimpleNamespace(**usual | other))
+
+    others: list[dict[str, Any]] = [
+        *({"base_url": "https://staging.example"}, {"dag_id": "d2"}, {"run_id": "r2"}, {"task_id": "t2"}),
+        *({"dag_id": "dr", "run_id": ""}, {"map_index": 0}),
+    ]
+    tokens = [token(**other) for other in ({}, *others)]
+    assert len(set(tokens)) == len(tokens)
+    assert all(map(is_run, tokens))
+    assert token("https://airflow.example/") == tokens[0]

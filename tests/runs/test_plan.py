@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
-from airflow_provider_rungen.runs.place import task_token
 from airflow_provider_rungen.runs.plan import (
     PLAN_ROWS,
     Manifest,
@@ -123,19 +122,3 @@ def test_another_order_is_the_same_multiset() -> None:
     # and what is known of the jobs by now counts, too
     assert not adopt_rows(jobs, dict(enumerate("cab")), [("a", Row((Job("a", 1, JobState.COMPLETED),)))])
     assert jobs.running == ["c", "b"]
-
-
-# --- the token ---
-
-
-def test_each_task_run_has_a_token_of_its_own() -> None:
-    usual: dict[str, Any] = {"base_url": "https://airflow.example"}
-    usual |= {"dag_id": "d", "run_id": "r", "task_id": "t"}
-    others: list[dict[str, Any]] = [
-        *({"base_url": "https://staging.example"}, {"dag_id": "d2"}, {"run_id": "r2"}, {"task_id": "t2"}),
-        *({"dag_id": "dr", "run_id": ""}, {"map_index": 0}, {"region": "0"}),
-    ]
-    tokens = [task_token(**usual | other) for other in ({}, *others)]
-    assert len(set(tokens)) == len(tokens)
-    assert all(set(token) <= set("0123456789abcdef") and len(token) == 32 for token in tokens)
-    assert task_token(**usual | {"base_url": "https://airflow.example/"}) == tokens[0]

@@ -13,18 +13,10 @@ from airflow_provider_rungen.client.flow import Flow, T
 from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.polling import (
-    FIRST_INTERVAL,
-    Wait,
-    fetch_known_jobs,
-    growing_pauses,
-)
+from airflow_provider_rungen.client.polling import FIRST_INTERVAL, Wait, fetch_known_jobs, growing_pauses
 from airflow_provider_rungen.client.progress import OtherInputs, Progress, QuietLog, WaitGoal, log_line
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.exceptions import (
-    RunGenConflictError,
-    RunGenError,
-)
+from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
 from airflow_provider_rungen.execution.task.job_ids import format_jobs, log_jobs
 
 if TYPE_CHECKING:
@@ -141,16 +133,9 @@ class JobWait:
             self._moved_at = now
         self._progress.total += len(new)
         poller.add(job_ids, now, visible_by)
-        options = self._options
-        return Wait(
-            poller,
-            job_ids,
-            options.poll_interval,
-            self._moved_at,
-            options.queued_timeout,
-            goal or WaitGoal(),
-            self._progress,
-        )
+        interval, queued_timeout = self._options.poll_interval, self._options.queued_timeout
+        goal = goal or WaitGoal()
+        return Wait(poller, job_ids, interval, self._moved_at, queued_timeout, goal, self._progress)
 
     def take_ended(self) -> list[Job]:
         """Return the jobs that have ended, and that no wait has returned: an error ended it before."""

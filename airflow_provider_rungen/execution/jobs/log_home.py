@@ -14,9 +14,10 @@ from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, conf
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace, StoragePlace, StorePlace
 from airflow_provider_rungen.execution.task.attempts import Attempt, loop_position
+from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
 from airflow_provider_rungen.runs.log import read_attempts, read_parts
-from airflow_provider_rungen.runs.place import DamagedLogError, task_token
+from airflow_provider_rungen.runs.place import DamagedLogError
 from airflow_provider_rungen.runs.rows import Writer
 
 if TYPE_CHECKING:
@@ -28,19 +29,16 @@ log = logging.getLogger(__name__)
 
 _HEAD_KEY = "rungen_log"
 _ANY_PART = range(1 << 30)
+_TOKEN_DIGITS = 32
 
 
 def token_of(ti: Any) -> str:
-    """Return the token of a task run; see `task_token`."""
-    base_url = conf.get("api" if AIRFLOW_V_3_0_PLUS else "webserver", "base_url", fallback="")
-    return task_token(
-        base_url=base_url,
-        dag_id=ti.dag_id,
-        run_id=ti.run_id,
-        task_id=ti.task_id,
-        map_index=-1 if ti.map_index is None else ti.map_index,
-        region="/".join(map(str, loop_position(ti))),
-    )
+    """Return the token of a task run: the same in all of its attempts, and in no other Airflow."""
+    base_url = conf.get("api" if AIRFLOW_V_3_0_PLUS else "webserver", "base_url", fallback="").rstrip("/")
+    map_index = -1 if ti.map_index is None else ti.map_index
+    region = "/".join(map(str, loop_position(ti)))
+    task = records.to_json([base_url, ti.dag_id, ti.run_id, ti.task_id, map_index, region])
+    return hashlib.sha256(task.encode("utf-8", "surrogatepass")).hexdigest()[:_TOKEN_DIGITS]
 
 
 class LogHome:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from decimal import Decimal
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.money import to_cost, to_limit
@@ -25,16 +24,13 @@ class Quote:
     """
     What jobs of an attempt are expected to cost, after the look-up in its ledger.
 
-    A job is expected to run as long as the mean of the inputs that are stored, otherwise of the jobs of
-    earlier attempts, otherwise of up to 100 jobs of the app in the ledger.
-
     :param jobs: how many jobs.
     :param price: the declared price of a worker.
     """
 
     def __init__(self, run: Runner, jobs: int, price: Price | None) -> None:
         #: How long they run together; 0 if that is not known.
-        self.seconds = round(jobs * _seconds_per_job(run), 3) if jobs else 0
+        self.seconds = round(jobs * run.ledger.seconds_per_job(), 3) if jobs else 0
         self.price = price
 
     @property
@@ -46,15 +42,6 @@ class Quote:
         """Return what is known, as the end of a list."""
         time = f", about {format_duration(self.seconds)} of GPU" if self.seconds else ""
         return f"{time}, {self.cost:,.2f} {self.price.currency}" if time and self.price else time
-
-
-def _seconds_per_job(run: Runner) -> float:
-    known = run.ledger.stored_seconds
-    totals = run.task_log.jobs.totals()
-    if not known and totals.timed:
-        return totals.seconds / totals.timed
-    known = known or run.ledger.sample()
-    return fmean(known) if known else 0
 
 
 class Limits:

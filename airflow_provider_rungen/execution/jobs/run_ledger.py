@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.endpoints import get_app
@@ -93,15 +94,21 @@ class RunLedger:
         self.reused_count = sum(1 + copies[digest] for digest, number in first.items() if number in stored)
         return self._found
 
-    @property
-    def stored_seconds(self) -> list[float]:
-        """How long the jobs ran that the look-up found stored, as far as that is known."""
-        times = (entry.execution_seconds for entry in (self._found.stored.values() if self._found else ()))
-        return [each for each in times if each is not None]
+    def seconds_per_job(self) -> float:
+        """
+        Return how long a job is expected to run; 0 if that is not known.
 
-    def sample(self) -> list[float]:
-        """Return how long some jobs of the app ran that the ledger remembers."""
-        return [] if self._book is None else self._book.files.sample(self._run.app_id)
+        That is the mean of the inputs that are stored, otherwise of the jobs of earlier attempts, otherwise
+        of up to 100 jobs of the app in the ledger.
+        """
+        entries = self._found.stored.values() if self._found else ()
+        times = [each.execution_seconds for each in entries if each.execution_seconds is not None]
+        totals = self._log.jobs.totals()
+        if not times and totals.timed:
+            return totals.seconds / totals.timed
+        if not times and self._book is not None:
+            times = self._book.files.sample(self._run.app_id)
+        return fmean(times) if times else 0
 
     @property
     def new_count(self) -> int:
