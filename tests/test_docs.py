@@ -210,6 +210,7 @@ def _fill_warehouse(warehouse: LocalPostgres) -> None:
 def _environment(folder: Path, emulator: Emulator, warehouse: LocalPostgres | None) -> dict[str, str]:
     service = emulator.service
     service.add_app("YOUR-APP-ID", workers=4)
+    service.add_app("YOUR-OTHER-APP-ID", workers=4)
     service.add_app("YOUR-LLM-APP-ID", kind="text", workers=4)
     service.add_app("YOUR-NIGHTLY-APP-ID")
     connection = json.loads(emulator.airflow_connection())
@@ -263,7 +264,7 @@ def test_a_second_run_of_a_dag_with_a_ledger_buys_nothing(block: Block, shown: S
 
 
 def test_the_second_night_of_the_warehouse_leaves_each_photo_and_its_cost(shown: Shown) -> None:
-    [block] = [block for block in BLOCKS if "airflow.providers.postgres" in block.text]
+    [block] = [block for block in BLOCKS if '"photos_in_postgres"' in block.text]
     _skip_without_providers(block, shown)
     assert shown.warehouse is not None
     photos = shown.warehouse.query("SELECT sku, photo, cost >= 0 FROM photos")
@@ -277,6 +278,15 @@ def test_the_second_night_of_the_warehouse_leaves_each_photo_and_its_cost(shown:
     # the second night wrote the quarantine again, and no photo
     compared = "SELECT max(photos.xmin::text::int) < min(quarantine.xmin::text::int) FROM photos, quarantine"
     assert shown.warehouse.query(compared) == [["t"]]
+
+
+def test_copy_loads_a_row_for_each_result(shown: Shown) -> None:
+    [block] = [block for block in BLOCKS if '"photos_by_copy"' in block.text]
+    _skip_without_providers(block, shown)
+    assert shown.warehouse is not None
+    rows = shown.warehouse.query("SELECT sku, status, output FROM photos_new ORDER BY sku")
+    assert [(sku, status) for sku, status, _ in rows] == [("A-1", "completed"), ("A-2", "completed")]
+    assert all(Path(output.removeprefix("file://")).exists() for _, _, output in rows)
 
 
 @blocks("python")
