@@ -199,6 +199,8 @@ def _damaged(key: str) -> DamagedLogError:
 
 #: The folder of all logs, in the folder of a task. Each has a folder there, named by its token.
 RUNS = ".rungen/runs"
+# What to do about a folder that is gone.
+_MOUNTED = "Workers that share no disk need object storage. Check that it is mounted on this worker"
 _SEALS = re.compile(rb'\{"seals":\["([0-9a-f",]{64,1000})"\]\}\n\Z')
 _ABOUT = "about.txt"
 _ABOUT_TEXT = b"""\
@@ -248,7 +250,7 @@ class StoragePlace:
         except RunGenInputError as error:
             raise RunGenInputError(
                 f"{error.message}. An earlier attempt may have kept its jobs there",
-                hint="Check that it is mounted. If it is new, create it",
+                hint=f"{_MOUNTED}. If it is new, create it",
                 retryable=error.retryable,
             ) from None
 
@@ -319,5 +321,5 @@ class StoragePlace:
             uri = clean_text(redact(self._storage.uri_of(self._root, _ABOUT)), 200)
             raise RunGenOutputError(
                 f"the destination cannot be used: {uri} was written, but cannot be {done}",
-                hint="Check that it is mounted, and that the worker may read and list it",
+                hint=f"{_MOUNTED}, and that the worker may read and list it",
             )
