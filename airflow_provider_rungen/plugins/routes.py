@@ -238,4 +238,7 @@ async def show_apps(user: User, urls: PageUrls) -> Response:
     "/connections/{connection_id}/apps/{app_id}", dependencies=[Depends(database.can_read_connection)]
 )
 async def show_connection_app(user: User, urls: PageUrls, connection_id: str, app_id: str) -> Response:
-    return await _html("app.html", urls, await views.app_page(connection_id, app_id))
+    found = await views.app_page(connection_id, app_id)
+    if found is None:
+        raise HTTPException(404, "The connection has no such app.")
+    return await _html("app.html", urls, found)

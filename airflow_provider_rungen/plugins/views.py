@@ -314,9 +314,11 @@ def _status_of(row: JobView, answer: Answer) -> str:
 # --- apps ---------------------------------------------------------------------------------------------------
 
 
-async def app_page(conn_id: str, app_id: str) -> dict[str, Any]:
-    """Return what the page of an app shows."""
-    app, notice = await ask_service(conn_id, live.get_app, app_id)
+async def app_page(conn_id: str, app_id: str) -> dict[str, Any] | None:
+    """Return what the page of an app shows, or ``None`` if there is no such app."""
+    app, notice = await ask_service(conn_id, live.find_app, app_id)
+    if app is None and not notice:
+        return None
     return {"app": app or App(id=app_id), "conn_id": conn_id, "task": None, "notice": notice}
 
 

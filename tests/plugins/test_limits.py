@@ -29,9 +29,9 @@ from airflow_provider_rungen.plugins.limits import (
 )
 from airflow_provider_rungen.plugins.stored import read_manifests
 from airflow_provider_rungen.plugins.views import Urls
-from plugins.conftest import CountingStore, World, links
+from plugins.conftest import SERVER_WARNINGS, CountingStore, World, links
 
-pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
 # Lists in a list: a parser needs a second and 100 MB for each, and none of the checks between reads sees it.
 BOMB = f"[{'[],' * 1_300_000}[]]"
