@@ -88,6 +88,8 @@ def find_tasks(
     with create_session() as session:
         newest = select(TaskInstance).filter_by(**place).order_by(TaskInstance.start_date.desc())
         tis: Sequence[Any] = session.scalars(newest.limit(MAX_TASKS if run_id else MAX_RUNS)).all()
+        if run_id:
+            tis = sorted(tis, key=lambda ti: (ti.task_id, ti.map_index))
         place["run_id"] = sorted({ti.run_id for ti in tis})
         attempts = {(ti.run_id, ti.task_id, ti.map_index): _attempt_of(ti) for ti in tis}
         states = [tuple(attempt.values()) for attempt in attempts.values()]
