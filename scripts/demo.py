@@ -41,7 +41,7 @@ def main() -> int:
             with AirflowInstance(HOME / "airflow", EXAMPLES, environment=environment) as airflow:
                 spent = time.monotonic() - started
                 print(f"Airflow {airflow.version()} is up after {spent:.0f} s: {airflow.url}")
-                for show in (_first_job, _catalogue, _descriptions):
+                for show in (_first_job, _catalogue, _descriptions, _scaled_app):
                     show(airflow)
                 print("\nStopping Airflow ...", flush=True)
         except AirflowError as error:
@@ -78,6 +78,15 @@ def _descriptions(airflow: AirflowInstance) -> None:
     run_id = _run(airflow, "rungen_descriptions")
     summary = airflow.xcom("rungen_descriptions", run_id, "describe")
     print(f"{format_summary(summary)}\nTable: {_relative(summary['results'])}")
+
+
+def _scaled_app(airflow: AirflowInstance) -> None:
+    dag_id = "rungen_scaled_app"
+    run_id = _run(airflow, dag_id)
+    tasks = [task["task_id"] for task in airflow.task_instances(dag_id, run_id)]
+    [down] = [task_id for task_id in tasks if task_id.endswith("app_down")]
+    bill = airflow.xcom(dag_id, run_id, down, "bill")
+    print(f"The app cost {bill['cost']} {bill['currency']}: {bill['worker_seconds']} worker seconds")
 
 
 def change_two_colors(path: Path) -> Path:

@@ -59,7 +59,10 @@ def main() -> None:
 def add_connection(airflow: AirflowInstance, emulator: Emulator) -> None:
     """Put the connection into Airflow's database, which Admin → Connections shows. It replaces an old one."""
     fields = json.loads(emulator.airflow_connection())
-    body = {"connection_id": CONN_ID, **fields, "extra": json.dumps(fields["extra"])}
+    # Airflow's form sends an empty port as 0, with which its test fails
+    host, _, port = fields["host"].rpartition(":")
+    address = {"host": host, "port": int(port)}
+    body = {"connection_id": CONN_ID, **fields, **address, "extra": json.dumps(fields["extra"])}
     # the emulator has a new port each time
     known = airflow.request("GET", "/connections", limit=1000)["connections"]
     if CONN_ID in [each["connection_id"] for each in known]:

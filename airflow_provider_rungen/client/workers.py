@@ -33,16 +33,21 @@ def describe(app: App) -> str:
 
 
 def describe_workers(app: App) -> str:
-    """Return an app's workers as text: ``3 workers: 2 ready, 1 idle``. A worker may have two states."""
-    states = {
-        state: app.workers[state] for state in (*_WORKER_STATES, *app.workers) if app.workers.get(state)
-    }
+    """Return an app's workers as text: ``3 workers: 2 running, 1 idle``. A worker may have two states."""
+    states = worker_states(app)
     is_single = app.active_workers == 1 and set(states.values()) == {1}
     counts = ", ".join(state if is_single else f"{count} {state}" for state, count in states.items())
     if app.active_workers is None:
         return f"workers: {counts}" if counts else ""
     count = format_count(app.active_workers, "worker")
     return f"{count}: {counts}" if counts else count
+
+
+def worker_states(app: App) -> dict[str, int]:
+    """Return how many workers are in each state. One that runs or is idle is not counted as ready, too."""
+    counts = {state: app.workers.get(state) or 0 for state in (*_WORKER_STATES, *app.workers)}
+    counts["ready"] = max(0, counts["ready"] - counts["running"] - counts["idle"])
+    return {state: count for state, count in counts.items() if count}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,15 @@ relative one, escape a colon before the first slash: it would be taken for a sch
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal, TypeAlias
 
 from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.client.money import Cost
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 
@@ -66,6 +69,9 @@ class JobView:
     :param text: the result of a model that answers with text; see `find_text`.
     :param reused: whether an earlier run paid for it.
     :param href: the page of the job; empty for none.
+    :param cost: what the job cost, if that is known.
+    :param created_at: when the job was created (ISO 8601), if known.
+    :param values: the columns of its row.
     """
 
     index: int
@@ -82,6 +88,9 @@ class JobView:
     text: str | None = None
     reused: bool = False
     href: str = ""
+    cost: Cost | None = None
+    created_at: str = ""
+    values: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +194,7 @@ _SAME_FOR_ALL = re.compile(r"^Failed: | \((?:job [^()]*, )?app [^()]*\)")
 _PROMPTS = ("prompt", "text", "question", "instruction", "query", "message", "input")
 _TEXTS = ("text", "output", "answer", "response", "content", "generated_text", "completion", "result")
 _MAX_DEPTH = 6
+_MAX_FIELDS = 8
 _SIZE = ("width", "height")
 _FACTS = (
     ("seed", "seed"),
@@ -238,6 +248,13 @@ def find_text(result: Any) -> str | None:
             text = next((value for value in named if isinstance(value, str)), None)
             result = text if text is not None else result.get("choices") or result.get("message")
     return None
+
+
+def first_fields(result: Any) -> str | None:
+    """Return the first fields of a result as JSON, redacted and cut; ``None`` if it has none."""
+    if not isinstance(result, Mapping):
+        return None
+    return shown_text(json.dumps(dict(islice(result.items(), _MAX_FIELDS))), MAX_TEXT)
 
 
 def _is_number(value: Any) -> bool:

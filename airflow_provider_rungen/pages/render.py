@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.texts import format_bytes, format_duration
+from airflow_provider_rungen.client.workers import worker_states
 from airflow_provider_rungen.pages.models import failure_reason, is_billed, shown_text
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _environment() -> Environment:
         safe_href=safe_href,
         shown=shown_text,
         size=format_bytes,
+        worker_states=worker_states,
     )
     environment.tests["billed"] = is_billed
     # the package's own text, which holds no markup

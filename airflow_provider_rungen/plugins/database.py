@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from airflow.api_fastapi.app import get_auth_manager
@@ -28,6 +29,9 @@ from airflow_provider_rungen.plugins import xcoms
 from airflow_provider_rungen.plugins.limits import CACHE, FRESH, LASTING
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 
+#: Tasks of a run, and runs of a task, on one page.
+MAX_TASKS = 1000
+MAX_RUNS = 5
 COOKIE = "_token"
 CONN_TYPE = "rungen"
 # The field of each operator and sensor.
@@ -69,34 +73,58 @@ def login_url() -> str:
 # --- tasks --------------------------------------------------------------------------------------------------
 
 
-def find_task(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskRecord | None:
-    """Return the latest attempt of a task, with what pages need of it, or ``None`` if there is none."""
-    place = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
+def find_tasks(
+    dag_id: str, run_id: str = "", task_id: str = "", map_index: int | None = None
+) -> Sequence[TaskRecord]:
+    """
+    Return the latest attempts of tasks, with what pages need of them: the latest `MAX_TASKS` of a run.
+
+    :param run_id: the run; the latest `MAX_RUNS` if it is left out.
+    :param task_id: the task; all of them if it is left out.
+    :param map_index: its index; all of them if it is left out.
+    """
+    given = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
+    place: dict[str, Any] = {name: value for name, value in given.items() if value not in ("", None)}
     with create_session() as session:
-        ti: Any = session.scalar(select(TaskInstance).filter_by(**place))
-        if ti is None:
-            return None
-        attempt = {
-            **place,
-            "state": str(ti.state or ""),
-            "try_number": ti.try_number,
-            "operator": str(ti.operator_name or ""),
-            "name": str(ti.task_display_name or ti.task_id),
-            "token": token_of(ti),
-        }
-        cache_key = "task", *attempt.values(), xcoms.version(session, place)
+        newest = select(TaskInstance).filter_by(**place).order_by(TaskInstance.start_date.desc())
+        tis: Sequence[Any] = session.scalars(newest.limit(MAX_TASKS if run_id else MAX_RUNS)).all()
+        if run_id:
+            tis = sorted(tis, key=lambda ti: (ti.task_id, ti.map_index))
+        place["run_id"] = sorted({ti.run_id for ti in tis})
+        attempts = {(ti.run_id, ti.task_id, ti.map_index): _attempt_of(ti) for ti in tis}
+        states = [tuple(attempt.values()) for attempt in attempts.values()]
+        cache_key = "tasks", str(place), *states, xcoms.version(session, place)
         if (known := CACHE.get(cache_key)) is not None:
             return known  # type: ignore[no-any-return]  # the cache is untyped
-        found, dag_conn_id = xcoms.find(session, place), _find_dag_connection(session, ti)
+        found = xcoms.find(session, place, len(tis))
+        # all indexes of a task are one task of the DAG
+        firsts = {(ti.run_id, ti.task_id): ti for ti in tis}
+        dag_conn_ids = {key: _find_dag_connection(session, ti) for key, ti in firsts.items()}
+    values: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
     # outside of the session, since a store may be slow
-    values = {stored.key: value for stored, value in zip(found, xcoms.read(found), strict=True)}
+    for stored, value in zip(found, xcoms.read(found), strict=True):
+        values[stored.place][stored.key] = value
+    tasks = [_record(each, values[key], dag_conn_ids[key[:2]]) for key, each in attempts.items()]
+    size = _BYTES_OF_CHAR * sum(len(stored.text or "") for stored in found)
+    CACHE.put(cache_key, tasks, FRESH if any(task.notices for task in tasks) else LASTING, size)
+    return tasks
+
+
+def _attempt_of(ti: Any) -> dict[str, Any]:
+    names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
+    return {name: getattr(ti, name) for name in names} | {
+        "state": str(ti.state or ""),
+        "operator": str(ti.operator_name or ""),
+        "name": str(ti.task_display_name or ti.task_id),
+        "token": token_of(ti),
+    }
+
+
+def _record(attempt: Mapping[str, Any], values: Mapping[str, Any], dag_conn_id: str) -> TaskRecord:
     errors = {key: value for key, value in values.items() if isinstance(value, Exception)}
     pushed = {xcoms.FIELDS.get(key, key): value for key, value in values.items() if key not in errors}
     notices = [xcoms.notice(key, error) for key, error in errors.items()]
-    task = TaskRecord(**attempt, **pushed, notices=notices, dag_conn_id=dag_conn_id)
-    size = _BYTES_OF_CHAR * sum(stored.size for stored in found if stored.key not in errors)
-    CACHE.put(cache_key, task, FRESH if errors else LASTING, size)
-    return task
+    return TaskRecord(**attempt, **pushed, notices=notices, dag_conn_id=dag_conn_id)
 
 
 def _find_dag_connection(session: Any, ti: Any) -> str:

@@ -64,9 +64,9 @@ async def ask_service(
         return None, _explain("service", error)
 
 
-async def find_task(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskRecord | None:
-    """Return a task, or ``None`` if there is none."""
-    find = partial(database.find_task, dag_id, run_id, task_id, map_index)
+async def find_tasks(*place: Any) -> Sequence[TaskRecord]:
+    """Return tasks: see `database.find_tasks`."""
+    find = partial(database.find_tasks, *place)
     # XComs that are elsewhere may hang
     return await (run_within(_XCOM_TIME, "store", find) if xcoms.uses_files() else run_in_threadpool(find))
 
@@ -86,6 +86,7 @@ class Gathering:
     began: float = field(default_factory=time.monotonic)
     notices: list[str] = field(default_factory=list)
     _is_store_slow: bool = False
+    _manifests: dict[str, StoredJob | None] = field(default_factory=dict)
 
     @property
     def notice(self) -> str:
@@ -99,7 +100,7 @@ class Gathering:
         """Return another task of the run: that of the same map index, if it is mapped, too."""
         task = self.task
         for map_index in dict.fromkeys([task.map_index, -1]) if task_id else ():
-            if (found := await find_task(task.dag_id, task.run_id, task_id, map_index)) is not None:
+            for found in await find_tasks(task.dag_id, task.run_id, task_id, map_index):
                 return found
         return None
 
@@ -115,7 +116,7 @@ class Gathering:
             return None
 
     async def rows(self, page: int) -> PageRows:
-        """Return the rows of a page: those of the run log, or else those that the task has pushed."""
+        """Return the rows of a page, or `ALL`: those of the run log, or else what the task has pushed."""
         rows = await self._ask_store(logged_rows, self.task, page) if self.task.log else None
         return rows if rows is not None else await run_in_threadpool(pushed_rows, self.task, page)
 
@@ -140,16 +141,17 @@ class Gathering:
     async def manifests(self, job_ids: Sequence[str]) -> dict[str, StoredJob]:
         """Return what is stored of jobs."""
         page = self.task.page
-        if not page.destination or not job_ids:
-            return {}
-        found = await self._ask_store(read_manifests, page.destination, page.app, job_ids) or {}
-        manifests = {job_id: manifest for job_id, manifest in found.items() if manifest is not None}
-        if left_out := len(found) - len(manifests):
-            jobs = format_count(left_out, "job")
-            self.notices.append(
-                f"The files of {jobs} are missing: their manifests are too large for this page."
-            )
-        return manifests
+        missing = [job_id for job_id in job_ids if job_id not in self._manifests]
+        if page.destination and missing:
+            found = await self._ask_store(read_manifests, page.destination, page.app, missing) or {}
+            self._manifests |= found
+            if left_out := list(found.values()).count(None):
+                jobs = format_count(left_out, "job")
+                self.notices.append(
+                    f"The files of {jobs} are missing: their manifests are too large for this page."
+                )
+        known = ((job_id, self._manifests.get(job_id)) for job_id in job_ids)
+        return {job_id: manifest for job_id, manifest in known if manifest is not None}
 
     # --- the service ---
 

@@ -13,7 +13,7 @@ from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.flow import Flow, Gather
 from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.settings import Settings
-from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError
+from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.hooks.base import FlowHook
 from airflow_provider_rungen.plugins import database
 from airflow_provider_rungen.plugins.limits import CACHE, FRESH, LASTING
@@ -59,6 +59,14 @@ def get_app(conn_id: str, app_id: str, within: float) -> App:
     :raises RunGenError: the service refused, or did not answer in time.
     """
     return _ask_one(conn_id, endpoints.get_app(app_id, attempts=1), within, "app", app_id)
+
+
+def find_app(conn_id: str, app_id: str, within: float) -> App | None:
+    """Return an app, or ``None`` if there is none: see `get_app`."""
+    try:
+        return get_app(conn_id, app_id, within)
+    except RunGenNotFoundError:
+        return None
 
 
 def get_jobs(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
@@ -15,14 +16,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.responses import StreamingResponse
 
+from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages import render
 from airflow_provider_rungen.plugins import database, views
-from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering, find_task
+from airflow_provider_rungen.plugins.gallery import Query, as_csv, as_zip
+from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering, find_tasks
 from airflow_provider_rungen.plugins.limits import TooSlowError, charge, run_within
-from airflow_provider_rungen.plugins.stored import NOTHING, SAFE, OpenFile, find_files, store_of
+from airflow_provider_rungen.plugins.stored import NOTHING, SAFE, OpenFile, disposition, find_files, store_of
 from airflow_provider_rungen.plugins.task_record import TaskRecord
-from airflow_provider_rungen.plugins.views import Urls
+from airflow_provider_rungen.plugins.urls import Urls
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,8 @@ _READ_TIME = 30.0
 _MAX_PAGE = 10_000_000
 # A tab of Airflow does not replace this for a task without an index.
 _NO_INDEX = "{MAP_INDEX}"
+_MAX_PARAMETER = 300
+_MAX_COMPARED = 100
 _LOGGED_IN = "rungen_login"
 _NO_FILE = "This task has no such file."
 # A page runs nothing but its own script. Airflow shows pages in frames of its own.
@@ -69,35 +74,70 @@ async def get_user(user: Annotated[Any, Depends(database.get_user)]) -> Any:
 User = Annotated[Any, Depends(get_user)]
 
 
-async def gather(user: User, *, dag_id: str, run_id: str, task_id: str, map_index: str) -> Gathering:
-    """Find the task of a page, and begin to gather what the page shows."""
-    began, task = time.monotonic(), None
+async def get_query(request: Request) -> Query:
+    """Return which jobs a page shows."""
+    given = request.query_params
+    texts = {name: given.get(name, "")[:_MAX_PARAMETER] for name in ("status", "text", "sort")}
+    return Query(
+        **texts, jobs=given.getlist("jobs")[:_MAX_COMPARED], page=_page_number(given.get("page", ""))
+    )
+
+
+Asked = Annotated[Query, Depends(get_query)]
+
+
+async def gather(request: Request, user: User) -> Sequence[Gathering]:
+    """Find the tasks of a page, and begin to gather what it shows."""
+    return await _gather(user, **request.path_params)
+
+
+async def gather_runs(request: Request, user: User) -> Sequence[Gathering]:
+    """Do the same with the latest runs of a task."""
+    return await _gather(user, **request.path_params | {"run_id": ""})
+
+
+async def _gather(
+    user: Any, dag_id: str, run_id: str, task_id: str = "", map_index: str = "", **_: str
+) -> Sequence[Gathering]:
+    began, tasks = time.monotonic(), list[TaskRecord]()
     charge("dag", dag_id)
     index = "-1" if map_index == _NO_INDEX else map_index
-    if re.fullmatch(r"-1|[0-9]{1,9}", index):
-        task = await find_task(dag_id, run_id, task_id, int(index))
-    if task is None:
+    if re.fullmatch(r"|-1|[0-9]{1,9}", index):
+        tasks += await find_tasks(dag_id, run_id, task_id, int(index) if index else None)
+    if not tasks:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
-    if not (task.page.connection or task.failure or "RunGen" in task.operator):
+    gatherings = [Gathering(task, user, began) for task in tasks if task.is_of_rungen]
+    if not gatherings:
         raise HTTPException(404, "This task runs nothing at RunGen.")
-    charge("connection", task.page.connection)
-    for place in (task.log, task.page.destination):
-        charge("store", store_of(place))
-    return Gathering(task, user, began)
+    if len(tasks) == database.MAX_TASKS:
+        gatherings[0].notices.append(f"Only the latest {len(tasks):,} tasks of the run are shown.")
+    for task in tasks:
+        charge("connection", task.page.connection)
+        for uri in (task.log, task.page.destination):
+            charge("store", store_of(uri))
+    return gatherings
+
+
+Gathered = Annotated[Sequence[Gathering], Depends(gather)]
+
+
+async def gather_one(gatherings: Gathered) -> Gathering:
+    return gatherings[0]
 
 
 async def get_urls(request: Request) -> Urls:
     return Urls(str(request.scope.get("root_path", "")).rstrip("/"))
 
 
-Gathered = Annotated[Gathering, Depends(gather)]
+One = Annotated[Gathering, Depends(gather_one)]
 PageUrls = Annotated[Urls, Depends(get_urls)]
 router = APIRouter(default_response_class=HTMLResponse)
-of_task = APIRouter(
-    prefix="/dags/{dag_id}/runs/{run_id:path}/tasks/{task_id}/{map_index}",
+of_dag = APIRouter(
+    prefix="/dags/{dag_id}/runs/{run_id:path}",
     dependencies=[Depends(database.can_read_task), Depends(database.can_read_xcom)],
     default_response_class=HTMLResponse,
 )
+OF_TASK = "/tasks/{task_id}/{map_index}"
 
 
 def make_app() -> FastAPI:
@@ -111,7 +151,7 @@ def make_app() -> FastAPI:
     )
     app.dependency_overrides.update(database.overrides())
     app.add_exception_handler(AnyHTTPException, _refuse)  # type: ignore[arg-type]  # its type is that of any error
-    app.include_router(of_task)
+    app.include_router(of_dag)
     app.include_router(router)
     return app
 
@@ -144,9 +184,9 @@ async def _refuse(request: Request, error: HTTPException) -> Response:
 # --- files --------------------------------------------------------------------------------------------------
 
 
-@of_task.get("/jobs/{job_id}/files/{number}")
+@of_dag.get(OF_TASK + "/jobs/{job_id}/files/{number}")
 async def send_file(
-    request: Request, gathering: Gathered, job_id: str, number: str, task_page: str = "1"
+    request: Request, gathering: One, job_id: str, number: str, task_page: str = "1"
 ) -> Response:
     """Send a file that a manifest names, or a range of it, from the destination that the task has pushed."""
     task = gathering.task
@@ -166,7 +206,7 @@ async def send_file(
     except (RunGenError, OSError) as error:
         log.warning("Could not open a file of job %s (%s)", job_id, type(error).__name__)
         raise HTTPException(502, "The file could not be read.") from None
-    return StreamingResponse(_parts(file), file.status, headers=file.headers)
+    return StreamingResponse(_parts(file.read, file.close), file.status, headers=file.headers)
 
 
 def _open(task: TaskRecord, job_id: str, number: int, asked: str) -> OpenFile:
@@ -176,12 +216,12 @@ def _open(task: TaskRecord, job_id: str, number: int, asked: str) -> OpenFile:
     return OpenFile(task.page.destination, job_id, files[number], asked)
 
 
-async def _parts(file: OpenFile) -> AsyncIterator[bytes]:
+async def _parts(read: Callable[[], bytes], close: Callable[[], object]) -> AsyncIterator[bytes]:
     try:
-        while part := await run_within(_READ_TIME, "files", file.read):
+        while part := await run_within(_READ_TIME, "files", read):
             yield part
     finally:
-        file.close()
+        close()
 
 
 async def send_asset(request: Request) -> Response:
@@ -196,15 +236,15 @@ for name in render.ASSETS:
 # --- pages of a task ----------------------------------------------------------------------------------------
 
 
-@of_task.get("/progress")
-async def show_progress(gathering: Gathered) -> Response:
+@of_dag.get(OF_TASK + "/progress")
+async def show_progress(gathering: One) -> Response:
     progress = await views.task_progress(gathering)
     return JSONResponse(render.progress_parts(progress), headers=_DATA)
 
 
-@of_task.get("/jobs/{job_id}")
+@of_dag.get(OF_TASK + "/jobs/{job_id}")
 async def show_job(
-    gathering: Gathered, urls: PageUrls, job_id: str, page: str = "1", task_page: str = "1"
+    gathering: One, urls: PageUrls, job_id: str, page: str = "1", task_page: str = "1"
 ) -> Response:
     pages = _page_number(task_page), _page_number(page)
     found = await views.job_page(gathering, urls, job_id, *pages)
@@ -213,16 +253,51 @@ async def show_job(
     return await _html("job.html", urls, found)
 
 
-@of_task.get("/apps/{app_id}")
-async def show_app(gathering: Gathered, urls: PageUrls, app_id: str) -> Response:
+@of_dag.get(OF_TASK + "/apps/{app_id}")
+async def show_app(gathering: One, urls: PageUrls, app_id: str) -> Response:
     if app_id != gathering.task.page.app:
         raise HTTPException(404, "This task does not use this app.")
     return await _html("app.html", urls, await views.app_page_of_task(gathering))
 
 
-@of_task.get("")  # the last, since the id of a run may have slashes
-async def show_task(gathering: Gathered, urls: PageUrls, page: str = "1") -> Response:
-    return await _html("task.html", urls, await views.task_page(gathering, urls, _page_number(page)))
+@of_dag.get(OF_TASK + "/runs")
+async def show_runs(
+    gatherings: Annotated[Sequence[Gathering], Depends(gather_runs)],
+    urls: PageUrls,
+    query: Asked,
+    download: str = "",
+) -> Response:
+    return await _show(gatherings, urls, query, download)
+
+
+@of_dag.get("")  # the last, since the id of a run may have slashes; what is lower comes first
+@of_dag.get("/tasks/{task_id}")
+@of_dag.get(OF_TASK)
+async def show_jobs(
+    request: Request, gatherings: Gathered, urls: PageUrls, query: Asked, download: str = ""
+) -> Response:
+    if "map_index" in request.path_params and not download:
+        return await _html("task.html", urls, await views.task_page(gatherings[0], urls, query))
+    return await _show(gatherings, urls, query, download)
+
+
+async def _show(gatherings: Sequence[Gathering], urls: Urls, query: Query, download: str) -> Response:
+    if download:
+        return await _download(gatherings, query, is_table=download == "csv")
+    return await _html("run.html", urls, await views.run_page(gatherings, urls, query))
+
+
+async def _download(gatherings: Sequence[Gathering], query: Query, *, is_table: bool) -> Response:
+    """Send the rows that a page shows as a table, or their files as an archive."""
+    entries, task = await query.select(gatherings), gatherings[0].task
+    name = disposition(f"{task.dag_id}-{task.task_id}.{'csv' if is_table else 'zip'}", "attachment")
+    headers = _DATA | {"Content-Disposition": name}
+    if is_table:
+        table = await run_in_threadpool(as_csv, entries)
+        return Response(table, media_type="text/csv; charset=utf-8", headers=headers)
+    parts = as_zip(entries)
+    stream = _parts(partial(next, parts, b""), partial(begin, parts.close))
+    return StreamingResponse(stream, media_type="application/zip", headers=headers)
 
 
 # --- apps ---------------------------------------------------------------------------------------------------
@@ -238,4 +313,7 @@ async def show_apps(user: User, urls: PageUrls) -> Response:
     "/connections/{connection_id}/apps/{app_id}", dependencies=[Depends(database.can_read_connection)]
 )
 async def show_connection_app(user: User, urls: PageUrls, connection_id: str, app_id: str) -> Response:
-    return await _html("app.html", urls, await views.app_page(connection_id, app_id))
+    found = await views.app_page(connection_id, app_id)
+    if found is None:
+        raise HTTPException(404, "The connection has no such app.")
+    return await _html("app.html", urls, found)

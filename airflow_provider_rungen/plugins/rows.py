@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.places import RUNS, without_seal
 from airflow_provider_rungen.execution.jobs.plans import Plan
@@ -25,6 +27,10 @@ from airflow_provider_rungen.runs.rows import InputState, JobState, Row, Totals
 
 #: Jobs on one page.
 PAGE_SIZE = 100
+#: Rows that are read together, to filter and sort them.
+MAX_ROWS = 10_000
+#: The number of the page that has all rows.
+ALL = 0
 #: The status of a job whose status is not known.
 UNKNOWN = "unknown"
 _NOT_SUBMITTED = "not submitted"
@@ -32,7 +38,9 @@ _NOT_SUBMITTED = "not submitted"
 _MAX_BYTES = 8 << 20
 # Up to so many rows are counted while their task runs: that takes a hundred small files.
 _MAX_COUNTED = 100 * PART_ROWS
-_MAX_KEY_CHARS = 1000
+_MAX_VALUE_CHARS = 1000
+# What an entry of the cache takes besides its texts.
+_BYTES_OF_ROW = 500
 _STATUS = {
     InputState.COMPLETED: "completed",
     InputState.REFUSED: "refused",
@@ -86,23 +94,24 @@ def pushed_rows(task: TaskRecord, page: int) -> PageRows:
     """
     Return the jobs that a task has pushed.
 
-    :param page: the number of the page, from 1.
+    :param page: the number of the page, from 1, or `ALL`.
     """
     ids = task.known_job_ids
     failed = {row.index: row for row in _failed_rows(task) if row.index < len(ids)}
     with_job = "completed" if task.has_reported and task.page.waits else UNKNOWN
     without_job = UNKNOWN if task.is_moving else _NOT_SUBMITTED
-    start = (page - 1) * PAGE_SIZE
     rows = [
         failed.get(index)
         or JobView(index=index, status=with_job if job_id else without_job, job_id=job_id or "")
-        for index, job_id in enumerate(ids[start : start + PAGE_SIZE], start)
+        for index, job_id in enumerate(ids)
     ]
-    counts = Counter(row.status for row in failed.values())
-    absent = ids.count(None) - counts["refused"]
-    counts[without_job] += absent
-    counts[with_job] += len(ids) - len(failed) - absent
-    return PageRows(rows=rows, total=len(ids), failed=list(failed.values()), counts=counts)
+    shown = [rows[index] for index in _numbers_of(page, len(rows))]
+    counts = Counter(row.status for row in rows)
+    return PageRows(rows=shown, total=len(rows), failed=list(failed.values()), counts=counts)
+
+
+def _numbers_of(page: int, count: int) -> range:
+    return range(count) if page == ALL else range(count)[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
 
 
 def _failed_rows(task: TaskRecord) -> list[JobView]:
@@ -124,7 +133,7 @@ def logged_rows(task: TaskRecord, page: int, within: float) -> PageRows | None:
     """
     Return the rows of a page of a task from its log, or ``None`` while there is no log yet.
 
-    :param page: its number, from 1.
+    :param page: its number, from 1, or `ALL`.
     :param within: seconds that it may take.
     :raises RunGenError: there is no log, or it cannot be read.
     :raises TooSlowError: it was not read in time.
@@ -139,7 +148,8 @@ def logged_rows(task: TaskRecord, page: int, within: float) -> PageRows | None:
         if not attempts:
             raise RunGenError(_NO_LOG.format(place=shown_text(task.log, 200)))
         known = _read_rows(log, attempts, task, page)
-        size = sum(len(row.key) + len(row.error) + PAGE_SIZE for row in (*known.rows, *known.failed))
+        texts = (text for row in known.rows for text in (row.key, row.error, *row.values.values()))
+        size = _BYTES_OF_ROW * len(known.rows) + sum(map(len, texts))
         CACHE.put(key, known, FRESH if task.is_moving else LASTING, size)
     return known
 
@@ -181,9 +191,12 @@ class _Log:
 
 def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, page: int) -> PageRows:
     """Read one part of the plan, or two, and those parts of its jobs that the page needs."""
-    attempt, first, table = attempts[-1], (page - 1) * PAGE_SIZE, Table()
+    attempt, table = attempts[-1], Table()
     plan = Plan.saved(log, attempt.plan)
-    planned = dict(enumerate(plan.rows(first, first + PAGE_SIZE), first))
+    if page == ALL and plan.count > MAX_ROWS:
+        raise RunGenError(f"no page filters or sorts more than {MAX_ROWS:,} rows")
+    numbers = _numbers_of(page, plan.count)
+    planned = dict(zip(numbers, plan.rows(numbers.start, numbers.stop), strict=True))
     # equal inputs share the job of the first
     inputs = {number: number if row.first is None else row.first for number, row in planned.items()}
     parts: Collection[int] = {inputs[number] // PART_ROWS for number, row in planned.items() if row.digest}
@@ -194,10 +207,10 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
             table.merge(file)
     rows = []
     for number, row in planned.items():
-        values = dict(zip(plan.manifest.columns, row.values, strict=False))
-        key = ", ".join(str(values.get(name, ""))[:_MAX_KEY_CHARS] for name in task.page.key)
+        values = dict(zip(plan.manifest.columns, map(_text, row.values), strict=False))
+        key = ", ".join(values.get(name, "") for name in task.page.key)
         found = _row(row, table.row(inputs[number]), attempt, is_moving=task.is_moving)
-        rows.append(replace(found, index=number, key=key))
+        rows.append(replace(found, index=number, key=key, values=values))
     totals = attempt.totals
     if is_counted:
         of_rows = (Totals.of(row, attempt.writer, attempt.since) for row in table.rows.values())
@@ -226,6 +239,11 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
     # while the task runs, the others are not submitted yet
     copies = 0 if is_counted else max(0, plan.count - totals.inputs - skipped - refused)
     return replace(jobs, counts=counts, reused=totals.shared, copies=copies)
+
+
+def _text(value: Any) -> str:
+    # redacted before it is cut, since a part of a URL is not recognized
+    return "" if value is None else redact(str(value), most=2 * _MAX_VALUE_CHARS)[:_MAX_VALUE_CHARS]
 
 
 def _row(planned: PlannedRow, row: Row, attempt: AttemptRecord, *, is_moving: bool) -> JobView:

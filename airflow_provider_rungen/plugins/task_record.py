@@ -97,6 +97,17 @@ class TaskRecord:
     notices: Sequence[str] = ()
 
     @property
+    def is_of_rungen(self) -> bool:
+        """Whether it runs anything at RunGen. A class of a user's own may have any name."""
+        return bool(self.page.connection or self.failure or "RunGen" in self.operator)
+
+    @property
+    def label(self) -> str:
+        """The name of the task, with its map index."""
+        name = self.name or self.task_id
+        return f"{name} [{self.map_index}]" if self.map_index >= 0 else name
+
+    @property
     def is_moving(self) -> bool:
         """Whether the task has not ended."""
         return self.state in _MOVING

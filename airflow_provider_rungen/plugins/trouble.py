@@ -7,7 +7,7 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
-from airflow_provider_rungen.client.money import parse_price
+from airflow_provider_rungen.client.money import Cost, parse_price
 from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.execution.apps.block import read_scale_record
 from airflow_provider_rungen.plugins.gather import Gathering
@@ -18,6 +18,8 @@ from airflow_provider_rungen.runs.attempt_record import End
 _LOST = "The last attempt did not record its end: it was killed, or its worker was lost."
 _NO_REASON = "Airflow ended the task before it could say why: a user marked it, or its worker was lost."
 CENTS = Decimal("0.01")
+#: The digits of the cost of a job, as in results tables.
+JOB_DIGITS = Decimal("0.00000001")
 
 
 def failure_of(task: TaskRecord, jobs: PageRows) -> FailureXCom | None:
@@ -45,18 +47,19 @@ async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
         "workers": workers,
         "last": last,
         "is_late": bool(down and (down.failure or down.bill)),
-        "an_hour": _cost(page.price, 3600 * (last if workers is None else workers)),
-        "so_far": _cost(page.price, seconds),
+        "an_hour": cost(page.price, 3600 * (last if workers is None else workers)),
+        "so_far": cost(page.price, seconds),
     }
 
 
 def cost_of(task: TaskRecord) -> str:
     """Return what the jobs of a task cost at the declared price, as far as both are known."""
-    return _cost(task.page.price, task.usage.get("execution_seconds"))
+    return str(cost(task.page.price, task.usage.get("execution_seconds")) or "")
 
 
-def _cost(price: str, seconds: Any) -> str:
+def cost(price: str, seconds: Any, digits: Decimal = CENTS) -> Cost | None:
+    """Return what these seconds of a worker cost, if both are known."""
     with suppress(ValueError, ArithmeticError):
         known = parse_price(price)
-        return f"{known.cost(Decimal(str(seconds)), CENTS)} {known.currency}"
-    return ""
+        return Cost(known.cost(Decimal(str(seconds)), digits), known.currency)
+    return None

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, TypeAlias
 
 from starlette.concurrency import run_in_threadpool
 
-from airflow_provider_rungen import __version__
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.output_urls import find_outputs, redact_value
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.links import PREFIX, path, task_path
 from airflow_provider_rungen.pages.models import (
     JobView,
     OutputFile,
@@ -25,67 +23,20 @@ from airflow_provider_rungen.pages.models import (
     find_facts,
     find_prompt,
     find_text,
+    first_fields,
     group_failures,
     is_billed,
     shown_text,
 )
 from airflow_provider_rungen.pages.output_kinds import guess
 from airflow_provider_rungen.plugins import live
+from airflow_provider_rungen.plugins.gallery import Query
 from airflow_provider_rungen.plugins.gather import Gathering, ask_service
 from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, PageRows
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord
-from airflow_provider_rungen.plugins.trouble import CENTS, billing_of, cost_of, failure_of
-
-
-@dataclass(frozen=True, slots=True)
-class Urls:
-    """
-    The URLs of pages.
-
-    :param root: the path that the plugin is mounted at, with that of Airflow.
-    """
-
-    root: str
-
-    @property
-    def overview(self) -> str:
-        """The page of all apps."""
-        return f"{self.root}/"
-
-    def asset(self, name: str) -> str:
-        return f"{self.root}/{name}?v={__version__}"
-
-    def task(self, task: TaskRecord, *below: str) -> str:
-        """Return the page of a task, or a page below it."""
-        return self.root + task_path(task.dag_id, task.run_id, task.task_id, task.map_index) + path(*below)
-
-    def of_run(self, task: TaskRecord, task_id: str) -> str:
-        """Return the page of another task of the run."""
-        return self.task(replace(task, task_id=task_id))
-
-    def job(self, task: TaskRecord, job_id: str, *below: str, row: int = 0) -> str:
-        """
-        Return the page of a job, or a page below it.
-
-        :param row: the row of the job, which decides the page of the task that lists it.
-        """
-        page = row // PAGE_SIZE + 1
-        return self.task(task, "jobs", job_id, *below) + (f"?task_page={page}" if page > 1 else "")
-
-    def app(self, conn_id: str, app_id: str) -> str:
-        """Return the page of an app of a connection."""
-        return self.root + path("connections", conn_id, "apps", app_id)
-
-    def in_airflow(self, task: TaskRecord) -> str:
-        """Return the page of Airflow itself for a task."""
-        mapped = ("mapped", str(task.map_index)) if task.map_index >= 0 else ()
-        return self.airflow("dags", task.dag_id, "runs", task.run_id, "tasks", task.task_id, *mapped)
-
-    def airflow(self, *segments: str) -> str:
-        """Return a page of Airflow itself."""
-        return self.root.removesuffix(PREFIX) + path(*segments)
-
+from airflow_provider_rungen.plugins.trouble import CENTS, JOB_DIGITS, billing_of, cost, cost_of, failure_of
+from airflow_provider_rungen.plugins.urls import Urls
 
 # Failed jobs, and jobs that may still run, that a page asks the service for at most.
 _MAX_ASKED = 40
@@ -104,42 +55,53 @@ Answer: TypeAlias = Job | RunGenError | None
 # --- a task -------------------------------------------------------------------------------------------------
 
 
-async def task_page(gathering: Gathering, urls: Urls, page: int) -> dict[str, Any]:
+async def _look_up(
+    gathering: Gathering, urls: Urls, rows: Sequence[JobView], more: Sequence[str] = ()
+) -> tuple[Callable[[JobView], JobView], Mapping[str, Answer]]:
     """
-    Return what the page of a task shows.
+    Return what describes the job of a row, which takes time, and the answers of the service.
 
-    :param page: the number of the page of jobs, from 1.
+    :param more: other jobs that the service is asked for.
     """
-    task = gathering.task
-    jobs = await gathering.rows(page)
-    manifests = {}
+    task, manifests = gathering.task, dict[str, StoredJob]()
     if not task.is_moving:
-        manifests = await gathering.manifests([row.job_id for row in jobs.rows if row.job_id])
-    ended = [row.job_id for row in jobs.rows if row.job_id and row.status != UNKNOWN]
-    unstored = [job_id for job_id in (*ended, *_open_jobs(task, jobs)) if job_id not in manifests]
-    failed = [row.job_id for row in jobs.failed if row.job_id]
-    failure = failure_of(task, jobs)
-    billing = failure.still_billing if failure else []
-    answers = await gathering.jobs([*unstored, *failed[:_MAX_ASKED], *billing[:_MAX_ASKED]])
+        manifests = await gathering.manifests([row.job_id for row in rows if row.job_id])
+    ended = [row.job_id for row in rows if row.job_id and row.status != UNKNOWN]
+    unstored = [job_id for job_id in (*ended, *_open_jobs(task, rows)) if job_id not in manifests]
+    answers: Mapping[str, Answer] = await gathering.jobs([*unstored, *more])
+    if not task.is_moving:
+        await run_in_threadpool(_note_unstored, gathering, list(map(answers.get, unstored)))
 
     def view(row: JobView) -> JobView:
         return job_view(row, task, urls, manifests.get(row.job_id), answers.get(row.job_id))
 
-    def views() -> dict[str, Any]:
-        if not task.is_moving:
-            _note_unstored(gathering, map(answers.get, unstored))
-        return {"jobs": list(map(view, jobs.rows)), "failures": group_failures(map(view, jobs.failed))}
+    return view, answers
 
+
+async def task_page(gathering: Gathering, urls: Urls, query: Query) -> dict[str, Any]:
+    """Return what the page of a task shows."""
+    task = gathering.task
+    jobs = await gathering.rows(1 if query.parameters else query.page)
+    rows, total = jobs.rows, jobs.total
+    if query.parameters:
+        entries = await query.select([gathering])
+        rows, total = [row for _, row in query.page_of(entries)], len(entries)
+    failed = [] if query.parameters else jobs.failed
+    failure = failure_of(task, jobs)
+    billing = failure.still_billing if failure else []
+    more = [*(row.job_id for row in failed if row.job_id)][:_MAX_ASKED] + billing[:_MAX_ASKED]
+    view, answers = await _look_up(gathering, urls, rows, more)
     # not in the event loop: there may be many large inputs and results
-    found = await run_in_threadpool(views)
+    shown = await run_in_threadpool(lambda: [*map(view, rows)])
+    groups = await run_in_threadpool(lambda: group_failures(map(view, failed)))
     if not jobs.is_counted:
         gathering.notices.append(_TOO_MANY if task.is_moving else _UNCOUNTED)
     if ledger := task.page.new_ledger:
         gathering.notices.append(_NEW_LEDGER.format(ledger=shown_text(ledger)))
-    return found | {
+    return _list(query, total, shown) | {
         "task": task,
+        "failures": groups,
         "progress": _progress(task, jobs, answers),
-        "pager": _pager(urls.task(task), jobs.total, page),
         "failure": failure,
         "cost": cost_of(task),
         "billing": await billing_of(gathering),
@@ -148,17 +110,51 @@ async def task_page(gathering: Gathering, urls: Urls, page: int) -> dict[str, An
     }
 
 
+async def run_page(gatherings: Sequence[Gathering], urls: Urls, query: Query) -> dict[str, Any]:
+    """Return what the gallery of several tasks shows."""
+    entries = await query.select(gatherings)
+    page, are_runs = query.page_of(entries), len({each.task.run_id for each in gatherings}) > 1
+
+    async def views_of(gathering: Gathering) -> Iterator[JobView]:
+        task, rows = gathering.task, [row for each, row in page if each is gathering]
+        view, _ = await _look_up(gathering, urls, rows)
+        views = await run_in_threadpool(lambda: [*map(view, rows)])
+        label = ("run", task.run_id) if are_runs else ("task", task.label)
+        return iter([replace(each, facts=[label, *each.facts]) for each in views])
+
+    views = dict(zip(map(id, gatherings), await asyncio.gather(*map(views_of, gatherings)), strict=True))
+    costs = defaultdict[str, Decimal](Decimal)
+    for gathering, row in entries:
+        if paid := cost(gathering.task.page.price, row.seconds, JOB_DIGITS):
+            costs[paid.currency] += paid.amount
+    shown = [next(views[id(gathering)]) for gathering, _ in page]
+    return _list(query, len(entries), shown) | {
+        "tasks": [each.task for each in gatherings],
+        "are_runs": are_runs,
+        "statuses": Counter(row.status for _, row in entries),
+        "costs": [f"{amount.quantize(CENTS)} {currency}" for currency, amount in costs.items()],
+        "notice": " ".join(dict.fromkeys(each.notice for each in gatherings if each.notice)),
+    }
+
+
+def _list(query: Query, found: int, jobs: Sequence[JobView]) -> dict[str, Any]:
+    """Return what a page shows of its list, of which it has some jobs."""
+    columns = list(dict.fromkeys(name for job in jobs for name in job.values))
+    pager = _pager(query.url(), found, query.page)
+    return {"query": query, "found": found, "jobs": jobs, "columns": columns, "pager": pager}
+
+
 async def task_progress(gathering: Gathering) -> Progress:
     """Return the progress of a task."""
     task = gathering.task
     jobs = await gathering.rows(1)
-    answers = await gathering.jobs(_open_jobs(task, jobs))
+    answers = await gathering.jobs(_open_jobs(task, jobs.rows))
     return _progress(task, jobs, answers) or Progress(total=0, is_moving=task.is_moving)
 
 
-def _open_jobs(task: TaskRecord, jobs: PageRows) -> list[str]:
+def _open_jobs(task: TaskRecord, rows: Sequence[JobView]) -> list[str]:
     """Return the jobs of a page that may run. While the task runs, its page asks often, for fewer jobs."""
-    open_jobs = [row.job_id for row in jobs.rows if row.job_id and row.status == UNKNOWN]
+    open_jobs = [row.job_id for row in rows if row.job_id and row.status == UNKNOWN]
     return open_jobs[:_MAX_ASKED] if task.is_moving else open_jobs
 
 
@@ -298,7 +294,8 @@ def job_view(
             for number, file in enumerate(files, start)
         ],
         more_outputs=count - len(files) if page is None else 0,
-        text=None if count else find_text(result),
+        text=None if count else find_text(result) or first_fields(result),
+        cost=cost(task.page.price, seconds, JOB_DIGITS),
         href=urls.job(task, row.job_id, row=row.index) if row.job_id else "",
     )
 
@@ -314,9 +311,11 @@ def _status_of(row: JobView, answer: Answer) -> str:
 # --- apps ---------------------------------------------------------------------------------------------------
 
 
-async def app_page(conn_id: str, app_id: str) -> dict[str, Any]:
-    """Return what the page of an app shows."""
-    app, notice = await ask_service(conn_id, live.get_app, app_id)
+async def app_page(conn_id: str, app_id: str) -> dict[str, Any] | None:
+    """Return what the page of an app shows, or ``None`` if there is no such app."""
+    app, notice = await ask_service(conn_id, live.find_app, app_id)
+    if app is None and not notice:
+        return None
     return {"app": app or App(id=app_id), "conn_id": conn_id, "task": None, "notice": notice}
 
 

@@ -62,8 +62,8 @@ _model: Any = XComModel
 # not JSON, which SQLAlchemy parses whatever it is
 _text = cast(_model.value, Text)
 _size = func.coalesce(func.length(_text), 0)
-# a value that is too large stays in the database
-_value = case((_size <= case(LIMITS, value=_model.key), _text), else_=null())
+# Bytes that each XCom may have, however many tasks share a page.
+_LEAST_LIMIT = 4096
 
 
 class StoredXCom(NamedTuple):
@@ -73,6 +73,8 @@ class StoredXCom(NamedTuple):
     size: int
     #: Its JSON, unless it is larger than its limit.
     text: str | None
+    #: The run, the task, and its index.
+    place: Any = None
 
 
 def uses_files() -> bool:
@@ -88,19 +90,31 @@ def version(session: Any, place: Mapping[str, Any]) -> Any:
     """
     Return a value that changes with each push of a task.
 
-    :param place: its DAG, run, id and map index, as columns.
+    :param place: its DAG, run, id and map index, as columns: values, or lists of them, or all if left out.
     """
     return tuple(map(tuple, _select(session, place, _model.key, _model.timestamp)))
 
 
-def find(session: Any, place: Mapping[str, Any]) -> list[StoredXCom]:
-    """Return the XComs of a task that pages need."""
-    return [StoredXCom(*row) for row in _select(session, place, _model.key, _size, _value)]
+def find(session: Any, place: Mapping[str, Any], tasks: int = 1) -> list[StoredXCom]:
+    """
+    Return the XComs that pages need.
+
+    :param tasks: how many tasks share the limits.
+    """
+    limits = {key: max(limit // max(1, tasks), _LEAST_LIMIT) for key, limit in LIMITS.items()}
+    # a value that is too large stays in the database
+    value = case((_size <= case(limits, value=_model.key), _text), else_=null())
+    columns = (_model.key, _size, value, _model.run_id, _model.task_id, _model.map_index)
+    found = _select(session, place, *columns)
+    return [StoredXCom(key, size, text, tuple(where)) for key, size, text, *where in found]
 
 
 def _select(session: Any, place: Mapping[str, Any], *columns: Any) -> Any:
     query = select(*columns).where(_model.key.in_(LIMITS)).order_by(_model.key)
-    return session.execute(query.where(*(getattr(_model, name) == value for name, value in place.items())))
+    for name, value in place.items():
+        column = getattr(_model, name)
+        query = query.where(column.in_(value) if isinstance(value, list) else column == value)
+    return session.execute(query)
 
 
 def read(found: Sequence[StoredXCom]) -> list[Any]:
@@ -110,7 +124,7 @@ def read(found: Sequence[StoredXCom]) -> list[Any]:
 
 def _read_one(stored: StoredXCom) -> Any:
     try:
-        if stored.size > LIMITS[stored.key]:
+        if stored.size and stored.text is None:
             raise TooLargeError
         value = parse_bounded(stored.text or "null")
         if uses_files():

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,50 @@ def test_a_gallery_from_the_task_to_its_pictures(version: str, airflow: AirflowI
     page.set_viewport_size({"width": 390, "height": 800})
     is_wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
     assert not is_wide
+
+
+def test_a_gallery_to_work_in(airflow: AirflowInstance, page: Page, tmp_path: Path) -> None:
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(start(airflow, "gallery", "success"))
+    page.get_by_label("Text, #row").fill("windmill")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator("img")).to_have_count(25)
+    page.get_by_label("Sort by").select_option("seconds")
+    page.wait_for_url(re.compile("text=windmill&sort=seconds$"))
+    expect(page.locator("[data-pixels]").first).to_have_text(re.compile(r"320 x \d+ px"))
+    page.screenshot(path=tmp_path / "filtered.png")
+    with page.expect_download() as table:
+        page.get_by_role("link", name="Table (CSV)").click()
+    assert len(table.value.path().read_text().splitlines()) == 26
+    # from job to job
+    page.locator(".job .line a").first.click()
+    page.wait_for_url(re.compile("/jobs/"))
+    first = page.url
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url(lambda here: "/jobs/" in here and here != first)
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_url(first)
+    page.go_back()
+    page.go_back()
+    page.go_back()
+    # two beside each other
+    for number in (0, 1):
+        page.locator("[name=jobs]").nth(number).check()
+    page.get_by_role("button", name="Compare checked").click()
+    expect(page.locator("img")).to_have_count(2)
+    page.screenshot(path=tmp_path / "compared.png")
+    with page.expect_download() as archive:
+        page.get_by_role("link", name="Files (zip)").click()
+    assert len(zipfile.ZipFile(archive.value.path()).namelist()) == 2
+    page.get_by_role("link", name="all of the run").click()
+    expect(page.locator("img")).to_have_count(100)
+    page.get_by_label("Go to page").fill("2")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Page 2 of 2")).to_be_visible()
+    page.screenshot(path=tmp_path / "run.png")
+    assert complaints == []
 
 
 def test_progress_moves_by_itself_while_the_task_is_deferred(

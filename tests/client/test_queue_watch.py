@@ -126,11 +126,11 @@ def test_a_timeout_names_status_time_and_workers(direct: Via) -> None:
 
     running, queued = submit(direct, 2, workers=1, seconds=HOUR)
     assert timeout_of(running) == (
-        f"Not over in time: RUNNING for 2 min, 1 worker: ready, running (job {running}, app {APP}). "
+        f"Not over in time: RUNNING for 2 min, 1 worker: running (job {running}, app {APP}). "
         "Raise timeout or execution_timeout if it needs longer."
     )
     assert timeout_of(queued) == (
-        f"Not over in time: QUEUED for 2 min, 1 worker: ready, running (job {queued}, app {APP}). "
+        f"Not over in time: QUEUED for 2 min, 1 worker: running (job {queued}, app {APP}). "
         "Give the app more workers. Raise timeout if it needs longer."
     )
     direct.service.inject(Fault(on="get", status=503, times=None))

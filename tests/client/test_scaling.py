@@ -22,7 +22,7 @@ from airflow_provider_rungen.client.scaling import (
     wait_for_app,
 )
 from airflow_provider_rungen.client.transport import drive
-from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
+from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory, describe_workers
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -139,6 +139,19 @@ def test_changes_are_logged_once_and_an_unknown_status_is_a_warning(caplog: Log)
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING", "INFO"]
     assert caplog.messages[1] == f"INITIALIZING, 2 workers: 1 ready, 1 initializing (app {APP})"
     assert caplog.messages[2] == f"Unknown status WARMING_UP, 2 workers (app {APP})"
+
+
+@pytest.mark.parametrize(
+    ("workers", "said"),
+    [
+        ({"ready": 12, "running": 8, "idle": 4}, "12 workers: 8 running, 4 idle"),
+        ({"ready": 5, "running": 3}, "12 workers: 2 ready, 3 running"),
+        ({"ready": 12}, "12 workers: 12 ready"),
+        ({"running": 12, "throttled": 1, "new": 2}, "12 workers: 12 running, 1 throttled, 2 new"),
+    ],
+)
+def test_each_worker_is_counted_once(workers: dict[str, int], said: str) -> None:
+    assert describe_workers(App.from_json(app("RUNNING", 12, workers=workers))) == said
 
 
 def test_an_outage_does_not_end_the_waiting(caplog: pytest.LogCaptureFixture) -> None:

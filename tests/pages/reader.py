@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-_VOID = {"meta", "link", "img", "rect"}
+_VOID = {"meta", "link", "img", "rect", "input", "option"}
 
 
 class Reader(HTMLParser):

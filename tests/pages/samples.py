@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pendulum
 
 from airflow_provider_rungen.client.models import App, Job, JobStatus
+from airflow_provider_rungen.client.money import Cost
 from airflow_provider_rungen.emulator.png import draw
 from airflow_provider_rungen.pages import render
 from airflow_provider_rungen.pages.models import (
@@ -58,6 +62,7 @@ def done(index: int, *, outputs: int = 1, **changes: Any) -> JobView:
         key=f"SKU-{1000 + index}",
         job_id=f"15df{index:04x}-7c1e-4a55-9d0e-aa61f8a0c0de",
         seconds=2.4 + index % 7 / 3,
+        cost=Cost(Decimal("0.00073333"), "USD"),
         prompt=prompt(index),
         input=given,
         facts=find_facts(given),
@@ -77,6 +82,10 @@ def text_job(index: int) -> JobView:
     return done(index, outputs=0, prompt=f"Describe {thing} in two sentences.", text=answer)
 
 
+MARKDOWN = "# An oak table\n\nIt is **solid**.\n\n- made to last\n- easy to clean"
+JSON = '{"title": "An oak table", "tags": ["wood", "kitchen"], "price": 120, "size": {"width": 90}}'
+
+
 @dataclass
 class SampleUrls:
     """The addresses of the samples, in one folder."""
@@ -91,11 +100,14 @@ class SampleUrls:
         return name
 
     def task(self, task: TaskRecord, *below: str) -> str:
-        pages = {"progress": "progress.json", "apps": "app.html"}
+        pages = {"progress": "progress.json", "apps": "app.html", "runs": "run.html"}
         return self.root + (pages[below[0]] if below else "task.html")
 
     def of_run(self, task: TaskRecord, task_id: str) -> str:
         return self.task(task)
+
+    def run(self, task: TaskRecord, task_id: str = "") -> str:
+        return f"{self.root}run.html"
 
     def job(self, task: TaskRecord, job_id: str) -> str:
         return f"{self.root}job.html"
@@ -108,6 +120,23 @@ class SampleUrls:
 
     def in_airflow(self, task: TaskRecord) -> str:
         return f"{self.root}/dags/{task.dag_id}"
+
+
+@dataclass
+class SampleQuery:
+    """Which jobs a sample shows."""
+
+    status: str = ""
+    text: str = ""
+    sort: str = ""
+    jobs: Sequence[str] = ()
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        return {"text": self.text} if self.text else {}
+
+    def url(self, **changes: str) -> str:
+        return f"?{urlencode({**self.parameters, **changes})}"
 
 
 URLS = SampleUrls()
@@ -139,6 +168,9 @@ def task_page(jobs: Sequence[JobView], task: TaskRecord = TASK, **changes: Any) 
             failed=sum(job.status == "failed" for job in jobs),
         ),
         "jobs": jobs,
+        "query": SampleQuery(),
+        "found": count,
+        "columns": ("sku", "color"),
         "pager": None,
         "failures": (),
         "failure": None,
@@ -148,6 +180,26 @@ def task_page(jobs: Sequence[JobView], task: TaskRecord = TASK, **changes: Any) 
         "notice": "",
     }
     return render.render_template("task.html", **values | changes)
+
+
+def run_page(
+    jobs: Sequence[JobView], task: TaskRecord = TASK, urls: SampleUrls = URLS, text: str = ""
+) -> str:
+    second = replace(task, task_id="describe", name="Describe", state="failed", map_index=3)
+    return render.render_template(
+        "run.html",
+        urls=urls,
+        jobs=jobs,
+        query=SampleQuery(text=text),
+        found=len(jobs),
+        columns=[text] * bool(text),
+        pager=None,
+        tasks=[task, replace(second, failure=FailureXCom(try_number=1, error=text or "out of memory"))],
+        are_runs=False,
+        statuses=Counter(job.status for job in jobs),
+        costs=["0.42 USD"],
+        notice=text,
+    )
 
 
 def group(count: int, reason: str, *examples: JobView) -> FailureGroup:
@@ -210,6 +262,8 @@ def hostile() -> str:
         still_billing=[HOSTILE],
         failures=[group(1, HOSTILE, job)],
         notice=HOSTILE,
+        query=SampleQuery(text=HOSTILE),
+        columns=[HOSTILE],
     )
 
 
@@ -273,7 +327,16 @@ def contact_sheet() -> ContactSheet:
 def mixed() -> str:
     sound = OutputFile(name="0-speech.mp3", href="files/0.mp3", kind="audio", size=88_000)
     report = OutputFile(name="1-report.pdf", href="files/1.pdf", size=1_250_000)
-    return task_page([text_job(0), replace(text_job(1), outputs=[sound, report]), failed(2), text_job(3)])
+    return task_page(
+        [
+            text_job(0),
+            replace(text_job(1), outputs=[sound, report]),
+            failed(2),
+            text_job(3),
+            replace(text_job(4), text=MARKDOWN),
+            replace(text_job(5), text=JSON),
+        ]
+    )
 
 
 def pages() -> Mapping[str, Callable[[], str]]:
@@ -285,6 +348,8 @@ def pages() -> Mapping[str, Callable[[], str]]:
         "large": large,
         "empty": lambda: task_page([], RUNNING, progress=Progress(total=0, is_moving=True)),
         "texts": mixed,
+        "run": lambda: run_page([done(0), text_job(1), failed(2), done(3)]),
+        "run_hostile": lambda: run_page([hostile_job()], HOSTILE_TASK, HOSTILE_URLS, HOSTILE),
         "hostile": hostile,
         "down": lambda: task_page([], notice=down),
         "job": lambda: job_page(done(7), result),

@@ -38,6 +38,8 @@ if not are_pages_enabled():
     collect_ignore_glob = ["test_*.py"]
 
 _numbers = itertools.count(1)
+#: In each version, Airflow's server, FastAPI and SQLAlchemy warn about each other in another way.
+SERVER_WARNINGS = pytest.mark.filterwarnings("ignore")
 POLL: dict[str, Any] = {"task_id": "task", "poll_interval": 0.02, "deferrable": False}
 
 

@@ -15,9 +15,9 @@ from conftest import APP, SOON
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.plugins import database
-from plugins.conftest import World, submit, words_of
+from plugins.conftest import SERVER_WARNINGS, World, submit, words_of
 
-pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
 
 @pytest.fixture

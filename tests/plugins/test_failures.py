@@ -23,9 +23,9 @@ from airflow_provider_rungen.operators import (
     RunGenScaleDownIdleAppsOperator,
 )
 from airflow_provider_rungen.sensors import RunGenJobSensor
-from plugins.conftest import POLL, World, given, words_of
+from plugins.conftest import POLL, SERVER_WARNINGS, World, given, words_of
 
-pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
 BARE: dict[str, Any] = {"task_id": "task"}
 WAITS: dict[str, Any] = {**POLL, "wait_for_completion": True}

@@ -15,9 +15,9 @@ from conftest import APP, SOON, FakeTaskInstance
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen.runs.rows import JobState
-from plugins.conftest import Pages, World, write_log
+from plugins.conftest import SERVER_WARNINGS, Pages, World, write_log
 
-pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
 # More than may hang at a time.
 VIEWS = 12

@@ -16,6 +16,7 @@ from conftest import APP
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.plugins import database, live, views, xcoms
+from airflow_provider_rungen.plugins.gallery import Query
 from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.limits import (
     MAX_VALUES,
@@ -28,10 +29,10 @@ from airflow_provider_rungen.plugins.limits import (
     run_within,
 )
 from airflow_provider_rungen.plugins.stored import read_manifests
-from airflow_provider_rungen.plugins.views import Urls
-from plugins.conftest import CountingStore, World, links
+from airflow_provider_rungen.plugins.urls import Urls
+from plugins.conftest import SERVER_WARNINGS, CountingStore, World, links
 
-pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
 # Lists in a list: a parser needs a second and 100 MB for each, and none of the checks between reads sees it.
 BOMB = f"[{'[],' * 1_300_000}[]]"
@@ -184,8 +185,7 @@ def test_a_manifest_is_read_once_for_all_pictures_of_a_page(world: World, counti
 
 async def make_page(world: World) -> tuple[Any, float]:
     """Return what the page of the task shows, and how long the event loop was held up for it."""
-    task = database.find_task(world.ti.dag_id, world.ti.run_id, world.ti.task_id, -1)
-    assert task is not None
+    [task] = database.find_tasks(world.ti.dag_id, world.ti.run_id, world.ti.task_id, -1)
     gaps: list[float] = []
 
     async def tick() -> None:
@@ -195,7 +195,7 @@ async def make_page(world: World) -> tuple[Any, float]:
             gaps.append(time.thread_time() - before)
 
     ticking = asyncio.create_task(tick())
-    page = await views.task_page(Gathering(task, user=None), Urls("/rungen"), 1)
+    page = await views.task_page(Gathering(task, user=None), Urls("/rungen"), Query())
     await asyncio.sleep(0.02)
     ticking.cancel()
     return page, max(gaps)

@@ -19,13 +19,9 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenScaleAppOperator
 from airflow_provider_rungen.plugins import database
 from airflow_provider_rungen.plugins.limits import CACHE
-from plugins.conftest import POLL, World, given, links, run_batch, submit
+from plugins.conftest import POLL, SERVER_WARNINGS, World, given, links, run_batch, submit
 
-pytestmark = [
-    pytest.mark.usefixtures("unsettled"),
-    # Airflow and FastAPI warn about each other
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
 
 def job_links(page: str) -> list[str]:
@@ -76,7 +72,8 @@ def test_apps_have_pages(world: World) -> None:
         page = world.get(each).text
         for words in ("FLUX Schnell", "Billed now", "3 workers"):
             assert words in page
-    assert world.get(app.replace(APP, "another")).status_code == 404
+    for each in (app, of_connection):
+        assert world.get(each.replace(APP, "another")).status_code == 404
     overview = world.get("/").text
     assert "FLUX Schnell" in overview
     assert of_connection in links(overview)

@@ -15,7 +15,8 @@ from airflow_provider_rungen.pages.models import JobView
 from airflow_provider_rungen.plugins.rows import pushed_rows
 from airflow_provider_rungen.plugins.stored import OpenFile, StoredFile, disposition
 from airflow_provider_rungen.plugins.task_record import Failure, PageXCom, TaskRecord
-from airflow_provider_rungen.plugins.views import Urls, job_view
+from airflow_provider_rungen.plugins.urls import Urls
+from airflow_provider_rungen.plugins.views import job_view
 
 
 def record(state: str = "success", **xcoms: Any) -> TaskRecord:

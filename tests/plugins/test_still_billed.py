@@ -10,9 +10,9 @@ from conftest import APP, FakeTaskInstance, run_task
 
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.operators import RunGenRunJobOperator, RunGenScaleAppOperator, scaled_app
-from plugins.conftest import World, given, words_of
+from plugins.conftest import SERVER_WARNINGS, World, given, words_of
 
-pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
 FAST: dict[str, Any] = {"poll_interval": 0.02}
 

@@ -13,9 +13,9 @@ import pytest
 from airflow.sdk.bases.xcom import BaseXCom
 from conftest import APP, SOON
 
-from plugins.conftest import World, given, links, run_batch
+from plugins.conftest import SERVER_WARNINGS, World, given, links, run_batch
 
-pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
 
 class Elsewhere(BaseXCom):

@@ -1,4 +1,4 @@
-// Moves the progress of a task, and shows a picture larger. Every page can be read without it.
+// Moves the progress of a task, and shows pictures larger and texts at a glance. Every page can be read without it.
 "use strict";
 
 (() => {
@@ -42,10 +42,11 @@
     }
   }
 
-  // Takes the jobs of the page as it is now, unless somebody is looking closely or has opened something.
+  // Takes the jobs of the page as it is now, unless somebody is looking closely, or has opened or begun something.
   async function replaceContent() {
     const content = document.getElementById("content");
-    if (!content || document.querySelector("dialog[open], .clipped[open]")) return false;
+    const inUse = "dialog[open], .clipped[open], .list-form :checked[name=jobs], .list-form :focus";
+    if (!content || document.querySelector(inUse)) return false;
     const answer = await fetch(location.href, { credentials: "same-origin" });
     if (!answer.ok) return false;
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -87,6 +88,99 @@
     setTimeout(() => document.querySelector("dialog[open]") || location.reload(), Number(body.dataset.reload) * SECONDS);
   }
 
+  // --- the keyboard: pages, and the jobs of the list that led here ---
+
+  const LIST = "rungen-jobs";
+
+  function stored(value) {
+    try {
+      if (value) sessionStorage.setItem(LIST, JSON.stringify(value));
+      return JSON.parse(sessionStorage.getItem(LIST)) || [];
+    } catch {
+      return []; // a sandboxed frame has no storage
+    }
+  }
+
+  const jobs = [...document.querySelectorAll(".list-form .line > :first-child a[href]")].map((link) => link.href);
+  if (jobs.length) stored(jobs);
+  for (const item of document.querySelectorAll("[data-neighbor]")) {
+    const list = stored();
+    const here = list.findIndex((href) => href.split("?")[0] === location.href.split("?")[0]);
+    const href = here < 0 ? null : list[here + (item.dataset.neighbor === "next" ? 1 : -1)];
+    if (!href || new URL(href, location).origin !== location.origin) continue;
+    item.firstElementChild.href = href;
+    item.hidden = false;
+  }
+  document.addEventListener("keydown", (event) => {
+    const rel = { ArrowRight: "next", ArrowLeft: "prev" }[event.key];
+    if (!rel || event.metaKey || event.ctrlKey || event.altKey || event.shiftKey) return;
+    if (document.querySelector("dialog[open]") || event.target.closest("input, select, video, audio, pre, .markdown")) return;
+    const link = document.querySelector(`a[rel=${rel}][href]`);
+    if (link) link.click();
+  });
+
+  for (const form of document.querySelectorAll(".list-form")) {
+    form.addEventListener("change", (event) => event.target.matches("select") && form.requestSubmit());
+    // an address without what is not asked for
+    form.addEventListener("formdata", (event) => {
+      for (const name of ["text", "status", "sort", "page"]) if (!event.formData.get(name)) event.formData.delete(name);
+    });
+  }
+
+  // --- texts at a glance ---
+
+  // JSON as its fields, without nested ones.
+  function summarize(box, text) {
+    let value = null;
+    try {
+      value = JSON.parse(text);
+    } catch {
+      // another text, or only its beginning
+    }
+    if (value && typeof value === "object" && !Array.isArray(value)) {
+      const lines = Object.entries(value).map(([name, each]) => {
+        const size = each && typeof each === "object" ? Object.keys(each).length : null;
+        if (Array.isArray(each)) return `${name}: ${each.every((one) => typeof one !== "object") ? each.join(", ") : `${size} items`}`;
+        return `${name}: ${size === null ? each : `${size} fields`}`;
+      });
+      text = lines.join("\n");
+    }
+    box.textContent = text;
+    box.hidden = false;
+  }
+
+  for (const box of document.querySelectorAll("[data-json]")) summarize(box, box.textContent);
+
+  async function excerpt(box) {
+    const headers = { Range: "bytes=0-1999" };
+    const answer = await fetch(box.dataset.excerpt, { credentials: "same-origin", headers });
+    if (answer.ok) summarize(box, await answer.text());
+  }
+
+  const seen = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      seen.unobserve(target);
+      excerpt(target.querySelector("[data-excerpt]")).catch(() => {});
+    }
+  });
+  for (const box of document.querySelectorAll("[data-excerpt]")) seen.observe(box.parentElement);
+
+  // --- the size of a picture ---
+
+  function measure(picture) {
+    const card = picture.closest(".job, figure");
+    const item = card && card.querySelector("[data-pixels]");
+    if (!item || !picture.naturalWidth || card.querySelector(".picture img") !== picture) return;
+    item.textContent = `${picture.naturalWidth} x ${picture.naturalHeight} px`;
+    item.hidden = false;
+    const asked = card.querySelector("[data-asked]");
+    if (asked) asked.hidden = `${asked.textContent} px` === item.textContent;
+  }
+
+  document.addEventListener("load", (event) => event.target.localName === "img" && measure(event.target), true);
+  for (const picture of document.images) if (picture.complete) measure(picture);
+
   // --- a picture, larger ---
 
   if (typeof HTMLDialogElement === "undefined") return;
@@ -98,7 +192,14 @@
     if (!dialog) {
       dialog = document.createElement("dialog");
       dialog.append(document.createElement("img"), document.createElement("p"));
-      dialog.addEventListener("click", () => dialog.close());
+      // a picture that does not fit has its own size with one more click
+      dialog.addEventListener("click", (event) => {
+        const large = dialog.firstChild;
+        const fits = large.naturalWidth <= large.clientWidth && !dialog.classList.contains("own-size");
+        if (event.target !== large || fits) dialog.close();
+        else dialog.classList.toggle("own-size");
+      });
+      dialog.addEventListener("close", () => dialog.classList.remove("own-size"));
       dialog.addEventListener("keydown", (event) => {
         const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
         if (step) move(step);
@@ -109,7 +210,8 @@
     const [large, caption] = dialog.children;
     large.src = link.href;
     large.alt = small.alt;
-    caption.textContent = small.alt;
+    const size = small.naturalWidth ? ` · ${small.naturalWidth} x ${small.naturalHeight} px` : "";
+    caption.textContent = small.alt + size;
     if (!dialog.open) dialog.showModal();
   }
 

@@ -1,0 +1,301 @@
+"""A gallery to work in: which rows it shows, in which order, beside each other, and as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+import zipfile
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from conftest import APP, SOON
+
+from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunTableOperator
+from airflow_provider_rungen.runs.attempt_record import End
+from airflow_provider_rungen.runs.rows import JobState
+from plugins.conftest import POLL, SERVER_WARNINGS, CountingStore, World, given, links, words_of, write_log
+
+pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
+
+DONE, FAILED = JobState.COMPLETED, JobState.FAILED
+COLORS = {"shoe": "red", "hat": "blue", "coat": "red", "bag": "green"}
+
+
+def paint(world: World, *skus: str, **changes: Any) -> str:
+    """Run a table of products, of which the bag fails, and return the path of its page."""
+    seconds = {"hat": 0.5, "coat": 0.2}
+
+    def to_input(row: Any) -> Any:
+        fail = {"fail": "out of memory"} if row["sku"] == "bag" else {}
+        return given(f"a {row['sku']} in {row['color']}", seconds=seconds.get(row["sku"], 0.02), **fail)
+
+    op = RunGenRunTableOperator(
+        table=[{"sku": sku, "color": COLORS[sku]} for sku in skus or COLORS],
+        key="sku",
+        columns=["color"],
+        to_input=to_input,
+        destination=world.folder.as_uri(),
+        results=f"{world.folder}/results.csv",
+        max_failed=4,
+        **{**POLL, **changes},
+    )
+    assert world.perform(op).error is None
+    world.ti.xcoms["rungen_page"]["price"] = "3.60 USD/h"
+    return world.save()
+
+
+def shown(page: Any) -> list[str]:
+    """Return the keys of the jobs on a page, in order."""
+    assert page.status_code == 200
+    return [card.partition("</h3>")[0].split(">")[2].partition("<")[0] for card in page.text.split("<h3")[1:]]
+
+
+def save_log(world: World, count: int, folder: Any = None, **log: Any) -> str:
+    """Write a task with a log of many rows, and return the path of its page."""
+    states = [FAILED if number % 100 == 7 else DONE for number in range(count)]
+    write_log(world.ti, folder or world.folder, states, end=End.SUCCEEDED, **log)
+    place = {"results": f"{folder or world.folder}/r.csv", "key": ["sku"], "price": "3.60 USD/h"}
+    return world.save(xcoms={"rungen_page": {"connection": "none", "app": APP, **place}})
+
+
+# --- which rows, in which order -----------------------------------------------------------------------------
+
+
+def test_rows_are_filtered_and_sorted(world: World) -> None:
+    path = paint(world)
+    for query, expected in {
+        "status=failed": ["bag"],
+        "status=completed": ["shoe", "hat", "coat"],
+        "status=reused": [],
+        "text=color%3Dred": ["shoe", "coat"],
+        "text=COLOR%3DRed&status=failed": [],
+        "text=key%3Dhat": ["hat"],
+        "text=IN+BLUE": ["hat"],  # of the prompt, which only the manifest has
+        "text=memory": ["bag"],
+        "text=%232": ["coat"],
+        "sort=seconds&status=completed": ["hat", "coat", "shoe"],
+        "sort=cost&status=completed": ["hat", "coat", "shoe"],
+        "sort=nonsense": ["shoe", "hat", "coat", "bag"],
+        "text=nothing+is+like+this": [],
+        "page=7&status=failed": [],
+        f"sort=time&text={'x' * 5000}": [],
+    }.items():
+        page = world.get(f"{path}?{query}")
+        assert shown(page) == expected, query
+        assert ("No job is like this" in page.text) is (not expected)
+    assert sorted(shown(world.get(f"{path}?sort=time"))) == sorted(COLORS)
+
+
+def test_two_jobs_are_shown_beside_each_other(world: World) -> None:
+    path = paint(world)
+    page = world.get(path).text
+    picks = [each.partition('"')[0] for each in page.split('name="jobs" value="')[1:]]
+    assert len(picks) == 4
+    assert shown(world.get(f"{path}?jobs={picks[0]}&jobs={picks[2]}")) == ["shoe", "coat"]
+
+
+def test_a_card_has_what_a_picture_cost_and_a_download(world: World) -> None:
+    path = paint(world, "hat")
+    card = world.get(path).text.partition("<article")[2].partition("</article>")[0]
+    text = words_of(card)
+    for words in ("a hat in blue", "seed 7", "64 x 64", "USD", "download"):
+        assert words in text
+    [job] = [each for each in links(card, "/jobs/") if "/files/" not in each]
+    assert "USD" in words_of(world.get(job).text)
+
+
+def test_thousands_of_rows_are_filtered_and_sorted_quickly_and_nothing_is_written(
+    world: World, counting: CountingStore
+) -> None:
+    path = save_log(world, 5000, "memory://counts@bucket/results")
+    counting.is_read_only = True
+    deadline = time.monotonic() + 5 * SOON
+    while "did not answer in time" in world.get(f"{path}?status=failed").text:  # the machine is busy
+        assert time.monotonic() < deadline
+    for query in ("status=failed", "sort=cost&page=50", "text=sku%3Ds4999", "download=csv"):
+        began = time.process_time()
+        answer = world.get(f"{path}?{query}")
+        assert answer.status_code == 200
+        assert time.process_time() - began < SOON / 10 + 1
+    assert len(shown(world.get(f"{path}?status=failed"))) == 50
+    reads = len(counting.reads)
+    assert shown(world.get(f"{path}?text=sku%3Ds4999")) == ["s4999"]
+    assert "Prompts and times" in world.get(f"{path}?text=x").text
+    assert len(counting.reads) == reads, "nothing is read twice"
+
+
+def test_too_many_rows_to_filter_are_explained(world: World) -> None:
+    path = save_log(world, 10_001)
+    assert "no page filters or sorts more than 10,000 rows" in world.get(f"{path}?status=failed").text
+
+
+@pytest.mark.parametrize("query", ["text", "status", "sort", "jobs"])
+def test_what_is_asked_for_is_a_text(world: World, query: str) -> None:
+    path = save_log(world, 1)
+    hostile = quote('"><script>alert(1)</script>')
+    page = world.get(f"{path}?{query}={hostile}").text
+    assert "<script>alert" not in page
+    assert world.get(f"{path}?{query}=%ed%a0%80%00%0a").status_code == 200
+
+
+# --- as files -----------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_what_is_filtered_with_costs(world: World) -> None:
+    path = paint(world)
+    answer = world.get(f"{path}?status=completed&download=csv")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.headers["content-disposition"].startswith("attachment;")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [(row["sku"], row["color"], row["status"]) for row in rows] == [
+        (sku, color, "completed") for sku, color in COLORS.items() if sku != "bag"
+    ]
+    with (world.folder / "results.csv").open() as file:
+        known = {row["sku"]: row["execution_seconds"] for row in csv.DictReader(file)}
+    for row in rows:
+        assert float(row["execution_seconds"]) == pytest.approx(float(known[row["sku"]]), abs=0.001)
+        assert float(row["cost"]) == pytest.approx(float(row["execution_seconds"]) / 1000, abs=1e-6)
+        assert row["currency"] == "USD"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=cmd|' /C calc'!A0", "=1+cmd()", "-1+cmd()", "+cmd", "-cmd", "@SUM(A1)", "\tx", "\ud800", 'a"\r\nb'],
+)
+def test_no_value_of_a_table_is_a_formula(world: World, text: str) -> None:
+    answer = world.get(f"{save_log(world, 1, key=text)}?download=csv")
+    [row] = csv.DictReader(io.StringIO(answer.text, newline=""))
+    assert row["sku"][0] not in "=+-@\t"
+    assert row["sku"].lstrip("'") == text.encode(errors="replace").decode()
+
+
+def test_no_table_has_a_signed_url(world: World) -> None:
+    signed = f"https://files.example.org/{'x' * 950}.png?X-Amz-Signature=SECRET"
+    table = world.get(f"{save_log(world, 8, key=signed, why=signed)}?download=csv").text
+    assert "files.example.org" in table
+    assert "X-Amz" not in table
+
+
+def test_an_archive_has_the_files_that_are_filtered(world: World) -> None:
+    path = paint(world)
+    answer = world.get(f"{path}?text=color%3Dred&download=zip")
+    assert answer.headers["content-type"] == "application/zip"
+    assert answer.headers["content-disposition"].startswith("attachment;")
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert archive.testzip() is None
+    assert [name.split("-")[:3] for name in archive.namelist()] == [
+        ["task", "00000", "shoe"],
+        ["task", "00002", "coat"],
+    ]
+    stored = {file.read_bytes() for file in world.folder.glob("*/*.png")}
+    assert {archive.read(name) for name in archive.namelist()} < stored
+
+
+def test_an_archive_says_what_it_lacks(world: World) -> None:
+    path = paint(world, "shoe", "hat", "coat")
+    first, second, _ = world.ti.xcoms["job_ids"] if "job_ids" in world.ti.xcoms else job_folders(world)
+    for file in (world.folder / first).glob("*.png"):
+        file.unlink()
+    manifest = world.folder / second / "manifest.json"
+    fields = json.loads(manifest.read_text())
+    fields["outputs"][0]["size"] = 5 << 30
+    manifest.write_text(json.dumps(fields))
+    archive = zipfile.ZipFile(io.BytesIO(world.get(f"{path}?download=zip").content))
+    pictures = [name for name in archive.namelist() if name.endswith(".png")]
+    assert len(pictures) == 1
+    assert len(archive.read("LEFT OUT.txt").decode().splitlines()) == 2
+
+
+def job_folders(world: World) -> list[str]:
+    with (world.folder / "results.csv").open() as file:
+        return [row["job_id"] for row in csv.DictReader(file)]
+
+
+# --- several tasks ------------------------------------------------------------------------------------------
+
+
+def paint_one(world: World, map_index: int, task_id: str = "paint") -> None:
+    world.ti.map_index, world.ti.task_id = map_index, task_id
+    folder = (world.folder / f"{task_id}{map_index}").as_uri()
+    inputs = [given(f"{task_id} no. {map_index}")]
+    op = RunGenRunBatchOperator(inputs=inputs, destination=folder, **POLL | {"task_id": task_id})
+    world.ti.pushed.clear()
+    assert world.perform(op).error is None
+    world.save()
+
+
+def test_all_indexes_of_a_task_and_all_tasks_of_a_run_are_one_gallery(world: World) -> None:
+    for map_index in range(3):
+        paint_one(world, map_index)
+    paint_one(world, -1, "cover")
+    world.ti.task_id = "other"
+    world.save(xcoms={}, operator="PythonOperator")
+    run = f"/dags/dag/runs/{quote(world.ti.run_id, safe='')}"
+    for path, prompts in (
+        (f"{run}/tasks/paint", ["paint no. 0", "paint no. 1", "paint no. 2"]),
+        (run, ["cover no. -1", "paint no. 0", "paint no. 1", "paint no. 2"]),
+    ):
+        page = world.get(path).text
+        shown_prompts = page.split('class="prompt" dir="auto">')[1:]
+        assert [part.partition("<")[0] for part in shown_prompts] == prompts
+        pictures = links(page, "/files/")
+        assert len(pictures) == len(prompts)
+        assert all(world.get(picture).status_code == 200 for picture in pictures)
+        assert "other" not in words_of(page)
+        archive = zipfile.ZipFile(io.BytesIO(world.get(f"{path}?download=zip").content))
+        assert len(archive.namelist()) == len(prompts)
+        assert world.get(f"{path}?text=no.+1").text.count("<article") == 1
+    page = world.get(f"{run}/tasks/paint/1").text
+    assert {run, f"{run}/tasks/paint"} <= set(links(page))
+
+
+def test_the_same_row_of_other_runs_is_shown_beside_it(world: World) -> None:
+    world.ti.dag_id = "history"
+    first = paint(world, "shoe", "hat")
+    folder = world.folder
+    second = replace(world.again(), folder=folder / "again")
+    path = paint(second, "hat", "shoe")
+    [job] = [
+        each for each in links(second.get(f"{path}?text=key%3Dshoe").text, "/jobs/") if "/files/" not in each
+    ]
+    [others] = links(second.get(job).text, "/runs?text=")
+    page = second.get(others)
+    assert shown(page) == ["shoe", "shoe"]
+    assert {first, path} <= set(links(page.text))
+    assert len(links(page.text, "/files/")) == 2
+
+
+def test_who_may_not_see_the_dag_sees_no_gallery_of_it(world: World) -> None:
+    world.ti.dag_id = "guarded"
+    path = paint(world, "shoe")
+    run = path.partition("/tasks/")[0]
+    for each in (run, f"{run}/tasks/task", f"{path}/runs"):
+        for query in ("", "?download=zip", "?download=csv"):
+            assert world.pages.as_user("").get(each + query).status_code == 403
+            assert world.pages.as_user(None).get(each + query).status_code == 302
+            assert world.pages.as_user("viewer").get(each + query).status_code == 200
+            assert "X-Amz" not in world.get(each + query).text
+
+
+def test_a_run_without_tasks_of_ours_has_no_gallery(world: World) -> None:
+    world.save(xcoms={}, operator="PythonOperator")
+    run = f"/dags/dag/runs/{quote(world.ti.run_id, safe='')}"
+    for path in (run, f"{run}/tasks/task", f"{run}/tasks/nothing", "/dags/dag/runs/nothing"):
+        assert world.get(path).status_code == 404
+
+
+def test_a_run_of_many_tasks_is_shown_in_time(world: World) -> None:
+    for map_index in range(200):
+        world.ti.map_index = map_index
+        world.save(xcoms={"rungen_page": {"connection": "none", "app": APP}, "job_id": f"job-{map_index}"})
+    run = f"/dags/dag/runs/{quote(world.ti.run_id, safe='')}"
+    began = time.monotonic()
+    page = world.get(f"{run}/tasks/task?page=2")
+    assert time.monotonic() - began < SOON
+    assert page.text.count("<article") == 100
+    assert "200 completed" in words_of(page.text)
