@@ -886,6 +886,7 @@ def led(
     gc.unfreeze()
 
 
+@pytest.mark.timeout(240 + 5 * int(EXAMPLES or 0))  # one after another, many take longer than a test may
 @lives
 @given(script=scripts())
 def test_every_job_is_used_or_canceled_or_told_on_any_bad_day(
