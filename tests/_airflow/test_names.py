@@ -101,7 +101,7 @@ sys.meta_path.insert(0, Absent())
 import airflow_provider_rungen as package
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS
 names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
-names = [name for name in names if not name.endswith("__main__")]
+names = [name for name in names if not name.endswith("__main__") and ".example_dags." not in name]
 if not AIRFLOW_V_3_3_PLUS:
     names.remove("airflow_provider_rungen.retries")
 if not AIRFLOW_V_3_0_PLUS:  # they are imported when a page is opened
