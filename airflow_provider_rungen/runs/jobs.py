@@ -123,10 +123,14 @@ class Jobs:
         job = Job(job_id, self.writer.turn, state, stored=stored, is_shared=True)
         return self._add(number, job, Change.OUTCOME)
 
-    def adopt(self, number: int, earlier: Row) -> None:
-        """Note what is known of an equal input of an earlier plan."""
+    def adopt(self, number: int, earlier: Row, trusted: Collection[str] = ()) -> None:
+        """
+        Note what is known of an equal input of an earlier plan.
+
+        :param trusted: the jobs that are certainly of this task run.
+        """
         for job in earlier.jobs:
-            self.table.merge_job(number, job)
+            self.table.merge_job(number, job, is_trusted=job.id in trusted)
             self._note(number, Change.OUTCOME)
         for intent in earlier.intents:
             self.table.rows[number] = self.table.rows[number].with_intent(intent.writer, intent)
@@ -294,13 +298,19 @@ class Jobs:
         self._note(number, Change.OUTCOME)
 
 
-def adopt_rows(jobs: Jobs, digests: Mapping[int, str], earlier: Iterable[tuple[str, Row]]) -> list[Job]:
+def adopt_rows(
+    jobs: Jobs,
+    digests: Mapping[int, str],
+    earlier: Iterable[tuple[str, Row]],
+    trusted: Collection[str] = (),
+) -> list[Job]:
     """
     Resume the jobs of earlier plans whose input the new plan has, too.
 
     :param jobs: the new plan, with all that storage knows of it.
     :param digests: the fingerprint of each of its inputs.
     :param earlier: the same of the inputs of earlier plans, with their rows.
+    :param trusted: the jobs in these rows that are certainly of this task run.
     :return: the jobs that no input of the new plan uses. Those that run are to be canceled.
     """
     waiting: defaultdict[str, list[Row]] = defaultdict(list)
@@ -308,18 +318,18 @@ def adopt_rows(jobs: Jobs, digests: Mapping[int, str], earlier: Iterable[tuple[s
         owners = {job.id: jobs.table.input_of[job.id] for job in row.jobs if job.id in jobs.table.input_of}
         for job in row.jobs:
             if job.id in owners:
-                jobs.table.merge_job(owners[job.id], job)
+                jobs.table.merge_job(owners[job.id], job, is_trusted=job.id in trusted)
         rest = replace(row, jobs=tuple(job for job in row.jobs if job.id not in owners))
         equal = [number for number in owners.values() if digests.get(number) == digest]
         if equal:  # the new plan was an earlier one, too, and other plans came between
-            jobs.adopt(equal[0], rest)
+            jobs.adopt(equal[0], rest, trusted)
         elif rest != Row():
             waiting[digest].append(rest)
     for rows in waiting.values():
         rows.sort(key=lambda row: _usefulness(row, jobs.since))
     for number in jobs.inputs(*SUBMITTABLE):
         if rows := waiting.get(digests[number], []):
-            jobs.adopt(number, rows.pop())
+            jobs.adopt(number, rows.pop(), trusted)
     return [job for rows in waiting.values() for row in rows for job in row.jobs]
 
 

@@ -621,12 +621,15 @@ def test_an_attempt_killed_while_deferred_is_resumed(
 
 @pytest.mark.parametrize("echo", [b'"prompt": "?"', b'"prompt": null'], ids=["other", "left out"])
 @pytest.mark.parametrize("kind", [STORED, TABLE])
+@pytest.mark.parametrize("is_changed", [False, True], ids=["same", "another order"])
 def test_a_service_that_returns_other_inputs_is_no_reason_to_buy_again(
-    make: Make, monkeypatch: pytest.MonkeyPatch, kind: str, echo: bytes, mode: bool
+    make: Make, monkeypatch: pytest.MonkeyPatch, kind: str, echo: bytes, mode: bool, *, is_changed: bool
 ) -> None:
     task = make(kind, inputs(seconds=0.4), deferrable=True)
     task.store = None
     task.attempt_until_deferred()
+    if is_changed:
+        task.given = inputs(seconds=0.4)[::-1]
     transport, edits = RunGenHook.transport, []
 
     def edit(*request: Any) -> Any:
@@ -640,6 +643,7 @@ def test_a_service_that_returns_other_inputs_is_no_reason_to_buy_again(
     assert sum(edits)
     assert set(task.bought.values()) == {1}
     assert task.ends == {"COMPLETED": COUNT}
+    assert (task.ti.xcoms["usage"]["jobs"], task.ti.xcoms["usage"]["reused"]) == (COUNT, 0)
 
 
 @pytest.mark.parametrize("kind", [BATCH, STORED])

@@ -68,8 +68,8 @@ def test_the_provider_names_the_plugin_that_the_entry_point_loads() -> None:
 def test_the_tab_is_shown_for_each_operator() -> None:
     modules = [import_module("airflow_provider_rungen.decorators")]
     for package in (operators, sensors):
-        names = iter_modules(package.__path__, f"{package.__name__}.")
-        modules += [import_module(module.name) for module in names]
+        found = iter_modules(package.__path__, f"{package.__name__}.")
+        modules += [import_module(module.name) for module in found]
     classes = [each for module in modules for each in vars(module).values() if isinstance(each, type)]
     names = {each.__name__ for each in classes if issubclass(each, RunGenBaseOperator)}
     assert sorted(names - {"RunGenBaseOperator", "RunGenBaseSensor"}) == sorted(OPERATORS)

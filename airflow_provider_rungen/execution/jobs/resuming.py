@@ -143,7 +143,8 @@ class Resuming:
             pairs = [("" if planned is None else planned[number], row) for number, row in numbered]
             not_adopted = set(known.table.input_of)
             if app_id == self._app_id:
-                not_adopted = {job.id for job in adopt_rows(task_log.jobs, digests, pairs)}
+                trusted = not_adopted - known.table.unchecked
+                not_adopted = {job.id for job in adopt_rows(task_log.jobs, digests, pairs, trusted)}
                 task_log.jobs.submitted_by = max(task_log.jobs.submitted_by, known.submitted_by)
             for digest, row in pairs:
                 for job in row.jobs:
