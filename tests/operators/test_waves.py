@@ -658,6 +658,33 @@ def test_jobs_that_changed_inputs_do_not_want_are_canceled_and_billed(make: Make
     assert (usage["jobs"], usage["failed"], usage["completed"]) == (unwanted + 3, unwanted, 3)
 
 
+def test_jobs_that_ended_before_their_inputs_were_gone_are_billed_with_their_seconds(make: Make) -> None:
+    task = make(BATCH, inputs(seconds=0.4), deferrable=True)
+    task.attempt_until_deferred()
+    unwanted = len(task.jobs)
+    task.scale(100)
+    give_up_at = time.monotonic() + 60
+    while task.ends != {"COMPLETED": unwanted}:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+    task.given = [{"prompt": "another", "emulator": {"seconds": 0.4}}]
+    assert task.attempt(deferrable=False).error is None
+    usage = task.ti.xcoms["usage"]
+    assert (usage["jobs"], usage["failed"], usage["completed"]) == (unwanted + 1, 0, unwanted + 1)
+    assert usage["execution_seconds"] == pytest.approx(0.4 * (unwanted + 1), rel=0.2)
+
+
+def test_a_submission_of_unknown_fate_is_named_though_its_input_is_gone(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = make(BATCH, inputs(4, seconds=0.1), on_unknown_submission="resubmit")
+    task.emulator.service.inject(Fault(on="run", kind="reset_after"))
+    assert task.attempt().error is not None
+    task.given = [{"prompt": "another", "emulator": {"seconds": 0.1}}]
+    assert task.attempt().error is None
+    assert "Fate unknown: jobs may exist for 1 of the inputs that are gone" in caplog.text
+
+
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_a_job_that_the_service_does_not_know_yet_is_resumed_though_inputs_were_added(
     make: Make, monkeypatch: pytest.MonkeyPatch, kind: str

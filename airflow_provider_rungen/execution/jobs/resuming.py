@@ -90,6 +90,17 @@ class _Unwanted:
         return self.job.state is JobState.OPEN and not self.job.is_shared
 
 
+def _warn_of_unknown(app_id: str, gone: Sequence[rows.Row]) -> None:
+    """Name the app if inputs that are gone may have jobs whose ids are not known."""
+    unknown = sum(any(intent.refusal is None for intent in row.intents) for row in gone)
+    if unknown:
+        log.warning(
+            "Fate unknown: jobs may exist for %d of the inputs that are gone, and nobody waits for them. "
+            "Look at the jobs of app %s",
+            *(unknown, app_id),
+        )
+
+
 class Resuming:
     """
     Resumes what earlier attempts left.
@@ -141,6 +152,8 @@ class Resuming:
                 )
             numbered = sorted(known.table.rows.items())
             pairs = [("" if planned is None else planned[number], row) for number, row in numbered]
+            wanted = set(digests.values()) if app_id == self._app_id else set()
+            _warn_of_unknown(app_id, [row for digest, row in pairs if digest not in wanted])
             not_adopted = set(known.table.input_of)
             if app_id == self._app_id:
                 trusted = not_adopted - known.table.unchecked
@@ -159,14 +172,32 @@ class Resuming:
         running = [each for each in unwanted if each.may_run]
         if running:
             log.info("Inputs or app changed: jobs of the last attempt are not resumed")
-        if self._run.options.cancel_on_kill:
-            for app_id in dict.fromkeys(each.app_id for each in running):
-                self._cancel(app_id, self._ours([each for each in running if each.app_id == app_id]))
+        ends: dict[str, Job] = {}
+        for app_id in dict.fromkeys(each.app_id for each in running):
+            ours = self._ours([each for each in running if each.app_id == app_id])
+            if self._run.options.cancel_on_kill:
+                self._cancel(app_id, ours)
+            self._note_ends(app_id, [each for each in ours if each not in self._run.wait.canceled], ends)
         canceled = self._run.wait.canceled
-        self._log.jobs.bill(
-            replace(each.job, state=JobState.CANCELED) if each.job.id in canceled else each.job
-            for each in unwanted
-        )
+        for each in unwanted:
+            job = each.job
+            if job.id in canceled:
+                job = replace(job, state=JobState.CANCELED)
+            elif (end := ends.get(job.id)) is not None:
+                job = replace(job, state=ENDS[end.status], seconds=end.execution_time)
+            self._log.jobs.bill([job])
+
+    def _note_ends(self, app_id: str, job_ids: Sequence[str], ends: dict[str, Job]) -> None:
+        """Note those of some jobs that have ended, as far as the service answers."""
+
+        def note(job_id: str, outcome: Job | RunGenError) -> None:
+            if isinstance(outcome, Job) and outcome.is_terminal:
+                ends[job_id] = outcome
+
+        try:
+            self._run.wait.refetch(app_id, job_ids, note, LOOK_TIME)
+        except RunGenError as error:
+            log.warning("%s; it is unknown how jobs ended that no input uses", error.message)
 
     def _ours(self, unwanted: Sequence[_Unwanted]) -> list[str]:
         """Return the jobs of an app that are ours. The service has the inputs of those that may not be."""
