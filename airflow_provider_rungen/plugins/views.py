@@ -92,8 +92,7 @@ async def task_page(gathering: Gathering, urls: Urls, query: Query) -> dict[str,
     more = [*(row.job_id for row in failed if row.job_id)][:_MAX_ASKED] + billing[:_MAX_ASKED]
     view, answers = await _look_up(gathering, urls, rows, more)
     # not in the event loop: there may be many large inputs and results
-    shown = await run_in_threadpool(lambda: [*map(view, rows)])
-    groups = await run_in_threadpool(lambda: group_failures(map(view, failed)))
+    shown, groups = await run_in_threadpool(lambda: ([*map(view, rows)], group_failures(map(view, failed))))
     if not jobs.is_counted:
         gathering.notices.append(_TOO_MANY if task.is_moving else _UNCOUNTED)
     if ledger := task.page.new_ledger:
