@@ -262,26 +262,11 @@ def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow
     return record.settled(before, (yield Sleep(0)))
 
 
-def raise_workers(app_id: str, wanted: int, before: int | None, *, retry_budget: float) -> Flow[App]:
-    """
-    Raise the number of an app's workers; once more if an answer names none, and the app has what it had.
-
-    :param before: the number that it had, where that is known.
-    :param retry_budget: seconds after which a request that fails is not sent again.
-    """
-    scale = partial(scale_app, app_id, wanted, retry_budget=retry_budget)
-    app = yield from outlast(app_id, scale, within=retry_budget)
-    if app.active_workers is None:  # the answer may be that of a gateway
-        yield Sleep(PAUSE)
-        if workers_of((yield from ask_app(app_id))) == before not in (None, wanted):
-            app = yield from outlast(app_id, scale, within=retry_budget)
-    return app
-
-
 def set_workers(
     app_id: str,
     active_workers: int,
     *,
+    before: int | None = None,
     poll_interval: float = PAUSE,
     within: float = CONFIRM_TIME,
     retry_budget: float = RETRY_BUDGET,
@@ -289,6 +274,7 @@ def set_workers(
     """
     Set the number of an app's workers, again until an answer confirms it, where answers name a number.
 
+    :param before: the number that it had, to leave it to a third that somebody else sets meanwhile.
     :param poll_interval: seconds between two attempts, `PAUSE` at most.
     :param within: seconds after which no further attempt is made.
     :param retry_budget: seconds after which a request that fails is not sent again.
@@ -302,7 +288,8 @@ def set_workers(
         app = yield from outlast(app_id, scale, within=within)
         if app.active_workers != active_workers:  # the answer may be old, or name no number
             app = yield from outlast(app_id, partial(get_app, app_id), within=within)
-        if app.active_workers in (None, active_workers):
+        has = workers_of(app)
+        if has in (None, active_workers) or before not in (None, has):
             return app
         now = yield Sleep(0)
         if now >= deadline:

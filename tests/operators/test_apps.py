@@ -40,6 +40,8 @@ from airflow_provider_rungen.operators import (
     RunGenDeleteAppOperator,
     RunGenScaleAppOperator,
 )
+from airflow_provider_rungen.execution.apps.block import read_scale_record
+from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 from airflow_provider_rungen.sensors import RunGenAppSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -85,7 +87,7 @@ class Gpu(Stage):
 
     def tell(self, on: str = "get_app", times: int | None = 1, skip: int = 0, **told: Any) -> None:
         """Make the service answer with this, and do nothing."""
-        self.fault(on, status=200, body={"id": APP, **told}, times=times, skip=skip)
+        self.fault(on, status=200, body={"id": APP} | told, times=times, skip=skip)
 
     @property
     def sent(self) -> list[Any]:
@@ -154,7 +156,10 @@ def test_an_app_that_is_there_already_is_sent_nothing(gpu: Gpu) -> None:
     assert gpu.sent == []
 
 
-@pytest.mark.parametrize("body", [{}, {"status": "error"}])
+STILL_DOWN = {"id": APP, "status": "STOPPED", "configuration": {"active_workers": 0}}
+
+
+@pytest.mark.parametrize("body", [{}, {"status": "error"}, STILL_DOWN])
 def test_a_number_that_was_not_set_is_sent_again(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, body: Any
 ) -> None:
@@ -162,6 +167,19 @@ def test_a_number_that_was_not_set_is_sent_again(
     gpu.fault("update_app", status=200, body=body)
     assert gpu.scale().value == APP
     assert gpu.sent == [2, 2]
+
+
+@MODES
+def test_a_number_that_is_taken_and_never_set_is_not_billed(gpu: Gpu, deferrable: bool) -> None:
+    gpu.tell("update_app", times=None, **STILL_DOWN)
+    outcome = gpu.run(scale_op(timeout=0.5, deferrable=deferrable))
+    assert isinstance(outcome.error, RunGenAppTimeoutError)
+    assert "took the request and did not do it" in str(outcome.error)
+    assert "Raise timeout" not in str(outcome.error)
+    record = read_scale_record(outcome.xcoms[SCALED_KEY])
+    assert record is not None
+    assert record.history.worker_seconds(time.time()) == 0
+    assert set(gpu.sent) == {2, 0}
 
 
 @pytest.mark.parametrize("before", [0, 1, 5])

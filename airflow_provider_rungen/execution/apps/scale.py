@@ -13,11 +13,11 @@ from typing import Any
 from airflow_provider_rungen._airflow import TaskDeferred
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.scaling import (
+    CONFIRM_TIME,
     AppTarget,
     LoweredError,
     ask_app,
     get_app_to_raise,
-    raise_workers,
     restore_workers,
     set_workers,
 )
@@ -127,19 +127,31 @@ class ScaleRun(TaskRun[Any]):
             return True
         # that it has none may be old news: only a request makes sure that nothing is billed
         self._save(replace(record, active_workers=max(wanted, most or 0) or None, sent_at=now))
-        self._note(record.confirmed(self._send(record, deadline)))
+        if (since := self._send(record, deadline)) is not None:
+            self._note(record.confirmed(since))
         self.guard.check()  # a kill may have come while Airflow was asked
         return record.was_raised
 
-    def _send(self, record: ScaleRecord, deadline: float) -> float:
-        """Set the number, and return the first time (seconds since 1970) at which that may have happened."""
+    def _send(self, record: ScaleRecord, deadline: float) -> float | None:
+        """
+        Set the number.
+
+        :return: the first time (seconds since 1970) at which that may have happened; ``None`` if the service
+            takes the request to raise it and shows the old number, which may yet change.
+        """
         app_id, wanted, since = record.app_id, record.active_workers or 0, time.time()
+        limits: dict[str, Any] = {"poll_interval": self.task.poll_interval}
+        if record.was_raised:
+            left = max(deadline - since, 0)
+            limits |= {"before": record.before, "within": min(CONFIRM_TIME, left / 2)}
+            limits |= {"retry_budget": min(RETRY_BUDGET, left)}
         try:
+            app = self.hook.perform(set_workers(app_id, wanted, **limits))
+        except RunGenAppTimeoutError as error:
             if not record.was_raised:
-                self.hook.perform(set_workers(app_id, wanted, poll_interval=self.task.poll_interval))
-                return since
-            budget = min(RETRY_BUDGET, max(deadline - since, 0))
-            app = self.hook.perform(raise_workers(app_id, wanted, record.before, retry_budget=budget))
+                raise
+            log.warning("%s, though the service takes the request", error.message)
+            return None
         except RunGenError as error:
             # refused, but perhaps not the first time it was sent, when the answer was lost
             is_refused = isinstance(error, RunGenAPIError) and 400 <= error.status_code < 500
@@ -239,13 +251,14 @@ class ScaleRun(TaskRun[Any]):
                     self._note(self._record.settled(error.active_workers, time.time()))
                 raise
             except BaseException as error:
+                hint = f"Raise timeout (now {format_duration(self.task.timeout)}) if it needs longer"
+                if self._record.was_raised and self._record.sent_at is not None:
+                    hint = "The service took the request and did not do it: look at the app in its console"
                 self._restore(error)
                 if self._is_to_restore and isinstance(error, RunGenError):
                     error.retryable = True  # the next attempt resumes with the app, or restores it
                 if isinstance(error, RunGenAppTimeoutError):
-                    error.hint = (
-                        f"Raise timeout (now {format_duration(self.task.timeout)}) if it needs longer"
-                    )
+                    error.hint = hint
                 raise
 
 
