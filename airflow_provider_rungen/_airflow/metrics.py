@@ -51,11 +51,16 @@ def count_request(request: Request, response: Response | None) -> None:
         incr("jobs.submitted")
 
 
+def count_end(job: Job) -> None:
+    """Count a job that has ended by its status."""
+    incr(f"jobs.{job.status.lower()}")
+
+
 def counting(take: Callable[[Job], Job]) -> Callable[[Job], Job]:
     """Return a function that counts a job by its status, and then calls ``take``, which may reduce it."""
 
     def count_and_take(job: Job) -> Job:
-        incr(f"jobs.{job.status.lower()}")
+        count_end(job)
         return take(job)
 
     return count_and_take

@@ -21,7 +21,7 @@ from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
 from airflow_provider_rungen.execution.task.outcomes import GO_ON, are_all_over, format_ranges
-from airflow_provider_rungen.execution.task.report import Usage
+from airflow_provider_rungen.execution.task.report import Usage, report_usage
 from airflow_provider_rungen.execution.task.xcom_keys import MAX_PAGE_JOBS, PAGE_KEY, USAGE_KEY
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import (
@@ -108,6 +108,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     def _fired(self, event: dict[str, Any]) -> TriggerEvent:
         used = self._usage.to_json()
         if self.end_from_trigger and are_all_over(event) and used["completed"] == used["jobs"]:
+            report_usage(used)
             return TaskSuccessEvent(xcoms={USAGE_KEY: used})
         return TriggerEvent(event)
 

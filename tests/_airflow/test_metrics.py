@@ -8,6 +8,7 @@ import inspect
 import logging
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,11 +18,12 @@ from typing import Any
 import pytest
 from conftest import FakeStore, FakeTaskInstance, run_task
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_2_PLUS, metrics
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_2_PLUS, AIRFLOW_V_3_3_PLUS, metrics
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenConnectionError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
+from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
@@ -150,6 +152,26 @@ def test_what_jobs_used_is_counted(
     assert counted(sent, *(f"rungen.usage.{name}" for name in usage)) == [3, 2, 1, 0, 2], "1.8 s"
     # each job once, in one of the two
     assert counted(sent, "rungen.jobs.completed", "rungen.jobs.failed") == [2, 1]
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="tasks end in the triggerer from Airflow 3.3 on")
+def test_a_task_that_ends_in_the_triggerer_is_counted_there_without_a_dag_too(
+    rungen_emulator: Emulator, context: Any, sent: Sent
+) -> None:
+    assert run_task(run(deferrable=True, end_from_trigger=True), context).error is None
+    assert counted(sent, "rungen.usage.jobs", "rungen.usage.completed") == [1, 1]
+
+
+def test_a_job_is_counted_once_however_often_a_sensor_is_rescheduled(
+    rungen_emulator: Emulator, context: Any, sent: Sent
+) -> None:
+    with RunGenHook() as hook:
+        job_ids = [hook.run_job(input={"prompt": "x", "emulator": {"seconds": n}}).id for n in (0, 0.5)]
+    for _ in range(200):
+        if RunGenJobSensor(task_id="wait", job_id=job_ids, mode="reschedule").poke(context):
+            break
+        time.sleep(0.02)
+    assert counted(sent, "rungen.jobs.completed") == [2]
 
 
 def test_requests_are_counted_by_their_status(rungen_emulator: Emulator, sent: Sent) -> None:

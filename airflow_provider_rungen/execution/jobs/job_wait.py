@@ -49,8 +49,8 @@ class JobWait:
         self._poller: JobPoller | None = None
         self._on_finished: Callable[[Job], Job] = identity
         self._shared: Collection[str] = ()
-        # the jobs whose ends a trigger has counted
-        self._counted: set[str] = set()
+        #: The jobs whose ends a trigger has counted, or somebody else.
+        self.counted: set[str] = set()
         # the jobs that have ended, and whose result could not be taken
         self._not_taken: list[Job] = []
         self._pauses = growing_pauses(FIRST_INTERVAL, self._options.poll_interval)
@@ -100,7 +100,7 @@ class JobWait:
         :raises RunGenError: an error that no waiting can change, and that is not one of a single job.
         """
         self._shared = frozenset(shared)
-        self._counted |= set(ended)
+        self.counted |= set(ended)
         wait = self.begin(app_id, job_ids, on_finished, visible_by, goal)
         if not wait.goal.is_reached(len(wait.waiting)):
             defer_at = self._defer_at if may_defer and self._options.deferrable else math.inf
@@ -148,7 +148,7 @@ class JobWait:
         task = self._run.task
         if not self._options.end_from_trigger or not AIRFLOW_V_3_3_PLUS or task.outlets:
             return False
-        return next(iter(task.iter_mapped_dependants()), None) is None
+        return not task.has_dag() or next(iter(task.iter_mapped_dependants()), None) is None
 
     def perform(self, flow: Flow[T], job_ids: Collection[str]) -> T:
         """Perform a flow that is about these jobs: with requests side by side if they are many."""
@@ -157,8 +157,8 @@ class JobWait:
 
     def _keep(self, job: Job) -> Job:
         # the service has reported how it ended, and no trigger has counted it
-        if job.cause is None and job.id not in self._counted:
-            metrics.incr(f"jobs.{job.status.lower()}")
+        if job.cause is None and job.id not in self.counted:
+            metrics.count_end(job)
         try:
             return self._on_finished(job)
         except RunGenError:

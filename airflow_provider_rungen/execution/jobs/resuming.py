@@ -90,8 +90,8 @@ class _Unwanted:
         return self.job.state is JobState.OPEN and not self.job.is_shared
 
 
-def _warn_of_unknown(app_id: str, gone: Sequence[rows.Row]) -> None:
-    """Name the app if inputs that are gone may have jobs whose ids are not known."""
+def _count_unknown(app_id: str, gone: Sequence[rows.Row]) -> int:
+    """Return how many inputs that are gone may have jobs whose ids are not known, and name the app."""
     unknown = sum(any(intent.refusal is None for intent in row.intents) for row in gone)
     if unknown:
         log.warning(
@@ -99,6 +99,7 @@ def _warn_of_unknown(app_id: str, gone: Sequence[rows.Row]) -> None:
             "Look at the jobs of app %s",
             *(unknown, app_id),
         )
+    return unknown
 
 
 class Resuming:
@@ -114,6 +115,8 @@ class Resuming:
         self._app_id = run.task_log.app_id
         #: The jobs that the service does not know. Their outputs may be stored.
         self.lost: list[str] = []
+        # inputs of earlier plans only, of which it is unknown whether they have a job
+        self._unknown_gone = 0
 
     # --- jobs of earlier plans ---
 
@@ -153,7 +156,8 @@ class Resuming:
             numbered = sorted(known.table.rows.items())
             pairs = [("" if planned is None else planned[number], row) for number, row in numbered]
             wanted = set(digests.values()) if app_id == self._app_id else set()
-            _warn_of_unknown(app_id, [row for digest, row in pairs if digest not in wanted])
+            gone = [row for digest, row in pairs if digest not in wanted]
+            self._unknown_gone += _count_unknown(app_id, gone)
             not_adopted = set(known.table.input_of)
             if app_id == self._app_id:
                 trusted = not_adopted - known.table.unchecked
@@ -227,18 +231,20 @@ class Resuming:
         :raises RunGenSubmissionUnknownError: there are some, and ``on_unknown_submission`` is ``fail``.
         """
         unknown = self._log.jobs.inputs(InputState.UNKNOWN)
-        if not unknown:
-            return
         is_single, app_id = self._log.state.count == 1, self._app_id
-        if self._run.options.on_unknown_submission == "fail" and not self._log.home.is_cleared:
+        may_exist = len(unknown) + self._unknown_gone
+        if may_exist and self._run.options.on_unknown_submission == "fail" and not self._log.home.is_cleared:
+            first = f"the first is inputs[{unknown[0]}]" if unknown else "which are gone from the inputs"
             message = (
                 f"Fate unknown: an earlier attempt may have created the job {format_ids(app_id)}"
-                if is_single
+                if is_single and unknown
                 else f"Fate unknown: an earlier attempt may have created jobs of app {app_id} for up to "
-                f"{len(unknown)} inputs (the first is inputs[{unknown[0]}])"
+                f"{may_exist} inputs ({first})"
             )
             hint = self._run.report.how_to_submit_again
             raise RunGenSubmissionUnknownError(message, hint=hint, retryable=False)
+        if not unknown:
+            return
         if is_single:
             log.warning(
                 "Fate unknown: an earlier attempt may have created the job. Submitting it again, which may "
