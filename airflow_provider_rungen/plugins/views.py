@@ -43,6 +43,7 @@ _MAX_ASKED = 40
 # Files of a job on the page of its task.
 _OUTPUTS_OF_JOB = 13
 _UNSTORED = "The files of these jobs are only at RunGen. Set destination on the task to store and see them."
+_NO_FILES = "Its files are only at RunGen, until a task with a destination stores them."
 _NOT_THERE = "Some files are not in {place}. They were not stored, or were moved or removed since."
 _NEW_LEDGER = "The ledger {ledger} was new, so that nothing was reused."
 _UNCOUNTED = "The last attempt did not record its end, so that only the rows of this page are known."
@@ -273,6 +274,7 @@ def job_view(
     count = 0 if manifest is None else len(manifest.outputs)
     start, most = (0, _OUTPUTS_OF_JOB) if page is None else ((page - 1) * PAGE_SIZE, PAGE_SIZE)
     files = [] if manifest is None else stored_files(manifest, start, start + most)
+    is_bare = manifest is None and bool(find_outputs(result, 1))
     return replace(
         row,
         status=status,
@@ -293,7 +295,7 @@ def job_view(
             for number, file in enumerate(files, start)
         ],
         more_outputs=count - len(files) if page is None else 0,
-        text=None if count else find_text(result) or first_fields(result),
+        text=_NO_FILES if is_bare else None if count else find_text(result) or first_fields(result),
         cost=cost(task.page.price, seconds, JOB_DIGITS),
         href=urls.job(task, row.job_id, row=row.index) if row.job_id else "",
     )

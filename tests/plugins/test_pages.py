@@ -51,6 +51,8 @@ def test_stored_pictures_are_shown_and_served(world: World) -> None:
 def test_without_a_destination_the_page_says_how_to_see_pictures(world: World) -> None:
     page = world.get(run_batch(world, destination=None))
     assert "Set destination" in page.text
+    assert "Its files are only at RunGen" in page.text
+    assert "images" not in page.text, "the JSON of the result"
     assert not links(page.text, "/files/")
 
 
