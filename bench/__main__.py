@@ -12,6 +12,7 @@ from types import ModuleType
 
 from bench import gaps, imports, page, reader, real_airflow, simulate, submits, tables, watching
 from bench.processes import ROOT
+from compat.environments import measured_at
 
 # Each module has `measure`, and its docstring is the text of the page. The number is that of the rounds.
 MEASURES: dict[str, tuple[ModuleType, int]] = {
@@ -39,7 +40,7 @@ def main() -> None:
             print(f"{time.strftime('%H:%M:%S')}  {name} ...", flush=True)
             rows = list(module.measure(rounds, 0.1 if given.quick else 1.0))
             print(*rows, sep="\n", flush=True)
-            measured[name] = page.as_json(time.strftime("%Y-%m-%d"), rounds, rows)
+            measured[name] = page.as_json(measured_at(), rounds, rows)
             # at once: what comes next may fail
             page.write(measured, texts(), given.out)
 

@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ AIRFLOWS = {
 PRE_RELEASES = {"3.4": "3.4.0b2"}
 PYTHONS = ("3.11", "3.12", "3.13")
 _INSTALL_TIMEOUT = 1800
+
+
+def measured_at() -> str:
+    """Return the day, and the commit that is checked out."""
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    return f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}"
 
 
 class CompatError(Exception):

@@ -6,13 +6,12 @@ import importlib.metadata
 import json
 import platform
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from compat.environments import own_dependencies
+from compat.environments import measured_at, own_dependencies
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,7 +65,7 @@ class Recorder:
         record = {
             "airflow": importlib.metadata.version("apache-airflow"),
             "python": platform.python_version(),
-            "day": f"{datetime.now(UTC):%Y-%m-%d}",
+            "day": measured_at(),
             "dependencies": ours,
             "passed": counts["passed"],
             "failed": counts["failed"],

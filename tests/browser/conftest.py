@@ -6,20 +6,33 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_provider_rungen.emulator import Emulator
+from compat.environments import ROOT, measured_at
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
+IMAGES = ROOT / "docs" / "images"
 KEY = "a-key-that-must-appear-nowhere"
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 ]
+
+
+def keep_picture(shown: Page | Locator, name: str, **options: Any) -> None:
+    """Make a picture of the docs."""
+    shown.screenshot(path=IMAGES / f"{name}.png", **options)
+    note_pictures()
+
+
+def note_pictures() -> None:
+    """Write down when the pictures of the docs were made, and of what."""
+    (IMAGES / "made.txt").write_text(f"Pictures: `make test-browser`, {measured_at()}.\n")
 
 
 @pytest.fixture(scope="module")

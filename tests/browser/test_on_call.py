@@ -24,12 +24,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from airflow_instance import AirflowError, AirflowInstance
 
-from browser.conftest import KEY
+from browser.conftest import KEY, keep_picture
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 DAGS = Path(__file__).with_name("on_call_dags")
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
 APP = "flux-schnell"
 OVER = ("success", "failed", "upstream_failed")
 
@@ -152,7 +151,7 @@ def test_a_task_that_failed_says_why(failed: Night, page: Page, tmp_path: Path, 
     assert KEY not in page.content()
     page.screenshot(path=tmp_path / f"{dag_id}.png")
     if dag_id == "timed_out":
-        page.screenshot(path=IMAGES / "failed.png", clip={"x": 0, "y": 0, "width": 1100, "height": 560})
+        keep_picture(page, "failed", clip={"x": 0, "y": 0, "width": 1100, "height": 560})
 
 
 def test_a_retry_that_runs_says_why_the_last_attempt_failed(

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parents[1] / "pages"))
 import samples
 
+from browser.conftest import keep_picture
+
 pytestmark = pytest.mark.browser
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; media-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'"
@@ -210,4 +211,4 @@ def test_a_contact_sheet_opens_from_a_folder(page: Page, folder: Path, complaint
     page.wait_for_load_state("networkidle")
     assert page.evaluate("[...document.images].slice(0, 4).every((image) => image.naturalWidth > 0)")
     assert complaints == []
-    page.screenshot(path=IMAGES / "contact-sheet.png")
+    keep_picture(page, "contact-sheet")

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from airflow_instance import AirflowError, AirflowInstance
 
-from browser.conftest import KEY
+from browser.conftest import KEY, keep_picture
 from compat.environments import AIRFLOWS, Environment
 
 # a new environment takes minutes
@@ -33,7 +33,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 INSTALLED = "installed"
 DAGS = Path(__file__).with_name("pages_dags")
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
 PASSWORDS = {"admin": "for-the-admin", "viewer": "for-the-viewer"}
 
 
@@ -112,7 +111,7 @@ def log_in(page: Page, airflow: AirflowInstance, user: str, url: str) -> None:
 def take(version: str, page: Page, name: str) -> None:
     """Renew a picture of the documentation, from the Airflow that is installed."""
     if version == INSTALLED:
-        page.screenshot(path=IMAGES / f"{name}.png")
+        keep_picture(page, name)
 
 
 def start(airflow: AirflowInstance, dag_id: str, until: str, *, has_page: bool = True) -> str:

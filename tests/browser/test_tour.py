@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from airflow_instance import AirflowInstance
 from demo import change_two_colors, format_summary
 
+from browser.conftest import note_pictures
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
@@ -113,4 +115,5 @@ def test_a_tour_of_ten_seconds(page: Page, airflow: AirflowInstance, tmp_path: P
     assert len(seen) > 1
     target = ROOT / "docs" / "images" / "tour.gif"
     film.save(target)
+    note_pictures()
     assert target.stat().st_size < MAX_BYTES

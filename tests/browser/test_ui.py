@@ -26,12 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from airflow_instance import AirflowInstance
 
-from browser.conftest import KEY
+from browser.conftest import KEY, keep_picture
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
-IMAGES = ROOT / "docs" / "images"
 APP = "flux-schnell"
 DAG_ID = "rungen_first_job"
 TASKS = ("paint",)
@@ -131,7 +130,7 @@ def test_the_form_labels_explains_and_masks_its_fields(connections: Connections,
     form.get_by_label("API key").fill(KEY)
     expect(form.get_by_label("API key")).to_have_attribute("type", "password")
     page.mouse.move(0, 0)
-    form.screenshot(path=IMAGES / "connection.png")
+    keep_picture(form, "connection")
     for name, field in _fields().items():
         expect(connections.show(name)).to_be_attached()
         row = form.get_by_role("group").filter(has=page.locator(_field(name)))
@@ -221,14 +220,14 @@ def test_the_first_job_from_the_connection_to_its_link(
     for task_id in TASKS:
         expect(page.locator(f'[data-id="{task_id}"]')).to_contain_text("success", timeout=150_000)
     expect(page.get_by_text("Running", exact=True)).to_have_count(0, timeout=60_000)  # the run, too
-    page.screenshot(path=IMAGES / "run.png")
+    keep_picture(page, "run")
     [job] = emulator.service.jobs()
     assert job["status"] == "COMPLETED"
     page.get_by_role("button", name="Show Grid").click()
     page.goto(f"{run}/tasks/paint/details")
     link = page.get_by_role("link", name="RunGen job")
     expect(link).to_be_visible()
-    page.screenshot(path=IMAGES / "link.png")
+    keep_picture(page, "link")
     assert KEY not in page.content()
     details = page.url
     page.get_by_role("link", name="RunGen results").click()
@@ -236,7 +235,7 @@ def test_the_first_job_from_the_connection_to_its_link(
     picture = page.locator("img").first
     expect(picture).not_to_have_js_property("naturalWidth", 0)
     # without what comes below: the path of the pictures on this machine
-    page.screenshot(path=IMAGES / "first-job.png", clip={"x": 0, "y": 0, "width": 1100, "height": 736})
+    keep_picture(page, "first-job", clip={"x": 0, "y": 0, "width": 1100, "height": 736})
     assert KEY not in page.content()
     page.goto(details)
     link.click()

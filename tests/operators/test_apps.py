@@ -33,15 +33,15 @@ from airflow_provider_rungen.exceptions import (
     RunGenForbiddenError,
     RunGenInputError,
 )
+from airflow_provider_rungen.execution.apps.block import read_scale_record
 from airflow_provider_rungen.execution.apps.lifecycle import whole_number
 from airflow_provider_rungen.execution.task import attempts
+from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 from airflow_provider_rungen.operators import (
     RunGenCreateAppOperator,
     RunGenDeleteAppOperator,
     RunGenScaleAppOperator,
 )
-from airflow_provider_rungen.execution.apps.block import read_scale_record
-from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 from airflow_provider_rungen.sensors import RunGenAppSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
