@@ -156,7 +156,7 @@ def test_an_app_that_is_there_already_is_sent_nothing(gpu: Gpu) -> None:
     assert gpu.sent == []
 
 
-STILL_DOWN = {"id": APP, "status": "STOPPED", "configuration": {"active_workers": 0}}
+STILL_DOWN: dict[str, Any] = {"id": APP, "status": "STOPPED", "configuration": {"active_workers": 0}}
 
 
 @pytest.mark.parametrize("body", [{}, {"status": "error"}, STILL_DOWN])
