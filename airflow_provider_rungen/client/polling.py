@@ -9,7 +9,13 @@ from dataclasses import InitVar, dataclass, field
 
 from airflow_provider_rungen.client import poll_state, retry
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
-from airflow_provider_rungen.client.job_poller import JobPoller, concerns_one_job, failed_by, strip_payloads
+from airflow_provider_rungen.client.job_poller import (
+    JobPoller,
+    concerns_one_job,
+    failed_by,
+    identity,
+    strip_payloads,
+)
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages
@@ -305,26 +311,29 @@ def fetch_known_jobs(
     poller = JobPoller(app_id, log_outages, take, watches_queue=False, batch_size=MAX_FETCHES, takes_all=True)
     poller.add(job_ids, now := (yield Sleep(0)))
     poller.outages.answered_at = now
-    while poller.waiting:
-        give_up_at = poller.outages.answered_at + within
-        yield from poller.poll_once(None, give_up_at - now)
-        if refused:
-            raise refused[0]
-        is_last, give_up_at = now >= give_up_at, poller.outages.answered_at + within
-        lost = {
-            job_id: failure
-            for job_id, state in poller.waiting.items()
-            if (is_last or state.not_before >= give_up_at)
-            and (failure := state.failure or poller.outages.last_failure) is not None
-        }
-        for job_id, error in (lost | poller.errors).items():
-            on_outcome(job_id, error)
-        poller.forget([*lost, *poller.errors, *poller.finished])
-        if poller.waiting:
-            is_in_doubt = any(state.is_in_doubt for state in poller.waiting.values())
-            pause = min(REFETCH_INTERVAL, retry.GONE_GRACE) if is_in_doubt else 0.0
-            due = min(max(poller.not_before, now + pause), give_up_at)
-            now = yield Sleep(max(due - (yield Sleep(0)), 0))
+    try:
+        while poller.waiting:
+            give_up_at = poller.outages.answered_at + within
+            yield from poller.poll_once(None, give_up_at - now)
+            if refused:
+                raise refused[0]
+            is_last, give_up_at = now >= give_up_at, poller.outages.answered_at + within
+            lost = {
+                job_id: failure
+                for job_id, state in poller.waiting.items()
+                if (is_last or state.not_before >= give_up_at)
+                and (failure := state.failure or poller.outages.last_failure) is not None
+            }
+            for job_id, error in (lost | poller.errors).items():
+                on_outcome(job_id, error)
+            poller.forget([*lost, *poller.errors, *poller.finished])
+            if poller.waiting:
+                is_in_doubt = any(state.is_in_doubt for state in poller.waiting.values())
+                pause = min(REFETCH_INTERVAL, retry.GONE_GRACE) if is_in_doubt else 0.0
+                due = min(max(poller.not_before, now + pause), give_up_at)
+                now = yield Sleep(max(due - (yield Sleep(0)), 0))
+    finally:
+        poller.on_finished = identity  # it refers to the poller, and may hold jobs with their results
 
 
 def job_of(outcome: Job | RunGenError, app_id: str, job_id: str) -> Job:
