@@ -42,6 +42,7 @@ def test_a_tag_of_another_version_is_no_release(tmp_path: Path) -> None:
 def test_the_changelog_begins_with_the_version_of_the_package() -> None:
     [first, *_] = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert first in ("Unreleased", __version__)
+    assert f"airflow_provider_rungen-{__version__}-py3-none-any.whl" in (ROOT / "README.md").read_text()
 
 
 def test_the_badges_are_true() -> None:
