@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.endpoints import cancel_jobs
 from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
@@ -96,8 +95,6 @@ class JobSensorRun(TaskRun[JobOptions]):
             only: Sequence[str] | None = None
             if self._pokes is None:
                 self._pokes, only = self._wait.begin(app_id, job_ids, self._check), job_ids
-                if getattr(self.task, "reschedule", False):
-                    self._wait.counted |= set(job_ids)  # at the last poke: each finds the same jobs ended
                 # a rescheduled sensor has looked at the queue at its first poke
                 self._pokes.poller.watches_queue = not self.context.get("task_reschedule_count")
             wait = self._pokes
@@ -107,9 +104,8 @@ class JobSensorRun(TaskRun[JobOptions]):
                 self.late = error
                 raise
             if is_over:
-                jobs = [wait.finished[job_id] for job_id in job_ids]
-                for job in jobs if getattr(self.task, "reschedule", False) else ():
-                    metrics.count_end(job)
+                # not before: after each reschedule, the same jobs are found to have ended
+                jobs = self._wait.count([wait.finished[job_id] for job_id in job_ids])
                 self._finish(app_id, job_ids, jobs)
                 return True
             # the error of a time-out that may come before the next poke

@@ -158,8 +158,25 @@ def test_what_jobs_used_is_counted(
 def test_a_task_that_ends_in_the_triggerer_is_counted_there_without_a_dag_too(
     rungen_emulator: Emulator, context: Any, sent: Sent
 ) -> None:
-    assert run_task(run(deferrable=True, end_from_trigger=True), context).error is None
-    assert counted(sent, "rungen.usage.jobs", "rungen.usage.completed") == [1, 1]
+    inputs = [{"prompt": "x", "emulator": {"seconds": seconds}} for seconds in (0, 1.5)]
+    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "defer_after": 0.5}
+    batch = RunGenRunBatchOperator(task_id="batch", inputs=inputs, poll_interval=0.05, **options)
+    assert run_task(batch, context).error is None
+    assert counted(sent, "rungen.usage.jobs", "rungen.usage.completed") == [2, 2]
+    # the one that had ended before the deferral, too
+    assert sent.worker.counts["rungen.jobs.completed"] + sent.triggerer.counts["rungen.jobs.completed"] == 2
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_sensor_counts_each_job_once(
+    rungen_emulator: Emulator, context: Any, sent: Sent, ends: bool
+) -> None:
+    with RunGenHook() as hook:
+        given = [{"prompt": "x", "emulator": {"seconds": seconds}} for seconds in (0, 1.5)]
+        job_ids = [hook.run_job(input=each).id for each in given]
+    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": ends, "defer_after": 0.5}
+    assert run_task(RunGenJobSensor(task_id="wait", job_id=job_ids, **options), context).error is None
+    assert sent.worker.counts["rungen.jobs.completed"] + sent.triggerer.counts["rungen.jobs.completed"] == 2
 
 
 def test_a_job_is_counted_once_however_often_a_sensor_is_rescheduled(

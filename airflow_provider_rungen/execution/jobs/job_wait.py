@@ -49,8 +49,8 @@ class JobWait:
         self._poller: JobPoller | None = None
         self._on_finished: Callable[[Job], Job] = identity
         self._shared: Collection[str] = ()
-        #: The jobs whose ends a trigger has counted, or somebody else.
-        self.counted: set[str] = set()
+        # the jobs whose ends a trigger has counted
+        self._counted: set[str] = set()
         # the jobs that have ended, and whose result could not be taken
         self._not_taken: list[Job] = []
         self._pauses = growing_pauses(FIRST_INTERVAL, self._options.poll_interval)
@@ -100,7 +100,7 @@ class JobWait:
         :raises RunGenError: an error that no waiting can change, and that is not one of a single job.
         """
         self._shared = frozenset(shared)
-        self.counted |= set(ended)
+        self._counted |= set(ended)
         wait = self.begin(app_id, job_ids, on_finished, visible_by, goal)
         if not wait.goal.is_reached(len(wait.waiting)):
             defer_at = self._defer_at if may_defer and self._options.deferrable else math.inf
@@ -109,7 +109,7 @@ class JobWait:
             self._moved_at = wait.moved_at
             if not is_over and defer_at <= stop_at:
                 self._hand_over(wait, list(dict.fromkeys(job_ids)), deadline, before_defer)
-        return self._take()
+        return self.count(self._take())
 
     def begin(
         self,
@@ -140,7 +140,14 @@ class JobWait:
     def take_ended(self) -> list[Job]:
         """Return the jobs that have ended, and that no wait has returned: an error ended it before."""
         not_taken, self._not_taken = self._not_taken, []
-        return [*not_taken, *self._take()]
+        return self.count([*not_taken, *self._take()])
+
+    def count(self, jobs: list[Job]) -> list[Job]:
+        """Count jobs that have ended in Airflow's metrics, unless a trigger has, and return them."""
+        for job in jobs:
+            if job.cause is None and job.id not in self._counted:  # the service has reported how it ended
+                metrics.count_end(job)
+        return jobs
 
     @property
     def may_end_from_trigger(self) -> bool:
@@ -156,9 +163,6 @@ class JobWait:
         return (hook.perform_concurrently if len(job_ids) > COUNTER_THRESHOLD else hook.perform)(flow)
 
     def _keep(self, job: Job) -> Job:
-        # the service has reported how it ended, and no trigger has counted it
-        if job.cause is None and job.id not in self.counted:
-            metrics.count_end(job)
         try:
             return self._on_finished(job)
         except RunGenError:
@@ -184,9 +188,11 @@ class JobWait:
         deadline: float,
         before_defer: Callable[[list[Job]], Mapping[str, Any]],
     ) -> NoReturn:
-        more = before_defer(self._take())
+        more = before_defer(ended := self._take())
         poller, goal, now, options = wait.poller, wait.goal, time.time(), self._options
         if not more.get("end_from_trigger"):  # such a trigger must see those that failed, too
+            # one that is given all of a sensor's jobs counts these, too
+            self.count([] if "job_id" in more else ended)
             job_ids = list(wait.waiting)
         is_one = len(job_ids) == 1
         what = format_ids(poller.app_id, job_ids[0] if is_one else "")
