@@ -172,7 +172,7 @@ def test_a_sensor_counts_each_job_once(
     rungen_emulator: Emulator, context: Any, sent: Sent, ends: bool
 ) -> None:
     with RunGenHook() as hook:
-        given = [{"prompt": "x", "emulator": {"seconds": seconds}} for seconds in (0, 1.5)]
+        given: list[Any] = [{"prompt": "x", "emulator": {"seconds": seconds}} for seconds in (0, 1.5)]
         job_ids = [hook.run_job(input=each).id for each in given]
     options: dict[str, Any] = {"deferrable": True, "end_from_trigger": ends, "defer_after": 0.5}
     assert run_task(RunGenJobSensor(task_id="wait", job_id=job_ids, **options), context).error is None
