@@ -70,6 +70,7 @@ class JobPoller:
     :param watches_queue: whether to warn about an app that has no workers for its queue.
     :param batch_size: how many polls to begin at once. More would hold up an event loop.
     :param takes_all: whether the first answer about a job ends the wait for it, however it is.
+    :param have_ended: whether it is known that the jobs have ended, so that other answers are stale.
     """
 
     app_id: str
@@ -79,6 +80,7 @@ class JobPoller:
     watches_queue: bool = True
     batch_size: int = MAX_CONCURRENT_POLLS
     takes_all: bool = False
+    have_ended: bool = False
     #: The jobs that have not finished, in the order of the queue, as far as that is known.
     waiting: dict[str, PollState] = field(default_factory=dict, init=False)
     #: The finished jobs, until they are forgotten.
@@ -284,12 +286,15 @@ class JobPoller:
     def _get_job(self, state: PollState, job_id: str, timeout: float | None) -> Flow[Job]:
         job = yield from get_job(self.app_id, job_id, attempts=1, timeout=timeout, is_lean=self.is_lean)
         now = yield Sleep(0)
-        if not self.is_lean and state.lacks_result(job, now) and not self._is_last:
-            return replace(job, status=JobStatus.RUNNING)
+        if not self.is_lean:
+            state.note_staleness(job, now, has_ended=self.have_ended)
+            state.is_stale &= not self._is_last
+            if state.is_stale:
+                return replace(job, status=JobStatus.RUNNING)
         return self.on_finished(job) if self._is_end(state, job) else job
 
     def _is_end(self, state: PollState, job: Job) -> bool:
-        return job.is_terminal or (self.takes_all and state.completed_at is None)
+        return job.is_terminal or (self.takes_all and not state.is_stale)
 
     def _note_error(self, job_id: str, error: RunGenError) -> None:
         """Note an error that no waiting can change."""

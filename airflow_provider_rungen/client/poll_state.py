@@ -45,7 +45,8 @@ class PollState:
     :param failure: why the last one failed.
     :param is_in_flight: whether a poll of it is under way.
     :param doubt: the last answers, as far as they refused the key, or did not find it.
-    :param completed_at: when it was first seen to have completed, without its result.
+    :param stale_since: since when answers lack its result, or its end, though it has one.
+    :param is_stale: whether the last answer did so, and a later one may not.
     """
 
     added_at: float
@@ -59,7 +60,8 @@ class PollState:
     failure: RunGenError | None = None
     is_in_flight: bool = False
     doubt: Doubt = field(default_factory=Doubt)
-    completed_at: float | None = None
+    stale_since: float | None = None
+    is_stale: bool = False
 
     @property
     def status(self) -> JobStatus | None:
@@ -78,20 +80,22 @@ class PollState:
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether the last answer was one that ends the wait if it lasts, or lacked a result."""
-        return self.doubt.since is not None or self.completed_at is not None
+        """Whether the last answer was one that ends the wait if it lasts, or was stale."""
+        return self.doubt.since is not None or self.is_stale
 
     def forget_doubt(self, error: RunGenError | None) -> None:
         """Count answers in a row from the start again, after an error of another kind."""
         if not (is_refusal(error) and self.doubt.is_refusal):
             self.doubt = Doubt()
 
-    def lacks_result(self, job: Job, now: float) -> bool:
-        """Note an answer; return whether the job has completed, and its result may appear later."""
-        if job.status is not JobStatus.COMPLETED or job.result is not None:
-            return False
-        self.completed_at = self.completed_at or now
-        return now < self.completed_at + RESULT_GRACE
+    def note_staleness(self, job: Job, now: float, *, has_ended: bool) -> None:
+        """Note whether an answer may be older than the job's end, or than its result."""
+        is_whole = job.is_terminal and (job.status is not JobStatus.COMPLETED or job.result is not None)
+        if is_whole or not (job.is_terminal or has_ended):
+            self.is_stale = False
+            return
+        self.stale_since = self.stale_since or now
+        self.is_stale = now < self.stale_since + RESULT_GRACE
 
     def may_appear(self, error: RunGenAPIError, now: float) -> bool:
         """Note that the service does not find the job; return whether it may find it later."""

@@ -286,15 +286,16 @@ def fetch_known_jobs(
     job_ids: Sequence[str],
     on_outcome: Callable[[str, Job | RunGenError], None],
     within: float | None = None,
+    have_ended: bool = True,
 ) -> Flow[None]:
     """
     Get jobs that are known to exist, some at a time: see `get_known_job`.
 
     :param on_outcome: takes a job, or the error in its place, as it comes. What it raises ends it all.
     :param within: seconds without an answer after which to give up. Default: `FETCH_BUDGET`.
+    :param have_ended: whether they should have ended, so that an answer that says otherwise may be stale.
     """
-    within = FETCH_BUDGET if within is None else within
-    refused: list[RunGenError] = []
+    within, refused = FETCH_BUDGET if within is None else within, list[RunGenError]()
 
     def take(job: Job) -> Job:
         try:
@@ -308,13 +309,13 @@ def fetch_known_jobs(
         if job_id is None:
             log_line(level, line, None)
 
-    poller = JobPoller(app_id, log_outages, take, watches_queue=False, batch_size=MAX_FETCHES, takes_all=True)
+    poller = JobPoller(app_id, log_outages, take, batch_size=MAX_FETCHES, takes_all=True)
+    poller.watches_queue, poller.have_ended = False, have_ended
     poller.add(job_ids, now := (yield Sleep(0)))
     poller.outages.answered_at = now
     try:
         while poller.waiting:
-            give_up_at = poller.outages.answered_at + within
-            yield from poller.poll_once(None, give_up_at - now)
+            yield from poller.poll_once(None, (give_up_at := poller.outages.answered_at + within) - now)
             if refused:
                 raise refused[0]
             is_last, give_up_at = now >= give_up_at, poller.outages.answered_at + within

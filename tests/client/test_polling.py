@@ -689,6 +689,20 @@ def test_a_job_that_never_answers_keeps_no_other_from_being_collected() -> None:
     assert max(at for job_id, at in got_at.items() if job_id != "job-0") < 2
 
 
+@pytest.mark.parametrize("ends", [3, HOUR])
+def test_an_answer_from_before_the_end_of_a_job_is_asked_for_again_for_a_moment(ends: float) -> None:
+    world = World(in_order(3, -9, -8))
+    world.runs["job-1"].ends = ends  # the others have ended, and so had this one when it was seen before
+    found = fetch(world)
+    statuses = {job_id: getattr(outcome, "status", None) for job_id, outcome in found.items()}
+    assert statuses == {
+        "job-0": "COMPLETED",
+        "job-1": "RUNNING" if ends == HOUR else "COMPLETED",
+        "job-2": "COMPLETED",
+    }
+    assert world.now < RESULT_GRACE + 5
+
+
 def test_what_takes_a_job_ends_the_collecting_by_an_error() -> None:
     world, taken = World(in_order(200, -9, -8)), list[str]()
 
@@ -732,7 +746,7 @@ def test_a_look_at_many_jobs_gives_each_the_time_to_be_found() -> None:
     world.seconds_per_request = 1.7  # the first look takes longer than a job may be unknown
     world.refuse = lambda now: dict.fromkeys(world.runs, 404) if 31 < now < 37 else {}
     found: dict[str, Job | RunGenError] = {}
-    perform(world, fetch_known_jobs(APP, list(world.runs), found.__setitem__))
+    perform(world, fetch_known_jobs(APP, list(world.runs), found.__setitem__, have_ended=False))
     assert [job_id for job_id, outcome in found.items() if not isinstance(outcome, Job)] == []
     assert found.keys() == world.runs.keys()
 

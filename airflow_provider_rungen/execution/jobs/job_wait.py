@@ -255,6 +255,8 @@ class JobWait:
         job_ids: Sequence[str],
         on_outcome: Callable[[str, Job | RunGenError], None],
         within: float | None = None,
+        *,
+        have_ended: bool = True,
     ) -> None:
         """
         Fetch known jobs, so many at a time. One that is not found is fetched again for half a minute.
@@ -262,4 +264,4 @@ class JobWait:
         :param on_outcome: takes a job, or the error in its place, as it comes. What it raises ends it all.
         :param within: seconds without an answer after which to give up. Default: two minutes.
         """
-        self.perform(fetch_known_jobs(app_id, job_ids, on_outcome, within), job_ids)
+        self.perform(fetch_known_jobs(app_id, job_ids, on_outcome, within, have_ended), job_ids)

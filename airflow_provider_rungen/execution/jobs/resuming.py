@@ -199,7 +199,7 @@ class Resuming:
                 ends[job_id] = outcome
 
         try:
-            self._run.wait.refetch(app_id, job_ids, note, LOOK_TIME)
+            self._run.wait.refetch(app_id, job_ids, note, LOOK_TIME, have_ended=False)
         except RunGenError as error:
             log.warning("%s; it is unknown how jobs ended that no input uses", error.message)
 
@@ -216,7 +216,7 @@ class Resuming:
             elif retry.is_transient(outcome):
                 raise outcome
 
-        self._run.wait.refetch(unwanted[0].app_id, list(digests), note)
+        self._run.wait.refetch(unwanted[0].app_id, list(digests), note, have_ended=False)
         return ours
 
     def _cancel(self, app_id: str, job_ids: Sequence[str]) -> None:
@@ -264,7 +264,7 @@ class Resuming:
         known = list(dict.fromkeys([*jobs.running, *jobs.unchecked, *jobs.outdated]))
         if known:
             try:
-                self._run.wait.refetch(self._app_id, known, self._note, LOOK_TIME)
+                self._run.wait.refetch(self._app_id, known, self._note, LOOK_TIME, have_ended=False)
             except RunGenError as error:
                 # a wait outlasts what this does not; but whose a job is has to be known first
                 may_wait = self._run.options.wait_for_completion and not any(
