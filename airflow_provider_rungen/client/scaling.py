@@ -285,14 +285,23 @@ def set_workers(
     scale = partial(scale_app, app_id, active_workers, retry_budget=retry_budget)
     within = min(within, retry_budget)
     while True:
-        app = yield from outlast(app_id, scale, within=within)
-        if app.active_workers != active_workers:  # the answer may be old, or name no number
+        answer = yield from outlast(app_id, scale, within=within)
+        try:  # the answer may only repeat the request
             app = yield from outlast(app_id, partial(get_app, app_id), within=within)
-        has = workers_of(app)
-        if has in (None, active_workers) or before not in (None, has):
+        except RunGenNotFoundError:
+            raise
+        except RunGenError:
+            if answer.active_workers != active_workers:
+                raise
+            app = answer
+        has = answer.active_workers if workers_of(app) is None else workers_of(app)
+        # without a number, an app that does not stop may not have been scaled down
+        if has == active_workers or (has is None and active_workers) or before not in (None, has):
             return app
         now = yield Sleep(0)
         if now >= deadline:
+            if has is None:
+                return app
             wanted = format_count(active_workers, "worker")
             message = f"Not scaled to {wanted}: still {describe(app)} {format_ids(app_id)}"
             raise RunGenAppTimeoutError(message, app_id=app_id)

@@ -15,6 +15,7 @@ from airflow_provider_rungen.client.idleness import COUNTER_LAG, MAX_MISSING_COU
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import GONE_GRACE, REFUSAL_GRACE
 from airflow_provider_rungen.client.scaling import (
+    CONFIRM_TIME,
     AppTarget,
     remove_app,
     restore_workers,
@@ -314,8 +315,13 @@ def test_a_number_of_workers_is_set_until_an_answer_confirms_it() -> None:
     old = app("RUNNING", 2)
     assert puts(lower(old, app("STOPPED", 0))) == [0]
     assert puts(lower(old, old, old, app("STOPPED", 0))) == [0, 0]
-    # an answer that names no number is not taken for a yes
-    assert [request.method for request in lower(app())] == ["PUT", "GET"]
+    # an answer may only repeat the request
+    assert puts(lower(app("STOPPED", 0), old, app("STOPPED", 0))) == [0, 0]
+    # answers that name no number are no yes, and no no
+    assert puts(lower(app("RUNNING"), app("RUNNING"), app("RUNNING"), app("STOPPED"))) == [0, 0]
+    began = clock.now
+    assert set(puts(lower(app("RUNNING")))) == {0}
+    assert CONFIRM_TIME <= clock.now - began < CONFIRM_TIME + 10
     with pytest.raises(RunGenAppTimeoutError, match=r"^Not scaled to 0 workers: still RUNNING, 2 workers"):
         lower(old)
     assert clock.slept[-12:] == [5.0] * 12

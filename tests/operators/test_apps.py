@@ -159,7 +159,10 @@ def test_an_app_that_is_there_already_is_sent_nothing(gpu: Gpu) -> None:
 STILL_DOWN: dict[str, Any] = {"id": APP, "status": "STOPPED", "configuration": {"active_workers": 0}}
 
 
-@pytest.mark.parametrize("body", [{}, {"status": "error"}, STILL_DOWN])
+ECHO = {"id": APP, "configuration": {"active_workers": 2}}
+
+
+@pytest.mark.parametrize("body", [{}, {"status": "error"}, STILL_DOWN, ECHO])
 def test_a_number_that_was_not_set_is_sent_again(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, body: Any
 ) -> None:
@@ -171,7 +174,7 @@ def test_a_number_that_was_not_set_is_sent_again(
 
 @MODES
 def test_a_number_that_is_taken_and_never_set_is_not_billed(gpu: Gpu, deferrable: bool) -> None:
-    gpu.tell("update_app", times=None, **STILL_DOWN)
+    gpu.tell("update_app", times=None, **(ECHO if deferrable else STILL_DOWN))
     outcome = gpu.run(scale_op(timeout=0.5, deferrable=deferrable))
     assert isinstance(outcome.error, RunGenAppTimeoutError)
     assert "took the request and did not do it" in str(outcome.error)
@@ -180,6 +183,17 @@ def test_a_number_that_is_taken_and_never_set_is_not_billed(gpu: Gpu, deferrable
     assert record is not None
     assert record.history.worker_seconds(time.time()) == 0
     assert set(gpu.sent) == {2, 0}
+
+
+def test_fewer_workers_than_asked_for_are_billed_as_what_they_are(gpu: Gpu) -> None:
+    gpu.tell("update_app")
+    gpu.service.scale(APP, 1)
+    gpu.tell(status="STOPPED", configuration={"active_workers": 0})
+    outcome = gpu.run(scale_op(timeout=0.5, scale_down_on_failure=False))
+    assert isinstance(outcome.error, RunGenAppTimeoutError)
+    record = read_scale_record(outcome.xcoms[SCALED_KEY])
+    assert record is not None
+    assert [workers for _, workers in record.history.changes] == [0, 1]
 
 
 @pytest.mark.parametrize("before", [0, 1, 5])
@@ -638,7 +652,7 @@ def test_an_app_is_stopped_and_deleted(gpu: Gpu) -> None:
 def test_an_app_is_not_deleted_before_it_is_set_to_zero(gpu: Gpu) -> None:
     gpu.service.scale(APP, 2)
     # it has not begun to start, and what stops it is lost
-    gpu.tell(status="STOPPED", configuration={"active_workers": 2}, times=2)
+    gpu.tell(status="STOPPED", configuration={"active_workers": 2})
     gpu.tell("update_app", status="STOPPED", configuration={"active_workers": 2})
     assert gpu.run(delete_op()) == Outcome()
     assert APP not in gpu.apps

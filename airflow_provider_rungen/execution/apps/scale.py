@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
+from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.scaling import (
     CONFIRM_TIME,
@@ -127,17 +128,19 @@ class ScaleRun(TaskRun[Any]):
             return True
         # that it has none may be old news: only a request makes sure that nothing is billed
         self._save(replace(record, active_workers=max(wanted, most or 0) or None, sent_at=now))
-        if (since := self._send(record, deadline)) is not None:
-            self._note(record.confirmed(since))
+        if (sent := self._send(record, deadline)) is not None:
+            since, app = sent
+            is_whole = workers_of(app) in (None, wanted)
+            self._note(record.confirmed(since) if is_whole else record.seen(app, since))
         self.guard.check()  # a kill may have come while Airflow was asked
         return record.was_raised
 
-    def _send(self, record: ScaleRecord, deadline: float) -> float | None:
+    def _send(self, record: ScaleRecord, deadline: float) -> tuple[float, App] | None:
         """
         Set the number.
 
-        :return: the first time (seconds since 1970) at which that may have happened; ``None`` if the service
-            takes the request to raise it and shows the old number, which may yet change.
+        :return: the first time (seconds since 1970) at which that may have happened, and the app then;
+            ``None`` if the service takes the request to raise it and shows the old number, which may change.
         """
         app_id, wanted, since = record.app_id, record.active_workers or 0, time.time()
         limits: dict[str, Any] = {"poll_interval": self.task.poll_interval}
@@ -161,7 +164,7 @@ class ScaleRun(TaskRun[Any]):
             raise
         changed_at = 0.0 if app.updated_at is None else app.updated_at.timestamp()
         # the clock of the service may differ
-        return changed_at if since <= changed_at <= time.time() else since
+        return changed_at if since <= changed_at <= time.time() else since, app
 
     def _finish(self, app_id: str) -> str:
         if self._store is not None:

@@ -19,7 +19,7 @@ from airflow_provider_rungen.client.idleness import (
 from airflow_provider_rungen.client.retry import is_refusal
 from airflow_provider_rungen.client.scaling import ask_app, set_workers
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration, format_ids
-from airflow_provider_rungen.client.workers import ScaleRecord
+from airflow_provider_rungen.client.workers import ScaleRecord, describe, workers_of
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.apps.block import (
     Bill,
@@ -97,8 +97,10 @@ class ScaleDownRun(TaskRun[Any]):
             self._record = self._record.seen(self.hook.perform(ask_app(app_id)), time.time())
             if stays_up:
                 return False
-            self.hook.perform(set_workers(app_id, 0, poll_interval=self.task.poll_interval))
+            app = self.hook.perform(set_workers(app_id, 0, poll_interval=self.task.poll_interval))
             log.info("Scaled to 0 workers %s", format_ids(app_id))
+            if workers_of(app) is None:
+                log.warning("No answer says that it has none: %s %s", describe(app), format_ids(app_id))
         except RunGenNotFoundError:
             log.info("Gone already %s", format_ids(app_id))
         self._record = self._record.settled(0, time.time())
