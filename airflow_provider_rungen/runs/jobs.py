@@ -303,7 +303,7 @@ def adopt_rows(
     digests: Mapping[int, str],
     earlier: Iterable[tuple[str, Row]],
     trusted: Collection[str] = (),
-) -> list[Job]:
+) -> list[tuple[str, Row]]:
     """
     Resume the jobs of earlier plans whose input the new plan has, too.
 
@@ -311,7 +311,7 @@ def adopt_rows(
     :param digests: the fingerprint of each of its inputs.
     :param earlier: the same of the inputs of earlier plans, with their rows.
     :param trusted: the jobs in these rows that are certainly of this task run.
-    :return: the jobs that no input of the new plan uses. Those that run are to be canceled.
+    :return: the rows that no input of the new plan takes up. Their jobs that run are to be canceled.
     """
     waiting: defaultdict[str, list[Row]] = defaultdict(list)
     for digest, row in earlier:
@@ -330,7 +330,7 @@ def adopt_rows(
     for number in jobs.inputs(*SUBMITTABLE):
         if rows := waiting.get(digests[number], []):
             jobs.adopt(number, rows.pop(), trusted)
-    return [job for rows in waiting.values() for row in rows for job in row.jobs]
+    return [(digest, row) for digest, rows in waiting.items() for row in rows]
 
 
 def _usefulness(row: Row, since: int) -> int:

@@ -453,7 +453,7 @@ class Attempt:
         rows = [pair for other in sorted(others) for pair in self._rows_of(other, writers)]
         digests = dict(enumerate(self._source))
         left = adopt_rows(jobs, digests, rows)
-        for job in left:
+        for job in (job for _, row in left for job in row.jobs):
             if job.state is JobState.OPEN and not job.is_shared:
                 self._cancel_left(job.id, {each for each, row in rows if job in row.jobs})
         if jobs.inputs(InputState.UNKNOWN) and not life.script.resubmits and not is_cleared:

@@ -99,7 +99,7 @@ def test_equal_inputs_get_the_jobs_of_earlier_plans_once_each(
     adopted = [job.id for row in jobs.table.rows.values() for job in row.jobs]
     assert len(adopted) == len(set(adopted))
     # nothing is forgotten, and a job goes to an equal input only
-    assert sorted([*adopted, *(job.id for job in left)]) == sorted(
+    assert sorted([*adopted, *(job.id for _, row in left for job in row.jobs)]) == sorted(
         job.id for _, row in rows for job in row.jobs
     )
     for job_id in adopted:

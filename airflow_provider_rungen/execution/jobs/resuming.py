@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client import retry
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: The fingerprints of inputs, with what is known of each.
+_Rows: TypeAlias = Sequence[tuple[str, rows.Row]]
 # Seconds that the jobs of earlier plans have to be canceled.
 CANCEL_TIME = 10.0
 # Seconds without an answer after which a job is left to the wait, so that it holds up no submission.
@@ -90,18 +92,6 @@ class _Unwanted:
         return self.job.state is JobState.OPEN and not self.job.is_shared
 
 
-def _count_unknown(app_id: str, gone: Sequence[rows.Row]) -> int:
-    """Return how many inputs that are gone may have jobs whose ids are not known, and name the app."""
-    unknown = sum(any(intent.refusal is None for intent in row.intents) for row in gone)
-    if unknown:
-        log.warning(
-            "Fate unknown: jobs may exist for %d of the inputs that are gone, and nobody waits for them. "
-            "Look at the jobs of app %s",
-            *(unknown, app_id),
-        )
-    return unknown
-
-
 class Resuming:
     """
     Resumes what earlier attempts left.
@@ -150,26 +140,37 @@ class Resuming:
             planned = read_digests(home.place, other)
             if planned is not None and other == home.earlier[-1].plan:
                 then, now = set(planned) - {""}, set(digests.values())
-                log.warning(
-                    "Inputs changed since the last attempt: %d new, %d gone", len(now - then), len(then - now)
-                )
+                changes = len(now - then), len(then - now)
+                log.warning("Inputs changed since the last attempt: %d new, %d gone", *changes)
             numbered = sorted(known.table.rows.items())
             pairs = [("" if planned is None else planned[number], row) for number, row in numbered]
-            wanted = set(digests.values()) if app_id == self._app_id else set()
-            gone = [row for digest, row in pairs if digest not in wanted]
-            self._unknown_gone += _count_unknown(app_id, gone)
-            not_adopted = set(known.table.input_of)
+            left: _Rows = pairs
             if app_id == self._app_id:
-                trusted = not_adopted - known.table.unchecked
-                not_adopted = {job.id for job in adopt_rows(task_log.jobs, digests, pairs, trusted)}
+                trusted = set(known.table.input_of) - known.table.unchecked
+                left = adopt_rows(task_log.jobs, digests, pairs, trusted)
                 task_log.jobs.submitted_by = max(task_log.jobs.submitted_by, known.submitted_by)
-            for digest, row in pairs:
+            self._unknown_gone += self._count_unknown(app_id, left, digests)
+            for digest, row in left:
                 for job in row.jobs:
-                    if job.id in not_adopted:
-                        is_ours = job.id not in known.table.unchecked
-                        unwanted.setdefault(job.id, _Unwanted(app_id, job, digest, is_ours))
+                    is_ours = job.id not in known.table.unchecked
+                    unwanted.setdefault(job.id, _Unwanted(app_id, job, digest, is_ours))
         # a later one of the earlier plans may have had the same job, for an input that the new plan has, too
         return [each for job_id, each in unwanted.items() if job_id not in task_log.jobs.table.input_of]
+
+    def _count_unknown(self, app_id: str, left: _Rows, digests: Mapping[int, str]) -> int:
+        """Return how many inputs that are gone, and were not submitted again, may have a job; warn of them."""
+        jobs = self._log.jobs
+        ours = jobs.table.rows.items() if app_id == self._app_id else ()
+        turns = sorted((job.turn, digests[number]) for number, row in ours for job in row.jobs)
+        submitted = {digest: turn for turn, digest in turns}
+        open_rows = [each for each in left if each[1].state(jobs.writer, jobs.since) is InputState.UNKNOWN]
+        unknown = sum(submitted.get(each, 0) <= row.intents[-1].writer.turn for each, row in open_rows)
+        if unknown:
+            line = (
+                "Fate unknown: jobs may exist for %d of the inputs that are gone, and nobody waits for them. "
+            )
+            log.warning(f"{line}Look at the jobs of app %s", unknown, app_id)
+        return unknown
 
     def _cancel_unwanted(self, unwanted: Sequence[_Unwanted]) -> None:
         """Cancel jobs of earlier plans (``cancel_on_kill``) that are certainly ours, and bill all of them."""
