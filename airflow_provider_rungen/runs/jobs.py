@@ -311,7 +311,7 @@ def adopt_rows(
     :param digests: the fingerprint of each of its inputs.
     :param earlier: the same of the inputs of earlier plans, with their rows.
     :param trusted: the jobs in these rows that are certainly of this task run.
-    :return: the rows that no input of the new plan takes up. Their jobs that run are to be canceled.
+    :return: the rows that no input of the new plan uses. Their jobs that run are to be canceled.
     """
     waiting: defaultdict[str, list[Row]] = defaultdict(list)
     for digest, row in earlier:

@@ -158,7 +158,7 @@ class Resuming:
         return [each for job_id, each in unwanted.items() if job_id not in task_log.jobs.table.input_of]
 
     def _count_unknown(self, app_id: str, left: _Rows, digests: Mapping[int, str]) -> int:
-        """Return how many inputs that are gone, and were not submitted again, may have a job; warn of them."""
+        """Warn of inputs that are gone, were not submitted again, and may have a job; return their number."""
         jobs = self._log.jobs
         ours = jobs.table.rows.items() if app_id == self._app_id else ()
         turns = sorted((job.turn, digests[number]) for number, row in ours for job in row.jobs)
