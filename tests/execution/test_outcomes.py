@@ -7,6 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
 from conftest import run_task
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,12 +18,14 @@ from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenError,
     RunGenForbiddenError,
+    RunGenInputError,
     RunGenJobFailedError,
     RunGenJobQueuedTimeoutError,
     RunGenNotFoundError,
 )
 from airflow_provider_rungen.execution.task.outcomes import (
     error_to_json,
+    fail_without_retry,
     format_ranges,
     max_failures,
     parse_ranges,
@@ -149,3 +152,13 @@ def test_an_event_that_is_none_is_an_error_that_a_retry_may_help(event: Any) -> 
         raise_for_event(event)
     assert type(caught.value) is RunGenError
     assert caught.value.retryable
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_no_error_of_an_attempt_that_was_killed_is_final(is_killed: bool) -> None:
+    """A kill that Airflow swallows in the middle of an import leaves what looks like a wrong destination."""
+    with (
+        pytest.raises(RunGenInputError if is_killed else AirflowFailException, match="no such scheme"),
+        fail_without_retry(is_killed=lambda: is_killed),
+    ):
+        raise RunGenInputError("no such scheme")

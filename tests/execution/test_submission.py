@@ -203,6 +203,7 @@ def test_a_forgotten_job_is_run_again(
         f"Submitting a new job: that of an earlier attempt is gone (job {job_id}, app {APP})"
         in caplog.messages
     )
+    assert f"Not known any more to app {APP} (another API key or team_id?): {job_id}" in caplog.messages
 
 
 @pytest.mark.parametrize("change", [{"input": {"prompt": "a windmill"}}, {"app_id": "another"}], ids=str)

@@ -23,6 +23,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.jobs.plans import read_digests
+from airflow_provider_rungen.execution.task.job_ids import log_jobs
 from airflow_provider_rungen.runs import rows
 from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
 from airflow_provider_rungen.runs.rows import InputState, JobState
@@ -244,19 +245,11 @@ class Resuming:
             )
             hint = self._run.report.how_to_submit_again
             raise RunGenSubmissionUnknownError(message, hint=hint, retryable=False)
-        if not unknown:
-            return
-        if is_single:
+        if unknown:
             log.warning(
-                "Fate unknown: an earlier attempt may have created the job. Submitting it again, which may "
+                "Fate unknown: an earlier attempt may have created the job%s. Submitting it again, which may "
                 "run and bill it twice %s",
-                format_ids(app_id),
-            )
-        else:
-            log.warning(
-                "Fate unknown: %d inputs may have jobs already. Submitting them again, which may run and "
-                "bill them twice",
-                len(unknown),
+                *("" if is_single else f"s for {len(unknown)} inputs", format_ids(app_id)),
             )
 
     def refetch(self) -> None:
@@ -275,6 +268,7 @@ class Resuming:
                     raise
                 log.warning("%s; polled again with the others", error.message)
         self._log_found(known)
+        log_jobs(f"Not known any more to app {self._app_id} (another API key or team_id?)", self.lost)
         outdated = [job_id for job_id in jobs.outdated if jobs.may_cancel(job_id)]
         if outdated and self._run.options.cancel_on_kill:
             log.info("The task was cleared: canceling its earlier jobs, which nobody waits for")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -164,17 +164,20 @@ def rules_out_retry(error: RunGenError) -> bool:
 
 
 @contextmanager
-def fail_without_retry(*also: type[RunGenError]) -> Iterator[None]:
+def fail_without_retry(
+    *also: type[RunGenError], is_killed: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """
     Convert permanent errors to `AirflowFailException`.
 
     :param also: errors that are permanent here, though the same call may succeed later.
+    :param is_killed: whether the attempt was killed, so that any error may be that of the kill.
     """
     try:
         yield
     except RunGenError as error:
         # it is what decides on Airflow 3.3: see `RunGenRetryPolicy`
-        error.retryable = not rules_out_retry(error) and not isinstance(error, also)
+        error.retryable = is_killed() or not (rules_out_retry(error) or isinstance(error, also))
         if error.retryable:
             raise
         # its traceback, which would be logged a second time as that of the cause

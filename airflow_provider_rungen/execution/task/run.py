@@ -102,7 +102,7 @@ class TaskRun(Generic[Options]):
         :param also: see `fail_without_retry`.
         """
         try:
-            with fail_without_retry(*also):
+            with fail_without_retry(*also, is_killed=lambda: self.guard.is_killed):
                 yield
         except Exception as error:
             if not self.guard.is_killed:
