@@ -29,6 +29,7 @@ from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
 from airflow_provider_rungen.runs.rows import InputState, JobState
 
 if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.jobs.log_home import LogHome
     from airflow_provider_rungen.execution.jobs.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -114,8 +115,11 @@ class Resuming:
     def adopt_earlier(self) -> None:
         """Adopt the jobs of earlier plans whose input the new plan has, too, and cancel the others."""
         home, jobs = self._log.home, self._log.jobs
-        if not home.earlier:
-            return
+        if home.earlier:
+            self._adopt(home, jobs)
+        self._log.undecided = ()
+
+    def _adopt(self, home: LogHome, jobs: Jobs) -> None:
         # before parts are dropped: the jobs of those that are done may be known from other plans, too
         self._log.bought = jobs.unknown_since(home.first_turn)
         unwanted = self._find_unwanted()

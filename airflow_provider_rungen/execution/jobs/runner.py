@@ -207,9 +207,9 @@ class Runner(TaskRun[JobOptions]):
             resumes=self.ending.resumes_clears,
             saves_inputs=options.deferrable and options.wait_for_completion,
         )
-        self.ending.app_id = app_id
         resuming = Resuming(self)
         resuming.adopt_earlier()
+        self.ending.app_id = app_id  # no job of another app is left to decide about
         self.ledger.note_found()
         resuming.check_unknown()
         resuming.refetch()

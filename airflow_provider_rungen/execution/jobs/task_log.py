@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,8 @@ class TaskLog:
         self.bought = 0
         #: The parts that were loaded, those that were let go among them.
         self.loaded: set[int] = set()
+        #: The jobs of the last attempt that may run, until it is decided which of them are resumed.
+        self.undecided: Sequence[str] = ()
 
     # --- what earlier attempts left ---
 
@@ -100,7 +102,7 @@ class TaskLog:
         if plans and self.home.is_durable:
             last = self.home.earlier[-1]
             self.jobs = Jobs(plans[-1], last.writer, since=last.since, stores=self.stores)
-            self._read_parts(lambda part: ())
+            self._read_parts(self.jobs, lambda part: ())
             self.jobs.close_parts()
 
     def begin(
@@ -142,17 +144,18 @@ class TaskLog:
             plan.save(self.home.place, with_inputs=self.state.has_inputs)
         self.plan, self.state.deadline = plan, deadline
         self.state.count = sum(row.needs_job for row in plan.rows())
-        self.jobs = Jobs(plan.digest, record.writer, since=record.since, stores=self.stores)
-        self.known_saver = Saver(self.jobs, run_log)
+        jobs = Jobs(plan.digest, record.writer, since=record.since, stores=self.stores)
         # `read_earlier` has loaded parts of the last plan
         self.loaded.clear()
         if earlier:
-            self._read_parts(plan.numbers)
+            self._read_parts(jobs, plan.numbers)
+        self.undecided, self.jobs = self.running, jobs
+        self.known_saver = Saver(jobs, run_log)
 
-    def _read_parts(self, numbers_of: Callable[[int], Collection[int]]) -> None:
+    def _read_parts(self, jobs: Jobs, numbers_of: Callable[[int], Collection[int]]) -> None:
         """Load the parts that writers know something of."""
-        for part, files in self.home.read_parts(self.jobs.plan):
-            self.jobs.load(numbers_of(part), *files)
+        for part, files in self.home.read_parts(jobs.plan):
+            jobs.load(numbers_of(part), *files)
             self.loaded.add(part)
 
     # --- the inputs to submit ---
@@ -215,7 +218,9 @@ class TaskLog:
         table = self.jobs.table
         rows = (row for _, row in sorted(table.rows.items(), reverse=True))
         jobs = (job for row in rows for job in row.jobs)
-        return [job.id for job in jobs if job.state is JobState.OPEN and self.jobs.may_cancel(job.id)]
+        undecided = [job_id for job_id in self.undecided if job_id not in table.input_of]
+        known = [job.id for job in jobs if job.state is JobState.OPEN and self.jobs.may_cancel(job.id)]
+        return [*known, *undecided]
 
     @property
     def shared(self) -> list[str]:
