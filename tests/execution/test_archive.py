@@ -295,6 +295,7 @@ def test_a_destination_may_be_any_object_storage_path(archive: Archive, to: Call
     ("destination", "may_pass"),
     [
         *(("", False), ("some/folder", False), ("nosuch://bucket/x", False), (7, False)),
+        ("memory://bucket//x", False),
         *(("/proc/no", True), ("file:///dev/null/x", True)),
     ],
 )

@@ -597,6 +597,17 @@ def test_a_kill_in_a_later_wave_cancels_what_is_in_flight(make: Make, kind: str)
     assert set(task.ends) == {"COMPLETED", "CANCELED"}
 
 
+@KILLED
+@pytest.mark.parametrize("kind", [BATCH, STORED])
+def test_a_kill_while_unwanted_jobs_are_canceled_cancels_them(make: Make, kind: str) -> None:
+    task = make(kind, inputs(seconds=60), deferrable=True)
+    task.attempt_until_deferred()
+    task.given, task.max_tries = [{"prompt": "another", "emulator": {"seconds": 60}}], 0
+    task.emulator.service.inject(Fault(on="cancel", status=503, times=len(task.jobs)))
+    task.attempt_killed(lambda: task.emulator.service.count("cancel") >= 2)
+    assert set(task.ends) == {"CANCELED"}
+
+
 KILLED_WAVES = [*((kind, 1, True) for kind in KINDS), *((kind, 2, True) for kind in (BATCH, STORED, TABLE))]
 
 

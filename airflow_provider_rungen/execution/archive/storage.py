@@ -54,6 +54,8 @@ class Storage:
         try:
             if "://" not in text and not os.path.isabs(text):
                 raise ValueError("it is neither a URI nor an absolute path")
+            if "//" in text.partition("://")[2]:
+                raise ValueError("it has a folder without a name (//)")
             base = uri if isinstance(uri, ObjectStoragePath) else ObjectStoragePath(text)
             # not in a thread, because it may read a connection from Airflow
             fs, root = base.fs, str(base.path).rstrip("/")

@@ -51,12 +51,15 @@ class Ending:
         self.app_id = run.options.app_id or ""
         #: Why the attempt was stopped, and how far it had come.
         self.stopped: Stopped | None = None
+        # whether it is known which jobs earlier attempts left
+        self._has_read = False
         # the state of the task that Airflow gave when it was killed, once it was asked for
         self._state_at_kill: tuple[str | None] | None = None
 
     def read_earlier(self) -> None:
         """Read which jobs earlier attempts left, and of which app; see `TaskLog.read_earlier`."""
         self._log.read_earlier(self._run.ledger.exists)
+        self._has_read = True
         known = [record.app_id for record in self._log.home.earlier if record.app_id]
         self.app_id = known[-1] if known else self.app_id
 
@@ -245,9 +248,12 @@ class Ending:
         :param is_connected: whether the connection is known. Airflow cannot be asked for it any more.
         :return: what the last line of the log says about what may still run.
         """
-        running = self._log.running
+        running, home = self._log.running, self._log.home
         if not running:
-            return ""
+            is_unread = not (self._has_read or self._run.was_deferred) and home.numbers.try_number > 1
+            if not (is_unread and home.is_durable) or self._is_left_to_next():
+                return ""
+            return "Jobs of earlier attempts may still run: the run log was not read. Look at the app's jobs"
         if not is_connected:
             return f"Canceled nothing: {_sentence(running, self.app_id)} may still run."
         lost = self._run.submitting.unsaved_ids() if self._is_left_to_next() else running
