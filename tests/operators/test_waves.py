@@ -707,7 +707,7 @@ def test_a_submission_of_unknown_fate_counts_though_its_input_is_gone(
     task.given = [{"prompt": "another", "emulator": {"seconds": 0.1}}]
     error = str(task.attempt().error)
     assert "Fate unknown: jobs may exist for 1 of the inputs that are gone" in caplog.text
-    assert ("for up to 1 inputs (which are gone from the inputs)" in error) is (choice == "fail")
+    assert ("for up to 1 input (gone from the inputs)" in error) is (choice == "fail")
     assert len(task.jobs) == created + (choice != "fail")
 
 

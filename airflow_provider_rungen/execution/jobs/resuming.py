@@ -11,7 +11,7 @@ from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.job_poller import concerns_one_job
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.texts import format_ids
+from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.exceptions import (
     RejectRow,
     RunGenBadRequestError,
@@ -240,12 +240,12 @@ class Resuming:
         is_single, app_id = self._log.state.count == 1, self._app_id
         may_exist = len(unknown) + self._unknown_gone
         if may_exist and self._run.options.on_unknown_submission == "fail" and not self._log.home.is_cleared:
-            first = f"the first is inputs[{unknown[0]}]" if unknown else "which are gone from the inputs"
+            first = f"the first is inputs[{unknown[0]}]" if unknown else "gone from the inputs"
             message = (
                 f"Fate unknown: an earlier attempt may have created the job {format_ids(app_id)}"
                 if is_single and unknown
                 else f"Fate unknown: an earlier attempt may have created jobs of app {app_id} for up to "
-                f"{may_exist} inputs ({first})"
+                f"{format_count(may_exist, 'input')} ({first})"
             )
             hint = self._run.report.how_to_submit_again
             raise RunGenSubmissionUnknownError(message, hint=hint, retryable=False)
