@@ -709,7 +709,7 @@ class Life:
             count = text.count("may have created the job") + text.count("may have created a job")
             for pattern in (
                 r"Fate unknown: (\d+) inputs",
-                r"for up to (\d+) inputs",
+                r"(?:for up to|created the jobs for) (\d+) inputs?",
                 r"(\d+) submissions to app",
             ):
                 count += sum(map(int, re.findall(pattern, text)))

@@ -407,7 +407,7 @@ def test_an_unknown_fate_is_not_sent_again_by_the_next_wave(make: Make, mode: bo
     assert task.failed == [2]
     assert set(task.bought.values()) == {1}
     outcome = task.attempt(on_unknown_submission="fail")
-    assert "up to 1 inputs (the first is inputs[2])" in str(outcome.error)
+    assert "up to 1 input (the first is inputs[2])" in str(outcome.error)
 
 
 @pytest.mark.parametrize("kind", [BATCH, STORED])
