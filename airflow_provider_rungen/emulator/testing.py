@@ -101,7 +101,8 @@ def run_operator(
         clock stands still until then, so that no job ends before.
     :param map_index: which task of a mapped operator to run, from 0.
     :param replace: parameters that the operator has in this run, such as ``{"destination": tmp_path}``. They
-        are not templated.
+        are not templated. ``results`` and ``failed_table`` move to a new ``destination``. If the rows or a
+        place are replaced, and another place is not, nothing is run.
     :param logical_date: the date of the run, from which ``ds`` and the like follow: today at midnight (UTC)
         when left out. ``None`` is a run without one (Airflow 3), where these names are undefined.
     :param partition_key: the partition of the run (Airflow 3.2), which then has no logical date.

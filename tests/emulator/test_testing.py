@@ -249,6 +249,33 @@ def test_the_rows_of_a_table_are_at_hand(rungen_emulator: Emulator, tmp_path: Pa
         _ = run_operator(job()).rows
 
 
+def test_a_test_that_replaces_a_place_writes_nowhere_else(rungen_emulator: Emulator, tmp_path: Path) -> None:
+    real, here = tmp_path / "real", tmp_path / "here"
+    op = RunGenRunTableOperator(
+        task_id="paint",
+        table=[{"sku": "A-1", "prompt": "x"}],
+        key="sku",
+        destination=str(real),
+        results=str(real / "photos.csv"),
+        failed_table=str(real / "failed.csv"),
+        ledger=str(real / "ledger"),
+        poll_interval=0.05,
+    )
+    for replace, named in (
+        ({"destination": here}, "ledger"),
+        ({"ledger": None}, "destination and results and failed_table"),
+        ({"table": [{"sku": "A-2"}]}, "destination and results and failed_table and ledger"),
+        ({"results": str(here / "r.csv"), "ledger": None}, "destination and failed_table"),
+    ):
+        refused = run_operator(op, replace=replace)
+        assert f"; replace {named}, too" in str(refused.error), refused.error
+    result = run_operator(op, replace={"destination": here, "ledger": None})
+    assert (result.error, result.value["results"]) == (None, f"{here}/photos.csv")
+    assert {"photos.csv", "failed.csv"} <= {path.name for path in here.iterdir()}
+    assert not real.exists()
+    assert (op.results, op.failed_table) == (f"{real}/photos.csv", f"{real}/failed.csv")
+
+
 # --- dates ---
 
 DATED = "{{ dag_run.logical_date or 'none' }} {{ ds is defined }}"
