@@ -260,7 +260,8 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
     are expected to run as long as the mean of the rows that are stored, or else of up to 100 other jobs of
     the app in the ledger. An unknown figure is 0, and without a price the currency is empty.
 
-    The parameters are those of `RunGenRunTableOperator`. ``max_jobs`` and ``max_cost`` refuse nothing here.
+    The parameters are those of `RunGenRunTableOperator`. If it would buy more than ``max_jobs`` or
+    ``max_cost`` allows, this task fails in the same way, so that no GPU starts for a refused run.
     """
 
     def execute(self, context: Context) -> int:
