@@ -195,9 +195,15 @@ class RunReport:
             if self._has_to_store(error):
                 with run.opened():
                     run.collecting.collect_rest()
-            run.sink.report(self.result(), run.task_log.plan, error)
+            if self._has_news(result := self.result()):
+                run.sink.report(result, run.task_log.plan, error)
         except Exception as failure:
             log.warning("Could not write all that is known: %s", clean_text(str(failure)))
+
+    def _has_news(self, result: BatchResult) -> bool:
+        """Return whether anything is known of an input. Otherwise what the last run wrote stays."""
+        task_log = self._run.task_log
+        return any(result.ids) or bool(task_log.jobs.totals().refused or task_log.unknown)
 
     def _has_to_store(self, error: Exception) -> bool:
         """Return whether what completed is stored though the task fails, since no other attempt does it."""
