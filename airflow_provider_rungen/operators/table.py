@@ -46,7 +46,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     Run a job for each row of a table, store the outputs, and write a table of the results.
 
     Return ``{"results": uri, "rows", "completed", "failed", "skipped", "reused", "jobs",
-    "execution_seconds"}``.
+    "execution_seconds"}``, and with a price ``"cost"`` and ``"currency"`` of these jobs.
 
     The results table has one row for each row of the source, in the same order: the key columns, the
     ``columns`` of the source, ``index``, ``status`` (``completed``, ``failed``, ``canceled``, ``refused``,
