@@ -161,13 +161,14 @@ def _end_from_trigger(event: Any, state: str, ti: Any) -> Any:
 
 
 @contextlib.contextmanager
-def interrupting(seconds: float | None) -> Iterator[list[float]]:
+def interrupting(seconds: float | None, note: Callable[[], object] = bool) -> Iterator[list[float]]:
     """
     Raise ``AirflowTaskTimeout`` in the block after some seconds, and yield the times when it was raised.
 
     Only the main thread can be interrupted. An earlier alarm of the test runner is kept.
 
     :param seconds: never when ``None``.
+    :param note: called before each.
     """
     began, interrupted = time.monotonic(), list[float]()
     is_main = threading.current_thread() is threading.main_thread()
@@ -183,6 +184,7 @@ def interrupting(seconds: float | None) -> Iterator[list[float]]:
             if callable(before):
                 before(number, frame)
             return
+        note()
         interrupted.append(time.monotonic())
         raise AirflowTaskTimeout(f"{seconds:g} s have passed")
 

@@ -123,11 +123,12 @@ def run_operator(
     asset_events = triggered_by.asset_events if triggered_by is not None else {}
     made = make_context(operator, dag_run, upstream or {}, asset_events, map_index)
     ready, result = {**made, **(context or {})}, TaskResult()
+    before = list[str]()  # its log until it was interrupted
     emulators = including(emulator.url if emulator is not None else "")
     with variable(EMULATORS, emulators), _as_task_runner(operator, replace or {}), _recorded() as lines:
         performance = Performance(operator, ready, result, emulator)
         try:
-            with interrupting(timeout) as interrupted:
+            with interrupting(timeout, lambda: before.append(lines.getvalue().rstrip())) as interrupted:
                 result.value = performance.run(upstream or {}, replace or {})
         except Exception as error:
             result.error = error
@@ -136,7 +137,7 @@ def run_operator(
                 raise
             performance.end()
         if interrupted:
-            raise _overrun(performance, timeout, lines.getvalue().rstrip())
+            raise _overrun(performance, timeout, before[0], lines.getvalue().rstrip())
         result.rendered = {name: getattr(performance.task, name, None) for name in operator.template_fields}
     result.log = lines.getvalue().rstrip()
     result.xcoms = {**getattr(ready["ti"], "xcoms", {})}
@@ -147,11 +148,13 @@ def run_operator(
     return result
 
 
-def _overrun(performance: Performance, timeout: float | None, log: str) -> TimeoutError:
-    last = log.rpartition("\n")[2] or "nothing"
+def _overrun(performance: Performance, timeout: float | None, before: str, log: str) -> TimeoutError:
+    lines = before.split("\n") if before else ["nothing"]
+    trouble = [line for line in lines if line.startswith(("WARNING ", "ERROR "))]
+    last = (trouble or lines)[-1]
     error = TimeoutError(
         f"task {performance.task.task_id!r} did not end within {timeout:g} s: it was {performance.state}. "
-        f"Its log ends with: {last}. Let its jobs end sooner, or raise timeout"
+        f"Its log: {last}. Let its jobs end sooner, or raise timeout"
     )
     error.add_note(f"Its log:\n{log}")
     return error

@@ -19,12 +19,13 @@ from conftest import SOON
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS, AIRFLOW_VERSION
 from airflow_provider_rungen.decorators import rungen_task
-from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.emulator.testing import TaskResult, run_operator
 from airflow_provider_rungen.exceptions import RunGenJobFailedError
 from airflow_provider_rungen.ledger import Ledger
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
     RunGenRunJobOperator,
     RunGenRunTableOperator,
     scaled_app,
@@ -321,6 +322,14 @@ def test_a_task_that_takes_too_long_is_ended(rungen_emulator: Emulator, deferrab
     assert ("deferred to RunGenJobTrigger" if deferrable else "executing") in str(caught.value)
     assert made["id"] in caught.value.__notes__[0]
     assert run_operator(job()).error is None, "it can be run again"
+
+
+def test_an_overrun_quotes_the_last_warning(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=429, headers={"Retry-After": "60"}, times=None))
+    table: Any = [{"sku": sku, "prompt": "x"} for sku in ("A-1", "A-2")]
+    op = RunGenRunBatchOperator(task_id="paint", inputs=table, poll_interval=0.05)
+    with pytest.raises(TimeoutError, match=r"Its log: WARNING .*429"):
+        run_operator(op, timeout=1)
 
 
 class Stubborn(BaseOperator):

@@ -292,6 +292,13 @@ class RunReport:
             retryable=error.retryable,
         )
 
+    @property
+    def submitted(self) -> int:
+        """How many inputs have a job of this task run, of whatever attempt."""
+        task_log, totals = self._run.task_log, self._run.task_log.jobs.totals()
+        settled = totals.shared + totals.refused + len(task_log.unknown)
+        return task_log.state.count - task_log.unsent_count - settled
+
     def log_submitted(self, new: int) -> None:
         """Log how many inputs were submitted."""
         task_log = self._run.task_log
@@ -299,11 +306,12 @@ class RunReport:
             for job_id in task_log.running if new else ():
                 log.info("Submitted job %s to app %s", job_id, task_log.app_id)
             return
-        unsent, totals = task_log.unsent_count, task_log.jobs.totals()
-        submitted = task_log.state.count - unsent - totals.shared - totals.refused - len(task_log.unknown)
+        unsent, resumed = task_log.unsent_count, task_log.state.resumed
         limit = self._run.options.max_in_flight
         is_held_up = unsent and limit is not None and len(task_log.jobs.running) >= limit
-        more = f"; {unsent} wait for others to end (max_in_flight)" if is_held_up else ""
+        more = f"; {resumed} have a job of an earlier attempt" if resumed else ""
+        more += f"; {unsent} wait for others to end (max_in_flight)" if is_held_up else ""
+        submitted = self.submitted - resumed
         log.info(
             "Submitted %d of %d inputs to app %s%s", submitted, task_log.state.count, task_log.app_id, more
         )
