@@ -153,8 +153,12 @@ class AirflowInstance:
     def _environment(self) -> dict[str, str]:
         # a given port is tried, too: another Airflow on it would look healthy
         self.port, worker_log_port, trigger_log_port = free_ports(self.port, 0, 0)
-        # settings of another Airflow on this machine must not affect this one
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        # settings of another Airflow and another emulator on this machine must not affect this one
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("AIRFLOW") and name != "RUNGEN_EMULATOR"
+        }
         no_proxy = ",".join(filter(None, (inherited.get("NO_PROXY"), inherited.get("no_proxy"), "127.0.0.1")))
         return {
             **inherited,

@@ -211,7 +211,7 @@ def _environment(folder: Path, emulator: Emulator, warehouse: LocalPostgres | No
     service = emulator.service
     service.add_app("YOUR-APP-ID", workers=4)
     service.add_app("YOUR-OTHER-APP-ID", workers=4)
-    service.add_app("YOUR-LLM-APP-ID", kind="text", workers=4)
+    service.add_app("YOUR-LLM-APP-ID", kind="text", workers=4, result='{"title": "A kettle"}')
     service.add_app("YOUR-NIGHTLY-APP-ID")
     connection = json.loads(emulator.airflow_connection())
     connection["extra"]["price"] = "1.20 USD/h"

@@ -139,7 +139,7 @@ def _check(value: Any, path: str, depth: int) -> None:
         for index, item in enumerate(value):
             _check(item, f"{path}[{index}]", depth + 1)
     else:
-        reason = f"is a {type(value).__name__}, which JSON cannot express"
+        reason = f"is of type {type(value).__name__}, which JSON cannot express"
     if reason:
         raise RunGenInputError(f"{clean_text(path, 200)} {reason}; nothing was sent")
 

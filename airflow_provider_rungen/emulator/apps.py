@@ -73,6 +73,7 @@ class App:
     owner_team_id: str | None = None
     init_seconds: float | None = None
     max_workers: int | None = None
+    result: Any = None
     updated: float = 0.0
     active_workers: int = 0
     ready: int = 0

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
-from airflow_provider_rungen.emulator.server import Emulator
+from airflow_provider_rungen.emulator.server import EMULATORS, Emulator
 
 EXAMPLES = Path(__file__).parents[1] / "example_dags"
 START_SECONDS = 180.0
@@ -53,8 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _airflow(home: Path, url: str, emulator: Emulator) -> Iterator[subprocess.Popen[bytes]]:
     folder = str(Path(sys.executable).parent)
     environment = {
-        # settings of another Airflow on this machine must not affect this one
-        **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
+        # settings of another Airflow and another emulator on this machine must not affect this one
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("AIRFLOW") and name != EMULATORS
+        },
         "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "NO_PROXY": "127.0.0.1",
         "AIRFLOW_HOME": str(home),

@@ -130,6 +130,7 @@ class Operations:
         owner_team_id: str | None = None,
         init_seconds: float | None = None,
         max_workers: int | None = None,
+        result: Any = None,
         **details: Any,
     ) -> App:
         """
@@ -139,6 +140,7 @@ class Operations:
         :param workers: the active workers.
         :param init_seconds: how long its later workers take to start; the service's option by default.
         :param max_workers: how many workers it gets at most, whatever it is set to.
+        :param result: what its jobs return, unless the input says otherwise.
         :param details: its name, description, configuration and workflow.
         """
         usual = {
@@ -149,7 +151,7 @@ class Operations:
         }
         with self._lock:
             now = self.now()
-            app = App(app_id, kind, now, usual | details, owner_team_id, init_seconds, max_workers)
+            app = App(app_id, kind, now, usual | details, owner_team_id, init_seconds, max_workers, result)
             app.scale(workers, now, 0.0)
             self._apps[app_id] = app
             return app
@@ -250,8 +252,8 @@ class Operations:
         if job.state is not State.COMPLETED:
             return None
         instructions = job.input.get("emulator", {})
-        if "result" in instructions:
-            return self._with_outputs(instructions["result"], job, now)
+        if "result" in instructions or app.result is not None:
+            return self._with_outputs(instructions.get("result", app.result), job, now)
         padding = "x" * int(instructions.get("result_bytes", 0))
         if app.kind != "flux":
             return padding or f"You said: {job.input.get('prompt', json.dumps(job.input))}"

@@ -59,10 +59,7 @@ class Performance:
         :param replace: the attributes that are set once the templates are rendered.
         """
         self.task = task = _render(self.task, self._context, upstream)
-        for name, value in replace.items():
-            if not hasattr(task, name):
-                raise TypeError(f"{type(task).__name__} has no parameter {name!r} to replace")
-            setattr(task, name, value)
+        _replace(task, replace)
         ti = self._context["ti"]
         if getattr(task, "reschedule", False) and not hasattr(ti, "get_first_reschedule_date"):
             task.mode = "poke"  # only Airflow's database knows when its first poke was
@@ -164,13 +161,14 @@ def _end_from_trigger(event: Any, state: str, ti: Any) -> Any:
 
 
 @contextlib.contextmanager
-def interrupting(seconds: float | None) -> Iterator[list[float]]:
+def interrupting(seconds: float | None, note: Callable[[], object] = bool) -> Iterator[list[float]]:
     """
     Raise ``AirflowTaskTimeout`` in the block after some seconds, and yield the times when it was raised.
 
     Only the main thread can be interrupted. An earlier alarm of the test runner is kept.
 
     :param seconds: never when ``None``.
+    :param note: called before each.
     """
     began, interrupted = time.monotonic(), list[float]()
     is_main = threading.current_thread() is threading.main_thread()
@@ -186,6 +184,7 @@ def interrupting(seconds: float | None) -> Iterator[list[float]]:
             if callable(before):
                 before(number, frame)
             return
+        note()
         interrupted.append(time.monotonic())
         raise AirflowTaskTimeout(f"{seconds:g} s have passed")
 
@@ -198,6 +197,37 @@ def interrupting(seconds: float | None) -> Iterator[list[float]]:
         signal.signal(signal.SIGALRM, before)
         if others:
             signal.setitimer(signal.ITIMER_REAL, max(others - (time.monotonic() - began), 0.001), repeat)
+
+
+# --- what a test replaces ---
+
+# What a task writes to, and what it reads.
+_PLACES = ("destination", "results", "failed_table", "ledger")
+_SOURCES = ("table", "inputs")
+
+
+def _replace(task: Any, given: Mapping[str, Any]) -> None:
+    """
+    Set attributes of a task. The files of its tables follow its destination, unless they are given, too.
+
+    :raises TypeError: the task has no such parameter.
+    :raises ValueError: what it reads or writes is partly of the test, and it would write to another place.
+    """
+    for name in given:
+        if not hasattr(task, name):
+            raise TypeError(f"{type(task).__name__} has no parameter {name!r} to replace")
+    places = {name: value for name in _PLACES if (value := getattr(task, name, None)) is not None}
+    new = dict(given)
+    if (destination := given.get("destination")) is not None:
+        for name in {"results", "failed_table"} & {*places} - {*given}:
+            file_name = str(places[name]).rpartition("/")[2]
+            new[name] = f"{str(destination).rstrip('/')}/{file_name}"
+    left = [name for name in places if name not in new]
+    if left and not {*_PLACES, *_SOURCES}.isdisjoint(given):
+        where = " and ".join(f"{name}={places[name]!r}" for name in left)
+        raise ValueError(f"{task.task_id!r} would still write to {where}; replace {' and '.join(left)}, too")
+    for name, value in new.items():
+        setattr(task, name, value)
 
 
 # --- templates, and what a mapped task maps over ---

@@ -101,7 +101,8 @@ def run_operator(
         clock stands still until then, so that no job ends before.
     :param map_index: which task of a mapped operator to run, from 0.
     :param replace: parameters that the operator has in this run, such as ``{"destination": tmp_path}``. They
-        are not templated.
+        are not templated. ``results`` and ``failed_table`` move to a new ``destination``. If the rows or a
+        place are replaced, and another place is not, nothing is run.
     :param logical_date: the date of the run, from which ``ds`` and the like follow: today at midnight (UTC)
         when left out. ``None`` is a run without one (Airflow 3), where these names are undefined.
     :param partition_key: the partition of the run (Airflow 3.2), which then has no logical date.
@@ -122,11 +123,12 @@ def run_operator(
     asset_events = triggered_by.asset_events if triggered_by is not None else {}
     made = make_context(operator, dag_run, upstream or {}, asset_events, map_index)
     ready, result = {**made, **(context or {})}, TaskResult()
+    before = list[str]()  # its log until it was interrupted
     emulators = including(emulator.url if emulator is not None else "")
     with variable(EMULATORS, emulators), _as_task_runner(operator, replace or {}), _recorded() as lines:
         performance = Performance(operator, ready, result, emulator)
         try:
-            with interrupting(timeout) as interrupted:
+            with interrupting(timeout, lambda: before.append(lines.getvalue().rstrip())) as interrupted:
                 result.value = performance.run(upstream or {}, replace or {})
         except Exception as error:
             result.error = error
@@ -135,7 +137,7 @@ def run_operator(
                 raise
             performance.end()
         if interrupted:
-            raise _overrun(performance, timeout, lines.getvalue().rstrip())
+            raise _overrun(performance, timeout, before[0], lines.getvalue().rstrip())
         result.rendered = {name: getattr(performance.task, name, None) for name in operator.template_fields}
     result.log = lines.getvalue().rstrip()
     result.xcoms = {**getattr(ready["ti"], "xcoms", {})}
@@ -146,11 +148,13 @@ def run_operator(
     return result
 
 
-def _overrun(performance: Performance, timeout: float | None, log: str) -> TimeoutError:
-    last = log.rpartition("\n")[2] or "nothing"
+def _overrun(performance: Performance, timeout: float | None, before: str, log: str) -> TimeoutError:
+    lines = before.split("\n") if before else ["nothing"]
+    trouble = [line for line in lines if line.startswith(("WARNING ", "ERROR "))]
+    last = (trouble or lines)[-1]
     error = TimeoutError(
         f"task {performance.task.task_id!r} did not end within {timeout:g} s: it was {performance.state}. "
-        f"Its log ends with: {last}. Let its jobs end sooner, or raise timeout"
+        f"Its log: {last}. Let its jobs end sooner, or raise timeout"
     )
     error.add_note(f"Its log:\n{log}")
     return error

@@ -128,7 +128,8 @@ class FlowHook(BaseHook):
                 f"Airflow connection {self.rungen_conn_id!r} leads to {settings.base_url}, which a test must "
                 "not reach; nothing was sent",
                 hint="Use the fixture rungen_emulator, or point the connection at an emulator with "
-                f"emulator.connection({self.rungen_conn_id!r}), or name another stand-in in RUNGEN_EMULATOR",
+                f"emulator.connection({self.rungen_conn_id!r}), or name another stand-in in RUNGEN_EMULATOR. "
+                "If this is no test: unset RUNGEN_EMULATOR",
             )
         return settings
 

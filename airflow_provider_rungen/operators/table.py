@@ -46,17 +46,17 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     Run a job for each row of a table, store the outputs, and write a table of the results.
 
     Return ``{"results": uri, "rows", "completed", "failed", "skipped", "reused", "jobs",
-    "execution_seconds"}``.
+    "execution_seconds"}``, and with a price ``"cost"`` and ``"currency"`` of these jobs.
 
     The results table has one row for each row of the source, in the same order: the key columns, the
     ``columns`` of the source, ``index``, ``status`` (``completed``, ``failed``, ``canceled``, ``refused``,
     ``invalid``, ``rejected``, ``given_up``, ``skipped``), ``error``, ``job_id``, ``reused``, ``outputs``
     (stored URIs, without a connection), ``output`` (the first), ``sha256`` (of the first), ``result`` (JSON
     text, without signed URLs), ``execution_seconds``, ``cost``, ``created_at``, and the properties of
-    ``output_type``. It is written atomically, also when the task fails.
+    ``output_type``. It is written atomically, also when the task fails, unless no row got a job.
 
-    When it fails, its ``return_value`` and the XCom ``failed`` are pushed anyway, and its exception has
-    the first 1,000 rows that failed as ``failed_rows``.
+    When it fails after that, its ``return_value`` and the XCom ``failed`` are pushed anyway, and its
+    exception has the first 1,000 rows that failed as ``failed_rows``.
 
     Row values are data, and are never templated.
 
@@ -260,7 +260,8 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
     are expected to run as long as the mean of the rows that are stored, or else of up to 100 other jobs of
     the app in the ledger. An unknown figure is 0, and without a price the currency is empty.
 
-    The parameters are those of `RunGenRunTableOperator`. ``max_jobs`` and ``max_cost`` refuse nothing here.
+    The parameters are those of `RunGenRunTableOperator`. If it would buy more than ``max_jobs`` or
+    ``max_cost`` allows, this task fails in the same way, so that no GPU starts for a refused run.
     """
 
     def execute(self, context: Context) -> int:

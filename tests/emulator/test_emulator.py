@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,7 +24,11 @@ import requests
 from bad_answers import Fault
 from client_mistakes import early_retries, keys_leaked
 
-from airflow_provider_rungen.emulator import Emulator, Service, png
+from airflow_provider_rungen.emulator import Emulator, Service, demo, png
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from airflow_instance import AirflowError, AirflowInstance
 
 KEY = "rungen-emulator-key"
 START = 1_736_613_934.0  # 2025-01-11T16:45:34
@@ -171,6 +176,9 @@ def test_the_input_controls_the_result(client: Client) -> None:
     assert len({client.download(image["image"]).body for image in result["images"]}) == 3
     said = client.run("/app/llama-text", emulator={"seconds": 0})
     assert client.get(said, "/app/llama-text")["result"] == "You said: a fox"
+    client.emulator.service.add_app("llama-text", workers=1, result='{"title": "A kettle"}')
+    said = client.run("/app/llama-text", emulator={"seconds": 0})
+    assert client.get(said, "/app/llama-text")["result"] == '{"title": "A kettle"}'
     result = {"clip": "output:../a b.mp4", "frames": ["output:1", "text", None]}
     fixed = client.run(emulator={"result": result, "output_bytes": 1000, "seconds": 0})
     got = client.get(fixed)["result"]
@@ -627,3 +635,22 @@ def test_the_command(number: signal.Signals) -> None:
         process.send_signal(number)
         assert process.wait(10) == 0
         assert process.stderr.read() == ""
+
+
+def test_an_exported_emulator_does_not_reach_the_airflow_of_a_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("python", "airflow"):
+        (tmp_path / name).write_text("#!/bin/sh\nenv\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("RUNGEN_EMULATOR", "http://127.0.0.1:8765")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(SystemExit, match="Airflow did not start"):
+        demo.main(["--home", str(tmp_path / "demo")])
+    with pytest.raises(AirflowError):
+        AirflowInstance(tmp_path / "standalone", tmp_path, bin_folder=tmp_path).start()
+    for log in ("demo/airflow.log", "standalone/standalone.log"):
+        seen = (tmp_path / log).read_text()
+        assert "AIRFLOW_HOME=" in seen
+        assert "RUNGEN_EMULATOR" not in seen

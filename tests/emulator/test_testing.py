@@ -19,12 +19,13 @@ from conftest import SOON
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS, AIRFLOW_VERSION
 from airflow_provider_rungen.decorators import rungen_task
-from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.emulator.testing import TaskResult, run_operator
 from airflow_provider_rungen.exceptions import RunGenJobFailedError
 from airflow_provider_rungen.ledger import Ledger
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
     RunGenRunJobOperator,
     RunGenRunTableOperator,
     scaled_app,
@@ -249,6 +250,33 @@ def test_the_rows_of_a_table_are_at_hand(rungen_emulator: Emulator, tmp_path: Pa
         _ = run_operator(job()).rows
 
 
+def test_a_test_that_replaces_a_place_writes_nowhere_else(rungen_emulator: Emulator, tmp_path: Path) -> None:
+    real, here = tmp_path / "real", tmp_path / "here"
+    op = RunGenRunTableOperator(
+        task_id="paint",
+        table=[{"sku": "A-1", "prompt": "x"}],
+        key="sku",
+        destination=str(real),
+        results=str(real / "photos.csv"),
+        failed_table=str(real / "failed.csv"),
+        ledger=str(real / "ledger"),
+        poll_interval=0.05,
+    )
+    for replace, named in (
+        ({"destination": here}, "ledger"),
+        ({"ledger": None}, "destination and results and failed_table"),
+        ({"table": [{"sku": "A-2"}]}, "destination and results and failed_table and ledger"),
+        ({"results": str(here / "r.csv"), "ledger": None}, "destination and failed_table"),
+    ):
+        refused = run_operator(op, replace=replace)
+        assert f"; replace {named}, too" in str(refused.error), refused.error
+    result = run_operator(op, replace={"destination": here, "ledger": None})
+    assert (result.error, result.value["results"]) == (None, f"{here}/photos.csv")
+    assert {"photos.csv", "failed.csv"} <= {path.name for path in here.iterdir()}
+    assert not real.exists()
+    assert (op.results, op.failed_table) == (f"{real}/photos.csv", f"{real}/failed.csv")
+
+
 # --- dates ---
 
 DATED = "{{ dag_run.logical_date or 'none' }} {{ ds is defined }}"
@@ -294,6 +322,14 @@ def test_a_task_that_takes_too_long_is_ended(rungen_emulator: Emulator, deferrab
     assert ("deferred to RunGenJobTrigger" if deferrable else "executing") in str(caught.value)
     assert made["id"] in caught.value.__notes__[0]
     assert run_operator(job()).error is None, "it can be run again"
+
+
+def test_an_overrun_quotes_the_last_warning(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=429, headers={"Retry-After": "60"}, times=None))
+    table: Any = [{"sku": sku, "prompt": "x"} for sku in ("A-1", "A-2")]
+    op = RunGenRunBatchOperator(task_id="paint", inputs=table, poll_interval=0.05)
+    with pytest.raises(TimeoutError, match=r"Its log: WARNING .*429"):
+        run_operator(op, timeout=1)
 
 
 class Stubborn(BaseOperator):

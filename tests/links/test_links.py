@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import APP, FakeTaskInstance, run_task
 
+from airflow_provider_rungen._airflow import XCom
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.execution.task.xcom_keys import PAGE_KEY
 from airflow_provider_rungen.hooks import RunGenHook
@@ -16,6 +18,7 @@ from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenRe
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
+    RunGenPlanTableOperator,
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
 )
@@ -89,6 +92,20 @@ def test_what_people_see_is_pushed_before_the_wait_and_stays(
     assert known == [job["id"]]
     # what Airflow 3 pushes at the end
     assert {link.get_link(op, ti_key=None) for link in op.operator_extra_links} == set(links.values())
+
+
+@with_pages
+def test_a_task_without_a_job_does_not_look_for_its_link(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table: Any = [{"sku": "A-1", "prompt": "x"}]
+    op = RunGenPlanTableOperator(task_id="plan", table=table, key="sku", destination=str(tmp_path))
+    assert run_task(op, context).value == 1
+    looked_up: list[str] = []
+    monkeypatch.setattr(XCom, "get_value", lambda key, **_: looked_up.append(key))
+    links = {link.key: link.get_link(op, ti_key=None) for link in op.operator_extra_links}
+    assert links == {JOB: "", APP_LINK: context["ti"].xcoms[APP_LINK], RESULTS: context["ti"].xcoms[RESULTS]}
+    assert looked_up == [], "the SDK logs a missing XCom as an error"
 
 
 @with_pages

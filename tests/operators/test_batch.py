@@ -301,7 +301,10 @@ def test_a_refusal_of_the_key_cancels_and_names_all_jobs_and_a_retry_takes_them_
         assert all(job_id in caplog.text for job_id in task.ids())
         return
     task.emulator.service.clear_faults()
+    caplog.set_level("INFO")
     assert len(set(task.attempt().value)) == task.created == 60
+    line = "Submitted 35 of 60 inputs to app flux-schnell; 25 have a job of an earlier attempt"
+    assert line in caplog.messages
 
 
 def test_a_service_in_trouble_is_not_sent_all_inputs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,7 +307,7 @@ def test_a_plan_speaks_money(run: Run) -> None:
     task.next_run("night 2")
     task.kind = RunGenPlanTableOperator
     # all are new, so that it is known of other entries how long they take
-    assert task.attempt(to_input=other_picture, max_jobs=1).value == 6
+    assert task.attempt(to_input=other_picture, max_jobs=6).value == 6
     plan = task.ti.xcoms["plan"]
     assert "usage" not in task.ti.xcoms
     assert plan["cost"] == pytest.approx(plan["seconds"], abs=0.001)
@@ -326,6 +326,31 @@ def test_a_plan_has_the_price_of_the_block_that_waits_for_it(run: Run) -> None:
             RunGenRunTableOperator(task_id="photos", **task.options)
     pushed = run_operator(plan, context={"dag": dag}).xcoms["plan"]
     assert (pushed["cost"], pushed["currency"]) == (pytest.approx(2 * pushed["seconds"], abs=0.001), "EUR")
+
+
+@pytest.mark.parametrize("limits", [{"max_jobs": 1}, {"max_cost": "0.001 EUR"}])
+def test_a_plan_refuses_what_the_table_would(run: Run, limits: Any, rungen_emulator: Emulator) -> None:
+    task = run(products(2))
+    assert task.attempt().error is None
+    edited = task.options | {"to_input": other_picture} | limits
+    with DAG("d", schedule=None) as dag:
+        plan = RunGenPlanTableOperator(task_id="plan", **edited)
+        with scaled_app(only_if=plan.output, price="7200 EUR/h"):
+            photos = RunGenRunTableOperator(task_id="photos", **edited)
+    refused, late = (run_operator(op, context={"dag": dag}) for op in (plan, photos))
+    assert isinstance(refused.error, AirflowFailException)
+    assert "Refused: 2 of 2 rows are new, about" in str(refused.error)
+    assert str(refused.error) == str(late.error)
+    assert refused.xcoms["plan"]["jobs"] == 2
+    assert rungen_emulator.service.stats()["jobs_created"] == 2, "none for the edited prompt"
+
+
+def test_a_plan_does_not_refuse_what_is_paid_for(run: Run) -> None:
+    task = run(products(3))
+    assert task.attempt().error is None
+    task.next_run("night 2")
+    task.kind = RunGenPlanTableOperator
+    assert task.attempt(table=products(4), max_jobs=1).value == 1
 
 
 def test_a_function_is_planned_as_it_runs(run: Run) -> None:

@@ -143,6 +143,19 @@ def test_the_table_tells_what_is_reused_when_nothing_can_be_submitted(run: Run, 
     assert task.column("reused") == [True] * 4 + [False]
 
 
+@pytest.mark.parametrize("ledger", [None, "ledger"])
+def test_the_table_stays_if_nothing_can_be_submitted(run: Run, mode: bool, ledger: str | None) -> None:
+    task = run(products(3), deferrable=mode, contact_sheet=True)
+    more: dict[str, Any] = {"ledger": ledger and (task.folder / ledger).as_uri()}
+    assert task.attempt(**more).error is None
+    before = {path: path.read_bytes() for path in (task.folder / "photos").glob("[ir]*.*")}
+    task.next_run("2")
+    task.emulator.service.inject(Fault(on="run", status=403, times=None))
+    assert "403" in str(task.attempt(table=products(5)[3:], **more).error)
+    assert len(before) == 2
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_the_table_tells_why_outputs_could_not_be_stored(run: Run, mode: bool) -> None:
     task = run(products(3), deferrable=mode, max_failed=1)
     task.emulator.service.inject(Fault(on="output", status=403, skip=1, times=None, body=HAS_EXPIRED))

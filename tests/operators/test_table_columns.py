@@ -6,6 +6,7 @@ import csv
 import json
 import pickle
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -191,12 +192,14 @@ def test_names_of_a_schema_in_a_file_clash_before_anything_is_sent(run: Run, tmp
 def test_a_reused_row_has_the_time_and_cost_of_its_job(run: Run, rungen_emulator: Emulator) -> None:
     with rungen_emulator.connection("priced", price="3.60 USD/h"):
         task = run(products(2), rungen_conn_id="priced")
-        assert task.attempt().error is None
+        summary = task.attempt().value
+        assert summary["cost"] == pytest.approx(float(sum(map(Decimal, task.column("cost")))), abs=0.001)
+        assert (summary["cost"] > 0, summary["currency"]) == (True, "USD")
         bought = task.column("execution_seconds"), task.column("cost")
         assert all(bought[0])
         assert all(bought[1])
         task.next_run("night 2")
-        assert task.attempt().error is None
+        assert task.attempt().value["cost"] == 0, "nothing was bought"
         assert task.column("reused") == [True, True]
         assert (task.column("execution_seconds"), task.column("cost")) == bought
 

@@ -13,6 +13,7 @@ from airflow_provider_rungen.execution.jobs.plans import read_plan
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.money import Price
+    from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.execution.jobs.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -49,15 +50,16 @@ class Limits:
     What a task run may buy at most. See the parameters of the operators.
 
     :param run: the attempt, which begins.
+    :param is_before: see `Runner.find_price`.
     :raises RunGenInputError: a limit is invalid, or cannot be compared with the price.
     """
 
-    def __init__(self, run: Runner) -> None:
+    def __init__(self, run: Runner, *, is_before: bool = False) -> None:
         self._run = run
         self._max_jobs = to_limit(run.options.max_jobs, "max_jobs")
         self._max_cost = max_cost = to_cost(run.options.max_cost, "max_cost")
         has_limit = not (self._max_jobs is None and max_cost is None)
-        self._price = price = run.find_price() if has_limit else None
+        self._price = price = run.find_price(is_before=is_before) if has_limit else None
         if max_cost is not None and (price is None or price.currency != max_cost.currency):
             problem = "there is no price" if price is None else f"the price is {price}"
             raise RunGenInputError(
@@ -65,17 +67,19 @@ class Limits:
                 hint=f"Declare one in {max_cost.currency}: scaled_app(price=…), or price of the connection",
             )
 
-    def check(self) -> int | None:
+    def check(self, plan: Plan, new: int) -> int | None:
         """
         Check what an attempt is about to buy, and what this task run has bought, before anything is sent.
 
+        :param plan: what it has read.
+        :param new: how many jobs it is about to buy.
         :return: how many jobs it may buy; ``None`` without a limit.
         :raises RunGenLimitError: it is more than a limit.
         """
         run, most, max_cost = self._run, self._max_jobs, self._max_cost
         if most is None and max_cost is None:
             return None
-        new, bought = run.ledger.new_count, run.task_log.bought
+        bought = run.task_log.bought
         exceeded: dict[str, object] = {}
         if most is not None and bought + new > most:
             exceeded["max_jobs"] = most
@@ -95,7 +99,6 @@ class Limits:
             most = affordable if most is None else min(most, affordable)
         if not new or not exceeded:
             return None if most is None else max(most - bought, new)
-        plan = run.task_log.plan
         # a table has columns: those of its key
         rows, source = ("rows", "to_input") if plan.manifest.columns else ("inputs", "the inputs")
         before = f" after {bought:,} submissions of earlier attempts" if bought else ""
@@ -113,15 +116,18 @@ def plan_jobs(run: Runner) -> int:
     Return how many jobs a run would wait for, and push what these cost. It submits nothing.
 
     :param run: the run, which is not executed.
+    :raises RunGenLimitError: it would buy more than a limit.
     """
     with run.attempt(), run.opened():
+        limits = Limits(run, is_before=True)
         run.ledger.open(create=False)
         source = run.make_source()
         plan = read_plan(run.app_id, source, run.ledger.key_of)
         run.link_to(run.app_id)
-        jobs = sum(row.needs_job for row in plan.rows())
+        jobs = new = sum(row.needs_job for row in plan.rows())
         if (found := run.ledger.look_up(plan)) is not None:
             jobs -= len(found.stored) + len(found.in_state("failed"))
+            new -= len(found.settled)
         quote = Quote(run, jobs, run.find_price(is_before=True))
         # no None, which XComArg takes for a value that was not pushed
         value = {
@@ -135,4 +141,5 @@ def plan_jobs(run: Runner) -> int:
         }
         run.ti.xcom_push(key="plan", value=value)
         log.info("%d rows: %d jobs to run%s", plan.count, jobs, quote)
+        limits.check(plan, new)
         return jobs

@@ -195,9 +195,15 @@ class RunReport:
             if self._has_to_store(error):
                 with run.opened():
                     run.collecting.collect_rest()
-            run.sink.report(self.result(), run.task_log.plan, error)
+            if self._has_news(result := self.result()):
+                run.sink.report(result, run.task_log.plan, error)
         except Exception as failure:
             log.warning("Could not write all that is known: %s", clean_text(str(failure)))
+
+    def _has_news(self, result: BatchResult) -> bool:
+        """Return whether anything is known of an input. Otherwise what the last run wrote stays."""
+        task_log = self._run.task_log
+        return any(result.ids) or bool(task_log.jobs.totals().refused or task_log.unknown)
 
     def _has_to_store(self, error: Exception) -> bool:
         """Return whether what completed is stored though the task fails, since no other attempt does it."""
@@ -286,6 +292,13 @@ class RunReport:
             retryable=error.retryable,
         )
 
+    @property
+    def submitted(self) -> int:
+        """How many inputs have a job of this task run, of whatever attempt."""
+        task_log, totals = self._run.task_log, self._run.task_log.jobs.totals()
+        settled = totals.shared + totals.refused + len(task_log.unknown)
+        return task_log.state.count - task_log.unsent_count - settled
+
     def log_submitted(self, new: int) -> None:
         """Log how many inputs were submitted."""
         task_log = self._run.task_log
@@ -293,11 +306,12 @@ class RunReport:
             for job_id in task_log.running if new else ():
                 log.info("Submitted job %s to app %s", job_id, task_log.app_id)
             return
-        unsent, totals = task_log.unsent_count, task_log.jobs.totals()
-        submitted = task_log.state.count - unsent - totals.shared - totals.refused - len(task_log.unknown)
+        unsent, resumed = task_log.unsent_count, task_log.state.resumed
         limit = self._run.options.max_in_flight
         is_held_up = unsent and limit is not None and len(task_log.jobs.running) >= limit
-        more = f"; {unsent} wait for others to end (max_in_flight)" if is_held_up else ""
+        more = f"; {resumed} have a job of an earlier attempt" if resumed else ""
+        more += f"; {unsent} wait for others to end (max_in_flight)" if is_held_up else ""
+        submitted = self.submitted - resumed
         log.info(
             "Submitted %d of %d inputs to app %s%s", submitted, task_log.state.count, task_log.app_id, more
         )

@@ -55,7 +55,7 @@ class Submitting:
         :raises RunGenLimitError: they are too few, and there is nothing to wait for or to collect.
         """
         try:
-            self._log.state.allowance = limits.check()
+            self._log.state.allowance = limits.check(self._log.plan, self._run.ledger.new_count)
         except RunGenLimitError as error:
             has_jobs = self._log.running or self._log.completed
             if not (has_jobs and self._run.options.wait_for_completion):

@@ -48,6 +48,7 @@ class AttemptState:
     :param refusals: how many inputs in a row were refused.
     :param submitted_at: when the last jobs may have been submitted (seconds since 1970).
     :param allowance: how many more jobs the attempt may buy; ``None`` without a limit.
+    :param resumed: how many inputs have a job of an earlier attempt.
     """
 
     count: int = 0
@@ -60,6 +61,7 @@ class AttemptState:
     refusals: int = 0
     submitted_at: float = 0.0
     allowance: int | None = None
+    resumed: int = 0
 
 
 class TaskLog:

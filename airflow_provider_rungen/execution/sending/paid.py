@@ -286,7 +286,8 @@ class PaidInputs:
             self._unfit |= unfit
         found = {keys[key]: entry for key, entry in entries.items() if entry.job_id not in unfit}
         if given_up := sum(entry.state == "failed" for entry in found.values()):
-            log.warning("Given up: %d inputs, of which too many jobs have failed (max_attempts)", given_up)
+            inputs = format_count(given_up, "input")
+            log.warning("Given up: %s, of which too many jobs have failed (max_attempts)", inputs)
         # nobody can wait for the jobs of another app
         here = {n: each for n, each in found.items() if each.state != "pending" or each.app_id == self.app_id}
         return Found(here)

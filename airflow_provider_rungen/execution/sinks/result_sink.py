@@ -43,6 +43,7 @@ from airflow_provider_rungen.schemas import OutputType
 from airflow_provider_rungen.schemas.output_type import FAILED_COLUMNS, FIXED_COLUMNS, check_columns
 
 if TYPE_CHECKING:
+    from airflow_provider_rungen.client.money import Price
     from airflow_provider_rungen.execution.collect_run import CollectRun
     from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.execution.jobs.runner import Runner
@@ -98,6 +99,7 @@ class ResultSink(Collector):
         self._key = key
         self._runner = cast("Runner", run) if usage is None else None
         self._is_written = False
+        self._price: Price | None = None
         # why rows have no result, by index
         self._row_errors: dict[int, RunGenError] = {}
 
@@ -165,7 +167,9 @@ class ResultSink(Collector):
     # --- the value ---
 
     def _summary(self, table: ResultsTable, counts: ResultCounts) -> dict[str, Any]:
-        return counts.summary(table.uri, self._run.used())
+        # what another task bought is in the summary of that
+        price = None if self._runner is None else self._price
+        return counts.summary(table.uri, self._run.used(), price)
 
     def _push_summary(self, counts: ResultCounts) -> None:
         """Push what a task with a table returns, when it fails and so returns nothing."""
@@ -225,7 +229,8 @@ class ResultSink(Collector):
             columns = dict(zip(plan.manifest.columns, plan.manifest.types, strict=True))
             if self._runner is None:
                 columns["label"] = "text"
-            self._table.write(counts.count(add_costs(result_rows(), self._run.find_price())), columns)
+            self._price = self._run.find_price()
+            self._table.write(counts.count(add_costs(result_rows(), self._price)), columns)
             self._run.ti.xcom_push(key="results", value=redact(self._table.uri))
             if self._runner is not None:
                 self._run.failed_rows = counts.first_failed

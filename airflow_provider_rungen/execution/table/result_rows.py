@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_rungen.client.codec import to_time
 from airflow_provider_rungen.client.models import Job
@@ -30,6 +30,12 @@ from airflow_provider_rungen.execution.spool import Position, Spool
 from airflow_provider_rungen.execution.table.results_table import Values, json_text
 from airflow_provider_rungen.execution.task.outcomes import MAX_FAILED, MAX_FAILED_ERROR
 from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.client.money import Price
+
+# The digits of a cost.
+_COST = Decimal("0.0001")
 
 
 class Status(StrEnum):
@@ -169,13 +175,18 @@ class ResultCounts:
                 self.file_count += len(row.outputs)
             yield row
 
-    def summary(self, uri: str, used: Mapping[str, Any]) -> dict[str, Any]:
+    def summary(self, uri: str, used: Mapping[str, Any], price: Price | None = None) -> dict[str, Any]:
         """
         Return what the task returns.
 
         :param uri: the table.
         :param used: what the jobs of the task run used, in all of its attempts: the XCom ``usage``.
+        :param price: what a worker costs, if it is known.
         """
+        seconds, cost = used["execution_seconds"], {}
+        if price is not None and seconds is not None:
+            amount = price.cost(Decimal(str(seconds)), _COST)
+            cost = {"cost": float(amount), "currency": price.currency}
         return {
             "results": redact(uri),
             "rows": self.rows,
@@ -184,7 +195,8 @@ class ResultCounts:
             "skipped": self.by_status[Status.SKIPPED],
             "reused": self.reused,
             "jobs": used["jobs"],
-            "execution_seconds": used["execution_seconds"],
+            "execution_seconds": seconds,
+            **cost,
         }
 
 
