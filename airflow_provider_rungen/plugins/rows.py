@@ -11,10 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from airflow_provider_rungen.client.endpoints import FATE_UNKNOWN
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.places import RUNS, without_seal
 from airflow_provider_rungen.execution.jobs.plans import Plan
+from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED
 from airflow_provider_rungen.pages.models import FAILED, JobView, shown_text
 from airflow_provider_rungen.plugins.limits import CACHE, FRESH, LASTING
 from airflow_provider_rungen.plugins.stored import BoundedStorage
@@ -33,6 +35,8 @@ MAX_ROWS = 10_000
 ALL = 0
 #: The status of a job whose status is not known.
 UNKNOWN = "unknown"
+#: The status of an input that may have a job whose id is not known.
+IN_DOUBT = "fate unknown"
 _NOT_SUBMITTED = "not submitted"
 # Of all files that one page reads.
 _MAX_BYTES = 8 << 20
@@ -66,6 +70,7 @@ class PageRows:
     :param reused: how many of them an earlier run paid for.
     :param copies: how many rows share the job of another one, and are in none of the counts.
     :param attempt: the record of the last attempt, if the task has a run log.
+    :param totals: the totals of its log: those of its end, or else of the parts that the page has read.
     """
 
     rows: Sequence[JobView]
@@ -75,6 +80,12 @@ class PageRows:
     reused: int = 0
     copies: int = 0
     attempt: AttemptRecord | None = None
+    totals: Totals = Totals()  # noqa: RUF009 - it is frozen
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the last attempt recorded its totals. One that had nothing to submit has none."""
+        return self.attempt is not None and _has_end(self.attempt)
 
     @property
     def is_whole(self) -> bool:
@@ -85,6 +96,10 @@ class PageRows:
     def is_counted(self) -> bool:
         """Whether it is known how many rows have each status."""
         return self.is_whole or bool(self.counts)
+
+
+def _has_end(attempt: AttemptRecord) -> bool:
+    return attempt.end is not End.UNKNOWN or attempt.totals != Totals()
 
 
 # --- from what the task has pushed --------------------------------------------------------------------------
@@ -118,12 +133,18 @@ def _failed_rows(task: TaskRecord) -> list[JobView]:
     return [
         JobView(
             index=failure.index,
-            status="failed" if failure.job_id else "refused",
+            status="failed" if failure.job_id else _status_without_job(failure.error),
             job_id=failure.job_id or "",
             error=failure.error,
         )
         for failure in task.failed or ()
     ]
+
+
+def _status_without_job(error: str) -> str:
+    if error.startswith(FATE_UNKNOWN):
+        return IN_DOUBT
+    return _NOT_SUBMITTED if _NOT_SUBMITTED in error[: len(NOT_SUBMITTED)] else "refused"
 
 
 # --- from the run log ---------------------------------------------------------------------------------------
@@ -212,7 +233,7 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
         found = _row(row, table.row(inputs[number]), attempt, is_moving=task.is_moving)
         rows.append(replace(found, index=number, key=key, values=values))
     totals = attempt.totals
-    if is_counted:
+    if is_counted or not _has_end(attempt):
         of_rows = (Totals.of(row, attempt.writer, attempt.since) for row in table.rows.values())
         totals = sum(of_rows, Totals())
     shown = {row.index for row in rows}
@@ -223,16 +244,20 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
         failed=[*(row for row in rows if row.status in FAILED), *elsewhere],
         reused=sum(row.reused for row in rows),
         attempt=attempt,
+        totals=totals,
     )
-    # an attempt that had nothing to submit has no totals, either
-    if not is_counted and totals == Totals() and attempt.end is End.UNKNOWN:
+    if not is_counted and not _has_end(attempt):
         return jobs
     skipped, refused = task.page.skipped, task.page.refused
+    running = max(0, totals.submitted - totals.jobs_completed - totals.jobs_failed)
+    others = totals.inputs - totals.completed - totals.failed - totals.refused - running
     counts = {
         "completed": totals.completed,
         "failed": totals.failed - totals.canceled,
         "canceled": totals.canceled,
-        UNKNOWN: max(0, totals.submitted - totals.jobs_completed - totals.jobs_failed),
+        UNKNOWN: running,
+        # an input that was submitted again may have a job besides
+        IN_DOUBT: max(0, min(totals.unknown, others)),
         "refused": totals.refused + refused,
         "skipped": skipped,
     }
@@ -261,6 +286,6 @@ def _row(planned: PlannedRow, row: Row, attempt: AttemptRecord, *, is_moving: bo
     elif state is InputState.UNSENT and not is_moving:
         status = _NOT_SUBMITTED
     elif state is InputState.UNKNOWN or (state is InputState.ANNOUNCED and not is_moving):
-        error = _FATE_UNKNOWN
+        status, error = UNKNOWN if is_moving else IN_DOUBT, _FATE_UNKNOWN
     view = JobView(index=0, status=status, error=error)
     return view if job is None else replace(view, job_id=job.id, seconds=job.seconds, reused=job.is_shared)
