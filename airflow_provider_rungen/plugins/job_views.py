@@ -27,13 +27,15 @@ from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord
-from airflow_provider_rungen.plugins.trouble import JOB_DIGITS, cost
+from airflow_provider_rungen.plugins.trouble import JOB_DIGITS, cost, what_a_clear_submits
 from airflow_provider_rungen.plugins.urls import Urls
 
 # Files of a job on the page of its task.
 _OUTPUTS_OF_JOB = 13
 _UNSTORED = "The files of these jobs are only at RunGen. Set destination on the task to store and see them."
 _NO_FILES = "Its files are only at RunGen, until a task with a destination stores them."
+_NOT_YET = "Not stored yet."
+_NOT_STORED = "Its files are not in the destination."
 _NOT_THERE = "Some files are not in {place}. They were not stored, or were moved or removed since."
 
 #: The job as the service returned it, or the error; ``None`` if it was not asked.
@@ -55,6 +57,7 @@ async def job_page(
         return None
     manifest = (await gathering.manifests([job_id])).get(job_id)
     answer = (await gathering.jobs([job_id])).get(job_id)
+    clear = what_a_clear_submits(task, await gathering.rows(page_of_task))
 
     def view() -> dict[str, Any]:
         if manifest is None and not task.is_moving:
@@ -65,6 +68,7 @@ async def job_page(
         return {
             "task": task,
             "job": shown,
+            "clear": clear,
             "live": job,
             "pager": make_pager(shown.href, 0 if manifest is None else len(manifest.outputs), page),
             "result": None if found is None else redact_value(found.result),
@@ -128,10 +132,17 @@ def job_view(
             for number, file in enumerate(files, start)
         ],
         more_outputs=count - len(files) if page is None else 0,
-        text=_NO_FILES if is_bare else None if count else find_text(result) or first_fields(result),
-        cost=cost(task.page.price, seconds, JOB_DIGITS),
+        text=_unstored(task) if is_bare else None if count else find_text(result) or first_fields(result),
+        cost=None if row.reused else cost(task.page.price, seconds, JOB_DIGITS),
         href=urls.job(task, row.job_id, row=row.index) if row.job_id else "",
     )
+
+
+def _unstored(task: TaskRecord) -> str:
+    """Return what is shown in place of files that a job has, and that are not stored."""
+    if not task.page.destination:
+        return _NO_FILES
+    return _NOT_YET if task.is_moving else _NOT_STORED
 
 
 def status_of(row: JobView, manifest: StoredJob | None, answer: Answer) -> str:

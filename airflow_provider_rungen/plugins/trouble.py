@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -31,8 +32,8 @@ class Trouble(NamedTuple):
     """
     Why a task failed.
 
-    :param failure: what the attempt said, or what is known without it.
-    :param is_reported: whether the attempt said it.
+    :param failure: what the attempt reported, or what is known without it.
+    :param is_reported: whether the attempt reported it.
     :param may_run: the jobs that may still run.
     """
 
@@ -71,6 +72,16 @@ def outlook(task: TaskRecord, jobs: PageRows, trouble: Trouble) -> Facts:
         ("Spent", _spent(task, jobs, trouble)),
         *((label, "all inputs" if is_first else share(count, inputs, most)) for label, count in labels),
     ]
+
+
+def what_a_clear_submits(task: TaskRecord, jobs: PageRows) -> str:
+    """Return what a clear of a task submits, in words; empty if it submits nothing, whatever happens."""
+    failure, most = task.failure, jobs.total or task.page.rows
+    if task.submits_nothing:
+        return ""
+    if failure and task.state in FAILED_STATES and failure.try_number >= task.try_number:
+        return share(failure.clear_submits, failure.inputs, most)
+    return share(0, None, most)
 
 
 def share(count: int, inputs: int | None, most: int) -> str:
@@ -115,17 +126,43 @@ def _spent(task: TaskRecord, jobs: PageRows, trouble: Trouble) -> str:
 
 def _work(task: TaskRecord, jobs: PageRows, count: int) -> Iterator[str]:
     """Yield how long the jobs ran, and what that costs, as far as it is known."""
-    used, totals = task.usage.get("execution_seconds"), jobs.totals
-    seconds = max(used if isinstance(used, (int, float)) else 0, totals.seconds)
-    ended = totals.timed if totals.submitted else task.usage.get("completed")
+    seconds, timed = worked(task, jobs)
     if not seconds:
         return
-    least = "" if ended == count else "at least "
+    least = "" if timed >= count else "at least "
     text = f"{least}{format_duration(seconds)} of execution"
     paid = cost_text(task.page.price, seconds)
     if least and paid:
         paid = "" if paid.startswith("below") else paid.replace("about ", least)
     yield f"{text}: {paid}" if paid else text
+
+
+def worked(task: TaskRecord, jobs: PageRows) -> tuple[float, int]:
+    """Return the known seconds that the jobs of all attempts ran, and of how many jobs they are known."""
+    used, totals, completed = task.usage.get("execution_seconds"), jobs.totals, task.usage.get("completed")
+    seconds = max(used if isinstance(used, (int, float)) else 0, totals.seconds)
+    return seconds, totals.timed if totals.submitted else completed if isinstance(completed, int) else 0
+
+
+def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
+    """Return what the jobs of tasks cost together, in words, for each currency. No job is paid for twice."""
+    amounts, partial = defaultdict[str, Decimal](Decimal), set[str]()
+    runs = [jobs.rows for task, jobs in tasks if task.page.jobs is None and task.page.waits]
+    own = {row.job_id for rows in runs for row in rows}
+    for task, jobs in tasks:
+        if task.page.jobs and own.issuperset(task.page.jobs):  # it only collects them
+            continue
+        seconds, timed = worked(task, jobs)
+        if (paid := cost(task.page.price, seconds, JOB_DIGITS)) is None:
+            continue
+        count = max(jobs.totals.submitted, sum(1 for row in jobs.rows if row.job_id and not row.reused))
+        if count or task.usage or jobs.has_end:
+            amounts[paid.currency] += paid.amount
+            partial |= {paid.currency} if timed < count else set()
+    return [
+        f"at least {amount.quantize(CENTS)} {name}" if name in partial else in_cents(Cost(amount, name))
+        for name, amount in amounts.items()
+    ]
 
 
 async def billing_of(gathering: Gathering) -> dict[str, Any] | None:

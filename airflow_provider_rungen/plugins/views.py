@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -22,14 +21,12 @@ from airflow_provider_rungen.pages.models import (
 from airflow_provider_rungen.plugins.gallery import Query
 from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.job_views import Answer, job_view, make_pager, note_unstored, status_of
-from airflow_provider_rungen.plugins.rows import IN_DOUBT, PAGE_SIZE, UNKNOWN, PageRows
+from airflow_provider_rungen.plugins.rows import ALL, IN_DOUBT, PAGE_SIZE, UNKNOWN, PageRows
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.trouble import (
-    CENTS,
     FAILED_STATES,
-    JOB_DIGITS,
     billing_of,
-    cost,
+    costs_of,
     outlook,
     trouble_of,
 )
@@ -141,16 +138,15 @@ async def run_page(gatherings: Sequence[Gathering], urls: Urls, query: Query) ->
         return iter([replace(each, facts=[label, *each.facts]) for each in views])
 
     views = dict(zip(map(id, gatherings), await asyncio.gather(*map(views_of, gatherings)), strict=True))
-    costs = defaultdict[str, Decimal](Decimal)
-    for gathering, row in entries:
-        if paid := cost(gathering.task.page.price, row.seconds, JOB_DIGITS):
-            costs[paid.currency] += paid.amount
+    # of all rows, whatever is filtered
+    costs = costs_of([(each.task, await each.rows(ALL)) for each in gatherings])
     shown = [next(views[id(gathering)]) for gathering, _ in page]
     return _list(query, len(entries), shown) | {
         "tasks": [each.task for each in gatherings],
         "are_runs": are_runs,
         "statuses": Counter(row.status for _, row in entries),
-        "costs": [f"{amount.quantize(CENTS)} {currency}" for currency, amount in costs.items()],
+        "reused": sum(row.reused for _, row in entries),
+        "costs": costs,
         "notice": " ".join(dict.fromkeys(each.notice for each in gatherings if each.notice)),
     }
 

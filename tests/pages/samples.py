@@ -198,7 +198,8 @@ def run_page(
         tasks=[task, replace(second, failure=FailureXCom(try_number=1, error=text or "out of memory"))],
         are_runs=False,
         statuses=Counter(job.status for job in jobs),
-        costs=["0.42 USD"],
+        reused=0,
+        costs=["about 0.42 USD"],
         notice=text,
     )
 
@@ -275,6 +276,7 @@ def job_page(job: JobView, result: Any = None, **changes: Any) -> str:
         "job": job,
         "live": Job(id=job.job_id, app_id="flux-schnell", status=JobStatus.COMPLETED, created_at=NOON),
         "pager": None,
+        "clear": "all 12 inputs",
         "result": result,
         "notice": "",
     }
