@@ -17,6 +17,7 @@ from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.places import RUNS, without_seal
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED
+from airflow_provider_rungen.execution.task.outcomes import MAX_FAILED
 from airflow_provider_rungen.pages.models import FAILED, JobView, shown_text
 from airflow_provider_rungen.plugins.limits import CACHE, FRESH, LASTING
 from airflow_provider_rungen.plugins.stored import BoundedStorage
@@ -66,6 +67,7 @@ class PageRows:
     :param rows: those of the page.
     :param total: how many rows all pages have.
     :param failed: those that are known to have failed, on any page.
+    :param failed_scope: which ones these are, if they may not be all.
     :param counts: how many of all rows have each status; empty if that is not known.
     :param reused: how many of them an earlier run paid for.
     :param copies: how many rows share the job of another one, and are in none of the counts.
@@ -76,6 +78,7 @@ class PageRows:
     rows: Sequence[JobView]
     total: int
     failed: Sequence[JobView] = ()
+    failed_scope: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     reused: int = 0
     copies: int = 0
@@ -236,12 +239,12 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
     if is_counted or not _has_end(attempt):
         of_rows = (Totals.of(row, attempt.writer, attempt.since) for row in table.rows.values())
         totals = sum(of_rows, Totals())
-    shown = {row.index for row in rows}
-    elsewhere = [row for row in _failed_rows(task) if row.index not in shown]
+    failed, failed_scope = _failures(task, rows, is_whole=len(rows) == plan.count)
     jobs = PageRows(
         rows=rows,
         total=plan.count,
-        failed=[*(row for row in rows if row.status in FAILED), *elsewhere],
+        failed=failed,
+        failed_scope=failed_scope,
         reused=sum(row.reused for row in rows),
         attempt=attempt,
         totals=totals,
@@ -262,8 +265,39 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
         "skipped": skipped,
     }
     # while the task runs, the others are not submitted yet
-    copies = 0 if is_counted else max(0, plan.count - totals.inputs - skipped - refused)
+    copies = 0 if is_counted else _copies(plan, task, totals)
     return replace(jobs, counts=counts, reused=totals.shared, copies=copies)
+
+
+def _failures(task: TaskRecord, rows: Sequence[JobView], *, is_whole: bool) -> tuple[list[JobView], str]:
+    """
+    Return the rows that failed, and which ones these are: the same on each page if the task reported them.
+
+    :param rows: those of the page.
+    """
+    reported, shown = _failed_rows(task), {row.index: row for row in rows}
+    found = [
+        # the reasons of the log are cut elsewhere
+        replace(shown[row.index], status=row.status, error=row.error) if row.index in shown else row
+        for row in reported
+    ]
+    if len(reported) >= MAX_FAILED:
+        return found, f"the first {len(reported):,}"
+    known = {row.index for row in reported}
+    others = (row for row in rows if row.status in FAILED and row.index not in known)
+    scope = "" if is_whole or task.failed is not None else "on this page"
+    return sorted([*found, *others], key=lambda row: row.index), scope
+
+
+def _copies(plan: Plan, task: TaskRecord, totals: Totals) -> int:
+    """Return how many rows share the job of another one. Those that were never read have no totals."""
+    most = plan.count - totals.inputs - task.page.skipped - task.page.refused
+    if most <= 0:
+        return 0
+    if plan.count <= MAX_ROWS:
+        return sum(row.first is not None for row in plan.rows())
+    inputs = task.failure.inputs if task.failure else None
+    return min(most, max(0, most + totals.inputs - inputs)) if inputs else most
 
 
 def _text(value: Any) -> str:

@@ -115,6 +115,7 @@ async def task_page(gathering: Gathering, urls: Urls, query: Query) -> dict[str,
     return _list(query, total, shown) | {
         "task": task,
         "failures": groups,
+        "failures_scope": jobs.failed_scope,
         "progress": _progress(task, jobs, found, sum(map(found.has_ended, may_run))),
         "failure": trouble and trouble.failure,
         "outlook": outlook(task, jobs, trouble) if trouble and task.state in FAILED_STATES else (),

@@ -173,6 +173,7 @@ def task_page(jobs: Sequence[JobView], task: TaskRecord = TASK, **changes: Any) 
         "columns": ("sku", "color"),
         "pager": None,
         "failures": (),
+        "failures_scope": "",
         "failure": None,
         "outlook": (),
         "may_run_elsewhere": False,
