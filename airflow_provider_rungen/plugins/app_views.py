@@ -33,7 +33,7 @@ async def app_page_of_task(gathering: Gathering) -> dict[str, Any]:
 async def apps_page(conn_ids: Sequence[str]) -> dict[str, Any]:
     """Return what the page of all apps shows: one row for each, billed first."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    notices, totals = {}, defaultdict[str, Decimal](Decimal)
+    notices, totals, priced = {}, defaultdict[str, Decimal](Decimal), 0
     answers = await asyncio.gather(*(ask_service(conn_id, live.get_apps) for conn_id in conn_ids))
     for conn_id, (found, notices[conn_id]) in zip(conn_ids, answers, strict=True):
         if found is None:
@@ -46,8 +46,9 @@ async def apps_page(conn_ids: Sequence[str]) -> dict[str, Any]:
                 amount = price.cost(Decimal(3600 * app.active_workers), CENTS)
                 row["an_hour"] = f"{amount} {price.currency}"
                 totals[price.currency] += amount
+                priced += app.active_workers
     shown = sorted(
         rows.values(), key=lambda row: (not is_billed(row["app"]), row["app"].name or row["app"].id)
     )
     an_hour = [f"{amount} {currency}" for currency, amount in totals.items()]
-    return {"rows": shown, "notices": notices, "an_hour": an_hour}
+    return {"rows": shown, "notices": notices, "an_hour": an_hour, "priced": priced}

@@ -167,7 +167,7 @@ def logged_rows(task: TaskRecord, page: int, within: float) -> PageRows | None:
     if known is None:
         log = _Log(task, within)
         attempts = read_attempts(log)
-        if not attempts and task.is_moving:
+        if not attempts and (task.is_moving or _is_explained(task)):
             return None
         if not attempts:
             raise RunGenError(_NO_LOG.format(place=shown_text(task.log, 200)))
@@ -176,6 +176,12 @@ def logged_rows(task: TaskRecord, page: int, within: float) -> PageRows | None:
         size = _BYTES_OF_ROW * len(known.rows) + sum(map(len, texts))
         CACHE.put(key, known, FRESH if task.is_moving else LASTING, size)
     return known
+
+
+def _is_explained(task: TaskRecord) -> bool:
+    """Return whether a task has reported why it failed before it had a log."""
+    failure, has_jobs = task.failure, task.known_job_ids or task.usage.get("jobs")
+    return failure is not None and not failure.inputs and not has_jobs
 
 
 class _Log:

@@ -311,7 +311,9 @@ def apps_page() -> str:
     shown = [{"app": each, "conn_ids": ["rungen_default", "rungen_test"], "an_hour": ""} for each in apps]
     shown[0]["an_hour"] = "2.40 USD"
     notices = {"rungen_default": "", "rungen_test": "", "rungen_marketing": notice}
-    return render.render_template("apps.html", urls=URLS, rows=shown, notices=notices, an_hour=["2.40 USD"])
+    return render.render_template(
+        "apps.html", urls=URLS, rows=shown, notices=notices, an_hour=["2.40 USD"], priced=2
+    )
 
 
 def contact_sheet() -> ContactSheet:

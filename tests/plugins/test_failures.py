@@ -41,16 +41,24 @@ def box_of(page: str) -> str:
     return words_of(page.partition('aria-label="What failed"')[2].partition("</section>")[0])
 
 
-def test_a_key_that_was_revoked_is_named_where_nothing_was_submitted(world: World) -> None:
+def place_of(world: World, has_log: bool) -> dict[str, Any]:
+    return {"destination": world.folder.as_uri()} if has_log else {}
+
+
+@pytest.mark.parametrize("has_log", [True, False])
+def test_a_key_that_was_revoked_is_named_where_nothing_was_submitted(world: World, has_log: bool) -> None:
     world.emulator.service.configure({"api_key": "another"})
-    assert world.perform(RunGenRunJobOperator(input=given(), **WAITS)).error is not None
-    page = world.get(world.save("failed", operator="RunGenRunJobOperator")).text
+    place = place_of(world, has_log)
+    op: Any = RunGenRunJobOperator(input=given(), **WAITS)
+    op = RunGenRunBatchOperator(inputs=[given()], **place, **POLL) if has_log else op
+    assert world.perform(op).error is not None
+    page = world.get(world.save("failed", operator=op.task_type)).text
     box = box_of(page)
     assert "(403)" in box
     assert "Check API key" in box
     assert "Spent nothing" in box
     assert "A clear submits the job again" in box
-    for wrong in ("No jobs yet", "0 of 1 done"):
+    for wrong in ("No jobs yet", "0 of 1 done", "there is no run log"):
         assert wrong not in words_of(page)
 
 
@@ -88,9 +96,8 @@ def test_a_connection_that_is_missing_leads_to_a_page(world: World) -> None:
 @pytest.mark.parametrize("has_log", [True, False])
 def test_jobs_that_were_canceled_are_counted_as_canceled(world: World, has_log: bool) -> None:
     inputs = [given(str(number), seconds=0.02 if number < 4 else 60) for number in range(12)]
-    place: dict[str, Any] = {"destination": world.folder.as_uri()} if has_log else {}
     world.emulator.service.scale("flux-schnell", 12)
-    op = RunGenRunBatchOperator(inputs=inputs, timeout=1, **place, **POLL)
+    op = RunGenRunBatchOperator(inputs=inputs, timeout=1, **place_of(world, has_log), **POLL)
     assert world.perform(op).error is not None
     page = world.get(world.save("failed")).text
     text = words_of(page)
@@ -233,9 +240,8 @@ def test_a_task_that_was_marked_while_it_ran_says_what_it_spent(world: World, ha
 @pytest.mark.parametrize("has_log", [True, False])
 def test_jobs_whose_answers_were_lost_are_not_counted_as_not_submitted(world: World, has_log: bool) -> None:
     world.emulator.service.inject(Fault(on="run", kind="reset_after", skip=2, times=3))
-    place: dict[str, Any] = {"destination": world.folder.as_uri()} if has_log else {}
     inputs = [given(str(number)) for number in range(5)]
-    op = RunGenRunBatchOperator(inputs=inputs, max_concurrency=1, **place, **POLL)
+    op = RunGenRunBatchOperator(inputs=inputs, max_concurrency=1, **place_of(world, has_log), **POLL)
     assert world.perform(op).error is not None
     assert world.emulator.service.stats()["jobs_created"] == 5
     text = words_of(world.get(world.save("failed")).text)

@@ -48,6 +48,7 @@ def test_stored_pictures_are_shown_and_served(world: World) -> None:
     for answer in answers:
         assert answer.headers["content-type"] == "image/png"
         assert answer.headers["content-disposition"].startswith("inline;")
+    assert len({answer.headers["content-disposition"] for answer in answers}) == 2
     part = world.pages.get(files[0], headers={"Range": "bytes=100-199"})
     assert (part.status_code, part.content) == (206, answers[0].content[100:200])
 
