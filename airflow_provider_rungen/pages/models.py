@@ -117,6 +117,7 @@ class Progress:
     :param reused: how many of ``completed`` an earlier run paid for.
     :param skipped: how many rows were skipped. They count as done.
     :param unknown: how many may still run, though the task has ended.
+    :param in_doubt: how many inputs may have a job whose id is not known.
     :param is_moving: whether the task runs or is deferred, so that the page asks again.
     """
 
@@ -128,6 +129,7 @@ class Progress:
     queued: int = 0
     skipped: int = 0
     unknown: int = 0
+    in_doubt: int = 0
     reused: int = 0
     is_moving: bool = False
 
@@ -139,11 +141,8 @@ class Progress:
     @property
     def unsent(self) -> int:
         """How many were never submitted, once the task has ended."""
-        return (
-            0
-            if self.is_moving
-            else max(0, self.total - self.done - self.running - self.queued - self.unknown)
-        )
+        known = self.done + self.running + self.queued + self.unknown + self.in_doubt
+        return 0 if self.is_moving else max(0, self.total - known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,7 @@ def safe_href(href: str) -> str:
 def progress_parts(progress: Progress) -> dict[str, Any]:
     """Return the progress of a task, and the parts of its bar in percent, for a page and for its script."""
     names = ["completed", "failed", "canceled", "skipped", "running", "queued"]
-    names += [] if progress.is_moving else ["unknown", "unsent"]
+    names += [] if progress.is_moving else ["unknown", "in_doubt", "unsent"]
     counts = {name: getattr(progress, name) for name in names}
     whole = max(progress.total, sum(counts.values()), 1)
     parts, before = [], 0
@@ -108,8 +108,9 @@ def progress_parts(progress: Progress) -> dict[str, Any]:
     headline = f"{progress.total:,} {'job' if progress.total == 1 else 'jobs'}"
     if progress.is_moving:
         headline = f"{progress.done:,} of {progress.total:,} done"
-    elif unsent := progress.unsent:
-        headline = f"{progress.total - unsent:,} of {headline} submitted"
+    elif doubtful := progress.unsent + progress.in_doubt:
+        least = "At least " if progress.in_doubt else ""
+        headline = f"{least}{progress.total - doubtful:,} of {headline} submitted"
     return {
         "is_moving": progress.is_moving,
         "done": progress.done,

@@ -38,8 +38,9 @@ _FORMULA = re.compile(r"[=@\t\r]|[+-](?!\d[\d.]*\Z)")
 
 
 def _cost_of(entry: Entry) -> Cost | None:
-    """Return what a job cost, as the results table says."""
-    return cost(entry[0].task.page.price, entry[1].seconds, JOB_DIGITS)
+    """Return what the run paid for a job: nothing if an earlier one did."""
+    task, row = entry[0].task, entry[1]
+    return cost(task.page.price, 0 if row.reused else row.seconds, JOB_DIGITS)
 
 
 _SORTS: Mapping[str, Callable[[Entry], Any]] = {
@@ -120,9 +121,8 @@ async def _with_manifests(gathering: Gathering, rows: Sequence[JobView]) -> Iter
     def add(row: JobView) -> JobView:
         if (manifest := manifests.get(row.job_id)) is None:
             return row
-        seconds = manifest.execution_seconds if row.seconds is None else row.seconds
-        prompt, created_at = find_prompt(manifest.input), manifest.created_at or ""
-        return replace(row, seconds=seconds, prompt=prompt, created_at=created_at)
+        # not its seconds: what a list costs must not depend on how it is sorted
+        return replace(row, prompt=find_prompt(manifest.input), created_at=manifest.created_at or "")
 
     return map(add, rows)
 
@@ -131,7 +131,7 @@ async def _with_manifests(gathering: Gathering, rows: Sequence[JobView]) -> Iter
 
 
 def as_csv(entries: Sequence[Entry]) -> str:
-    """Return rows as CSV, with costs as in a results table. No value is a formula."""
+    """Return rows as CSV, with what the run paid for each. No value is a formula."""
     columns = list(dict.fromkeys(name for _, row in entries for name in row.values))
     text = io.StringIO()
     writer = csv.writer(text)

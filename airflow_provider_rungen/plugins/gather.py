@@ -87,6 +87,7 @@ class Gathering:
     notices: list[str] = field(default_factory=list)
     _is_store_slow: bool = False
     _manifests: dict[str, StoredJob | None] = field(default_factory=dict)
+    _rows: dict[int, PageRows] = field(default_factory=dict)
 
     @property
     def notice(self) -> str:
@@ -117,8 +118,12 @@ class Gathering:
 
     async def rows(self, page: int) -> PageRows:
         """Return the rows of a page, or `ALL`: those of the run log, or else what the task has pushed."""
-        rows = await self._ask_store(logged_rows, self.task, page) if self.task.log else None
-        return rows if rows is not None else await run_in_threadpool(pushed_rows, self.task, page)
+        if page not in self._rows:
+            found = await self._ask_store(logged_rows, self.task, page) if self.task.log else None
+            if found is None:
+                found = await run_in_threadpool(pushed_rows, self.task, page)
+            self._rows[page] = found
+        return self._rows[page]
 
     async def row_of(self, job_id: str, page: int) -> JobView | None:
         """

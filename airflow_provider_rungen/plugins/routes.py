@@ -19,7 +19,7 @@ from starlette.responses import StreamingResponse
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages import render
-from airflow_provider_rungen.plugins import database, views
+from airflow_provider_rungen.plugins import app_views, database, job_views, views
 from airflow_provider_rungen.plugins.gallery import Query, as_csv, as_zip
 from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering, find_tasks
 from airflow_provider_rungen.plugins.limits import TooSlowError, charge, run_within
@@ -247,7 +247,7 @@ async def show_job(
     gathering: One, urls: PageUrls, job_id: str, page: str = "1", task_page: str = "1"
 ) -> Response:
     pages = _page_number(task_page), _page_number(page)
-    found = await views.job_page(gathering, urls, job_id, *pages)
+    found = await job_views.job_page(gathering, urls, job_id, *pages)
     if found is None:
         raise HTTPException(404, "This task has no such job.")
     return await _html("job.html", urls, found)
@@ -257,7 +257,7 @@ async def show_job(
 async def show_app(gathering: One, urls: PageUrls, app_id: str) -> Response:
     if app_id != gathering.task.page.app:
         raise HTTPException(404, "This task does not use this app.")
-    return await _html("app.html", urls, await views.app_page_of_task(gathering))
+    return await _html("app.html", urls, await app_views.app_page_of_task(gathering))
 
 
 @of_dag.get(OF_TASK + "/runs")
@@ -306,14 +306,14 @@ async def _download(gatherings: Sequence[Gathering], query: Query, *, is_table: 
 @router.get("/")
 async def show_apps(user: User, urls: PageUrls) -> Response:
     conn_ids = await run_in_threadpool(database.readable_connections, user)
-    return await _html("apps.html", urls, await views.apps_page(conn_ids))
+    return await _html("apps.html", urls, await app_views.apps_page(conn_ids))
 
 
 @router.get(
     "/connections/{connection_id}/apps/{app_id}", dependencies=[Depends(database.can_read_connection)]
 )
 async def show_connection_app(user: User, urls: PageUrls, connection_id: str, app_id: str) -> Response:
-    found = await views.app_page(connection_id, app_id)
+    found = await app_views.app_page(connection_id, app_id)
     if found is None:
         raise HTTPException(404, "The connection has no such app.")
     return await _html("app.html", urls, found)

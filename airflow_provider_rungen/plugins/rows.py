@@ -11,10 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from airflow_provider_rungen.client.endpoints import FATE_UNKNOWN
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.places import RUNS, without_seal
 from airflow_provider_rungen.execution.jobs.plans import Plan
+from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED
+from airflow_provider_rungen.execution.task.outcomes import MAX_FAILED
 from airflow_provider_rungen.pages.models import FAILED, JobView, shown_text
 from airflow_provider_rungen.plugins.limits import CACHE, FRESH, LASTING
 from airflow_provider_rungen.plugins.stored import BoundedStorage
@@ -33,6 +36,8 @@ MAX_ROWS = 10_000
 ALL = 0
 #: The status of a job whose status is not known.
 UNKNOWN = "unknown"
+#: The status of an input that may have a job whose id is not known.
+IN_DOUBT = "fate unknown"
 _NOT_SUBMITTED = "not submitted"
 # Of all files that one page reads.
 _MAX_BYTES = 8 << 20
@@ -62,19 +67,28 @@ class PageRows:
     :param rows: those of the page.
     :param total: how many rows all pages have.
     :param failed: those that are known to have failed, on any page.
+    :param failed_scope: which ones these are, if they may not be all.
     :param counts: how many of all rows have each status; empty if that is not known.
     :param reused: how many of them an earlier run paid for.
     :param copies: how many rows share the job of another one, and are in none of the counts.
     :param attempt: the record of the last attempt, if the task has a run log.
+    :param totals: the totals of its log: those of its end, or else of the parts that the page has read.
     """
 
     rows: Sequence[JobView]
     total: int
     failed: Sequence[JobView] = ()
+    failed_scope: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     reused: int = 0
     copies: int = 0
     attempt: AttemptRecord | None = None
+    totals: Totals = Totals()  # noqa: RUF009 - it is frozen
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the last attempt recorded its totals. One that had nothing to submit has none."""
+        return self.attempt is not None and _has_end(self.attempt)
 
     @property
     def is_whole(self) -> bool:
@@ -85,6 +99,10 @@ class PageRows:
     def is_counted(self) -> bool:
         """Whether it is known how many rows have each status."""
         return self.is_whole or bool(self.counts)
+
+
+def _has_end(attempt: AttemptRecord) -> bool:
+    return attempt.end is not End.UNKNOWN or attempt.totals != Totals()
 
 
 # --- from what the task has pushed --------------------------------------------------------------------------
@@ -118,12 +136,18 @@ def _failed_rows(task: TaskRecord) -> list[JobView]:
     return [
         JobView(
             index=failure.index,
-            status="failed" if failure.job_id else "refused",
+            status="failed" if failure.job_id else _status_without_job(failure.error),
             job_id=failure.job_id or "",
             error=failure.error,
         )
         for failure in task.failed or ()
     ]
+
+
+def _status_without_job(error: str) -> str:
+    if error.startswith(FATE_UNKNOWN):
+        return IN_DOUBT
+    return _NOT_SUBMITTED if _NOT_SUBMITTED in error[: len(NOT_SUBMITTED)] else "refused"
 
 
 # --- from the run log ---------------------------------------------------------------------------------------
@@ -143,7 +167,7 @@ def logged_rows(task: TaskRecord, page: int, within: float) -> PageRows | None:
     if known is None:
         log = _Log(task, within)
         attempts = read_attempts(log)
-        if not attempts and task.is_moving:
+        if not attempts and (task.is_moving or _is_explained(task)):
             return None
         if not attempts:
             raise RunGenError(_NO_LOG.format(place=shown_text(task.log, 200)))
@@ -152,6 +176,12 @@ def logged_rows(task: TaskRecord, page: int, within: float) -> PageRows | None:
         size = _BYTES_OF_ROW * len(known.rows) + sum(map(len, texts))
         CACHE.put(key, known, FRESH if task.is_moving else LASTING, size)
     return known
+
+
+def _is_explained(task: TaskRecord) -> bool:
+    """Return whether a task has reported why it failed before it had a log."""
+    failure, has_jobs = task.failure, task.known_job_ids or task.usage.get("jobs")
+    return failure is not None and not failure.inputs and not has_jobs
 
 
 class _Log:
@@ -212,33 +242,68 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
         found = _row(row, table.row(inputs[number]), attempt, is_moving=task.is_moving)
         rows.append(replace(found, index=number, key=key, values=values))
     totals = attempt.totals
-    if is_counted:
+    if is_counted or not _has_end(attempt):
         of_rows = (Totals.of(row, attempt.writer, attempt.since) for row in table.rows.values())
         totals = sum(of_rows, Totals())
-    shown = {row.index for row in rows}
-    elsewhere = [row for row in _failed_rows(task) if row.index not in shown]
+    failed, failed_scope = _failures(task, rows, is_whole=len(rows) == plan.count)
     jobs = PageRows(
         rows=rows,
         total=plan.count,
-        failed=[*(row for row in rows if row.status in FAILED), *elsewhere],
+        failed=failed,
+        failed_scope=failed_scope,
         reused=sum(row.reused for row in rows),
         attempt=attempt,
+        totals=totals,
     )
-    # an attempt that had nothing to submit has no totals, either
-    if not is_counted and totals == Totals() and attempt.end is End.UNKNOWN:
+    if not is_counted and not _has_end(attempt):
         return jobs
     skipped, refused = task.page.skipped, task.page.refused
+    running = max(0, totals.submitted - totals.jobs_completed - totals.jobs_failed)
+    others = totals.inputs - totals.completed - totals.failed - totals.refused - running
     counts = {
         "completed": totals.completed,
         "failed": totals.failed - totals.canceled,
         "canceled": totals.canceled,
-        UNKNOWN: max(0, totals.submitted - totals.jobs_completed - totals.jobs_failed),
+        UNKNOWN: running,
+        # an input that was submitted again may have a job besides
+        IN_DOUBT: max(0, min(totals.unknown, others)),
         "refused": totals.refused + refused,
         "skipped": skipped,
     }
     # while the task runs, the others are not submitted yet
-    copies = 0 if is_counted else max(0, plan.count - totals.inputs - skipped - refused)
+    copies = 0 if is_counted else _copies(plan, task, totals)
     return replace(jobs, counts=counts, reused=totals.shared, copies=copies)
+
+
+def _failures(task: TaskRecord, rows: Sequence[JobView], *, is_whole: bool) -> tuple[list[JobView], str]:
+    """
+    Return the rows that failed, and which ones these are: the same on each page if the task reported them.
+
+    :param rows: those of the page.
+    """
+    reported, shown = _failed_rows(task), {row.index: row for row in rows}
+    found = [
+        # the reasons of the log are cut elsewhere
+        replace(shown[row.index], status=row.status, error=row.error) if row.index in shown else row
+        for row in reported
+    ]
+    if len(reported) >= MAX_FAILED:
+        return found, f"the first {len(reported):,}"
+    known = {row.index for row in reported}
+    others = (row for row in rows if row.status in FAILED and row.index not in known)
+    scope = "" if is_whole or task.failed is not None else "on this page"
+    return sorted([*found, *others], key=lambda row: row.index), scope
+
+
+def _copies(plan: Plan, task: TaskRecord, totals: Totals) -> int:
+    """Return how many rows share the job of another one. Those that were never read have no totals."""
+    most = plan.count - totals.inputs - task.page.skipped - task.page.refused
+    if most <= 0:
+        return 0
+    if plan.count <= MAX_ROWS:
+        return sum(row.first is not None for row in plan.rows())
+    inputs = task.failure.inputs if task.failure else None
+    return min(most, max(0, most + totals.inputs - inputs)) if inputs else most
 
 
 def _text(value: Any) -> str:
@@ -261,6 +326,6 @@ def _row(planned: PlannedRow, row: Row, attempt: AttemptRecord, *, is_moving: bo
     elif state is InputState.UNSENT and not is_moving:
         status = _NOT_SUBMITTED
     elif state is InputState.UNKNOWN or (state is InputState.ANNOUNCED and not is_moving):
-        error = _FATE_UNKNOWN
+        status, error = UNKNOWN if is_moving else IN_DOUBT, _FATE_UNKNOWN
     view = JobView(index=0, status=status, error=error)
     return view if job is None else replace(view, job_id=job.id, seconds=job.seconds, reused=job.is_shared)

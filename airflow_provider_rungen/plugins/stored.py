@@ -188,12 +188,14 @@ class OpenFile:
             raise
         kind, media_type = detect(head, file.claimed_type, is_whole=len(head) >= file.size)
         self._head = b"" if start else head
+        # the files of all jobs may have one name
+        name, way = f"{job_id}-{file.name}", "attachment" if kind == "download" else "inline"
         self._unsent = stop - start
         self.status = 206 if part else 200
         self.headers = {
             **SAFE,
             "Content-Type": f"{media_type}; charset=utf-8" if media_type.startswith("text/") else media_type,
-            "Content-Disposition": disposition(file.name, "attachment" if kind == "download" else "inline"),
+            "Content-Disposition": disposition(name, way),
             "Content-Security-Policy": NOTHING,
             "Cache-Control": "private, max-age=600",
             "Accept-Ranges": "bytes",

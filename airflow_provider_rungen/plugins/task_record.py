@@ -13,6 +13,23 @@ from pydantic import AfterValidator, BaseModel, Field, StrictFloat, StrictInt, S
 _MOVING = frozenset(
     {"scheduled", "queued", "running", "deferred", "restarting", "up_for_retry", "up_for_reschedule"}
 )
+# The operators that submit no jobs.
+_SUBMITS_NOTHING = frozenset(
+    {
+        "RunGenAppSensor",
+        "RunGenCancelJobOperator",
+        "RunGenCollectResultsOperator",
+        "RunGenCreateAppOperator",
+        "RunGenDeleteAppOperator",
+        "RunGenJobSensor",
+        "RunGenNoOpOperator",
+        "RunGenPlanTableDecoratedOperator",
+        "RunGenPlanTableOperator",
+        "RunGenScaleAppOperator",
+        "RunGenScaleDownIdleAppsOperator",
+        "RunGenScaleDownOperator",
+    }
+)
 
 Count = Annotated[StrictInt, Field(ge=0)]
 # JSON may hold half a character, which no page and no URL can
@@ -49,6 +66,7 @@ class FailureXCom(BaseModel):
     hint: PlainText = ""
     still_billing: list[PlainText] = []
     inputs: Count | None = None
+    unknown: Count = 0
     retry_submits: Count = 0
     clear_submits: Count = 0
 
@@ -119,7 +137,12 @@ class TaskRecord:
     @property
     def runs_jobs(self) -> bool:
         """Whether it is about jobs, and not only about an app."""
-        return "App" not in self.operator and "Scale" not in self.operator
+        return not any(word in self.operator for word in ("App", "Scale", "NoOp"))
+
+    @property
+    def submits_nothing(self) -> bool:
+        """Whether it is known to run no jobs of its own. A class of a user's may have any name."""
+        return self.page.jobs is not None or self.operator in _SUBMITS_NOTHING
 
     @property
     def log(self) -> str:

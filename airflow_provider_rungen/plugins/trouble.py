@@ -3,33 +3,166 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from airflow_provider_rungen.client.money import Cost, parse_price
+from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.execution.apps.block import read_scale_record
+from airflow_provider_rungen.pages.models import Facts
 from airflow_provider_rungen.plugins.gather import Gathering
-from airflow_provider_rungen.plugins.rows import PageRows
+from airflow_provider_rungen.plugins.rows import UNKNOWN, PageRows
 from airflow_provider_rungen.plugins.task_record import FailureXCom, TaskRecord
 from airflow_provider_rungen.runs.attempt_record import End
 
 _LOST = "The last attempt did not record its end: it was killed, or its worker was lost."
 _NO_REASON = "Airflow ended the task before it could say why: a user marked it, or its worker was lost."
+#: The states in which an attempt has failed, and none runs.
+FAILED_STATES = ("failed", "up_for_retry")
 CENTS = Decimal("0.01")
 #: The digits of the cost of a job, as in results tables.
 JOB_DIGITS = Decimal("0.00000001")
 
 
-def failure_of(task: TaskRecord, jobs: PageRows) -> FailureXCom | None:
+class Trouble(NamedTuple):
+    """
+    Why a task failed.
+
+    :param failure: what the attempt reported, or what is known without it.
+    :param is_reported: whether the attempt reported it.
+    :param may_run: the jobs that may still run.
+    """
+
+    failure: FailureXCom
+    is_reported: bool
+    may_run: Sequence[str]
+
+
+def trouble_of(task: TaskRecord, jobs: PageRows) -> Trouble | None:
     """Return why the last attempt that ended failed, if the task has not succeeded since."""
     pushed, attempt = task.failure, jobs.attempt
-    if task.state != "failed":
-        return None if task.is_successful else pushed
-    if attempt and attempt.end is End.UNKNOWN and (pushed is None or pushed.try_number < attempt.try_number):
-        return FailureXCom(try_number=attempt.try_number, error=_LOST)
-    return pushed or FailureXCom(try_number=task.try_number, error=_NO_REASON)
+    if task.is_successful:
+        return None
+    if task.state not in FAILED_STATES or (pushed and pushed.try_number >= task.try_number):
+        return Trouble(pushed, is_reported=True, may_run=pushed.still_billing) if pushed else None
+    is_lost = attempt is not None and attempt.end is End.UNKNOWN and not jobs.has_end
+    error = _LOST if is_lost else _NO_REASON
+    if pushed and not is_lost:
+        error = f"{error} Attempt {pushed.try_number} failed: {pushed.error}"
+    running = [row.job_id for row in jobs.rows if row.job_id and row.status == UNKNOWN and not row.reused]
+    failure = FailureXCom(try_number=task.try_number, error=error)
+    return Trouble(failure, is_reported=False, may_run=running)
+
+
+def outlook(task: TaskRecord, jobs: PageRows, trouble: Trouble) -> Facts:
+    """Return what an attempt that failed spent, and what the next one submits, in words."""
+    failure = trouble.failure
+    if (trouble.is_reported and failure.inputs is None) or task.submits_nothing:
+        return [("A retry or a clear submits", "no jobs")]
+    labels = [("The retry submits", failure.retry_submits)] if task.state == "up_for_retry" else []
+    labels += [("A clear submits", failure.clear_submits)]
+    inputs = failure.inputs if trouble.is_reported else None
+    most = jobs.total or task.page.rows
+    is_first = trouble.is_reported and not inputs and failure.try_number == 1 and not most
+    return [
+        ("Spent", _spent(task, jobs, trouble)),
+        *((label, "all inputs" if is_first else share(count, inputs, most)) for label, count in labels),
+    ]
+
+
+def what_a_clear_submits(task: TaskRecord, jobs: PageRows) -> str:
+    """Return what a clear of a task submits, in words; empty if it submits nothing, whatever happens."""
+    failure, most = task.failure, jobs.total or task.page.rows
+    if task.submits_nothing:
+        return ""
+    if failure and task.state in FAILED_STATES and failure.try_number >= task.try_number:
+        return share(failure.clear_submits, failure.inputs, most)
+    return share(0, None, most)
+
+
+def share(count: int, inputs: int | None, most: int) -> str:
+    """
+    Return how many inputs are submitted again, in words.
+
+    :param inputs: how many there are; nothing if the attempt did not say what follows.
+    :param most: how many rows there are, as far as that is known.
+    """
+    if not inputs:
+        return f"unknown, up to all {most:,} inputs" if most > 1 else "unknown, up to all inputs"
+    if not count:
+        return "nothing"
+    if inputs == 1:
+        return "the job again"
+    return f"all {inputs:,} inputs" if count >= inputs else f"{count:,} of {inputs:,} inputs"
+
+
+def _spent(task: TaskRecord, jobs: PageRows, trouble: Trouble) -> str:
+    """Return what all attempts submitted, and what that costs."""
+    totals, used = jobs.totals, task.usage.get("jobs")
+    # with a destination, an earlier run may have paid for what was pushed
+    pushed = {each for each in task.known_job_ids if each} if not task.log else ()
+    count = max(used if isinstance(used, int) else 0, totals.submitted, len(pushed))
+    doubt = max(totals.unknown, trouble.failure.unknown)
+    attempt = jobs.attempt
+    is_known = isinstance(used, int) or bool(
+        jobs.has_end and attempt and attempt.try_number >= task.try_number
+    )
+    if trouble.is_reported and not trouble.failure.inputs and trouble.failure.try_number == 1 and not count:
+        is_known = True  # it did not get that far
+    if not count and is_known and not doubt:
+        return "nothing: no job was submitted"
+    more = f"up to {format_count(doubt, 'more job')} whose ids are not known" if doubt else ""
+    if not count:
+        most = jobs.total or task.page.rows
+        some = f"unknown, up to {format_count(most, 'job')}" if most else "unknown"
+        return more.replace(" more", "") or some
+    begin = "" if is_known and not doubt else "at least "
+    return ", ".join(filter(None, [begin + format_count(count, "job"), more, *_work(task, jobs, count)]))
+
+
+def _work(task: TaskRecord, jobs: PageRows, count: int) -> Iterator[str]:
+    """Yield how long the jobs ran, and what that costs, as far as it is known."""
+    seconds, timed = worked(task, jobs)
+    if not seconds:
+        return
+    least = "" if timed >= count else "at least "
+    text = f"{least}{format_duration(seconds)} of execution"
+    paid = cost_text(task.page.price, seconds)
+    if least and paid:
+        paid = "" if paid.startswith("below") else paid.replace("about ", least)
+    yield f"{text}: {paid}" if paid else text
+
+
+def worked(task: TaskRecord, jobs: PageRows) -> tuple[float, int]:
+    """Return the known seconds that the jobs of all attempts ran, and of how many jobs they are known."""
+    used, totals, completed = task.usage.get("execution_seconds"), jobs.totals, task.usage.get("completed")
+    seconds = max(used if isinstance(used, (int, float)) else 0, totals.seconds)
+    return seconds, totals.timed if totals.submitted else completed if isinstance(completed, int) else 0
+
+
+def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
+    """Return what the jobs of tasks cost together, in words, for each currency. No job is paid for twice."""
+    amounts, partial = defaultdict[str, Decimal](Decimal), set[str]()
+    runs = [jobs.rows for task, jobs in tasks if task.page.jobs is None and task.page.waits]
+    own = {row.job_id for rows in runs for row in rows}
+    for task, jobs in tasks:
+        if task.page.jobs and own.issuperset(task.page.jobs):  # it only collects them
+            continue
+        seconds, timed = worked(task, jobs)
+        if (paid := cost(task.page.price, seconds, JOB_DIGITS)) is None:
+            continue
+        count = max(jobs.totals.submitted, sum(1 for row in jobs.rows if row.job_id and not row.reused))
+        if count or task.usage or jobs.has_end:
+            amounts[paid.currency] += paid.amount
+            partial |= {paid.currency} if timed < count else set()
+    return [
+        f"at least {amount.quantize(CENTS)} {name}" if name in partial else in_cents(Cost(amount, name))
+        for name, amount in amounts.items()
+    ]
 
 
 async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
@@ -48,13 +181,8 @@ async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
         "last": last,
         "is_late": bool(down and (down.failure or down.bill)),
         "an_hour": cost(page.price, 3600 * (last if workers is None else workers)),
-        "so_far": cost(page.price, seconds),
+        "so_far": cost_text(page.price, seconds),
     }
-
-
-def cost_of(task: TaskRecord) -> str:
-    """Return what the jobs of a task cost at the declared price, as far as both are known."""
-    return str(cost(task.page.price, task.usage.get("execution_seconds")) or "")
 
 
 def cost(price: str, seconds: Any, digits: Decimal = CENTS) -> Cost | None:
@@ -63,3 +191,16 @@ def cost(price: str, seconds: Any, digits: Decimal = CENTS) -> Cost | None:
         known = parse_price(price)
         return Cost(known.cost(Decimal(str(seconds)), digits), known.currency)
     return None
+
+
+def cost_text(price: str, seconds: Any) -> str:
+    """Return the cost of some work in cents, in words; empty if it is not known."""
+    paid = cost(price, seconds, JOB_DIGITS)
+    return "" if paid is None else in_cents(paid)
+
+
+def in_cents(paid: Cost) -> str:
+    """Return an amount in words. What is less than a cent is not nothing."""
+    if 0 < paid.amount < CENTS:
+        return f"below {CENTS} {paid.currency}"
+    return f"about {paid.amount.quantize(CENTS)} {paid.currency}"

@@ -168,7 +168,7 @@ def test_a_gallery_to_work_in(airflow: AirflowInstance, page: Page, tmp_path: Pa
     page.get_by_role("button", name="Show").click()
     expect(page.locator("img")).to_have_count(25)
     page.get_by_label("Sort by").select_option("seconds")
-    page.wait_for_url(re.compile("text=windmill&sort=seconds$"))
+    page.wait_for_url(re.compile("text=windmill&sort=seconds#list$"))
     expect(page.locator("[data-pixels]").first).to_have_text(re.compile(r"320 x \d+ px"))
     page.screenshot(path=tmp_path / "filtered.png")
     with page.expect_download() as table:

@@ -173,8 +173,10 @@ def task_page(jobs: Sequence[JobView], task: TaskRecord = TASK, **changes: Any) 
         "columns": ("sku", "color"),
         "pager": None,
         "failures": (),
+        "failures_scope": "",
         "failure": None,
-        "cost": "",
+        "outlook": (),
+        "may_run_elsewhere": False,
         "billing": None,
         "still_billing": (),
         "notice": "",
@@ -197,7 +199,8 @@ def run_page(
         tasks=[task, replace(second, failure=FailureXCom(try_number=1, error=text or "out of memory"))],
         are_runs=False,
         statuses=Counter(job.status for job in jobs),
-        costs=["0.42 USD"],
+        reused=0,
+        costs=["about 0.42 USD"],
         notice=text,
     )
 
@@ -274,6 +277,7 @@ def job_page(job: JobView, result: Any = None, **changes: Any) -> str:
         "job": job,
         "live": Job(id=job.job_id, app_id="flux-schnell", status=JobStatus.COMPLETED, created_at=NOON),
         "pager": None,
+        "clear": "all 12 inputs",
         "result": result,
         "notice": "",
     }
@@ -307,7 +311,9 @@ def apps_page() -> str:
     shown = [{"app": each, "conn_ids": ["rungen_default", "rungen_test"], "an_hour": ""} for each in apps]
     shown[0]["an_hour"] = "2.40 USD"
     notices = {"rungen_default": "", "rungen_test": "", "rungen_marketing": notice}
-    return render.render_template("apps.html", urls=URLS, rows=shown, notices=notices, an_hour=["2.40 USD"])
+    return render.render_template(
+        "apps.html", urls=URLS, rows=shown, notices=notices, an_hour=["2.40 USD"], priced=2
+    )
 
 
 def contact_sheet() -> ContactSheet:

@@ -50,6 +50,7 @@ def write_log(
     *,
     key: str = "s{number}",
     job_id: str = "job-{number}",
+    ids: Sequence[str] = (),
     why: str = "out of memory {number}",
     **end: Any,
 ) -> None:
@@ -57,6 +58,7 @@ def write_log(
     Write the log of a task run with one attempt.
 
     :param states: how the job of each row ended; ``None`` for a row that was not submitted.
+    :param ids: the first jobs, if they have other ids.
     :param end: what the attempt recorded at its end; nothing if left out.
     """
     place = StoragePlace(folder, token_of(ti))
@@ -73,11 +75,12 @@ def write_log(
     jobs.load(range(len(states)))
     known = {number: state for number, state in enumerate(states) if state is not None}
     jobs.announce(known)
+    names = {number: job_id.format(number=number) for number in range(len(states))} | dict(enumerate(ids))
     for number, state in known.items():
-        jobs.accept(number, job_id.format(number=number))
+        jobs.accept(number, names[number])
         if state is not JobState.OPEN:
             reason = "" if state is JobState.COMPLETED else why.format(number=number)
-            jobs.end(job_id.format(number=number), state, seconds=1.5, why=reason)
+            jobs.end(names[number], state, seconds=1.5, why=reason)
     run_log.save(jobs, jobs.unsaved_parts)
     if end:
         run_log.note(**{"totals": jobs.totals()} | end)

@@ -12,7 +12,7 @@ import pytest
 from airflow.sdk import DAG
 from conftest import APP, SOON
 
-from airflow_provider_rungen.emulator import Fault
+from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.plugins import database
 from plugins.conftest import SERVER_WARNINGS, World, submit, words_of
@@ -105,6 +105,18 @@ def test_an_app_that_two_connections_list_is_one_row(world: World, add_connectio
     assert "another_with_the_same_key, rungen_default" in cards[0]
     assert "Billed now : 3 workers, 4.50 USD an hour" in cards[0]
     assert ("1 running" in cards[0], "2 idle" in cards[0], "ready" in cards[0]) == (True, True, False)
+
+
+def test_a_price_is_that_of_the_workers_that_have_one(world: World) -> None:
+    with (
+        Emulator() as unpriced,
+        unpriced.connection("unpriced"),
+        world.emulator.connection("priced", price="1 USD/h"),
+    ):
+        world.emulator.service.scale(APP, 3)
+        unpriced.service.scale(APP, 4)
+        text = words_of(world.get("/").text)
+    assert "11 workers, 5.00 USD an hour for the 5 with a declared price" in text
 
 
 def test_what_nobody_answers_is_unknown(world: World) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from conftest import APP
 
 from airflow_provider_rungen._airflow import AirflowTaskTimeout
 from airflow_provider_rungen.emulator import Fault
@@ -22,8 +24,10 @@ from airflow_provider_rungen.operators import (
     RunGenScaleAppOperator,
     RunGenScaleDownIdleAppsOperator,
 )
+from airflow_provider_rungen.runs.attempt_record import End
+from airflow_provider_rungen.runs.rows import JobState
 from airflow_provider_rungen.sensors import RunGenJobSensor
-from plugins.conftest import POLL, SERVER_WARNINGS, World, given, words_of
+from plugins.conftest import POLL, SERVER_WARNINGS, World, given, submit, words_of, write_log
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
@@ -37,16 +41,24 @@ def box_of(page: str) -> str:
     return words_of(page.partition('aria-label="What failed"')[2].partition("</section>")[0])
 
 
-def test_a_key_that_was_revoked_is_named_where_nothing_was_submitted(world: World) -> None:
+def place_of(world: World, has_log: bool) -> dict[str, Any]:
+    return {"destination": world.folder.as_uri()} if has_log else {}
+
+
+@pytest.mark.parametrize("has_log", [True, False])
+def test_a_key_that_was_revoked_is_named_where_nothing_was_submitted(world: World, has_log: bool) -> None:
     world.emulator.service.configure({"api_key": "another"})
-    assert world.perform(RunGenRunJobOperator(input=given(), **WAITS)).error is not None
-    page = world.get(world.save("failed", operator="RunGenRunJobOperator")).text
+    place = place_of(world, has_log)
+    op: Any = RunGenRunJobOperator(input=given(), **WAITS)
+    op = RunGenRunBatchOperator(inputs=[given()], **place, **POLL) if has_log else op
+    assert world.perform(op).error is not None
+    page = world.get(world.save("failed", operator=op.task_type)).text
     box = box_of(page)
     assert "(403)" in box
     assert "Check API key" in box
     assert "Spent nothing" in box
-    assert "A retry submits the job again" in box
-    for wrong in ("No jobs yet", "0 of 1 done"):
+    assert "A clear submits the job again" in box
+    for wrong in ("No jobs yet", "0 of 1 done", "there is no run log"):
         assert wrong not in words_of(page)
 
 
@@ -84,9 +96,8 @@ def test_a_connection_that_is_missing_leads_to_a_page(world: World) -> None:
 @pytest.mark.parametrize("has_log", [True, False])
 def test_jobs_that_were_canceled_are_counted_as_canceled(world: World, has_log: bool) -> None:
     inputs = [given(str(number), seconds=0.02 if number < 4 else 60) for number in range(12)]
-    place: dict[str, Any] = {"destination": world.folder.as_uri()} if has_log else {}
     world.emulator.service.scale("flux-schnell", 12)
-    op = RunGenRunBatchOperator(inputs=inputs, timeout=1, **place, **POLL)
+    op = RunGenRunBatchOperator(inputs=inputs, timeout=1, **place_of(world, has_log), **POLL)
     assert world.perform(op).error is not None
     page = world.get(world.save("failed")).text
     text = words_of(page)
@@ -171,6 +182,89 @@ def test_an_end_that_nobody_recorded_is_explained(world: World) -> None:
 def test_a_reason_that_is_none_is_left_out(world: World, value: Any) -> None:
     answer = world.get(world.save("failed", xcoms={"rungen_failure": value}))
     assert answer.status_code == 200
+
+
+# --- what is spent, and what runs ---------------------------------------------------------------------------
+
+DONE, CANCELED, OPEN = JobState.COMPLETED, JobState.CANCELED, JobState.OPEN
+
+
+def save_failure(world: World, state: str = "failed", *, page: Any = None, **xcoms: Any) -> str:
+    """Write a task that failed, and return the words of its page."""
+    about = {"connection": "none", "app": APP, "price": "36 USD/h", "destination": world.folder.as_uri()}
+    xcoms["rungen_page"] = about if page is None else page
+    return words_of(world.get(world.save(state, xcoms=xcoms)).text)
+
+
+@pytest.mark.parametrize(("state", "label"), [("failed", "A clear"), ("up_for_retry", "The retry")])
+def test_an_attempt_that_was_killed_says_what_ran_and_that_the_rest_is_unknown(
+    world: World, state: str, label: str
+) -> None:
+    write_log(world.ti, world.folder, [DONE] * 4 + [OPEN] * 8)
+    text = save_failure(world, state)
+    assert "it was killed, or its worker was lost" in text
+    assert "Spent at least 12 jobs, at least 6 s of execution: at least 0.06 USD" in text
+    assert f"{label} submits unknown, up to all 12 inputs" in text
+    assert "no jobs" not in text
+    listed = text.partition("May still run, and be billed:")[2]
+    assert [f"job-{number}" in listed for number in (4, 11)] == [True, True]
+
+
+def test_a_deferred_task_that_was_marked_does_not_claim_that_it_submits_nothing(world: World) -> None:
+    page = {"connection": "none", "app": APP, "rows": 12}
+    text = save_failure(world, page=page, job_ids=[f"job-{number}" for number in range(12)])
+    assert "Spent at least 12 jobs" in text
+    assert "A clear submits unknown, up to all 12 inputs" in text
+    assert "May still run, and be billed: job-0" in text
+    mine = world.again()
+    text = words_of(mine.get(mine.save("failed", xcoms={"rungen_page": page}, operator="MyApp")).text)
+    assert "A clear submits unknown" in text
+
+
+@pytest.mark.parametrize("has_log", [True, False])
+def test_a_task_that_was_marked_while_it_ran_says_what_it_spent(world: World, has_log: bool) -> None:
+    failure = {"try_number": 1, "error": "It was stopped", "inputs": 12, "clear_submits": 12}
+    if has_log:
+        write_log(world.ti, world.folder, [DONE] * 4 + [CANCELED] * 8, end=End.FAILED)
+        text = save_failure(world, rungen_failure=failure)
+        assert "Spent 12 jobs, " in text
+    else:
+        ids = [f"job-{number}" for number in range(12)]
+        page = {"connection": "none", "app": APP}
+        text = save_failure(world, page=page, rungen_failure=failure, job_ids=ids)
+        assert "Spent at least 12 jobs" in text
+    assert "A clear submits all 12 inputs" in text
+    assert "nothing" not in text
+
+
+@pytest.mark.parametrize("has_log", [True, False])
+def test_jobs_whose_answers_were_lost_are_not_counted_as_not_submitted(world: World, has_log: bool) -> None:
+    world.emulator.service.inject(Fault(on="run", kind="reset_after", skip=2, times=3))
+    inputs = [given(str(number)) for number in range(5)]
+    op = RunGenRunBatchOperator(inputs=inputs, max_concurrency=1, **place_of(world, has_log), **POLL)
+    assert world.perform(op).error is not None
+    assert world.emulator.service.stats()["jobs_created"] == 5
+    text = words_of(world.get(world.save("failed")).text)
+    assert "Spent at least 2 jobs, up to 3 more jobs whose ids are not known" in text
+    assert "At least 2 of 5 jobs submitted" in text
+    assert "3 of unknown fate" in text
+    assert "3 not submitted" not in text
+
+
+@pytest.mark.parametrize("count", [6, 120])
+def test_jobs_that_are_stored_are_not_named_as_running(world: World, count: int) -> None:
+    inputs = [given(str(number)) for number in range(5)]
+    op = RunGenRunBatchOperator(inputs=inputs, destination=world.folder.as_uri(), **POLL)
+    ids = [stored["job_id"] for stored in world.perform(op).value]
+    ids += submit(given(seconds=60))
+    folder = world.folder
+    again = replace(world.again(), folder=folder)
+    write_log(again.ti, again.folder, [OPEN] * 6 + [DONE] * (count - 6), ids=ids, end=End.FAILED)
+    failure = {"try_number": 1, "error": "503", "inputs": count, "still_billing": ids}
+    text = save_failure(again, rungen_failure=failure)
+    listed = text.partition("May still run, and be billed:")[2].partition(" jobs")[0]
+    assert [job_id in listed for job_id in ids] == [False] * 5 + [True]
+    assert "1 may still run" in text
 
 
 # --- the log ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import time
 import zipfile
 from dataclasses import replace
@@ -25,7 +26,7 @@ DONE, FAILED = JobState.COMPLETED, JobState.FAILED
 COLORS = {"shoe": "red", "hat": "blue", "coat": "red", "bag": "green"}
 
 
-def paint(world: World, *skus: str, **changes: Any) -> str:
+def paint(world: World, *skus: str, price: str = "3.60 USD/h", **changes: Any) -> str:
     """Run a table of products, of which the bag fails, and return the path of its page."""
     seconds = {"hat": 0.5, "coat": 0.2}
 
@@ -44,7 +45,7 @@ def paint(world: World, *skus: str, **changes: Any) -> str:
         **{**POLL, **changes},
     )
     assert world.perform(op).error is None
-    world.ti.xcoms["rungen_page"]["price"] = "3.60 USD/h"
+    world.ti.xcoms["rungen_page"]["price"] = price
     return world.save()
 
 
@@ -214,6 +215,27 @@ def test_an_archive_says_what_it_lacks(world: World) -> None:
 def job_folders(world: World) -> list[str]:
     with (world.folder / "results.csv").open() as file:
         return [row["job_id"] for row in csv.DictReader(file)]
+
+
+def test_what_a_run_paid_does_not_depend_on_how_it_is_looked_at(world: World) -> None:
+    world.ti.dag_id = "nightly"
+    options = {"ledger": (world.folder / "ledger").as_uri()}
+    first = paint(world, "shoe", "hat", price="360 USD/h", **options)
+    second = replace(world.again(), folder=world.folder.parent)
+    path = paint(second, "shoe", "hat", price="360 USD/h", **options)
+    for each, reused in ((first, 0), (path, 2)):
+        headers, sums = set(), set()
+        for query in ("", "sort=cost", "text=hat"):
+            header = words_of(world.get(f"{each.partition('/tasks/')[0]}?{query}").text.partition("<main")[0])
+            headers |= set(re.findall("jobs of all tasks: (.*USD)", header))
+            assert ("reused" in header) == bool(reused)
+            rows = csv.DictReader(io.StringIO(world.get(f"{each}?{query}&download=csv").text))
+            sums.add(sum(float(row["cost"]) for row in rows if row["sku"] == "hat"))
+        assert len(headers) == len(sums) == 1
+        assert (headers == {"about 0.00 USD"}, sums == {0}) == (bool(reused), bool(reused))
+    runs = words_of(world.get(f"{path}/runs").text)
+    assert "jobs of all runs: about" in runs
+    assert "USD" not in world.get(f"{path}?status=reused").text.partition("<article")[2]
 
 
 # --- several tasks ------------------------------------------------------------------------------------------

@@ -16,7 +16,11 @@ from conftest import APP, KEY, SOON
 from sqlalchemy.exc import OperationalError
 
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenScaleAppOperator
+from airflow_provider_rungen.operators import (
+    RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
+    RunGenScaleAppOperator,
+)
 from airflow_provider_rungen.plugins import database
 from airflow_provider_rungen.plugins.limits import CACHE
 from plugins.conftest import POLL, SERVER_WARNINGS, World, given, links, run_batch, submit
@@ -44,8 +48,26 @@ def test_stored_pictures_are_shown_and_served(world: World) -> None:
     for answer in answers:
         assert answer.headers["content-type"] == "image/png"
         assert answer.headers["content-disposition"].startswith("inline;")
+    assert len({answer.headers["content-disposition"] for answer in answers}) == 2
     part = world.pages.get(files[0], headers={"Range": "bytes=100-199"})
     assert (part.status_code, part.content) == (206, answers[0].content[100:200])
+
+
+@pytest.mark.parametrize("state", ["running", "up_for_retry", "failed", "success"])
+def test_what_is_stored_is_shown_in_each_state_and_what_is_not_is_named(world: World, state: str) -> None:
+    op = RunGenRunBatchOperator(
+        inputs=[given("one"), given("two")], destination=world.folder.as_uri(), **POLL
+    )
+    first, _ = world.perform(op).value
+    shutil.rmtree(world.folder / first["job_id"])
+    page = world.get(world.save(state)).text
+    assert len(links(page, "/files/")) == 1
+    is_moving = state in ("running", "up_for_retry")
+    assert ("Not stored yet." in page, "Its files are not in the destination" in page) == (
+        is_moving,
+        not is_moving,
+    )
+    assert "only at RunGen" not in page
 
 
 def test_without_a_destination_the_page_says_how_to_see_pictures(world: World) -> None:
@@ -62,7 +84,13 @@ def test_jobs_that_failed_are_grouped_and_each_job_has_a_page(world: World) -> N
     assert re.search(r"<b>3</b> <span[^>]*>out of memory", page)
     texts = [world.get(each).text for each in job_links(page)]
     assert len(texts) == 4
-    assert sum("out of memory" in text and "clear the task" in text for text in texts) == 3
+    assert (
+        sum(
+            "out of memory" in text and "A clear of the task submits unknown, up to all 4 inputs" in text
+            for text in texts
+        )
+        == 3
+    )
     assert all("created" in text for text in texts)
 
 

@@ -12,11 +12,11 @@ from conftest import APP
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.pages.models import JobView
+from airflow_provider_rungen.plugins.job_views import job_view
 from airflow_provider_rungen.plugins.rows import pushed_rows
 from airflow_provider_rungen.plugins.stored import OpenFile, StoredFile, disposition
 from airflow_provider_rungen.plugins.task_record import Failure, PageXCom, TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
-from airflow_provider_rungen.plugins.views import job_view
 
 
 def record(state: str = "success", **xcoms: Any) -> TaskRecord:

@@ -148,6 +148,36 @@ def test_the_numbers_of_all_pages_are_those_of_the_log(world: World) -> None:
     assert "out of memory" in text
 
 
+@pytest.mark.parametrize("page", [1, 2])
+def test_what_a_stop_left_is_counted_once_and_is_no_failure(world: World, page: int) -> None:
+    # the attempt has not read the parts after the first
+    totals = Totals(inputs=64, completed=40, failed=20, submitted=60, jobs_completed=40, jobs_failed=20)
+    states = [DONE] * 40 + [FAILED] * 20 + [None] * 140
+    write_log(world.ti, world.folder, states, why="model not loaded", end=End.FAILED, totals=totals)
+    unsent = [{"index": number, "error": "it was not submitted"} for number in range(60, 200)]
+    failed = [
+        {"index": number, "job_id": f"job-{number}", "error": "model not loaded"} for number in range(40, 60)
+    ]
+    path = save_task(world, "failed", rows=200, failure={"try_number": 1, "error": "Stopped", "inputs": 200})
+    world.database.push(world.ti, "failed", [*failed, *unsent])
+    text = words_of(world.get(f"{path}?page={page}").text)
+    assert "60 of 200 jobs submitted" in text
+    assert "140 not submitted" in text
+    assert "Failures 20 model not loaded" in text
+    assert "it was not submitted" not in text.partition("Failures")[2].partition("Show")[0]
+
+
+@pytest.mark.parametrize("page", [1, 12])
+def test_failures_that_are_not_all_known_are_counted_alike_on_each_page(world: World, page: int) -> None:
+    write_log(world.ti, world.folder, [FAILED] * 1200, why="out of memory", end=End.FAILED)
+    path = save_task(world, "failed", failure={"try_number": 1, "error": "1200 failed", "inputs": 1200})
+    failed = [{"index": number, "job_id": f"job-{number}", "error": "oom"} for number in range(1000)]
+    world.database.push(world.ti, "failed", failed)
+    text = words_of(world.get(f"{path}?page={page}").text)
+    assert "1,200 failed" in text
+    assert "Failures the first 1,000 1,000 oom" in text
+
+
 def test_jobs_whose_cancellation_the_log_missed_are_counted_by_its_last_record(world: World) -> None:
     totals = Totals(inputs=3, completed=1, failed=2, submitted=3)
     write_log(world.ti, world.folder, [DONE, OPEN, OPEN], end=End.FAILED, totals=totals)
@@ -223,9 +253,11 @@ def test_a_failed_task_says_what_a_retry_and_a_clear_pay_for(world: World, on_cl
     inputs = [given("one"), given("two"), given("bad", fail="out of memory")]
     op = RunGenRunBatchOperator(inputs=inputs, destination=world.folder.as_uri(), on_clear=on_clear, **POLL)
     assert world.perform(op).error is not None
-    text = words_of(world.get(world.save("failed")).text)
-    assert "A retry submits 1 of 3 inputs" in text
+    text = words_of(world.get(path := world.save("failed")).text)
     assert f"A clear submits {clear}" in text
+    assert "retry submits" not in text, "none follows"
+    [job] = links(world.get(f"{path}?status=failed").text, "/jobs/")
+    assert f"A clear of the task submits {clear}." in words_of(world.get(job).text)
     assert "Spent 3 jobs" in text
 
 

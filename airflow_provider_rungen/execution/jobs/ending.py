@@ -105,12 +105,13 @@ class Ending:
         self._log.note(end=end, totals=self._log.jobs.totals())
 
     def outlook(self) -> dict[str, Any]:
-        """Return which jobs may still run, and how many inputs a retry and a clear submit."""
+        """Return which jobs may still run or exist, and how many inputs a retry and a clear submit."""
         retry = self._log.unfinished_count if self.is_durable else self._log.state.count
         if self._log.unknown and self._options.on_unknown_submission == "fail":
             retry = 0
         return {
             "still_billing": self._log.running[:_MAX_LISTED],
+            "unknown": len(self._log.unknown),
             "retry_submits": retry,
             "clear_submits": self._log.state.count if self.on_clear == "new" else retry,
         }

@@ -224,11 +224,13 @@ def _stop_error(
 ) -> RunGenJobFailedError:
     failed = {index: error for index, error in errors.items() if not isinstance(error, _STOPPED)}
     message = (
-        f"Stopped: {stopped.cause}: {_reasons(failed)}. {stopped.canceled + stopped.unsent} of {count} "
-        f"inputs were not bought ({stopped.canceled} jobs canceled, {stopped.unsent} inputs not submitted)"
+        f"Stopped: {stopped.cause}. {stopped.canceled + stopped.unsent} of {count} inputs were not bought "
+        f"({stopped.canceled} jobs canceled, {stopped.unsent} inputs not submitted)"
     )
     if stopped.not_canceled:
         message += f". {len(stopped.not_canceled)} jobs could not be canceled and may still run"
+    # last, for they may be cut
+    message += f". Reasons: {_reasons(failed)}"
     hint = run.clear_hint()
     if stopped.retryable:
         hint = f"Check the app. {run.retry_hint('only what did not complete', 'all inputs again')}"

@@ -45,12 +45,13 @@ key                value
 ``error``          what failed, and why
 ``hint``           what to do
 ``still_billing``  the first of the jobs that may still run
+``unknown``        how many inputs may have a job whose id is not known
 ``inputs``         how many inputs need a job; 0 if the attempt did not get that far
 ``retry_submits``  how many of them a retry submits
 ``clear_submits``  how many of them a clear submits
 =================  ================================================================
 
-The last four are missing for a task that submits no jobs.
+The last five are missing for a task that submits no jobs.
 """
 
 from __future__ import annotations

@@ -121,8 +121,13 @@
 
   for (const form of document.querySelectorAll(".list-form")) {
     form.addEventListener("change", (event) => event.target.matches("select") && form.requestSubmit());
+    let isComparison = false;
+    form.addEventListener("submit", (event) => {
+      isComparison = Boolean(event.submitter && event.submitter.matches("[data-compare]"));
+    });
     // an address without what is not asked for
     form.addEventListener("formdata", (event) => {
+      if (!isComparison) event.formData.delete("jobs");
       for (const name of ["text", "status", "sort", "page"]) if (!event.formData.get(name)) event.formData.delete(name);
     });
   }
