@@ -174,7 +174,8 @@ def test_a_sensor_counts_each_job_once(
     with RunGenHook() as hook:
         given: list[Any] = [{"prompt": "x", "emulator": {"seconds": seconds}} for seconds in (0, 1.5)]
         job_ids = [hook.run_job(input=each).id for each in given]
-    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": ends, "defer_after": 0.5}
+    waits = {"poke_interval": 0.05, "defer_after": 0.5}
+    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": ends, **waits}
     assert run_task(RunGenJobSensor(task_id="wait", job_id=job_ids, **options), context).error is None
     assert counted(sent, "rungen.jobs.completed") == [2]
 
