@@ -171,10 +171,11 @@ class Resuming:
         open_rows = [each for each in left if each[1].state(jobs.writer, jobs.since) is InputState.UNKNOWN]
         unknown = sum(submitted.get(each, 0) <= row.intents[-1].writer.turn for each, row in open_rows)
         if unknown:
-            line = (
+            log.warning(
                 "Fate unknown: jobs may exist for %d of the inputs that are gone, and nobody waits for them. "
+                "Look at the jobs of app %s",
+                *(unknown, app_id),
             )
-            log.warning(f"{line}Look at the jobs of app %s", unknown, app_id)
         return unknown
 
     def _cancel_unwanted(self, unwanted: Sequence[_Unwanted]) -> None:
