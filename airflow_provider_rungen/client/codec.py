@@ -117,12 +117,15 @@ def encode(value: Mapping[str, Any], name: str) -> bytes:
         raise RunGenInputError(f"{name} cannot be encoded: {error}; nothing was sent") from None
 
 
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+
+
 def _check(value: Any, path: str, depth: int) -> None:
     reason = ""
     if value is None or isinstance(value, (bool, int)):
         return
     if isinstance(value, str):
-        if any("\ud800" <= char <= "\udfff" for char in value):
+        if _HALF_A_PAIR.search(value):
             reason = "holds half a surrogate pair, which cannot be encoded"
     elif isinstance(value, float):
         reason = "" if math.isfinite(value) else f"is {value}, which JSON cannot express"
