@@ -543,11 +543,13 @@ def test_of_two_runs_that_forget_a_job_at_once_one_buys_another(
 def test_a_job_that_fails_leaves_what_it_was_to_replace(base: str) -> None:
     first = Run(base, A)
     first.buy_stored(0, "job-0")
-    for options in ({"refresh": True}, {"expires": 1e-9}):
-        run = Run(base, B, **options)
-        assert run.look_up(0) == []
-        run.buy(0, "job-1")
-        run.paid.forget(dict.fromkeys(["job-1"]))
+    failure = RunGenJobFailedError("no memory")
+    for options in ({"refresh": True}, {"expires": 1e-9}, {"expires": 1e-9, "max_attempts": 9}):
+        for token, reason in ((B, None), ("d" * 36, failure), ("e" * 36, failure)):
+            run = Run(base, token, **options)
+            assert run.look_up(0) == []
+            run.buy(0, f"job-{token[0]}")
+            run.paid.forget({f"job-{token[0]}": reason})
         again = Run(base, "c" * 36)
         assert again.look_up(0) == [0]
         assert again.taken == ["job-0"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,24 @@ def test_a_correct_input_is_a_new_one(run: Run) -> None:
     assert nights(task, 3) == [4, 2, 0]
     assert nights(task, 1, to_input=picture) == [2]
     assert task.column("status") == ["completed"] * 4
+
+
+@pytest.mark.parametrize("is_expired", [True, False], ids=["expired", "removed"])
+def test_a_row_that_was_stored_before_is_given_up_too(run: Run, tmp_path: Path, is_expired: bool) -> None:
+    ledger = Ledger((tmp_path / "ledger").as_uri(), max_attempts=2, ignore=("emulator",))
+    task = run(ledger=ledger, to_input=picture)
+    assert nights(task, 1) == [4]
+    if is_expired:
+        ledger.expires = 1e-9
+    else:
+        for job in task.emulator.service.jobs()[2:]:
+            shutil.rmtree(tmp_path / "photos" / job["id"])
+    fresh = 2 if is_expired else 0
+    assert nights(task, 4, to_input=poisoned) == [fresh + 2, fresh + 2, fresh, fresh]
+    assert task.column("status") == ["completed"] * 2 + ["given_up"] * 2
+    # for a task that lets nothing expire, what is stored still counts
+    assert nights(task, 1, ledger=replace(ledger, expires=None), max_failed=0.5) == [0]
+    assert task.column("status")[2:] == (["completed"] if is_expired else ["given_up"]) * 2
 
 
 def test_retries_count_and_fail_without_one_when_all_is_given_up(run: Run, mode: bool) -> None:

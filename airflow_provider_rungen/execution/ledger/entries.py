@@ -100,8 +100,8 @@ class Entry:
     :param at: when it was written (aware).
     :param manifest: the URI of the job's manifest; empty until its outputs are stored.
     :param execution_seconds: how long the job ran, if known.
-    :param replaces: the entry that counts again if this job is canceled; a stored job also if it fails, and
-        for other tasks until this job is stored.
+    :param replaces: the entry that counts again if this job is canceled. A stored job counts also if this
+        one fails, and for other tasks until this one is stored.
     :param failures: how many jobs of the input have failed, this one as the last; 0 if it did not.
     :param why: why it failed.
     """
@@ -122,6 +122,11 @@ class Entry:
         if self.manifest or self.failures:
             return "done" if self.manifest else "failed"
         return "pending" if self.job_id else "claimed"
+
+    @property
+    def stored(self) -> Entry | None:
+        """The entry of a stored job: this one, or one that it replaces."""
+        return self if self.manifest else self.replaces and self.replaces.stored
 
 
 def kept_of(entry: Entry | None) -> Entry | None:

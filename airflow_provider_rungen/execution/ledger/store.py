@@ -130,7 +130,7 @@ class LedgerStore:
             return {}
         entries = self.files.read(keys)
         of_others = {key: each for key, each in entries.items() if not self.is_of_task(each)}
-        replaced = {key: each.replaces for key, each in of_others.items() if each.replaces}
+        replaced = {key: kept for key, each in of_others.items() if (kept := each.stored)}
         usable = {key: each for key, each in (entries | replaced).items() if each.job_id not in without}
         done = {key: each for key, each in usable.items() if each.manifest and self._counts(each)}
         stored = self.find_again(done.values(), on_stored)
@@ -337,10 +337,11 @@ class LedgerStore:
     def _after_failure(self, entry: Entry, why: str | None) -> Entry | None:
         """Return the entry that a job leaves which failed, or was canceled (without a reason)."""
         before = entry.replaces
-        if why is None or self._ledger.max_attempts is None or (before and before.manifest):
+        if why is None or self._ledger.max_attempts is None:
             return before
         failures = before.failures if before and self._counts(before) else 0
-        return replace(entry, failures=failures + 1, why=clean_text(why, _MAX_REASON), replaces=None)
+        stored = before and before.stored
+        return replace(entry, failures=failures + 1, why=clean_text(why, _MAX_REASON), replaces=stored)
 
     def _entry(self, app_id: str, job_id: str = "", replaces: Entry | None = None) -> Entry:
         return Entry(app_id, job_id, self._run, datetime.now(UTC), replaces=replaces)
