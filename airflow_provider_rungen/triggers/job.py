@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -105,11 +106,13 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     end_from_trigger: bool = False
     _usage: Usage = field(default_factory=Usage, init=False)
 
-    def _fired(self, event: dict[str, Any]) -> TriggerEvent:
+    async def _fired(self, event: dict[str, Any]) -> TriggerEvent:
         used = self._usage.to_json()
         if self.end_from_trigger and are_all_over(event) and used["completed"] == used["jobs"]:
             report_usage(used)
-            return TaskSuccessEvent(xcoms={USAGE_KEY: used})
+            xcoms: dict[str, Any] = {USAGE_KEY: used}
+            # Airflow 3 stores the XComs of an event as text
+            return TaskSuccessEvent(xcoms=None if await self._push(xcoms.copy) else xcoms)
         return TriggerEvent(event)
 
     @property
@@ -175,16 +178,19 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         except RunGenError as error:
             log.warning("%s", error.message)
 
-    async def _push_links(self, settings: Settings, app_id: str, job_ids: list[str]) -> None:
+    async def _push(self, values: Callable[[], dict[str, Any]]) -> bool:
+        """Push XComs, and return whether this version of Airflow can. No task fails because of them."""
         from airflow_provider_rungen._airflow import XCom
 
         ti: Any = self.task_instance
         try:
-            for key, value in self._link_values(settings, app_id, job_ids).items():
+            for key, value in values().items():
                 place = {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id}
                 await XCom.aset(key, value, **place, map_index=ti.map_index)
-        except Exception as error:  # a task must not fail because of its links
-            log.debug("Could not save the links of the task: %s", type(error).__name__)
+        except Exception as error:
+            log.debug("Could not push the XComs of the task: %s", type(error).__name__)
+            return False
+        return True
 
     def _link_values(self, settings: Settings, app_id: str, job_ids: list[str]) -> dict[str, Any]:
         """Return what a worker would push: the links, and the record for the page of the task."""
@@ -201,7 +207,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         hook, deferred_at = RunGenHook(self.rungen_conn_id), self._local_time(self.deferred_at)
         event["app_id"] = await hook.aresolve_app_id(self.app_id)
         if not self.deferred_at:  # no worker has pushed them
-            await self._push_links(await hook.asettings(), event["app_id"], job_ids)
+            settings = await hook.asettings()
+            await self._push(partial(self._link_values, settings, event["app_id"], job_ids))
         deadline = self.deadline
         if deadline is None:
             started = getattr(self.task_instance, "start_date", None)

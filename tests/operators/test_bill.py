@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -216,11 +218,14 @@ COUNTED = {
 
 
 @pytest.mark.parametrize("is_unpacked", [False, True], ids=["packed", "as in Airflow 3.0"])
+@pytest.mark.parametrize("stored", [dict, json.dumps], ids=["object", "text, as of an event"])
 @pytest.mark.parametrize(("usage", "runners_of", "counted"), COUNTED.values(), ids=COUNTED)
-def test_each_job_counts_once(usage: Any, runners_of: Any, counted: Any, is_unpacked: bool) -> None:
+def test_each_job_counts_once(
+    usage: Any, runners_of: Any, counted: Any, stored: Callable[[Any], Any], is_unpacked: bool
+) -> None:
     def pull(task_ids: list[str], **_: Any) -> Any:
         reports: list[Any] = [
-            {"jobs": jobs, "execution_seconds": seconds} for jobs, seconds in usage[task_ids[0]]
+            stored({"jobs": jobs, "execution_seconds": seconds}) for jobs, seconds in usage[task_ids[0]]
         ]
         return reports[0] if is_unpacked and len(reports) == 1 else reports or [None]
 
@@ -228,7 +233,7 @@ def test_each_job_counts_once(usage: Any, runners_of: Any, counted: Any, is_unpa
     assert read_usage(ti, {each: runners_of.get(each, [each]) for each in usage}) == counted
 
 
-@pytest.mark.parametrize("usage", ["many", {}, {"jobs": "many"}, {"jobs": 1, "execution_seconds": "NaN"}])
+@pytest.mark.parametrize("usage", [7, {}, {"jobs": "many"}, {"jobs": 1, "execution_seconds": "NaN"}])
 def test_a_bill_that_cannot_be_made_keeps_no_app_up(
     block: Block, usage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,7 +241,7 @@ def test_a_bill_that_cannot_be_made_keeps_no_app_up(
     block.up()
     assert block.down(jobs_of={"paint": ["paint"]}) == Outcome()
     assert block.workers() == 0
-    assert ("No bill: " in caplog.text) != (usage == "many"), "which is no report"
+    assert ("No bill: " in caplog.text) != (usage == 7), "which is no report"
 
 
 # --- failed scale-ups, retries and kills --------------------------------------------------------------------

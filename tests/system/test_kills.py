@@ -150,6 +150,7 @@ def test_a_success_ends_in_the_triggerer_without_a_second_worker(
     assert run.wait_for_end() == "success"
     [job] = run.jobs()
     assert airflow.xcom("ending", run.id, "run") == job["id"]
+    assert airflow.xcom("ending", run.id, "run", "usage")["completed"] == 1
     assert run.log().count("Pre Execute") == 1
     assert "Waiting in the triggerer" in run.log()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -222,7 +223,9 @@ def _pull_reports(ti: Any, task_id: str) -> list[Mapping[str, Any]]:
     index = {"map_indexes": ti.map_index} if ti.map_index is not None and ti.map_index >= 0 else {}
     pulled = ti.xcom_pull(task_ids=[task_id], key=USAGE_KEY, **index)
     # the first releases of Airflow 3.0 unpack the only one
-    reports = [pulled] if isinstance(pulled, Mapping) else pulled or []
+    reports = [pulled] if isinstance(pulled, Mapping | str) else pulled or []
+    # that of a task which ended in the triggerer may be text
+    reports = [json.loads(report) if isinstance(report, str) else report for report in reports]
     return [report for report in reports if isinstance(report, Mapping)]
 
 
