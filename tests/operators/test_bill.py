@@ -66,11 +66,11 @@ class Block:
         self.up_state = "failed" if outcome.error else "success"
         return outcome
 
-    def down(self, *, others: Any = None, jobs_of: Any = None, **options: Any) -> Outcome:
+    def down(self, *, others: Any = None, jobs_of: Any = None, max_tries: int = 0, **options: Any) -> Outcome:
         """Run an attempt of the teardown."""
         self.pushed.clear()
         ti: Any = FakeTaskInstance()
-        ti.task_id = "app_down"
+        ti.task_id, ti.max_tries = "app_down", max_tries
         ti.xcom_push = lambda key, value: self.pushed.update({key: value})
         ti.xcom_pull = self._pull
         states = {"run": {"app_up": self.up_state, "app_down": "running"}, **(others or {})}
@@ -164,6 +164,15 @@ def test_a_bill(block: Block, caplog: pytest.LogCaptureFixture) -> None:
     assert bill["up_at"] < bill["down_at"]
     assert f"Bill of app {APP}: 2 workers for 12 min (1,44" in caplog.text
     assert "61 % busy with 830 jobs, about 0.48 USD (declared price)" in caplog.text
+
+
+def test_the_bill_after_a_clear_has_no_jobs_of_before(block: Block) -> None:
+    block.usage = {"paint": [{"jobs": 6, "execution_seconds": 12}]}
+    block.up()
+    assert block.down(jobs_of={"paint": ["paint"]}, retries=2, max_tries=3) == Outcome()
+    bill = block.bill
+    assert (bill["jobs"], bill["busy_seconds"], bill["utilization"]) == (None, None, None)
+    block.assert_agrees(0)
 
 
 def test_two_changes_at_one_time_stay_in_their_order() -> None:

@@ -28,6 +28,7 @@ from airflow_provider_rungen.execution.apps.block import (
     read_usage,
     task_states,
 )
+from airflow_provider_rungen.execution.task.attempts import Attempt
 from airflow_provider_rungen.execution.task.job_ids import untemplated
 from airflow_provider_rungen.execution.task.report import TaskOutcome
 from airflow_provider_rungen.execution.task.run import TaskRun
@@ -131,7 +132,9 @@ class ScaleDownRun(TaskRun[Any]):
         """Push and log what the block cost. It is not worth a failure."""
         app_id = record.app_id
         try:
-            jobs, busy_seconds = read_usage(self.ti, self.task.jobs_of)
+            was_cleared = Attempt.of(self.context, self.task).was_cleared
+            # after a clear, tasks still report the jobs of before, which the workers of this bill did not run
+            jobs, busy_seconds = read_usage(self.ti, {} if was_cleared else self.task.jobs_of)
             price = self.find_price()
             bill = Bill(app_id, record.history, time.time(), is_final, jobs, busy_seconds, price)
             self.ti.xcom_push(key=BILL_KEY, value=bill.to_json())

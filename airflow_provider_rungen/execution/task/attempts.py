@@ -152,6 +152,11 @@ class Attempt:
         """Whether a retry follows when this attempt fails."""
         return self.try_number <= self.max_tries
 
+    @property
+    def was_cleared(self) -> bool:
+        """Whether the task was cleared in this run, unless the DAG has other ``retries`` since it began."""
+        return self.max_tries != self.retries
+
     def was_cleared_since(self, earlier: Attempt, end: End) -> bool:
         """
         Return whether the task was cleared after an earlier attempt; else this attempt is a retry.
