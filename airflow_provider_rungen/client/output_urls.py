@@ -57,9 +57,9 @@ _SUFFIXES = {
     "video/mp4": ".mp4",
     "video/webm": ".webm",
 }
-# Files that are never empty, and that no host sends as one of these types.
+# Files that are never empty, and that no host sends as a page, or as the text of an error.
 _MEDIA = {*_SUFFIXES.values()} - {".json", ".txt"} | {".bmp", ".glb", ".jpeg", ".m4a", ".mkv", ".mov", ".zip"}
-_ERROR_TYPES = ("text/html", "application/json")
+_ERROR_TYPE = re.compile(r"text/html|(?:text|application)/(?:[\w.-]+\+)?(?:json|xml)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,8 @@ def mismatch(url: str, size: int, content_type: str | None) -> str:
     """Return what was sent in place of the picture, sound or the like that a URL names, if it is none."""
     suffix = "".join(safe_name(url).lower().rpartition(".")[1:])
     base_type = (content_type or "").partition(";")[0].strip().lower()
-    if suffix not in _MEDIA or (size and base_type not in _ERROR_TYPES):
+    is_error = _ERROR_TYPE.fullmatch(base_type) and not (suffix == ".svg" and base_type.endswith("xml"))
+    if suffix not in _MEDIA or (size and not is_error):
         return ""
     return f"{base_type if size else 'no bytes'} in place of a {suffix} file"
 

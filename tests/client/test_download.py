@@ -179,6 +179,10 @@ PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
         ("a.png", "text/html", PAGE, False),
         ("a%2FB.JPEG?X-Amz-Signature=s3cret", "Text/HTML; charset=utf-8", PAGE, False),
         ("a.mp4", "application/json", b'{"error": "no"}', False),
+        *(("a.png", f"{kind}/xml", b"<Error/>", False) for kind in ("application", "text")),
+        ("a.png", "application/problem+json", b"{}", False),
+        *(("a.svg", f"{kind}+xml", b"<svg/>", True) for kind in ("image/svg", "text/svg")),
+        ("a.svg", "text/xml", b"<svg/>", True),
         ("a.wav", "audio/wav", b"", False),
         *(("a.png", content_type, BODY, True) for content_type in ("binary/octet-stream", "text/plain", "")),
         *((name, "text/html", PAGE, True) for name in ("a.html", "a", "png", "a.png.txt", "a?x=a.png")),
@@ -198,7 +202,9 @@ def test_a_page_in_place_of_a_picture_is_a_refusal(  # noqa: PLR0917 - parameter
     assert isinstance(outcome, Download if is_file else RefusedError)
     if isinstance(outcome, RefusedError):
         assert outcome.retryable
-        assert re.fullmatch(r"127\.0\.0\.1 sent (text/html|application/json|no bytes) in .*", str(outcome))
+        assert re.fullmatch(
+            r"127\.0\.0\.1 sent (text/html|\w+/[a-z+]*(json|xml)|no bytes) in .*", str(outcome)
+        )
 
 
 # --- too large ----------------------------------------------------------------------------------------------
