@@ -25,7 +25,7 @@ from airflow_provider_rungen.client.polling import poll_alone, poll_until
 from airflow_provider_rungen.client.progress import log_line
 from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
 from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
-from airflow_provider_rungen.client.workers import KNOWN_STATUSES, ScaleRecord, describe, workers_of
+from airflow_provider_rungen.client.workers import KNOWN_STATUSES, ScaleRecord, describe, is_down, workers_of
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppError,
@@ -237,7 +237,7 @@ def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow
     app_id, before, record = raised.app_id, raised.before, raised
     # the last request needs time for its answer
     retry_budget = RETRY_BUDGET if within is None else within * 0.75
-    pause, confirm_within = retry_budget / 4, min(2 * retry_budget, CONFIRM_TIME)
+    pause, confirm_within = retry_budget / 4, CONFIRM_TIME if within is None else retry_budget
     # what somebody else has set is not to be lost for a single answer, if there is time
     attempts, outlasting = (ATTEMPTS, retry.GONE_GRACE) if within is None else (1, 0.0)
     try:
@@ -249,7 +249,7 @@ def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow
             return record.settled(workers, now)
         if before is None:
             raise RunGenAppError("The number of workers before is unknown", app_id=app_id)
-        yield from set_workers(
+        app = yield from set_workers(
             app_id, before, poll_interval=pause, within=confirm_within, retry_budget=retry_budget
         )
     except RunGenNotFoundError:
@@ -257,6 +257,8 @@ def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow
         return record.settled(0, (yield Sleep(0)))
     except RunGenError as error:
         log.error("%s", raised.still_billed(error.message))
+        return record
+    if not before and not is_down(app):
         return record
     log.info("Scaled back to %s %s", format_count(before, "worker"), format_ids(app_id))
     return record.settled(before, (yield Sleep(0)))
@@ -274,6 +276,8 @@ def set_workers(
     """
     Set the number of an app's workers, again until an answer confirms it, where answers name a number.
 
+    An app that is set to none is down when `is_down` says so. If it does not, the log says what it still is.
+
     :param before: the number that it had, to leave it to a third that somebody else sets meanwhile.
     :param poll_interval: seconds between two attempts, `PAUSE` at most.
     :param within: seconds after which no further attempt is made.
@@ -281,11 +285,13 @@ def set_workers(
     :raises RunGenAppTimeoutError: the answers named another number until then.
     :raises RunGenNotFoundError: the app is gone.
     """
-    deadline = (yield Sleep(0)) + within
+    deadline, answer = (yield Sleep(0)) + within, App(app_id)
+    has: int | None = -1
     scale = partial(scale_app, app_id, active_workers, retry_budget=retry_budget)
     within = min(within, retry_budget)
     while True:
-        answer = yield from outlast(app_id, scale, within=within)
+        if has != active_workers:
+            answer = yield from outlast(app_id, scale, within=within)
         try:  # the answer may only repeat the request
             app = yield from outlast(app_id, partial(get_app, app_id), within=within)
         except RunGenNotFoundError:
@@ -295,12 +301,16 @@ def set_workers(
                 raise
             app = answer
         has = answer.active_workers if workers_of(app) is None else workers_of(app)
-        # without a number, an app that does not stop may not have been scaled down
-        if has == active_workers or (has is None and active_workers) or before not in (None, has):
+        if before not in (None, has):
+            return app
+        # an app that is to stop may name the number, or none, and still have its workers
+        if has in (None, active_workers) and (active_workers or is_down(app)):
             return app
         now = yield Sleep(0)
         if now >= deadline:
-            if has is None:
+            if has in (None, active_workers):
+                line = "STILL BILLED: app %s may still have workers: it was set to none, and is %s"
+                log.warning(line, app_id, describe(app))
                 return app
             wanted = format_count(active_workers, "worker")
             message = f"Not scaled to {wanted}: still {describe(app)} {format_ids(app_id)}"

@@ -23,6 +23,12 @@ def workers_of(app: App) -> int | None:
     return 0 if app.has_status("STOPPED") else None
 
 
+def is_down(app: App) -> bool:
+    """Return whether an app says that it has no workers, not even some on their way out."""
+    is_empty = not any(app.workers.get(state) for state in _WORKER_STATES)
+    return workers_of(app) == 0 and (is_empty or app.has_status("STOPPED"))
+
+
 def describe(app: App) -> str:
     """Return an app's status and workers as text: ``RUNNING, 1 worker: ready, idle``."""
     status = app.status or "No status"

@@ -327,6 +327,20 @@ def test_a_number_of_workers_is_set_until_an_answer_confirms_it() -> None:
     assert clock.slept[-12:] == [5.0] * 12
 
 
+def test_an_app_whose_workers_stay_is_not_down(caplog: Log) -> None:
+    stays, old = app("RUNNING", 0, workers={"ready": 2, "idle": 2}), app("RUNNING", 2)
+    for answers in ([old, stays, app("STOPPED", 0)], [old, stays, app("RUNNING", 0, workers={"idle": 0})]):
+        assert puts(play(set_workers(APP, 0), answers)[1]) == [0]
+    # that answer may have been old
+    assert puts(play(set_workers(APP, 0), [old, stays, old, old, app("STOPPED", 0)])[1]) == [0, 0]
+    assert not caplog.messages
+    play(set_workers(APP, 0), [stays])
+    said = f"STILL BILLED: app {APP} may still have workers: it was set to none, and is RUNNING, 0 workers: 2"
+    assert said in caplog.text
+    record, _ = play(restore_workers(ScaleRecord(APP, 2, 0)), [old, stays])
+    assert record.was_raised
+
+
 EMPTY = {"in_queue": 0, "in_progress": 0}
 
 

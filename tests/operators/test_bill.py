@@ -259,11 +259,9 @@ def test_a_bill_that_cannot_be_made_keeps_no_app_up(
 def failed_attempt(block: Block) -> None:
     """Run an attempt that pays for 100 s, and restores the app."""
     op, context = block.attempt_up(timeout=0.1)
-    pushes: list[str] = []
 
-    def wait_once_it_is_up(key: str, _: Any) -> None:
-        pushes.append(key)
-        if key == "scaled" and pushes.count("scaled") == 2:
+    def wait_once_it_is_up(key: str, value: Any) -> None:
+        if key == "scaled" and value["active_workers"] == 2 and value["sent_at"] is None:
             block.clock.advance(100)
 
     context["ti"].on_push = wait_once_it_is_up
@@ -316,6 +314,45 @@ def test_a_killed_scale_up_is_paid_for(block: Block, where: str, retries: int) -
     block.assert_agrees(600)
 
 
+def test_what_a_killed_scale_up_paid_for_outlives_a_retry_that_ends_early(block: Block) -> None:
+    killed_attempt(block, "wait_or_defer")
+    block.clock.advance(200)
+    killed_attempt(block, "ScaleRun._set_workers")
+    block.up_state = "failed"
+    block.clock.advance(100)
+    assert block.down() == Outcome()
+    block.assert_agrees(600)
+
+
+def test_without_a_record_of_the_setup_there_is_no_bill(
+    block: Block, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed_attempt(block, "wait_or_defer")
+    block._up, block.up_state = FakeTaskInstance(), "failed"
+    assert block.down() == Outcome()
+    assert (block.workers(), block.pushed.get("bill")) == (0, None)
+    assert f"No bill: it is unknown what the setup has done (app {APP})" in caplog.text
+
+
+@pytest.mark.usefixtures("stuck")
+def test_the_bill_of_a_scale_up_that_is_killed_ends_there(block: Block) -> None:
+    op, context = block.attempt_up()
+    context["ti"].max_tries = 0
+
+    def kill(*_: Any, **__: Any) -> None:
+        block.clock.advance(100)
+        op.on_kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("airflow_provider_rungen.execution.apps.scale.wait_or_defer", kill)
+        assert run_task(op, context).error
+    assert block.workers() == 0
+    block.service.inject(Fault(on="get_app", status=200, body={"id": APP, "status": "STOPPED"}, times=None))
+    block.clock.advance(500)
+    assert block.down() == Outcome()
+    block.assert_agrees(200)
+
+
 @pytest.mark.parametrize("status", [400, 500])
 def test_a_scale_up_that_is_refused_costs_nothing(
     block: Block, status: int, monkeypatch: pytest.MonkeyPatch
@@ -331,6 +368,21 @@ def test_a_scale_up_that_is_refused_costs_nothing(
 
 
 # --- apps that others use, too ------------------------------------------------------------------------------
+
+
+def test_an_app_whose_workers_stay_has_a_bill_so_far(
+    block: Block, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.scaling.CONFIRM_TIME", 0.1)
+    block.up()
+    block.clock.advance(100)
+    body = {"status": "RUNNING", "configuration": {"active_workers": 0}, "workers": {"ready": 2, "idle": 2}}
+    block.service.inject(Fault(on="get_app", status=200, body={"id": APP} | body, times=None, skip=1))
+    assert block.down() == Outcome()
+    assert block.bill["down_at"] is None
+    assert (
+        f"STILL BILLED: app {APP} may still have workers: it was set to none, and is RUNNING" in caplog.text
+    )
 
 
 def test_an_app_that_is_left_up_has_a_bill_so_far(block: Block, caplog: pytest.LogCaptureFixture) -> None:

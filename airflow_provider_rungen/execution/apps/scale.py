@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
@@ -104,9 +105,7 @@ class ScaleRun(TaskRun[Any]):
     def _set_workers(self, app_id: str, wanted: int, deadline: float) -> bool:
         """Set the number if need be, with a record before, and return whether the app goes up."""
         earlier = self._record
-        if earlier.was_raised:
-            self._note(earlier)  # Airflow has wiped the XCom
-        elif not wanted:
+        if not wanted and not earlier.was_raised:
             self._record = replace(earlier, active_workers=None, sent_at=time.time())  # until it is down
         app = self.hook.perform(get_app_to_raise(app_id, wanted))
         now = time.time()
@@ -221,7 +220,9 @@ class ScaleRun(TaskRun[Any]):
             workers = format_count(raised.active_workers, "worker")
             return f"STILL BILLED: app {raised.app_id} keeps {workers} for the next attempt, which resumes."
         within = max(self.guard.time_left() - 1, 1)
-        self.hook.perform_with_deadline(restore_workers(raised, within=within), within=within)
+        restored = self.hook.perform_with_deadline(restore_workers(raised, within=within), within=within)
+        attempts.call_briefly(partial(self._save, restored), self.guard.time_left())
+        self._record = ScaleRecord("")
         return ""
 
     def _is_resumed(self) -> bool:
@@ -240,9 +241,10 @@ class ScaleRun(TaskRun[Any]):
         :param found: the record of this attempt, after a deferral.
         """
         with self.attempt(), self.guard.working(), self.hook:
-            if found is None and self._store is not None:
-                found = self._store.get(SCALED_KEY)
-            self._record = read_scale_record(found) or self._record
+            earlier = self._store.get(SCALED_KEY) if found is None and self._store is not None else None
+            self._record = read_scale_record(found or earlier) or self._record
+            if earlier and self._record.app_id:
+                self._note(self._record)  # Airflow has wiped the XCom
             try:
                 with self.opened():
                     yield

@@ -19,7 +19,7 @@ from airflow_provider_rungen.client.idleness import (
 from airflow_provider_rungen.client.retry import is_refusal
 from airflow_provider_rungen.client.scaling import ask_app, set_workers
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration, format_ids
-from airflow_provider_rungen.client.workers import ScaleRecord, describe, workers_of
+from airflow_provider_rungen.client.workers import ScaleRecord, is_down
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.apps.block import (
     Bill,
@@ -49,6 +49,9 @@ _NOT_STARTED = (
 class ScaleDownRun(TaskRun[Any]):
     """An attempt of the teardown of ``scaled_app``."""
 
+    #: Whether the record of the setup was found.
+    _is_known = True
+
     def execute(self) -> None:
         """
         Scale the app to zero, and see that it reports so.
@@ -63,6 +66,7 @@ class ScaleDownRun(TaskRun[Any]):
                 if record is not None:
                     self._push_bill(record, is_final=True)
                 return
+            self._is_known = record is not None
             self._record = record or ScaleRecord(self.known_app_id)
             try:
                 with self.opened():
@@ -99,9 +103,9 @@ class ScaleDownRun(TaskRun[Any]):
             if stays_up:
                 return False
             app = self.hook.perform(set_workers(app_id, 0, poll_interval=self.task.poll_interval))
+            if not is_down(app):
+                return False
             log.info("Scaled to 0 workers %s", format_ids(app_id))
-            if workers_of(app) is None:
-                log.warning("No answer says that it has none: %s %s", describe(app), format_ids(app_id))
         except RunGenNotFoundError:
             log.info("Gone already %s", format_ids(app_id))
         self._record = self._record.settled(0, time.time())
@@ -131,6 +135,9 @@ class ScaleDownRun(TaskRun[Any]):
     def _push_bill(self, record: ScaleRecord, *, is_final: bool) -> None:
         """Push and log what the block cost. It is not worth a failure."""
         app_id = record.app_id
+        if not self._is_known:
+            log.warning("No bill: it is unknown what the setup has done %s", format_ids(app_id))
+            return
         try:
             was_cleared = Attempt.of(self.context, self.task).was_cleared
             # after a clear, tasks still report the jobs of before, which the workers of this bill did not run
