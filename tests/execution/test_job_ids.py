@@ -26,6 +26,9 @@ from airflow_provider_rungen.execution.task.job_ids import is_single, parse_job_
         ([[["a"], []], [["b"]]], ["a", "b"]),
         (["['a', 'b']", "c"], ["a", "b", "c"]),
         ("[['a'], 'b']", ["a", "b"]),
+        # what a task with a destination returns
+        ({"job_id": "a", "files": []}, ["a"]),
+        ([{"job_id": "a"}, None, [{"job_id": "b"}]], ["a", None, "b"]),
     ],
 )
 def test_a_list_is_a_list_and_nothing_is_nothing(value: Any, ids: list[str | None]) -> None:
@@ -51,7 +54,15 @@ def test_what_is_no_id_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("value", "single"),
-    [("a", True), ("None", True), (["a"], False), ("['a']", False), ("[]", False), ([["a"]], False)],
+    [
+        ("a", True),
+        ("None", True),
+        (["a"], False),
+        ("['a']", False),
+        ("[]", False),
+        ([["a"]], False),
+        ({"job_id": "a"}, True),
+    ],
 )
 def test_the_text_of_a_list_gives_a_list_of_results(value: Any, single: bool) -> None:
     assert is_single(value) is single

@@ -488,6 +488,13 @@ def test_a_refused_key_is_asked_again_soon_whatever_pause_the_answer_names(make:
     assert scene.posts == [0, 0]
 
 
+def test_the_log_says_how_long_a_pause_is(caplog: pytest.LogCaptureFixture) -> None:
+    error = RunGenRateLimitedError("busy", status_code=429)
+    error.retry_after = 86400.0
+    Throttle(4).note_failure(error)
+    assert "busy; continuing in 1 d with 2 in flight" in caplog.text
+
+
 def test_each_trouble_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

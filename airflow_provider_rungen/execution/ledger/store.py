@@ -53,8 +53,7 @@ class LedgerStore:
 
     def __init__(self, ledger: Ledger, model: str, run: str) -> None:
         self._ledger, self._model, self._run = ledger, model, run
-        # checked in __post_init__
-        self._expires: Any = ledger.expires
+        self._expires: Any = ledger.expires  # checked in __post_init__
         self._destinations: dict[str, Storage] = {}
         # the jobs that this attempt has written, or seen without reusing them
         self._known: set[str] = set()
@@ -340,8 +339,8 @@ class LedgerStore:
         if why is None or self._ledger.max_attempts is None:
             return before
         failures = before.failures if before and self._counts(before) else 0
-        stored = before and before.stored
-        return replace(entry, failures=failures + 1, why=clean_text(why, _MAX_REASON), replaces=stored)
+        failed = replace(entry, failures=failures + 1, why=clean_text(why, _MAX_REASON))
+        return replace(failed, replaces=before and before.stored)
 
     def _entry(self, app_id: str, job_id: str = "", replaces: Entry | None = None) -> Entry:
         return Entry(app_id, job_id, self._run, datetime.now(UTC), replaces=replaces)

@@ -16,6 +16,7 @@ from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.progress import pace
 from airflow_provider_rungen.client.senders import FINAL_GRACE
+from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenBadRequestError,
@@ -320,7 +321,8 @@ class Throttle:
         if self._has_failed(now, error):
             raise error
         if is_first:
-            log.warning("%s; continuing with %d in flight", error.message, self.limit)
+            pause = format_duration(self._not_before - now)
+            log.warning("%s; continuing in %s with %d in flight", error.message, pause, self.limit)
 
     def _has_failed(self, now: float, error: RunGenError) -> bool:
         if isinstance(error, RunGenAPIError) and (retry.is_refusal(error) or not error.retryable):

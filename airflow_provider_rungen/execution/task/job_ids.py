@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from airflow_provider_rungen.client.codec import path_segment
@@ -19,11 +19,12 @@ def parse_job_ids(value: Any) -> list[str | None]:
     """
     Return the ids in a value, with ``None`` for an input without a job.
 
-    Lists in a list are read as one, since the outputs of batches arrive like this.
+    Lists in a list are read as one, since the outputs of batches arrive like this. What a task with a
+    destination returns of a job stands for it.
 
     :raises RunGenInputError: there is no id, or something in it cannot be one.
     """
-    value = untemplated(value)
+    value = _id_in(value)
     if isinstance(value, Iterator):
         raise RunGenInputError(
             "job_id must be an id or a list of ids, not an iterator, which can be read once"
@@ -32,7 +33,7 @@ def parse_job_ids(value: Any) -> list[str | None]:
         path_segment(value, "job_id")
         return [value]
     try:
-        ids = [job_id for each in value for job_id in _flatten(untemplated(each))]
+        ids = [job_id for each in value for job_id in _flatten(_id_in(each))]
     except TypeError:
         kind = type(value).__name__
         raise RunGenInputError(f"job_id must be an id or a list of ids, not a {kind}") from None
@@ -45,9 +46,14 @@ def parse_job_ids(value: Any) -> list[str | None]:
 def _flatten(value: Any) -> Iterator[Any]:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for each in value:
-            yield from _flatten(untemplated(each))
+            yield from _flatten(_id_in(each))
     else:
         yield value
+
+
+def _id_in(value: Any) -> Any:
+    value = untemplated(value)
+    return value["job_id"] if isinstance(value, Mapping) and "job_id" in value else value
 
 
 def parse_known_job_ids(value: Any) -> list[str]:
@@ -65,7 +71,7 @@ def parse_known_job_ids(value: Any) -> list[str]:
 
 def is_single(value: Any) -> bool:
     """Return whether a value stands for one job, so that one result is returned, and not a list."""
-    value = untemplated(value)
+    value = _id_in(value)
     return value is None or isinstance(value, str)
 
 
