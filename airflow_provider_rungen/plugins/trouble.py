@@ -61,6 +61,8 @@ def trouble_of(task: TaskRecord, jobs: PageRows) -> Trouble | None:
 def outlook(task: TaskRecord, jobs: PageRows, trouble: Trouble) -> Facts:
     """Return what an attempt that failed spent, and what the next one submits, in words."""
     failure = trouble.failure
+    if task.state not in FAILED_STATES:
+        return ()
     if (trouble.is_reported and failure.inputs is None) or task.submits_nothing:
         return [("A retry or a clear submits", "no jobs")]
     labels = [("The retry submits", failure.retry_submits)] if task.state == "up_for_retry" else []
@@ -141,7 +143,8 @@ def worked(task: TaskRecord, jobs: PageRows) -> tuple[float, int]:
     """Return the known seconds that the jobs of all attempts ran, and of how many jobs they are known."""
     used, totals, completed = task.usage.get("execution_seconds"), jobs.totals, task.usage.get("completed")
     seconds = max(used if isinstance(used, (int, float)) else 0, totals.seconds)
-    return seconds, totals.timed if totals.submitted else completed if isinstance(completed, int) else 0
+    completed = completed if isinstance(completed, int) and not totals.submitted else 0
+    return seconds, max(totals.timed, completed)
 
 
 def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:

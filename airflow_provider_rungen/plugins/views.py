@@ -23,13 +23,7 @@ from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.job_views import Answer, job_view, make_pager, note_unstored, status_of
 from airflow_provider_rungen.plugins.rows import ALL, IN_DOUBT, PAGE_SIZE, UNKNOWN, PageRows
 from airflow_provider_rungen.plugins.task_record import TaskRecord
-from airflow_provider_rungen.plugins.trouble import (
-    FAILED_STATES,
-    billing_of,
-    costs_of,
-    outlook,
-    trouble_of,
-)
+from airflow_provider_rungen.plugins.trouble import billing_of, costs_of, outlook, trouble_of
 from airflow_provider_rungen.plugins.urls import Urls
 
 # Failed jobs, and jobs that may still run, that a page asks the service for at most.
@@ -59,9 +53,28 @@ class _Found:
     def status(self, row: JobView) -> str:
         return status_of(row, self.manifests.get(row.job_id), self.answers.get(row.job_id))
 
+    def with_times(self, jobs: PageRows) -> PageRows:
+        """Return rows with the times that the log lacks, as those of canceled jobs, in their totals."""
+        found, totals = [*map(self._seconds, _untimed(jobs.rows))], jobs.totals
+        times = [seconds for seconds in found if seconds is not None]
+        if jobs.attempt and totals.timed + len(times) > totals.submitted:
+            return jobs  # the record of the end has them
+        seconds = totals.seconds + sum(times)
+        return replace(jobs, totals=replace(totals, timed=totals.timed + len(times), seconds=seconds))
+
+    def _seconds(self, row: JobView) -> float | None:
+        manifest, answer = self.manifests.get(row.job_id), self.answers.get(row.job_id)
+        if manifest is not None:
+            return manifest.execution_seconds
+        return answer.execution_time if isinstance(answer, Job) and answer.is_terminal else None
+
     def has_ended(self, job_id: str) -> bool:
         answer = self.answers.get(job_id)
         return job_id in self.manifests or (isinstance(answer, Job) and answer.is_terminal)
+
+
+def _untimed(rows: Sequence[JobView]) -> list[JobView]:
+    return [row for row in rows if row.job_id and row.seconds is None and not row.reused]
 
 
 async def _look_up(
@@ -103,7 +116,9 @@ async def task_page(gathering: Gathering, urls: Urls, query: Query) -> dict[str,
     trouble = trouble_of(task, jobs)
     may_run = trouble.may_run if trouble else ()
     failed_jobs = [row.job_id for row in failed if row.job_id]
-    found = await _look_up(gathering, urls, rows, failed=failed_jobs, may_run=may_run)
+    # what the task spent does not depend on what is filtered
+    more = _untimed(jobs.rows) if trouble and query.parameters else []
+    found = await _look_up(gathering, urls, [*rows, *more], failed=failed_jobs, may_run=may_run)
     # not in the event loop: there may be many large inputs and results
     shown, groups = await run_in_threadpool(
         lambda: ([*map(found.view, rows)], group_failures(map(found.view, failed)))
@@ -118,7 +133,7 @@ async def task_page(gathering: Gathering, urls: Urls, query: Query) -> dict[str,
         "failures_scope": jobs.failed_scope,
         "progress": _progress(task, jobs, found, sum(map(found.has_ended, may_run))),
         "failure": trouble and trouble.failure,
-        "outlook": outlook(task, jobs, trouble) if trouble and task.state in FAILED_STATES else (),
+        "outlook": outlook(task, found.with_times(jobs), trouble) if trouble else (),
         "billing": await billing_of(gathering),
         "still_billing": [job_id for job_id in may_run if not found.has_ended(job_id)],
         "may_run_elsewhere": bool(trouble and not trouble.is_reported and not jobs.is_whole),
