@@ -194,6 +194,7 @@ _PROMPTS = ("prompt", "text", "question", "instruction", "query", "message", "in
 _TEXTS = ("text", "output", "answer", "response", "content", "generated_text", "completion", "result")
 _MAX_DEPTH = 6
 _MAX_FIELDS = 8
+_MAX_ITEMS = 200
 _SIZE = ("width", "height")
 _FACTS = (
     ("seed", "seed"),
@@ -250,10 +251,13 @@ def find_text(result: Any) -> str | None:
 
 
 def first_fields(result: Any) -> str | None:
-    """Return the first fields of a result as JSON, redacted and cut; ``None`` if it has none."""
-    if not isinstance(result, Mapping):
-        return None
-    return shown_text(json.dumps(dict(islice(result.items(), _MAX_FIELDS))), MAX_TEXT)
+    """Return the first fields or items of a result as JSON, redacted and cut; ``None`` if there is none."""
+    more = ""
+    if isinstance(result, Mapping):
+        result = dict(islice(result.items(), _MAX_FIELDS))
+    elif isinstance(result, list):
+        result, more = result[:_MAX_ITEMS], " …" * (len(result) > _MAX_ITEMS)
+    return None if result is None else shown_text(json.dumps(result), MAX_TEXT) + more
 
 
 def _is_number(value: Any) -> bool:

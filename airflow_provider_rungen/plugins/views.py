@@ -10,7 +10,8 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.pages.models import (
     JobView,
@@ -30,6 +31,7 @@ from airflow_provider_rungen.plugins.urls import Urls
 _MAX_ASKED = 40
 _NEW_LEDGER = "The ledger {ledger} was new, so that nothing was reused."
 _UNCOUNTED = "The last attempt did not record its end, so that only the rows of this page are known."
+_NO_WORKERS = "App {app} has no active workers: its jobs stay queued until it is scaled up."
 _TOO_MANY = "The task has too many rows to count them while it runs."
 
 
@@ -125,6 +127,10 @@ async def task_page(gathering: Gathering, urls: Urls, query: Query) -> dict[str,
     )
     if not jobs.is_counted:
         gathering.notices.append(_TOO_MANY if task.is_moving else _UNCOUNTED)
+    states = {answer.status for answer in found.answers.values() if isinstance(answer, Job)}
+    is_idle = JobStatus.QUEUED in states and JobStatus.RUNNING not in states
+    if is_idle and (app := await gathering.app()) and workers_of(app) == 0:
+        gathering.notices.append(_NO_WORKERS.format(app=shown_text(app.id, 200)))
     if ledger := task.page.new_ledger:
         gathering.notices.append(_NEW_LEDGER.format(ledger=shown_text(ledger)))
     return _list(query, total, shown) | {
