@@ -182,6 +182,7 @@ async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
     return {
         "workers": workers,
         "last": last,
+        "down": down.label if down else page.down,
         "is_late": bool(down and (down.failure or down.bill)),
         "an_hour": cost(page.price, 3600 * (last if workers is None else workers)),
         "so_far": cost_text(page.price, seconds),

@@ -160,6 +160,8 @@ async def run_page(gatherings: Sequence[Gathering], urls: Urls, query: Query) ->
         return iter([replace(each, facts=[label, *each.facts]) for each in views])
 
     views = dict(zip(map(id, gatherings), await asyncio.gather(*map(views_of, gatherings)), strict=True))
+    blocks = {each.task.page.up: each for each in gatherings if each.task.page.up and not are_runs}
+    billed = await asyncio.gather(*map(billing_of, blocks.values()))
     # of all rows, whatever is filtered
     costs = costs_of([(each.task, await each.rows(ALL)) for each in gatherings])
     shown = [next(views[id(gathering)]) for gathering, _ in page]
@@ -169,6 +171,7 @@ async def run_page(gatherings: Sequence[Gathering], urls: Urls, query: Query) ->
         "statuses": Counter(row.status for _, row in entries),
         "reused": sum(row.reused for _, row in entries),
         "costs": costs,
+        "billings": list(zip((each.task for each in blocks.values()), billed, strict=True)),
         "notice": " ".join(dict.fromkeys(each.notice for each in gatherings if each.notice)),
     }
 
