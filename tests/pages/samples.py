@@ -300,7 +300,7 @@ def app(index: int = 0, *, workers: int = 2, status: str = "RUNNING", **counts: 
 def app_page() -> str:
     shown = app(ready=1, running=1, initializing=0)
     return render.render_template(
-        "app.html", urls=URLS, app=shown, conn_id="rungen_default", task=TASK, notice=""
+        "app.html", urls=URLS, app=shown, conn_id="rungen_default", task=TASK, notice="", an_hour="2.40 USD"
     )
 
 
