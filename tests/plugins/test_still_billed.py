@@ -95,7 +95,7 @@ def test_a_teardown_that_failed_is_told_on_all_pages_of_the_block(world: World) 
         for words in ("STILL BILLED", "Workers now 2", "6.00 USD an hour", "Clear it to try again"):
             assert words in text
     page = words_of(world.get(pages[-1]).text)
-    assert "Bill so far" in page
+    assert "Bill until it failed" in page
     assert "403" in page
 
 

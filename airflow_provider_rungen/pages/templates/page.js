@@ -104,7 +104,9 @@
   }
 
   const jobs = [...document.querySelectorAll(".list-form .line > :first-child a[href]")].map((link) => link.href);
-  if (jobs.length) stored(LIST, jobs);
+  // beyond the first and the last, the pages of the list
+  const page = (rel) => document.querySelector(`.pager a[rel=${rel}]`)?.href || "";
+  if (jobs.length) stored(LIST, [page("prev"), ...jobs, page("next")]);
   for (const item of document.querySelectorAll("[data-neighbor]")) {
     const list = stored(LIST);
     const here = list.findIndex((href) => href.split("?")[0] === location.href.split("?")[0]);
