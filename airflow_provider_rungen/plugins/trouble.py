@@ -64,7 +64,7 @@ def outlook(task: TaskRecord, jobs: PageRows, trouble: Trouble) -> Facts:
     if task.state not in FAILED_STATES:
         return ()
     if (trouble.is_reported and failure.inputs is None) or task.submits_nothing:
-        return [("A retry or a clear submits", "no jobs")]
+        return [("A retry or a clear submits", "no jobs")] if task.runs_jobs else ()
     labels = [("The retry submits", failure.retry_submits)] if task.state == "up_for_retry" else []
     labels += [("A clear submits", failure.clear_submits)]
     inputs = failure.inputs if trouble.is_reported else None
