@@ -82,7 +82,7 @@ def test_each_task_of_a_block_says_what_is_billed_until_its_teardown_has_ended_i
     pages.append(block.run("app_down"))
     for path in pages:
         assert billing_of(world, path) == ""
-    assert re.search(f"app {APP}: 0[.][0-9]+ USD", words_of(world.get(run).text))
+    assert re.search(f"workers of app {APP}: 0[.][0-9]+ USD", words_of(world.get(run).text))
 
 
 def test_a_teardown_that_failed_is_told_on_all_pages_of_the_block(world: World) -> None:
