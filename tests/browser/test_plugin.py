@@ -234,7 +234,7 @@ def test_the_navigation_leads_to_the_apps(version: str, airflow: AirflowInstance
     page.get_by_role("link", name="RunGen").click()
     apps = page.frame_locator("iframe")
     expect(apps.get_by_text("FLUX Schnell")).to_be_visible()
-    expect(apps.get_by_text("rungen_default")).to_be_visible()
+    expect(apps.get_by_text("rungen_default").first).to_be_visible()
     take(version, page, "apps")
     assert KEY not in page.content()
 
