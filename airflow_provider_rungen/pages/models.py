@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, TypeAlias
@@ -192,8 +193,11 @@ _BILLED_WORKERS = ("idle", "initializing", "ready", "running", "throttled", "unh
 _SAME_FOR_ALL = re.compile(r"^Failed: | \((?:job [^()]*, )?app [^()]*\)")
 _PROMPTS = ("prompt", "text", "question", "instruction", "query", "message", "input")
 _TEXTS = ("text", "output", "answer", "response", "content", "generated_text", "completion", "result")
+# What turns the direction of a text, so that it reads as another one.
+_OVERRIDES = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 _MAX_DEPTH = 6
 _MAX_FIELDS = 8
+_MAX_ITEMS = 200
 _SIZE = ("width", "height")
 _FACTS = (
     ("seed", "seed"),
@@ -250,10 +254,15 @@ def find_text(result: Any) -> str | None:
 
 
 def first_fields(result: Any) -> str | None:
-    """Return the first fields of a result as JSON, redacted and cut; ``None`` if it has none."""
-    if not isinstance(result, Mapping):
-        return None
-    return shown_text(json.dumps(dict(islice(result.items(), _MAX_FIELDS))), MAX_TEXT)
+    """Return the first fields or items of a result as JSON, redacted and cut; ``None`` if there is none."""
+    more = ""
+    if isinstance(result, Mapping):
+        result = dict(islice(result.items(), _MAX_FIELDS))
+    elif isinstance(result, list):
+        result, more = result[:_MAX_ITEMS], " …" * (len(result) > _MAX_ITEMS)
+    with suppress(RecursionError):
+        return None if result is None else shown_text(json.dumps(result), MAX_TEXT) + more
+    return None
 
 
 def _is_number(value: Any) -> bool:
@@ -262,7 +271,7 @@ def _is_number(value: Any) -> bool:
 
 def _excerpt(text: str) -> str:
     # redacted before it is cut, since a part of a URL is not recognized; but not all of it, which takes time
-    text = redact(text, most=2 * MAX_TEXT)
+    text = redact(text, most=2 * MAX_TEXT).translate(_OVERRIDES)
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 

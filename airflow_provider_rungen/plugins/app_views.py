@@ -9,25 +9,37 @@ from decimal import Decimal
 from typing import Any
 
 from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.client.money import Cost, Price
 from airflow_provider_rungen.pages.models import is_billed
 from airflow_provider_rungen.plugins import live
 from airflow_provider_rungen.plugins.gather import Gathering, ask_service
-from airflow_provider_rungen.plugins.trouble import CENTS
+from airflow_provider_rungen.plugins.trouble import cost
 
 
 async def app_page(conn_id: str, app_id: str) -> dict[str, Any] | None:
     """Return what the page of an app shows, or ``None`` if there is no such app."""
-    app, notice = await ask_service(conn_id, live.find_app, app_id)
+    found, notice = await ask_service(conn_id, live.find_app, app_id)
+    settings, app = found or (None, None)
     if app is None and not notice:
         return None
-    return {"app": app or App(id=app_id), "conn_id": conn_id, "task": None, "notice": notice}
+    shown = _app(app or App(id=app_id), conn_id, settings.price if settings else None)
+    return shown | {"task": None, "notice": notice}
 
 
 async def app_page_of_task(gathering: Gathering) -> dict[str, Any]:
     """Return what the page of the app of a task shows."""
-    task, app = gathering.task, await gathering.app()
-    shown = app or App(id=task.page.app)
-    return {"app": shown, "conn_id": task.page.connection, "task": task, "notice": gathering.notice}
+    page, app = gathering.task.page, await gathering.app()
+    shown = _app(app or App(id=page.app), page.connection, page.price)
+    return shown | {"task": gathering.task, "notice": gathering.notice}
+
+
+def _app(app: App, conn_id: str, price: Price | str | None) -> dict[str, Any]:
+    return {"app": app, "conn_id": conn_id, "an_hour": _an_hour(app, price)}
+
+
+def _an_hour(app: App, price: Price | str | None) -> Cost | None:
+    """Return what the workers of an app cost, if both are known."""
+    return cost(str(price), 3600 * app.active_workers) if app.active_workers else None
 
 
 async def apps_page(conn_ids: Sequence[str]) -> dict[str, Any]:
@@ -42,11 +54,10 @@ async def apps_page(conn_ids: Sequence[str]) -> dict[str, Any]:
         for app in apps:
             row = rows.setdefault((settings.base_url, app.id), {"app": app, "conn_ids": [], "an_hour": ""})
             row["conn_ids"].append(conn_id)
-            if (price := settings.price) and app.active_workers and not row["an_hour"]:
-                amount = price.cost(Decimal(3600 * app.active_workers), CENTS)
-                row["an_hour"] = f"{amount} {price.currency}"
-                totals[price.currency] += amount
-                priced += app.active_workers
+            if not row["an_hour"] and (paid := _an_hour(app, settings.price)):
+                row["an_hour"] = paid
+                totals[paid.currency] += paid.amount
+                priced += app.active_workers or 0
     shown = sorted(
         rows.values(), key=lambda row: (not is_billed(row["app"]), row["app"].name or row["app"].id)
     )

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import re
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ from zipfile import ZipFile, ZipInfo
 
 from airflow_provider_rungen.client.money import Cost
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.pages.models import FAILED, JobView, find_prompt, shown_text
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.pages.models import FAILED, JobView, find_facts, find_prompt, shown_text
 from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering
 from airflow_provider_rungen.plugins.limits import TooLargeError, TooSlowError
 from airflow_provider_rungen.plugins.rows import ALL, PAGE_SIZE
@@ -25,9 +27,12 @@ from airflow_provider_rungen.plugins.trouble import JOB_DIGITS, cost
 #: A row, and what its page has found of its task.
 Entry: TypeAlias = tuple[Gathering, JobView]
 
-# Jobs whose manifests are read to find a prompt or a time, which the run log does not have.
+# Jobs whose manifests are read to find a prompt or a time.
 _MAX_SEARCHED = 1000
-_UNSEARCHED = f"Prompts and times of more than {_MAX_SEARCHED:,} jobs are not read: use the columns instead."
+_UNSEARCHED = (
+    f"Prompts, seeds and times were read of the first {_MAX_SEARCHED:,} of {{count:,}} jobs only: "
+    "use column=value, or choose a status as well."
+)
 _MAX_FILES = 5000
 _MAX_BYTES = 4 << 30
 _LEFT_OUT = "LEFT OUT.txt"
@@ -56,8 +61,8 @@ class Query:
     Which rows a page shows, in which order.
 
     :param status: a status, ``failed`` for all that failed, or ``reused``.
-    :param text: a part of the key, a column, the prompt, the error or the id of the job. ``column=value`` is
-        the whole value of a column, ``#12`` a row.
+    :param text: a part of the key, a column, the prompt, a setting (``seed 7``), the error or the id of the
+        job. ``column=value`` is the whole value of a column, ``#12`` a row.
     :param sort: ``seconds``, ``cost`` or ``time``, the greatest first; otherwise by row.
     :param jobs: only these jobs, to compare them.
     :param page: the number of the page, from 1.
@@ -83,48 +88,52 @@ class Query:
         """Return the entries on the page."""
         return entries[(self.page - 1) * PAGE_SIZE : self.page * PAGE_SIZE]
 
-    def _matches(self, entry: Entry) -> bool:
-        row, text = entry[1], self.text.casefold()
+    def _is_named(self, row: JobView) -> bool | None:
+        """Return whether a row is the one that the text names; ``None`` if it names none."""
+        text = self.text.casefold()
+        if text.startswith("#"):
+            return text == f"#{row.index}"
+        name, _, value = text.partition("=")
+        values = {name.casefold(): value.casefold() for name, value in {"key": row.key, **row.values}.items()}
+        return values[name] == value if "=" in text and name in values else None
+
+    def _matches(self, row: JobView, text: str) -> bool:
         is_shown = self.status in ("", row.status) or (self.status == "reused" and row.reused)
         is_shown = is_shown or (self.status == "failed" and row.status in FAILED)
         if not is_shown or (self.jobs and row.job_id not in self.jobs):
             return False
-        if self.text.startswith("#"):
-            return self.text == f"#{row.index}"
-        columns = {name: value.casefold() for name, value in {"key": row.key, **row.values}.items()}
-        name, is_whole, value = text.partition("=")
-        if is_whole and (whole := {name.casefold(): name for name in columns}.get(name)):
-            return columns[whole] == value
-        others = (row.prompt.casefold(), row.error.casefold(), row.job_id)
-        return any(text in each for each in (*columns.values(), *others))
+        if (is_named := self._is_named(row)) is not None:
+            return is_named
+        facts = (f"{label} {value}" for label, value in row.facts)
+        texts = (row.key, *row.values.values(), row.prompt, row.error, row.job_id, *facts)
+        return any(text in each.casefold() for each in texts)
 
     async def select(self, gatherings: Sequence[Gathering]) -> list[Entry]:
         """Return the rows of tasks, on all pages."""
         found = await asyncio.gather(*(gathering.rows(ALL) for gathering in gatherings))
         entries = [(each, row) for each, rows in zip(gatherings, found, strict=True) for row in rows.rows]
-        if (self.text or self.sort) and len(entries) <= _MAX_SEARCHED:
-            entries = [
-                (each, row)
-                for each, rows in zip(gatherings, found, strict=True)
-                for row in await _with_manifests(each, rows.rows)
-            ]
-        elif self.text or self.sort == "time":
-            gatherings[0].notices.append(_UNSEARCHED)
-        entries = list(filter(self._matches, entries))
+        text, by_time = self.text.casefold(), self.sort == "time"
+        entries = [entry for entry in entries if self._matches(entry[1], "")]
+        # the run log has neither prompts nor times
+        sought = [each for each in entries if by_time or not self._matches(each[1], text)]
+        if len(sought) > _MAX_SEARCHED:
+            gatherings[0].notices.append(_UNSEARCHED.format(count=len(sought)))
+        job_ids = defaultdict[int, list[str]](list)
+        for gathering, row in sought[:_MAX_SEARCHED]:
+            job_ids[id(gathering)] += [row.job_id] * bool(row.job_id)
+        known = {id(each): await each.manifests(job_ids[id(each)]) for each in gatherings}
+        entries = [(each, _with_manifest(row, known[id(each)].get(row.job_id))) for each, row in entries]
+        entries = [entry for entry in entries if self._matches(entry[1], text)]
         return sorted(entries, key=_SORTS[self.sort], reverse=True) if self.sort in _SORTS else entries
 
 
-async def _with_manifests(gathering: Gathering, rows: Sequence[JobView]) -> Iterator[JobView]:
-    """Yield rows with what the run log does not have: prompts and times."""
-    manifests = await gathering.manifests([row.job_id for row in rows if row.job_id])
-
-    def add(row: JobView) -> JobView:
-        if (manifest := manifests.get(row.job_id)) is None:
-            return row
-        # not its seconds: what a list costs must not depend on how it is sorted
-        return replace(row, prompt=find_prompt(manifest.input), created_at=manifest.created_at or "")
-
-    return map(add, rows)
+def _with_manifest(row: JobView, manifest: StoredJob | None) -> JobView:
+    """Return a row with what the run log does not have: its prompt, its settings, and its time."""
+    if manifest is None:
+        return row
+    # not its seconds: what a list costs must not depend on how it is sorted
+    given, created_at = manifest.input, manifest.created_at or ""
+    return replace(row, prompt=find_prompt(given), facts=find_facts(given), created_at=created_at)
 
 
 # --- a table, and an archive --------------------------------------------------------------------------------

@@ -61,12 +61,13 @@ def get_app(conn_id: str, app_id: str, within: float) -> App:
     return _ask_one(conn_id, endpoints.get_app(app_id, attempts=1), within, "app", app_id)
 
 
-def find_app(conn_id: str, app_id: str, within: float) -> App | None:
-    """Return an app, or ``None`` if there is none: see `get_app`."""
+def find_app(conn_id: str, app_id: str, within: float) -> tuple[Settings, App | None]:
+    """Return a connection, and its app, or ``None`` if there is none: see `get_app`."""
+    settings = PageHook(conn_id).settings
     try:
-        return get_app(conn_id, app_id, within)
+        return settings, get_app(conn_id, app_id, within)
     except RunGenNotFoundError:
-        return None
+        return settings, None
 
 
 def get_jobs(

@@ -61,8 +61,10 @@ def trouble_of(task: TaskRecord, jobs: PageRows) -> Trouble | None:
 def outlook(task: TaskRecord, jobs: PageRows, trouble: Trouble) -> Facts:
     """Return what an attempt that failed spent, and what the next one submits, in words."""
     failure = trouble.failure
+    if task.state not in FAILED_STATES:
+        return ()
     if (trouble.is_reported and failure.inputs is None) or task.submits_nothing:
-        return [("A retry or a clear submits", "no jobs")]
+        return [("A retry or a clear submits", "no jobs")] if task.runs_jobs else ()
     labels = [("The retry submits", failure.retry_submits)] if task.state == "up_for_retry" else []
     labels += [("A clear submits", failure.clear_submits)]
     inputs = failure.inputs if trouble.is_reported else None
@@ -141,7 +143,8 @@ def worked(task: TaskRecord, jobs: PageRows) -> tuple[float, int]:
     """Return the known seconds that the jobs of all attempts ran, and of how many jobs they are known."""
     used, totals, completed = task.usage.get("execution_seconds"), jobs.totals, task.usage.get("completed")
     seconds = max(used if isinstance(used, (int, float)) else 0, totals.seconds)
-    return seconds, totals.timed if totals.submitted else completed if isinstance(completed, int) else 0
+    completed = completed if isinstance(completed, int) and not totals.submitted else 0
+    return seconds, max(totals.timed, completed)
 
 
 def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
@@ -179,6 +182,7 @@ async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
     return {
         "workers": workers,
         "last": last,
+        "down": down.label if down else page.down,
         "is_late": bool(down and (down.failure or down.bill)),
         "an_hour": cost(page.price, 3600 * (last if workers is None else workers)),
         "so_far": cost_text(page.price, seconds),

@@ -10,7 +10,8 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.pages.models import (
     JobView,
@@ -23,19 +24,14 @@ from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.job_views import Answer, job_view, make_pager, note_unstored, status_of
 from airflow_provider_rungen.plugins.rows import ALL, IN_DOUBT, PAGE_SIZE, UNKNOWN, PageRows
 from airflow_provider_rungen.plugins.task_record import TaskRecord
-from airflow_provider_rungen.plugins.trouble import (
-    FAILED_STATES,
-    billing_of,
-    costs_of,
-    outlook,
-    trouble_of,
-)
+from airflow_provider_rungen.plugins.trouble import billing_of, costs_of, outlook, trouble_of
 from airflow_provider_rungen.plugins.urls import Urls
 
 # Failed jobs, and jobs that may still run, that a page asks the service for at most.
 _MAX_ASKED = 40
 _NEW_LEDGER = "The ledger {ledger} was new, so that nothing was reused."
 _UNCOUNTED = "The last attempt did not record its end, so that only the rows of this page are known."
+_NO_WORKERS = "App {app} has no active workers: its jobs stay queued until it is scaled up."
 _TOO_MANY = "The task has too many rows to count them while it runs."
 
 
@@ -59,9 +55,28 @@ class _Found:
     def status(self, row: JobView) -> str:
         return status_of(row, self.manifests.get(row.job_id), self.answers.get(row.job_id))
 
+    def with_times(self, jobs: PageRows) -> PageRows:
+        """Return rows with the times that the log lacks, as those of canceled jobs, in their totals."""
+        found, totals = [*map(self._seconds, _untimed(jobs.rows))], jobs.totals
+        times = [seconds for seconds in found if seconds is not None]
+        if jobs.attempt and totals.timed + len(times) > totals.submitted:
+            return jobs  # the record of the end has them
+        seconds = totals.seconds + sum(times)
+        return replace(jobs, totals=replace(totals, timed=totals.timed + len(times), seconds=seconds))
+
+    def _seconds(self, row: JobView) -> float | None:
+        manifest, answer = self.manifests.get(row.job_id), self.answers.get(row.job_id)
+        if manifest is not None:
+            return manifest.execution_seconds
+        return answer.execution_time if isinstance(answer, Job) and answer.is_terminal else None
+
     def has_ended(self, job_id: str) -> bool:
         answer = self.answers.get(job_id)
         return job_id in self.manifests or (isinstance(answer, Job) and answer.is_terminal)
+
+
+def _untimed(rows: Sequence[JobView]) -> list[JobView]:
+    return [row for row in rows if row.job_id and row.seconds is None and not row.reused]
 
 
 async def _look_up(
@@ -103,13 +118,19 @@ async def task_page(gathering: Gathering, urls: Urls, query: Query) -> dict[str,
     trouble = trouble_of(task, jobs)
     may_run = trouble.may_run if trouble else ()
     failed_jobs = [row.job_id for row in failed if row.job_id]
-    found = await _look_up(gathering, urls, rows, failed=failed_jobs, may_run=may_run)
+    # what the task spent does not depend on what is filtered
+    more = _untimed(jobs.rows) if trouble and query.parameters else []
+    found = await _look_up(gathering, urls, [*rows, *more], failed=failed_jobs, may_run=may_run)
     # not in the event loop: there may be many large inputs and results
     shown, groups = await run_in_threadpool(
         lambda: ([*map(found.view, rows)], group_failures(map(found.view, failed)))
     )
     if not jobs.is_counted:
         gathering.notices.append(_TOO_MANY if task.is_moving else _UNCOUNTED)
+    states = {answer.status for answer in found.answers.values() if isinstance(answer, Job)}
+    is_idle = JobStatus.QUEUED in states and JobStatus.RUNNING not in states
+    if is_idle and (app := await gathering.app()) and workers_of(app) == 0:
+        gathering.notices.append(_NO_WORKERS.format(app=shown_text(app.id, 200)))
     if ledger := task.page.new_ledger:
         gathering.notices.append(_NEW_LEDGER.format(ledger=shown_text(ledger)))
     return _list(query, total, shown) | {
@@ -118,7 +139,7 @@ async def task_page(gathering: Gathering, urls: Urls, query: Query) -> dict[str,
         "failures_scope": jobs.failed_scope,
         "progress": _progress(task, jobs, found, sum(map(found.has_ended, may_run))),
         "failure": trouble and trouble.failure,
-        "outlook": outlook(task, jobs, trouble) if trouble and task.state in FAILED_STATES else (),
+        "outlook": outlook(task, found.with_times(jobs), trouble) if trouble else (),
         "billing": await billing_of(gathering),
         "still_billing": [job_id for job_id in may_run if not found.has_ended(job_id)],
         "may_run_elsewhere": bool(trouble and not trouble.is_reported and not jobs.is_whole),
@@ -139,6 +160,8 @@ async def run_page(gatherings: Sequence[Gathering], urls: Urls, query: Query) ->
         return iter([replace(each, facts=[label, *each.facts]) for each in views])
 
     views = dict(zip(map(id, gatherings), await asyncio.gather(*map(views_of, gatherings)), strict=True))
+    blocks = {each.task.page.up: each for each in gatherings if each.task.page.up and not are_runs}
+    billed = await asyncio.gather(*map(billing_of, blocks.values()))
     # of all rows, whatever is filtered
     costs = costs_of([(each.task, await each.rows(ALL)) for each in gatherings])
     shown = [next(views[id(gathering)]) for gathering, _ in page]
@@ -148,6 +171,7 @@ async def run_page(gatherings: Sequence[Gathering], urls: Urls, query: Query) ->
         "statuses": Counter(row.status for _, row in entries),
         "reused": sum(row.reused for _, row in entries),
         "costs": costs,
+        "billings": list(zip((each.task for each in blocks.values()), billed, strict=True)),
         "notice": " ".join(dict.fromkeys(each.notice for each in gatherings if each.notice)),
     }
 

@@ -185,11 +185,15 @@ def test_a_gallery_to_work_in(airflow: AirflowInstance, page: Page, tmp_path: Pa
     page.go_back()
     page.go_back()
     page.go_back()
-    # two beside each other
-    for number in (0, 1):
-        page.locator("[name=jobs]").nth(number).check()
-    page.get_by_role("button", name="Compare checked").click()
+    # two of different pages beside each other
+    page.get_by_role("link", name="all", exact=True).click()
+    page.locator("[name=jobs]").first.check()
+    page.get_by_role("link", name="Next").click()
+    page.wait_for_url(re.compile("page=2#list$"))
+    page.locator("[name=jobs]").nth(1).check()
+    page.get_by_role("button", name="Compare checked (2)").click()
     expect(page.locator("img")).to_have_count(2)
+    expect(page.locator("[name=jobs]:checked")).to_have_count(2)
     page.screenshot(path=tmp_path / "compared.png")
     with page.expect_download() as archive:
         page.get_by_role("link", name="Files (zip)").click()
@@ -230,7 +234,7 @@ def test_the_navigation_leads_to_the_apps(version: str, airflow: AirflowInstance
     page.get_by_role("link", name="RunGen").click()
     apps = page.frame_locator("iframe")
     expect(apps.get_by_text("FLUX Schnell")).to_be_visible()
-    expect(apps.get_by_text("rungen_default")).to_be_visible()
+    expect(apps.get_by_text("rungen_default").first).to_be_visible()
     take(version, page, "apps")
     assert KEY not in page.content()
 

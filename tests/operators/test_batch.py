@@ -421,6 +421,18 @@ def test_an_error_says_what_a_retry_does_about_unknown_fates(
 
 
 @pytest.mark.parametrize(
+    ("on_clear", "said"),
+    [("new", "That submits all 4 inputs again;"), ("resume", "A clear runs only these again")],
+)
+def test_the_error_of_the_last_attempt_says_what_a_clear_does(make: Make, on_clear: str, said: str) -> None:
+    task = make([*prompts(3), *prompts(1, fail="out of memory")], on_clear=on_clear)
+    task.max_tries = 0
+    error = str(task.attempt().error)
+    assert said in error
+    assert "retry" not in error
+
+
+@pytest.mark.parametrize(
     ("on_clear", "is_discarded", "what"),
     [("new", False, "all inputs"), ("resume", False, "these"), ("resume", True, "all inputs")],
 )

@@ -201,6 +201,7 @@ def run_page(
         statuses=Counter(job.status for job in jobs),
         reused=0,
         costs=["about 0.42 USD"],
+        billings=[(task, {"down": text, "workers": 2, "last": 2, "is_late": False, "an_hour": ""})],
         notice=text,
     )
 
@@ -261,7 +262,7 @@ def hostile() -> str:
         urls=HOSTILE_URLS,
         failure=failure,
         cost=HOSTILE,
-        billing={"workers": 2, "last": 2, "is_late": True, "an_hour": HOSTILE, "so_far": HOSTILE},
+        billing={"workers": 2, "is_late": True, **dict.fromkeys(("down", "an_hour", "so_far"), HOSTILE)},
         still_billing=[HOSTILE],
         failures=[group(1, HOSTILE, job)],
         notice=HOSTILE,
@@ -299,7 +300,7 @@ def app(index: int = 0, *, workers: int = 2, status: str = "RUNNING", **counts: 
 def app_page() -> str:
     shown = app(ready=1, running=1, initializing=0)
     return render.render_template(
-        "app.html", urls=URLS, app=shown, conn_id="rungen_default", task=TASK, notice=""
+        "app.html", urls=URLS, app=shown, conn_id="rungen_default", task=TASK, notice="", an_hour="2.40 USD"
     )
 
 

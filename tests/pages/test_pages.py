@@ -20,6 +20,7 @@ from airflow_provider_rungen.pages.models import (
     find_facts,
     find_prompt,
     find_text,
+    first_fields,
     group_failures,
 )
 from airflow_provider_rungen.pages.output_kinds import detect, guess
@@ -228,6 +229,10 @@ def test_the_prompt(given: Any, found: str) -> None:
     assert find_prompt(given) == found
 
 
+def test_no_text_is_written_backwards() -> None:
+    assert find_prompt({"prompt": "gnp\u202egpj.\u2067exe"}) == find_text("gnpgpj.exe")
+
+
 @pytest.mark.parametrize(
     ("result", "found"),
     [
@@ -250,7 +255,7 @@ def test_deep_and_long_values() -> None:
     deep: Any = "x"
     for _ in range(5000):
         deep = [deep]
-    assert find_text(deep) is None
+    assert find_text(deep) is first_fields(deep) is first_fields({"x": deep}) is None
     assert len(find_text("x" * 10**6) or "") == MAX_TEXT
     assert len(find_prompt({"prompt": "x" * 10**6})) == MAX_TEXT
 

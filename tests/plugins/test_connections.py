@@ -116,6 +116,11 @@ def test_a_price_is_that_of_the_workers_that_have_one(world: World) -> None:
         world.emulator.service.scale(APP, 3)
         unpriced.service.scale(APP, 4)
         text = words_of(world.get("/").text)
+        of_app = words_of(world.get(f"/connections/priced/apps/{APP}").text)
+        page = {"connection": "priced", "app": APP, "price": "2 USD/h"}
+        of_task = words_of(world.get(f"{world.save(xcoms={'rungen_page': page})}/apps/{APP}").text)
+    assert "Billed now : 3 workers, 3.00 USD an hour" in of_app
+    assert "Billed now : 3 workers, 6.00 USD an hour" in of_task
     assert "11 workers, 5.00 USD an hour for the 5 with a declared price" in text
 
 

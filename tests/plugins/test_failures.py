@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import traceback
 from collections.abc import Iterator
@@ -82,7 +83,8 @@ def test_each_kind_of_task_says_why_it_failed(world: World, op: Any, fault: str 
     page = world.get(world.save("failed", operator=op.task_type)).text
     box = box_of(page)
     assert ("403" if fault else "404") in box
-    assert "A retry or a clear submits no jobs" in box
+    is_about_jobs = any(word in op.task_type for word in ("Job", "Collect"))
+    assert ("A retry or a clear submits no jobs" in box) == is_about_jobs
     assert "No jobs" not in words_of(page.partition("</section>")[2])
 
 
@@ -99,12 +101,19 @@ def test_jobs_that_were_canceled_are_counted_as_canceled(world: World, has_log: 
     world.emulator.service.scale("flux-schnell", 12)
     op = RunGenRunBatchOperator(inputs=inputs, timeout=1, **place_of(world, has_log), **POLL)
     assert world.perform(op).error is not None
-    page = world.get(world.save("failed")).text
+    world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
+    page = world.get(path := world.save("failed")).text
     text = words_of(page)
     assert "12 jobs" in text
     assert ("4 completed" in text, "8 canceled" in text) == (True, True)
     assert "8 failed" not in text
     assert "timeout (now 1 s)" in box_of(page)
+    # what was canceled had worked, too
+    costs = sum(map(float, re.findall(r"([0-9.]+) USD", words_of(page.partition("<article")[2]))))
+    assert costs > 4
+    for query in ("", "?status=completed"):
+        [spent] = re.findall("Spent 12 jobs, .*: about ([0-9.]+) USD", box_of(world.get(path + query).text))
+        assert float(spent) == pytest.approx(costs, abs=0.02)
 
 
 def test_many_rows_count_those_that_were_canceled(world: World) -> None:

@@ -76,6 +76,7 @@ def test_rows_are_filtered_and_sorted(world: World) -> None:
         "text=COLOR%3DRed&status=failed": [],
         "text=key%3Dhat": ["hat"],
         "text=IN+BLUE": ["hat"],  # of the prompt, which only the manifest has
+        "text=seed+7&status=completed": ["shoe", "hat", "coat"],
         "text=memory": ["bag"],
         "text=%232": ["coat"],
         "sort=seconds&status=completed": ["hat", "coat", "shoe"],
@@ -125,8 +126,23 @@ def test_thousands_of_rows_are_filtered_and_sorted_quickly_and_nothing_is_writte
     assert len(shown(world.get(f"{path}?status=failed"))) == 50
     reads = len(counting.reads)
     assert shown(world.get(f"{path}?text=sku%3Ds4999")) == ["s4999"]
-    assert "Prompts and times" in world.get(f"{path}?text=x").text
+    assert "were read of the first 1,000 of 5,000 jobs only" in world.get(f"{path}?text=x").text
+    assert "were read" not in world.get(f"{path}?text=%234999").text
     assert len(counting.reads) == reads, "nothing is read twice"
+
+
+def test_prompts_of_the_first_thousand_rows_that_may_be_meant_are_searched(world: World) -> None:
+    paint(world, "shoe", "hat")
+    known = dict(zip((900, 1100), job_folders(world), strict=True))
+    world.ti.run_id += "again"
+    ids = [known.get(number, f"job-{number}") for number in range(1200)]
+    write_log(world.ti, world.folder, [FAILED] * 500 + [DONE] * 700, ids=ids, end=End.SUCCEEDED)
+    page = {"connection": "none", "app": APP, "destination": world.folder.as_uri(), "key": ["sku"]}
+    path = world.save(xcoms={"rungen_page": page})
+    assert shown(world.get(f"{path}?text=seed+7")) == ["s900"]
+    assert shown(world.get(f"{path}?text=seed+7&status=completed")) == ["s900", "s1100"]
+    found = world.get(f"{path}?text=nothing+like+this").text.partition('id="list"')[2]
+    assert "were read of the first 1,000 of 1,200 jobs only" in found
 
 
 def test_too_many_rows_to_filter_are_explained(world: World) -> None:

@@ -23,7 +23,7 @@ from airflow_provider_rungen.operators import (
 )
 from airflow_provider_rungen.plugins import database
 from airflow_provider_rungen.plugins.limits import CACHE
-from plugins.conftest import POLL, SERVER_WARNINGS, World, given, links, run_batch, submit
+from plugins.conftest import POLL, SERVER_WARNINGS, World, given, links, run_batch, submit, words_of
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
@@ -78,6 +78,13 @@ def test_without_a_destination_the_page_says_how_to_see_pictures(world: World) -
     assert not links(page.text, "/files/")
 
 
+@pytest.mark.parametrize("result", [[0.25, 0.5], 7.5, True, [[1], [2]], {"score": 4}, [1] * 300])
+def test_a_result_of_any_kind_is_on_its_card(world: World, result: Any) -> None:
+    page = world.get(run_batch(world, given(result=result))).text
+    for each in (page.partition("<article")[2], world.get(job_links(page)[0]).text):
+        assert json.dumps(result)[:200] in words_of(each)
+
+
 def test_jobs_that_failed_are_grouped_and_each_job_has_a_page(world: World) -> None:
     inputs = [given("fine"), *(given(f"bad {number}", fail="out of memory") for number in range(3))]
     page = world.get(run_batch(world, *inputs)).text
@@ -124,6 +131,16 @@ def test_progress_moves_while_the_task_is_deferred(world: World) -> None:
     CACHE.clear()
     after = world.get(address).json()
     assert (after["done"], after["total"]) == (3, 30)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_jobs_that_wait_for_a_worker_of_an_app_without_any_say_so(world: World, workers: int) -> None:
+    world.emulator.service.scale(APP, workers)
+    ids = submit(*({"prompt": f"{number}", "emulator": {"seconds": 60}} for number in range(3)))
+    page = {"connection": "rungen_default", "app": APP}
+    text = words_of(world.get(world.save("deferred", xcoms={"rungen_page": page, "job_ids": ids})).text)
+    assert "3 queued" in text if not workers else "1 running" in text
+    assert ("has no active workers: its jobs stay queued until it is scaled up" in text) == (not workers)
 
 
 def test_a_task_that_has_pushed_only_that_its_ledger_is_new_has_a_page(world: World) -> None:

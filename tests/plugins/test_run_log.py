@@ -255,7 +255,7 @@ def test_a_failed_task_says_what_a_retry_and_a_clear_pay_for(world: World, on_cl
     assert world.perform(op).error is not None
     text = words_of(world.get(path := world.save("failed")).text)
     assert f"A clear submits {clear}" in text
-    assert "retry submits" not in text, "none follows"
+    assert "retry" not in text, "none follows"
     [job] = links(world.get(f"{path}?status=failed").text, "/jobs/")
     assert f"A clear of the task submits {clear}." in words_of(world.get(job).text)
     assert "Spent 3 jobs" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -66,10 +67,11 @@ def billing_of(world: World, path: str) -> str:
 def test_each_task_of_a_block_says_what_is_billed_until_its_teardown_has_ended_it(world: World) -> None:
     block = Block(world)
     pages = [block.run("app_up"), block.run("paint")]
+    pages.append(run := pages[0].partition("/tasks/")[0])
     for path in pages:
         text = billing_of(world, path)
         for words in (
-            "Billed now",
+            f"Billed now : app {APP}",
             "Workers now 2",
             "6.00 USD an hour",
             "so far below 0.01",
@@ -80,19 +82,20 @@ def test_each_task_of_a_block_says_what_is_billed_until_its_teardown_has_ended_i
     pages.append(block.run("app_down"))
     for path in pages:
         assert billing_of(world, path) == ""
+    assert re.search(f"workers of app {APP}: 0[.][0-9]+ USD", words_of(world.get(run).text))
 
 
 def test_a_teardown_that_failed_is_told_on_all_pages_of_the_block(world: World) -> None:
     block, service = Block(world), world.emulator.service
     pages = [block.run("app_up"), block.run("paint")]
     service.inject(Fault(on="update_app", status=403, times=None))
-    pages.append(block.run("app_down"))
+    pages += [pages[0].partition("/tasks/")[0], block.run("app_down")]
     for path in pages:
         text = billing_of(world, path)
         for words in ("STILL BILLED", "Workers now 2", "6.00 USD an hour", "Clear it to try again"):
             assert words in text
     page = words_of(world.get(pages[-1]).text)
-    assert "Bill so far" in page
+    assert "Bill until it failed" in page
     assert "403" in page
 
 

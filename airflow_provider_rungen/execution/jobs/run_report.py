@@ -245,11 +245,10 @@ class RunReport:
         what = "all inputs" if on_clear == "new" or is_discarded else "these"
         return f"Look at the app's jobs, then clear the task to submit {what} again"
 
-    def clear_hint(self) -> str:
+    def clear_hint(self, advice: str = "Correct them, and clear the task") -> str:
         """Return what to do about inputs that no retry can help, and what that submits."""
         task_log, ending = self._run.task_log, self._run.ending
         some, everything = task_log.unfinished_count, task_log.state.count
-        advice = "Correct them, and clear the task"
         if some >= everything:
             return advice
         if not ending.is_durable:
@@ -261,22 +260,22 @@ class RunReport:
 
     def retry_hint(self, some: str, everything: str) -> str:
         """
-        Return what a retry does.
+        Return what a retry does, or else a clear if no retry follows.
 
         :param some: what it runs if it finds what this attempt did.
         :param everything: what it runs if it does not.
         """
-        if not self._run.ending.is_durable:
-            return f"A retry runs {everything}"
-        if not (unknown := self._run.task_log.unknown):
-            return f"A retry runs {some}"
+        ending, has_next = self._run.ending, self._run.task_log.home.numbers.has_next
+        again = f"A {'retry' if has_next else 'clear'} runs {some if ending.is_durable else everything}"
+        if not has_next and ending.on_clear == "new":
+            again = self.clear_hint("Clear the task")
+        if not ending.is_durable or not (unknown := self._run.task_log.unknown):
+            return again
         inputs = f"{len(unknown)} input{'s' * (len(unknown) > 1)} of unknown fate"
         if self._run.options.on_unknown_submission == "fail" and self._run.task_log.home.is_durable:
-            return (
-                f"A retry submits nothing, and fails because of {inputs} (on_unknown_submission). "
-                f"{self.how_to_submit_again}"
-            )
-        return f"A retry runs {some}, and may pay twice for {inputs}. Look at the app's jobs first"
+            vain = f"A retry submits nothing, and fails because of {inputs} (on_unknown_submission). "
+            return f"{vain if has_next else ''}{self.how_to_submit_again}"
+        return f"{again}, and may pay twice for {inputs}. Look at the app's jobs first"
 
     def explain_unknown(self, error: RunGenSubmissionUnknownError) -> RunGenSubmissionUnknownError:
         """Return the error of an attempt that gives up submitting because of such errors."""

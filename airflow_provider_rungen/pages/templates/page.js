@@ -20,7 +20,7 @@
       if (!picture) return;
       const text = document.createElement("p");
       text.className = "gone";
-      text.textContent = "This file was removed, or could not be read.";
+      text.textContent = "This file was removed, or is damaged.";
       picture.replaceWith(text);
     },
     true,
@@ -45,14 +45,16 @@
   // Takes the jobs of the page as it is now, unless somebody is looking closely, or has opened or begun something.
   async function replaceContent() {
     const content = document.getElementById("content");
-    const inUse = "dialog[open], .clipped[open], .list-form :checked[name=jobs], .list-form :focus";
+    const inUse = "dialog[open], .clipped[open], .list-form :focus";
     if (!content || document.querySelector(inUse)) return false;
     const answer = await fetch(location.href, { credentials: "same-origin" });
     if (!answer.ok) return false;
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const fresh = page.getElementById("content");
-    if (fresh) content.replaceWith(document.adoptNode(fresh));
-    return Boolean(fresh);
+    if (!fresh) return false;
+    content.replaceWith(document.adoptNode(fresh));
+    dress(fresh);
+    return true;
   }
 
   async function follow(href) {
@@ -92,19 +94,21 @@
 
   const LIST = "rungen-jobs";
 
-  function stored(value) {
+  function stored(name, value) {
     try {
-      if (value) sessionStorage.setItem(LIST, JSON.stringify(value));
-      return JSON.parse(sessionStorage.getItem(LIST)) || [];
+      if (value) sessionStorage.setItem(name, JSON.stringify(value));
+      return JSON.parse(sessionStorage.getItem(name)) || [];
     } catch {
       return []; // a sandboxed frame has no storage
     }
   }
 
   const jobs = [...document.querySelectorAll(".list-form .line > :first-child a[href]")].map((link) => link.href);
-  if (jobs.length) stored(jobs);
+  // beyond the first and the last, the pages of the list
+  const page = (rel) => document.querySelector(`.pager a[rel=${rel}]`)?.href || "";
+  if (jobs.length) stored(LIST, [page("prev"), ...jobs, page("next")]);
   for (const item of document.querySelectorAll("[data-neighbor]")) {
-    const list = stored();
+    const list = stored(LIST);
     const here = list.findIndex((href) => href.split("?")[0] === location.href.split("?")[0]);
     const href = here < 0 ? null : list[here + (item.dataset.neighbor === "next" ? 1 : -1)];
     if (!href || new URL(href, location).origin !== location.origin) continue;
@@ -114,23 +118,46 @@
   document.addEventListener("keydown", (event) => {
     const rel = { ArrowRight: "next", ArrowLeft: "prev" }[event.key];
     if (!rel || event.metaKey || event.ctrlKey || event.altKey || event.shiftKey) return;
-    if (document.querySelector("dialog[open]") || event.target.closest("input, select, video, audio, pre, .markdown")) return;
+    if (document.querySelector("dialog[open]") || event.target.closest("input:not([type=checkbox]), select, video, audio, pre, .markdown")) return;
     const link = document.querySelector(`a[rel=${rel}][href]`);
     if (link) link.click();
   });
 
-  for (const form of document.querySelectorAll(".list-form")) {
-    form.addEventListener("change", (event) => event.target.matches("select") && form.requestSubmit());
-    let isComparison = false;
-    form.addEventListener("submit", (event) => {
-      isComparison = Boolean(event.submitter && event.submitter.matches("[data-compare]"));
-    });
-    // an address without what is not asked for
-    form.addEventListener("formdata", (event) => {
-      if (!isComparison) event.formData.delete("jobs");
-      for (const name of ["text", "status", "sort", "page"]) if (!event.formData.get(name)) event.formData.delete(name);
-    });
+  // --- the list: what is checked on any of its pages is compared ---
+
+  const CHECKED = `rungen-checked ${location.pathname}`;
+  let checked = new Set(stored(CHECKED));
+  let isComparison = false;
+
+  function showChecked() {
+    for (const box of document.querySelectorAll(".list-form [name=jobs]")) box.checked = checked.has(box.value);
+    const button = document.querySelector("[data-compare]");
+    if (button) button.textContent = checked.size ? `Compare checked (${checked.size})` : "Compare checked";
   }
+
+  document.addEventListener("change", ({ target }) => {
+    if (!target.closest(".list-form")) return;
+    if (target.matches("select")) target.form.requestSubmit();
+    if (!target.matches("[name=jobs]")) return;
+    if (target.checked) checked.add(target.value);
+    else checked.delete(target.value);
+    stored(CHECKED, [...checked]);
+    showChecked();
+  });
+  document.addEventListener("submit", (event) => {
+    isComparison = Boolean(event.submitter && event.submitter.matches("[data-compare]"));
+  });
+  // an address without what is not asked for
+  document.addEventListener("formdata", (event) => {
+    event.formData.delete("jobs");
+    if (isComparison) for (const job of checked) event.formData.append("jobs", job);
+    for (const name of ["text", "status", "sort", "page"]) if (!event.formData.get(name)) event.formData.delete(name);
+  });
+  // on the way back, the browser has filled in what was checked before
+  addEventListener("pageshow", (event) => {
+    if (event.persisted) checked = new Set(stored(CHECKED));
+    showChecked();
+  });
 
   // --- texts at a glance ---
 
@@ -145,16 +172,14 @@
     if (value && typeof value === "object" && !Array.isArray(value)) {
       const lines = Object.entries(value).map(([name, each]) => {
         const size = each && typeof each === "object" ? Object.keys(each).length : null;
-        if (Array.isArray(each)) return `${name}: ${each.every((one) => typeof one !== "object") ? each.join(", ") : `${size} items`}`;
-        return `${name}: ${size === null ? each : `${size} fields`}`;
+        if (Array.isArray(each)) return `${name}: ${each.every((one) => typeof one !== "object") ? each.join(", ") : `${size} ${size === 1 ? "item" : "items"}`}`;
+        return `${name}: ${size === null ? each : `${size} ${size === 1 ? "field" : "fields"}`}`;
       });
       text = lines.join("\n");
     }
     box.textContent = text;
     box.hidden = false;
   }
-
-  for (const box of document.querySelectorAll("[data-json]")) summarize(box, box.textContent);
 
   async function excerpt(box) {
     const headers = { Range: "bytes=0-1999" };
@@ -169,7 +194,14 @@
       excerpt(target.querySelector("[data-excerpt]")).catch(() => {});
     }
   });
-  for (const box of document.querySelectorAll("[data-excerpt]")) seen.observe(box.parentElement);
+
+  function dress(part) {
+    for (const box of part.querySelectorAll("[data-json]")) summarize(box, box.textContent);
+    for (const box of part.querySelectorAll("[data-excerpt]")) seen.observe(box.parentElement);
+    showChecked();
+  }
+
+  dress(document);
 
   // --- the size of a picture ---
 
