@@ -136,6 +136,20 @@ def test_a_retry_runs_invalid_rows_again_and_the_next_night_buys_nothing(
         assert task.column("title") == ["ü 🦊", LONG], "also of jobs that are stored"
 
 
+@MODES
+def test_what_other_runs_bought_does_not_stop_a_run(run: Run, mode: bool, tmp_path: Path) -> None:
+    ledger = Ledger((tmp_path / "ledger").as_uri(), ignore=("emulator",))
+    options: dict[str, Any] = {"output_type": Tag, "result_format": "json", "max_failed": "any"}
+    task = run(products(4), to_input=tag, deferrable=mode, ledger=ledger, stop_after=None, **options)
+    assert task.attempt().error is None
+    assert task.column("status") == ["completed", "invalid", "invalid", "completed"]
+    task.next_run("night 2")
+    good = tag(products(1)[0])
+    assert task.attempt(to_input=lambda row: good | {"prompt": row["title"]}, stop_after=2).error is None
+    assert task.column("status") == ["completed"] * 4
+    assert (task.created, task.statuses()) == (6, ["COMPLETED"] * 6)
+
+
 def test_a_deferral_keeps_how_a_row_ended(run: Run) -> None:
     """The results of the first wave are known to another process than that which writes the table."""
 

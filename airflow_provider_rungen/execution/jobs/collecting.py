@@ -92,7 +92,9 @@ class Collecting:
         table, stop_after = self._log.jobs.table, self._run.options.stop_after
         is_broken = False
         for job_id in ended:
-            match table.job(job_id).state if job_id in table.input_of else None:
+            job = table.job(job_id) if job_id in table.input_of else None
+            # what another run bought says nothing about the model as it is now
+            match job.state if job and not job.is_shared else None:
                 case JobState.COMPLETED:
                     self._log.state.failures = 0
                 case JobState.FAILED | JobState.INVALID | JobState.REJECTED:
