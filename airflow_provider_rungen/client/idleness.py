@@ -18,8 +18,13 @@ from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.polling import poll_until
 from airflow_provider_rungen.client.scaling import AppPoller, outlast, set_workers
 from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
-from airflow_provider_rungen.client.workers import workers_of
-from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenNotFoundError
+from airflow_provider_rungen.client.workers import describe, is_down, workers_of
+from airflow_provider_rungen.exceptions import (
+    RunGenAppTimeoutError,
+    RunGenError,
+    RunGenInputError,
+    RunGenNotFoundError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +179,8 @@ def poll_idle_app(
     watch.taken = event
     try:
         app = yield from set_workers(app_id, 0)
+        if not is_down(app):
+            raise RunGenAppTimeoutError(f"Set to 0 workers, and still {describe(app)}", app_id=app_id)
     except RunGenNotFoundError:
         raise
     except RunGenError as error:

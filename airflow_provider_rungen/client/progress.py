@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
@@ -71,16 +71,21 @@ class WaitGoal:
     :param left: how many jobs may still be in flight when the wait ends.
     :param stop_after: so many jobs that failed in a row end the wait, too. Never when left out.
     :param failures: how many jobs failed since the last success.
+    :param shared: the jobs that other runs submitted. They are never canceled, and say nothing about those
+        of this run.
     """
 
     left: int = 0
     stop_after: int | None = None
     failures: int = 0
+    shared: Collection[str] = ()
     #: Whether too many jobs failed in a row.
     is_broken: bool = field(default=False, init=False)
 
     def note(self, job: Job) -> None:
         """Note a job that is over. One that was canceled says nothing about the others."""
+        if job.id in self.shared:
+            return
         if job.status is JobStatus.COMPLETED:
             self.failures = 0
         elif job.status is JobStatus.FAILED:

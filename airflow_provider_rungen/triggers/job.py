@@ -222,7 +222,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 visible_by=deferred_at + VISIBILITY_GRACE if self.attempt else 0.0,
                 not_before=self._local_time(self.not_before),
                 queued_timeout=self.queued_timeout,
-                goal=WaitGoal(self.left, self.stop_after),
+                goal=WaitGoal(self.left, self.stop_after, shared=frozenset(self.shared)),
                 part_at=deferred_at + MIN_ROUND_TIME,
             )
         event |= {"outcome": GO_ON} | self._found(job_ids, jobs)

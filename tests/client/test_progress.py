@@ -28,6 +28,10 @@ def test_failures_in_a_row_end_a_wait(ends: str, before: int, failures: int, is_
         unlimited.note(job)
     assert (goal.failures, goal.is_broken, goal.is_reached(5)) == (failures, is_broken, is_broken)
     assert not unlimited.is_broken
+    of_others = WaitGoal(stop_after=1, shared={job.id for job in jobs(ends)})
+    for job in jobs(ends):
+        of_others.note(job)
+    assert (of_others.failures, of_others.is_broken) == (0, False)
 
 
 def test_few_enough_jobs_in_flight_end_a_wait() -> None:

@@ -29,6 +29,8 @@ from airflow_provider_rungen.execution.task.job_ids import is_single, parse_job_
         # what a task with a destination returns
         ({"job_id": "a", "files": []}, ["a"]),
         ([{"job_id": "a"}, None, [{"job_id": "b"}]], ["a", None, "b"]),
+        ("{'job_id': 'a', 'files': None}", ["a"]),
+        ('["a", null]', ["a", None]),
     ],
 )
 def test_a_list_is_a_list_and_nothing_is_nothing(value: Any, ids: list[str | None]) -> None:
@@ -45,7 +47,8 @@ def test_no_id_is_an_error_that_asks_for_the_task_before(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["['a', b]", "a/b", ["a/b"], 7, iter(["a"]), [7], "[7]", [[7]], [["a/b"]], [{"a": 1}]]
+    "value",
+    ["['a', b]", "a/b", ["a/b"], 7, iter(["a"]), [7], "[7]", [[7]], [["a/b"]], [{"a": 1}], {"a": "b"}],
 )
 def test_what_is_no_id_is_refused(value: Any) -> None:
     with pytest.raises(RunGenInputError, match="job_id"):

@@ -175,9 +175,9 @@ def test_a_deferral_hands_over_what_is_in_flight(scene: Scene) -> None:
 
     failing = submitted(1, fail="x")
     ids, deadline = [*failing, *submitted(60, 60, 60)], scene.deadline
-    goal, shared = WaitGoal(left=1, stop_after=5, failures=1), {ids[2]: 0.0}
+    goal = WaitGoal(left=1, stop_after=5, failures=1, shared={ids[2]})
     waits = scene.wait(deferrable=True)
-    arguments = deferral(waits, ids, deadline, goal=goal, before_defer=save, shared=shared)
+    arguments = deferral(waits, ids, deadline, goal=goal, before_defer=save)
     [(saved_at, over)] = saved
     assert saved_at - (deadline - DAY) == pytest.approx(20, abs=1)
     assert over == failing

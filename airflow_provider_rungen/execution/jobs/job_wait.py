@@ -48,7 +48,6 @@ class JobWait:
         self.others: Callable[[], OtherInputs] = OtherInputs
         self._poller: JobPoller | None = None
         self._on_finished: Callable[[Job], Job] = identity
-        self._shared: Collection[str] = ()
         # the jobs whose ends a trigger has counted
         self._counted: set[str] = set()
         # the jobs that have ended, and whose result could not be taken
@@ -78,7 +77,6 @@ class JobWait:
         stop_at: float = math.inf,
         before_defer: Callable[[list[Job]], Mapping[str, Any]] = lambda ended: {},
         ended: Collection[str] = (),
-        shared: Collection[str] = (),
     ) -> list[Job]:
         """
         Wait for jobs, here or in the triggerer if that takes long. Return those that have ended, once each.
@@ -95,11 +93,9 @@ class JobWait:
             of `RunGenJobTrigger`, which waits for the others: for all with ``end_from_trigger``, if these
             are all that the task has.
         :param ended: the jobs that a trigger found to have ended. They are polled first, and each of them.
-        :param shared: the jobs that another task run submitted. They are never canceled.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change, and that is not one of a single job.
         """
-        self._shared = frozenset(shared)
         self._counted |= set(ended)
         wait = self.begin(app_id, job_ids, on_finished, visible_by, goal)
         if not wait.goal.is_reached(len(wait.waiting)):
@@ -209,7 +205,7 @@ class JobWait:
             "left": goal.left,
             "stop_after": goal.stop_after and max(goal.stop_after - goal.failures, 1),
             "cancel_on_kill": options.cancel_on_kill,
-            "shared": [job_id for job_id in job_ids if job_id in self._shared],
+            "shared": [job_id for job_id in job_ids if job_id in goal.shared],
         }
         self._defer(arguments | dict(more), deadline - now)
 

@@ -254,7 +254,8 @@ class Runner(TaskRun[JobOptions]):
         # outputs are stored while others run, some at a time
         in_flight = max(half, len(running) - max(len(running) // 4, 1)) if task_log.stores else half
         lookup_at = self.submitting.next_lookup
-        goal = WaitGoal(in_flight, options.stop_after, task_log.state.failures)
+        shared, failures = frozenset(task_log.shared), task_log.state.failures
+        goal = WaitGoal(in_flight, options.stop_after, failures, shared)
         ended: list[Job] = []
         try:
             ended = self.wait.wait(
@@ -271,7 +272,6 @@ class Runner(TaskRun[JobOptions]):
                 stop_at=lookup_at or math.inf,
                 before_defer=lambda ended: self.deferral.keep_state(ended, half),
                 ended=self.collecting.ended,
-                shared=task_log.shared,
             )
         finally:
             self.collecting.ended = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from airflow_provider_rungen.client.codec import path_segment
@@ -32,11 +34,10 @@ def parse_job_ids(value: Any) -> list[str | None]:
     if is_single(value):
         path_segment(value, "job_id")
         return [value]
-    try:
-        ids = [job_id for each in value for job_id in _flatten(_id_in(each))]
-    except TypeError:
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
         kind = type(value).__name__
-        raise RunGenInputError(f"job_id must be an id or a list of ids, not a {kind}") from None
+        raise RunGenInputError(f"job_id must be an id or a list of ids, not a {kind}")
+    ids = [job_id for each in value for job_id in _flatten(_id_in(each))]
     for job_id in ids:
         if job_id is not None:
             path_segment(job_id, "job_id")
@@ -76,15 +77,14 @@ def is_single(value: Any) -> bool:
 
 
 def untemplated(value: Any) -> Any:
-    """Return what a template made text of: a list of ids, or ``None``."""
+    """Return what a template made text of, in Python or in JSON: a list, an object, or ``None``."""
     if not isinstance(value, str):
         return value
     text = value.strip()
-    if text.startswith("[") and text.endswith("]"):
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return value
+    if text[:1] + text[-1:] in ("[]", "{}"):
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError):
+                return parse(text)
     return None if text == "None" else value
 
 
