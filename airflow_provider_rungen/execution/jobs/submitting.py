@@ -14,6 +14,7 @@ from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.exceptions import RunGenError, RunGenLimitError, RunGenSubmissionUnknownError
 from airflow_provider_rungen.execution.sending.sender import Sender, Throttle
 from airflow_provider_rungen.execution.task.job_ids import log_jobs
+from airflow_provider_rungen.runs.rows import SUBMITTABLE
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.quote import Limits
@@ -98,7 +99,7 @@ class Submitting:
         if self._log.state.allowance == 0 and self._log.has_unsent:
             problem = "jobs of other runs failed, and max_jobs or max_cost is reached"
             run.report.stop_submitting(RunGenError(problem))
-        count = -1
+        count, claimed = -1, set(self.claimed_by_others)
         self._is_submitting = True
         with run.guard.defer_signals():
             if time.time() < deadline:
@@ -106,6 +107,8 @@ class Submitting:
             while len(self.claimed_by_others) > count and not is_broken and time.time() < deadline:
                 count = len(self.claimed_by_others)
                 is_broken = self._submit_some(self._room(), deadline)
+            if time.time() >= deadline:  # it may have been too late to look all of them up again
+                self.claimed_by_others |= claimed.intersection(self._log.jobs.inputs(*SUBMITTABLE))
             run.report.push_submitted()
         self._is_submitting = False
         return is_broken
