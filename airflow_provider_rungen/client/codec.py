@@ -117,7 +117,8 @@ def encode(value: Mapping[str, Any], name: str) -> bytes:
         raise RunGenInputError(f"{name} cannot be encoded: {error}; nothing was sent") from None
 
 
-_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+#: Half a surrogate pair, which no UTF-8 has.
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def _check(value: Any, path: str, depth: int) -> None:
@@ -125,7 +126,7 @@ def _check(value: Any, path: str, depth: int) -> None:
     if value is None or isinstance(value, (bool, int)):
         return
     if isinstance(value, str):
-        if _HALF_A_PAIR.search(value):
+        if HALF_A_PAIR.search(value):
             reason = "holds half a surrogate pair, which cannot be encoded"
     elif isinstance(value, float):
         reason = "" if math.isfinite(value) else f"is {value}, which JSON cannot express"

@@ -23,10 +23,14 @@ def workers_of(app: App) -> int | None:
     return 0 if app.has_status("STOPPED") else None
 
 
+def counts_workers(app: App) -> bool:
+    """Return whether the counters of an app name a worker in any state."""
+    return any(app.workers.get(state) for state in _WORKER_STATES)
+
+
 def is_down(app: App) -> bool:
     """Return whether an app says that it has no workers, not even some on their way out."""
-    is_empty = not any(app.workers.get(state) for state in _WORKER_STATES)
-    return workers_of(app) == 0 and (is_empty or app.has_status("STOPPED"))
+    return workers_of(app) == 0 and (app.has_status("STOPPED") or not counts_workers(app))
 
 
 def describe(app: App) -> str:

@@ -20,6 +20,7 @@ from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.money import Cost
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.client.workers import counts_workers
 
 #: Labels and their values, in the order in which they are shown.
 Facts: TypeAlias = Sequence[tuple[str, str]]
@@ -189,7 +190,6 @@ MAX_TEXT = 4000
 MAX_GROUPS = 20
 MAX_EXAMPLES = 5
 _OTHER = "other reasons"
-_BILLED_WORKERS = ("idle", "initializing", "ready", "running", "throttled", "unhealthy")
 _SAME_FOR_ALL = re.compile(r"^Failed: | \((?:job [^()]*, )?app [^()]*\)")
 _PROMPTS = ("prompt", "text", "question", "instruction", "query", "message", "input")
 _TEXTS = ("text", "output", "answer", "response", "content", "generated_text", "completion", "result")
@@ -312,4 +312,4 @@ def group_failures(jobs: Iterable[JobView]) -> Sequence[FailureGroup]:
 
 def is_billed(app: App) -> bool:
     """Return whether an app is known to be billed now."""
-    return bool(app.active_workers) or any(app.workers.get(name) for name in _BILLED_WORKERS)
+    return bool(app.active_workers) or counts_workers(app)

@@ -339,8 +339,8 @@ class LedgerStore:
         if why is None or self._ledger.max_attempts is None:
             return before
         failures = before.failures if before and self._counts(before) else 0
-        failed = replace(entry, failures=failures + 1, why=clean_text(why, _MAX_REASON))
-        return replace(failed, replaces=before and before.stored)
+        stored = before and before.stored
+        return replace(entry, failures=failures + 1, why=clean_text(why, _MAX_REASON), replaces=stored)
 
     def _entry(self, app_id: str, job_id: str = "", replaces: Entry | None = None) -> Entry:
         return Entry(app_id, job_id, self._run, datetime.now(UTC), replaces=replaces)

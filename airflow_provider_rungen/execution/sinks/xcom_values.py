@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from airflow_provider_rungen.client.codec import HALF_A_PAIR
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.texts import clean_text, format_ids
 from airflow_provider_rungen.exceptions import RunGenOutputError
@@ -27,7 +28,6 @@ RESERVED_KEYS = frozenset(
 _MAX_PATH_CHARS = 200
 # A task sends integers of 64 bits to its supervisor.
 _MIN_INT, _INT_LIMIT = -(2**63), 2**64
-_SURROGATE = re.compile("[\ud800-\udfff]")
 # With multiple_outputs, keys become part of a path in Airflow's API.
 _XCOM_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,249}")
 # Tasks and links push these, and those that begin with "rungen_", themselves.
@@ -146,7 +146,7 @@ def _problem_of(value: Any) -> str:
 def _problem_of_text(text: str) -> str:
     if "\0" in text:
         return "holds a NUL character"
-    return "holds half a surrogate pair" if not text.isascii() and _SURROGATE.search(text) else ""
+    return "holds half a surrogate pair" if not text.isascii() and HALF_A_PAIR.search(text) else ""
 
 
 def _problem_of_key(key: Any) -> str:
