@@ -16,6 +16,7 @@ from airflow_provider_rungen.client.poll_state import (
     POLL_TIMEOUT,
     Outages,
     PollState,
+    concerns_one_job,
     in_flight,
     is_trouble,
     is_unanswered,
@@ -26,7 +27,7 @@ from airflow_provider_rungen.client.progress import LogCallback, log_line, statu
 from airflow_provider_rungen.client.queue_watch import QueueWatch
 from airflow_provider_rungen.client.retry import NOT_FOUND, is_refusal
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.exceptions import RunGenError, RunGenResponseError
+from airflow_provider_rungen.exceptions import RunGenError
 
 MAX_CONCURRENT_POLLS = 256
 # Silent jobs that are polled again in a round.
@@ -43,11 +44,6 @@ def identity(job: Job) -> Job:
 def strip_payloads(job: Job) -> Job:
     """Keep of a job only how it ended: there may be many, and their results large."""
     return replace(job, input=None, result=None)
-
-
-def concerns_one_job(error: RunGenError) -> bool:
-    """Return whether an error says nothing about the other jobs of its app."""
-    return isinstance(error, (*NOT_FOUND, RunGenResponseError))
 
 
 def failed_by(error: RunGenError, app_id: str, job_id: str) -> Job:
@@ -275,10 +271,10 @@ class JobPoller:
             return None
         if isinstance(outcome, Job):
             self._note_job(state, outcome, now)
-        elif isinstance(outcome, NOT_FOUND) and state.may_appear(outcome, now):
+        elif concerns_one_job(outcome) and state.may_appear(outcome, now):
             since = "yet" if state.job is None else "any more"
-            line = f"Not visible {since}; polling continues {format_ids(self.app_id, job_id)}"
-            self.log(logging.INFO, line, job_id)
+            reason = f"Not visible {since}" if isinstance(outcome, NOT_FOUND) else outcome.message
+            self.log(logging.INFO, f"{reason}; polling continues {format_ids(self.app_id, job_id)}", job_id)
         else:
             self._note_error(job_id, outcome)
         return None

@@ -13,10 +13,10 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.progress import LogCallback
 from airflow_provider_rungen.client.retry import NOT_FOUND, Doubt, is_refusal, is_transient, retry_delay
 from airflow_provider_rungen.exceptions import (
-    RunGenAPIError,
     RunGenConfigError,
     RunGenError,
     RunGenNotFoundError,
+    RunGenResponseError,
 )
 
 # Seconds that a poll may take. A job that did not answer gets twice as long the next time, and twice again.
@@ -44,7 +44,7 @@ class PollState:
     :param failures: polls in a row that failed.
     :param failure: why the last one failed.
     :param is_in_flight: whether a poll of it is under way.
-    :param doubt: the last answers, as far as they refused the key, or did not find it.
+    :param doubt: the last answers, as far as they refused the key, did not find it, or cannot be read.
     :param stale_since: since when answers lack its result, or its end, though it has one.
     :param is_stale: whether the last answer did so, and a later one may not.
     """
@@ -97,10 +97,17 @@ class PollState:
         self.stale_since = self.stale_since or now
         self.is_stale = now < self.stale_since + RESULT_GRACE
 
-    def may_appear(self, error: RunGenAPIError, now: float) -> bool:
-        """Note that the service does not find the job; return whether it may find it later."""
+    def may_appear(self, error: RunGenError, now: float) -> bool:
+        """Note that the job is not found, or its answer not readable; return whether it may be later."""
         is_new = isinstance(error, RunGenNotFoundError) and now < self.visible_by
+        if isinstance(error, RunGenResponseError):  # which may be large
+            self.not_before = now + RESULT_GRACE
         return self.doubt.may_pass(error, now) or is_new
+
+
+def concerns_one_job(error: RunGenError) -> bool:
+    """Return whether an error says nothing about the other jobs of its app."""
+    return isinstance(error, (*NOT_FOUND, RunGenResponseError))
 
 
 def is_unanswered(error: RunGenError) -> bool:
@@ -206,7 +213,7 @@ class Outages:
         answered, is_accepted = {state}, not is_refusal(answer)
         if is_accepted:
             self.accepted_at = now
-            if not isinstance(answer, NOT_FOUND):
+            if not (isinstance(answer, RunGenError) and concerns_one_job(answer)):
                 state.doubt = Doubt()
         if ends_outage:
             self.doubt = Doubt() if is_accepted else self.doubt

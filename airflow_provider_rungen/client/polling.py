@@ -11,14 +11,13 @@ from airflow_provider_rungen.client import poll_state, retry
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
 from airflow_provider_rungen.client.job_poller import (
     JobPoller,
-    concerns_one_job,
     failed_by,
     identity,
     strip_payloads,
 )
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages
+from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages, concerns_one_job
 from airflow_provider_rungen.client.progress import LogCallback, Progress, WaitGoal, log_line, log_of
 from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout
 from airflow_provider_rungen.exceptions import RunGenError

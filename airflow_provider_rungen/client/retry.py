@@ -46,6 +46,8 @@ class Doubt:
     """
     The answers in a row that end something if they last: the key is refused, or something is not there.
 
+    An answer that cannot be read, and could not be the next time, counts as one of these.
+
     :param since: when the first of them came (seconds); ``None`` without any.
     :param certain_since: the same of the last ones, as far as they are certainly the service's own.
     :param is_refusal: whether they refuse the key.
@@ -55,11 +57,11 @@ class Doubt:
     certain_since: float | None = None
     is_refusal: bool = False
 
-    def may_pass(self, error: RunGenAPIError, now: float) -> bool:
+    def may_pass(self, error: RunGenError, now: float) -> bool:
         """Note another one; return whether the next may be better. An error that has lasted is final."""
         if self.since is None or self.is_refusal != is_refusal(error):
             self.since, self.certain_since, self.is_refusal = now, None, is_refusal(error)
-        self.certain_since = (self.certain_since or now) if error.is_from_service else None
+        self.certain_since = (self.certain_since or now) if getattr(error, "is_from_service", True) else None
         if self.is_refusal:
             may_pass = now < self.since + REFUSAL_GRACE
         elif self.certain_since is None:

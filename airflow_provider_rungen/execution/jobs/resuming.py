@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client import retry
-from airflow_provider_rungen.client.job_poller import concerns_one_job
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.poll_state import concerns_one_job
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.exceptions import (
     RejectRow,
