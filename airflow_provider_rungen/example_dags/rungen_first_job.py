@@ -1,10 +1,11 @@
 """
-## Paint a picture in three clicks
+## Paint a picture from a form
 
 1. Press **Trigger**, and describe the picture in the form.
 2. Press **Trigger** again. The run takes as long as the model, and some seconds for Airflow.
-3. Open the task `paint` of the run. Its picture is stored in the folder `rungen_pictures` in Airflow's home.
+3. Open the task `paint` of the run, and there **RunGen results**: a page with the picture and its prompt.
 
+The picture is stored in the folder `rungen_pictures` in Airflow's home.
 The app is that of the connection `rungen_default`. The form comes from the JSON Schema of the model's input.
 For another model, pass the path of your own schema to `params_from_schema`. Each trigger pays for one job.
 """

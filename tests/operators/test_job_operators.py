@@ -169,7 +169,8 @@ def test_a_job_that_takes_too_long_is_canceled(stage: Stage, deferrable: bool, l
     [job] = stage.service.jobs()
     assert 0.25 < time.monotonic() - started < SOON
     assert type(error) is RunGenJobTimeoutError
-    assert "timeout" in str(error)
+    now = " or execution_timeout (now 0.3 s)" if "execution_timeout" in limit else ""
+    assert str(error).endswith(f"Raise timeout (now {'1 d' if now else '0.3 s'}){now} if it needs longer.")
     assert job["id"] in str(error)
     assert job["status"] == "CANCELED"
 

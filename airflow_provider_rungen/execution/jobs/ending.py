@@ -158,7 +158,11 @@ class Ending:
             message = error.message
             if not_canceled := self.cancel(self._log.running):
                 message += f". {_not_canceled(self.app_id, not_canceled)}"
-            hint = error.hint
+            overall = self._run.task.execution_timeout
+            hint = error.hint.replace(
+                " or execution_timeout",
+                f" or execution_timeout (now {format_duration(overall.total_seconds())})" if overall else "",
+            )
             for name in ("timeout", "queued_timeout"):
                 if (limit := getattr(self._options, name)) is not None:
                     hint = hint.replace(f"Raise {name} ", f"Raise {name} (now {format_duration(limit)}) ")
