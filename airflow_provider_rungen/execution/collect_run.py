@@ -95,10 +95,9 @@ class CollectRun(TaskRun[JobOptions]):
         result = BatchResult(ids, {index: no_job for index, each in enumerate(ids) if each is None})
         plan = Plan.of_count("", len(ids))
         try:
-            result = self._with_reused(sink, app_id, result)
+            pending = self._find_stored(sink, app_id, result.job_ids)
             if event is not None:
                 raise_for_event(event)
-            pending = [job_id for job_id in result.job_ids if job_id not in result.shared]
             have_ended = event is not None and are_all_over(event)
             result = replace(result, jobs=self._wait_for(sink, app_id, pending, have_ended=have_ended))
             return sink.finish(result, plan)
@@ -109,16 +108,14 @@ class CollectRun(TaskRun[JobOptions]):
             sink.report(result, plan, error)
             raise
 
-    def _with_reused(self, sink: ResultSink, app_id: str, result: BatchResult) -> BatchResult:
-        """Find the jobs that were stored before, and return the result with them."""
+    def _find_stored(self, sink: ResultSink, app_id: str, job_ids: Sequence[str]) -> Sequence[str]:
+        """Take the jobs that were stored before, and return the others."""
         if not sink.stores:
-            return result
-        unstored = set(sink.find_stored(app_id, result.job_ids))
-        if reused := [job_id for job_id in result.job_ids if job_id not in unstored]:
-            self.usage.note_reused(reused)
-            shown = redact(str(self.options.destination))
-            log.info("Reused %s: stored in %s", format_jobs(reused), shown)
-        return replace(result, shared=frozenset(reused))
+            return job_ids
+        unstored = sink.find_stored(app_id, job_ids)
+        if found := [job_id for job_id in job_ids if job_id not in set(unstored)]:
+            log.info("Found %s: stored in %s", format_jobs(found), redact(str(self.options.destination)))
+        return unstored
 
     def _wait_for(
         self, sink: ResultSink, app_id: str, job_ids: Sequence[str], *, have_ended: bool

@@ -149,6 +149,7 @@ class InputState(Enum):
 
 #: The states of inputs that may be announced. For `UNKNOWN`, ``on_unknown_submission`` decides.
 SUBMITTABLE = frozenset({InputState.UNSENT, InputState.UNKNOWN, InputState.TO_REPEAT})
+_HAVE_A_JOB = frozenset({InputState.RUNNING, InputState.COMPLETED, InputState.FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +247,7 @@ class Totals:
     :param canceled: those of the failed whose job was canceled.
     :param refused: those that the service refused in this attempt, or that were given up.
     :param shared: those whose job another task run submitted.
+    :param own: those that have a job of this task run, and need no other.
     :param submitted: the jobs of this task run, of all attempts: what the bill is about.
     :param jobs_completed: those of them that completed at the service, even if their result cannot be used.
     :param jobs_failed: those that failed, were canceled, or are not known there any more. The others may run.
@@ -260,6 +262,7 @@ class Totals:
     canceled: int = 0
     refused: int = 0
     shared: int = 0
+    own: int = 0
     submitted: int = 0
     jobs_completed: int = 0
     jobs_failed: int = 0
@@ -280,6 +283,7 @@ class Totals:
             canceled=int(is_failed and current is not None and current.state is JobState.CANCELED),
             refused=int(state is InputState.REFUSED),
             shared=int(current is not None and current.is_shared),
+            own=int(state in _HAVE_A_JOB and current is not None and not current.is_shared),
             submitted=len(ours),
             jobs_completed=sum(job.state in _ENDED_WELL for job in ours),
             jobs_failed=sum(job.state in ENDED_BADLY for job in ours),

@@ -485,7 +485,7 @@ def test_the_service_is_not_asked_for_what_is_stored(
     caplog.set_level("INFO")
     again = archive.collect(ids, deferrable=deferrable, wait_for_completion=wait)
     assert (again.value, again.events) == (first.value, [])
-    assert f"Reused 2 jobs: stored in {archive.folder.as_uri()}" in caplog.text
+    assert f"Found 2 jobs: stored in {archive.folder.as_uri()}" in caplog.text
     assert len(archive.service.records()) == requests
     assert archive.failed == []
     assert archive.files == before

@@ -192,10 +192,14 @@ def test_rows_without_a_key_of_their_own_are_refused(rows: Any, words: str) -> N
 
 
 @pytest.mark.parametrize(
-    "keys", [(1, "1"), (1.0, "1"), (True, "true"), (1.5, "1.5"), (1.0, "1.0"), ("1e+16", 1e16), (1, 1.0)]
+    "keys",
+    [
+        *((1, "1"), (1.0, "1"), (True, "true"), (1.5, "1.5"), (1.0, "1.0"), ("1e+16", 1e16), (1, 1.0)),
+        ("a\0b", "a\\x00b"),
+    ],
 )
-def test_a_number_and_its_text_are_one_key(keys: tuple[Any, Any]) -> None:
-    """A CSV file cannot distinguish them."""
+def test_what_is_one_text_in_a_file_is_one_key(keys: tuple[Any, Any]) -> None:
+    """A CSV file cannot distinguish a number and its text, nor what it escapes and the escape."""
     with pytest.raises(RunGenInputError, match="1 occur more than once"):
         read(table([{"sku": key} for key in (*keys, "other")]))
 

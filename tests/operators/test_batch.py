@@ -390,15 +390,20 @@ def test_every_unknown_fate_is_told_whatever_ends_the_attempt(
     assert len([line for line in caplog.messages if line.startswith("Fate unknown: 4 inputs")]) == 1
 
 
-def test_an_unknown_fate_is_a_failure_of_its_input_alone(make: Make) -> None:
+def test_an_unknown_fate_is_a_failure_of_its_input_alone(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     task = make(prompts(30))
     task.emulator.service.inject(Fault(on="run", kind="reset_after", skip=10))
     assert "1 of 30 inputs failed" in str(task.attempt().error)
     [failed] = task.failed
     assert task.created == 30
+    caplog.set_level("INFO")
     ids = task.attempt().value
     assert task.created == 31
     assert task.prompts(ids)[failed] == f"picture {failed}"
+    line = "Submitted 1 of 30 inputs to app flux-schnell; 29 have a job of an earlier attempt"
+    assert line in caplog.messages
 
 
 @pytest.mark.parametrize(

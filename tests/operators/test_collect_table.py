@@ -131,9 +131,9 @@ def test_stored_files_are_in_the_table(task: Collecting, deferrable: bool, image
     task.service.inject(Fault(on="get", status=404, times=None))
     requests = len(task.service.records())
     again = task.collect(ids, **options)
-    assert again.value == outcome.value | {"reused": 2, "jobs": 0, "execution_seconds": 0}
+    assert again.value == outcome.value, "the bill counts what an earlier attempt has stored"
     assert len(task.service.records()) == requests
-    assert task.rows == [row | {"reused": True} for row in rows]
+    assert task.rows == rows
 
 
 @MODES

@@ -48,7 +48,7 @@ def test_an_input_goes_from_unsent_to_completed(jobs: Jobs) -> None:
     unsent, running = InputState.UNSENT, InputState.RUNNING
     assert states == [unsent, InputState.ANNOUNCED, running, InputState.COMPLETED]
     assert jobs.totals() == Totals(
-        inputs=PART_ROWS, completed=1, submitted=1, jobs_completed=1, timed=1, seconds=1.235
+        inputs=PART_ROWS, completed=1, own=1, submitted=1, jobs_completed=1, timed=1, seconds=1.235
     )
 
 
@@ -192,7 +192,7 @@ def test_a_part_is_let_go_when_it_is_over_and_saved() -> None:
     assert not jobs.close_parts()
     save(jobs)
     totals = Totals(
-        2, completed=1, failed=1, submitted=2, jobs_completed=1, jobs_failed=1, timed=2, seconds=3.0
+        2, completed=1, failed=1, own=2, submitted=2, jobs_completed=1, jobs_failed=1, timed=2, seconds=3.0
     )
     assert jobs.totals() == totals
     assert jobs.close_parts() == [0]

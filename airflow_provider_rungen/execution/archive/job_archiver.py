@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 # A result with more is no list of pictures. Its manifest would not fit into memory.
 MAX_OUTPUTS = 10_000
 _REFUSED_HINT = (
-    "With a ledger, a retry or a clear downloads the outputs again, and buys nothing. If they are gone, it "
-    "buys them again after seven days, or at once with refresh=True"
+    "With a ledger, or where a task only collects, a retry or a clear downloads the outputs again, and buys "
+    "nothing. If they are gone, a ledger buys them again after seven days, or at once with refresh=True"
 )
 _EXPIRED_HINT = "Run the job again, which is paid for again. With a ledger, the next attempt does so"
 

@@ -291,13 +291,6 @@ class RunReport:
             retryable=error.retryable,
         )
 
-    @property
-    def submitted(self) -> int:
-        """How many inputs have a job of this task run, of whatever attempt."""
-        task_log, totals = self._run.task_log, self._run.task_log.jobs.totals()
-        settled = totals.shared + totals.refused + len(task_log.unknown)
-        return task_log.state.count - task_log.unsent_count - settled
-
     def log_submitted(self, new: int) -> None:
         """Log how many inputs were submitted."""
         task_log = self._run.task_log
@@ -310,7 +303,7 @@ class RunReport:
         is_held_up = unsent and limit is not None and len(task_log.jobs.running) >= limit
         more = f"; {resumed} have a job of an earlier attempt" if resumed else ""
         more += f"; {unsent} wait for others to end (max_in_flight)" if is_held_up else ""
-        submitted = self.submitted - resumed
+        submitted = task_log.jobs.totals().own - resumed
         log.info(
             "Submitted %d of %d inputs to app %s%s", submitted, task_log.state.count, task_log.app_id, more
         )

@@ -216,7 +216,7 @@ class Runner(TaskRun[JobOptions]):
         task_log.state.submitted_at = min(task_log.jobs.submitted_by, now)
         self.ledger.add_resumed()
         task_log.keep_deadline(now)
-        task_log.state.resumed = self.report.submitted
+        task_log.state.resumed = task_log.jobs.totals().own
         self.collecting.find_unstored(resuming.lost)
         self.submitting.keep_within(limits)
 

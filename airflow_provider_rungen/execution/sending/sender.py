@@ -210,7 +210,7 @@ class Sender:
             # the first keeps it: one of the two has no job, or an unknown one
             raise RunGenSubmissionUnknownError(
                 f"Fate unknown: RunGen may have created a job of app {self.app_id}. Its answer names "
-                f"job {job.id}, which is that of another input",
+                f"job {job.id}, which is that of another input (with a ledger, equal inputs share one)",
                 hint="Look at the app's jobs first",
             )
         self._writer.add(number, job.id)

@@ -21,7 +21,7 @@ from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.sources.inputs import KeyOf, Source, first_equal
 from airflow_provider_rungen.execution.table.reader import Rows, open_rows
 from airflow_provider_rungen.execution.table.result_rows import Status
-from airflow_provider_rungen.execution.table.results_table import INT64
+from airflow_provider_rungen.execution.table.results_table import INT64, to_csv
 from airflow_provider_rungen.execution.task.outcomes import max_failures
 from airflow_provider_rungen.runs.plan import PlannedRow
 from airflow_provider_rungen.schemas.output_type import check_columns
@@ -298,6 +298,6 @@ def _is_null(value: Any) -> bool:
 def _key_texts(value: Any) -> list[str]:
     """Return the texts that a value has in a CSV file, where a number may be an integer or not."""
     if isinstance(value, str):
-        return [value]
+        return [to_csv(value)]
     numbers = [int(value)] if isinstance(value, float) and value.is_integer() else []
     return [json.dumps(each) for each in (*numbers, value)]

@@ -66,8 +66,12 @@ class _CsvLines:
         self._file = file
 
     def write(self, line: str) -> None:
-        text = line.removesuffix(_CSV_END).replace("\0", "\\x00")
-        self._file.write(f"{text}\n".encode("utf-8", "backslashreplace"))
+        self._file.write(f"{to_csv(line.removesuffix(_CSV_END))}\n".encode())
+
+
+def to_csv(text: str) -> str:
+    """Return a text as it is in a CSV file, which has escapes for what it cannot hold."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def _cell(value: Any) -> Any:
