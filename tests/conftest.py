@@ -81,7 +81,7 @@ SOON = 12.0
 def pytest_xdist_auto_num_workers() -> int:
     """Return more workers than there are cores, since most tests mainly wait."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(2 * cores, cores + 4)
+    return min(3 * cores, cores + 4)
 
 
 # One process runs all tests of these files, since they share what is expensive to make, or write one table.
