@@ -112,10 +112,10 @@ class CollectRun(TaskRun[JobOptions]):
         """Take the jobs that were stored before, and return the others."""
         if not sink.stores:
             return job_ids
-        unstored = sink.find_stored(app_id, job_ids)
-        if found := [job_id for job_id in job_ids if job_id not in set(unstored)]:
+        unstored = dict.fromkeys(sink.find_stored(app_id, job_ids))
+        if found := [job_id for job_id in job_ids if job_id not in unstored]:
             log.info("Found %s: stored in %s", format_jobs(found), redact(str(self.options.destination)))
-        return unstored
+        return list(unstored)
 
     def _wait_for(
         self, sink: ResultSink, app_id: str, job_ids: Sequence[str], *, have_ended: bool
