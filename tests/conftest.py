@@ -109,6 +109,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.system)
 
 
+def pytest_collection_finish() -> None:
+    """Look for garbage among what tests make alone: what was imported before stays."""
+    gc.collect()
+    gc.freeze()
+
+
+# Whether a signal has struck in this test.
+_was_interrupted = threading.Event()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None]:
+    """Drop what a signal handler left half made when it raised, before another test is blamed for it."""
+    yield
+    if _was_interrupted.is_set():
+        _was_interrupted.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     call: pytest.CallInfo[None],
@@ -473,6 +494,7 @@ def signal_when(
         while not over.wait(0.002):
             if condition():
                 sent.append(time.monotonic())
+                _was_interrupted.set()
                 # the thread whose sleep it has to interrupt
                 signal.pthread_kill(threading.main_thread().ident or 0, number)
                 return
