@@ -105,7 +105,7 @@ class PollState:
         return self.doubt.may_pass(error, now) or is_new
 
 
-def concerns_one_job(error: RunGenError) -> bool:
+def concerns_one_job(error: object) -> bool:
     """Return whether an error says nothing about the other jobs of its app."""
     return isinstance(error, (*NOT_FOUND, RunGenResponseError))
 
@@ -213,7 +213,7 @@ class Outages:
         answered, is_accepted = {state}, not is_refusal(answer)
         if is_accepted:
             self.accepted_at = now
-            if not (isinstance(answer, RunGenError) and concerns_one_job(answer)):
+            if not concerns_one_job(answer):
                 state.doubt = Doubt()
         if ends_outage:
             self.doubt = Doubt() if is_accepted else self.doubt

@@ -71,7 +71,7 @@ class _CsvLines:
 
 def to_csv(text: str) -> str:
     """Return a text as it is in a CSV file, which has escapes for what it cannot hold."""
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+    return to_text(text).replace("\0", "\\x00")
 
 
 def _cell(value: Any) -> Any:
