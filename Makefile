@@ -19,7 +19,7 @@ help:
 	@echo "make test-distributed  run the tests that lose workers and triggerers of an Airflow with CeleryExecutor (minutes)"
 	@echo "make test-compat  run the tests on each Airflow and Python, and renew docs/compatibility.md (three hours; ONLY=2.11 for some)"
 	@echo "make standalone   Airflow with the example DAGs and the emulator, until Ctrl-C (PORT=8080 sets the UI's port)"
-	@echo "make bench        measure what it costs, beside others, and renew docs/benchmarks (20 minutes)"
+	@echo "make bench        measure what it costs, beside others, and renew docs/benchmarks (an hour)"
 	@echo "make docs         build the documentation into build/docs; a warning is an error"
 	@echo "make lint         check style, formatting, imports between layers, and prose"
 	@echo "make types        check types"
