@@ -118,13 +118,23 @@ class Query:
         sought = [each for each in entries if by_time or not self._matches(each[1], text)]
         if len(sought) > _MAX_SEARCHED:
             gatherings[0].notices.append(_UNSEARCHED.format(count=len(sought)))
-        job_ids = defaultdict[int, list[str]](list)
-        for gathering, row in sought[:_MAX_SEARCHED]:
-            job_ids[id(gathering)] += [row.job_id] * bool(row.job_id)
-        known = {id(each): await each.manifests(job_ids[id(each)]) for each in gatherings}
-        entries = [(each, _with_manifest(row, known[id(each)].get(row.job_id))) for each, row in entries]
+        entries = await with_inputs(entries, sought)
         entries = [entry for entry in entries if self._matches(entry[1], text)]
         return sorted(entries, key=_SORTS[self.sort], reverse=True) if self.sort in _SORTS else entries
+
+
+async def with_inputs(entries: Sequence[Entry], sought: Sequence[Entry]) -> list[Entry]:
+    """
+    Return entries with what the run log does not have: their prompts, their settings, and their times.
+
+    :param sought: for which of them; the first thousand are read.
+    """
+    jobs, known = defaultdict[int, list[Entry]](list), dict[str, StoredJob]()
+    for entry in sought[:_MAX_SEARCHED]:
+        jobs[id(entry[0])] += [entry] * bool(entry[1].job_id)
+    for some in jobs.values():
+        known |= await some[0][0].manifests([row.job_id for _, row in some])
+    return [(each, _with_manifest(row, known.get(row.job_id))) for each, row in entries]
 
 
 def _with_manifest(row: JobView, manifest: StoredJob | None) -> JobView:
@@ -140,17 +150,20 @@ def _with_manifest(row: JobView, manifest: StoredJob | None) -> JobView:
 
 
 def as_csv(entries: Sequence[Entry]) -> str:
-    """Return rows as CSV, with what the run paid for each. No value is a formula."""
-    columns = list(dict.fromkeys(name for _, row in entries for name in row.values))
+    """Return rows as CSV, with their inputs and what the run paid for each. No value is a formula."""
+    columns = dict.fromkeys(name for _, row in entries for name in row.values)
+    asked = [{"prompt": row.prompt, **dict(row.facts)} for _, row in entries]
+    settings = dict.fromkeys(name for each in asked for name in each if name not in columns)
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(map(_plain, ("run_id", "task", "row", *columns, *_COLUMNS)))
-    for entry in entries:
+    writer.writerow(map(_plain, ("run_id", "task", "row", *columns, *_COLUMNS, *settings)))
+    for entry, given in zip(entries, asked, strict=True):
         task, row, paid = entry[0].task, entry[1], _cost_of(entry)
         price = (f"{paid.amount:f}", paid.currency) if paid else ("", "")
         values = (row.values.get(name, "") for name in columns)
         about = (row.status, row.job_id, row.seconds, *price, row.reused, shown_text(row.error))
-        writer.writerow(map(_plain, (task.run_id, task.label, row.index, *values, *about)))
+        end = (given.get(name, "") for name in settings)
+        writer.writerow(map(_plain, (task.run_id, task.label, row.index, *values, *about, *end)))
     return text.getvalue()
 
 

@@ -20,7 +20,7 @@ from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages import render
 from airflow_provider_rungen.plugins import app_views, database, job_views, views
-from airflow_provider_rungen.plugins.gallery import Query, as_csv, as_zip
+from airflow_provider_rungen.plugins.gallery import Query, as_csv, as_zip, with_inputs
 from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering, find_tasks
 from airflow_provider_rungen.plugins.limits import TooSlowError, charge, run_within
 from airflow_provider_rungen.plugins.stored import NOTHING, SAFE, OpenFile, disposition, find_files, store_of
@@ -293,7 +293,7 @@ async def _download(gatherings: Sequence[Gathering], query: Query, *, is_table: 
     name = disposition(f"{task.dag_id}-{task.task_id}.{'csv' if is_table else 'zip'}", "attachment")
     headers = _DATA | {"Content-Disposition": name}
     if is_table:
-        table = await run_in_threadpool(as_csv, entries)
+        table = await run_in_threadpool(as_csv, await with_inputs(entries, entries))
         return Response(table, media_type="text/csv; charset=utf-8", headers=headers)
     parts = as_zip(entries)
     stream = _parts(partial(next, parts, b""), partial(begin, parts.close))

@@ -178,6 +178,8 @@ def test_the_table_has_what_is_filtered_with_costs(world: World) -> None:
         assert float(row["execution_seconds"]) == pytest.approx(float(known[row["sku"]]), abs=0.001)
         assert float(row["cost"]) == pytest.approx(float(row["execution_seconds"]) / 1000, abs=1e-6)
         assert row["currency"] == "USD"
+        assert row["prompt"] == f"a {row['sku']} in {row['color']}"
+        assert (row["size"], row["seed"]) == ("64 x 64", "7")
 
 
 @pytest.mark.parametrize(
