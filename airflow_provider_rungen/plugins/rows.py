@@ -16,7 +16,7 @@ from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.places import RUNS, without_seal
 from airflow_provider_rungen.execution.jobs.plans import Plan
-from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED
+from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED as WAS_NOT_SUBMITTED
 from airflow_provider_rungen.execution.task.outcomes import MAX_FAILED
 from airflow_provider_rungen.pages.models import FAILED, JobView, shown_text
 from airflow_provider_rungen.plugins.limits import CACHE, FRESH, LASTING
@@ -38,10 +38,11 @@ ALL = 0
 UNKNOWN = "unknown"
 #: The status of an input that may have a job whose id is not known.
 IN_DOUBT = "fate unknown"
-_NOT_SUBMITTED = "not submitted"
+#: The status of an input that has no job.
+NOT_SUBMITTED = "not submitted"
 # Of all files that one page reads.
 _MAX_BYTES = 8 << 20
-# Up to so many rows are counted while their task runs: that takes a hundred small files.
+# Up to so many rows are counted if no attempt recorded its end: that takes a hundred small files.
 _MAX_COUNTED = 100 * PART_ROWS
 _MAX_VALUE_CHARS = 1000
 # What an entry of the cache takes besides its texts.
@@ -73,6 +74,7 @@ class PageRows:
     :param copies: how many rows share the job of another one, and are in none of the counts.
     :param attempt: the record of the last attempt, if the task has a run log.
     :param totals: the totals of its log: those of its end, or else of the parts that the page has read.
+    :param open_jobs: the jobs that may still run, as far as the page has read.
     """
 
     rows: Sequence[JobView]
@@ -84,6 +86,7 @@ class PageRows:
     copies: int = 0
     attempt: AttemptRecord | None = None
     totals: Totals = Totals()  # noqa: RUF009 - it is frozen
+    open_jobs: Sequence[str] = ()
 
     @property
     def has_end(self) -> bool:
@@ -117,7 +120,7 @@ def pushed_rows(task: TaskRecord, page: int) -> PageRows:
     ids = task.known_job_ids
     failed = {row.index: row for row in _failed_rows(task) if row.index < len(ids)}
     with_job = "completed" if task.has_reported and task.page.waits else UNKNOWN
-    without_job = UNKNOWN if task.is_moving else _NOT_SUBMITTED
+    without_job = UNKNOWN if task.is_moving else NOT_SUBMITTED
     rows = [
         failed.get(index)
         or JobView(index=index, status=with_job if job_id else without_job, job_id=job_id or "")
@@ -125,7 +128,9 @@ def pushed_rows(task: TaskRecord, page: int) -> PageRows:
     ]
     shown = [rows[index] for index in _numbers_of(page, len(rows))]
     counts = Counter(row.status for row in rows)
-    return PageRows(rows=shown, total=len(rows), failed=list(failed.values()), counts=counts)
+    may_run = [row.job_id for row in rows if row.job_id and row.status == UNKNOWN]
+    failures = list(failed.values())
+    return PageRows(rows=shown, total=len(rows), failed=failures, counts=counts, open_jobs=may_run)
 
 
 def _numbers_of(page: int, count: int) -> range:
@@ -147,7 +152,7 @@ def _failed_rows(task: TaskRecord) -> list[JobView]:
 def _status_without_job(error: str) -> str:
     if error.startswith(FATE_UNKNOWN):
         return IN_DOUBT
-    return _NOT_SUBMITTED if _NOT_SUBMITTED in error[: len(NOT_SUBMITTED)] else "refused"
+    return NOT_SUBMITTED if NOT_SUBMITTED in error[: len(WAS_NOT_SUBMITTED)] else "refused"
 
 
 # --- from the run log ---------------------------------------------------------------------------------------
@@ -230,7 +235,8 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
     # equal inputs share the job of the first
     inputs = {number: number if row.first is None else row.first for number, row in planned.items()}
     parts: Collection[int] = {inputs[number] // PART_ROWS for number, row in planned.items() if row.digest}
-    if is_counted := task.is_moving and PAGE_SIZE < plan.count <= _MAX_COUNTED:
+    is_open = task.is_moving or not _has_end(attempt)
+    if is_counted := is_open and PAGE_SIZE < plan.count <= _MAX_COUNTED:
         parts = range(plan.count // PART_ROWS + 1)
     for _, files in read_parts(log, plan.digest, {each.writer for each in attempts}, only=parts):
         for file in files:
@@ -254,6 +260,12 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
         reused=sum(row.reused for row in rows),
         attempt=attempt,
         totals=totals,
+        open_jobs=[
+            job.id
+            for _, row in sorted(table.rows.items())
+            for job in row.jobs
+            if job.state is JobState.OPEN and not job.is_shared
+        ],
     )
     if not is_counted and not _has_end(attempt):
         return jobs
@@ -271,7 +283,7 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
         "skipped": skipped,
     }
     # while the task runs, the others are not submitted yet
-    copies = 0 if is_counted else _copies(plan, task, totals)
+    copies = 0 if is_counted and task.is_moving else _copies(plan, task, totals)
     return replace(jobs, counts=counts, reused=totals.shared, copies=copies)
 
 
@@ -324,7 +336,7 @@ def _row(planned: PlannedRow, row: Row, attempt: AttemptRecord, *, is_moving: bo
         error = (intent and intent.refusal) or ""
         status = "given up" if intent and intent.is_given_up else status
     elif state is InputState.UNSENT and not is_moving:
-        status = _NOT_SUBMITTED
+        status = NOT_SUBMITTED
     elif state is InputState.UNKNOWN or (state is InputState.ANNOUNCED and not is_moving):
         status, error = UNKNOWN if is_moving else IN_DOUBT, _FATE_UNKNOWN
     view = JobView(index=0, status=status, error=error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -15,12 +15,15 @@ from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.execution.apps.block import read_scale_record
 from airflow_provider_rungen.pages.models import Facts
 from airflow_provider_rungen.plugins.gather import Gathering
-from airflow_provider_rungen.plugins.rows import UNKNOWN, PageRows
+from airflow_provider_rungen.plugins.rows import PageRows
 from airflow_provider_rungen.plugins.task_record import FailureXCom, TaskRecord
 from airflow_provider_rungen.runs.attempt_record import End
 
 _LOST = "The last attempt did not record its end: it was killed, or its worker was lost."
-_NO_REASON = "Airflow ended the task before it could say why: a user marked it, or its worker was lost."
+_NO_REASON = (
+    "The task did not report why: a user marked it, its worker was lost, or it failed before it began"
+    " (see its log)."
+)
 #: The states in which an attempt has failed, and none runs.
 FAILED_STATES = ("failed", "up_for_retry")
 CENTS = Decimal("0.01")
@@ -53,9 +56,8 @@ def trouble_of(task: TaskRecord, jobs: PageRows) -> Trouble | None:
     error = _LOST if is_lost else _NO_REASON
     if pushed and not is_lost:
         error = f"{error} Attempt {pushed.try_number} failed: {pushed.error}"
-    running = [row.job_id for row in jobs.rows if row.job_id and row.status == UNKNOWN and not row.reused]
     failure = FailureXCom(try_number=task.try_number, error=error)
-    return Trouble(failure, is_reported=False, may_run=running)
+    return Trouble(failure, is_reported=False, may_run=jobs.open_jobs)
 
 
 def outlook(task: TaskRecord, jobs: PageRows, trouble: Trouble) -> Facts:
@@ -132,11 +134,17 @@ def _work(task: TaskRecord, jobs: PageRows, count: int) -> Iterator[str]:
     if not seconds:
         return
     least = "" if timed >= count else "at least "
+    rest = _untimed(count - timed)
     text = f"{least}{format_duration(seconds)} of execution"
     paid = cost_text(task.page.price, seconds)
     if least and paid:
         paid = "" if paid.startswith("below") else paid.replace("about ", least)
-    yield f"{text}: {paid}" if paid else text
+    yield f"{text}: {paid}{rest}" if paid else f"{text}{rest}"
+
+
+def _untimed(count: int) -> str:
+    """Return what a sum lacks, in words: canceled jobs have no time in the run log."""
+    return f" without {format_count(count, 'job')} whose time is not known" if count > 0 else ""
 
 
 def worked(task: TaskRecord, jobs: PageRows) -> tuple[float, int]:
@@ -149,7 +157,7 @@ def worked(task: TaskRecord, jobs: PageRows) -> tuple[float, int]:
 
 def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
     """Return what the jobs of tasks cost together, in words, for each currency. No job is paid for twice."""
-    amounts, partial = defaultdict[str, Decimal](Decimal), set[str]()
+    amounts, untimed = defaultdict[str, Decimal](Decimal), Counter[str]()
     runs = [jobs.rows for task, jobs in tasks if task.page.jobs is None and task.page.waits]
     own = {row.job_id for rows in runs for row in rows}
     for task, jobs in tasks:
@@ -158,12 +166,17 @@ def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
         seconds, timed = worked(task, jobs)
         if (paid := cost(task.page.price, seconds, JOB_DIGITS)) is None:
             continue
-        count = max(jobs.totals.submitted, sum(1 for row in jobs.rows if row.job_id and not row.reused))
+        # rows may share a job
+        count = max(
+            jobs.totals.submitted, len({row.job_id for row in jobs.rows if row.job_id and not row.reused})
+        )
         if count or task.usage or jobs.has_end:
             amounts[paid.currency] += paid.amount
-            partial |= {paid.currency} if timed < count else set()
+            untimed[paid.currency] += max(0, count - timed)
     return [
-        f"at least {amount.quantize(CENTS)} {name}" if name in partial else in_cents(Cost(amount, name))
+        f"at least {amount.quantize(CENTS)} {name}{_untimed(untimed[name])}"
+        if untimed[name]
+        else in_cents(Cost(amount, name))
         for name, amount in amounts.items()
     ]
 

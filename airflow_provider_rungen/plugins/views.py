@@ -22,7 +22,7 @@ from airflow_provider_rungen.pages.models import (
 from airflow_provider_rungen.plugins.gallery import Query
 from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.job_views import Answer, job_view, make_pager, note_unstored, status_of
-from airflow_provider_rungen.plugins.rows import ALL, IN_DOUBT, PAGE_SIZE, UNKNOWN, PageRows
+from airflow_provider_rungen.plugins.rows import ALL, IN_DOUBT, NOT_SUBMITTED, PAGE_SIZE, UNKNOWN, PageRows
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.trouble import billing_of, costs_of, outlook, trouble_of
 from airflow_provider_rungen.plugins.urls import Urls
@@ -56,9 +56,11 @@ class _Found:
         return status_of(row, self.manifests.get(row.job_id), self.answers.get(row.job_id))
 
     def with_times(self, jobs: PageRows) -> PageRows:
-        """Return rows with the times that the log lacks, as those of canceled jobs, in their totals."""
+        """Return all rows with the times that the log lacks, as those of canceled jobs, in their totals."""
         found, totals = [*map(self._seconds, _untimed(jobs.rows))], jobs.totals
         times = [seconds for seconds in found if seconds is not None]
+        if not jobs.is_whole:
+            return jobs  # what a task spent must not depend on the page
         if jobs.attempt and totals.timed + len(times) > totals.submitted:
             return jobs  # the record of the end has them
         seconds = totals.seconds + sum(times)
@@ -137,12 +139,15 @@ async def task_page(gathering: Gathering, urls: Urls, query: Query) -> dict[str,
         "task": task,
         "failures": groups,
         "failures_scope": jobs.failed_scope,
-        "progress": _progress(task, jobs, found, sum(map(found.has_ended, may_run))),
+        "progress": _progress(
+            task, jobs, found, sum(map(found.has_ended, may_run)), trouble.failure.unknown if trouble else 0
+        ),
         "failure": trouble and trouble.failure,
         "outlook": outlook(task, found.with_times(jobs), trouble) if trouble else (),
         "billing": await billing_of(gathering),
         "still_billing": [job_id for job_id in may_run if not found.has_ended(job_id)],
-        "may_run_elsewhere": bool(trouble and not trouble.is_reported and not jobs.is_whole),
+        "is_reported": bool(trouble and trouble.is_reported),
+        "may_run_elsewhere": bool(trouble and not trouble.is_reported and not jobs.is_counted),
         "notice": gathering.notice,
     }
 
@@ -152,9 +157,16 @@ async def run_page(gatherings: Sequence[Gathering], urls: Urls, query: Query) ->
     entries = await query.select(gatherings)
     page, are_runs = query.page_of(entries), len({each.task.run_id for each in gatherings}) > 1
 
+    # of all rows, whatever is filtered
+    known = {id(each): await each.rows(ALL) for each in gatherings}
+    is_small = sum(len(jobs.rows) for jobs in known.values()) <= PAGE_SIZE
+
     async def views_of(gathering: Gathering) -> Iterator[JobView]:
         task, rows = gathering.task, [row for each, row in page if each is gathering]
-        found = await _look_up(gathering, urls, rows)
+        jobs = known[id(gathering)]
+        found = await _look_up(gathering, urls, [*rows, *(_untimed(jobs.rows) if is_small else ())])
+        if is_small:
+            known[id(gathering)] = found.with_times(jobs)
         views = await run_in_threadpool(lambda: [*map(found.view, rows)])
         label = ("run", task.run_id) if are_runs else ("task", task.label)
         return iter([replace(each, facts=[label, *each.facts]) for each in views])
@@ -162,8 +174,7 @@ async def run_page(gatherings: Sequence[Gathering], urls: Urls, query: Query) ->
     views = dict(zip(map(id, gatherings), await asyncio.gather(*map(views_of, gatherings)), strict=True))
     blocks = {each.task.page.up: each for each in gatherings if each.task.page.up and not are_runs}
     billed = await asyncio.gather(*map(billing_of, blocks.values()))
-    # of all rows, whatever is filtered
-    costs = costs_of([(each.task, await each.rows(ALL)) for each in gatherings])
+    costs = costs_of([(each.task, known[id(each)]) for each in gatherings])
     shown = [next(views[id(gathering)]) for gathering, _ in page]
     return _list(query, len(entries), shown) | {
         "tasks": [each.task for each in gatherings],
@@ -198,11 +209,14 @@ def _open_jobs(task: TaskRecord, rows: Sequence[JobView]) -> list[str]:
     return open_jobs[:_MAX_ASKED] if task.is_moving else open_jobs
 
 
-def _progress(task: TaskRecord, jobs: PageRows, found: _Found, ended: int = 0) -> Progress | None:
+def _progress(
+    task: TaskRecord, jobs: PageRows, found: _Found, ended: int = 0, in_doubt: int = 0
+) -> Progress | None:
     """
     Return how many jobs of a task have each status; ``None`` if that is not known.
 
     :param ended: how many of those that the log has as running are known to have ended.
+    :param in_doubt: how many inputs may have a job whose id is not known, as the task reported.
     """
     counts, copies = jobs.counts, jobs.copies
     if jobs.is_whole:
@@ -214,6 +228,7 @@ def _progress(task: TaskRecord, jobs: PageRows, found: _Found, ended: int = 0) -
     if not total or not jobs.is_counted:
         return None
     names = ("canceled", "skipped", "running", "queued")
+    rest = total - sum(count for name, count in counts.items() if name not in (IN_DOUBT, NOT_SUBMITTED))
     unknown = counts.get(UNKNOWN, 0)
     ended = min(ended, unknown)
     return Progress(
@@ -223,6 +238,6 @@ def _progress(task: TaskRecord, jobs: PageRows, found: _Found, ended: int = 0) -
         is_moving=task.is_moving,
         completed=counts.get("completed", 0) + ended,
         unknown=unknown - ended,
-        in_doubt=counts.get(IN_DOUBT, 0),
+        in_doubt=max(counts.get(IN_DOUBT, 0), min(in_doubt, rest)),
         **{name: counts.get(name, 0) for name in names},
     )

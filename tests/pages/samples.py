@@ -176,6 +176,7 @@ def task_page(jobs: Sequence[JobView], task: TaskRecord = TASK, **changes: Any) 
         "failures_scope": "",
         "failure": None,
         "outlook": (),
+        "is_reported": True,
         "may_run_elsewhere": False,
         "billing": None,
         "still_billing": (),

@@ -100,7 +100,7 @@ def test_an_app_that_two_connections_list_is_one_row(world: World, add_connectio
     cards = [words_of(card) for card in page.split("<article")[1:]]
     assert len(cards) == len({*re.findall(r"<code>([^<]*)", page)})
     text = words_of(page)
-    assert f"1 of {len(cards)} apps billed now: 3 workers, 4.50 USD an hour" in text
+    assert f"1 of {len(cards)} apps billed now: 3 workers, 4.50 USD an hour at the prices of" in text
     # billed first, with workers that add up
     assert "another_with_the_same_key, rungen_default" in cards[0]
     assert "Billed now : 3 workers, 4.50 USD an hour" in cards[0]
@@ -121,7 +121,7 @@ def test_a_price_is_that_of_the_workers_that_have_one(world: World) -> None:
         of_task = words_of(world.get(f"{world.save(xcoms={'rungen_page': page})}/apps/{APP}").text)
     assert "Billed now : 3 workers, 3.00 USD an hour" in of_app
     assert "Billed now : 3 workers, 6.00 USD an hour" in of_task
-    assert "11 workers, 5.00 USD an hour for the 5 with a declared price" in text
+    assert "11 workers, 5.00 USD an hour for the 5 with a declared price at the prices of" in text
 
 
 def test_what_nobody_answers_is_unknown(world: World) -> None:

@@ -114,6 +114,8 @@ def test_jobs_that_were_canceled_are_counted_as_canceled(world: World, has_log: 
     for query in ("", "?status=completed"):
         [spent] = re.findall("Spent 12 jobs, .*: about ([0-9.]+) USD", box_of(world.get(path + query).text))
         assert float(spent) == pytest.approx(costs, abs=0.02)
+        of_run = words_of(world.get(path.partition("/tasks/")[0] + query).text)
+        assert f"jobs of all tasks: about {spent} USD" in of_run
 
 
 def test_many_rows_count_those_that_were_canceled(world: World) -> None:
@@ -121,8 +123,15 @@ def test_many_rows_count_those_that_were_canceled(world: World) -> None:
     world.emulator.service.scale("flux-schnell", 120)
     op = RunGenRunBatchOperator(inputs=inputs, timeout=2, destination=world.folder.as_uri(), **POLL)
     assert world.perform(op).error is not None
-    text = words_of(world.get(world.save("failed")).text)
+    world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
+    path = world.save("failed")
+    text = words_of(world.get(path).text)
     assert ("100 completed" in text, "20 canceled" in text) == (True, True)
+    # what a task spent does not depend on the page
+    spent = re.findall(r"at least [0-9.]+ USD without 20 jobs whose time is not known", text)
+    assert len(spent) == 1
+    assert spent[0] in words_of(world.get(f"{path}?page=2").text)
+    assert spent[0] in words_of(world.get(path.partition("/tasks/")[0]).text)
 
 
 def test_a_time_limit_of_airflow_is_named(world: World) -> None:
@@ -184,7 +193,7 @@ def test_a_retry_that_succeeds_has_no_box(world: World) -> None:
 
 def test_an_end_that_nobody_recorded_is_explained(world: World) -> None:
     page = world.get(world.save("failed", xcoms={})).text
-    assert "Airflow ended the task before it could say why" in box_of(page)
+    assert "The task did not report why: a user marked it" in box_of(page)
 
 
 @pytest.mark.parametrize("value", [{"error": 1}, "text", {"try_number": -1, "error": "x"}, [], None])
@@ -258,6 +267,27 @@ def test_jobs_whose_answers_were_lost_are_not_counted_as_not_submitted(world: Wo
     assert "At least 2 of 5 jobs submitted" in text
     assert "3 of unknown fate" in text
     assert "3 not submitted" not in text
+
+
+def test_a_job_whose_answer_was_lost_is_not_counted_as_not_submitted(world: World) -> None:
+    world.emulator.service.inject(Fault(on="run", kind="reset_after"))
+    assert world.perform(RunGenRunJobOperator(input=given(), **WAITS)).error is not None
+    text = words_of(world.get(world.save("failed")).text)
+    assert "1 of unknown fate" in text
+    assert "not submitted" not in text
+
+
+@pytest.mark.parametrize("page", [1, 3])
+def test_jobs_of_a_lost_worker_are_counted_alike_on_each_page(world: World, page: int) -> None:
+    write_log(world.ti, world.folder, [DONE] * 150 + [OPEN] * 100)
+    destination = {"connection": "none", "app": APP, "destination": world.folder.as_uri()}
+    path = world.save("failed", xcoms={"rungen_page": destination})
+    text = words_of(world.get(f"{path}?page={page}").text)
+    assert "Spent at least 250 jobs, " in text
+    assert ("150 completed" in text, "100 may still run" in text) == (True, True)
+    listed = text.partition("May still run, and be billed:")[2].partition("To stop them now")[0]
+    assert "job-150 job-151 " in listed
+    assert "and 60 more A retry resumes them" in listed
 
 
 @pytest.mark.parametrize("count", [6, 120])

@@ -188,14 +188,14 @@ def test_jobs_whose_cancellation_the_log_missed_are_counted_by_its_last_record(w
 
 
 def test_without_a_record_of_the_end_no_number_is_made_up(world: World) -> None:
-    write_log(world.ti, world.folder, [DONE] * 250)
+    write_log(world.ti, world.folder, [DONE] * 6500)
     page = world.get(save_task(world, "failed")).text
     assert "only the rows of this page are known" in page
-    assert "of 250 done" not in page
+    assert "of 6,500 done" not in page
     assert "it was killed, or its worker was lost" in page
     # an attempt without anything to submit has recorded its end
     again = world.again()
-    write_log(again.ti, again.folder, [None] * 250, end=End.SUCCEEDED, totals=Totals())
+    write_log(again.ti, again.folder, [None] * 6500, end=End.SUCCEEDED, totals=Totals())
     assert "only the rows of this page are known" not in again.get(save_task(again)).text
 
 
