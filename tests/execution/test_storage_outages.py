@@ -87,6 +87,7 @@ def in_folder(name: str, *operations: str) -> Where:
     return lambda request: f"/{name}/" in f"/{request.key}/" and request.operation in operations
 
 
+LOGIN_PAGE = S3Fault(200, "LogIn")
 EVERYTHING = ("GET", "HEAD", "LIST", "PUT", "DELETE", "BULK_DELETE")
 PLACES: dict[str, Where] = {
     "GET of stored files": in_folder("photos", "GET"),
@@ -120,7 +121,7 @@ def test_no_outage_of_s3_buys_again_what_is_stored(task: Task, faulty_s3: Faulty
     def cause(fault: S3Fault) -> None:
         faulty_s3.find_fault = lambda request: fault if PLACES[where](request) else None
 
-    faults = [*CODES, CUT, HANG]
+    faults = [*CODES, CUT, HANG, LOGIN_PAGE]
     assert bought_in(task, faults, cause, faulty_s3.reset) == {name_of(fault): 0 for fault in faults}
 
 
@@ -155,9 +156,6 @@ def test_a_place_is_tried_with_few_requests_and_left_as_it_was(
         each["Key"] for each in s3_client.list_objects_v2(Bucket="bucket", Prefix=tmp_path.name)["Contents"]
     }
     assert not [key for key in keys if "/.rungen/" in key and "/.rungen/runs/" not in key]
-
-
-LOGIN_PAGE = S3Fault(200, "LogIn")
 
 
 def test_an_upload_that_the_store_does_not_confirm_is_none(

@@ -912,6 +912,20 @@ def test_a_triggerer_whose_clock_is_ahead_ends_no_job(make: Make, kind: str) -> 
     assert "CANCELED" not in task.ends
 
 
+@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
+def test_a_retry_with_another_destination_buys_nothing(make: Make, kind: str) -> None:
+    task = make(kind, failing(), deferrable=False)
+    assert task.attempt().error is not None
+    made, elsewhere = len(task.jobs), (task.folder / "elsewhere").as_uri()
+    outcome = task.attempt(destination=elsewhere)
+    assert "The destination is another one than in an earlier attempt" in str(outcome.error)
+    assert len(task.jobs) == made
+    # after a clear, nobody needs the log
+    task.max_tries = 9
+    task.attempt(destination=elsewhere)
+    assert len(task.jobs) == made + COUNT
+
+
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("part", ["runs", "runs/*/attempts", "runs/*/jobs"])
 @pytest.mark.parametrize("more", [0, 1], ids=["the same inputs", "one more"])

@@ -191,7 +191,12 @@ class Storage:
         :param max_bytes: of a larger file, so many bytes and one more are returned.
         :raises RunGenOutputError: one cannot be read, or is behind a symbolic link.
         """
-        return self._for_existing(lambda folder, name: self._files.read(folder, name, max_bytes), files)
+        found = self._for_existing(lambda folder, name: self._files.read(folder, name, max_bytes), files)
+        for file, content in found.items():
+            # they are JSON, and S3 or a proxy may answer with an error in XML or a page, and status 200
+            if content[:80].lstrip().startswith(b"<"):
+                raise self._error(f"a page came in place of {self.uri_of(*file)}")
+        return found
 
     def _for_existing(self, call: Callable[[str, str], T | None], files: Iterable[File]) -> dict[File, T]:
         """Call a function with each file, concurrently. Return the results for those that exist."""

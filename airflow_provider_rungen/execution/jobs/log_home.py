@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 _HEAD_KEY = "rungen_log"
 _ANY_PART = range(1 << 30)
 _TOKEN_DIGITS = 32
+_LOST_LOG = (
+    "Without it nobody knows which jobs run. Look at the app's jobs, then clear the task to submit all inputs "
+    "again"
+)
 
 
 def token_of(ti: Any) -> str:
@@ -110,7 +114,7 @@ class LogHome:
         # nothing is created before the inputs are checked
         if not isinstance(place, StoragePlace) or place.has_begun():
             self.earlier = read_attempts(place)
-        if isinstance(place, StoragePlace) and not self.earlier:
+        if not self.earlier:
             self._check_missing(place, has_ledger)
 
     def write_head(self, writer: Writer, plan: str) -> None:
@@ -119,16 +123,18 @@ class LogHome:
             head = {"attempt": str(writer), "plan": plan, "place": self._place_digest, "secret": self._secret}
             self._store.set(_HEAD_KEY, head | {"numbers": asdict(self.numbers)})
 
-    def _check_missing(self, place: StoragePlace, has_ledger: Callable[[], bool]) -> None:
+    def _check_missing(
+        self, place: StoragePlace | StorePlace | MemoryPlace, has_ledger: Callable[[], bool]
+    ) -> None:
         """
         Find out why there is no log.
 
-        :raises DamagedLogError: it was removed. After a clear, or in another destination, it is not needed.
+        :raises DamagedLogError: it was removed, or is in another destination. After a clear, it is not needed.
         """
         if not self.is_durable or (not self.has_head and self.numbers.try_number == 1) or has_ledger():
             return
         if not self.has_head:
-            if self._store is None:
+            if self._store is None and isinstance(place, StoragePlace):
                 # Airflow knows of no log before 3.3, and an earlier attempt may have failed before it had one
                 log.warning(
                     "Earlier attempts left no log in %s. If they submitted jobs, these are not known here: "
@@ -136,15 +142,21 @@ class LogHome:
                     place.shown,
                 )
             return
-        place.check_reachable()
-        numbers = self._head.get("numbers") if self._head.get("place") == self._place_digest else None
-        if isinstance(numbers, Mapping) and not self.numbers.was_cleared_since(
+        numbers = self._head.get("numbers")
+        if not isinstance(numbers, Mapping) or self.numbers.was_cleared_since(
             Attempt(**numbers), End.UNKNOWN
         ):
+            return
+        if self._head.get("place") != self._place_digest:
+            raise DamagedLogError(
+                "The destination is another one than in an earlier attempt, where its log is; nothing was sent",
+                hint=f"Set it back, and retry. {_LOST_LOG}",
+            )
+        if isinstance(place, StoragePlace):
+            place.check_reachable()
             raise DamagedLogError(
                 f"The log of the task run is missing in {place.shown}; nothing was sent",
-                hint="Restore its folder in .rungen/runs, and retry. Without it nobody knows which jobs run. "
-                "Look at the app's jobs, then clear the task to submit all inputs again",
+                hint=f"Restore its folder in .rungen/runs, and retry. {_LOST_LOG}",
             )
 
     @property
