@@ -123,7 +123,7 @@ def retry_after(response: Response, now: float) -> float | None:
     :param now: the time (seconds since 1970).
     """
     value = response.headers.get("retry-after", "").strip()
-    if value.isascii() and value.isdigit() and len(value) < 10:
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
         return min(float(value), RETRY_AFTER_CAP)
     until = _timestamp(value)
     if until is None:

@@ -267,8 +267,8 @@ def test_a_refusal_without_words_is_still_an_error_of_some_length(direct: Via, b
 # --- Retry-After --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asked", [61, 119, 3600])
-def test_nobody_comes_back_before_the_service_asked(direct: Via, asked: int) -> None:
+@pytest.mark.parametrize("asked", [61, 61.5, 119, 3600])
+def test_nobody_comes_back_before_the_service_asked(direct: Via, asked: float) -> None:
     direct.service.inject(Fault(on="get_app", status=429, headers={"Retry-After": str(asked)}))
     with contextlib.suppress(errors.RunGenRateLimitedError):
         direct(endpoints.get_app(APP))
