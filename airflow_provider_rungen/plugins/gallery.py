@@ -167,9 +167,11 @@ async def with_inputs(entries: Sequence[Entry], sought: Sequence[Entry], notice:
     jobs = [entry for entry in sought if entry[1].job_id]
     for gathering, ids in _by_task(jobs[:_MAX_READ]):
         known |= await gathering.manifests(ids)
-    others = [entry for entry in jobs if entry[1].job_id not in known]
+    unstored = [entry for entry in jobs if entry[1].job_id not in known]
+    others = [entry for entry in unstored if not entry[1].created_at]
     others.sort(key=lambda entry: entry[1].seconds is not None or entry[1].reused)
-    asked = _by_task(others[:_MAX_ASKED])
+    # not more because of an order: what is known of a list does not depend on it
+    asked = _by_task(others[: max(0, _MAX_ASKED - (len(unstored) - len(others)))])
     for answers in await asyncio.gather(*(gathering.jobs(ids) for gathering, ids in asked)):
         known |= {job_id: answer for job_id, answer in answers.items() if isinstance(answer, Job)}
     unknown = [each for each in sought if each[1].job_id not in known and each[1].status != "skipped"]

@@ -16,9 +16,20 @@ import pytest
 from conftest import APP, SOON
 
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunTableOperator
+from airflow_provider_rungen.plugins.limits import CACHE
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.rows import JobState
-from plugins.conftest import POLL, SERVER_WARNINGS, CountingStore, World, given, links, words_of, write_log
+from plugins.conftest import (
+    POLL,
+    SERVER_WARNINGS,
+    CountingStore,
+    World,
+    given,
+    links,
+    submit,
+    words_of,
+    write_log,
+)
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
@@ -338,6 +349,27 @@ def test_canceled_jobs_cost_the_same_in_each_view(world: World) -> None:
     page = world.get(f"{path}?sort=cost")
     assert card_costs(page) == sorted(costs, reverse=True)
     assert not notice_of(page)
+
+
+def test_of_many_jobs_the_same_costs_are_known_in_each_order(world: World) -> None:
+    world.emulator.service.scale(APP, 150)
+    ids = submit(*[given(str(number)) for number in range(150)])
+    deadline = time.monotonic() + SOON
+    while world.emulator.service.stats()["jobs_completed"] < 150:
+        assert time.monotonic() < deadline
+    write_log(world.ti, world.folder, [JobState.OPEN] * 150, ids=ids, end=End.SUCCEEDED)
+    place = {"connection": "rungen_default", "app": APP, "results": f"{world.folder}/r.csv"}
+    path = world.save(xcoms={"rungen_page": place | {"price": "3600 USD/h"}})
+    found = list[dict[str, str]]()
+    for query in ("", "sort=cost", "sort=time", "sort=seconds"):
+        CACHE.clear()
+        before = world.emulator.service.count("get_job")
+        rows = table(world, path, query)
+        assert world.emulator.service.count("get_job") - before <= 100
+        found.append({row["job_id"]: row["cost"] for row in rows if not row["note"]})
+        assert "" not in found[-1].values()
+    assert [*map(len, found)] == [100] * 4
+    assert found[1:] == found[:1] * 3
 
 
 def test_a_job_of_equal_rows_is_paid_for_once(world: World) -> None:
