@@ -24,7 +24,7 @@ from airflow_provider_rungen.pages.models import (
 )
 from airflow_provider_rungen.pages.output_kinds import guess
 from airflow_provider_rungen.plugins.gather import Gathering
-from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN
+from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, numbers_of
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.trouble import JOB_DIGITS, cost, what_a_clear_submits
@@ -109,8 +109,8 @@ def job_view(
     if status == UNKNOWN and task.is_moving:
         status = "waiting"
     count = 0 if manifest is None else len(manifest.outputs)
-    start, most = (0, _OUTPUTS_OF_JOB) if page is None else ((page - 1) * PAGE_SIZE, PAGE_SIZE)
-    files = [] if manifest is None else stored_files(manifest, start, start + most)
+    shown = range(count)[:_OUTPUTS_OF_JOB] if page is None else numbers_of(page, count)
+    files = [] if manifest is None else stored_files(manifest, shown.start, shown.stop)
     is_bare = manifest is None and bool(find_outputs(result, 1))
     return replace(
         row,
@@ -129,7 +129,7 @@ def job_view(
                 kind=guess(file.name, file.claimed_type),
                 size=file.size,
             )
-            for number, file in enumerate(files, start)
+            for number, file in enumerate(files, shown.start)
         ],
         more_outputs=count - len(files) if page is None else 0,
         text=_unstored(task) if is_bare else None if count else find_text(result) or first_fields(result),
@@ -168,11 +168,12 @@ def note_unstored(gathering: Gathering, answers: Iterable[Answer]) -> None:
 def make_pager(here: str, total: int, page: int) -> Pager | None:
     """Return which part of a list a page shows; ``None`` if it shows all."""
     here, pages = f"{here}{'&' if '?' in here else '?'}", max(1, -(-total // PAGE_SIZE))
-    if pages == 1 and page == 1:
+    page = min(page, pages)  # beyond the last one, that is shown
+    if pages == 1:
         return None
     return Pager(
         page=page,
         pages=pages,
-        previous_href=f"{here}page={min(page - 1, pages)}" if page > 1 else "",
+        previous_href=f"{here}page={page - 1}" if page > 1 else "",
         next_href=f"{here}page={page + 1}" if page < pages else "",
     )

@@ -126,14 +126,20 @@ def pushed_rows(task: TaskRecord, page: int) -> PageRows:
         or JobView(index=index, status=with_job if job_id else without_job, job_id=job_id or "")
         for index, job_id in enumerate(ids)
     ]
-    shown = [rows[index] for index in _numbers_of(page, len(rows))]
+    shown = [rows[index] for index in numbers_of(page, len(rows))]
     counts = Counter(row.status for row in rows)
     may_run = [row.job_id for row in rows if row.job_id and row.status == UNKNOWN]
     failures = list(failed.values())
     return PageRows(rows=shown, total=len(rows), failed=failures, counts=counts, open_jobs=may_run)
 
 
-def _numbers_of(page: int, count: int) -> range:
+def numbers_of(page: int, count: int) -> range:
+    """
+    Return which of some rows are on a page; `ALL` has all.
+
+    :param page: its number, from 1. If it is beyond the last one, that is meant.
+    """
+    page = min(page, max(1, -(-count // PAGE_SIZE)))
     return range(count) if page == ALL else range(count)[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
 
 
@@ -230,7 +236,7 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
     plan = Plan.saved(log, attempt.plan)
     if page == ALL and plan.count > MAX_ROWS:
         raise RunGenError(f"no page filters or sorts more than {MAX_ROWS:,} rows")
-    numbers = _numbers_of(page, plan.count)
+    numbers = numbers_of(page, plan.count)
     planned = dict(zip(numbers, plan.rows(numbers.start, numbers.stop), strict=True))
     # equal inputs share the job of the first
     inputs = {number: number if row.first is None else row.first for number, row in planned.items()}

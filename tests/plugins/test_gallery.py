@@ -16,9 +16,20 @@ import pytest
 from conftest import APP, SOON
 
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunTableOperator
+from airflow_provider_rungen.plugins.limits import CACHE
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.rows import JobState
-from plugins.conftest import POLL, SERVER_WARNINGS, CountingStore, World, given, links, words_of, write_log
+from plugins.conftest import (
+    POLL,
+    SERVER_WARNINGS,
+    CountingStore,
+    World,
+    given,
+    links,
+    submit,
+    words_of,
+    write_log,
+)
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
@@ -55,6 +66,22 @@ def shown(page: Any) -> list[str]:
     return [card.partition("</h3>")[0].split(">")[2].partition("<")[0] for card in page.text.split("<h3")[1:]]
 
 
+def table(world: World, path: str, query: str = "") -> list[dict[str, str]]:
+    """Return the rows of a table that is downloaded."""
+    return list(csv.DictReader(io.StringIO(world.get(f"{path}?{query}&download=csv").text)))
+
+
+def card_costs(page: Any) -> list[float]:
+    """Return the costs of the jobs on a page, in order."""
+    return [
+        float(each) for each in re.findall(r"([0-9.]+) USD", words_of(page.text.partition('id="list"')[2]))
+    ]
+
+
+def notice_of(page: Any) -> str:
+    return words_of(page.text.partition('id="list"')[2].partition('class="notice"')[2].partition("</p>")[0])
+
+
 def save_log(world: World, count: int, folder: Any = None, **log: Any) -> str:
     """Write a task with a log of many rows, and return the path of its page."""
     states = [FAILED if number % 100 == 7 else DONE for number in range(count)]
@@ -76,14 +103,20 @@ def test_rows_are_filtered_and_sorted(world: World) -> None:
         "text=COLOR%3DRed&status=failed": [],
         "text=key%3Dhat": ["hat"],
         "text=IN+BLUE": ["hat"],  # of the prompt, which only the manifest has
-        "text=seed+7&status=completed": ["shoe", "hat", "coat"],
+        "text=blue+HAT": ["hat"],
+        "text=blue+coat": [],
+        "text=seed+7": ["shoe", "hat", "coat", "bag"],  # the service has that of what failed
+        "text=7+64+x+64+coat": ["coat"],
+        "text=seed+6": [],
+        "text=a+6": [],  # a number is no part of a size
         "text=memory": ["bag"],
         "text=%232": ["coat"],
         "sort=seconds&status=completed": ["hat", "coat", "shoe"],
         "sort=cost&status=completed": ["hat", "coat", "shoe"],
         "sort=nonsense": ["shoe", "hat", "coat", "bag"],
         "text=nothing+is+like+this": [],
-        "page=7&status=failed": [],
+        "page=7&status=failed": ["bag"],
+        "page=7": ["shoe", "hat", "coat", "bag"],
         f"sort=time&text={'x' * 5000}": [],
     }.items():
         page = world.get(f"{path}?{query}")
@@ -126,8 +159,11 @@ def test_thousands_of_rows_are_filtered_and_sorted_quickly_and_nothing_is_writte
     assert len(shown(world.get(f"{path}?status=failed"))) == 50
     reads = len(counting.reads)
     assert shown(world.get(f"{path}?text=sku%3Ds4999")) == ["s4999"]
-    assert "were read of the first 1,000 of 5,000 jobs only" in world.get(f"{path}?text=x").text
-    assert "were read" not in world.get(f"{path}?text=%234999").text
+    assert "seeds were not searched: 5,000." in notice_of(world.get(f"{path}?text=x"))
+    for query in ("text=%234999", "text=key%3Ds4999", "text=s4999"):
+        page = world.get(f"{path}?{query}")
+        assert shown(page) == ["s4999"]
+        assert ("not searched" in page.text) == (query == "text=s4999"), "what the notice advises finds it"
     assert len(counting.reads) == reads, "nothing is read twice"
 
 
@@ -141,8 +177,46 @@ def test_prompts_of_the_first_thousand_rows_that_may_be_meant_are_searched(world
     path = world.save(xcoms={"rungen_page": page})
     assert shown(world.get(f"{path}?text=seed+7")) == ["s900"]
     assert shown(world.get(f"{path}?text=seed+7&status=completed")) == ["s900", "s1100"]
-    found = world.get(f"{path}?text=nothing+like+this").text.partition('id="list"')[2]
-    assert "were read of the first 1,000 of 1,200 jobs only" in found
+    assert "seeds were not searched: 1,199." in notice_of(world.get(f"{path}?text=nothing+like+this"))
+
+
+def test_what_nothing_is_stored_of_is_asked_for_up_to_a_page(world: World) -> None:
+    ids = [f"gone-{number}" for number in range(150)]
+    write_log(world.ti, world.folder, [JobState.OPEN] * 150 + [None], ids=ids, end=End.SUCCEEDED)
+    place = {"connection": "rungen_default", "app": APP, "results": f"{world.folder}/r.csv"}
+    page = place | {"price": "360 USD/h"}
+    path = world.save(xcoms={"rungen_page": page})
+    before = world.emulator.service.count("get")
+    rows = table(world, path)
+    assert world.emulator.service.count("get") - before == 100
+    assert {(row["cost"], row["note"]) for row in rows} == {("", "cost not known"), ("", "")}
+    for query, words in {
+        "sort=cost": "sorted last: the cost of 150 jobs",
+        "sort=seconds": "sorted last: the duration of 150 jobs",
+        "sort=time": "sorted last: the time of 150 jobs",
+        "text=seed+7": "seeds were not searched: 151.",
+    }.items():
+        assert words in notice_of(world.get(f"{path}?{query}"))
+
+
+def test_the_longest_jobs_are_first_whoever_paid_for_them(world: World) -> None:
+    world.ti.dag_id = "longest"
+    options = {"ledger": (world.folder / "ledger").as_uri()}
+    paint(world, "shoe", "hat", **options)
+    second = replace(world.again(), folder=world.folder.parent)
+    path = paint(second, "shoe", "coat", "hat", "bag", **options)
+    assert [row["reused"] for row in table(world, path)] == ["True", "False", "True", "False"]
+    page = world.get(f"{path}?sort=seconds")
+    assert shown(page)[:2] == ["hat", "coat"]
+    for manifest in second.folder.rglob("manifest.json"):
+        fields = json.loads(manifest.read_text())
+        # in another zone, which is later as a text
+        at = "2026-01-02T01:00:00+09:00" if "a hat" in str(fields["input"]) else "2026-01-01T20:00:00+00:00"
+        manifest.write_text(json.dumps(fields | {"created_at": at}))
+    assert shown(world.get(f"{path}?sort=time")) == ["bag", "shoe", "coat", "hat"]
+    assert "Not known" not in page.text
+    # the failed one was submitted by this run
+    assert sum(float(row["cost"]) > 0 for row in table(world, path)) == 2
 
 
 def test_too_many_rows_to_filter_are_explained(world: World) -> None:
@@ -256,6 +330,59 @@ def test_what_a_run_paid_does_not_depend_on_how_it_is_looked_at(world: World) ->
     assert "USD" not in world.get(f"{path}?status=reused").text.partition("<article")[2]
 
 
+def test_canceled_jobs_cost_the_same_in_each_view(world: World) -> None:
+    inputs = [given(str(number), seconds=60 if number % 2 else 0.02) for number in range(8)]
+    world.emulator.service.scale(APP, 8)
+    op = RunGenRunBatchOperator(inputs=inputs, timeout=1, destination=world.folder.as_uri(), **POLL)
+    assert world.perform(op).error is not None
+    world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
+    path = world.save("failed")
+    costs = card_costs(world.get(path))
+    assert len(costs) == 8
+    assert sum(costs) > 4
+    for query in ("", "sort=cost"):
+        rows = table(world, path, query)
+        assert [float(row["cost"]) for row in rows] == pytest.approx(
+            sorted(costs, reverse=True) if query else costs, abs=0.01
+        )
+        assert not any(row["note"] for row in rows)
+    page = world.get(f"{path}?sort=cost")
+    assert card_costs(page) == sorted(costs, reverse=True)
+    assert not notice_of(page)
+
+
+def test_of_many_jobs_the_same_costs_are_known_in_each_order(world: World) -> None:
+    world.emulator.service.scale(APP, 150)
+    ids = submit(*[given(str(number)) for number in range(150)])
+    deadline = time.monotonic() + SOON
+    while world.emulator.service.stats()["jobs_completed"] < 150:
+        assert time.monotonic() < deadline
+    write_log(world.ti, world.folder, [JobState.OPEN] * 150, ids=ids, end=End.SUCCEEDED)
+    place = {"connection": "rungen_default", "app": APP, "results": f"{world.folder}/r.csv"}
+    path = world.save(xcoms={"rungen_page": place | {"price": "3600 USD/h"}})
+    found = list[dict[str, str]]()
+    for query in ("", "sort=cost", "sort=time", "sort=seconds"):
+        CACHE.clear()
+        before = world.emulator.service.count("get")
+        rows = table(world, path, query)
+        assert world.emulator.service.count("get") - before == 100
+        found.append({row["job_id"]: row["cost"] for row in rows if not row["note"]})
+        assert "" not in found[-1].values()
+    assert [*map(len, found)] == [100] * 4
+    assert found[1:] == found[:1] * 3
+
+
+def test_a_job_of_equal_rows_is_paid_for_once(world: World) -> None:
+    options = {"destination": world.folder.as_uri(), "ledger": (world.folder / "ledger").as_uri(), **POLL}
+    op = RunGenRunBatchOperator(inputs=[given("twin")] * 2, **options)
+    assert world.perform(op).error is None
+    world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
+    first, second = table(world, world.save())
+    assert first["job_id"] == second["job_id"]
+    assert (float(first["cost"]) > 0, first["note"]) == (True, "")
+    assert (float(second["cost"]), second["note"]) == (0, "job of another row")
+
+
 # --- several tasks ------------------------------------------------------------------------------------------
 
 
@@ -289,7 +416,7 @@ def test_all_indexes_of_a_task_and_all_tasks_of_a_run_are_one_gallery(world: Wor
         assert "other" not in words_of(page)
         archive = zipfile.ZipFile(io.BytesIO(world.get(f"{path}?download=zip").content))
         assert len(archive.namelist()) == len(prompts)
-        assert world.get(f"{path}?text=no.+1").text.count("<article") == 1
+        assert world.get(f"{path}?text=1+paint").text.count("<article") == 1
     page = world.get(f"{run}/tasks/paint/1").text
     assert {run, f"{run}/tasks/paint"} <= set(links(page))
 
