@@ -31,8 +31,8 @@ _HEAD_KEY = "rungen_log"
 _ANY_PART = range(1 << 30)
 _TOKEN_DIGITS = 32
 _LOST_LOG = (
-    "Without it nobody knows which jobs run. Look at the app's jobs, then clear the task to submit all inputs "
-    "again"
+    "Without it nobody knows which jobs run. Look at the app's jobs, then clear the task to submit all inputs"
+    " again"
 )
 
 
@@ -129,7 +129,7 @@ class LogHome:
         """
         Find out why there is no log.
 
-        :raises DamagedLogError: it was removed, or is in another destination. After a clear, it is not needed.
+        :raises DamagedLogError: it was removed, or is elsewhere. After a clear, it is not needed.
         """
         if not self.is_durable or (not self.has_head and self.numbers.try_number == 1) or has_ledger():
             return
@@ -149,7 +149,7 @@ class LogHome:
             return
         if self._head.get("place") != self._place_digest:
             raise DamagedLogError(
-                "The destination is another one than in an earlier attempt, where its log is; nothing was sent",
+                "The destination is another one than in an earlier attempt; nothing was sent",
                 hint=f"Set it back, and retry. {_LOST_LOG}",
             )
         if isinstance(place, StoragePlace):
