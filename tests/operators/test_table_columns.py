@@ -120,6 +120,7 @@ def test_a_retry_runs_invalid_rows_again_and_the_next_night_buys_nothing(
     assert not isinstance(error, AirflowFailException), "a retry may help"
     assert "2 of 4 rows failed" in str(error)
     assert task.column("status") == ["completed", "invalid", "invalid", "completed"]
+    assert all(task.column("execution_seconds")), "they are paid for"
     ids = task.column("job_id")
     assert task.attempt(max_failed=2).error is None
     assert [old == new for old, new in zip(ids, task.column("job_id"), strict=True)] == [
@@ -173,6 +174,7 @@ def test_a_deferral_keeps_how_a_row_ended(run: Run) -> None:
     assert len(outcome.events) > 1
     assert task.column("status") == ["rejected", "invalid", "invalid", "rejected"]
     assert task.column("error")[::3] == ["no good"] * 2
+    assert all(task.column("execution_seconds")), "they are paid for"
     assert "is not JSON" in task.column("error")[2]
 
 

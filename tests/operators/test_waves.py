@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskDeferred
 from bad_answers import Fault
-from conftest import FakeStore, Outcome, TrackedTaskInstance, rows_in
+from conftest import APP, FakeStore, Outcome, TrackedTaskInstance, rows_in
 from operator_kit import KILLED, Attempts, Died, DyingStore
 
 from airflow_provider_rungen.client import progress, retry
@@ -384,6 +384,10 @@ def test_failures_of_all_waves_are_reported(make: Make, kind: str, mode: bool) -
     assert "A retry runs only these again" in error
     assert task.failed == failed
     assert (task.ti.xcoms["usage"]["completed"], task.ti.xcoms["usage"]["failed"]) == (21, 5)
+    if kind == TABLE:
+        for row in (task.results[n] for n in failed):
+            assert row["error"] == f"Failed: out of memory (job {row['job_id']}, app {APP})", "once"
+            assert row["execution_seconds"] == pytest.approx(0.15), "it is paid for"
     task.attempt()
     assert {prompt for prompt, count in task.bought.items() if count == 2} == {f"picture {n}" for n in failed}
 
@@ -469,6 +473,8 @@ def test_a_broken_app_is_not_sent_everything(make: Make, kind: str, mode: bool, 
     if kind == TABLE:
         rows = Counter(row["status"] for row in task.results)
         assert rows == {"failed": 3 + unsent, "canceled": canceled}
+        bought = [row for row in task.results if row["status"] == "failed" and row["job_id"]]
+        assert all(row["execution_seconds"] for row in bought), "they are paid for"
     else:
         assert task.failed == list(range(60))
 

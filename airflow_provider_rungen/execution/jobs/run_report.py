@@ -19,7 +19,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobTimeoutError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution.jobs.resuming import job_at_end
+from airflow_provider_rungen.execution.jobs.job_ends import job_at_end
 from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED, BatchResult, Stopped
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.xcom_keys import LABEL_KEY
