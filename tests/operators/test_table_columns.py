@@ -301,6 +301,32 @@ def test_a_check_that_fails_loses_nothing(run: Run, tmp_path: Path, mode: bool, 
         assert len(check.asked) == 4
 
 
+@MODES
+@pytest.mark.parametrize("has_ledger", [True, False])
+@pytest.mark.parametrize("has_next", [True, False], ids=["retry", "clear"])
+def test_a_check_that_fails_says_what_buys_again(
+    run: Run, mode: bool, has_ledger: bool, has_next: bool
+) -> None:
+    check = Checks()
+    check.error = ZeroDivisionError("oops")
+    task = run(products(3), deferrable=mode, check=check)
+    task.max_tries = int(has_next)
+    if not has_ledger:
+        task.options["ledger"] = None
+    buys_again = not (has_next or has_ledger)
+    hint = "Correct the function. " + (
+        "Clear the task. That submits all 3 inputs again"
+        if buys_again
+        else f"A {'retry' if has_next else 'clear'} runs the function again, and no job that completed"
+    )
+    assert hint in str(task.attempt().error)
+    check.error = None
+    if not has_next:
+        task.clear()
+    assert task.attempt().error is None
+    assert task.created == (6 if buys_again else 3)
+
+
 def test_a_check_may_decide_how_the_task_ends(run: Run) -> None:
     check = Checks()
     check.error = AirflowSkipException("nobody needs them today")

@@ -249,14 +249,15 @@ class RunReport:
         """Return what to do about inputs that no retry can help, and what that submits."""
         task_log, ending = self._run.task_log, self._run.ending
         some, everything = task_log.unfinished_count, task_log.state.count
+        only = f"only {some}" if some else "none"
         if some >= everything:
             return advice
         if not ending.is_durable:
             return f"{advice}. That submits all {everything} inputs again"
         if ending.on_clear == "new":
             how = "if you keep its task state" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
-            return f"{advice}. That submits all {everything} inputs again; {how}, only {some}"
-        return f"{advice}. That submits only {some} of {everything} inputs"
+            return f"{advice}. That submits all {everything} inputs again; {how}, {only}"
+        return f"{advice}. That submits {only} of {everything} inputs"
 
     def retry_hint(self, some: str, everything: str) -> str:
         """
