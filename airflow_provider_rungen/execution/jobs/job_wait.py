@@ -211,14 +211,16 @@ class JobWait:
 
     # --- canceling ---
 
-    def cancel(self, app_id: str, job_ids: Sequence[str], *, within: float | None = None) -> list[str]:
+    def cancel(
+        self, app_id: str, job_ids: Sequence[str], *, within: float | None = None
+    ) -> dict[str, RunGenError]:
         """
-        Cancel jobs, and return those that may still run.
+        Cancel jobs, and return those that may still run, each with the reason.
 
         :param within: the seconds that it may take; when left out, as many as the jobs need.
         """
         if not job_ids:
-            return []
+            return {}
         hook = self._run.hook
         if within is None:
             within = 60.0 + len(job_ids) / (hook.settings.max_requests_per_second or 20)
@@ -234,7 +236,7 @@ class JobWait:
         for error in list(failures.values())[:MAX_LOGGED_CANCELS]:
             log.warning("%s", error.message)
         log_jobs(f"Could not cancel more jobs of app {app_id}", list(failures)[MAX_LOGGED_CANCELS:])
-        return list(failures)
+        return failures
 
     def cancel_on_kill(self) -> None:
         """Cancel what the last wait was for, as far as the time of a kill allows (``cancel_on_kill``)."""
