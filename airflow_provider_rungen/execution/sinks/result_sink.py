@@ -272,7 +272,8 @@ class ResultSink(Collector):
                 row = ResultRow(index=number, status=status, values=values, error=failure.message)
             else:
                 failure = self.errors.get(job_id) or RunGenError(missing)
-                is_reused = job_id in result.shared
+                # of rows that share a job, the first has bought it
+                is_reused = job_id in result.shared or planned.first is not None
                 ran_for = seconds.get(job_id)
                 row = rows.row(number, job_id, failure, values=values, is_reused=is_reused, seconds=ran_for)
             if row.is_failed:

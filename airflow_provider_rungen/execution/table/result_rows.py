@@ -66,7 +66,7 @@ class ResultRow:
     :param index: its place in the source, from 0.
     :param values: of the table's own columns, JSON values by name. A missing one is null.
     :param error: why it is not completed.
-    :param reused: whether another task run submitted its job, or a collecting task found it stored.
+    :param reused: whether another task run or row bought its job, or a collecting task found it stored.
     :param outputs: the URIs of its stored files.
     :param sha256: the digest of the first file.
     :param result: what the model returned, as JSON text without the secrets of its URLs.
