@@ -469,11 +469,15 @@ def test_a_broken_app_is_not_sent_everything(make: Make, kind: str, mode: bool, 
     assert task.ends == {"FAILED": 3, "CANCELED": canceled}
     usage = task.ti.xcoms["usage"]
     assert (usage["completed"], usage["failed"]) == (0, 60 - unsent)
+    ran_for = sum(job["finished"] - job["started"] for job in task.jobs if job["started"])
+    assert usage["execution_seconds"] == pytest.approx(ran_for, abs=0.01), "canceled jobs are billed, too"
     if kind == TABLE:
         rows = Counter(row["status"] for row in task.results)
         assert rows == {"failed": 3 + unsent, "canceled": canceled}
         bought = [row for row in task.results if row["status"] == "failed" and row["job_id"]]
         assert all(row["execution_seconds"] for row in bought), "they are paid for"
+        ran = [row["execution_seconds"] for row in task.results]
+        assert usage["execution_seconds"] == pytest.approx(sum(filter(None, ran)), abs=0.01)
     else:
         assert task.failed == list(range(60))
 

@@ -224,21 +224,31 @@ class Ending:
         cause = f"{cause} (stop_after={self._options.stop_after})"
         running = self._log.running
         log.warning("Stopped: %s. Canceling %d jobs", cause, len(running))
-        not_canceled = self.cancel(running, why=f"after {cause}")
+        not_canceled = self.cancel(running, why=f"after {cause}", asks_seconds=True)
         canceled = self._run.wait.canceled.intersection(running)
         ended = [job_id for job_id in running if job_id not in canceled and job_id not in not_canceled]
         self._run.collecting.refetch(ended)
         self.stopped = Stopped(cause, len(canceled), unsent, list(not_canceled), retryable)
 
     def cancel(
-        self, job_ids: Sequence[str], *, within: float | None = None, why: str = ""
+        self,
+        job_ids: Sequence[str],
+        *,
+        within: float | None = None,
+        why: str = "",
+        asks_seconds: bool = False,
     ) -> dict[str, RunGenError]:
-        """Cancel jobs, and return those that may still run, each with the reason."""
+        """
+        Cancel jobs, and return those that may still run, each with the reason.
+
+        :param asks_seconds: whether there is time to ask the service how long they ran.
+        """
         not_canceled = self._run.wait.cancel(self.app_id, job_ids, within=within)
         canceled = self._run.wait.canceled.intersection(job_ids)
+        seconds = self._run.wait.seconds_of(self.app_id, sorted(canceled)) if asks_seconds else {}
         for job_id in canceled:
-            self._log.jobs.end(job_id, JobState.CANCELED, why=why)
-            self._run.report.note_canceled(job_id, why)
+            self._log.jobs.end(job_id, JobState.CANCELED, seconds=seconds.get(job_id), why=why)
+            self._run.report.note_canceled(job_id, why, seconds.get(job_id))
         # a kill leaves little time, and the next attempt finds out that they were canceled
         forget = partial(self._run.ledger.forget, dict.fromkeys(canceled))
         call_briefly(forget, self._run.guard.time_left())

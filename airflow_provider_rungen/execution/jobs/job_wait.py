@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # Of more jobs that could not be canceled, the reasons are not logged.
 MAX_LOGGED_CANCELS = 10
+# Seconds without an answer after which it stays unknown how long canceled jobs ran.
+LOOK_TIME = 10.0
 Defer = Callable[[dict[str, Any], float], NoReturn]
 
 
@@ -246,6 +248,20 @@ class JobWait:
             self.cancel(self._poller.app_id, in_flight, within=within)
 
     # --- fetching again ---
+
+    def seconds_of(self, app_id: str, job_ids: Sequence[str]) -> dict[str, float]:
+        """Return how long canceled jobs ran, which is billed, as far as the service answers."""
+        seconds: dict[str, float] = {}
+
+        def note(job_id: str, outcome: Job | RunGenError) -> None:
+            if isinstance(outcome, Job) and outcome.is_terminal and outcome.execution_time is not None:
+                seconds[job_id] = outcome.execution_time
+
+        try:
+            self.refetch(app_id, job_ids, note, LOOK_TIME, have_ended=False)
+        except RunGenError as error:
+            log.warning("%s; it is unknown how long canceled jobs ran", error.message)
+        return seconds
 
     def refetch(
         self,

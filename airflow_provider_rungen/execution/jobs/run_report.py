@@ -115,10 +115,10 @@ class RunReport:
         """Keep how a job ended."""
         self._ended[job.id] = job
 
-    def note_canceled(self, job_id: str, why: str) -> None:
-        """Keep why this attempt canceled a job."""
-        app_id = self._run.task_log.app_id
-        self._ended[job_id] = Job(id=job_id, app_id=app_id, status=JobStatus.CANCELED, error=why)
+    def note_canceled(self, job_id: str, why: str, seconds: float | None) -> None:
+        """Keep why this attempt canceled a job, and how long it ran, if that is known."""
+        app_id, status = self._run.task_log.app_id, JobStatus.CANCELED
+        self._ended[job_id] = Job(job_id, app_id, status, error=why, execution_time=seconds)
 
     def take_ended(self, job_ids: Collection[str]) -> list[Job]:
         """Return those of some jobs that the service has just returned, or that failed."""
