@@ -227,6 +227,8 @@ class RunGenJobError(RunGenError):
 
     #: How long the job ran (seconds), if its end and that are known.
     execution_time: float | None = None
+    #: The service's own words, if the job failed or was canceled: the message adds how it ended, and its ids.
+    reason: str | None = None
 
 
 class RunGenJobFailedError(RunGenJobError):

@@ -303,6 +303,9 @@ class JobPoller:
         # a key that is refused for good is so for every job
         refused_at = self.waiting[job_id].doubt.since
         is_for_all = is_refusal(error) and refused_at is not None and self.outages.accepted_at < refused_at
+        if is_for_all and len(self.waiting) > 1:  # others may be jobs of another task
+            message = error.message.replace(format_ids(self.app_id, job_id), format_ids(self.app_id))
+            error = error.revised(message, hint=error.hint, retryable=error.retryable)
         self.errors |= dict.fromkeys(self.waiting if is_for_all else [job_id], error)
 
     def _note_job(self, state: PollState, job: Job, now: float) -> None:

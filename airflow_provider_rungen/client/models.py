@@ -111,7 +111,9 @@ class Job:
         kinds = {JobStatus.FAILED: RunGenJobFailedError, JobStatus.CANCELED: RunGenJobCanceledError}
         kind = kinds.get(self.status, RunGenJobError)
         end = self.end_text if self.is_terminal else f"Not over yet: {self.status}"
-        raise kind(f"{end} {format_ids(self.app_id, self.id)}", app_id=self.app_id, job_id=self.id)
+        error = kind(f"{end} {format_ids(self.app_id, self.id)}", app_id=self.app_id, job_id=self.id)
+        error.reason, error.execution_time = self.error, self.execution_time
+        raise error
 
     @property
     def end_text(self) -> str:

@@ -148,12 +148,23 @@ def test_the_function_is_given_the_context_and_its_arguments(
     assert run_task(op, context).value == "You said: hello on 2025-01-01 in manual"
 
 
-def test_an_error_of_the_function_is_its_own(rungen_emulator: Emulator, context: Any) -> None:
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (ValueError("not today"), "ValueError: not today"),
+        (KeyError("title"), "KeyError: 'title'"),
+        (ZeroDivisionError(), "ZeroDivisionError"),
+        (AirflowFailException("no use"), "no use"),
+    ],
+)
+def test_an_error_of_the_function_is_its_own(
+    rungen_emulator: Emulator, context: Any, error: Exception, shown: str
+) -> None:
     def say() -> None:
-        raise ValueError("not today")
+        raise error
 
-    error = run_task(operator(say), context).error
-    assert (type(error), str(error)) == (ValueError, "not today")
+    assert run_task(operator(say), context).error is error
+    assert context["ti"].xcoms["rungen_failure"]["error"] == shown
     assert rungen_emulator.service.count("run") == 0
 
 

@@ -12,6 +12,7 @@ from conftest import run_task
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.scaling import LoweredError
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
@@ -22,8 +23,11 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobFailedError,
     RunGenJobQueuedTimeoutError,
     RunGenNotFoundError,
+    RunGenResultError,
 )
+from airflow_provider_rungen.execution.jobs.job_ends import end_of, job_at_end, reason_of
 from airflow_provider_rungen.execution.task.outcomes import (
+    error_of,
     error_to_json,
     fail_without_retry,
     format_ranges,
@@ -33,6 +37,8 @@ from airflow_provider_rungen.execution.task.outcomes import (
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
+from airflow_provider_rungen.runs import rows
+from airflow_provider_rungen.runs.rows import JobState
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -162,3 +168,35 @@ def test_no_error_of_an_attempt_that_was_killed_is_final(is_killed: bool) -> Non
         fail_without_retry(is_killed=lambda: is_killed),
     ):
         raise RunGenInputError("no such scheme")
+
+
+GONE = RunGenNotFoundError("Could not get the job (404): no such job (job 1, app flux)")
+
+
+@pytest.mark.parametrize(
+    ("ended", "told"),
+    [
+        (Job("1", "flux", JobStatus.FAILED, error="out of memory"), "Failed: out of memory"),
+        (
+            Job("1", "flux", JobStatus.FAILED, raw_status="FAILED"),
+            "Failed: the service gave no reason (status FAILED)",
+        ),
+        (Job("1", "flux", JobStatus.CANCELED, error="after a stop"), "Canceled: after a stop"),
+        (Job("1", "flux", JobStatus.FAILED, cause=GONE), "Failed: Could not get the job (404): no such job"),
+        (
+            Job(
+                "1", "flux", JobStatus.FAILED, cause=RunGenResultError("not JSON", app_id="flux", job_id="1")
+            ),
+            "not JSON",
+        ),
+    ],
+)
+def test_a_job_that_the_log_knows_fails_for_the_same_reason(ended: Job, told: str) -> None:
+    """However often it is read and logged again."""
+    for _ in range(3):
+        error: Any = error_of(ended)
+        state = JobState.INVALID if isinstance(error, RunGenResultError) else end_of(error)
+        logged = rows.Job("1", 1, state, why=reason_of(error, "flux", "1"))
+        ended = job_at_end(logged, "flux")
+    last: Any = error_of(ended)
+    assert last.message == (told if told == "not JSON" else f"{told} (job 1, app flux)")

@@ -652,7 +652,10 @@ def test_a_kill_names_a_job_that_it_could_not_cancel(waiting: Task, status: int)
     waiting.emulator.service.inject(Fault(on="cancel", status=status, times=None))
     error = killed(waiting)
     [job_id] = waiting.job_ids()
-    assert f"Could not cancel job {job_id} of app {APP}, which may still run" in str(error)
+    said = f"Could not cancel job {job_id} of app {APP}, which may still run: "
+    assert said in str(error)
+    assert "see above" not in str(error)
+    assert str(error).partition(said)[2].strip(), "why"
 
 
 def test_a_kill_cancels_a_job_that_is_not_saved(waiting: Task) -> None:

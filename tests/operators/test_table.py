@@ -301,6 +301,7 @@ def test_equal_rows_are_one_job(run: Run, mode: bool) -> None:
     task = run(rows, deferrable=mode)
     value = task.attempt().value
     assert (value["rows"], value["completed"], value["jobs"], task.created) == (6, 6, 1, 1)
+    assert (task.column("reused"), value["reused"]) == ([False] + [True] * 5, 5), "one is bought"
     assert len(set(task.column("output"))) == 1
     task.next_run("2")
     assert task.attempt(ledger=None).value["jobs"] == 6, "without a ledger, each row has a job"

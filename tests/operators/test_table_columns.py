@@ -120,6 +120,7 @@ def test_a_retry_runs_invalid_rows_again_and_the_next_night_buys_nothing(
     assert not isinstance(error, AirflowFailException), "a retry may help"
     assert "2 of 4 rows failed" in str(error)
     assert task.column("status") == ["completed", "invalid", "invalid", "completed"]
+    assert all(task.column("execution_seconds")), "they are paid for"
     ids = task.column("job_id")
     assert task.attempt(max_failed=2).error is None
     assert [old == new for old, new in zip(ids, task.column("job_id"), strict=True)] == [
@@ -173,6 +174,7 @@ def test_a_deferral_keeps_how_a_row_ended(run: Run) -> None:
     assert len(outcome.events) > 1
     assert task.column("status") == ["rejected", "invalid", "invalid", "rejected"]
     assert task.column("error")[::3] == ["no good"] * 2
+    assert all(task.column("execution_seconds")), "they are paid for"
     assert "is not JSON" in task.column("error")[2]
 
 
@@ -297,6 +299,32 @@ def test_a_check_that_fails_loses_nothing(run: Run, tmp_path: Path, mode: bool, 
     assert (task.created, outcome.value["completed"]) == (3, 3)
     if stores:
         assert len(check.asked) == 4
+
+
+@MODES
+@pytest.mark.parametrize("has_ledger", [True, False])
+@pytest.mark.parametrize("has_next", [True, False], ids=["retry", "clear"])
+def test_a_check_that_fails_says_what_buys_again(
+    run: Run, mode: bool, has_ledger: bool, has_next: bool
+) -> None:
+    check = Checks()
+    check.error = ZeroDivisionError("oops")
+    task = run(products(3), deferrable=mode, check=check)
+    task.max_tries = int(has_next)
+    if not has_ledger:
+        task.options["ledger"] = None
+    buys_again = not (has_next or has_ledger)
+    hint = "Correct the function. " + (
+        "Clear the task. That submits all 3 inputs again"
+        if buys_again
+        else f"A {'retry' if has_next else 'clear'} runs the function again, and no job that completed"
+    )
+    assert hint in str(task.attempt().error)
+    check.error = None
+    if not has_next:
+        task.clear()
+    assert task.attempt().error is None
+    assert task.created == (6 if buys_again else 3)
 
 
 def test_a_check_may_decide_how_the_task_ends(run: Run) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskDeferred
 from bad_answers import Fault
-from conftest import FakeStore, Outcome, TrackedTaskInstance, rows_in
+from conftest import APP, FakeStore, Outcome, TrackedTaskInstance, rows_in
 from operator_kit import KILLED, Attempts, Died, DyingStore
 
 from airflow_provider_rungen.client import progress, retry
@@ -384,6 +384,10 @@ def test_failures_of_all_waves_are_reported(make: Make, kind: str, mode: bool) -
     assert "A retry runs only these again" in error
     assert task.failed == failed
     assert (task.ti.xcoms["usage"]["completed"], task.ti.xcoms["usage"]["failed"]) == (21, 5)
+    if kind == TABLE:
+        for row in (task.results[n] for n in failed):
+            assert row["error"] == f"Failed: out of memory (job {row['job_id']}, app {APP})", "once"
+            assert row["execution_seconds"] == pytest.approx(0.15), "it is paid for"
     task.attempt()
     assert {prompt for prompt, count in task.bought.items() if count == 2} == {f"picture {n}" for n in failed}
 
@@ -460,15 +464,20 @@ def test_a_broken_app_is_not_sent_everything(make: Make, kind: str, mode: bool, 
     assert told.count("out of memory") == 3
     unsent = 60 - len(task.jobs)
     canceled = 57 - unsent
-    assert (
-        f"57 of 60 inputs were not bought ({canceled} jobs canceled, {unsent} inputs not submitted)" in told
-    )
+    jobs = f"{canceled} job{'s' * (canceled != 1)} canceled (billed for what they ran)"
+    assert f"{unsent} of 60 inputs were not bought, {jobs}" in told
     assert task.ends == {"FAILED": 3, "CANCELED": canceled}
     usage = task.ti.xcoms["usage"]
     assert (usage["completed"], usage["failed"]) == (0, 60 - unsent)
+    ran_for = sum(job["finished"] - job["started"] for job in task.jobs if job["started"])
+    assert usage["execution_seconds"] == pytest.approx(ran_for, abs=0.01), "canceled jobs are billed, too"
     if kind == TABLE:
         rows = Counter(row["status"] for row in task.results)
         assert rows == {"failed": 3 + unsent, "canceled": canceled}
+        bought = [row for row in task.results if row["status"] == "failed" and row["job_id"]]
+        assert all(row["execution_seconds"] for row in bought), "they are paid for"
+        ran = [row["execution_seconds"] for row in task.results]
+        assert usage["execution_seconds"] == pytest.approx(sum(filter(None, ran)), abs=0.01)
     else:
         assert task.failed == list(range(60))
 
@@ -563,7 +572,7 @@ def test_refusals_in_a_row_stop_it(make: Make, kind: str, mode: bool) -> None:
     told = stopped(task, error, 20)
     assert isinstance(error, AirflowFailException)
     assert "3 inputs in a row were refused" in told
-    assert "37 of 42 inputs were not bought (0 jobs canceled, 37 inputs not submitted)" in told
+    assert "37 of 42 inputs were not bought. Reasons" in told
     assert task.ends == {"COMPLETED": 2}
     assert task.emulator.service.count("run") == 5
 

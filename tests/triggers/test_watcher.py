@@ -424,11 +424,15 @@ async def test_a_rotated_key_is_read_from_the_connection(
 @in_loop
 async def test_a_refusal_that_lasts_ends_the_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 1.5)
-    tasks = [wait([job_id]) for job_id in stage.submit(30)]  # all of them, and not one after the other
+    ids = stage.submit(30)
+    tasks = [wait([job_id]) for job_id in ids]  # all of them, and not one after the other
     await until(lambda: stage.looks() >= 3)
     stage.service.api_key = "another-emulator-key"
     await asyncio.wait(tasks)
     assert {type(task.exception()) for task in tasks} == {RunGenForbiddenError}
+    told = {str(task.exception()) for task in tasks}
+    assert not [job_id for job_id in ids if any(job_id in each for each in told)], "no job of another task"
+    assert all(f"(app {APP})" in each for each in told)
 
 
 @in_loop

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
-from airflow_provider_rungen.execution.jobs.resuming import ENDS, end_of
+from airflow_provider_rungen.execution.jobs.job_ends import ENDS, end_of, reason_of
 from airflow_provider_rungen.execution.task.outcomes import error_of, is_useless, parse_ranges
 from airflow_provider_rungen.runs.rows import JobState
 
@@ -55,7 +55,8 @@ class Collecting:
                 continue
             self._uncounted.append(job.id)
             self._run.report.note_ended(job)
-            self._log.jobs.end(job.id, ENDS[job.status], seconds=job.execution_time, why=job.error or "")
+            why = job.error if job.cause is None else reason_of(job.cause, job.app_id, job.id)
+            self._log.jobs.end(job.id, ENDS[job.status], seconds=job.execution_time, why=why)
             if job.status is JobStatus.COMPLETED and self._log.stores:
                 self._to_store.append(job.id)
         useless = [job for job in ended if job.status is not JobStatus.COMPLETED]
@@ -110,8 +111,8 @@ class Collecting:
             if not isinstance(error, RunGenJobError) or is_running or job_id not in jobs.table.input_of:
                 continue
             if jobs.table.job(job_id).state is JobState.OPEN:
-                seconds = error.execution_time
-                self._log.jobs.end(job_id, end_of(error), seconds=seconds, why=error.message)
+                seconds, why = error.execution_time, reason_of(error, self._log.app_id, job_id)
+                self._log.jobs.end(job_id, end_of(error), seconds=seconds, why=why)
 
     def store(self) -> bool:
         """Store the outputs of jobs that are ended, while others run; return whether everything fails."""
@@ -143,7 +144,8 @@ class Collecting:
         for job_id, error in errors.items():
             if is_useless(error):
                 seconds = error.execution_time if isinstance(error, RunGenJobError) else None
-                self._log.end_useless(job_id, end_of(error), seconds=seconds, why=error.message)
+                why = reason_of(error, self._log.app_id, job_id)
+                self._log.end_useless(job_id, end_of(error), seconds=seconds, why=why)
         self._run.ledger.forget_useless(errors)
 
     def note_stored(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
 from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError, RunGenLimitError
+from airflow_provider_rungen.execution.jobs.job_ends import reason_of
 from airflow_provider_rungen.execution.sinks.batch_result import Stopped
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.attempts import call_briefly
@@ -223,19 +224,31 @@ class Ending:
         cause = f"{cause} (stop_after={self._options.stop_after})"
         running = self._log.running
         log.warning("Stopped: %s. Canceling %d jobs", cause, len(running))
-        not_canceled = self.cancel(running, why=f"after {cause}")
+        not_canceled = self.cancel(running, why=f"after {cause}", asks_seconds=True)
         canceled = self._run.wait.canceled.intersection(running)
         ended = [job_id for job_id in running if job_id not in canceled and job_id not in not_canceled]
         self._run.collecting.refetch(ended)
-        self.stopped = Stopped(cause, len(canceled), unsent, not_canceled, retryable)
+        self.stopped = Stopped(cause, len(canceled), unsent, list(not_canceled), retryable)
 
-    def cancel(self, job_ids: Sequence[str], *, within: float | None = None, why: str = "") -> list[str]:
-        """Cancel jobs, and return those that may still run."""
+    def cancel(
+        self,
+        job_ids: Sequence[str],
+        *,
+        within: float | None = None,
+        why: str = "",
+        asks_seconds: bool = False,
+    ) -> dict[str, RunGenError]:
+        """
+        Cancel jobs, and return those that may still run, each with the reason.
+
+        :param asks_seconds: whether there is time to ask the service how long they ran.
+        """
         not_canceled = self._run.wait.cancel(self.app_id, job_ids, within=within)
         canceled = self._run.wait.canceled.intersection(job_ids)
+        seconds = self._run.wait.seconds_of(self.app_id, sorted(canceled)) if asks_seconds else {}
         for job_id in canceled:
-            self._log.jobs.end(job_id, JobState.CANCELED, why=why)
-            self._run.report.note_canceled(job_id, why)
+            self._log.jobs.end(job_id, JobState.CANCELED, seconds=seconds.get(job_id), why=why)
+            self._run.report.note_canceled(job_id, why, seconds.get(job_id))
         # a kill leaves little time, and the next attempt finds out that they were canceled
         forget = partial(self._run.ledger.forget, dict.fromkeys(canceled))
         call_briefly(forget, self._run.guard.time_left())
@@ -280,8 +293,8 @@ class Ending:
         not_canceled = [job_id for job_id in running if job_id in lost]
         sentences = []
         if not_canceled and self._options.cancel_on_kill:
-            if not_canceled := self.cancel(not_canceled, within=within):
-                sentences.append(_not_canceled(self.app_id, not_canceled))
+            if failures := self.cancel(not_canceled, within=within):
+                sentences.append(_not_canceled(self.app_id, failures))
         elif not_canceled:
             log_jobs(f"May still run, jobs of app {self.app_id}", not_canceled)
             sentences.append(f"{_sentence(not_canceled, self.app_id)} may still run (cancel_on_kill)")
@@ -316,5 +329,7 @@ def _sentence(job_ids: Sequence[str], app_id: str) -> str:
     return f"{jobs[:1].upper()}{jobs[1:]} of app {app_id}"
 
 
-def _not_canceled(app_id: str, job_ids: Sequence[str]) -> str:
-    return f"Could not cancel {format_jobs(list(job_ids))} of app {app_id}, which may still run: see above"
+def _not_canceled(app_id: str, failures: Mapping[str, RunGenError]) -> str:
+    job_id, error = next(iter(failures.items()))
+    reason = reason_of(error, app_id, job_id).partition(": ")[2]
+    return f"Could not cancel {format_jobs(list(failures))} of app {app_id}, which may still run: {reason}"

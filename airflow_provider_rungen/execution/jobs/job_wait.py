@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # Of more jobs that could not be canceled, the reasons are not logged.
 MAX_LOGGED_CANCELS = 10
+# Seconds without an answer after which it stays unknown how long canceled jobs ran.
+LOOK_TIME = 10.0
 Defer = Callable[[dict[str, Any], float], NoReturn]
 
 
@@ -211,14 +213,16 @@ class JobWait:
 
     # --- canceling ---
 
-    def cancel(self, app_id: str, job_ids: Sequence[str], *, within: float | None = None) -> list[str]:
+    def cancel(
+        self, app_id: str, job_ids: Sequence[str], *, within: float | None = None
+    ) -> dict[str, RunGenError]:
         """
-        Cancel jobs, and return those that may still run.
+        Cancel jobs, and return those that may still run, each with the reason.
 
         :param within: the seconds that it may take; when left out, as many as the jobs need.
         """
         if not job_ids:
-            return []
+            return {}
         hook = self._run.hook
         if within is None:
             within = 60.0 + len(job_ids) / (hook.settings.max_requests_per_second or 20)
@@ -234,7 +238,7 @@ class JobWait:
         for error in list(failures.values())[:MAX_LOGGED_CANCELS]:
             log.warning("%s", error.message)
         log_jobs(f"Could not cancel more jobs of app {app_id}", list(failures)[MAX_LOGGED_CANCELS:])
-        return list(failures)
+        return failures
 
     def cancel_on_kill(self) -> None:
         """Cancel what the last wait was for, as far as the time of a kill allows (``cancel_on_kill``)."""
@@ -244,6 +248,20 @@ class JobWait:
             self.cancel(self._poller.app_id, in_flight, within=within)
 
     # --- fetching again ---
+
+    def seconds_of(self, app_id: str, job_ids: Sequence[str]) -> dict[str, float]:
+        """Return how long canceled jobs ran, which is billed, as far as the service answers."""
+        seconds: dict[str, float] = {}
+
+        def note(job_id: str, outcome: Job | RunGenError) -> None:
+            if isinstance(outcome, Job) and outcome.is_terminal and outcome.execution_time is not None:
+                seconds[job_id] = outcome.execution_time
+
+        try:
+            self.refetch(app_id, job_ids, note, LOOK_TIME, have_ended=False)
+        except RunGenError as error:
+            log.warning("%s; it is unknown how long canceled jobs ran", error.message)
+        return seconds
 
     def refetch(
         self,

@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client import retry
-from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.poll_state import concerns_one_job
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.exceptions import (
-    RejectRow,
     RunGenBadRequestError,
     RunGenError,
-    RunGenJobCanceledError,
-    RunGenJobFailedError,
     RunGenNotFoundError,
-    RunGenResultError,
     RunGenSubmissionUnknownError,
 )
+from airflow_provider_rungen.execution.jobs.job_ends import ENDS
 from airflow_provider_rungen.execution.jobs.plans import read_digests
 from airflow_provider_rungen.execution.task.job_ids import log_jobs
 from airflow_provider_rungen.runs import rows
@@ -40,39 +37,6 @@ _Rows: TypeAlias = Sequence[tuple[str, rows.Row]]
 CANCEL_TIME = 10.0
 # Seconds without an answer after which a job is left to the wait, so that it holds up no submission.
 LOOK_TIME = 10.0
-ENDS = {
-    JobStatus.COMPLETED: JobState.COMPLETED,
-    JobStatus.FAILED: JobState.FAILED,
-    JobStatus.CANCELED: JobState.CANCELED,
-}
-_VERDICTS: dict[JobState, type[RunGenError]] = {
-    JobState.INVALID: RunGenResultError,
-    JobState.REJECTED: RejectRow,
-}
-
-
-def end_of(error: RunGenError) -> JobState:
-    """Return how a job ended, given why it cannot be used."""
-    if isinstance(error, RunGenJobFailedError):
-        return JobState.FAILED
-    if isinstance(error, RunGenJobCanceledError):
-        return JobState.CANCELED
-    if isinstance(error, RejectRow):
-        return JobState.REJECTED
-    return JobState.LOST if isinstance(error, RunGenNotFoundError) else JobState.COMPLETED
-
-
-def job_at_end(job: rows.Job, app_id: str) -> Job:
-    """Return a job that has no result as the log knows it."""
-    verdict = _VERDICTS.get(job.state)
-    return Job(
-        id=job.id,
-        app_id=app_id,
-        status=JobStatus.CANCELED if job.state is JobState.CANCELED else JobStatus.FAILED,
-        error=job.why,
-        execution_time=job.seconds,
-        cause=None if verdict is None else verdict(job.why, app_id=app_id, job_id=job.id),
-    )
 
 
 @dataclass(frozen=True, slots=True)

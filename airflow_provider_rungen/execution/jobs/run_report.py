@@ -19,7 +19,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobTimeoutError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution.jobs.resuming import job_at_end
+from airflow_provider_rungen.execution.jobs.job_ends import job_at_end
 from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED, BatchResult, Stopped
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.xcom_keys import LABEL_KEY
@@ -115,10 +115,10 @@ class RunReport:
         """Keep how a job ended."""
         self._ended[job.id] = job
 
-    def note_canceled(self, job_id: str, why: str) -> None:
-        """Keep why this attempt canceled a job."""
-        app_id = self._run.task_log.app_id
-        self._ended[job_id] = Job(id=job_id, app_id=app_id, status=JobStatus.CANCELED, error=why)
+    def note_canceled(self, job_id: str, why: str, seconds: float | None) -> None:
+        """Keep why this attempt canceled a job, and how long it ran, if that is known."""
+        app_id, status = self._run.task_log.app_id, JobStatus.CANCELED
+        self._ended[job_id] = Job(job_id, app_id, status, error=why, execution_time=seconds)
 
     def take_ended(self, job_ids: Collection[str]) -> list[Job]:
         """Return those of some jobs that the service has just returned, or that failed."""
@@ -249,14 +249,15 @@ class RunReport:
         """Return what to do about inputs that no retry can help, and what that submits."""
         task_log, ending = self._run.task_log, self._run.ending
         some, everything = task_log.unfinished_count, task_log.state.count
+        only = f"only {some}" if some else "none"
         if some >= everything:
             return advice
         if not ending.is_durable:
             return f"{advice}. That submits all {everything} inputs again"
         if ending.on_clear == "new":
             how = "if you keep its task state" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
-            return f"{advice}. That submits all {everything} inputs again; {how}, only {some}"
-        return f"{advice}. That submits only {some} of {everything} inputs"
+            return f"{advice}. That submits all {everything} inputs again; {how}, {only}"
+        return f"{advice}. That submits {only} of {everything} inputs"
 
     def retry_hint(self, some: str, everything: str) -> str:
         """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.texts import clean_text, format_ids
+from airflow_provider_rungen.client.texts import clean_text, format_count, format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenGivenUpError,
@@ -223,10 +223,9 @@ def _stop_error(
     run: Runner, stopped: Stopped, errors: Mapping[int, RunGenError], count: int, where: str
 ) -> RunGenJobFailedError:
     failed = {index: error for index, error in errors.items() if not isinstance(error, _STOPPED)}
-    message = (
-        f"Stopped: {stopped.cause}. {stopped.canceled + stopped.unsent} of {count} inputs were not bought "
-        f"({stopped.canceled} jobs canceled, {stopped.unsent} inputs not submitted)"
-    )
+    message = f"Stopped: {stopped.cause}. {stopped.unsent} of {count} inputs were not bought"
+    if stopped.canceled:
+        message += f", {format_count(stopped.canceled, 'job')} canceled (billed for what they ran)"
     if stopped.not_canceled:
         message += f". {len(stopped.not_canceled)} jobs could not be canceled and may still run"
     # last, for they may be cut

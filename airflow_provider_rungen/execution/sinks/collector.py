@@ -36,10 +36,16 @@ class ResultCheck:
 
     :param function: takes a result and the files of a job, and raises `RejectRow` if they will not do.
         Without it, everything will.
+    :param retry_hint: returns what a retry or a clear does about a function that failed.
     """
 
-    def __init__(self, function: Callable[[Any, list[ObjectStoragePath]], object] | None) -> None:
+    def __init__(
+        self,
+        function: Callable[[Any, list[ObjectStoragePath]], object] | None,
+        retry_hint: Callable[[], str],
+    ) -> None:
         self._function = function
+        self._retry_hint = retry_hint
         self._failure: RunGenError | None = None
 
     def __call__(self, job: Job | StoredJob) -> RunGenError | None:
@@ -65,7 +71,7 @@ class ResultCheck:
         except Exception as error:
             self._failure = RunGenError(
                 f"check failed: {_text(f'{type(error).__name__}: {error}')} {ids}",
-                hint="Correct the function. A retry asks it again, and what is stored is not bought again",
+                hint=f"Correct the function. {self._retry_hint()}",
                 app_id=job.app_id,
                 job_id=job_id,
             )
@@ -112,7 +118,7 @@ class Collector:
         self._run = run
         self._options = options
         self._output = output
-        self._find_rejection = ResultCheck(options.check)
+        self._find_rejection = ResultCheck(options.check, self._hint_at_retry)
         check = None if options.check is None else self._find_rejection
         self._store = OutputStore(run, options, output, self._add_stored, check) if self.stores else None
         self._rows = rows
@@ -229,6 +235,11 @@ class Collector:
             return job_id in self._taken if error is None else not error.retryable or is_useless(error)
 
         return [each for each in dict.fromkeys(job_ids) if each is not None and not is_settled(each)]
+
+    def _hint_at_retry(self) -> str:
+        # only tasks that run jobs have a check
+        run = cast("Runner", self._run)
+        return run.retry_hint("the function again, and no job that completed", "all inputs again")
 
     def _hold(self, job: Job) -> Job:
         self._add(job)

@@ -256,6 +256,7 @@ class ResultSink(Collector):
     ) -> Iterator[ResultRow]:
         """Yield a row for each row of the plan."""
         columns = plan.manifest.columns
+        seconds = {job.id: job.execution_time for job in result.jobs}
         for number, (planned, job_id) in enumerate(zip(plan.rows(), result.ids, strict=True)):
             values = dict(zip(columns, planned.values, strict=True))
             if self._runner is None:
@@ -271,8 +272,10 @@ class ResultSink(Collector):
                 row = ResultRow(index=number, status=status, values=values, error=failure.message)
             else:
                 failure = self.errors.get(job_id) or RunGenError(missing)
-                is_reused = job_id in result.shared
-                row = rows.row(number, job_id, failure, values=values, is_reused=is_reused)
+                # of rows that share a job, the first has bought it
+                is_reused = job_id in result.shared or planned.first is not None
+                ran_for = seconds.get(job_id)
+                row = rows.row(number, job_id, failure, values=values, is_reused=is_reused, seconds=ran_for)
             if row.is_failed:
                 self._row_errors[number] = failure
             yield row

@@ -66,7 +66,7 @@ class ResultRow:
     :param index: its place in the source, from 0.
     :param values: of the table's own columns, JSON values by name. A missing one is null.
     :param error: why it is not completed.
-    :param reused: whether another task run submitted its job, or a collecting task found it stored.
+    :param reused: whether another task run or row bought its job, or a collecting task found it stored.
     :param outputs: the URIs of its stored files.
     :param sha256: the digest of the first file.
     :param result: what the model returned, as JSON text without the secrets of its URLs.
@@ -253,17 +253,28 @@ class JobRows:
         self._add(job.id, fields, rejection, job.input)
 
     def row(
-        self, index: int, job_id: str, error: RunGenError, *, values: Mapping[str, Any], is_reused: bool
+        self,
+        index: int,
+        job_id: str,
+        error: RunGenError,
+        *,
+        values: Mapping[str, Any],
+        is_reused: bool,
+        seconds: float | None = None,
     ) -> ResultRow:
         """
         Return a row.
 
         :param error: why the job has no result, if it was not added.
         :param is_reused: whether the job was paid for before.
+        :param seconds: how long it ran, if it was not added with that.
         """
         position = self._positions.get(job_id)
         fields = _failure(error) if position is None else json.loads(self._spool.read(position))
         fields["status"] = Status(fields["status"])
+        if fields.get("execution_seconds") is None:
+            seconds = getattr(error, "execution_time", None) if seconds is None else seconds
+            fields["execution_seconds"] = seconds
         return ResultRow(index=index, job_id=job_id, values=values, reused=is_reused, **fields)
 
     def _add(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from airflow_provider_rungen._airflow import AirflowSkipException, Asset
+from airflow_provider_rungen._airflow import AirflowException, AirflowSkipException, Asset
 from airflow_provider_rungen.client.money import Price, parse_price
 from airflow_provider_rungen.client.texts import clean_text, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
@@ -108,7 +108,7 @@ class TaskRun(Generic[Options]):
             if not self.guard.is_killed:
                 self._push_usage()
                 if not isinstance(error, AirflowSkipException):
-                    self._push_failure(getattr(error, "message", str(error)), getattr(error, "hint", ""))
+                    self._push_failure(_message_of(error), getattr(error, "hint", ""))
             raise
         self._push_usage()
 
@@ -326,3 +326,10 @@ class TaskRun(Generic[Options]):
             except RunGenError:
                 outcome = None
         return lineage_of(outcome and self._with_usage(outcome), base_url)
+
+
+def _message_of(error: Exception) -> str:
+    """Return why an attempt fails. Of what a user's function raises, the text alone may say little."""
+    if isinstance(error, RunGenError | AirflowException):
+        return getattr(error, "message", "") or str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
