@@ -45,7 +45,7 @@ _MAX_BYTES = 4 << 30
 _LEFT_OUT = "LEFT OUT.txt"
 _COLUMNS = ("status", "job_id", "execution_seconds", "cost", "currency", "reused", "error", "note")
 _NO_COST = "cost not known"
-_SAME_JOB = "job of another row"
+_SAME_JOB = "job of another task"
 # A setting and its number are one word.
 _WORDS = re.compile(
     r"(?:size|seed|steps|guidance|strength|temperature|tokens) [\d.-]+(?: x \d+)?|\d+ x \d+|\S+"
@@ -209,7 +209,7 @@ def as_csv(entries: Sequence[Entry]) -> str:
     """
     Return rows as CSV, with their inputs and what the run paid for each. No value is a formula.
 
-    A job that several rows have is paid for once. A cost that is not known is no number, and has a note.
+    A job that several tasks have is paid for once. A cost that is not known is no number, and has a note.
     """
     columns = dict.fromkeys(name for _, row in entries for name in row.values)
     asked = [{"prompt": row.prompt, **dict(row.facts)} for _, row in entries]

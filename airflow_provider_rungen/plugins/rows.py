@@ -127,9 +127,8 @@ def pushed_rows(task: TaskRecord, page: int) -> PageRows:
         for index, job_id in enumerate(ids)
     ]
     shown = [rows[index] for index in numbers_of(page, len(rows))]
-    counts = Counter(row.status for row in rows)
+    counts, failures = Counter(row.status for row in rows), [*failed.values()]
     may_run = [row.job_id for row in rows if row.job_id and row.status == UNKNOWN]
-    failures = list(failed.values())
     return PageRows(rows=shown, total=len(rows), failed=failures, counts=counts, open_jobs=may_run)
 
 
@@ -252,7 +251,9 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
         values = dict(zip(plan.manifest.columns, map(_text, row.values), strict=False))
         key = ", ".join(values.get(name, "") for name in task.page.key)
         found = _row(row, table.row(inputs[number]), attempt, is_moving=task.is_moving)
-        rows.append(replace(found, index=number, key=key, values=values))
+        # of rows that share a job, the first has bought it
+        is_reused = found.reused or (bool(found.job_id) and row.first is not None)
+        rows.append(replace(found, index=number, key=key, values=values, reused=is_reused))
     totals = attempt.totals
     if is_counted or not _has_end(attempt):
         of_rows = (Totals.of(row, attempt.writer, attempt.since) for row in table.rows.values())

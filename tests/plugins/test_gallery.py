@@ -15,7 +15,11 @@ from urllib.parse import quote
 import pytest
 from conftest import APP, SOON
 
-from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunTableOperator
+from airflow_provider_rungen.operators import (
+    RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
+    RunGenRunTableOperator,
+)
 from airflow_provider_rungen.plugins.limits import CACHE
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.rows import JobState
@@ -380,7 +384,26 @@ def test_a_job_of_equal_rows_is_paid_for_once(world: World) -> None:
     first, second = table(world, world.save())
     assert first["job_id"] == second["job_id"]
     assert (float(first["cost"]) > 0, first["note"]) == (True, "")
-    assert (float(second["cost"]), second["note"]) == (0, "job of another row")
+    assert (float(second["cost"]), second["reused"]) == (0, "True")
+
+
+def test_a_job_that_another_task_collects_is_paid_for_once(world: World) -> None:
+    world.ti.task_id = "submit"
+    options = POLL | {"task_id": "submit"}
+    run = RunGenRunBatchOperator(inputs=[given()], wait_for_completion=False, **options)
+    [job_id] = world.perform(run).value
+    world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
+    path = world.save().partition("/tasks/")[0]
+    world.ti.pushed.clear()
+    world.ti.task_id = "collect"
+    options |= {"task_id": "collect", "destination": world.folder.as_uri()}
+    collect = RunGenCollectResultsOperator(job_id=[job_id], **options)
+    assert world.perform(collect).error is None
+    world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
+    world.save()
+    rows = table(world, path)
+    assert [row["job_id"] for row in rows] == [job_id] * 2
+    assert sorted(float(row["cost"]) > 0 for row in rows) == [False, True]
 
 
 # --- several tasks ------------------------------------------------------------------------------------------
