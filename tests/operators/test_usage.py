@@ -173,6 +173,9 @@ def test_jobs_that_are_canceled_at_the_deadline_failed(rungen_emulator: Emulator
     assert statuses(rungen_emulator) == ["CANCELED", "CANCELED"]
     assert (usage["jobs"], usage["failed"]) == (2, 2)
     assert "Used 2 jobs (2 failed)" in outcome.log
+    jobs = rungen_emulator.service.jobs()
+    ran_for = sum(job["finished"] - job["started"] for job in jobs if job["started"])
+    assert usage["execution_seconds"] == pytest.approx(ran_for, abs=0.01), "it is billed"
 
 
 class LateCancel(Service):

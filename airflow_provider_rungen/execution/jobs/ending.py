@@ -157,7 +157,7 @@ class Ending:
                 yield
         except RunGenJobTimeoutError as error:
             message = error.message
-            if not_canceled := self.cancel(self._log.running):
+            if not_canceled := self.cancel(self._log.running, asks_seconds=True):
                 message += f". {_not_canceled(self.app_id, not_canceled)}"
             overall = self._run.task.execution_timeout
             hint = error.hint.replace(
