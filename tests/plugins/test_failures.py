@@ -128,10 +128,9 @@ def test_many_rows_count_those_that_were_canceled(world: World) -> None:
     text = words_of(world.get(path).text)
     assert ("100 completed" in text, "20 canceled" in text) == (True, True)
     # what a task spent does not depend on the page
-    spent = re.findall(r"at least [0-9.]+ USD without 20 jobs whose time is not known", text)
-    assert len(spent) == 1
-    assert spent[0] in words_of(world.get(f"{path}?page=2").text)
-    assert spent[0] in words_of(world.get(path.partition("/tasks/")[0]).text)
+    [spent] = re.findall(r"Spent 120 jobs, .*: (about [0-9.]+ USD)", text)
+    assert spent in words_of(world.get(f"{path}?page=2").text)
+    assert f"jobs of all tasks: {spent}" in words_of(world.get(path.partition("/tasks/")[0]).text)
 
 
 def test_a_time_limit_of_airflow_is_named(world: World) -> None:
@@ -280,10 +279,12 @@ def test_a_job_whose_answer_was_lost_is_not_counted_as_not_submitted(world: Worl
 @pytest.mark.parametrize("page", [1, 3])
 def test_jobs_of_a_lost_worker_are_counted_alike_on_each_page(world: World, page: int) -> None:
     write_log(world.ti, world.folder, [DONE] * 150 + [OPEN] * 100)
-    destination = {"connection": "none", "app": APP, "destination": world.folder.as_uri()}
+    destination = {"connection": "none", "app": APP, "destination": world.folder.as_uri(), "price": "1 USD/s"}
     path = world.save("failed", xcoms={"rungen_page": destination})
     text = words_of(world.get(f"{path}?page={page}").text)
-    assert "Spent at least 250 jobs, " in text
+    spent = r"at least [0-9.]+ USD without 100 jobs whose time is not known"
+    assert re.search(f"Spent at least 250 jobs, .*: {spent}", text)
+    assert re.search(spent, words_of(world.get(path.partition("/tasks/")[0]).text))
     assert ("150 completed" in text, "100 may still run" in text) == (True, True)
     listed = text.partition("May still run, and be billed:")[2].partition("To stop them now")[0]
     assert "job-150 job-151 " in listed

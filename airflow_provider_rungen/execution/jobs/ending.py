@@ -245,13 +245,13 @@ class Ending:
         """
         not_canceled = self._run.wait.cancel(self.app_id, job_ids, within=within)
         canceled = self._run.wait.canceled.intersection(job_ids)
+        # a kill leaves little time, and the next attempt finds out that they were canceled
+        forget = partial(self._run.ledger.forget, dict.fromkeys(canceled))
+        call_briefly(forget, self._run.guard.time_left())
         seconds = self._run.wait.seconds_of(self.app_id, sorted(canceled)) if asks_seconds else {}
         for job_id in canceled:
             self._log.jobs.end(job_id, JobState.CANCELED, seconds=seconds.get(job_id), why=why)
             self._run.report.note_canceled(job_id, why, seconds.get(job_id))
-        # a kill leaves little time, and the next attempt finds out that they were canceled
-        forget = partial(self._run.ledger.forget, dict.fromkeys(canceled))
-        call_briefly(forget, self._run.guard.time_left())
         return not_canceled
 
     # --- a kill ---
