@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import json
 import os
@@ -659,6 +660,24 @@ def test_files_that_another_attempt_is_at_work_on_are_left_alone(tmp_path: Path)
         assert list(files(tmp_path)) == [f"job/{Path(path).name}"]
         ours.put(file, path, "job", "0-a.png")
     assert files(tmp_path) == {"job/0-a.png": b"image"}
+
+
+def test_a_file_that_another_attempt_removes_before_it_is_locked_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, other = Storage(tmp_path.as_uri()), Storage(tmp_path.as_uri())
+    lock, removed = fcntl.flock, list[Path]()
+
+    def remove_and_lock(file: Any, how: int) -> None:
+        if not removed:
+            removed.extend((tmp_path / "job").iterdir())
+            other.remove_leftovers("job")
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", remove_and_lock)
+    ours.write("job", "manifest.json", b"{}")
+    assert len(removed) == 1
+    assert files(tmp_path) == {"job/manifest.json": b"{}"}
 
 
 # --- faults -------------------------------------------------------------------------------------------------

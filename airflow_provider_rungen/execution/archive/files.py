@@ -80,10 +80,7 @@ class LocalFiles:
 
     @contextlib.contextmanager
     def incoming(self, folder: str, name: str) -> Iterator[tuple[BinaryIO, str]]:
-        path = self._path(folder, temporary_name(), create=True)
-        # not by tempfile, whose files only their owner may read
-        file = open(path, "xb")  # noqa: SIM115 - closed below
-        _try_lock(file)
+        file, path = self._open_new(folder)
         try:
             yield file, path
         finally:
@@ -91,6 +88,17 @@ class LocalFiles:
                 file.close()
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+    def _open_new(self, folder: str) -> tuple[BinaryIO, str]:
+        """Return a new temporary file, locked, and its path."""
+        while True:
+            path = self._path(folder, temporary_name(), create=True)
+            # not by tempfile, whose files only their owner may read
+            file = open(path, "xb")  # noqa: SIM115 - the caller closes it
+            # until it is locked, another attempt takes it for a leftover
+            if _try_lock(file) and os.fstat(file.fileno()).st_nlink:
+                return file, path
+            file.close()
 
     def put(self, path: str, folder: str, name: str) -> None:
         os.replace(path, self._path(folder, name))
