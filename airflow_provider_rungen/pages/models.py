@@ -208,6 +208,8 @@ _FACTS = (
     ("temperature", "temperature"),
     ("max_tokens", "max tokens"),
 )
+#: The labels of `find_facts`.
+FACT_LABELS = ("size", *dict.fromkeys(label for _, label in _FACTS))
 
 
 def find_prompt(input: Any) -> str:

@@ -22,7 +22,14 @@ from airflow_provider_rungen.client.money import Cost
 from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.pages.models import FAILED, JobView, find_facts, find_prompt, shown_text
+from airflow_provider_rungen.pages.models import (
+    FACT_LABELS,
+    FAILED,
+    JobView,
+    find_facts,
+    find_prompt,
+    shown_text,
+)
 from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering
 from airflow_provider_rungen.plugins.limits import TooLargeError, TooSlowError
 from airflow_provider_rungen.plugins.rows import ALL, IN_DOUBT, PAGE_SIZE, numbers_of
@@ -48,7 +55,7 @@ _NO_COST = "cost not known"
 _SAME_JOB = "job of another task"
 # A setting and its number are one word.
 _WORDS = re.compile(
-    r"(?:size|seed|steps|guidance|strength|temperature|tokens) [\d.-]+(?: x \d+)?|\d+ x \d+|\S+"
+    rf"(?:{'|'.join(label.split()[-1] for label in FACT_LABELS)}) [\d.-]+(?: x \d+)?|\d+ x \d+|\S+"
 )
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
 # What a spreadsheet takes for the beginning of a formula, apart from numbers.

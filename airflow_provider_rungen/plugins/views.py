@@ -57,10 +57,10 @@ class _Found:
 
     def with_times(self, jobs: PageRows) -> PageRows:
         """Return all rows with the times that the log lacks, as those of canceled jobs, in their totals."""
-        found, totals = [*map(self._seconds, _untimed(jobs.rows))], jobs.totals
-        times = [seconds for seconds in found if seconds is not None]
         if not jobs.is_whole:
             return jobs  # what a task spent must not depend on the page
+        found, totals = [*map(self._seconds, _untimed(jobs.rows))], jobs.totals
+        times = [seconds for seconds in found if seconds is not None]
         if jobs.attempt and totals.timed + len(times) > totals.submitted:
             return jobs  # the record of the end has them
         seconds = totals.seconds + sum(times)
