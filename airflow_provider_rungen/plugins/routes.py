@@ -23,7 +23,7 @@ from airflow_provider_rungen.plugins import app_views, database, job_views, view
 from airflow_provider_rungen.plugins.gallery import Query, as_csv, as_zip, with_inputs
 from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering, find_tasks
 from airflow_provider_rungen.plugins.limits import TooSlowError, charge, run_within
-from airflow_provider_rungen.plugins.stored import NOTHING, SAFE, OpenFile, disposition, find_files, store_of
+from airflow_provider_rungen.plugins.stored import NOTHING, SAFE, OpenFile, attachment, find_files, store_of
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
 
@@ -290,7 +290,7 @@ async def _show(gatherings: Sequence[Gathering], urls: Urls, query: Query, downl
 async def _download(gatherings: Sequence[Gathering], query: Query, *, is_table: bool) -> Response:
     """Send the rows that a page shows as a table, or their files as an archive."""
     entries, task = await query.select(gatherings), gatherings[0].task
-    name = disposition(f"{task.dag_id}-{task.task_id}.{'csv' if is_table else 'zip'}", "attachment")
+    name = attachment(f"{task.dag_id}-{task.task_id}.{'csv' if is_table else 'zip'}")
     headers = _DATA | {"Content-Disposition": name}
     if is_table:
         table = await run_in_threadpool(as_csv, await with_inputs(entries, entries))

@@ -188,14 +188,14 @@ class OpenFile:
             raise
         kind, media_type = detect(head, file.claimed_type, is_whole=len(head) >= file.size)
         self._head = b"" if start else head
-        # the files of all jobs may have one name
-        name, way = f"{job_id}-{file.name}", "attachment" if kind == "download" else "inline"
+        # the files of all jobs may have one name; for one that is shown, its page has a better one
+        name = attachment(f"{job_id}-{file.name}") if kind == "download" else "inline"
         self._unsent = stop - start
         self.status = 206 if part else 200
         self.headers = {
             **SAFE,
             "Content-Type": f"{media_type}; charset=utf-8" if media_type.startswith("text/") else media_type,
-            "Content-Disposition": disposition(name, way),
+            "Content-Disposition": name,
             "Content-Security-Policy": NOTHING,
             "Cache-Control": "private, max-age=600",
             "Accept-Ranges": "bytes",
@@ -232,8 +232,8 @@ def _requested_range(header: str, size: int) -> tuple[int, int] | None:
     return (start, stop) if start < stop else None
 
 
-def disposition(name: str, kind: str) -> str:
-    """Return the header for a file, whose name is untrusted."""
+def attachment(name: str) -> str:
+    """Return the ``Content-Disposition`` of a download, whose name is untrusted."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
     encoded = quote(name.encode("utf-8", "replace"), safe="")
-    return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{encoded}"
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}"

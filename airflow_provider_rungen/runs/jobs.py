@@ -138,7 +138,7 @@ class Jobs:
     def bill(self, jobs: Iterable[Job]) -> None:
         """Count jobs of earlier plans that no input of this plan uses. They are paid for."""
         totals = Totals.of(Row(tuple(jobs)), self.writer, self.since)
-        self.closed += replace(totals, inputs=0, completed=0, failed=0, shared=0)
+        self.closed += replace(totals, inputs=0, completed=0, failed=0, canceled=0, shared=0, own=0)
 
     # --- what happens to a job ---
 

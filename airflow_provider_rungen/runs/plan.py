@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -23,9 +23,31 @@ PartEntry: TypeAlias = tuple[int, str, str]
 
 
 def input_digest(job_input: Any) -> str:
-    """Return the fingerprint of an input. The order of its fields does not matter."""
-    text = json.dumps(job_input, sort_keys=True, separators=(",", ":"))
+    """Return the fingerprint of an input. Equal inputs have equal ones."""
+    text = canonical_json(job_input)
     return hashlib.blake2b(text.encode(), digest_size=_INPUT_DIGEST_BYTES).hexdigest()
+
+
+def canonical_json(value: Any, change_text: Callable[[str], str] = str) -> str:
+    """
+    Return the same text for equal JSON values: neither the order of fields matters, nor ``1.0`` for ``1``.
+
+    :param change_text: changes each text of the value before.
+    """
+    return json.dumps(_canonical(value, change_text), sort_keys=True, separators=(",", ":"))
+
+
+def _canonical(value: Any, change_text: Callable[[str], str]) -> Any:
+    """Return a JSON value in which equal numbers are of one type, as in RFC 8785."""
+    if isinstance(value, str):
+        return change_text(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Mapping):
+        return {name: _canonical(item, change_text) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item, change_text) for item in value]
+    return value
 
 
 @dataclass(frozen=True, slots=True)

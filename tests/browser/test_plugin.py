@@ -174,6 +174,9 @@ def test_a_gallery_to_work_in(airflow: AirflowInstance, page: Page, tmp_path: Pa
     with page.expect_download() as table:
         page.get_by_role("link", name="Table (CSV)").click()
     assert len(table.value.path().read_text().splitlines()) == 26
+    with page.expect_download() as picture:
+        page.get_by_role("link", name="download", exact=True).first.click()
+    assert re.fullmatch(r"\d+-[\w.]+\.(png|jpe?g|webp)", picture.value.suggested_filename)
     # from job to job
     page.locator(".job .line a").first.click()
     page.wait_for_url(re.compile("/jobs/"))

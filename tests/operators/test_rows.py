@@ -359,8 +359,12 @@ def test_a_retry_counts_the_rows_that_changed_and_adopts_the_others(
     run: Run, database: Path, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def bad(row: dict[str, Any]) -> dict[str, Any]:
-        return picture(row) | ({"emulator": {"fail": "no memory"}} if row["sku"] == 0 else {})
+        return picture(row) | {"seed": 7} | ({"emulator": {"fail": "no memory"}} if row["sku"] == 0 else {})
 
+    def with_doubles(row: dict[str, Any]) -> dict[str, Any]:
+        return picture(row) | {"seed": 7.0}  # as pandas makes of a column with a null
+
+    caplog.set_level("INFO")
     task = run(QUERY, ledger=None)
     task.store = store and store()
     assert "1 of 5 rows failed" in str(task.attempt(to_input=bad).error)
@@ -371,9 +375,11 @@ def test_a_retry_counts_the_rows_that_changed_and_adopts_the_others(
         "DELETE FROM products WHERE id = 4",
         "INSERT INTO products VALUES (9, 'new', 1, '')",
     )
-    outcome = task.attempt()
+    outcome = task.attempt(to_input=with_doubles)
     assert outcome.error is None
     assert "Inputs changed since the last attempt: 2 new, 3 gone" in caplog.text
+    line = "Submitted 3 of 5 inputs to app flux-schnell; 2 have a job of an earlier attempt"
+    assert line in caplog.messages
     # the two others of the first attempt are not bought again
     assert (task.created, outcome.value["rows"]) == (5 + 3, 5)
     assert task.column("sku") == [0, 1, 2, 3, 9]

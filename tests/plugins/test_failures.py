@@ -88,6 +88,10 @@ def test_each_kind_of_task_says_why_it_failed(world: World, op: Any, fault: str 
     assert "No jobs" not in words_of(page.partition("</section>")[2])
 
 
+def test_a_task_that_did_not_run_says_so(world: World) -> None:
+    assert "It did not run: a task before it failed." in world.get(world.save("upstream_failed")).text
+
+
 def test_a_connection_that_is_missing_leads_to_a_page(world: World) -> None:
     op = RunGenRunJobOperator(input=given(), rungen_conn_id="nowhere", **WAITS)
     assert world.perform(op).error is not None

@@ -14,7 +14,7 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.pages.models import JobView
 from airflow_provider_rungen.plugins.job_views import job_view
 from airflow_provider_rungen.plugins.rows import pushed_rows
-from airflow_provider_rungen.plugins.stored import OpenFile, StoredFile, disposition
+from airflow_provider_rungen.plugins.stored import OpenFile, StoredFile, attachment
 from airflow_provider_rungen.plugins.task_record import Failure, PageXCom, TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
 
@@ -65,7 +65,7 @@ def test_a_completed_job_whose_result_is_of_no_use_has_failed() -> None:
 
 def test_the_name_of_a_file_cannot_add_a_header() -> None:
     for name in ('a".png', "a\r\nX: 1.png", "ä.png", "\ud800.png"):
-        header = disposition(name, "inline")
+        header = attachment(name)
         assert (header.isascii(), header.isprintable(), header.count('"')) == (True, True, 2)
 
 

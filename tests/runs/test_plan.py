@@ -74,6 +74,7 @@ def test_a_changed_plan_is_not_read(data: st.DataObject) -> None:
 def test_the_order_of_fields_does_not_change_an_input() -> None:
     assert input_digest({"a": 1, "b": {"c": 2, "d": 3}}) == input_digest({"b": {"d": 3, "c": 2}, "a": 1})
     assert input_digest({"a": 1}) != input_digest({"a": "1"})
+    assert input_digest({"a": [1, 2.5]}) == input_digest({"a": [1.0, 2.5]})
 
 
 # --- adoption ---

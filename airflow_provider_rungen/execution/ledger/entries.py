@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +17,7 @@ from airflow_provider_rungen.client.redaction import without_secret_parameters
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.archive.stored_jobs import MANIFEST
 from airflow_provider_rungen.runs import records
+from airflow_provider_rungen.runs.plan import canonical_json
 
 VERSION = 1
 MAX_ENTRY_BYTES = 64 * 1024
@@ -49,7 +50,7 @@ def model_identity(app: App) -> str:
     if app.workflow:
         with suppress(RunGenInputError):  # it is not JSON
             encode(app.workflow, "workflow")
-            return _canonical_json(app.workflow, without_secret_parameters)
+            return canonical_json(app.workflow, without_secret_parameters)
     return f"app:{app.id}"
 
 
@@ -66,24 +67,7 @@ def ledger_key(job_input: Mapping[str, Any], model: str, version: str, ignore: C
     encode_input(job_input)
     fields = {name: value for name, value in job_input.items() if name not in ignore}
     # an array, because no part of it can be mistaken for a piece of its neighbor
-    return hashlib.sha256(_canonical_json([model, version, fields]).encode()).hexdigest()
-
-
-def _canonical_json(value: Any, change_text: Callable[[str], str] = str) -> str:
-    return json.dumps(_canonical(value, change_text), sort_keys=True, separators=(",", ":"))
-
-
-def _canonical(value: Any, change_text: Callable[[str], str]) -> Any:
-    """Return a JSON value in which equal numbers are of one type, as in RFC 8785."""
-    if isinstance(value, str):
-        return change_text(value)
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else value
-    if isinstance(value, Mapping):
-        return {name: _canonical(item, change_text) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_canonical(item, change_text) for item in value]
-    return value
+    return hashlib.sha256(canonical_json([model, version, fields]).encode()).hexdigest()
 
 
 # --- entries ---
