@@ -59,7 +59,7 @@ class Ending:
 
     def read_earlier(self) -> None:
         """Read which jobs earlier attempts left, and of which app; see `TaskLog.read_earlier`."""
-        self._log.read_earlier(self._run.ledger.exists)
+        self._log.read_earlier(self._run.ledger.exists, lambda: self.resumes_clears)
         self._has_read = True
         known = [record.app_id for record in self._log.home.earlier if record.app_id]
         self.app_id = known[-1] if known else self.app_id
