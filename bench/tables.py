@@ -2,10 +2,9 @@
 Tables of which rows were paid for before.
 
 A table runs as a task does, without Airflow's database, in a process of its own. First all rows are new, with
-jobs of 0 s, then all are stored, and then 1 % have changed. The bare loop reads what is stored of each row,
-and checks nothing but the size of its file. The batch runs and collects the same rows, as a DAG did before
-there were tables. The million rows have a thousand inputs, whose jobs they share, and run in one round.
-Memory is the most that the process held in the worst round, imports of Airflow included.
+jobs of 0 s, then all are stored, then 1 % have changed. The bare loop reads the manifests, and checks only
+sizes. The batch runs and collects the same rows. The million rows share a thousand jobs, in one round. Memory
+is the peak of the worst round, imports included.
 """
 
 from __future__ import annotations

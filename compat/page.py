@@ -41,7 +41,7 @@ UI of 3.3 and 2.11. It opens the pages in 3.1, 3.3 and the pre-release 3.4.
 _BOUNDS = """
 Some versions of Airflow do not work with the newest version of every package. Airflow's own constraint files,
 which an installation should use, take that into account. These runs use
-`compat/constraints` in the repository instead.
+`compat/constraints` instead.
 """
 
 

@@ -132,7 +132,7 @@ class Query:
 
         def has(word: str) -> bool:
             # a number is no part of a size or a seed
-            is_set = any(word in (fact if " " in word else fact.split()) for fact in facts)
+            is_set = any(f" {fact} ".endswith(f" {word} ") or word in fact.split() for fact in facts)
             return is_set or any(word in each for each in texts)
 
         return all(map(has, _WORDS.findall(text)))

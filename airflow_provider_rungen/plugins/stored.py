@@ -188,14 +188,13 @@ class OpenFile:
             raise
         kind, media_type = detect(head, file.claimed_type, is_whole=len(head) >= file.size)
         self._head = b"" if start else head
-        # the files of all jobs may have one name; for one that is shown, its page has a better one
-        name = attachment(f"{job_id}-{file.name}") if kind == "download" else "inline"
         self._unsent = stop - start
         self.status = 206 if part else 200
         self.headers = {
             **SAFE,
             "Content-Type": f"{media_type}; charset=utf-8" if media_type.startswith("text/") else media_type,
-            "Content-Disposition": name,
+            # without a name, since its page has a better one
+            "Content-Disposition": "attachment" if kind == "download" else "inline",
             "Content-Security-Policy": NOTHING,
             "Cache-Control": "private, max-age=600",
             "Accept-Ranges": "bytes",

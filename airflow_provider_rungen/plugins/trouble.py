@@ -19,7 +19,11 @@ from airflow_provider_rungen.plugins.rows import PageRows
 from airflow_provider_rungen.plugins.task_record import FailureXCom, TaskRecord
 from airflow_provider_rungen.runs.attempt_record import End
 
-_LOST = "The last attempt did not record its end: it was killed, or its worker was lost."
+_LOST = (
+    "The last attempt did not record its end: a user marked it while it was deferred, it was killed, or its"
+    " worker was lost."
+)
+_LOST_ADVICE = "A retry uses the jobs that it submitted, and so does a clear with on_clear='resume'"
 _NO_REASON = (
     "The task did not report why: a user marked it, its worker was lost, or it failed before it began"
     " (see its log)."
@@ -56,7 +60,7 @@ def trouble_of(task: TaskRecord, jobs: PageRows) -> Trouble | None:
     error = _LOST if is_lost else _NO_REASON
     if pushed and not is_lost:
         error = f"{error} Attempt {pushed.try_number} failed: {pushed.error}"
-    failure = FailureXCom(try_number=task.try_number, error=error)
+    failure = FailureXCom(try_number=task.try_number, error=error, hint=_LOST_ADVICE if is_lost else "")
     return Trouble(failure, is_reported=False, may_run=jobs.open_jobs)
 
 

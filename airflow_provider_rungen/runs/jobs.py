@@ -155,8 +155,12 @@ class Jobs:
         self._set_job(replace(self.table.job(job_id), is_shared=True))
 
     def end(self, job_id: str, state: JobState, *, seconds: float | None = None, why: str = "") -> None:
-        """Note how a job ended. A state that cannot follow the known one is ignored."""
-        if job_id not in self.table.input_of or not (job := self.table.job(job_id)).may_become(state):
+        """Note how a job ended, or how long it ran. A state that cannot follow the known one is ignored."""
+        if job_id not in self.table.input_of:
+            return
+        job = self.table.job(job_id)
+        is_timed = job.state is state and job.seconds is None and seconds is not None
+        if not job.may_become(state) and not is_timed:
             return
         seconds = job.seconds if seconds is None else round(float(seconds), 3)
         ended = replace(job, state=state, seconds=seconds, why=why[:_MAX_REASON])

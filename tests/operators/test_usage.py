@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from conftest import FakeTaskInstance, OutletEvents, run_task, signal_when
 from operator_kit import FAST, KILLED, MODES, kill_when, statuses, submitted
 
 from airflow_provider_rungen.decorators import rungen_task
-from airflow_provider_rungen.emulator import Emulator, Service
+from airflow_provider_rungen.emulator import Emulator, Fault, Service
 from airflow_provider_rungen.emulator.messages import Reply
+from airflow_provider_rungen.exceptions import RejectRow
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
@@ -204,6 +206,59 @@ def test_jobs_that_end_before_they_can_be_canceled_are_what_they_are(
     assert statuses(rungen_emulator) == ["FAILED"] * 3 + ["COMPLETED"] * 2
     assert (usage["jobs"], usage["completed"], usage["failed"]) == (5, 2, 3)
     assert usage["execution_seconds"] == pytest.approx(1200, abs=1)
+
+
+class SilentAfterCancel(Service):
+    """A service that answers no GET of a job after the first cancel."""
+
+    asked = 0
+
+    def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+        if method != "GET" and "/job/" in path:
+            self.inject(Fault(on="get", kind="hang", times=None))
+        elif self.count("cancel"):
+            self.asked += 1
+        return super().handle(method, path, headers, body)
+
+
+@pytest.mark.usefixtures("on_the_wire")
+@MODES
+def test_a_service_that_does_not_say_how_long_canceled_jobs_ran_is_not_waited_for(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, deferrable: bool
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.execution.jobs.job_wait.LOOK_TIME", 1.0)
+    rungen_emulator.service = SilentAfterCancel(workers=10)
+    op = RunGenRunBatchOperator(task_id="x", inputs=SLOW, timeout=0.5, deferrable=deferrable, **FAST)
+    began = time.monotonic()
+    usage, outcome = usage_of(op)
+    assert time.monotonic() - began < 20, "one request may take a minute"
+    assert statuses(rungen_emulator) == ["CANCELED", "CANCELED"]
+    assert (usage["failed"], usage["execution_seconds"]) == (2, None)
+    assert "It is unknown how long 2 of the canceled jobs ran" in outcome.log
+
+
+@KILLED
+@pytest.mark.usefixtures("on_the_wire")
+def test_a_kill_while_canceled_jobs_are_asked_for_cancels_none_again(rungen_emulator: Emulator) -> None:
+    service = rungen_emulator.service = SilentAfterCancel(workers=10)
+    op = RunGenRunBatchOperator(task_id="x", inputs=SLOW, timeout=0.5, **FAST)
+    outcome = kill_when(op, {"ti": FakeTaskInstance()}, lambda: service.asked >= 2)
+    assert service.count("cancel") == 2
+    assert "may still run" not in outcome.log
+
+
+@MODES
+def test_jobs_that_a_check_rejects_are_billed(
+    rungen_emulator: Emulator, tmp_path: Path, deferrable: bool
+) -> None:
+    def check(result: Any, files: Any) -> None:
+        raise RejectRow("blank")
+
+    op = run_table(tmp_path, check=check, max_failed="any", deferrable=deferrable, **FAST)
+    usage, _ = usage_of(op)
+    ran_for = sum(job["finished"] - job["started"] for job in rungen_emulator.service.jobs())
+    assert usage["jobs"] == 3
+    assert usage["execution_seconds"] == pytest.approx(ran_for, abs=0.01)
 
 
 # --- execution_timeout --------------------------------------------------------------------------------------

@@ -922,17 +922,57 @@ def test_a_triggerer_whose_clock_is_ahead_ends_no_job(make: Make, kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
-def test_a_retry_with_another_destination_buys_nothing(make: Make, kind: str) -> None:
+def test_a_retry_with_another_destination_buys_nothing(
+    make: Make, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     task = make(kind, failing(), deferrable=False)
     assert task.attempt().error is not None
     made, elsewhere = len(task.jobs), (task.folder / "elsewhere").as_uri()
     outcome = task.attempt(destination=elsewhere)
     assert "The destination is another one than in an earlier attempt" in str(outcome.error)
     assert len(task.jobs) == made
-    # after a clear, nobody needs the log
+    # after a clear, nobody needs the log, unless its jobs are to be resumed
     task.max_tries = 9
+    outcome = task.attempt(destination=elsewhere, on_clear="resume")
+    assert "clear the task with on_clear='new'" in str(outcome.error)
+    assert len(task.jobs) == made
     task.attempt(destination=elsewhere)
+    assert "The destination is another one than before the clear" in caplog.text
     assert len(task.jobs) == made + COUNT
+    # nor is the log of the first what the last attempt left
+    outcome = task.attempt()
+    assert "The destination is another one than in an earlier attempt" in str(outcome.error)
+    assert len(task.jobs) == made + COUNT
+
+
+def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", True)
+    task = make(STORED, failing(), deferrable=False)
+    assert task.attempt().error is not None
+    task.store, task.max_tries = FakeStore(), 9
+    task.attempt(destination=(task.folder / "elsewhere").as_uri())
+    assert "Earlier attempts left no log in" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+@pytest.mark.parametrize("has_ledger", [False, True], ids=["added", "removed"])
+def test_a_ledger_that_comes_or_goes_between_attempts_buys_nothing(
+    make: Make, kind: str, has_ledger: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = make(kind, failing(), deferrable=False)
+    ledger = (task.folder / "ledger").as_uri()
+    options = {True: {"ledger": ledger}, False: {}}
+    assert task.attempt(**options[has_ledger]).error is not None
+    made, failed = len(task.jobs), sum(job["status"] == "FAILED" for job in task.jobs)
+    outcome = task.attempt(**options[not has_ledger])
+    if has_ledger:
+        assert "An earlier attempt had a ledger" in str(outcome.error)
+        assert len(task.jobs) == made
+        task.attempt(ledger=ledger)
+    assert "Inputs changed" not in caplog.text
+    assert len(task.jobs) == made + failed
 
 
 @pytest.mark.parametrize("kind", [STORED, TABLE])

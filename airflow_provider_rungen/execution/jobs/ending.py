@@ -59,7 +59,7 @@ class Ending:
 
     def read_earlier(self) -> None:
         """Read which jobs earlier attempts left, and of which app; see `TaskLog.read_earlier`."""
-        self._log.read_earlier(self._run.ledger.exists)
+        self._log.read_earlier(self._run.ledger.exists, lambda: self.resumes_clears)
         self._has_read = True
         known = [record.app_id for record in self._log.home.earlier if record.app_id]
         self.app_id = known[-1] if known else self.app_id
@@ -245,14 +245,19 @@ class Ending:
         """
         not_canceled = self._run.wait.cancel(self.app_id, job_ids, within=within)
         canceled = self._run.wait.canceled.intersection(job_ids)
+        self._note_canceled(dict.fromkeys(canceled), why)
         # a kill leaves little time, and the next attempt finds out that they were canceled
         forget = partial(self._run.ledger.forget, dict.fromkeys(canceled))
         call_briefly(forget, self._run.guard.time_left())
-        seconds = self._run.wait.seconds_of(self.app_id, sorted(canceled)) if asks_seconds else {}
-        for job_id in canceled:
-            self._log.jobs.end(job_id, JobState.CANCELED, seconds=seconds.get(job_id), why=why)
-            self._run.report.note_canceled(job_id, why, seconds.get(job_id))
+        if canceled and asks_seconds:
+            self._note_canceled(self._run.wait.seconds_of(self.app_id, sorted(canceled)), why)
         return not_canceled
+
+    def _note_canceled(self, seconds: Mapping[str, float | None], why: str) -> None:
+        """Note jobs that this attempt canceled, with how long each ran, if that is known."""
+        for job_id, ran_for in seconds.items():
+            self._log.jobs.end(job_id, JobState.CANCELED, seconds=ran_for, why=why)
+            self._run.report.note_canceled(job_id, why, ran_for)
 
     # --- a kill ---
 

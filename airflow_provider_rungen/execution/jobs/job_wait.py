@@ -6,10 +6,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
-from airflow_provider_rungen.client.flow import Flow, T
+from airflow_provider_rungen.client.endpoints import get_job
+from airflow_provider_rungen.client.flow import Flow, Gather, T
 from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
@@ -27,7 +29,7 @@ log = logging.getLogger(__name__)
 
 # Of more jobs that could not be canceled, the reasons are not logged.
 MAX_LOGGED_CANCELS = 10
-# Seconds without an answer after which it stays unknown how long canceled jobs ran.
+# Seconds for the question how long canceled jobs ran.
 LOOK_TIME = 10.0
 Defer = Callable[[dict[str, Any], float], NoReturn]
 
@@ -250,18 +252,19 @@ class JobWait:
     # --- fetching again ---
 
     def seconds_of(self, app_id: str, job_ids: Sequence[str]) -> dict[str, float]:
-        """Return how long canceled jobs ran, which is billed, as far as the service answers."""
-        seconds: dict[str, float] = {}
+        """Return how long canceled jobs ran, which is billed, as far as the service answers in time."""
+        answers: list[Job | RunGenError] = []
 
-        def note(job_id: str, outcome: Job | RunGenError) -> None:
-            if isinstance(outcome, Job) and outcome.is_terminal and outcome.execution_time is not None:
-                seconds[job_id] = outcome.execution_time
+        def ask() -> Flow[None]:
+            flows = [get_job(app_id, job_id, attempts=1, is_lean=True) for job_id in job_ids]
+            answers.extend((yield Gather(flows)))
 
-        try:
-            self.refetch(app_id, job_ids, note, LOOK_TIME, have_ended=False)
-        except RunGenError as error:
-            log.warning("%s; it is unknown how long canceled jobs ran", error.message)
-        return seconds
+        with suppress(RunGenError):
+            self._run.hook.perform_with_deadline(ask(), within=LOOK_TIME, is_paced=True)
+        jobs = [job for job in answers if isinstance(job, Job) and job.is_terminal]
+        if len(jobs) < len(job_ids):
+            log.warning("It is unknown how long %d of the canceled jobs ran", len(job_ids) - len(jobs))
+        return {job.id: job.execution_time for job in jobs if job.execution_time is not None}
 
     def refetch(
         self,

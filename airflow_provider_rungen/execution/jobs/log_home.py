@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, conf
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace, StoragePlace, StorePlace
+from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.attempts import Attempt, loop_position
 from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
@@ -31,8 +32,8 @@ _HEAD_KEY = "rungen_log"
 _ANY_PART = range(1 << 30)
 _TOKEN_DIGITS = 32
 _LOST_LOG = (
-    "Without it nobody knows which jobs run. Look at the app's jobs, then clear the task to submit all inputs"
-    " again"
+    "Without it nobody knows which jobs run. Look at the app's jobs, then clear the task{} to submit all"
+    " inputs again"
 )
 
 
@@ -102,11 +103,12 @@ class LogHome:
         if self._store is not None:
             yield self._secret.encode()
 
-    def find_attempts(self, has_ledger: Callable[[], bool]) -> None:
+    def find_attempts(self, has_ledger: Callable[[], bool], resumes_clears: Callable[[], bool]) -> None:
         """
         Find the attempts before this one, without writing anything.
 
         :param has_ledger: returns whether a ledger knows what earlier attempts submitted, too.
+        :param resumes_clears: returns whether jobs from before a clear count.
         :raises RunGenError: they cannot be read, or are in a place that cannot be used now.
         """
         self.open()
@@ -114,8 +116,10 @@ class LogHome:
         # nothing is created before the inputs are checked
         if not isinstance(place, StoragePlace) or place.has_begun():
             self.earlier = read_attempts(place)
-        if not self.earlier:
-            self._check_missing(place, has_ledger)
+        if not self.is_durable or (not self.has_head and self.numbers.try_number == 1):
+            return
+        if (not self.earlier or self._is_elsewhere) and not has_ledger():
+            self._check_missing(place, resumes_clears)
 
     def write_head(self, writer: Writer, plan: str) -> None:
         """Note in Airflow that there is a log, where it has a store."""
@@ -124,18 +128,19 @@ class LogHome:
             self._store.set(_HEAD_KEY, head | {"numbers": asdict(self.numbers)})
 
     def _check_missing(
-        self, place: StoragePlace | StorePlace | MemoryPlace, has_ledger: Callable[[], bool]
+        self, place: StoragePlace | StorePlace | MemoryPlace, resumes_clears: Callable[[], bool]
     ) -> None:
         """
-        Find out why there is no log.
+        Find out why there is no log of the last attempt.
 
-        :raises DamagedLogError: it was removed, or is elsewhere. After a clear, it is not needed.
+        :raises DamagedLogError: it was removed, or is elsewhere. No log is needed after a clear that resumes
+            nothing.
         """
-        if not self.is_durable or (not self.has_head and self.numbers.try_number == 1) or has_ledger():
-            return
         if not self.has_head:
-            if self._store is None and isinstance(place, StoragePlace):
-                # Airflow knows of no log before 3.3, and an earlier attempt may have failed before it had one
+            # Airflow knows of no log before 3.3, nor after a clear from 3.4 on
+            is_forgotten = attempts.CLEAR_DISCARDS_STATE and self.numbers.max_tries != self.numbers.retries
+            if (self._store is None or is_forgotten) and isinstance(place, StoragePlace):
+                # an earlier attempt may have failed before it had one
                 log.warning(
                     "Earlier attempts left no log in %s. If they submitted jobs, these are not known here: "
                     "check that it is mounted",
@@ -143,21 +148,34 @@ class LogHome:
                 )
             return
         numbers = self._head.get("numbers")
-        if not isinstance(numbers, Mapping) or self.numbers.was_cleared_since(
-            Attempt(**numbers), End.UNKNOWN
-        ):
+        if not isinstance(numbers, Mapping):
             return
-        if self._head.get("place") != self._place_digest:
+        hint = _LOST_LOG.format("")
+        if self.numbers.was_cleared_since(Attempt(**numbers), End.UNKNOWN):
+            if not resumes_clears():
+                if self._is_elsewhere:
+                    log.warning(
+                        "The destination is another one than before the clear. Jobs from before it are not "
+                        "known here, and may still run: look at the app's jobs"
+                    )
+                return
+            hint = _LOST_LOG.format(" with on_clear='new'")
+        if self._is_elsewhere:
             raise DamagedLogError(
                 "The destination is another one than in an earlier attempt; nothing was sent",
-                hint=f"Set it back, and retry. {_LOST_LOG}",
+                hint=f"Set it back, and retry. {hint}",
             )
         if isinstance(place, StoragePlace):
             place.check_reachable()
             raise DamagedLogError(
                 f"The log of the task run is missing in {place.shown}; nothing was sent",
-                hint=f"Restore its folder in .rungen/runs, and retry. {_LOST_LOG}",
+                hint=f"Restore its folder in .rungen/runs, and retry. {hint}",
             )
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        """Whether Airflow knows that the log of the last attempt is in another place."""
+        return str(self._head.get("place", self._place_digest)) != self._place_digest
 
     @property
     def _place_digest(self) -> str:

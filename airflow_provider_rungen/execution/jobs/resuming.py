@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,6 +15,7 @@ from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,
+    RunGenInputError,
     RunGenNotFoundError,
     RunGenSubmissionUnknownError,
 )
@@ -23,6 +24,7 @@ from airflow_provider_rungen.execution.jobs.plans import read_digests
 from airflow_provider_rungen.execution.task.job_ids import log_jobs
 from airflow_provider_rungen.runs import rows
 from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
+from airflow_provider_rungen.runs.plan import input_digest
 from airflow_provider_rungen.runs.rows import InputState, JobState
 
 if TYPE_CHECKING:
@@ -102,29 +104,49 @@ class Resuming:
                 pass
             digests = {number: row.digest for number, row in enumerate(task_log.plan.rows()) if row.needs_job}
         for other, app_id in others.items():
+            ours = digests
             known = Jobs(other, task_log.jobs.writer, since=task_log.jobs.since)
             for _, files in home.read_parts(other):
                 known.load((), *files)
             task_log.bought += known.unknown_since(home.first_turn)
             planned = read_digests(home.place, other)
+            if planned is not None and app_id == self._app_id and _kinds(planned) != _kinds(digests.values()):
+                ours = self._digests_without_ledger(digests)
             if planned is not None and other == home.earlier[-1].plan:
-                then, now = set(planned) - {""}, set(digests.values())
-                changes = len(now - then), len(then - now)
-                log.warning("Inputs changed since the last attempt: %d new, %d gone", *changes)
+                then, now = set(planned) - {""}, set(ours.values())
+                if then != now:
+                    changes = len(now - then), len(then - now)
+                    log.warning("Inputs changed since the last attempt: %d new, %d gone", *changes)
             numbered = sorted(known.table.rows.items())
             pairs = [("" if planned is None else planned[number], row) for number, row in numbered]
             left: _Rows = pairs
             if app_id == self._app_id:
                 trusted = set(known.table.input_of) - known.table.unchecked
-                left = adopt_rows(task_log.jobs, digests, pairs, trusted)
+                left = adopt_rows(task_log.jobs, ours, pairs, trusted)
                 task_log.jobs.submitted_by = max(task_log.jobs.submitted_by, known.submitted_by)
-            self._unknown_gone += self._count_unknown(app_id, left, digests)
+            self._unknown_gone += self._count_unknown(app_id, left, ours)
             for digest, row in left:
                 for job in row.jobs:
                     is_ours = job.id not in known.table.unchecked
                     unwanted.setdefault(job.id, _Unwanted(app_id, job, digest, is_ours))
         # a later one of the earlier plans may have had the same job, for an input that the new plan has, too
         return [each for job_id, each in unwanted.items() if job_id not in task_log.jobs.table.input_of]
+
+    def _digests_without_ledger(self, digests: dict[int, str]) -> dict[int, str]:
+        """
+        Return the fingerprints that inputs have without a ledger, as in a plan from before there was one.
+
+        :raises RunGenInputError: the plan was made with a ledger, and now there is none.
+        """
+        if self._run.options.ledger is not None:
+            return {number: input_digest(self._log.plan.input(number)) for number in digests}
+        if self._log.home.is_cleared and not self._run.ending.resumes_clears:
+            return digests
+        raise RunGenInputError(
+            "An earlier attempt had a ledger, and without it its jobs cannot be resumed; nothing was sent",
+            hint="Set ledger again, and retry. To submit all inputs again, clear the task",
+            retryable=True,
+        )
 
     def _count_unknown(self, app_id: str, left: _Rows, digests: Mapping[int, str]) -> int:
         """Warn of inputs that are gone, were not submitted again, and may have a job; return their number."""
@@ -311,3 +333,8 @@ class Resuming:
             case state:
                 status = "COMPLETED" if state is JobState.COMPLETED else "not over"
                 log.info("Resuming a job that is %s %s", status, ids)
+
+
+def _kinds(digests: Iterable[str]) -> set[int]:
+    """Return what tells the fingerprints of inputs from the keys of a ledger: their lengths."""
+    return {len(digest) for digest in digests if digest}

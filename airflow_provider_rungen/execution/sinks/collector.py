@@ -57,14 +57,17 @@ class ResultCheck:
         if self._function is None or self._failure is not None:
             return self._failure
         if isinstance(job, StoredJob):
-            job_id, files = job.job_id, [ObjectStoragePath(output["uri"]) for output in job.outputs]
+            job_id, seconds = job.job_id, job.execution_seconds
+            files = [ObjectStoragePath(output["uri"]) for output in job.outputs]
         else:
-            job_id, files = job.id, []
+            job_id, seconds, files = job.id, job.execution_time, []
         ids = format_ids(job.app_id, job_id)
         try:
             self._function(deepcopy(job.result), files)
         except RejectRow as error:
-            return RejectRow(_text(error.message) or "rejected", app_id=job.app_id, job_id=job_id)
+            rejection = RejectRow(_text(error.message) or "rejected", app_id=job.app_id, job_id=job_id)
+            rejection.execution_time = seconds
+            return rejection
         except AirflowException as error:  # the function decides how the task ends
             error.add_note(f"check raised this for {ids}")
             raise

@@ -139,7 +139,8 @@ class TableRows(Source):
         if refused > (allowed := max_failures(max_failed, runnable)):
             raise RunGenInputError(
                 f"The inputs of {refused} of {runnable} rows do not fit, "
-                f"{allowed} may (max_failed): {self._first_refusal}; nothing was sent"
+                f"{allowed} may (max_failed): {self._first_refusal}; nothing was sent",
+                hint="Correct the rows, to_input or input_schema, and clear the task",
             )
 
     def _make_input(self, row: dict[str, Any], place: str) -> Any:
@@ -152,7 +153,9 @@ class TableRows(Source):
         except Exception as error:
             reason = clean_text(f"{type(error).__name__}: {error}")
             raise RunGenInputError(
-                f"to_input failed for {place}: {reason}; nothing was sent", retryable=True
+                f"to_input failed for {place}: {reason}; nothing was sent",
+                hint="Correct to_input, or the row, and clear the task",
+                retryable=True,
             ) from error
         if job_input is None:
             return None
