@@ -6,12 +6,13 @@ import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
 from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError, RunGenLimitError
 from airflow_provider_rungen.execution.jobs.job_ends import reason_of
+from airflow_provider_rungen.execution.jobs.log_home import OnClear
 from airflow_provider_rungen.execution.sinks.batch_result import Stopped
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.attempts import call_briefly
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# After a clear, the jobs are canceled, resumed if the log survives it, or found by any later attempt.
-OnClear = Literal["new", "resume", "keep"]
 # Seconds of a kill that are left for the ledger after the cancels, and that the cancels have at least.
 _AFTER_CANCEL = 0.4
 _LEAST_CANCEL = 0.5
@@ -59,7 +58,7 @@ class Ending:
 
     def read_earlier(self) -> None:
         """Read which jobs earlier attempts left, and of which app; see `TaskLog.read_earlier`."""
-        self._log.read_earlier(self._run.ledger.exists, lambda: self.resumes_clears)
+        self._log.read_earlier(self._run.ledger.exists, self.on_clear)
         self._has_read = True
         known = [record.app_id for record in self._log.home.earlier if record.app_id]
         self.app_id = known[-1] if known else self.app_id
@@ -78,9 +77,7 @@ class Ending:
     @property
     def resumes_clears(self) -> bool:
         """Whether the jobs from before a clear are resumed."""
-        # Since Airflow 3.4, a log whose head survived a clear was kept on purpose. A clear of the whole run
-        # keeps it, too (apache/airflow #72929), and looks the same.
-        return self.on_clear != "new" or (attempts.CLEAR_DISCARDS_STATE and self._log.home.has_head)
+        return self._log.home.resumes_clears(self.on_clear)
 
     def has_next(self, error: Exception | None = None) -> bool:
         """Return whether another attempt follows that finds what is saved."""

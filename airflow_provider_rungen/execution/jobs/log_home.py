@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, conf
 from airflow_provider_rungen.exceptions import RunGenError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# After a clear, the jobs are canceled, resumed if the log survives it, or found by any later attempt.
+OnClear = Literal["new", "resume", "keep"]
 _HEAD_KEY = "rungen_log"
 _ANY_PART = range(1 << 30)
 _TOKEN_DIGITS = 32
@@ -103,12 +105,12 @@ class LogHome:
         if self._store is not None:
             yield self._secret.encode()
 
-    def find_attempts(self, has_ledger: Callable[[], bool], resumes_clears: Callable[[], bool]) -> None:
+    def find_attempts(self, has_ledger: Callable[[], bool], on_clear: OnClear) -> None:
         """
         Find the attempts before this one, without writing anything.
 
         :param has_ledger: returns whether a ledger knows what earlier attempts submitted, too.
-        :param resumes_clears: returns whether jobs from before a clear count.
+        :param on_clear: what a clear of the task does with its jobs.
         :raises RunGenError: they cannot be read, or are in a place that cannot be used now.
         """
         self.open()
@@ -119,7 +121,7 @@ class LogHome:
         if not self.is_durable or (not self.has_head and self.numbers.try_number == 1):
             return
         if (not self.earlier or self._is_elsewhere) and not has_ledger():
-            self._check_missing(place, resumes_clears)
+            self._check_missing(place, on_clear)
 
     def write_head(self, writer: Writer, plan: str) -> None:
         """Note in Airflow that there is a log, where it has a store."""
@@ -127,9 +129,7 @@ class LogHome:
             head = {"attempt": str(writer), "plan": plan, "place": self._place_digest, "secret": self._secret}
             self._store.set(_HEAD_KEY, head | {"numbers": asdict(self.numbers)})
 
-    def _check_missing(
-        self, place: StoragePlace | StorePlace | MemoryPlace, resumes_clears: Callable[[], bool]
-    ) -> None:
+    def _check_missing(self, place: StoragePlace | StorePlace | MemoryPlace, on_clear: OnClear) -> None:
         """
         Find out why there is no log of the last attempt.
 
@@ -150,16 +150,15 @@ class LogHome:
         numbers = self._head.get("numbers")
         if not isinstance(numbers, Mapping):
             return
-        hint = _LOST_LOG.format("")
-        if self.numbers.was_cleared_since(Attempt(**numbers), End.UNKNOWN):
-            if not resumes_clears():
-                if self._is_elsewhere:
-                    log.warning(
-                        "The destination is another one than before the clear. Jobs from before it are not "
-                        "known here, and may still run: look at the app's jobs"
-                    )
-                return
-            hint = _LOST_LOG.format(" with on_clear='new'")
+        is_cleared = self.numbers.was_cleared_since(Attempt(**numbers), End.UNKNOWN)
+        if is_cleared and not self.resumes_clears(on_clear):
+            if self._is_elsewhere:
+                log.warning(
+                    "The destination is another one than before the clear. Jobs from before it are not known "
+                    "here, and may still run: look at the app's jobs"
+                )
+            return
+        hint = _LOST_LOG.format("" if on_clear == "new" else " with on_clear='new'")
         if self._is_elsewhere:
             raise DamagedLogError(
                 "The destination is another one than in an earlier attempt; nothing was sent",
@@ -198,6 +197,12 @@ class LogHome:
             return True  # the DAG run was deleted, and made again
         is_forgotten = self._store is not None and not self.has_head
         return is_forgotten or self.numbers.was_cleared_since(_numbers_of(last), last.end)
+
+    def resumes_clears(self, on_clear: OnClear) -> bool:
+        """Return whether the jobs from before a clear are resumed."""
+        # Since Airflow 3.4, a log whose head survived a clear was kept on purpose. A clear of the whole run
+        # keeps it, too (apache/airflow #72929), and looks the same.
+        return on_clear != "new" or (attempts.CLEAR_DISCARDS_STATE and self.has_head)
 
     @property
     def first_turn(self) -> int:

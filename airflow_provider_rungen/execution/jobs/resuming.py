@@ -142,9 +142,10 @@ class Resuming:
             return {number: input_digest(self._log.plan.input(number)) for number in digests}
         if self._log.home.is_cleared and not self._run.ending.resumes_clears:
             return digests
+        how = "" if self._run.ending.on_clear == "new" else " with on_clear='new'"
         raise RunGenInputError(
             "An earlier attempt had a ledger, and without it its jobs cannot be resumed; nothing was sent",
-            hint="Set ledger again, and retry. To submit all inputs again, clear the task",
+            hint=f"Set ledger again, and retry. To submit all inputs again, clear the task{how}",
             retryable=True,
         )
 
