@@ -445,6 +445,26 @@ def test_an_app_is_left_to_another_run_that_is_going_to_scale_it_down(
     assert down() == want
 
 
+@pytest.mark.parametrize("waits", [{"drain": True}, {"keep_if_busy": True}], ids=str)
+def test_an_app_is_left_to_a_run_that_begins_while_its_jobs_end(
+    emulator: Emulator,
+    down: Callable[..., int],
+    ti: TaskInstance3,
+    monkeypatch: pytest.MonkeyPatch,
+    waits: dict[str, bool],
+) -> None:
+    handle = emulator.service.handle
+
+    def begin_another(*request: Any) -> Any:
+        ti.run_states["other"] = "running"
+        ti.states["other"] = {"app_up": "success", "app_down": None}
+        ti.scaled["other"] = ScaleRecord(APP, 2, 0).to_json()
+        return handle(*request)
+
+    monkeypatch.setattr(emulator.service, "handle", begin_another)
+    assert down(**waits) == 2
+
+
 @pytest.mark.parametrize(
     ("state", "record", "want"),
     [

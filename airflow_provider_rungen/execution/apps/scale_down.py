@@ -130,7 +130,7 @@ class ScaleDownRun(TaskRun[Any]):
             return True
         if left != 0:
             log.warning("Scaling down with %s queued or running %s", jobs, format_ids(app_id))
-        return False
+        return is_needed(self.context, app_id)  # by a run that began meanwhile
 
     def _push_bill(self, record: ScaleRecord, *, is_final: bool) -> None:
         """Push and log what the block cost. It is not worth a failure."""
