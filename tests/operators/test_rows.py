@@ -385,6 +385,18 @@ def test_a_retry_counts_the_rows_that_changed_and_adopts_the_others(
     assert task.column("sku") == [0, 1, 2, 3, 9]
 
 
+def test_rows_that_are_all_skipped_in_a_retry_need_nothing(run: Run, database: Path) -> None:
+    task = run(QUERY, ledger=None)
+
+    def bad(row: dict[str, Any]) -> dict[str, Any]:
+        return picture(row) | ({"emulator": {"fail": "no memory"}} if row["sku"] == 0 else {})
+
+    assert "1 of 5 rows failed" in str(task.attempt(to_input=bad).error)
+    assert task.attempt(to_input=lambda row: None).error is None
+    assert task.attempt(to_input=bad).error is not None
+    assert task.created == 5 + 1, "the four others are resumed"
+
+
 # --- tables that chain ---
 
 

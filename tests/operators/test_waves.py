@@ -961,18 +961,38 @@ def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(
 def test_a_ledger_that_comes_or_goes_between_attempts_buys_nothing(
     make: Make, kind: str, has_ledger: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    task = make(kind, failing(), deferrable=False)
+    given = [*inputs(4), *failing(6)[4:]]
+    task = make(kind, given, deferrable=False)
     ledger = (task.folder / "ledger").as_uri()
     options = {True: {"ledger": ledger}, False: {}}
     assert task.attempt(**options[has_ledger]).error is not None
-    made, failed = len(task.jobs), sum(job["status"] == "FAILED" for job in task.jobs)
+    made, failed = len(given), 2
     outcome = task.attempt(**options[not has_ledger])
     if has_ledger:
         assert "An earlier attempt had a ledger" in str(outcome.error)
         assert len(task.jobs) == made
         task.attempt(ledger=ledger)
-    assert "Inputs changed" not in caplog.text
     assert len(task.jobs) == made + failed
+    if has_ledger:
+        # after a clear without it, its plan counts no more
+        task.max_tries = 9
+        task.attempt()
+        assert len(task.jobs) == 2 * made + failed
+        task.attempt()
+        assert len(task.jobs) == 2 * made + 2 * failed
+    assert "Inputs changed" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+def test_a_ledger_that_comes_while_a_task_is_deferred_is_for_the_next_attempt(make: Make, kind: str) -> None:
+    task = make(kind, inputs(), deferrable=True)
+    trigger = task.attempt_until_deferred()
+    ledger = task.folder / "ledger"
+    task.op.ledger = Ledger(ledger.as_uri())
+    outcome = task.go_on(trigger)
+    assert outcome.error is None
+    task.assert_each_is_bought_once(outcome.value)
+    assert not ledger.exists()
 
 
 @pytest.mark.parametrize("kind", [STORED, TABLE])

@@ -110,11 +110,11 @@ class Resuming:
                 known.load((), *files)
             task_log.bought += known.unknown_since(home.first_turn)
             planned = read_digests(home.place, other)
-            if planned is not None and app_id == self._app_id and _kinds(planned) != _kinds(digests.values()):
-                ours = self._digests_without_ledger(digests)
+            if planned and app_id == self._app_id and not _are_of_one_kind(planned, digests.values()):
+                ours = self._digests_without_ledger(digests, known)
             if planned is not None and other == home.earlier[-1].plan:
                 then, now = set(planned) - {""}, set(ours.values())
-                if then != now:
+                if then != now and _are_of_one_kind(then, now):
                     changes = len(now - then), len(then - now)
                     log.warning("Inputs changed since the last attempt: %d new, %d gone", *changes)
             numbered = sorted(known.table.rows.items())
@@ -132,15 +132,17 @@ class Resuming:
         # a later one of the earlier plans may have had the same job, for an input that the new plan has, too
         return [each for job_id, each in unwanted.items() if job_id not in task_log.jobs.table.input_of]
 
-    def _digests_without_ledger(self, digests: dict[int, str]) -> dict[int, str]:
+    def _digests_without_ledger(self, digests: dict[int, str], known: Jobs) -> dict[int, str]:
         """
         Return the fingerprints that inputs have without a ledger, as in a plan from before there was one.
 
-        :raises RunGenInputError: the plan was made with a ledger, and now there is none.
+        :param known: the jobs of that plan.
+        :raises RunGenInputError: it was made with a ledger, now there is none, and it has jobs that count.
         """
         if self._run.options.ledger is not None:
             return {number: input_digest(self._log.plan.input(number)) for number in digests}
-        if self._log.home.is_cleared and not self._run.ending.resumes_clears:
+        states = {row.state(known.writer, known.since) for row in known.table.rows.values()}
+        if states.isdisjoint((InputState.RUNNING, InputState.COMPLETED, InputState.UNKNOWN)):
             return digests
         how = "" if self._run.ending.on_clear == "new" else " with on_clear='new'"
         raise RunGenInputError(
@@ -172,7 +174,10 @@ class Resuming:
             log.info("Inputs or app changed: jobs of the last attempt are not resumed")
         ends: dict[str, Job] = {}
         for app_id in dict.fromkeys(each.app_id for each in running):
-            ours = self._ours([each for each in running if each.app_id == app_id])
+            of_app = [each for each in running if each.app_id == app_id]
+            ours = self._ours(of_app)
+            strange = [each.job.id for each in of_app if each.job.id not in ours]
+            log_jobs(f"Not canceled, since they may be of others, jobs of app {app_id}", strange)
             if self._run.options.cancel_on_kill:
                 self._cancel(app_id, ours)
             self._note_ends(app_id, [each for each in ours if each not in self._run.wait.canceled], ends)
@@ -205,7 +210,8 @@ class Resuming:
         def note(job_id: str, outcome: Job | RunGenError) -> None:
             if isinstance(outcome, Job):
                 job_input = outcome.input
-                if isinstance(job_input, Mapping) and self._run.ledger.key_of(job_input) == digests[job_id]:
+                keys = (self._run.ledger.key_of, input_digest) if isinstance(job_input, Mapping) else ()
+                if digests[job_id] in [key_of(job_input) for key_of in keys]:
                     ours.append(job_id)
             elif retry.is_transient(outcome):
                 raise outcome
@@ -336,6 +342,6 @@ class Resuming:
                 log.info("Resuming a job that is %s %s", status, ids)
 
 
-def _kinds(digests: Iterable[str]) -> set[int]:
-    """Return what tells the fingerprints of inputs from the keys of a ledger: their lengths."""
-    return {len(digest) for digest in digests if digest}
+def _are_of_one_kind(*digests: Iterable[str]) -> bool:
+    """Return whether fingerprints are all keys of a ledger, which are longer, or none of them is."""
+    return len({len(digest) for some in digests for digest in some if digest}) < 2

@@ -116,18 +116,18 @@ class RunLedger:
         found = self._found.settled if self._found else ()
         return self._log.unsent_count - sum(number // PART_ROWS not in self._log.loaded for number in found)
 
-    def watched(self, numbers: Iterable[int]) -> Watched:
+    def watched(self, numbers: Iterable[int]) -> Watched | None:
         """Return what is known of the claims of others, to go on with it after a deferral."""
         rows = map(self._log.plan.row, numbers)
-        return {} if self._book is None else self._book.files.watched(row.digest for row in rows)
+        return None if self._book is None else self._book.files.watched(row.digest for row in rows)
 
-    def reopen(self, watched: Watched) -> None:
+    def reopen(self, watched: Watched | None) -> None:
         """
         Use the ledger again after a deferral. The keys are in the plan.
 
-        :param watched: what was known of the claims of others.
+        :param watched: what was known of the claims of others; ``None`` if there was no ledger then.
         """
-        if self._run.options.ledger is not None:
+        if self._run.options.ledger is not None and watched is not None:
             from airflow_provider_rungen.execution.ledger.store import LedgerStore
 
             self._book = LedgerStore(self._run.options.ledger, "", self._log.home.run_token)
