@@ -56,4 +56,7 @@ class DamagedLogError(RunGenError):
 class SupersededError(RunGenError):
     """A later attempt of the task has begun, so this one submits nothing more."""
 
-    default_hint = "The later attempt continues with the jobs of this one"
+    default_hint = (
+        "The later attempt continues with the jobs that were saved before it began. The last ones of this "
+        "attempt may run unused: look at the app's jobs"
+    )

@@ -945,6 +945,20 @@ def test_a_retry_with_another_destination_buys_nothing(
     assert len(task.jobs) == made + COUNT
 
 
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+def test_a_ledger_that_the_last_attempt_did_not_have_does_not_know_its_jobs(make: Make, kind: str) -> None:
+    task = make(kind, failing(), deferrable=False)
+    ledger, elsewhere = (task.folder / "ledger").as_uri(), (task.folder / "elsewhere").as_uri()
+    assert task.attempt(ledger=ledger).error is not None
+    task.next_run("night 2")
+    assert task.attempt().error is not None
+    made = len(task.jobs)
+    for given in (ledger, Ledger(ledger, version="2")):
+        outcome = task.attempt(destination=elsewhere, ledger=given)
+        assert "The destination is another one than in an earlier attempt" in str(outcome.error)
+    assert len(task.jobs) == made
+
+
 def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,6 +24,7 @@ from airflow_provider_rungen.runs.rows import Writer
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.hooks.rungen import RunGenHook
+    from airflow_provider_rungen.ledger import Ledger
     from airflow_provider_rungen.runs.part_files import PartFile
 
 log = logging.getLogger(__name__)
@@ -56,12 +57,20 @@ class LogHome:
     :param context: Airflow's context of the attempt.
     :param folder: the URI of the folder to keep the log in; ``None`` for Airflow's task state store, or the
         memory of this process where there is none.
+    :param ledger: the ledger, which knows what earlier attempts submitted if they had the same.
     :param is_durable: whether a later attempt is to resume what this one leaves.
     :param hook: has the API key, which files in the folder are sealed with.
     """
 
     def __init__(
-        self, task: BaseOperator, context: Context, *, folder: Any, is_durable: bool, hook: RunGenHook
+        self,
+        task: BaseOperator,
+        context: Context,
+        *,
+        folder: Any,
+        ledger: Ledger | None,
+        is_durable: bool,
+        hook: RunGenHook,
     ) -> None:
         self._hook = hook
         ti, store = context["ti"], context.get("task_state_store") if is_durable else None
@@ -75,6 +84,10 @@ class LogHome:
         self._secret = secrets.token_hex(32)
         self.token = token_of(ti)
         self._folder = folder
+        # what tells one destination, and one ledger, from another
+        self._place_digest = _digest(str(folder))
+        parts = ledger and [str(ledger.uri), ledger.version, list(ledger.ignore)]
+        self._ledger_digest = _digest(parts)
         #: Where it is, and where ids go that this place does not take.
         self.place: StoragePlace | StorePlace | MemoryPlace = MemoryPlace()
         self.fallback: StorePlace | None = None
@@ -109,7 +122,7 @@ class LogHome:
         """
         Find the attempts before this one, without writing anything.
 
-        :param has_ledger: returns whether a ledger knows what earlier attempts submitted, too.
+        :param has_ledger: returns whether there is a ledger already.
         :param on_clear: what a clear of the task does with its jobs.
         :raises RunGenError: they cannot be read, or are in a place that cannot be used now.
         """
@@ -120,13 +133,17 @@ class LogHome:
             self.earlier = read_attempts(place)
         if not self.is_durable or (not self.has_head and self.numbers.try_number == 1):
             return
-        if (not self.earlier or self._is_elsewhere) and not has_ledger():
+        if self.earlier and not self._is_elsewhere:
+            return
+        # before 3.3, nobody knows which ledger they had
+        if (self.has_head and self._head.get("ledger") != self._ledger_digest) or not has_ledger():
             self._check_missing(place, on_clear)
 
     def write_head(self, writer: Writer, plan: str) -> None:
         """Note in Airflow that there is a log, where it has a store."""
         if self._store is not None:
-            head = {"attempt": str(writer), "plan": plan, "place": self._place_digest, "secret": self._secret}
+            head: dict[str, Any] = {"attempt": str(writer), "plan": plan, "secret": self._secret}
+            head |= {"place": self._place_digest, "ledger": self._ledger_digest}
             self._store.set(_HEAD_KEY, head | {"numbers": asdict(self.numbers)})
 
     def _check_missing(self, place: StoragePlace | StorePlace | MemoryPlace, on_clear: OnClear) -> None:
@@ -175,11 +192,6 @@ class LogHome:
     def _is_elsewhere(self) -> bool:
         """Whether Airflow knows that the log of the last attempt is in another place."""
         return str(self._head.get("place", self._place_digest)) != self._place_digest
-
-    @property
-    def _place_digest(self) -> str:
-        """What tells one destination from another. A changed one has no log yet."""
-        return hashlib.sha256(str(self._folder).encode()).hexdigest()[:16]
 
     def read_head(self) -> None:
         """Find out whether Airflow knows of the log."""
@@ -240,3 +252,7 @@ class LogHome:
 
 def _numbers_of(record: AttemptRecord) -> Attempt:
     return Attempt(record.try_number, record.max_tries, record.retries, record.clear_number)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(records.to_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:16]

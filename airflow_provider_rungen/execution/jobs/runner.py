@@ -76,7 +76,14 @@ class Runner(TaskRun[JobOptions]):
         self.make_source = make_source
         self._make_again: MakeSource | None = None
         self.wait = JobWait(self, task.defer_for_jobs)
-        home = LogHome(task, context, folder=folder, is_durable=options.durable, hook=self.hook)
+        home = LogHome(
+            task,
+            context,
+            folder=folder,
+            ledger=options.ledger,
+            is_durable=options.durable,
+            hook=self.hook,
+        )
         self.task_log = TaskLog(home, stores=options.destination is not None)
         self.report = RunReport(self, pushes_ids=pushes_ids)
         self.wait.others = self.report.others
