@@ -1,8 +1,8 @@
 """
 Tables of which rows were paid for before.
 
-A table runs as a task does, without Airflow's database, in a process of its own. First all rows are new, with
-jobs of 0 s, then all are stored, then 1 % have changed. The bare loop reads the manifests, and checks only
+A table runs as a task does, without Airflow's database, in its own process. First all rows are new (jobs of
+0 s), then all are stored, then 1 % changed. The bare loop reads the manifests, and checks only
 sizes. The batch runs and collects the same rows. The million rows share a thousand jobs, in one round. Memory
 is the peak of the worst round, imports included.
 """

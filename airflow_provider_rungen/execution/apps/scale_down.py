@@ -112,7 +112,7 @@ class ScaleDownRun(TaskRun[Any]):
         return True
 
     def _is_kept_up(self, app_id: str) -> bool:
-        """Wait for the app's jobs, as far as asked for, and return whether it has to stay up for them."""
+        """Wait for the app's jobs, as far as asked for, and return whether it has to stay up."""
         task = self.task
         if not task.drain and not task.keep_if_busy:
             return False

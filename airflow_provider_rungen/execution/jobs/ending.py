@@ -74,11 +74,6 @@ class Ending:
         ledger = self._options.ledger
         return self._options.on_clear if ledger is None or ledger.refresh else "keep"
 
-    @property
-    def resumes_clears(self) -> bool:
-        """Whether the jobs from before a clear are resumed."""
-        return self._log.home.resumes_clears(self.on_clear)
-
     def has_next(self, error: Exception | None = None) -> bool:
         """Return whether another attempt follows that finds what is saved."""
         is_final = isinstance(error, _NO_RETRY) or (isinstance(error, RunGenError) and rules_out_retry(error))

@@ -211,7 +211,7 @@ class Runner(TaskRun[JobOptions]):
             app_id=app_id,
             model=model,
             deadline=now + options.timeout,
-            resumes=self.ending.resumes_clears,
+            resumes=task_log.home.resumes_clears(self.ending.on_clear),
             saves_inputs=options.deferrable and options.wait_for_completion,
         )
         resuming = Resuming(self)
