@@ -5,26 +5,28 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from airflow_provider_rungen.client.models import App, Job
+from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.pages.models import JobView, shown_text
 from airflow_provider_rungen.plugins import database, live, xcoms
 from airflow_provider_rungen.plugins.limits import Pool, TooSlowError, charge, run_within
-from airflow_provider_rungen.plugins.rows import UNKNOWN, PageRows, logged_rows, pushed_rows
+from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, PageRows, logged_rows, pushed_rows
 from airflow_provider_rungen.plugins.stored import read_manifests
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+#: The job as the service returned it, or the error; ``None`` if it was not asked.
+Answer: TypeAlias = Job | RunGenError | None
 #: Seconds until a page is sent, even if something does not answer.
 PAGE_TIME = 4.0
 #: Seconds for one question to the store.
@@ -88,6 +90,7 @@ class Gathering:
     _is_store_slow: bool = False
     _manifests: dict[str, StoredJob | None] = field(default_factory=dict)
     _rows: dict[int, PageRows] = field(default_factory=dict)
+    _answers: dict[str, Job | RunGenError] = field(default_factory=dict)
 
     @property
     def notice(self) -> str:
@@ -122,8 +125,26 @@ class Gathering:
             found = await self._ask_store(logged_rows, self.task, page) if self.task.log else None
             if found is None:
                 found = await run_in_threadpool(pushed_rows, self.task, page)
-            self._rows[page] = found
+            self._rows[page] = found if self.task.is_moving else await self._with_ends(found)
         return self._rows[page]
+
+    async def _with_ends(self, jobs: PageRows) -> PageRows:
+        """Return rows of a task that has ended with the ends that its log lacks, for up to a page of jobs."""
+        unsure = [row.job_id for row in jobs.rows if row.job_id and row.status == UNKNOWN][:PAGE_SIZE]
+        if not unsure:
+            return jobs
+        manifests = await self.manifests(unsure)
+        answers = await self.jobs([job_id for job_id in unsure if job_id not in manifests])
+        ends = {
+            job_id: answer
+            for job_id, answer in answers.items()
+            if isinstance(answer, Job) and answer.is_terminal
+        }
+        rows = (
+            replace(row, status=status_of(row, manifests.get(row.job_id), ends.get(row.job_id)))
+            for row in jobs.rows
+        )
+        return replace(jobs, rows=list(rows))
 
     async def row_of(self, job_id: str, page: int) -> JobView | None:
         """
@@ -179,14 +200,32 @@ class Gathering:
 
     async def jobs(self, job_ids: Sequence[str]) -> dict[str, Job | RunGenError]:
         """Ask the service for jobs."""
-        page = self.task.page
-        if not job_ids or not page.app or not page.connection or not await self.may_ask():
-            return {}
+        page, known = self.task.page, {each: self._answers[each] for each in job_ids if each in self._answers}
+        missing = [job_id for job_id in job_ids if job_id not in known]
+        if not missing or not page.app or not page.connection or not await self.may_ask():
+            return known
         seconds = self._seconds_left()
-        found, notice = await ask_service(page.connection, live.get_jobs, page.app, job_ids, within=seconds)
+        found, notice = await ask_service(page.connection, live.get_jobs, page.app, missing, within=seconds)
         errors = [outcome for outcome in (found or {}).values() if isinstance(outcome, RunGenError)]
         if found and len(errors) == len(found):
             notice = _explain("service", errors[0])
         if notice:
             self.notices.append(notice)
-        return found or {}
+        self._answers |= found or {}
+        return known | (found or {})
+
+
+def status_of(row: JobView, manifest: StoredJob | None, answer: Answer) -> str:
+    """
+    Return the status of a job.
+
+    :param row: what the run log or Airflow knows.
+    :param manifest: what is stored of it.
+    """
+    if row.status == UNKNOWN and manifest is not None:
+        return "completed"
+    if not isinstance(answer, Job) or row.status not in (UNKNOWN, "failed", "completed"):
+        return row.status
+    if row.status == "failed" and answer.status is JobStatus.COMPLETED:
+        return row.status  # it completed, but its result cannot be used
+    return answer.status.value.lower()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import find_outputs, redact_value
-from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.pages.models import (
     JobView,
@@ -23,7 +22,7 @@ from airflow_provider_rungen.pages.models import (
     shown_text,
 )
 from airflow_provider_rungen.pages.output_kinds import guess
-from airflow_provider_rungen.plugins.gather import Gathering
+from airflow_provider_rungen.plugins.gather import Answer, Gathering, status_of
 from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, numbers_of
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord
@@ -37,9 +36,6 @@ _NO_FILES = "Its files are only at RunGen, until a task with a destination store
 _NOT_YET = "Not stored yet."
 _NOT_STORED = "Its files are not in the destination."
 _NOT_THERE = "Some files are not in {place}. They were not stored, or were moved or removed since."
-
-#: The job as the service returned it, or the error; ``None`` if it was not asked.
-Answer: TypeAlias = Job | RunGenError | None
 
 
 async def job_page(
@@ -143,17 +139,6 @@ def _unstored(task: TaskRecord) -> str:
     if not task.page.destination:
         return _NO_FILES
     return _NOT_YET if task.is_moving else _NOT_STORED
-
-
-def status_of(row: JobView, manifest: StoredJob | None, answer: Answer) -> str:
-    """Return the status of a job: see `job_view`."""
-    if row.status == UNKNOWN and manifest is not None:
-        return "completed"
-    if not isinstance(answer, Job) or row.status not in (UNKNOWN, "failed", "completed"):
-        return row.status
-    if row.status == "failed" and answer.status is JobStatus.COMPLETED:
-        return row.status  # it completed, but its result cannot be used
-    return answer.status.value.lower()
 
 
 def note_unstored(gathering: Gathering, answers: Iterable[Answer]) -> None:
