@@ -68,7 +68,11 @@ def is_needed(context: Context, app_id: str) -> bool:
     ti: Any = context["ti"]
     if not hasattr(ti, "get_task_states"):
         return False
-    setups = {down.task_id: down.scale_up_task_id for down in teardowns(context)}
+    downs = {down.task_id: down for down in teardowns(context)}
+    setups = {task_id: down.scale_up_task_id for task_id, down in downs.items()}
+    drains = {task_id for task_id, down in downs.items() if down.drain}
+    # two that drain decide alike, and one of them has to scale down
+    waits = set() if ti.task_id in drains else drains
     is_alone = ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) < 2
     runs: dict[str, Any] = {"run_ids": [ti.run_id]} if is_alone else {}
     others = []
@@ -76,7 +80,8 @@ def is_needed(context: Context, app_id: str) -> bool:
         for down_id, state in states.items():
             is_same_block = run_id == ti.run_id and ti.task_id in (down_id, setups[down_id])
             # one that runs right now decides like this one does: both scale down
-            if state not in _TO_COME or is_same_block:
+            is_to_come = state in _TO_COME or (state == "running" and down_id in waits)
+            if not is_to_come or is_same_block:
                 continue
             record = pull_record(ti, setups[down_id], run_id=run_id)
             is_up = record and record.app_id == app_id and record.active_workers is not None
