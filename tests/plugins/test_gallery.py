@@ -377,6 +377,29 @@ def test_of_many_jobs_the_same_costs_are_known_in_each_order(world: World) -> No
     assert found[1:] == found[:1] * 3
 
 
+@pytest.mark.parametrize("has_log", [True, False])
+def test_all_pages_know_how_the_jobs_of_a_lost_worker_ended(world: World, has_log: bool) -> None:
+    world.emulator.service.scale(APP, 4)
+    ids = submit(given("one"), given("two"), given(fail="out of memory"), given(seconds=60))
+    deadline = time.monotonic() + SOON
+    while sum(map(world.emulator.service.stats().get, ("jobs_completed", "jobs_failed"))) < 3:
+        assert time.monotonic() < deadline
+    xcoms: dict[str, Any] = {"rungen_page": {"connection": "rungen_default", "app": APP}}
+    if has_log:
+        write_log(world.ti, world.folder, [JobState.OPEN] * 4, ids=ids)
+        xcoms["rungen_page"]["destination"] = world.folder.as_uri()
+    else:
+        xcoms["job_ids"] = ids
+    path = world.save("failed", xcoms=xcoms)
+    run = path.partition("/tasks/")[0]
+    for page in (path, run):
+        assert [row["status"] for row in table(world, page)] == ["completed", "completed", "failed", "unknown"]
+        for status, count in {"completed": 2, "failed": 1, "unknown": 1}.items():
+            filtered = world.get(f"{page}?status={status}").text
+            assert filtered.count("<article") == count, (page, status)
+    assert "2 completed" in words_of(world.get(run).text)
+
+
 def test_a_job_of_equal_rows_is_paid_for_once(world: World) -> None:
     options = {"destination": world.folder.as_uri(), "ledger": (world.folder / "ledger").as_uri(), **POLL}
     op = RunGenRunBatchOperator(inputs=[given("twin")] * 2, **options)
