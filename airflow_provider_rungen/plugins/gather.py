@@ -108,6 +108,14 @@ class Gathering:
                 return found
         return None
 
+    async def of_block(self) -> Gathering:
+        """Return this, or what is known of the block of a teardown that has not begun, from another task."""
+        task = self.task
+        tasks = () if task.page.connection else await find_tasks(task.dag_id, task.run_id)
+        inside = (each for each in tasks if each.page.down == task.task_id)
+        same = next((each for each in inside if each.map_index in (task.map_index, -1)), None)
+        return Gathering(same, self.user, self.began, self.notices) if same else self
+
     # --- the store ---
 
     async def _ask_store(self, function: Callable[..., T], *args: Any) -> T | None:

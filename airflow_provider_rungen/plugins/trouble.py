@@ -162,31 +162,34 @@ def worked(task: TaskRecord, jobs: PageRows) -> tuple[float, int]:
 def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
     """Return what the jobs of tasks cost together, in words, for each currency. No job is paid for twice."""
     amounts, untimed = defaultdict[str, Decimal](Decimal), Counter[str]()
+    unpriced = 0
     runs = [jobs.rows for task, jobs in tasks if task.page.jobs is None and task.page.waits]
     own = {row.job_id for rows in runs for row in rows}
     for task, jobs in tasks:
         if task.page.jobs and own.issuperset(task.page.jobs):  # it only collects them
             continue
         seconds, timed = worked(task, jobs)
-        if (paid := cost(task.page.price, seconds, JOB_DIGITS)) is None:
-            continue
         # rows may share a job
         count = max(
             jobs.totals.submitted, len({row.job_id for row in jobs.rows if row.job_id and not row.reused})
         )
-        if count or task.usage or jobs.has_end:
+        if (paid := cost(task.page.price, seconds, JOB_DIGITS)) is None:
+            unpriced += bool(count)
+        elif count or task.usage or jobs.has_end:
             amounts[paid.currency] += paid.amount
             untimed[paid.currency] += max(0, count - timed)
+    missing = f", without {format_count(unpriced, 'task')} of unknown price" if unpriced else ""
     return [
-        f"at least {amount.quantize(CENTS)} {name}{_untimed(untimed[name])}"
+        f"at least {amount.quantize(CENTS)} {name}{_untimed(untimed[name])}{missing}"
         if untimed[name]
-        else in_cents(Cost(amount, name))
+        else f"{in_cents(Cost(amount, name))}{missing}"
         for name, amount in amounts.items()
     ]
 
 
 async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
     """Return what the app of a task costs that was scaled up for it, unless it is known to be down."""
+    gathering = await gathering.of_block()
     page, now = gathering.task.page, time.time()
     up, down = await gathering.task_of_run(page.up), await gathering.task_of_run(page.down)
     record = read_scale_record(up.scaled) if up else None
@@ -197,6 +200,7 @@ async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
     workers = None if app is None else workers_of(app)
     seconds = record.history.worker_seconds(now)
     return {
+        "task": gathering.task,
         "workers": workers,
         "last": last,
         "down": down.label if down else page.down,

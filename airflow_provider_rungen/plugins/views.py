@@ -20,8 +20,8 @@ from airflow_provider_rungen.pages.models import (
     shown_text,
 )
 from airflow_provider_rungen.plugins.gallery import Query
-from airflow_provider_rungen.plugins.gather import Gathering
-from airflow_provider_rungen.plugins.job_views import Answer, job_view, make_pager, note_unstored, status_of
+from airflow_provider_rungen.plugins.gather import Answer, Gathering, status_of
+from airflow_provider_rungen.plugins.job_views import job_view, make_pager, note_unstored
 from airflow_provider_rungen.plugins.rows import ALL, IN_DOUBT, NOT_SUBMITTED, PAGE_SIZE, UNKNOWN, PageRows
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.trouble import billing_of, costs_of, outlook, trouble_of
@@ -182,7 +182,7 @@ async def run_page(gatherings: Sequence[Gathering], urls: Urls, query: Query) ->
         "statuses": Counter(row.status for _, row in entries),
         "reused": sum(row.reused for _, row in entries),
         "costs": costs,
-        "billings": list(zip((each.task for each in blocks.values()), billed, strict=True)),
+        "billings": billed,
         "notice": " ".join(dict.fromkeys(each.notice for each in gatherings if each.notice)),
     }
 

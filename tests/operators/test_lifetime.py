@@ -483,11 +483,11 @@ def test_an_app_is_left_to_another_block_of_the_same_run(
     assert down() == want
 
 
-@pytest.mark.parametrize(("other_drains", "drains", "want"), [(True, False, 2), (True, True, 0), (False, True, 0)])
-def test_an_app_is_left_to_a_block_that_waits_for_its_jobs(
-    down: Callable[..., int], ti: TaskInstance3, context: Any, other_drains: bool, drains: bool, want: int
+@pytest.mark.parametrize(("other", "own", "want"), [(True, False, 2), (True, True, 0), (False, True, 0)])
+def test_an_app_is_left_to_a_block_that_drains_it(
+    down: Callable[..., int], context: Any, other: bool, own: bool, want: int
 ) -> None:
-    context["dag"].tasks = [down_op(drain=drains), down_op("app_2", drain=other_drains)]
-    ti.states["run"]["app_2_down"] = "running"
-    ti.scaled["run app_2_up"] = ScaleRecord(APP, 2, 2).to_json()
-    assert down(drain=drains) == want
+    context["dag"].tasks = [down_op(drain=own), down_op("app_2", drain=other)]
+    context["ti"].states["run"]["app_2_down"] = "running"
+    context["ti"].scaled["run app_2_up"] = ScaleRecord(APP, 2, 2).to_json()
+    assert down(drain=own) == want

@@ -350,5 +350,6 @@ def test_an_error_of_the_code_of_a_user_shows_no_signed_url(world: World) -> Non
     assert isinstance(outcome.error, KeyError)
     page = world.get(world.save("failed", operator="RunGenRunBatchOperator")).text
     assert "bucket.example" in box_of(page)
+    assert "The log of the task has its traceback." in box_of(page)
     for text in (page, repr(outcome.xcoms), outcome.log):
         assert "5ec2e7" not in text

@@ -382,7 +382,7 @@ def test_all_pages_know_how_the_jobs_of_a_lost_worker_ended(world: World, has_lo
     world.emulator.service.scale(APP, 4)
     ids = submit(given("one"), given("two"), given(fail="out of memory"), given(seconds=60))
     deadline = time.monotonic() + SOON
-    while sum(map(world.emulator.service.stats().get, ("jobs_completed", "jobs_failed"))) < 3:
+    while (stats := world.emulator.service.stats())["jobs_completed"] + stats["jobs_failed"] < 3:
         assert time.monotonic() < deadline
     xcoms: dict[str, Any] = {"rungen_page": {"connection": "rungen_default", "app": APP}}
     if has_log:
@@ -393,7 +393,8 @@ def test_all_pages_know_how_the_jobs_of_a_lost_worker_ended(world: World, has_lo
     path = world.save("failed", xcoms=xcoms)
     run = path.partition("/tasks/")[0]
     for page in (path, run):
-        assert [row["status"] for row in table(world, page)] == ["completed", "completed", "failed", "unknown"]
+        statuses = [row["status"] for row in table(world, page)]
+        assert statuses == ["completed", "completed", "failed", "unknown"]
         for status, count in {"completed": 2, "failed": 1, "unknown": 1}.items():
             filtered = world.get(f"{page}?status={status}").text
             assert filtered.count("<article") == count, (page, status)
@@ -466,6 +467,13 @@ def test_all_indexes_of_a_task_and_all_tasks_of_a_run_are_one_gallery(world: Wor
         assert world.get(f"{path}?text=1+paint").text.count("<article") == 1
     page = world.get(f"{run}/tasks/paint/1").text
     assert {run, f"{run}/tasks/paint"} <= set(links(page))
+
+
+def test_what_a_run_cost_names_tasks_without_a_price(world: World) -> None:
+    path = paint(world, price="3600 USD/h")
+    paint_one(world, 1)
+    header = words_of(world.get(path.partition("/tasks/")[0]).text)
+    assert re.search(r"jobs of all tasks: about [0-9.]+ USD, without 1 task of unknown price", header)
 
 
 def test_the_same_row_of_other_runs_is_shown_beside_it(world: World) -> None:

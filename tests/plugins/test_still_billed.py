@@ -30,13 +30,22 @@ class Block:
 
     def run(self, task_id: str, state: str | None = None) -> str:
         """Run a task, and return the path of its page."""
-        op, ti = self.dag.get_task(task_id), _Instance(self)
-        ti.task_id, ti.run_id, ti.task = task_id, self.world.ti.run_id, op
+        op, ti = self._instance(task_id)
         outcome = run_task(op, {"ti": ti, "task_instance": ti, "dag": self.dag})
         self.store[task_id] = ti.xcoms
         return self.world.database.save(
             ti, state or ("failed" if outcome.error else "success"), operator=op.task_type
         )
+
+    def queue(self, task_id: str) -> str:
+        """Note that a task waits for a slot, and return the path of its page."""
+        op, ti = self._instance(task_id)
+        return self.world.database.save(ti, "queued", operator=op.task_type)
+
+    def _instance(self, task_id: str) -> tuple[Any, FakeTaskInstance]:
+        op, ti = self.dag.get_task(task_id), _Instance(self)
+        ti.task_id, ti.run_id, ti.task = task_id, self.world.ti.run_id, op
+        return op, ti
 
 
 class _Instance(FakeTaskInstance):
@@ -83,6 +92,14 @@ def test_each_task_of_a_block_says_what_is_billed_until_its_teardown_has_ended_i
     for path in pages:
         assert billing_of(world, path) == ""
     assert re.search(f"workers of app {APP}: 0[.][0-9]+ USD", words_of(world.get(run).text))
+
+
+def test_a_teardown_that_has_not_begun_says_what_is_billed(world: World) -> None:
+    block = Block(world)
+    block.run("app_up")
+    text = billing_of(world, block.queue("app_down"))
+    assert f"Billed now : app {APP} Workers now 2 Price 6.00 USD an hour" in text
+    assert "Until app_down scales the app down" in text
 
 
 def test_a_teardown_that_failed_is_told_on_all_pages_of_the_block(world: World) -> None:

@@ -108,7 +108,7 @@ class TaskRun(Generic[Options]):
             if not self.guard.is_killed:
                 self._push_usage()
                 if not isinstance(error, AirflowSkipException):
-                    self._push_failure(_message_of(error), getattr(error, "hint", ""))
+                    self._push_failure(_message_of(error), _hint_of(error))
             raise
         self._push_usage()
 
@@ -216,7 +216,10 @@ class TaskRun(Generic[Options]):
                 f"Not over in time: execution_timeout ({text}) is over",
                 "Raise execution_timeout if it needs longer",
             )
-        return "It was stopped: a user marked or cleared it, or its worker was shut down", ""
+        return (
+            "It was stopped: a user marked or cleared it, or its worker was shut down",
+            "Clear it if it is still needed, unless a retry follows",
+        )
 
     def xcom_pull(self, key: str) -> Any:
         """Return what this task pushed in this attempt."""
@@ -333,3 +336,9 @@ def _message_of(error: Exception) -> str:
     if isinstance(error, RunGenError | AirflowException):
         return getattr(error, "message", "") or str(error) or type(error).__name__
     return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _hint_of(error: Exception) -> str:
+    """Return what to do about an error, a user's own as well."""
+    is_known = isinstance(error, RunGenError | AirflowException)
+    return getattr(error, "hint", "") if is_known else "The log of the task has its traceback"
