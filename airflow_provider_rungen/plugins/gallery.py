@@ -109,23 +109,28 @@ class Query:
         """Return the entries on the page; the last page if it is beyond."""
         return [entries[number] for number in numbers_of(self.page, len(entries))]
 
-    def _is_named(self, row: JobView) -> bool | None:
-        """Return whether a row is the one that the text names; ``None`` if it names none."""
-        text = self.text.casefold()
+    @staticmethod
+    def _is_named(row: JobView, text: str) -> bool | None:
+        """Return whether a row is the one that a text names; ``None`` if it names none."""
         if text.startswith("#"):
             return text == f"#{row.index}"
         name, _, value = text.partition("=")
         values = {name.casefold(): value.casefold() for name, value in {"key": row.key, **row.values}.items()}
         return values[name] == value if "=" in text and name in values else None
 
-    def _matches(self, row: JobView, text: str) -> bool:
+    def _may_match(self, row: JobView, text: str) -> bool:
+        """Return whether a row is shown if its prompt and its settings match."""
         is_shown = self.status in ("", row.status) or (self.status == "reused" and row.reused)
         is_shown = is_shown or (self.status == "failed" and row.status in FAILED)
         if not is_shown or (self.jobs and row.job_id not in self.jobs):
             return False
-        if (is_named := self._is_named(row)) is not None:
-            return is_named
-        if text in row.job_id.casefold():
+        # a value that is named may have spaces
+        names = (self._is_named(row, word) for word in _WORDS.findall(text))
+        return self._is_named(row, text) or False not in names
+
+    def _matches(self, row: JobView, text: str) -> bool:
+        """Return whether a row that may match does."""
+        if self._is_named(row, text) or text in row.job_id.casefold():
             return True
         texts = [each.casefold() for each in (row.key, *row.values.values(), row.prompt, row.error)]
         facts = [f"{label} {value}".casefold() for label, value in row.facts]
@@ -135,14 +140,15 @@ class Query:
             is_set = any(f" {fact} ".endswith(f" {word} ") or word in fact.split() for fact in facts)
             return is_set or any(word in each for each in texts)
 
-        return all(map(has, _WORDS.findall(text)))
+        return all(has(word) or self._is_named(row, word) for word in _WORDS.findall(text))
 
     async def select(self, gatherings: Sequence[Gathering]) -> list[Entry]:
         """Return the rows of tasks, on all pages."""
         found = await asyncio.gather(*(gathering.rows(ALL) for gathering in gatherings))
         entries = [(each, row) for each, rows in zip(gatherings, found, strict=True) for row in rows.rows]
-        entries = [entry for entry in entries if self._matches(entry[1], "")]
-        if text := self.text.casefold():
+        text = self.text.casefold()
+        entries = [entry for entry in entries if self._may_match(entry[1], text)]
+        if text:
             sought = [entry for entry in entries if not self._matches(entry[1], text)]
             entries = await with_inputs(entries, sought, _UNSEARCHED)
             entries = [entry for entry in entries if self._matches(entry[1], text)]

@@ -107,6 +107,8 @@ def test_rows_are_filtered_and_sorted(world: World) -> None:
         "text=color%3Dred": ["shoe", "coat"],
         "text=COLOR%3DRed&status=failed": [],
         "text=key%3Dhat": ["hat"],
+        "text=coat+color%3Dred": ["coat"],
+        "text=hat+color%3Dred": [],
         "text=IN+BLUE": ["hat"],  # of the prompt, which only the manifest has
         "text=blue+HAT": ["hat"],
         "text=blue+coat": [],
