@@ -426,7 +426,7 @@ def test_a_block_takes_no_workers_from_another_one(
 @pytest.mark.parametrize(
     ("other", "want"),
     [
-        *(((state, "running", APP), 2) for state in (None, "queued", "up_for_retry")),
+        *(((state, "running", APP), 2) for state in (None, "queued", "up_for_retry", "restarting")),
         (("running", "running", APP), 0),  # it decides as this one does
         *(((state, "running", APP), 0) for state in ("success", "failed")),
         ((None, "failed", APP), 0),
@@ -481,13 +481,3 @@ def test_an_app_is_left_to_another_block_of_the_same_run(
     ti.states["run"]["app_2_down"] = state
     ti.scaled["run app_2_up"] = record and record.to_json()
     assert down() == want
-
-
-@pytest.mark.parametrize(("other", "own", "want"), [(True, False, 2), (True, True, 0), (False, True, 0)])
-def test_an_app_is_left_to_a_block_that_drains_it(
-    down: Callable[..., int], context: Any, other: bool, own: bool, want: int
-) -> None:
-    context["dag"].tasks = [down_op(drain=own), down_op("app_2", drain=other)]
-    context["ti"].states["run"]["app_2_down"] = "running"
-    context["ti"].scaled["run app_2_up"] = ScaleRecord(APP, 2, 2).to_json()
-    assert down(drain=own) == want

@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # The states of a teardown that is still to run.
-_TO_COME = (None, TaskInstanceState.SCHEDULED, TaskInstanceState.QUEUED, TaskInstanceState.UP_FOR_RETRY)
+_TO_COME = (
+    None,
+    TaskInstanceState.SCHEDULED,
+    TaskInstanceState.QUEUED,
+    TaskInstanceState.UP_FOR_RETRY,
+    TaskInstanceState.RESTARTING,  # it was cleared while it ran
+)
 _SOURCE = "declared price"
 _MILLISECOND = Decimal("0.001")
 # The digits of a share and of a cost in a bill, and of the column ``cost``.
@@ -68,11 +74,7 @@ def is_needed(context: Context, app_id: str) -> bool:
     ti: Any = context["ti"]
     if not hasattr(ti, "get_task_states"):
         return False
-    downs = {down.task_id: down for down in teardowns(context)}
-    setups = {task_id: down.scale_up_task_id for task_id, down in downs.items()}
-    drains = {task_id for task_id, down in downs.items() if down.drain}
-    # two that drain decide alike, and one of them has to scale down
-    waits = set() if ti.task_id in drains else drains
+    setups = {down.task_id: down.scale_up_task_id for down in teardowns(context)}
     is_alone = ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) < 2
     runs: dict[str, Any] = {"run_ids": [ti.run_id]} if is_alone else {}
     others = []
@@ -80,8 +82,7 @@ def is_needed(context: Context, app_id: str) -> bool:
         for down_id, state in states.items():
             is_same_block = run_id == ti.run_id and ti.task_id in (down_id, setups[down_id])
             # one that runs right now decides like this one does: both scale down
-            is_to_come = state in _TO_COME or (state == "running" and down_id in waits)
-            if not is_to_come or is_same_block:
+            if state not in _TO_COME or is_same_block:
                 continue
             record = pull_record(ti, setups[down_id], run_id=run_id)
             is_up = record and record.app_id == app_id and record.active_workers is not None
