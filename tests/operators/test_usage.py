@@ -237,6 +237,27 @@ def test_a_service_that_does_not_say_how_long_canceled_jobs_ran_is_not_waited_fo
     assert "It is unknown how long 2 of the canceled jobs ran" in outcome.log
 
 
+class BusyAfterCancel(Service):
+    """A service that refuses the first two GETs of a job after the first cancel."""
+
+    def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+        if method != "GET" and "/job/" in path and not self.count("cancel"):
+            self.inject(Fault(on="get", status=429, times=2))
+        return super().handle(method, path, headers, body)
+
+
+@MODES
+def test_how_long_canceled_jobs_ran_is_asked_again_after_a_refusal(
+    rungen_emulator: Emulator, deferrable: bool
+) -> None:
+    service = rungen_emulator.service = BusyAfterCancel(workers=10)
+    op = RunGenRunBatchOperator(task_id="x", inputs=SLOW, timeout=0.5, deferrable=deferrable, **FAST)
+    usage, outcome = usage_of(op)
+    ran_for = sum(job["finished"] - job["started"] for job in service.jobs() if job["started"])
+    assert usage["execution_seconds"] == pytest.approx(ran_for, abs=0.01)
+    assert "It is unknown how long" not in outcome.log
+
+
 @KILLED
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_while_canceled_jobs_are_asked_for_cancels_none_again(rungen_emulator: Emulator) -> None:

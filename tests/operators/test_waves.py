@@ -946,17 +946,26 @@ def test_a_retry_with_another_destination_buys_nothing(
 
 
 @pytest.mark.parametrize("kind", [STORED, TABLE])
-def test_a_ledger_that_the_last_attempt_did_not_have_does_not_know_its_jobs(make: Make, kind: str) -> None:
+def test_a_ledger_does_not_stand_in_for_the_log_of_another_destination(
+    make: Make, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     task = make(kind, failing(), deferrable=False)
     ledger, elsewhere = (task.folder / "ledger").as_uri(), (task.folder / "elsewhere").as_uri()
     assert task.attempt(ledger=ledger).error is not None
-    task.next_run("night 2")
-    assert task.attempt().error is not None
     made = len(task.jobs)
     for given in (ledger, Ledger(ledger, version="2")):
         outcome = task.attempt(destination=elsewhere, ledger=given)
         assert "The destination is another one than in an earlier attempt" in str(outcome.error)
     assert len(task.jobs) == made
+    # the advice is true
+    task.max_tries = 9
+    task.attempt(destination=elsewhere, ledger=ledger)
+    assert "The destination is another one than before the clear" in caplog.text
+    assert len(task.jobs) == made + COUNT
+    # before 3.3, nobody knows where the log was
+    task.store = None
+    task.attempt(destination=f"{elsewhere}/2", ledger=ledger)
+    assert "Earlier attempts left no log in" in caplog.text
 
 
 def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(
@@ -995,6 +1004,18 @@ def test_a_ledger_that_comes_or_goes_between_attempts_buys_nothing(
         task.attempt()
         assert len(task.jobs) == 2 * made + 2 * failed
     assert "Inputs changed" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+def test_a_ledger_that_comes_with_a_clear_learns_what_was_bought(make: Make, kind: str) -> None:
+    task = make(kind, inputs(), deferrable=False)
+    options = {"ledger": (task.folder / "ledger").as_uri()}
+    assert task.attempt().error is None
+    task.max_tries = 9
+    assert task.attempt(**options).error is None
+    task.next_run("night 2")
+    assert task.attempt(**options, destination=(task.folder / "elsewhere").as_uri()).error is None
+    assert len(task.jobs) == COUNT
 
 
 @pytest.mark.parametrize("kind", [STORED, TABLE])

@@ -36,14 +36,14 @@ class Collecting:
         # the stored jobs that are being written to the ledger
         self._remembering: tuple[Future[None] | None, list[str]] = (None, [])
 
-    def find_unstored(self, lost: list[str] | None = None) -> None:
+    def find_unstored(self, stored: list[str] | None = None) -> None:
         """
         Find the jobs that are known to have completed, and whose outputs are not stored.
 
-        :param lost: jobs that the service does not know. What they made may be stored.
+        :param stored: jobs to look for in the destination: the service, or the ledger, does not know them.
         """
-        if lost and self._log.stores:
-            self.gather(lost)
+        if stored and self._log.stores:
+            self.gather(stored)
             self.note_stored()
         self._to_store = self._log.completed if self._log.stores else []
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
-from airflow_provider_rungen.client.texts import format_duration
+from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError, RunGenLimitError
 from airflow_provider_rungen.execution.jobs.job_ends import reason_of
 from airflow_provider_rungen.execution.jobs.log_home import OnClear
@@ -58,7 +58,7 @@ class Ending:
 
     def read_earlier(self) -> None:
         """Read which jobs earlier attempts left, and of which app; see `TaskLog.read_earlier`."""
-        self._log.read_earlier(self._run.ledger.exists, self.on_clear)
+        self._log.read_earlier()
         self._has_read = True
         known = [record.app_id for record in self._log.home.earlier if record.app_id]
         self.app_id = known[-1] if known else self.app_id
@@ -197,7 +197,7 @@ class Ending:
     def stop_failing(self) -> None:
         # of what one poll found, a success may have come last
         failures = max(self._log.state.failures, self._options.stop_after or 0)
-        self._stop(f"{failures} jobs in a row failed", retryable=True)
+        self._stop(f"{format_count(failures, 'job')} in a row failed", retryable=True)
 
     def stop_refused(self, deadline: float) -> None:
         """Submit no more. Inputs that were accepted are fine, so their jobs may end."""

@@ -253,15 +253,18 @@ class JobWait:
 
     def seconds_of(self, app_id: str, job_ids: Sequence[str]) -> dict[str, float]:
         """Return how long canceled jobs ran, which is billed, as far as the service answers in time."""
-        answers: list[Job | RunGenError] = []
+        answers: list[Job] = []
 
-        def ask() -> Flow[None]:
-            flows = [get_job(app_id, job_id, attempts=1, is_lean=True) for job_id in job_ids]
-            answers.extend((yield Gather(flows)))
+        def ask(job_id: str) -> Flow[None]:
+            # noted at once, since the time may be over before others answer
+            answers.append((yield from get_job(app_id, job_id, is_lean=True)))
+
+        def ask_all() -> Flow[None]:
+            yield Gather([ask(job_id) for job_id in job_ids])
 
         with suppress(RunGenError):
-            self._run.hook.perform_with_deadline(ask(), within=LOOK_TIME, is_paced=True)
-        jobs = [job for job in answers if isinstance(job, Job) and job.is_terminal]
+            self._run.hook.perform_with_deadline(ask_all(), within=LOOK_TIME, is_paced=True)
+        jobs = [job for job in answers if job.is_terminal]
         if len(jobs) < len(job_ids):
             log.warning("It is unknown how long %d of the canceled jobs ran", len(job_ids) - len(jobs))
         return {job.id: job.execution_time for job in jobs if job.execution_time is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +24,6 @@ from airflow_provider_rungen.runs.rows import Writer
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.hooks.rungen import RunGenHook
-    from airflow_provider_rungen.ledger import Ledger
     from airflow_provider_rungen.runs.part_files import PartFile
 
 log = logging.getLogger(__name__)
@@ -35,8 +34,8 @@ _HEAD_KEY = "rungen_log"
 _ANY_PART = range(1 << 30)
 _TOKEN_DIGITS = 32
 _LOST_LOG = (
-    "Without it nobody knows which jobs run. Look at the app's jobs, then clear the task{} to submit all"
-    " inputs again"
+    "Without it nobody knows which jobs run. Look at the app's jobs, then clear the task{} to go on without"
+    " them"
 )
 
 
@@ -57,7 +56,8 @@ class LogHome:
     :param context: Airflow's context of the attempt.
     :param folder: the URI of the folder to keep the log in; ``None`` for Airflow's task state store, or the
         memory of this process where there is none.
-    :param ledger: the ledger, which knows what earlier attempts submitted if they had the same.
+    :param on_clear: what a clear does if the log is elsewhere. A ledger has no say then: it has what earlier
+        attempts saved, but not what they announced, and which jobs are of no use now.
     :param is_durable: whether a later attempt is to resume what this one leaves.
     :param hook: has the API key, which files in the folder are sealed with.
     """
@@ -68,7 +68,7 @@ class LogHome:
         context: Context,
         *,
         folder: Any,
-        ledger: Ledger | None,
+        on_clear: OnClear,
         is_durable: bool,
         hook: RunGenHook,
     ) -> None:
@@ -84,10 +84,7 @@ class LogHome:
         self._secret = secrets.token_hex(32)
         self.token = token_of(ti)
         self._folder = folder
-        # what tells one destination, and one ledger, from another
-        self._place_digest = _digest(str(folder))
-        parts = ledger and [str(ledger.uri), ledger.version, list(ledger.ignore)]
-        self._ledger_digest = _digest(parts)
+        self._on_clear: OnClear = on_clear
         #: Where it is, and where ids go that this place does not take.
         self.place: StoragePlace | StorePlace | MemoryPlace = MemoryPlace()
         self.fallback: StorePlace | None = None
@@ -118,12 +115,10 @@ class LogHome:
         if self._store is not None:
             yield self._secret.encode()
 
-    def find_attempts(self, has_ledger: Callable[[], bool], on_clear: OnClear) -> None:
+    def find_attempts(self) -> None:
         """
         Find the attempts before this one, without writing anything.
 
-        :param has_ledger: returns whether there is a ledger already.
-        :param on_clear: what a clear of the task does with its jobs.
         :raises RunGenError: they cannot be read, or are in a place that cannot be used now.
         """
         self.open()
@@ -133,20 +128,16 @@ class LogHome:
             self.earlier = read_attempts(place)
         if not self.is_durable or (not self.has_head and self.numbers.try_number == 1):
             return
-        if self.earlier and not self._is_elsewhere:
-            return
-        # before 3.3, nobody knows which ledger they had
-        if (self.has_head and self._head.get("ledger") != self._ledger_digest) or not has_ledger():
-            self._check_missing(place, on_clear)
+        if not self.earlier or self._is_elsewhere:
+            self._check_missing(place)
 
     def write_head(self, writer: Writer, plan: str) -> None:
         """Note in Airflow that there is a log, where it has a store."""
         if self._store is not None:
-            head: dict[str, Any] = {"attempt": str(writer), "plan": plan, "secret": self._secret}
-            head |= {"place": self._place_digest, "ledger": self._ledger_digest}
+            head = {"attempt": str(writer), "plan": plan, "place": self._place_digest, "secret": self._secret}
             self._store.set(_HEAD_KEY, head | {"numbers": asdict(self.numbers)})
 
-    def _check_missing(self, place: StoragePlace | StorePlace | MemoryPlace, on_clear: OnClear) -> None:
+    def _check_missing(self, place: StoragePlace | StorePlace | MemoryPlace) -> None:
         """
         Find out why there is no log of the last attempt.
 
@@ -160,7 +151,7 @@ class LogHome:
                 # an earlier attempt may have failed before it had one
                 log.warning(
                     "Earlier attempts left no log in %s. If they submitted jobs, these are not known here: "
-                    "check that it is mounted",
+                    "check that it is mounted and has not changed, and look at the app's jobs",
                     place.shown,
                 )
             return
@@ -168,14 +159,14 @@ class LogHome:
         if not isinstance(numbers, Mapping):
             return
         is_cleared = self.numbers.was_cleared_since(Attempt(**numbers), End.UNKNOWN)
-        if is_cleared and not self.resumes_clears(on_clear):
+        if is_cleared and not self.resumes_clears(self._on_clear):
             if self._is_elsewhere:
                 log.warning(
                     "The destination is another one than before the clear. Jobs from before it are not known "
                     "here, and may still run: look at the app's jobs"
                 )
             return
-        hint = _LOST_LOG.format("" if on_clear == "new" else " with on_clear='new'")
+        hint = _LOST_LOG.format("" if self._on_clear == "new" else " with on_clear='new'")
         if self._is_elsewhere:
             raise DamagedLogError(
                 "The destination is another one than in an earlier attempt; nothing was sent",
@@ -192,6 +183,11 @@ class LogHome:
     def _is_elsewhere(self) -> bool:
         """Whether Airflow knows that the log of the last attempt is in another place."""
         return str(self._head.get("place", self._place_digest)) != self._place_digest
+
+    @property
+    def _place_digest(self) -> str:
+        """What tells one destination from another. A changed one has no log yet."""
+        return hashlib.sha256(str(self._folder).encode()).hexdigest()[:16]
 
     def read_head(self) -> None:
         """Find out whether Airflow knows of the log."""
@@ -252,7 +248,3 @@ class LogHome:
 
 def _numbers_of(record: AttemptRecord) -> Attempt:
     return Attempt(record.try_number, record.max_tries, record.retries, record.clear_number)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(records.to_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:16]

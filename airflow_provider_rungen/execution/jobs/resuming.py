@@ -330,9 +330,11 @@ class Resuming:
 
     def _log_single(self, job_id: str) -> None:
         jobs, ids = self._log.jobs, format_ids(self._app_id, job_id)
-        if job_id not in jobs.table.input_of or job_id in jobs.outdated:
+        row = jobs.table.rows.get(jobs.table.input_of.get(job_id, -1))
+        job = None if row is None else row.current(jobs.since)
+        if job is None or job.id != job_id:
             return
-        match jobs.table.job(job_id).state:
+        match job.state:
             case JobState.LOST:
                 log.info("Submitting a new job: that of an earlier attempt is gone %s", ids)
             case JobState.FAILED | JobState.CANCELED as state:

@@ -46,14 +46,6 @@ class RunLedger:
         # whether the stored jobs that are reused are to be read again
         self._is_reopened = False
 
-    def exists(self) -> bool:
-        """Return whether there is a ledger already."""
-        if (ledger := self._run.options.ledger) is None:
-            return False
-        from airflow_provider_rungen.execution.archive.storage import Storage
-
-        return bool(Storage(ledger.uri, "ledger").list_folder(""))
-
     def open(self, *, create: bool = True) -> str:
         """
         Open the ledger, if there is one, and return the model with it. The service knows which the app has.
@@ -183,14 +175,21 @@ class RunLedger:
             return None
         return self.paid.add_done({numbers[job.job_id]: job for job in stored if job.job_id in numbers})
 
-    def add_resumed(self) -> None:
-        """Note jobs of earlier attempts, which an outage may have kept from the ledger."""
-        if self.paid is not None:
-            jobs = self._log.jobs
-            numbers = jobs.inputs(InputState.RUNNING, InputState.COMPLETED)
-            current = {number: jobs.table.rows[number].current(jobs.since) for number in numbers}
-            ours = {n: job for n, job in current.items() if job and not job.is_shared and not job.stored}
-            self.paid.add_missing({number: job.id for number, job in ours.items()})
+    def add_resumed(self) -> list[str]:
+        """
+        Note jobs of earlier attempts, which an outage may have kept from the ledger, or which had none.
+
+        :return: those that are stored, to be noted once they are read.
+        """
+        if self.paid is None or self._found is None:
+            return []
+        jobs = self._log.jobs
+        numbers = jobs.inputs(InputState.RUNNING, InputState.COMPLETED)
+        current = {number: jobs.table.rows[number].current(jobs.since) for number in numbers}
+        ours = {number: job for number, job in current.items() if job and not job.is_shared}
+        self.paid.add_missing({number: job.id for number, job in ours.items() if not job.stored})
+        known = self._found.settled
+        return [job.id for number, job in ours.items() if job.stored and number not in known]
 
     def forget_useless(self, errors: Mapping[str, RunGenError]) -> None:
         """Remove the jobs from the ledger that no attempt can use, given why this one cannot."""

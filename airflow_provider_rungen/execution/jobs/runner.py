@@ -80,7 +80,7 @@ class Runner(TaskRun[JobOptions]):
             task,
             context,
             folder=folder,
-            ledger=options.ledger,
+            on_clear=options.on_clear,
             is_durable=options.durable,
             hook=self.hook,
         )
@@ -221,10 +221,10 @@ class Runner(TaskRun[JobOptions]):
         resuming.check_unknown()
         resuming.refetch()
         task_log.state.submitted_at = min(task_log.jobs.submitted_by, now)
-        self.ledger.add_resumed()
+        unnoted = self.ledger.add_resumed()
         task_log.keep_deadline(now)
         task_log.state.resumed = task_log.jobs.totals().own
-        self.collecting.find_unstored(resuming.lost)
+        self.collecting.find_unstored([*resuming.lost, *unnoted])
         self.submitting.keep_within(limits)
 
     # --- the work ---

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.jobs.log_home import LogHome, OnClear
+from airflow_provider_rungen.execution.jobs.log_home import LogHome
 from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.sending.log_writer import Saver
@@ -92,14 +92,13 @@ class TaskLog:
 
     # --- what earlier attempts left ---
 
-    def read_earlier(self, has_ledger: Callable[[], bool], on_clear: OnClear) -> None:
+    def read_earlier(self) -> None:
         """
         Read what the last attempt left, as far as it may still run, before the source is read.
 
-        :param has_ledger: see `LogHome.find_attempts`, as for the other one.
         :raises RunGenError: it cannot be read, or is in a place that cannot be used now.
         """
-        self.home.find_attempts(has_ledger, on_clear)
+        self.home.find_attempts()
         plans = [record.plan for record in self.home.earlier if record.plan]
         if plans and self.home.is_durable:
             last = self.home.earlier[-1]
