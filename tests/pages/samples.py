@@ -202,7 +202,7 @@ def run_page(
         statuses=Counter(job.status for job in jobs),
         reused=0,
         costs=["about 0.42 USD"],
-        billings=[(task, {"down": text, "workers": 2, "last": 2, "is_late": False, "an_hour": ""})],
+        billings=[{"task": task, "down": text, "workers": 2, "last": 2, "is_late": False, "an_hour": ""}],
         notice=text,
     )
 
@@ -263,7 +263,12 @@ def hostile() -> str:
         urls=HOSTILE_URLS,
         failure=failure,
         cost=HOSTILE,
-        billing={"workers": 2, "is_late": True, **dict.fromkeys(("down", "an_hour", "so_far"), HOSTILE)},
+        billing={
+            "task": HOSTILE_TASK,
+            "workers": 2,
+            "is_late": True,
+            **dict.fromkeys(("down", "an_hour", "so_far"), HOSTILE),
+        },
         still_billing=[HOSTILE],
         failures=[group(1, HOSTILE, job)],
         notice=HOSTILE,
