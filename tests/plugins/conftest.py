@@ -200,12 +200,15 @@ class Database:
     def render(self, ti: FakeTaskInstance, **fields: Any) -> None:
         """Write the rendered fields of a task, as the API server does for a worker that begins it."""
         from airflow.models.renderedtifields import RenderedTaskInstanceFields
+        from airflow.models.taskinstance import TaskInstance
         from airflow.utils.session import create_session
-        from sqlalchemy import insert
+        from sqlalchemy import insert, select
 
+        place = _place(ti)
         with create_session() as session:
-            values = {**_place(ti), "rendered_fields": fields}
-            session.execute(insert(RenderedTaskInstanceFields).values(**values))
+            if "task_instance_id" in RenderedTaskInstanceFields.__table__.columns:  # since Airflow 3.4
+                place = {"task_instance_id": session.scalar(select(TaskInstance.id).filter_by(**place))}
+            session.execute(insert(RenderedTaskInstanceFields).values(rendered_fields=fields, **place))
 
     def write_dag(self, ti: FakeTaskInstance, dag: Any) -> None:
         """Write the DAG of a task, as the DAG processor does."""
