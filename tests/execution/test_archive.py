@@ -626,7 +626,7 @@ def test_no_symbolic_link_is_followed(archive: Archive, name: str, to: str) -> N
     [job_id] = submitted(job())
     elsewhere, destination = archive.folder / "elsewhere", archive.folder / "destination"
     for folder in (elsewhere, destination):
-        assert archive.collect(job_id, folder).error is None
+        assert archive.collect(job_id, str(folder)).error is None
     link = destination / job_id / name
     link.rename(archive.folder / "aside")
     link.symlink_to(elsewhere / job_id / name if to == "something" else archive.folder / "nothing")

@@ -167,7 +167,7 @@ class Database:
         task |= {"try_number": try_number, **({"task_display_name": name} if name else {})}
         task |= {"pool": "default_pool", "pool_slots": 1, "operator": operator, "start_date": now}
         columns = TaskInstance.__table__.columns
-        if columns["id"].type.python_type is str:  # before Airflow 3.2
+        if type(columns["id"].type).__name__ != "Uuid":  # before Airflow 3.2
             task["id"] = str(task["id"])
         if "map_index" not in columns:  # since Airflow 3.4
             task["region_index"] = task.pop("map_index")
