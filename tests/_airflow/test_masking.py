@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from importlib import import_module
 from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
 from airflow.providers.common.compat.sdk import redact
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, place_of
 from airflow_provider_rungen._airflow.masking import amask, mask, proxy_passwords
 from airflow_provider_rungen.hooks import RunGenHook
 
@@ -107,7 +108,9 @@ def test_a_supervisor_that_is_gone_fails_nothing(monkeypatch: pytest.MonkeyPatch
 
     send, asend = Mock(side_effect=BrokenPipeError), AsyncMock(side_effect=BrokenPipeError)
     gone = Mock(send=send, send_request=send, asend=asend)  # Airflow 3.0 has another name
+    module, _ = place_of("mask_secret") or ("", "")
+    is_async = hasattr(import_module(module), "amask_secret")  # otherwise it sends in a thread
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", gone, raising=False)
     asyncio.run(amask(["a-secret-that-nobody-hears"]))
     mask(["another-that-nobody-hears"])
-    assert send.call_count + asend.call_count == 2
+    assert (send.called, asend.called) == (True, is_async)

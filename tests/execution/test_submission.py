@@ -264,6 +264,20 @@ def test_an_unknown_fate_is_its_own_error_and_resubmitted_with_a_warning(
     assert task.attempt().value == task.job_ids()[1]
 
 
+def test_a_job_that_completed_before_a_clear_is_not_said_to_be_resumed(
+    emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    task = Task(emulator)
+    job_id = die_after_submission(task)
+    deadline = time.monotonic() + SOON
+    while task.statuses() != ["COMPLETED"]:
+        assert time.monotonic() < deadline
+    task.clear()
+    assert task.attempt().value == task.job_ids()[1]
+    assert f"Resuming a job that is COMPLETED (job {job_id}" not in caplog.text
+
+
 @pytest.mark.parametrize("on_clear", ["new", "resume"])
 def test_an_unknown_fate_can_fail_the_task_for_good_until_it_is_cleared(
     emulator: Emulator, on_clear: str

@@ -84,7 +84,7 @@ class LogHome:
         self._secret = secrets.token_hex(32)
         self.token = token_of(ti)
         self._folder = folder
-        self._on_clear: OnClear = on_clear
+        self._on_clear = on_clear
         #: Where it is, and where ids go that this place does not take.
         self.place: StoragePlace | StorePlace | MemoryPlace = MemoryPlace()
         self.fallback: StorePlace | None = None
