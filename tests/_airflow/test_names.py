@@ -99,12 +99,13 @@ for name in [name for name in sys.modules if name.startswith("airflow.providers"
     del sys.modules[name]
 sys.meta_path.insert(0, Absent())
 import airflow_provider_rungen as package
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, AIRFLOW_VERSION
 names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
 names = [name for name in names if not name.endswith("__main__") and ".example_dags." not in name]
 if not AIRFLOW_V_3_3_PLUS:
     names.remove("airflow_provider_rungen.retries")
-if not AIRFLOW_V_3_0_PLUS:  # they are imported when a page is opened
+# 2.11 imports them when a page is opened; the web server of 3.0 itself needs common.compat
+if AIRFLOW_VERSION < (3, 1):
     names = [name for name in names if not name.startswith("airflow_provider_rungen.plugins.")]
 for name in names:
     __import__(name)

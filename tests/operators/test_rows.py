@@ -7,6 +7,7 @@ import math
 import sqlite3
 import sys
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -187,9 +188,12 @@ ROWS = products(3)
 
 def _cursor() -> Any:
     rows = ", ".join(f"('{row['sku']}', '{row['title']}')" for row in ROWS)
-    return sqlite3.connect(":memory:").execute(
+    connection = sqlite3.connect(":memory:")
+    cursor = connection.execute(
         f"SELECT column1 AS sku, column2 AS title FROM (VALUES {rows})"  # noqa: S608 - rows of the test
     )
+    weakref.finalize(cursor, connection.close)
+    return cursor
 
 
 def _batches() -> Iterator[Any]:

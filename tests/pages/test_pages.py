@@ -253,7 +253,7 @@ def test_the_text_of_a_result(result: Any, found: str | None) -> None:
 
 def test_deep_and_long_values() -> None:
     deep: Any = "x"
-    for _ in range(5000):
+    for _ in range(100_000):
         deep = [deep]
     assert find_text(deep) is first_fields(deep) is first_fields({"x": deep}) is None
     assert len(find_text("x" * 10**6) or "") == MAX_TEXT

@@ -191,11 +191,17 @@ class Database:
         """Write what the database has of an XCom, as the API server does."""
         from airflow.models.xcom import XComModel
         from airflow.utils.session import create_session
+        from sqlalchemy import update
 
-        # before Airflow 3.2, it serializes what is serialized already
-        options: Any = {"serialize": False} if "serialize" in signature(XComModel.set).parameters else {}
+        place = _place(ti)
+        has_option = "serialize" in signature(XComModel.set).parameters
+        options: Any = {"serialize": False} if has_option else {}
         with create_session() as session:
-            XComModel.set(key=key, value=value, session=session, **_place(ti), **options)
+            XComModel.set(key=key, value=value, session=session, **place, **options)
+            if (
+                not has_option
+            ):  # before Airflow 3.2, it serializes once more, and the API server does not use it
+                session.execute(update(XComModel).filter_by(key=key, **place).values(value=value))
 
     def render(self, ti: FakeTaskInstance, **fields: Any) -> None:
         """Write the rendered fields of a task, as the API server does for a worker that begins it."""
