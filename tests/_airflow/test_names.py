@@ -104,8 +104,8 @@ names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{pa
 names = [name for name in names if not name.endswith("__main__") and ".example_dags." not in name]
 if not AIRFLOW_V_3_3_PLUS:
     names.remove("airflow_provider_rungen.retries")
-# 2.11 imports them when a page is opened; the web server of 3.0 itself needs common.compat
-if AIRFLOW_VERSION < (3, 1):
+# 2.11 imports them when a page is opened; the web server of 3.0 and 3.1 itself needs common.compat
+if AIRFLOW_VERSION < (3, 2):
     names = [name for name in names if not name.startswith("airflow_provider_rungen.plugins.")]
 for name in names:
     __import__(name)

@@ -45,7 +45,9 @@ def main(emulator: str, plan: str) -> None:
         os.environ["RUNGEN_TEST_REPORT"] = report
         run = by_id[dag_id].test(run_conf=conf)
         states = {f"{ti.task_id}[{ti.map_index}]": str(ti.state) for ti in run.get_task_instances()}
-        values = {ti.task_id: ti.xcom_pull(task_ids=ti.task_id) for ti in run.get_task_instances()}
+        # Airflow 3.1 cannot pull those of mapped tasks: 'Select' object has no attribute 'with_entities'
+        single = [ti for ti in run.get_task_instances() if ti.map_index < 0]
+        values = {ti.task_id: ti.xcom_pull(task_ids=ti.task_id) for ti in single}
         print("STATES", json.dumps(states), flush=True)
         Path(report).with_suffix(".values").write_text(json.dumps(values, default=str))
 

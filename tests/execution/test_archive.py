@@ -85,7 +85,9 @@ class Archive:
         self.url, self.service, self.context, self.folder = emulator.url, emulator.service, context, folder
 
     def collect(self, job_id: Any, to: Any = ..., **options: Any) -> Outcome:
-        destination = self.folder.as_uri() if to is ... else to
+        to = self.folder if to is ... else to
+        # Airflow 3.0 takes a `Path` for something to resolve
+        destination = to.as_uri() if isinstance(to, Path) else to
         return run_task(collect_op(job_id, destination, **options), self.context)
 
     @property
