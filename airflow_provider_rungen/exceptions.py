@@ -58,6 +58,8 @@ class RunGenError(Exception):
 
     #: The jobs of the task that raised it, in order.
     job_ids: Sequence[str] = ()
+    #: The seconds that the service asked to wait before it is asked again, where it did.
+    retry_after: float | None = None
     #: The first rows that failed, if a table raised it: ``key``, ``status``, ``error`` and more of each.
     failed_rows: Sequence[Mapping[str, Any]] = ()
 

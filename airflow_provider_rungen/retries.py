@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import RetryDecision, RetryPolicy
 from airflow_provider_rungen.client.texts import format_duration
-from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError
+from airflow_provider_rungen.exceptions import RunGenError
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
@@ -27,7 +27,7 @@ class RunGenRetryPolicy(RetryPolicy):
         """Decide on the errors of this provider."""
         if isinstance(exception, RunGenError) and not exception.retryable:
             return RetryDecision.fail("Trying again cannot help")
-        asked = exception.retry_after if isinstance(exception, RunGenAPIError) else None
+        asked = exception.retry_after if isinstance(exception, RunGenError) else None
         usual = 0.0 if context is None else context["task"].retry_delay.total_seconds()
         if asked is None or asked <= usual:
             return RetryDecision.default()

@@ -141,7 +141,9 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
     """
     The teardown of `scaled_app`: scale the app to zero if this run scaled it up, and push its ``bill``.
 
-    If the app may still have workers, and be billed, it fails with a retryable `RunGenAppError`.
+    If the app cannot be set to no workers, it may still be billed, and the task fails with a retryable
+    `RunGenAppError`. An app that is set to none and still lists some after a minute is a warning: setting it
+    to none ends the bill, as the API is documented.
 
     :param app_id: the app. The connection's ``app_id`` when left out (templated).
     :param scale_up_task_id: the task that scaled it up.

@@ -343,6 +343,13 @@ def test_a_teardown_that_fails_is_loud_and_tried_again(
     assert has_connection or emulator.service.records() == []
 
 
+def test_a_teardown_passes_on_how_long_the_service_asked_to_wait(emulator: Emulator, context: Any) -> None:
+    emulator.service.inject(Fault(on="update_app", status=429, headers={"Retry-After": "600"}, times=None))
+    error = run_task(down_op(), context).error
+    assert isinstance(error, RunGenAppError)
+    assert error.retry_after == 600
+
+
 @KILLED
 def test_a_teardown_that_is_killed_is_loud(emulator: Emulator, context: Any) -> None:
     emulator.service.inject(Fault(on="update_app", status=404, times=None))

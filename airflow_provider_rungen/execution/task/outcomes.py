@@ -36,7 +36,7 @@ _USELESS = (*JOB_IS_OVER, RunGenNotFoundError, RunGenResultError, RejectRow)
 GO_ON = "go on"
 _RANGES = re.compile(r"(?:\d{1,9}(?:-\d{1,9})?(?:,\d{1,9}(?:-\d{1,9})?)*)?")
 # What an event says of an error beside its message.
-_ABOUT = ("app_id", "job_id", "status_code", "active_workers")
+_ABOUT = ("app_id", "job_id", "status_code", "active_workers", "retry_after")
 
 
 def error_to_json(error: RunGenError) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def read_error(found: Any) -> RunGenError | None:
     message, hint = str(found.get("message") or ""), str(found.get("hint") or "")
     error = kind(message, hint=hint, retryable=bool(found.get("retryable", True)))
     for name in _ABOUT:
-        if isinstance(value := found.get(name), str | int):
+        if isinstance(value := found.get(name), str | int | float):
             setattr(error, name, value)
     return error
 
