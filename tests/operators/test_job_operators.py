@@ -203,6 +203,16 @@ def test_an_account_that_cannot_pay_is_left_to_a_retry(stage: Stage) -> None:
     assert "Check that the account" in str(error)
 
 
+def test_no_job_is_bought_when_the_time_is_up(stage: Stage) -> None:
+    stage.service.inject(Fault(on="run", status=429, headers={"Retry-After": "3"}))
+    error = stage.run(run_op(wait_for_completion=True, timeout=0.5)).error
+    assert isinstance(error, RunGenJobTimeoutError)
+    why = "The time was up before the job: it was not submitted: Could not run a job (429)"
+    assert error.message.startswith(why)
+    assert error.retry_after == 3
+    assert stage.service.stats()["jobs_created"] == 0
+
+
 @pytest.mark.parametrize("name", ["poll_interval", "timeout"])
 @pytest.mark.parametrize("bad", [0, None])
 def test_a_duration_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> None:

@@ -22,6 +22,7 @@ from airflow_provider_rungen.exceptions import RejectRow
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
+    RunGenRunJobOperator,
     RunGenRunTableOperator,
 )
 
@@ -206,6 +207,35 @@ def test_jobs_that_end_before_they_can_be_canceled_are_what_they_are(
     assert statuses(rungen_emulator) == ["FAILED"] * 3 + ["COMPLETED"] * 2
     assert (usage["jobs"], usage["completed"], usage["failed"]) == (5, 2, 3)
     assert usage["execution_seconds"] == pytest.approx(1200, abs=1)
+
+
+@MODES
+@pytest.mark.parametrize("count", [1, 2])
+def test_jobs_that_end_just_when_the_time_is_up_make_a_success(
+    rungen_emulator: Emulator, deferrable: bool, count: int
+) -> None:
+    rungen_emulator.service = LateCancel(workers=10)
+    kind: Any = RunGenRunJobOperator if count == 1 else RunGenRunBatchOperator
+    given: dict[str, Any] = {"input": SLOW[0]} if count == 1 else {"inputs": SLOW}
+    options = FAST | given | {"timeout": 0.5, "deferrable": deferrable}
+    usage, outcome = usage_of(kind(task_id="x", wait_for_completion=True, **options))
+    assert outcome.error is None
+    assert statuses(rungen_emulator) == ["COMPLETED"] * count
+    assert (usage["completed"], usage["failed"]) == (count, 0)
+    assert usage["execution_seconds"] == pytest.approx(600 * count, abs=1)
+
+
+@MODES
+def test_a_job_that_ends_while_another_is_canceled_is_what_it_is(
+    rungen_emulator: Emulator, deferrable: bool
+) -> None:
+    rungen_emulator.service = LateCancel(workers=10)
+    inputs = [SLOW[0], job_input(1, seconds=6000)]
+    options = FAST | {"timeout": 0.5, "deferrable": deferrable}
+    usage, outcome = usage_of(RunGenRunBatchOperator(task_id="x", inputs=inputs, **options))
+    assert "Not over in time" in str(outcome.error)
+    assert statuses(rungen_emulator) == ["COMPLETED", "CANCELED"]
+    assert (usage["completed"], usage["failed"]) == (1, 1)
 
 
 class SilentAfterCancel(Service):

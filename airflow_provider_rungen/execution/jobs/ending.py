@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
@@ -149,7 +149,7 @@ class Ending:
                 yield
         except RunGenJobTimeoutError as error:
             message = error.message
-            if not_canceled := self.cancel(self._log.running, asks_seconds=True):
+            if not_canceled := self._late:
                 message += f". {_not_canceled(self.app_id, not_canceled)}"
             overall = self._run.task.execution_timeout
             hint = error.hint.replace(
@@ -165,6 +165,25 @@ class Ending:
             if self._log.running and not (is_kept or self._run.guard.is_killed):
                 self._leave_or_cancel(error)
             raise
+
+    def are_over(self) -> bool:
+        """Cancel what runs when the time is up. Return whether nothing did: all jobs had ended meanwhile."""
+        running = self._log.running
+        is_all = not self._late and self._run.wait.canceled.isdisjoint(running)
+        return is_all and not self._log.jobs.running and not self._log.has_unsent
+
+    @cached_property
+    def _late(self) -> dict[str, RunGenError]:
+        """Cancel what runs when the time is up, once: what may still run."""
+        return self._cancel_and_look()
+
+    def _cancel_and_look(self, why: str = "") -> dict[str, RunGenError]:
+        """Cancel what runs, and find out how the jobs ended that were over by then."""
+        running = self._log.running
+        not_canceled = self.cancel(running, why=why, asks_seconds=True)
+        over = set(running).difference(self._run.wait.canceled, not_canceled)
+        self._run.collecting.refetch([job_id for job_id in running if job_id in over])
+        return not_canceled
 
     @contextmanager
     def _noticing_successor(self) -> Iterator[None]:
@@ -216,10 +235,8 @@ class Ending:
         cause = f"{cause} (stop_after={self._options.stop_after})"
         running = self._log.running
         log.warning("Stopped: %s. Canceling %d jobs", cause, len(running))
-        not_canceled = self.cancel(running, why=f"after {cause}", asks_seconds=True)
+        not_canceled = self._cancel_and_look(f"after {cause}")
         canceled = self._run.wait.canceled.intersection(running)
-        ended = [job_id for job_id in running if job_id not in canceled and job_id not in not_canceled]
-        self._run.collecting.refetch(ended)
         self.stopped = Stopped(cause, len(canceled), unsent, list(not_canceled), retryable)
 
     def cancel(
@@ -328,5 +345,6 @@ def _sentence(job_ids: Sequence[str], app_id: str) -> str:
 
 def _not_canceled(app_id: str, failures: Mapping[str, RunGenError]) -> str:
     job_id, error = next(iter(failures.items()))
-    reason = reason_of(error, app_id, job_id).partition(": ")[2]
+    message = reason_of(error, app_id, job_id)
+    reason = message.partition(": ")[2] or message
     return f"Could not cancel {format_jobs(list(failures))} of app {app_id}, which may still run: {reason}"

@@ -136,7 +136,11 @@ class RunReport:
         known = self._closed.copy()
         self._add_rows(known, task_log.rows(sorted(open_parts)))
         claimed, why = self._run.submitting.claimed_by_others, self.unsent_error
-        unsent = why and RunGenError(f"{NOT_SUBMITTED}: {why.message}")
+        unsent = None
+        if why is not None:
+            kind = RunGenJobTimeoutError if isinstance(why, RunGenJobTimeoutError) else RunGenError
+            unsent = kind(f"{NOT_SUBMITTED}: {why.message}")
+            unsent.retry_after = why.retry_after
         for number, job_id in enumerate(known.ids):
             error = RunGenJobTimeoutError(_CLAIMED) if number in claimed else unsent
             if job_id is None and error is not None:

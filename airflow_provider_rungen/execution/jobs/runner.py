@@ -14,7 +14,12 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
 from airflow_provider_rungen.client.progress import WaitGoal
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenLimitError
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenInputError,
+    RunGenJobTimeoutError,
+    RunGenLimitError,
+)
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
 from airflow_provider_rungen.execution.jobs.deferral import Deferral
 from airflow_provider_rungen.execution.jobs.ending import Ending
@@ -98,8 +103,6 @@ class Runner(TaskRun[JobOptions]):
         self.was_deferred = False  #: Whether this process goes on after a deferral.
         self._page = page
 
-    # --- what Airflow calls ---
-
     def execute(self) -> Any:
         """Run what has no job yet, and return what the sink makes of the jobs."""
         if self.options.durable and not self.ending.is_durable:
@@ -121,10 +124,7 @@ class Runner(TaskRun[JobOptions]):
         self._make_again = self.make_source if self._can_read_again else None
         with self._working():
             self.deferral.restore(self._make_again)
-            if self.collecting.note_event(self.deferral.check_event(event)):
-                self.ending.stop_failing()
-                return self._finish()
-            return self._go_on()
+            return self._go_on(event)
 
     def fail_deferral(self, reason: str) -> NoReturn:
         """
@@ -229,7 +229,19 @@ class Runner(TaskRun[JobOptions]):
 
     # --- the work ---
 
-    def _go_on(self) -> Any:
+    def _go_on(self, event: Mapping[str, Any] | None = None) -> Any:
+        """Do what is left, and return what the sink makes of it. Jobs that end just as time is up count."""
+        try:
+            if event is not None and self.collecting.note_event(self.deferral.check_event(event)):
+                self.ending.stop_failing()
+            else:
+                self._work()
+        except RunGenJobTimeoutError:
+            if not self.ending.are_over():
+                raise
+        return self._finish()
+
+    def _work(self) -> None:
         """Submit, wait and collect in turns, until all inputs have a job and all jobs are over."""
         task_log, options = self.task_log, self.options
         deadline = self.deadline(task_log.state.deadline)
@@ -241,7 +253,7 @@ class Runner(TaskRun[JobOptions]):
                 self.ending.stop_refused(deadline)
                 break
             if time.time() >= deadline:
-                task_log.stop_submitting()
+                self.submitting.stop_late()
             is_failing = bool(task_log.jobs.running) and self.wait_for_part(deadline)
             if is_failing or self.collecting.store():
                 self.ending.stop_failing()
@@ -249,7 +261,6 @@ class Runner(TaskRun[JobOptions]):
             self.collecting.let_go()
             if not task_log.has_unsent and not task_log.jobs.running:
                 break
-        return self._finish()
 
     def wait_for_part(self, deadline: float, *, may_defer: bool = True) -> bool:
         """Wait until more may be submitted or stored, or all is over; return whether everything fails."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.retry import ATTEMPTS
-from airflow_provider_rungen.exceptions import RunGenError, RunGenLimitError, RunGenSubmissionUnknownError
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenJobTimeoutError,
+    RunGenLimitError,
+    RunGenSubmissionUnknownError,
+)
 from airflow_provider_rungen.execution.sending.sender import Sender, Throttle
 from airflow_provider_rungen.execution.task.job_ids import log_jobs
 from airflow_provider_rungen.runs.rows import SUBMITTABLE
@@ -81,6 +85,13 @@ class Submitting:
             time.sleep(WAIT_INTERVAL)
         return True
 
+    def stop_late(self) -> None:
+        """Submit nothing more, since the time is up. Trouble with the service may be why some was not."""
+        if self._log.stop_submitting() and (why := self._throttle.trouble) is not None:
+            error = RunGenJobTimeoutError(why.message)
+            error.retry_after = why.retry_after
+            self._run.report.unsent_error = error
+
     @property
     def has_free(self) -> bool:
         """Whether inputs are still to be submitted that no other run has claimed."""
@@ -143,14 +154,15 @@ class Submitting:
     def _send(self, taken: list[int], deadline: float) -> bool:
         run, hook, options, plan = self._run, self._run.hook, self._run.options, self._log.plan
         is_single = self._log.state.count == 1
+        if is_single:  # one job waits for nothing, unless another run has claimed its input
+            self._throttle = Throttle(1, ATTEMPTS)
         sender = Sender(
             hook.aperform,
             self._log.app_id,
             self._log.saver,
             self._run.ledger.paid,
-            # one job waits for nothing, unless another run has claimed its input
-            throttle=Throttle(1, ATTEMPTS) if is_single else self._throttle,
-            deadline=math.inf if is_single and self._run.ledger.paid is None else deadline,
+            throttle=self._throttle,
+            deadline=deadline,
             is_stopping=lambda: run.guard.is_pending,
             stop_after=options.stop_after if options.wait_for_completion else None,
             refusals=self._log.state.refusals,

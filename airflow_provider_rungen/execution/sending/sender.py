@@ -275,6 +275,8 @@ class Throttle:
         self.limit = max_concurrency
         #: How many slots are in use.
         self.in_use = 0
+        #: What went wrong since the last success, at last.
+        self.trouble: RunGenError | None = None
         self._attempts = attempts
         # nothing is sent before (monotonic clock)
         self._not_before = 0.0
@@ -297,7 +299,7 @@ class Throttle:
 
     def note_success(self) -> None:
         """Raise the limit again after as many successes as it allows at a time."""
-        self._failures, self._since, self._doubt = 0, None, retry.Doubt()
+        self._failures, self._since, self._doubt, self.trouble = 0, None, retry.Doubt(), None
         self._successes += 1
         if self._successes % self.limit == 0:
             self.limit = min(self.limit + 1, self.max_concurrency)
@@ -308,6 +310,7 @@ class Throttle:
 
         :raises RunGenError: the error, if there were too many, or it has been too long without success.
         """
+        self.trouble = error
         now, kind = time.monotonic(), (retry.is_refusal(error), isinstance(error, RunGenRateLimitedError))
         if kind != self._kind or self._begun_at > self._not_before + retry.RETRY_BUDGET / 2:
             # another trouble than the last one, or nothing was sent for long
