@@ -94,6 +94,14 @@ def test_a_retry_follows_a_success_that_airflow_could_not_save() -> None:
     assert ti.was_cleared  # for all that can be known
 
 
+@pytest.mark.parametrize("knows_clears", [True, False])
+def test_a_retry_follows_a_failure_for_good_that_airflow_could_not_save(knows_clears: bool) -> None:
+    ti = TaskInstance(2, knows_clears=knows_clears)
+    ti.note(End.FAILED)
+    ti.retry()
+    assert ti.was_cleared is not knows_clears, "without the number of clears, it may be one"
+
+
 def test_the_same_attempt_once_more_is_no_clear() -> None:
     ti = TaskInstance(0)
     ti.note(End.FAILED)

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,7 +126,7 @@ class Attempts:
         self.options: dict[str, Any] = FAST | options
         self.store: Any = FakeStore()
         self.dag_id, self.run_id = "dag", "night 1"
-        self.max_tries, self.tries = 2, 0
+        self.max_tries, self.tries, self.clears = 2, 0, 0
         self.state: str | None = "running"
         self.ti = TrackedTaskInstance()
         self.on_push: Callable[[str, Any], None] | None = None
@@ -143,7 +144,9 @@ class Attempts:
 
     @property
     def context(self) -> Any:
-        return {"ti": self.ti, "task_state_store": self.store, "outlet_events": self.events}
+        dag_run = SimpleNamespace(clear_number=self.clears)
+        context = {"ti": self.ti, "dag_run": dag_run, "outlet_events": self.events}
+        return context | {"task_state_store": self.store}
 
     def attempt(self, **changes: Any) -> Outcome:
         """Run the next attempt."""
@@ -163,7 +166,7 @@ class Attempts:
 
     def clear(self) -> None:
         """Clear the task, as a user does."""
-        self.max_tries = self.tries + 1
+        self.max_tries, self.clears = self.tries + 1, self.clears + 1
 
     def next_run(self, run_id: str) -> None:
         self.run_id, self.tries, self.max_tries = run_id, 0, 1

@@ -705,6 +705,49 @@ def test_a_submission_of_unknown_fate_counts_though_an_equal_input_is_left(make:
     assert len(task.jobs) == created
 
 
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+def test_a_retry_after_a_failure_that_airflow_did_not_learn_of_buys_nothing_again(
+    make: Make, kind: str
+) -> None:
+    task = make(kind, inputs(4, seconds=0.1))
+    task.emulator.service.inject(Fault(on="run", status=400, skip=2))
+    assert task.attempt().error is not None
+    assert task.created == 3
+    assert task.attempt().error is None
+    assert set(task.bought.values()) == {1}
+
+
+def test_the_last_attempt_cancels_what_two_plans_before_it_bought(make: Make) -> None:
+    task = make(FUNCTION, inputs(3, seconds=60), deferrable=True)
+    task.attempt_until_deferred()
+    task.given = task.given[:2]
+    task.attempt_until("job_ids", deferrable=False)
+    task.given = None
+    assert task.attempt(deferrable=False).error is not None
+    assert task.ends == {"CANCELED": 3}
+
+
+def test_the_last_attempt_cancels_what_one_with_a_ledger_bought(make: Make, ledger: dict[str, Any]) -> None:
+    task = make(TABLE, inputs(3, seconds=60), **ledger)
+    task.attempt_until_deferred(deferrable=True)
+    for _ in range(2):
+        assert "without it its jobs cannot be resumed" in str(task.attempt(ledger=None).error)
+    assert task.ends == {"CANCELED": 3}
+
+
+def test_a_clear_names_submissions_of_unknown_fate_from_before_it(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = make(BATCH, inputs(2, seconds=0.1))
+    task.max_tries = 0
+    task.emulator.service.inject(Fault(on="run", kind="reset_after"))
+    assert task.attempt().error is not None
+    task.clear()
+    caplog.clear()
+    assert task.attempt().error is None
+    assert "Fate unknown: jobs may exist for 1 inputs from before the clear" in caplog.text
+
+
 @pytest.mark.parametrize("choice", ["resubmit", "fail"])
 def test_a_submission_of_unknown_fate_counts_though_its_input_is_gone(
     make: Make, caplog: pytest.LogCaptureFixture, choice: str
@@ -715,7 +758,7 @@ def test_a_submission_of_unknown_fate_counts_though_its_input_is_gone(
     created = len(task.jobs)
     task.given = [{"prompt": "another", "emulator": {"seconds": 0.1}}]
     error = str(task.attempt().error)
-    assert "Fate unknown: jobs may exist for 1 of the inputs that are gone" in caplog.text
+    assert "Fate unknown: jobs may exist for 1 inputs that are gone" in caplog.text
     assert ("for up to 1 input (gone from the inputs)" in error) is (choice == "fail")
     assert len(task.jobs) == created + (choice != "fail")
 

@@ -39,6 +39,9 @@ _Rows: TypeAlias = Sequence[tuple[str, rows.Row]]
 CANCEL_TIME = 10.0
 # Seconds without an answer after which a job is left to the wait, so that it holds up no submission.
 LOOK_TIME = 10.0
+_UNKNOWN_LEFT = (
+    "Fate unknown: jobs may exist for %d inputs %s, and nobody waits for them. Look at the jobs of app %s"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,8 @@ class Resuming:
         self._app_id = run.task_log.app_id
         #: The jobs that the service does not know. Their outputs may be stored.
         self.lost: list[str] = []
-        # inputs of earlier plans only, of which it is unknown whether they have a job
-        self._unknown_gone = 0
-
-    # --- jobs of earlier plans ---
+        # inputs of earlier plans only, and from before a clear, that may have a job whose id is unknown
+        self._unknown_gone = self._unknown_before = 0
 
     def adopt_earlier(self) -> None:
         """Adopt the jobs of earlier plans whose input the new plan has, too, and cancel the others."""
@@ -109,6 +110,7 @@ class Resuming:
             for _, files in home.read_parts(other):
                 known.load((), *files)
             task_log.bought += known.unknown_since(home.first_turn)
+            self._unknown_before += known.unknown_since(0) - known.unknown_since(known.since)
             planned = read_digests(home.place, other)
             if planned and app_id == self._app_id and not _are_of_one_kind(planned, digests.values()):
                 ours = self._digests_without_ledger(digests, known)
@@ -160,11 +162,7 @@ class Resuming:
         open_rows = [each for each in left if each[1].state(jobs.writer, jobs.since) is InputState.UNKNOWN]
         unknown = sum(submitted.get(each, 0) <= row.intents[-1].writer.turn for each, row in open_rows)
         if unknown:
-            log.warning(
-                "Fate unknown: jobs may exist for %d of the inputs that are gone, and nobody waits for them. "
-                "Look at the jobs of app %s",
-                *(unknown, app_id),
-            )
+            log.warning(_UNKNOWN_LEFT, unknown, "that are gone", app_id)
         return unknown
 
     def _cancel_unwanted(self, unwanted: Sequence[_Unwanted]) -> None:
@@ -222,15 +220,17 @@ class Resuming:
     def _cancel(self, app_id: str, job_ids: Sequence[str]) -> None:
         self._run.wait.cancel(app_id, job_ids, within=CANCEL_TIME + len(job_ids) / 10)
 
-    # --- jobs of this plan ---
-
     def check_unknown(self) -> None:
         """
         Decide about inputs of which it is unknown whether they have a job.
 
         :raises RunGenSubmissionUnknownError: there are some, and ``on_unknown_submission`` is ``fail``.
         """
-        unknown = self._log.jobs.inputs(InputState.UNKNOWN)
+        jobs = self._log.jobs
+        unknown = jobs.inputs(InputState.UNKNOWN)
+        before = self._unknown_before + jobs.unknown_since(0) - jobs.unknown_since(jobs.since)
+        if before and self._log.home.is_cleared:
+            log.warning(_UNKNOWN_LEFT, before, "from before the clear", self._app_id)
         is_single, app_id = self._log.state.count == 1, self._app_id
         may_exist = len(unknown) + self._unknown_gone
         if may_exist and self._run.options.on_unknown_submission == "fail" and not self._log.home.is_cleared:

@@ -87,23 +87,24 @@ class TaskLog:
         self.bought = 0
         #: The parts that were loaded, those that were let go among them.
         self.loaded: set[int] = set()
-        #: The jobs of the last attempt that may run, until it is decided which of them are resumed.
+        #: The jobs of earlier plans that may run, until it is decided which of them are resumed.
         self.undecided: Sequence[str] = ()
-
-    # --- what earlier attempts left ---
 
     def read_earlier(self) -> None:
         """
-        Read what the last attempt left, as far as it may still run, before the source is read.
+        Read what earlier attempts left, as far as it may still run, before the source is read.
 
         :raises RunGenError: it cannot be read, or is in a place that cannot be used now.
         """
         self.home.find_attempts()
-        plans = [record.plan for record in self.home.earlier if record.plan]
-        if plans and self.home.is_durable:
+        known = [record for record in self.home.earlier if record.plan] if self.home.is_durable else []
+        of_app = [record.plan for record in known if record.app_id == known[-1].app_id]
+        # the last attempt may have ended before it adopted the jobs of the plan before its own
+        for plan in reversed(dict.fromkeys(reversed(of_app))):
             last = self.home.earlier[-1]
-            self.jobs = Jobs(plans[-1], last.writer, since=last.since, stores=self.stores)
+            before, self.jobs = self.running, Jobs(plan, last.writer, since=last.since, stores=self.stores)
             self._read_parts(self.jobs, lambda part: ())
+            self.undecided = [job_id for job_id in before if job_id not in self.jobs.table.input_of]
             self.jobs.close_parts()
 
     def begin(

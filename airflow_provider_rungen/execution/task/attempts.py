@@ -168,8 +168,8 @@ class Attempt:
 
         A retry sees the same equation if ``retries`` was lowered like this without a clear. Two things tell
         them apart. Every clear in the DAG run raises ``clear_number`` (except ``reset_dag_runs=false`` of the
-        API). And no retry follows a final failure. A retry can follow a success, if Airflow could not save
-        what the task returned.
+        API). And hardly ever does a retry follow a final failure. It can, like one that follows a success, if
+        Airflow did not learn how the attempt ended.
 
         :param earlier: the attempt of the record.
         :param end: how it ended.
@@ -178,12 +178,15 @@ class Attempt:
             return True
         if self.try_number <= earlier.try_number:
             return False  # the same attempt once more
-        if end in (End.FAILED, End.CLEARED):
-            return True
         would_be_the_same = self.max_tries - (self.try_number - 1) == self.retries
+        may_be_retry = self.clear_number is not None and self.clear_number == earlier.clear_number
+        if end is End.CLEARED:
+            return True
+        if end is End.FAILED and (would_be_the_same or not (may_be_retry and earlier.has_next)):
+            return True
         if self.clear_number is None or earlier.clear_number is None:
             return would_be_the_same and earlier.retries not in (None, self.retries)
-        if self.clear_number == earlier.clear_number:
+        if may_be_retry:
             return False
         return would_be_the_same or end is End.SUCCEEDED
 
