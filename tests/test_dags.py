@@ -190,8 +190,8 @@ def test_a_failed_job_fails_its_dag_run(runs: Runs) -> None:
 
 
 @pytest.mark.skipif(
-    AIRFLOW_V_3_0_PLUS and not AIRFLOW_V_3_1_PLUS,
-    reason="dag.test() of Airflow 3.0 gives callbacks no exception",
+    AIRFLOW_V_3_0_PLUS and not AIRFLOW_V_3_3_PLUS,
+    reason="dag.test() of Airflow 3.0 to 3.2 gives callbacks no exception",
 )
 def test_a_callback_finds_the_app_and_the_jobs_of_a_failed_task(runs: Runs) -> None:
     def found(kind: str, app_id: str, *prompts: str) -> dict[str, Any]:
