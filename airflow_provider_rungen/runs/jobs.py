@@ -203,6 +203,13 @@ class Jobs:
         """Return whether a job is certainly one of this task run."""
         return job_id not in self.table.unchecked and not self.table.job(job_id).is_shared
 
+    @property
+    def unknown_count_of_shared(self) -> int:
+        """How many inputs use a job of another task run, and may have one of this run whose id is unknown."""
+        rows = [(row, row.current(self.since)) for row in self.table.rows.values()]
+        shared = (row for row, job in rows if job is not None and job.is_shared)
+        return sum(any(intent.refusal is None for intent in row.intents) for row in shared)
+
     def unknown_since(self, turn: int) -> int:
         """Return how many submissions since an attempt may have created a job whose id is not known."""
         intents = (intent for row in self.table.rows.values() for intent in row.intents)

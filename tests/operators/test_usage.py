@@ -238,6 +238,16 @@ def test_a_job_that_ends_while_another_is_canceled_is_what_it_is(
     assert (usage["completed"], usage["failed"]) == (1, 1)
 
 
+def test_inputs_that_are_refused_until_the_time_is_up_stop_the_task(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service = LateCancel(workers=10)
+    rungen_emulator.service.inject(Fault(on="run", status=400, skip=2, times=None))
+    options = FAST | {"timeout": 1, "stop_after": 2, "max_failed": 5, "max_concurrency": 1}
+    inputs = [*SLOW, *INPUTS, job_input(3)]
+    usage, outcome = usage_of(RunGenRunBatchOperator(task_id="x", inputs=inputs, deferrable=False, **options))
+    assert str(outcome.error).startswith("Stopped: 2 inputs in a row were refused (stop_after=2). 2 of 6")
+    assert (usage["jobs"], usage["completed"]) == (2, 2)
+
+
 class SilentAfterCancel(Service):
     """A service that answers no GET of a job after the first cancel."""
 

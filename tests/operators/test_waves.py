@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,9 +24,11 @@ from operator_kit import KILLED, Attempts, Died, DyingStore
 
 from airflow_provider_rungen.client import progress, retry
 from airflow_provider_rungen.decorators import RunGenDecoratedOperator
-from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator import Emulator, Service
+from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs import submitting
+from airflow_provider_rungen.execution.ledger import files
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
@@ -905,6 +907,20 @@ def test_inputs_that_another_run_has_claimed_until_the_deadline_say_so(
     assert set(task.bought.values()) == {1}
 
 
+def test_a_submission_of_unknown_fate_is_named_though_another_run_has_bought_its_input(
+    make: Make, ledger: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make(TABLE, inputs(2), **ledger)
+    task.emulator.service.inject(Fault(on="run", kind="reset_after"))
+    assert task.attempt().error is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "CLAIM_TIME", 0.0)
+        assert next_night(make(TABLE, inputs(2), **ledger)).attempt().error is None
+    caplog.clear()
+    assert task.attempt().error is None
+    assert "jobs may exist for 1 inputs that another run has bought since" in caplog.text
+
+
 def test_reused_rows_are_in_the_table_of_a_task_that_stops(make: Make, ledger: dict[str, Any]) -> None:
     assert make(TABLE, inputs(5), **ledger).attempt().error is None
     task = make(TABLE, [*inputs(5), *failing(COUNT)[5:]], stop_after=3, **ledger)
@@ -1148,6 +1164,64 @@ def test_an_attempt_that_was_cut_off_leaves_all_to_its_successor(
     assert task.go_on(trigger).error is None
     assert task.ends == {"COMPLETED": COUNT}
     assert set(task.bought.values()) == {1}
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+@pytest.mark.parametrize("end", ["the time is up", "another error"])
+def test_an_attempt_that_was_cut_off_cancels_and_writes_nothing_when_it_fails(
+    make: Make, kind: str, end: str
+) -> None:
+    task = make(kind, inputs(seconds=60), deferrable=True)
+    event = task.fire(task.attempt_until_deferred(timeout=0.5))
+    first, context = task.op, task.context
+    task.attempt_until_deferred(timeout=60)  # the successor
+    if end == "another error":
+        event = {"error": error_to_json(RunGenError("it broke"))}
+    with pytest.raises(Exception, match="is cut off"):
+        first.execute_complete(context, event)
+    assert "CANCELED" not in task.ends
+    assert not (task.folder / "out" / "results.jsonl").exists()
+
+
+def test_the_last_attempt_looks_at_jobs_that_were_over_when_it_canceled_them(make: Make) -> None:
+    task = make(BATCH, inputs(2, seconds=0.1), deferrable=True)
+    task.max_tries = 0
+    task.attempt_until_deferred()
+    task.scale(100)
+    give_up_at = time.monotonic() + 60
+    while task.ends != {"COMPLETED": 2}:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+    with pytest.raises(RunGenError, match="it broke"):
+        task.complete({"error": error_to_json(RunGenError("it broke"))})
+    usage = task.ti.xcoms["usage"]
+    assert (usage["completed"], usage["failed"]) == (2, 0)
+
+
+class FailsOnce(Service):
+    """A service whose first job fails at its end."""
+
+    has_failed = False
+
+    def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+        if method == "POST" and not self.has_failed:
+            self.has_failed = True
+            body = body.replace(b'"seconds"', b'"fail": "no luck", "seconds"')
+        return super().handle(method, path, headers, body)
+
+
+@pytest.mark.parametrize("kind", [BATCH, STORED])
+def test_a_job_that_is_bought_again_has_the_whole_time(
+    make: Make, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    task = make(kind, inputs(2, seconds=1.2), timeout=2)
+    task.emulator.service = FailsOnce(workers=10)
+    task.attempt_until_deferred(deferrable=True)
+    caplog.clear()
+    assert task.attempt(deferrable=False).error is None
+    assert task.ends == {"FAILED": 1, "COMPLETED": 2}
+    assert "Submitted 1 of 2 inputs to app flux-schnell; 1 have a job of an earlier attempt" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])

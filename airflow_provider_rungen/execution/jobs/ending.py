@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from airflow_provider_rungen.execution.jobs.log_home import OnClear
 from airflow_provider_rungen.execution.sinks.batch_result import Stopped
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.attempts import call_briefly
-from airflow_provider_rungen.execution.task.job_ids import format_jobs, log_jobs
+from airflow_provider_rungen.execution.task.job_ids import begin_with_jobs, format_jobs, log_jobs
 from airflow_provider_rungen.execution.task.outcomes import is_misconfigured, rules_out_retry
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
@@ -169,35 +169,41 @@ class Ending:
     def are_over(self) -> bool:
         """Cancel what runs when the time is up. Return whether nothing did: all jobs had ended meanwhile."""
         running = self._log.running
-        is_all = not self._late and self._run.wait.canceled.isdisjoint(running)
-        return is_all and not self._log.jobs.running and not self._log.has_unsent
+        were_over = not self._late and self._run.wait.canceled.isdisjoint(running)
+        return were_over and not self._log.jobs.running and not self._log.has_unsent
 
     @cached_property
     def _late(self) -> dict[str, RunGenError]:
         """Cancel what runs when the time is up, once: what may still run."""
-        return self._cancel_and_look()
+        self.check_successor()  # whose jobs these may be by now
+        return self._cancel_and_look(self._log.running)
 
-    def _cancel_and_look(self, why: str = "") -> dict[str, RunGenError]:
-        """Cancel what runs, and find out how the jobs ended that were over by then."""
-        running = self._log.running
-        not_canceled = self.cancel(running, why=why, asks_seconds=True)
-        over = set(running).difference(self._run.wait.canceled, not_canceled)
-        self._run.collecting.refetch([job_id for job_id in running if job_id in over])
+    def _cancel_and_look(self, job_ids: Sequence[str], why: str = "") -> dict[str, RunGenError]:
+        """Cancel jobs, and find out how those ended that were over by then; return what may still run."""
+        not_canceled = self.cancel(job_ids, why=why, asks_seconds=True)
+        over = set(job_ids).difference(self._run.wait.canceled, not_canceled)
+        try:
+            self._run.collecting.refetch([job_id for job_id in job_ids if job_id in over])
+        except RunGenError as error:
+            log.warning("%s; it is unknown how %s ended", error.message, format_jobs(sorted(over)))
         return not_canceled
+
+    def check_successor(self) -> None:
+        """Raise a `SupersededError` if a later attempt has begun. It goes on if that is not known."""
+        try:
+            if self._log.has_begun:
+                self._log.run_log.fence()
+        except Exception as error:
+            if isinstance(error, SupersededError):
+                raise
 
     @contextmanager
     def _noticing_successor(self) -> Iterator[None]:
         """Raise a `SupersededError` if a later attempt has begun, whose files this one takes for damage."""
         try:
             yield
-        except DamagedLogError as error:
-            if self._log.has_begun:
-                try:
-                    self._log.run_log.fence()
-                except SupersededError as superseded:
-                    raise superseded from error
-                except RunGenError:
-                    pass  # the first error counts
+        except DamagedLogError:
+            self.check_successor()
             raise
 
     def _leave_or_cancel(self, error: Exception) -> None:
@@ -211,8 +217,6 @@ class Ending:
         elif remains:
             log.error("%s", remains)
 
-    # --- a stop ---
-
     def stop_failing(self) -> None:
         # of what one poll found, a success may have come last
         failures = max(self._log.state.failures, self._options.stop_after or 0)
@@ -224,8 +228,9 @@ class Ending:
         refusals = max(self._log.state.refusals, self._options.stop_after or 0)
         unsent = self._log.stop_submitting()
         log.warning("Submitting no more: %d inputs in a row were refused (stop_after)", refusals)
-        while self._log.jobs.running and not self._run.wait_for_part(deadline, may_defer=False):
-            self._run.collecting.store()
+        with suppress(RunGenJobTimeoutError):
+            while self._log.jobs.running and not self._run.wait_for_part(deadline, may_defer=False):
+                self._run.collecting.store()
         self._stop(f"{refusals} inputs in a row were refused", retryable=False, unsent=unsent)
 
     def _stop(self, cause: str, *, retryable: bool, unsent: int = 0) -> None:
@@ -235,7 +240,7 @@ class Ending:
         cause = f"{cause} (stop_after={self._options.stop_after})"
         running = self._log.running
         log.warning("Stopped: %s. Canceling %d jobs", cause, len(running))
-        not_canceled = self._cancel_and_look(f"after {cause}")
+        not_canceled = self._cancel_and_look(running, f"after {cause}")
         canceled = self._run.wait.canceled.intersection(running)
         self.stopped = Stopped(cause, len(canceled), unsent, list(not_canceled), retryable)
 
@@ -268,8 +273,6 @@ class Ending:
             self._log.jobs.end(job_id, JobState.CANCELED, seconds=ran_for, why=why)
             self._run.report.note_canceled(job_id, why, ran_for)
 
-    # --- a kill ---
-
     def clean_up(self, *, is_connected: bool) -> str:
         """
         Cancel the jobs (``cancel_on_kill``) that the next attempt does not resume.
@@ -287,7 +290,7 @@ class Ending:
                 return ""
             return "Jobs of earlier attempts may still run: the run log was not read. Look at the app's jobs"
         if not is_connected:
-            return f"Canceled nothing: {_sentence(running, self.app_id)} may still run."
+            return f"Canceled nothing: {begin_with_jobs(running, self.app_id)} may still run."
         lost = self._run.submitting.unsaved_ids() if self._is_left_to_next() else running
         is_last = self.is_durable and not self._log.home.numbers.has_next
         note = partial(self._note_end, End.FAILED)
@@ -307,11 +310,12 @@ class Ending:
         not_canceled = [job_id for job_id in running if job_id in lost]
         sentences = []
         if not_canceled and self._options.cancel_on_kill:
-            if failures := self.cancel(not_canceled, within=within):
+            cancel = self._cancel_and_look if within is None else partial(self.cancel, within=within)
+            if failures := cancel(not_canceled):
                 sentences.append(_not_canceled(self.app_id, failures))
         elif not_canceled:
             log_jobs(f"May still run, jobs of app {self.app_id}", not_canceled)
-            sentences.append(f"{_sentence(not_canceled, self.app_id)} may still run (cancel_on_kill)")
+            sentences.append(f"{begin_with_jobs(not_canceled, self.app_id)} may still run (cancel_on_kill)")
         if kept:
             sentences.append(f"The next attempt resumes {format_jobs(kept)} of app {self.app_id}")
         return "".join(f"{sentence}. " for sentence in sentences).strip()
@@ -336,11 +340,6 @@ class Ending:
                 self._log.home.read_head()
             else:
                 self._log.note(end=End.CLEARED)
-
-
-def _sentence(job_ids: Sequence[str], app_id: str) -> str:
-    jobs = format_jobs(list(job_ids))
-    return f"{jobs[:1].upper()}{jobs[1:]} of app {app_id}"
 
 
 def _not_canceled(app_id: str, failures: Mapping[str, RunGenError]) -> str:

@@ -39,9 +39,7 @@ _Rows: TypeAlias = Sequence[tuple[str, rows.Row]]
 CANCEL_TIME = 10.0
 # Seconds without an answer after which a job is left to the wait, so that it holds up no submission.
 LOOK_TIME = 10.0
-_UNKNOWN_LEFT = (
-    "Fate unknown: jobs may exist for %d inputs %s, and nobody waits for them. Look at the jobs of app %s"
-)
+_UNKNOWN_LEFT = "Fate unknown: jobs may exist for %d inputs %s, and nobody waits. Look at the jobs of app %s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +227,11 @@ class Resuming:
         jobs = self._log.jobs
         unknown = jobs.inputs(InputState.UNKNOWN)
         before = self._unknown_before + jobs.unknown_since(0) - jobs.unknown_since(jobs.since)
-        if before and self._log.home.is_cleared:
-            log.warning(_UNKNOWN_LEFT, before, "from before the clear", self._app_id)
+        left = {"from before the clear": before if self._log.home.is_cleared else 0}
+        left["that another run has bought since"] = jobs.unknown_count_of_shared
+        for which, count in left.items():
+            if count:
+                log.warning(_UNKNOWN_LEFT, count, which, self._app_id)
         is_single, app_id = self._log.state.count == 1, self._app_id
         may_exist = len(unknown) + self._unknown_gone
         if may_exist and self._run.options.on_unknown_submission == "fail" and not self._log.home.is_cleared:

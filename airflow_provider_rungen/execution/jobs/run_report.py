@@ -303,12 +303,12 @@ class RunReport:
             for job_id in task_log.running if new else ():
                 log.info("Submitted job %s to app %s", job_id, task_log.app_id)
             return
-        unsent, resumed = task_log.unsent_count, task_log.state.resumed
+        unsent, submitted = task_log.unsent_count, task_log.state.submitted
+        resumed = max(task_log.jobs.totals().own - submitted, 0)
         limit = self._run.options.max_in_flight
         is_held_up = unsent and limit is not None and len(task_log.jobs.running) >= limit
         more = f"; {resumed} have a job of an earlier attempt" if resumed else ""
         more += f"; {unsent} wait for others to end (max_in_flight)" if is_held_up else ""
-        submitted = task_log.jobs.totals().own - resumed
         log.info(
             "Submitted %d of %d inputs to app %s%s", submitted, task_log.state.count, task_log.app_id, more
         )

@@ -178,6 +178,7 @@ class Runner(TaskRun[JobOptions]):
             # what a later attempt, or the last task run, has written is not replaced
             is_kept = isinstance(error, SupersededError | RunGenLimitError)
             if self.task_log.has_begun and not (self.guard.is_killed or is_kept):
+                self.ending.check_successor()
                 self.report.write_failure(error)
                 self.name_jobs(error)  # more of them are known by now
             raise
@@ -222,8 +223,7 @@ class Runner(TaskRun[JobOptions]):
         resuming.refetch()
         task_log.state.submitted_at = min(task_log.jobs.submitted_by, now)
         unnoted = self.ledger.add_resumed()
-        task_log.keep_deadline(now)
-        task_log.state.resumed = task_log.jobs.totals().own
+        self.submitting.keep_deadline(now)
         self.collecting.find_unstored([*resuming.lost, *unnoted])
         self.submitting.keep_within(limits)
 
@@ -246,14 +246,14 @@ class Runner(TaskRun[JobOptions]):
         task_log, options = self.task_log, self.options
         deadline = self.deadline(task_log.state.deadline)
         while True:
+            if self.submitting.renew_deadline():
+                deadline = self.deadline(task_log.state.deadline)
             is_refused = self.submitting.submit(deadline)
             if not options.wait_for_completion:
                 break
             if is_refused and task_log.has_unsent:
                 self.ending.stop_refused(deadline)
                 break
-            if time.time() >= deadline:
-                self.submitting.stop_late()
             is_failing = bool(task_log.jobs.running) and self.wait_for_part(deadline)
             if is_failing or self.collecting.store():
                 self.ending.stop_failing()

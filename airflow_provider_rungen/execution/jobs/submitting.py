@@ -76,8 +76,10 @@ class Submitting:
         """
         waits, is_waiting = self._run.options.wait_for_completion, False
         while not self._submit_round(deadline):
-            is_enough = not self.claimed_by_others or (waits and self._log.jobs.running)
-            if is_enough or time.time() >= deadline:
+            if time.time() >= deadline:
+                self._stop_late()
+                return False
+            if not self.claimed_by_others or (waits and self._log.jobs.running):
                 return False
             if not is_waiting:
                 log.info("Waiting for %d inputs that another run has claimed", len(self.claimed_by_others))
@@ -85,12 +87,31 @@ class Submitting:
             time.sleep(WAIT_INTERVAL)
         return True
 
-    def stop_late(self) -> None:
+    def _stop_late(self) -> None:
         """Submit nothing more, since the time is up. Trouble with the service may be why some was not."""
         if self._log.stop_submitting() and (why := self._throttle.trouble) is not None:
             error = RunGenJobTimeoutError(why.message)
             error.retry_after = why.retry_after
             self._run.report.unsent_error = error
+
+    def keep_deadline(self, now: float) -> None:
+        """Keep the deadline of the last attempt, if this one only waits for what that one submitted."""
+        home, state = self._log.home, self._log.state
+        if not home.earlier or not self._log.running or self._log.has_unsent:
+            return
+        deadline = home.earlier[-1].deadline
+        if deadline > now or not home.is_cleared:
+            state.keeps_deadline, state.deadline = True, deadline
+            self._log.note(deadline=deadline)
+
+    def renew_deadline(self) -> bool:
+        """Give jobs that are bought again the whole time, as new ones have; return whether there are some."""
+        state = self._log.state
+        if not state.keeps_deadline or not self._log.has_unsent:
+            return False
+        state.keeps_deadline, state.deadline = False, time.time() + self._run.options.timeout
+        self._log.note(deadline=state.deadline)
+        return True
 
     @property
     def has_free(self) -> bool:
@@ -147,6 +168,7 @@ class Submitting:
             count = totals.submitted - before.submitted
             if state.allowance is not None:  # a submission of unknown fate may have been bought
                 state.allowance = max(state.allowance - count - totals.unknown + before.unknown, 0)
+            state.submitted += count
             state.submitted_at = time.time() if count else state.submitted_at
             if count or not self.claimed_by_others:
                 self._run.report.log_submitted(count)

@@ -48,7 +48,8 @@ class AttemptState:
     :param refusals: how many inputs in a row were refused.
     :param submitted_at: when the last jobs may have been submitted (seconds since 1970).
     :param allowance: how many more jobs the attempt may buy; ``None`` without a limit.
-    :param resumed: how many inputs have a job of an earlier attempt.
+    :param submitted: how many jobs it submitted.
+    :param keeps_deadline: whether the deadline is that of the last attempt, whose jobs alone are waited for.
     """
 
     count: int = 0
@@ -61,7 +62,8 @@ class AttemptState:
     refusals: int = 0
     submitted_at: float = 0.0
     allowance: int | None = None
-    resumed: int = 0
+    submitted: int = 0
+    keeps_deadline: bool = False
 
 
 class TaskLog:
@@ -274,15 +276,6 @@ class TaskLog:
     def app_id(self) -> str:
         """The app of the attempt."""
         return self.run_log.attempt.app_id if self.has_begun else ""
-
-    def keep_deadline(self, now: float) -> None:
-        """Keep the deadline of the last attempt, if this one only waits for what that one submitted."""
-        if not self.home.earlier or not self.running or self.has_unsent:
-            return
-        deadline = self.home.earlier[-1].deadline
-        if deadline > now or not self.home.is_cleared:
-            self.state.deadline = deadline
-            self.note(deadline=deadline)
 
     def remove_inputs(self) -> None:
         """Remove the inputs from where they were saved, at the end of the run."""

@@ -93,6 +93,12 @@ def format_jobs(job_ids: list[str]) -> str:
     return f"job {job_ids[0]}" if len(job_ids) == 1 else f"{len(job_ids)} jobs"
 
 
+def begin_with_jobs(job_ids: Sequence[str], app_id: str) -> str:
+    """Return the same as the begin of a sentence, with the app."""
+    jobs = format_jobs(list(job_ids))
+    return f"{jobs[:1].upper()}{jobs[1:]} of app {app_id}"
+
+
 def log_jobs(what: str, job_ids: Sequence[str]) -> None:
     """Warn about jobs, and name all of them, some in a line."""
     for start in range(0, len(job_ids), _IDS_IN_A_LINE):
