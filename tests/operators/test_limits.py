@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,26 @@ def test_what_is_stored_is_not_counted(run: Run, mode: bool) -> None:
     assert "3 of 7 rows are new" in str(task.attempt(table=products(7), max_jobs=2).error)
     assert task.attempt(table=products(7), max_jobs=3).error is None
     assert task.created == 7
+
+
+@pytest.mark.parametrize("place", [0, 100, 200])
+def test_exactly_what_is_new_may_be_bought_wherever_it_stands(run: Run, mode: bool, place: int) -> None:
+    old, new = products(203)[:200], products(203)[200:]
+    task = run(old, deferrable=mode)
+    assert task.attempt().error is None
+    task.next_run("night 2")
+    table = [*old[:place], *new, *old[place:]]
+    assert task.attempt(table=table, max_jobs=3).error is None
+    assert task.created == 203
+    assert Counter(task.column("status")) == {"completed": 203}
+
+
+def test_a_night_on_which_nothing_is_new_needs_no_money(run: Run, mode: bool) -> None:
+    task = run(products(4), deferrable=mode)
+    assert task.attempt().error is None
+    task.next_run("night 2")
+    assert task.attempt(max_cost="0.01 USD").error is None
+    assert (task.created, Counter(task.column("reused"))) == (4, {True: 4})
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 WAIT_INTERVAL = 2.0
 # The same while jobs of this task run.
 LOOK_INTERVAL = 30.0
+_SETTLED_AT_A_TIME = 1024
 
 
 class Submitting:
@@ -52,6 +53,8 @@ class Submitting:
         # the jobs that no other attempt would find, unless the log has taken their ids since
         self._lost: set[str] = set()
         self._unknown_count = 0
+        # why no more may be bought, if so
+        self._limit = RunGenError("jobs of other runs failed, and max_jobs or max_cost is reached")
 
     def keep_within(self, limits: Limits) -> None:
         """
@@ -65,7 +68,7 @@ class Submitting:
             has_jobs = self._log.running or self._log.completed
             if not (has_jobs and self._run.options.wait_for_completion):
                 raise
-            self._run.report.stop_submitting(error)
+            self._log.state.allowance, self._limit = 0, error
 
     def submit(self, deadline: float) -> bool:
         """
@@ -129,8 +132,7 @@ class Submitting:
         run, is_broken = self._run, False
         run.guard.check()
         if self._log.state.allowance == 0 and self._log.has_unsent:
-            problem = "jobs of other runs failed, and max_jobs or max_cost is reached"
-            run.report.stop_submitting(RunGenError(problem))
+            self._settle_rest()
         count, claimed = -1, set(self.claimed_by_others)
         self._is_submitting = True
         with run.guard.defer_signals():
@@ -144,6 +146,17 @@ class Submitting:
             run.report.push_submitted()
         self._is_submitting = False
         return is_broken
+
+    def _settle_rest(self) -> None:
+        """Take from the ledger what it has, since no more may be bought. If it lacks any, submit no more."""
+        # an attempt that was not deferred has looked all of them up, and notes that as parts are loaded
+        paid, left = self._run.ledger.paid if self._run.was_deferred else None, set[int]()
+        while numbers := self._log.take(_SETTLED_AT_A_TIME, left):
+            if paid is not None:
+                paid.settle(numbers)
+            left.update(number for number in numbers if self._log.jobs.state(number) in SUBMITTABLE)
+        if left:
+            self._run.report.stop_submitting(self._limit)
 
     def _room(self) -> int:
         """Return how many inputs may be submitted now."""

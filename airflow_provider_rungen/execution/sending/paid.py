@@ -161,6 +161,17 @@ class PaidInputs:
         self._claims |= dict.fromkeys({*found.claimed, *unused}, found.at)
         return noted
 
+    def settle(self, numbers: Iterable[int]) -> None:
+        """
+        Note what the ledger has of inputs that are not to be submitted.
+
+        :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
+        """
+        untaken: list[StoredJob] = []
+        keys = {self.key_of_number(number): number for number in numbers}
+        self._forget_ended(keys)
+        self.note(replace(self._find(keys, untaken.append), untaken=untaken))
+
     def is_claimed(self, number: int) -> bool:
         """Return whether an input may be submitted now: others leave it to this attempt for long enough."""
         return time.monotonic() < self._claims.get(number, -CLAIM_TIME) + CLAIM_TIME / 4
