@@ -148,7 +148,7 @@ class Shown:
             capture_output=True,
             text=True,
             check=False,
-            timeout=500,
+            timeout=900,
         )
         self.log = done.stdout + done.stderr
         assert done.returncode == 0, self.log[-5000:]
