@@ -108,7 +108,7 @@ class Submitting:
             self._log.note(deadline=deadline)
 
     def renew_deadline(self) -> bool:
-        """Give jobs that are bought again the whole time, as new ones have; return whether there are some."""
+        """Start the time again if jobs are bought again, as for new ones; return whether there are some."""
         state = self._log.state
         if not state.keeps_deadline or not self._log.has_unsent:
             return False
@@ -241,12 +241,12 @@ class Submitting:
 
     def unsaved_ids(self) -> list[str]:
         """Return the jobs that no other attempt would find, without asking Airflow."""
-        running = self._log.running
+        useful = [*self._log.running, *self._log.completed]
         if self._log.home.is_durable:
             self._lost &= self._log.jobs.unsaved_ids
         elif self._run.ledger.paid is None:
-            return running
-        return [job_id for job_id in running if job_id in self._lost]
+            return useful
+        return [job_id for job_id in useful if job_id in self._lost]
 
     def note_lost(self, job_ids: Collection[str]) -> None:
         """Note the jobs that only the XCom of a deferral knows."""
@@ -259,6 +259,7 @@ class Submitting:
             yield
         except Exception as error:
             if self._is_submitting:
-                lost = self.unsaved_ids() if self._run.ending.has_next(error) else self._log.running
+                useful = [*self._log.running, *self._log.completed]
+                lost = self.unsaved_ids() if self._run.ending.has_next(error) else useful
                 log_jobs(f"No retry resumes these jobs of app {self._log.app_id}", lost)
             raise
