@@ -21,6 +21,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskD
 from bad_answers import Fault
 from conftest import APP, FakeStore, Outcome, TrackedTaskInstance, rows_in
 from operator_kit import KILLED, Attempts, Died, DyingStore
+from places import AttemptStore
 
 from airflow_provider_rungen.client import progress, retry
 from airflow_provider_rungen.decorators import RunGenDecoratedOperator
@@ -1166,14 +1167,16 @@ def test_an_attempt_that_was_cut_off_leaves_all_to_its_successor(
     assert set(task.bought.values()) == {1}
 
 
-@pytest.mark.parametrize("kind", [STORED, TABLE])
+@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 @pytest.mark.parametrize("end", ["the time is up", "another error"])
 def test_an_attempt_that_was_cut_off_cancels_and_writes_nothing_when_it_fails(
     make: Make, kind: str, end: str
 ) -> None:
     task = make(kind, inputs(seconds=60), deferrable=True)
+    store = task.store
+    task.store = AttemptStore(store, lambda: task.tries > 1)
     event = task.fire(task.attempt_until_deferred(timeout=0.5))
-    first, context = task.op, task.context
+    first, context, task.store = task.op, task.context, store
     task.attempt_until_deferred(timeout=60)  # the successor
     if end == "another error":
         event = {"error": error_to_json(RunGenError("it broke"))}

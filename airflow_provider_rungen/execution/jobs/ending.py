@@ -192,6 +192,7 @@ class Ending:
         """Raise a `SupersededError` if a later attempt has begun. It goes on if that is not known."""
         try:
             if self._log.has_begun:
+                self._log.run_log.note()  # with Airflow's store, only a write tells
                 self._log.run_log.fence()
         except Exception as error:
             if isinstance(error, SupersededError):
