@@ -183,3 +183,8 @@ def _line(value: Any) -> bytes:
 
 def _name(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
+
+
+def are_of_one_kind(*digests: Iterable[str]) -> bool:
+    """Return whether fingerprints are all keys of a ledger, which are longer, or none of them is."""
+    return len({len(digest) for some in digests for digest in some if digest}) < 2

@@ -248,6 +248,15 @@ def test_inputs_that_are_refused_until_the_time_is_up_stop_the_task(rungen_emula
     assert (usage["jobs"], usage["completed"]) == (2, 2)
 
 
+def test_time_that_is_up_after_refusals_fails_the_task(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=400, skip=2, times=None))
+    options = FAST | {"timeout": 1.5, "stop_after": 2, "max_failed": "any", "max_concurrency": 1}
+    op = RunGenRunBatchOperator(task_id="x", inputs=[*SLOW, *INPUTS], deferrable=False, **options)
+    usage, outcome = usage_of(op)
+    assert "Not over in time" in str(outcome.error)
+    assert (usage["jobs"], usage["failed"]) == (2, 2)
+
+
 class SilentAfterCancel(Service):
     """A service that answers no GET of a job after the first cancel."""
 

@@ -748,7 +748,7 @@ def test_a_clear_names_submissions_of_unknown_fate_from_before_it(
     task.clear()
     caplog.clear()
     assert task.attempt().error is None
-    assert "Fate unknown: jobs may exist for 1 inputs from before the clear" in caplog.text
+    assert "Fate unknown: jobs may exist for 1 input from before the clear" in caplog.text
 
 
 @pytest.mark.parametrize("choice", ["resubmit", "fail"])
@@ -761,7 +761,7 @@ def test_a_submission_of_unknown_fate_counts_though_its_input_is_gone(
     created = len(task.jobs)
     task.given = [{"prompt": "another", "emulator": {"seconds": 0.1}}]
     error = str(task.attempt().error)
-    assert "Fate unknown: jobs may exist for 1 inputs that are gone" in caplog.text
+    assert "Fate unknown: jobs may exist for 1 input that are gone" in caplog.text
     assert ("for up to 1 input (gone from the inputs)" in error) is (choice == "fail")
     assert len(task.jobs) == created + (choice != "fail")
 
@@ -919,7 +919,7 @@ def test_a_submission_of_unknown_fate_is_named_though_another_run_has_bought_its
         assert next_night(make(TABLE, inputs(2), **ledger)).attempt().error is None
     caplog.clear()
     assert task.attempt().error is None
-    assert "jobs may exist for 1 inputs that another run has bought since" in caplog.text
+    assert "jobs may exist for 1 input that another run has bought since" in caplog.text
 
 
 def test_reused_rows_are_in_the_table_of_a_task_that_stops(make: Make, ledger: dict[str, Any]) -> None:
@@ -1179,7 +1179,7 @@ def test_an_attempt_that_was_cut_off_cancels_and_writes_nothing_when_it_fails(
     first, context, task.store = task.op, task.context, store
     task.attempt_until_deferred(timeout=60)  # the successor
     if end == "another error":
-        event = {"error": error_to_json(RunGenError("it broke"))}
+        event = {"error": error_to_json(RunGenError("it broke", retryable=False))}
     with pytest.raises(Exception, match="is cut off"):
         first.execute_complete(context, event)
     assert "CANCELED" not in task.ends
@@ -1215,16 +1215,28 @@ class FailsOnce(Service):
 
 @pytest.mark.parametrize("kind", [BATCH, STORED])
 def test_a_job_that_is_bought_again_has_the_whole_time(
-    make: Make, caplog: pytest.LogCaptureFixture, kind: str
+    make: Make, mode: bool, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     caplog.set_level(logging.INFO)
-    task = make(kind, inputs(2, seconds=1.2), timeout=2)
+    task = make(kind, inputs(2, seconds=2), timeout=3.5)
     task.emulator.service = FailsOnce(workers=10)
+    task.is_held = False
     task.attempt_until_deferred(deferrable=True)
     caplog.clear()
-    assert task.attempt(deferrable=False).error is None
+    assert task.attempt(deferrable=mode).error is None
     assert task.ends == {"FAILED": 1, "COMPLETED": 2}
     assert "Submitted 1 of 2 inputs to app flux-schnell; 1 have a job of an earlier attempt" in caplog.text
+
+
+def test_a_job_that_fails_after_a_deferral_without_its_input_is_bought_by_the_next_attempt(
+    make: Make,
+) -> None:
+    task = make(FUNCTION, inputs(2, seconds=0.5))
+    task.emulator.service = FailsOnce(workers=10)
+    task.attempt_until_deferred(deferrable=True)
+    assert "no luck" in str(task.attempt(deferrable=True).error)
+    assert task.attempt(deferrable=True).error is None
+    assert task.ends == {"FAILED": 1, "COMPLETED": 2}
 
 
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])

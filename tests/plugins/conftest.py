@@ -198,9 +198,7 @@ class Database:
         options: Any = {"serialize": False} if has_option else {}
         with create_session() as session:
             XComModel.set(key=key, value=value, session=session, **place, **options)
-            if (
-                not has_option
-            ):  # before Airflow 3.2, it serializes once more, and the API server does not use it
+            if not has_option:  # before Airflow 3.2, it serializes once more than the API server
                 session.execute(update(XComModel).filter_by(key=key, **place).values(value=value))
 
     def render(self, ti: FakeTaskInstance, **fields: Any) -> None:

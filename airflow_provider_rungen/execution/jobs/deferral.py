@@ -10,9 +10,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
+from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace
 from airflow_provider_rungen.execution.jobs.plans import Plan, read_plan
-from airflow_provider_rungen.execution.jobs.task_log import END_TIME, AttemptState
+from airflow_provider_rungen.execution.jobs.task_log import END_TIME
 from airflow_provider_rungen.execution.sending.log_writer import Saver
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, event_error, read_error
 from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
@@ -21,7 +22,7 @@ from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
 from airflow_provider_rungen.runs.place import DamagedLogError
 from airflow_provider_rungen.runs.plan import input_digest
-from airflow_provider_rungen.runs.rows import Totals
+from airflow_provider_rungen.runs.rows import InputState, Totals
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.models import Job
@@ -92,6 +93,7 @@ class Deferral:
         # one part is short, and so no outage can hide it
         carried = run_log.snapshots(jobs, parts if task_log.part_count == 1 else unsaved)
         earlier, place = task_log.home.earlier, task_log.home.place
+        running = [jobs.table.row(number).current(jobs.since) for number in jobs.inputs(InputState.RUNNING)]
         return {
             "attempt": str(jobs.writer),
             "resumes": [str(record.writer) for record in earlier if record.turn >= jobs.since],
@@ -104,7 +106,8 @@ class Deferral:
             "parts": parts,
             "loaded": sorted(task_log.loaded.difference(range(task_log.state.next_part))),
             "rows": task_log.plan.count,
-            "has_unsent": task_log.has_unsent,
+            # a job of an earlier attempt that fails is bought again
+            "needs_inputs": task_log.has_unsent or any(job.turn < jobs.writer.turn for job in running if job),
             "memory": place.to_json() if isinstance(place, MemoryPlace) else None,
         }
 
@@ -166,7 +169,9 @@ class Deferral:
         digest, plan = state["record"]["plan"], None
         if self._log.state.has_inputs:
             plan = Plan.saved(self._log.home.place, digest)
-        elif make_source is not None and state["has_unsent"]:
+        elif state["needs_inputs"] and make_source is None:
+            return "the inputs cannot be read again after a deferral"
+        elif state["needs_inputs"] and make_source is not None:
             try:
                 self._run.source = make_source()
                 plan = read_plan(state["record"]["app_id"], self._run.source, input_digest)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
@@ -53,6 +53,9 @@ class Ending:
         self.stopped: Stopped | None = None
         # whether it is known which jobs earlier attempts left
         self._has_read = False
+        # what could not be canceled when the time was up, once that was tried, and whether nothing had to be
+        self._late: dict[str, RunGenError] | None = None
+        self._were_over = False
         # the state of the task that Airflow gave when it was killed, once it was asked for
         self._state_at_kill: tuple[str | None] | None = None
 
@@ -149,8 +152,8 @@ class Ending:
                 yield
         except RunGenJobTimeoutError as error:
             message = error.message
-            if not_canceled := self._late:
-                message += f". {_not_canceled(self.app_id, not_canceled)}"
+            if not self.are_over() and self._late:
+                message += f". {_not_canceled(self.app_id, self._late)}"
             overall = self._run.task.execution_timeout
             hint = error.hint.replace(
                 " or execution_timeout",
@@ -167,36 +170,24 @@ class Ending:
             raise
 
     def are_over(self) -> bool:
-        """Cancel what runs when the time is up. Return whether nothing did: all jobs had ended meanwhile."""
-        running = self._log.running
-        were_over = not self._late and self._run.wait.canceled.isdisjoint(running)
-        return were_over and not self._log.jobs.running and not self._log.has_unsent
-
-    @cached_property
-    def _late(self) -> dict[str, RunGenError]:
-        """Cancel what runs when the time is up, once: what may still run."""
-        self.check_successor()  # whose jobs these may be by now
-        return self._cancel_and_look(self._log.running)
+        """Cancel what runs when the time is up, once. Return whether nothing did: all had ended meanwhile."""
+        if self._late is None:
+            running = self._log.running
+            self._log.check_successor()  # whose jobs these may be by now
+            self._late = self._cancel_and_look(running)
+            self._were_over = not self._late and self._run.wait.canceled.isdisjoint(running)
+        return self._were_over and not self._log.jobs.running and not self._log.has_unsent
 
     def _cancel_and_look(self, job_ids: Sequence[str], why: str = "") -> dict[str, RunGenError]:
         """Cancel jobs, and find out how those ended that were over by then; return what may still run."""
         not_canceled = self.cancel(job_ids, why=why, asks_seconds=True)
         over = set(job_ids).difference(self._run.wait.canceled, not_canceled)
         try:
-            self._run.collecting.refetch([job_id for job_id in job_ids if job_id in over])
+            if self._log.has_begun:
+                self._run.collecting.refetch([job_id for job_id in job_ids if job_id in over])
         except RunGenError as error:
             log.warning("%s; it is unknown how %s ended", error.message, format_jobs(sorted(over)))
         return not_canceled
-
-    def check_successor(self) -> None:
-        """Raise a `SupersededError` if a later attempt has begun. It goes on if that is not known."""
-        try:
-            if self._log.has_begun:
-                self._log.run_log.note()  # with Airflow's store, only a write tells
-                self._log.run_log.fence()
-        except Exception as error:
-            if isinstance(error, SupersededError):
-                raise
 
     @contextmanager
     def _noticing_successor(self) -> Iterator[None]:
@@ -204,11 +195,12 @@ class Ending:
         try:
             yield
         except DamagedLogError:
-            self.check_successor()
+            self._log.check_successor()
             raise
 
     def _leave_or_cancel(self, error: Exception) -> None:
         """Cancel what the next attempt does not resume, and name what may still run."""
+        self._log.check_successor()
         if self._log.has_begun:
             self._log.saver.save()
         lost = self._run.submitting.unsaved_ids() if self.has_next(error) else self._log.running
@@ -229,13 +221,17 @@ class Ending:
         refusals = max(self._log.state.refusals, self._options.stop_after or 0)
         unsent = self._log.stop_submitting()
         log.warning("Submitting no more: %d inputs in a row were refused (stop_after)", refusals)
-        with suppress(RunGenJobTimeoutError):
+        try:
             while self._log.jobs.running and not self._run.wait_for_part(deadline, may_defer=False):
                 self._run.collecting.store()
+        except RunGenJobTimeoutError:
+            if not self.are_over():
+                raise
         self._stop(f"{refusals} inputs in a row were refused", retryable=False, unsent=unsent)
 
     def _stop(self, cause: str, *, retryable: bool, unsent: int = 0) -> None:
         """Cancel what is in flight, unless a later attempt waits for it."""
+        self._log.run_log.note()  # with Airflow's store, only a write tells
         self._log.run_log.fence()
         unsent += self._log.stop_submitting()
         cause = f"{cause} (stop_after={self._options.stop_after})"
@@ -259,6 +255,8 @@ class Ending:
         :param asks_seconds: whether there is time to ask the service how long they ran.
         """
         not_canceled = self._run.wait.cancel(self.app_id, job_ids, within=within)
+        over = set(job_ids).difference(not_canceled)
+        self._log.undecided = [job_id for job_id in self._log.undecided if job_id not in over]
         canceled = self._run.wait.canceled.intersection(job_ids)
         self._note_canceled(dict.fromkeys(canceled), why)
         # a kill leaves little time, and the next attempt finds out that they were canceled

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -24,7 +25,7 @@ from airflow_provider_rungen.execution.jobs.plans import read_digests
 from airflow_provider_rungen.execution.task.job_ids import log_jobs
 from airflow_provider_rungen.runs import rows
 from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
-from airflow_provider_rungen.runs.plan import input_digest
+from airflow_provider_rungen.runs.plan import are_of_one_kind, input_digest
 from airflow_provider_rungen.runs.rows import InputState, JobState
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ _Rows: TypeAlias = Sequence[tuple[str, rows.Row]]
 CANCEL_TIME = 10.0
 # Seconds without an answer after which a job is left to the wait, so that it holds up no submission.
 LOOK_TIME = 10.0
-_UNKNOWN_LEFT = "Fate unknown: jobs may exist for %d inputs %s, and nobody waits. Look at the jobs of app %s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Resuming:
         #: The jobs that the service does not know. Their outputs may be stored.
         self.lost: list[str] = []
         # inputs of earlier plans only, and from before a clear, that may have a job whose id is unknown
-        self._unknown_gone = self._unknown_before = 0
+        self._unknown_gone, self._unknown_before = 0, Counter[str]()
 
     def adopt_earlier(self) -> None:
         """Adopt the jobs of earlier plans whose input the new plan has, too, and cancel the others."""
@@ -87,6 +87,7 @@ class Resuming:
     def _adopt(self, home: LogHome, jobs: Jobs) -> None:
         # before parts are dropped: the jobs of those that are done may be known from other plans, too
         self._log.bought = jobs.unknown_since(home.first_turn)
+        self._unknown_before[self._app_id] += jobs.unknown_since(0) - jobs.unknown_since(jobs.since)
         unwanted = self._find_unwanted()
         of_plan = [job for row in jobs.table.rows.values() for job in row.jobs]
         bought = [*of_plan, *(each.job for each in unwanted)]
@@ -108,13 +109,13 @@ class Resuming:
             for _, files in home.read_parts(other):
                 known.load((), *files)
             task_log.bought += known.unknown_since(home.first_turn)
-            self._unknown_before += known.unknown_since(0) - known.unknown_since(known.since)
+            self._unknown_before[app_id] += known.unknown_since(0) - known.unknown_since(known.since)
             planned = read_digests(home.place, other)
-            if planned and app_id == self._app_id and not _are_of_one_kind(planned, digests.values()):
+            if planned and app_id == self._app_id and not are_of_one_kind(planned, digests.values()):
                 ours = self._digests_without_ledger(digests, known)
             if planned is not None and other == home.earlier[-1].plan:
                 then, now = set(planned) - {""}, set(ours.values())
-                if then != now and _are_of_one_kind(then, now):
+                if then != now and are_of_one_kind(then, now):
                     changes = len(now - then), len(then - now)
                     log.warning("Inputs changed since the last attempt: %d new, %d gone", *changes)
             numbered = sorted(known.table.rows.items())
@@ -159,8 +160,7 @@ class Resuming:
         submitted = {digest: turn for turn, digest in turns}
         open_rows = [each for each in left if each[1].state(jobs.writer, jobs.since) is InputState.UNKNOWN]
         unknown = sum(submitted.get(each, 0) <= row.intents[-1].writer.turn for each, row in open_rows)
-        if unknown:
-            log.warning(_UNKNOWN_LEFT, unknown, "that are gone", app_id)
+        _warn_of_left(unknown, "that are gone", app_id)
         return unknown
 
     def _cancel_unwanted(self, unwanted: Sequence[_Unwanted]) -> None:
@@ -226,12 +226,9 @@ class Resuming:
         """
         jobs = self._log.jobs
         unknown = jobs.inputs(InputState.UNKNOWN)
-        before = self._unknown_before + jobs.unknown_since(0) - jobs.unknown_since(jobs.since)
-        left = {"from before the clear": before if self._log.home.is_cleared else 0}
-        left["that another run has bought since"] = jobs.unknown_count_of_shared
-        for which, count in left.items():
-            if count:
-                log.warning(_UNKNOWN_LEFT, count, which, self._app_id)
+        for app_id, before in self._unknown_before.items() if self._log.home.is_cleared else ():
+            _warn_of_left(before, "from before the clear", app_id)
+        _warn_of_left(jobs.unknown_count_of_shared, "that another run has bought since", self._app_id)
         is_single, app_id = self._log.state.count == 1, self._app_id
         may_exist = len(unknown) + self._unknown_gone
         if may_exist and self._run.options.on_unknown_submission == "fail" and not self._log.home.is_cleared:
@@ -345,6 +342,7 @@ class Resuming:
                 log.info("Resuming a job that is %s %s", status, ids)
 
 
-def _are_of_one_kind(*digests: Iterable[str]) -> bool:
-    """Return whether fingerprints are all keys of a ledger, which are longer, or none of them is."""
-    return len({len(digest) for some in digests for digest in some if digest}) < 2
+def _warn_of_left(count: int, which: str, app_id: str) -> None:
+    if count:
+        line = "Fate unknown: jobs may exist for %s %s, and nobody waits. Look at the jobs of app %s"
+        log.warning(line, format_count(count, "input"), which, app_id)

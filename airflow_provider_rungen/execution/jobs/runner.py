@@ -178,7 +178,7 @@ class Runner(TaskRun[JobOptions]):
             # what a later attempt, or the last task run, has written is not replaced
             is_kept = isinstance(error, SupersededError | RunGenLimitError)
             if self.task_log.has_begun and not (self.guard.is_killed or is_kept):
-                self.ending.check_successor()
+                self.task_log.check_successor()
                 self.report.write_failure(error)
                 self.name_jobs(error)  # more of them are known by now
             raise

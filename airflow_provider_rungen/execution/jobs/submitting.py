@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 WAIT_INTERVAL = 2.0
 # The same while jobs of this task run.
 LOOK_INTERVAL = 30.0
-_SETTLED_AT_A_TIME = 1024
 
 
 class Submitting:
@@ -92,7 +91,11 @@ class Submitting:
 
     def _stop_late(self) -> None:
         """Submit nothing more, since the time is up. Trouble with the service may be why some was not."""
-        if self._log.stop_submitting() and (why := self._throttle.trouble) is not None:
+        why = self._throttle.trouble
+        if not self._log.has_unsent:
+            return
+        self._log.stop_submitting()
+        if why is not None and not isinstance(why, RunGenSubmissionUnknownError):
             error = RunGenJobTimeoutError(why.message)
             error.retry_after = why.retry_after
             self._run.report.unsent_error = error
@@ -149,14 +152,16 @@ class Submitting:
 
     def _settle_rest(self) -> None:
         """Take from the ledger what it has, since no more may be bought. If it lacks any, submit no more."""
-        # an attempt that was not deferred has looked all of them up, and notes that as parts are loaded
-        paid, left = self._run.ledger.paid if self._run.was_deferred else None, set[int]()
-        while numbers := self._log.take(_SETTLED_AT_A_TIME, left):
-            if paid is not None:
-                paid.settle(numbers)
-            left.update(number for number in numbers if self._log.jobs.state(number) in SUBMITTABLE)
-        if left:
-            self._run.report.stop_submitting(self._limit)
+        ledger, error = self._run.ledger, self._limit
+        while ledger.paid is not None and self._log.load_next() is not None:
+            pass  # what the look-up found is noted
+        rest = self._log.jobs.inputs(*SUBMITTABLE)
+        if ledger.paid is not None and self._run.was_deferred:  # nothing was looked up since
+            try:
+                ledger.paid.settle(rest)
+            except RunGenError as failure:
+                error = failure
+        self._run.report.stop_submitting(error)
 
     def _room(self) -> int:
         """Return how many inputs may be submitted now."""

@@ -6,11 +6,13 @@ import logging
 import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
 from airflow_provider_rungen.execution.jobs.log_home import LogHome
 from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.jobs.plans import Plan
@@ -19,6 +21,7 @@ from airflow_provider_rungen.runs.attempt_record import AttemptRecord, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog, missing_part, read_attempts
 from airflow_provider_rungen.runs.part_files import PART_ROWS
+from airflow_provider_rungen.runs.place import SupersededError
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState, JobState, Row, Writer
 
 if TYPE_CHECKING:
@@ -29,41 +32,10 @@ log = logging.getLogger(__name__)
 
 # Seconds that the log may take at a deferral, and at the end.
 END_TIME = 30.0
+# Seconds for the question whether there is a later attempt, before jobs are canceled.
+_CHECK_TIME = 5.0
 # So many parts are read back at a time.
 _PARTS_AT_A_TIME = 64
-
-
-@dataclass
-class AttemptState:
-    """
-    What an attempt has to know after a deferral, beside its log and its plan: numbers only.
-
-    :param count: how many inputs need a job.
-    :param deadline: the deadline of the jobs (seconds since 1970).
-    :param next_part: the next part to load, unless it was loaded for what is known of it.
-    :param has_inputs: whether the inputs are in storage after a deferral.
-    :param has_stopped: whether nothing more is submitted, whatever is not submitted yet.
-    :param is_single: whether there is one job, whose error is that of the task.
-    :param failures: how many jobs failed since the last success, those without a usable result included.
-    :param refusals: how many inputs in a row were refused.
-    :param submitted_at: when the last jobs may have been submitted (seconds since 1970).
-    :param allowance: how many more jobs the attempt may buy; ``None`` without a limit.
-    :param submitted: how many jobs it submitted.
-    :param keeps_deadline: whether the deadline is that of the last attempt, whose jobs alone are waited for.
-    """
-
-    count: int = 0
-    deadline: float = 0.0
-    next_part: int = 0
-    has_inputs: bool = False
-    has_stopped: bool = False
-    is_single: bool = False
-    failures: int = 0
-    refusals: int = 0
-    submitted_at: float = 0.0
-    allowance: int | None = None
-    submitted: int = 0
-    keeps_deadline: bool = False
 
 
 class TaskLog:
@@ -276,6 +248,25 @@ class TaskLog:
     def app_id(self) -> str:
         """The app of the attempt."""
         return self.run_log.attempt.app_id if self.has_begun else ""
+
+    def check_successor(self) -> None:
+        """
+        Find out in a few seconds whether a later attempt has begun.
+
+        :raises SupersededError: one has. If that is not known, it goes on.
+        """
+
+        def ask() -> None:
+            self.run_log.note()  # with Airflow's store, only a write tells
+            self.run_log.fence()
+
+        try:
+            if self.has_begun:
+                begin(ask).result(_CHECK_TIME)
+        except SupersededError:
+            raise
+        except Exception as error:
+            log.debug("It is unknown whether a later attempt has begun: %s", type(error).__name__)
 
     def remove_inputs(self) -> None:
         """Remove the inputs from where they were saved, at the end of the run."""

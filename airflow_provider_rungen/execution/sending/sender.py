@@ -275,7 +275,7 @@ class Throttle:
         self.limit = max_concurrency
         #: How many slots are in use.
         self.in_use = 0
-        #: What went wrong since the last success, at last.
+        #: The last failure since the last success.
         self.trouble: RunGenError | None = None
         self._attempts = attempts
         # nothing is sent before (monotonic clock)
