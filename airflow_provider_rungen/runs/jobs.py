@@ -206,7 +206,7 @@ class Jobs:
     @property
     def unknown_count_of_shared(self) -> int:
         """How many inputs use a job of another task run, and may have one of this run whose id is unknown."""
-        rows = [(row, row.current(self.since)) for row in self.table.rows.values()]
+        rows = ((row, row.current(self.since)) for row in self.table.rows.values())
         shared = (row for row, job in rows if job is not None and job.is_shared)
         return sum(any(intent.refusal is None for intent in row.intents) for row in shared)
 

@@ -231,8 +231,7 @@ class Ending:
 
     def _stop(self, cause: str, *, retryable: bool, unsent: int = 0) -> None:
         """Cancel what is in flight, unless a later attempt waits for it."""
-        self._log.run_log.note()  # with Airflow's store, only a write tells
-        self._log.run_log.fence()
+        self._log.fence()
         unsent += self._log.stop_submitting()
         cause = f"{cause} (stop_after={self._options.stop_after})"
         running = self._log.running

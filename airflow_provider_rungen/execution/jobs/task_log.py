@@ -249,20 +249,20 @@ class TaskLog:
         """The app of the attempt."""
         return self.run_log.attempt.app_id if self.has_begun else ""
 
+    def fence(self) -> None:
+        """Raise an error if a later attempt has begun, or if that is not known: see `RunLog.fence`."""
+        self.run_log.note()  # with Airflow's store, only a write tells
+        self.run_log.fence()
+
     def check_successor(self) -> None:
         """
         Find out in a few seconds whether a later attempt has begun.
 
         :raises SupersededError: one has. If that is not known, it goes on.
         """
-
-        def ask() -> None:
-            self.run_log.note()  # with Airflow's store, only a write tells
-            self.run_log.fence()
-
         try:
             if self.has_begun:
-                begin(ask).result(_CHECK_TIME)
+                begin(self.fence).result(_CHECK_TIME)
         except SupersededError:
             raise
         except Exception as error:
