@@ -51,6 +51,7 @@ class RunGenError(Exception):
     :param retryable: whether the same call may succeed later. Each class has a default.
     :param app_id: the app, if it is known.
     :param job_id: the job, if it is about a single one.
+    :param retry_after: the seconds that the service asked to wait before it is asked again, where it did.
     """
 
     default_hint: ClassVar[str] = ""
@@ -58,8 +59,6 @@ class RunGenError(Exception):
 
     #: The jobs of the task that raised it, in order.
     job_ids: Sequence[str] = ()
-    #: The seconds that the service asked to wait before it is asked again, where it did.
-    retry_after: float | None = None
     #: The first rows that failed, if a table raised it: ``key``, ``status``, ``error`` and more of each.
     failed_rows: Sequence[Mapping[str, Any]] = ()
 
@@ -71,10 +70,12 @@ class RunGenError(Exception):
         retryable: bool | None = None,
         app_id: str = "",
         job_id: str = "",
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.app_id = app_id
         self.job_id = job_id
+        self.retry_after = retry_after
         self.message = message.strip().removesuffix(".")
         self.hint = (self.default_hint if hint is None else hint).strip().removesuffix(".")
         self.retryable = self.default_retryable if retryable is None else retryable
@@ -152,7 +153,6 @@ class RunGenAPIError(RunGenError):
     The API refused the request.
 
     :param status_code: the HTTP status.
-    :param retry_after: the seconds the service asked to wait, where it did.
     :param is_from_service: whether the answer is certainly the service's own, and not that of a proxy, which
         may have passed the request on.
     """
@@ -167,9 +167,8 @@ class RunGenAPIError(RunGenError):
         hint: str | None = None,
         retryable: bool | None = None,
     ) -> None:
-        super().__init__(message, hint=hint, retryable=retryable)
+        super().__init__(message, hint=hint, retryable=retryable, retry_after=retry_after)
         self.status_code = status_code
-        self.retry_after = retry_after
         self.is_from_service = is_from_service
 
 

@@ -112,8 +112,7 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
         # perhaps an answer without a word
         except (RunGenResponseError, RunGenConflictError, RunGenBadRequestError) as error:
             answer = error
-        asked = getattr(answer, "retry_after", None)
-        code = getattr(answer, "status_code", 409)
+        code, asked = getattr(answer, "status_code", 409), answer.retry_after
         refusal = RunGenConflictError(answer.message, status_code=code, retry_after=asked, retryable=False)
         status = "its status is unknown"
         try:

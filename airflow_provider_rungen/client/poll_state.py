@@ -201,7 +201,7 @@ class Outages:
         if not any(map(is_refusal, errors)):
             self.doubt = Doubt()
         if errors:  # one that asks for a long pause may ask for itself alone
-            self.last_failure = min(errors, key=lambda error: getattr(error, "retry_after", None) or 0.0)
+            self.last_failure = min(errors, key=lambda error: error.retry_after or 0.0)
 
     def note_answer(self, state: PollState, answer: object, now: float, *, ends_outage: bool = True) -> None:
         """

@@ -172,4 +172,4 @@ def retry_delay(failures: int, error: RunGenError) -> float:
 
 def asked_pause(error: RunGenError) -> float:
     """Return the seconds that the service asked to wait."""
-    return 0.0 if is_refusal(error) else getattr(error, "retry_after", None) or 0.0
+    return 0.0 if is_refusal(error) else error.retry_after or 0.0

@@ -78,13 +78,12 @@ class ScaleDownRun(TaskRun[Any]):
                 if not self.guard.is_killed:  # it has other things to do in its last seconds
                     self._push_bill(self._record, is_final=False)
                 app_id = self._record.app_id
-                failure = RunGenAppError(
+                raise RunGenAppError(
                     f"STILL BILLED: app {app_id} may still have workers: {getattr(error, 'message', error)}",
                     app_id=app_id,
                     hint=getattr(error, "hint", ""),
-                )
-                failure.retry_after = getattr(error, "retry_after", None)
-                raise failure.with_traceback(error.__traceback__) from None
+                    retry_after=getattr(error, "retry_after", None),
+                ).with_traceback(error.__traceback__) from None
             self._push_bill(self._record, is_final=is_down)
 
     def _has_started(self, task_id: str) -> bool:

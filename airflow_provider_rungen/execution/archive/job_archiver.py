@@ -238,6 +238,7 @@ class JobArchiver:
             job_id=job.id,
             hint=cause.hint,
             retryable=cause.retryable,
+            retry_after=cause.retry_after,
         )
         error.is_expired = isinstance(cause, RunGenOutputError) and cause.is_expired
         return error
@@ -246,4 +247,4 @@ class JobArchiver:
 def _retry_order(failed: tuple[RunGenError, Output]) -> tuple[bool, float]:
     """Sort what no retry can help first, then by how long to wait."""
     error, _ = failed
-    return error.retryable, -(getattr(error, "retry_after", None) or 0.0)
+    return error.retryable, -(error.retry_after or 0.0)

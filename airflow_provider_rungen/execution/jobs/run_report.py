@@ -139,8 +139,7 @@ class RunReport:
         unsent = None
         if why is not None:
             kind = RunGenJobTimeoutError if isinstance(why, RunGenJobTimeoutError) else RunGenError
-            unsent = kind(f"{NOT_SUBMITTED}: {why.message}")
-            unsent.retry_after = why.retry_after
+            unsent = kind(f"{NOT_SUBMITTED}: {why.message}", retry_after=why.retry_after)
         for number, job_id in enumerate(known.ids):
             error = RunGenJobTimeoutError(_CLAIMED) if number in claimed else unsent
             if job_id is None and error is not None:

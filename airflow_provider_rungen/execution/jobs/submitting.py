@@ -96,9 +96,7 @@ class Submitting:
             return
         self._log.stop_submitting()
         if why is not None and not isinstance(why, RunGenSubmissionUnknownError):
-            error = RunGenJobTimeoutError(why.message)
-            error.retry_after = why.retry_after
-            self._run.report.unsent_error = error
+            self._run.report.unsent_error = RunGenJobTimeoutError(why.message, retry_after=why.retry_after)
 
     def keep_deadline(self, now: float) -> None:
         """Keep the deadline of the last attempt, if this one only waits for what that one submitted."""

@@ -215,9 +215,7 @@ def push_failed(
 def _single_error(app_id: str, error: RunGenError) -> RunGenError:
     if type(error) is RunGenJobTimeoutError and not error.job_id:
         message = f"The time was up before the job: {error.message} {format_ids(app_id)}"
-        late = RunGenJobTimeoutError(message, app_id=app_id)
-        late.retry_after = error.retry_after
-        return late
+        return RunGenJobTimeoutError(message, app_id=app_id, retry_after=error.retry_after)
     return error
 
 
