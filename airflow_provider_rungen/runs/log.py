@@ -57,19 +57,23 @@ def read_parts(
     *,
     only: Collection[int] | None = None,
     least: Mapping[Writer, int] = MappingProxyType({}),
+    ignores_others: bool = False,
 ) -> Iterator[tuple[int, list[PartFile]]]:
     """
     Yield what all writers know of the parts of a plan, part by part. Read all of it before anything is sent.
 
-    :param writers: the attempts. A file of any other writer is an error.
+    :param writers: the attempts. A file of any other writer is an error, or ignored.
     :param only: the parts to read; all if left out. A missing file is noticed only if all are read.
     :param least: how often writers have begun parts of the plan, at least.
+    :param ignores_others: whether other logs may be in this place, too.
     :raises DamagedLogError: a file is missing, or cannot be read.
     """
     listed: defaultdict[int, list[PartName]] = defaultdict(list)
     for text in place.list(_folder(plan)):
         name = PartName.parse(text)
-        if name is not None and (only is None or name.number in only):
+        if name is None or (ignores_others and name.writer not in writers):
+            continue
+        if only is None or name.number in only:
             listed[name.number].append(name)
     begun: dict[Writer, set[int]] = {writer: set() for writer in {*writers, *least}}
     numbers = sorted(listed)

@@ -1028,6 +1028,17 @@ def test_a_ledger_does_not_stand_in_for_the_log_of_another_destination(
     assert "Earlier attempts left no log in" in caplog.text
 
 
+def test_a_destination_may_come_and_go_with_each_clear(make: Make) -> None:
+    task = make(BATCH, inputs(), deferrable=False)
+    destination = (task.folder / "out").as_uri()
+    for number, options in enumerate([{}, {"destination": destination}] * 2):
+        task.max_tries = number * 2
+        outcome = task.attempt(**options)
+        assert outcome.error is None
+        assert len(outcome.value) == COUNT
+        assert len(task.jobs) == COUNT * (number + 1)
+
+
 def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -242,8 +242,11 @@ class LogHome:
         least = {record.writer: record.begun for record in self.earlier if record.plan == plan}
         if self.fallback is not None:
             # nobody knows what it should have
-            yield from read_parts(self.fallback, plan, writers, only=_ANY_PART if only is None else only)
-        yield from read_parts(self.place, plan, writers, only=only, least=least)
+            parts = _ANY_PART if only is None else only
+            yield from read_parts(self.fallback, plan, writers, only=parts, ignores_others=True)
+        # Airflow's store has the logs of all destinations that the task has had
+        is_shared = isinstance(self.place, StorePlace)
+        yield from read_parts(self.place, plan, writers, only=only, least=least, ignores_others=is_shared)
 
 
 def _numbers_of(record: AttemptRecord) -> Attempt:
