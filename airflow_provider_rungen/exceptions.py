@@ -146,6 +146,8 @@ class RunGenResponseError(RunGenError):
     """The service answered with something that cannot be read."""
 
     default_hint = "Check the Base URL of the Airflow connection, or try again later"
+    #: Whether it is beyond a limit of this side, so that the service has what was asked for.
+    is_too_large = False
 
 
 class RunGenAPIError(RunGenError):

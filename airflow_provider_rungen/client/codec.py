@@ -46,7 +46,9 @@ def decode(response: Response, request: Request, now: float) -> Any:
         return json.loads(response.body, parse_constant=lambda _: None, parse_int=_to_int)
     except RecursionError:
         message = request.failure("the answer is nested too deeply")
-        raise RunGenResponseError(message, hint="", retryable=False) from None
+        error = RunGenResponseError(message, hint="", retryable=False)
+        error.is_too_large = True
+        raise error from None
     except ValueError:
         pass
     excerpt = to_plain_text(response.body)

@@ -27,7 +27,7 @@ from airflow_provider_rungen.client.progress import LogCallback, log_line, statu
 from airflow_provider_rungen.client.queue_watch import QueueWatch
 from airflow_provider_rungen.client.retry import NOT_FOUND, is_refusal
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenResponseError
 
 MAX_CONCURRENT_POLLS = 256
 # Silent jobs that are polled again in a round.
@@ -47,8 +47,15 @@ def strip_payloads(job: Job) -> Job:
 
 
 def failed_by(error: RunGenError, app_id: str, job_id: str) -> Job:
-    """Return the job that an error makes useless: among others, it counts as failed."""
-    return Job(id=job_id, app_id=app_id, status=JobStatus.FAILED, error=str(error), cause=error)
+    """
+    Return the job that an error makes useless: among others, it counts as failed.
+
+    One whose answer is beyond a limit of this side counts as completed: its result was paid for, and can be
+    fetched once the limit is raised.
+    """
+    is_too_large = isinstance(error, RunGenResponseError) and error.is_too_large
+    status = JobStatus.COMPLETED if is_too_large else JobStatus.FAILED
+    return Job(id=job_id, app_id=app_id, status=status, error=str(error), cause=error)
 
 
 @dataclass(eq=False)

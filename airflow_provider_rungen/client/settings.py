@@ -127,11 +127,13 @@ class Settings:
         :raises RunGenResponseError: it is larger than ``max_response_bytes``.
         """
         if size > self.max_response_bytes:
-            raise RunGenResponseError(
+            error = RunGenResponseError(
                 request.failure(f"the answer is larger than {self.max_response_bytes} bytes"),
                 hint="If that is expected, raise Largest answer (max_response_bytes) in the connection",
                 retryable=False,
             )
+            error.is_too_large = True
+            raise error
 
 
 def _to_utf8(body: bytes) -> bytes:

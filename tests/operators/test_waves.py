@@ -23,7 +23,7 @@ from conftest import APP, FakeStore, Outcome, TrackedTaskInstance, rows_in
 from operator_kit import KILLED, Attempts, Died, DyingStore
 from places import AttemptStore
 
-from airflow_provider_rungen.client import progress, retry
+from airflow_provider_rungen.client import poll_state, progress, retry
 from airflow_provider_rungen.decorators import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.emulator.messages import Reply
@@ -38,6 +38,7 @@ from airflow_provider_rungen.runs.part_files import PART_ROWS
 BATCH, STORED, TABLE, FUNCTION = "batch", "stored batch", "table", "function"
 KINDS = (BATCH, STORED, TABLE, FUNCTION)
 COUNT = 26
+CONNECTION = "AIRFLOW_CONN_RUNGEN_DEFAULT"
 #: What an entry of the ledger has only if there is a stored job.
 JOB_FIELDS = {"manifest", "execution_seconds"}
 LIMIT = 6
@@ -1037,6 +1038,24 @@ def test_a_destination_may_come_and_go_with_each_clear(make: Make) -> None:
         assert outcome.error is None
         assert len(outcome.value) == COUNT
         assert len(task.jobs) == COUNT * (number + 1)
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE, FUNCTION])
+def test_an_answer_that_is_too_large_is_fetched_once_the_limit_is_raised(
+    make: Make, kind: str, mode: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "GONE_GRACE", 0.5)
+    monkeypatch.setattr(poll_state, "RESULT_GRACE", 0.2)
+    given = inputs(4)
+    given[2]["emulator"] = {"seconds": 0.15, "result": {"text": "x" * 50_000}}
+    task = make(kind, given, deferrable=mode)
+    monkeypatch.setenv(CONNECTION, task.emulator.airflow_connection(max_response_bytes=90_000))
+    outcome = task.attempt()
+    assert "raise Largest answer" in str(outcome.error)
+    assert task.ti.xcoms["usage"]["failed"] == 0
+    monkeypatch.setenv(CONNECTION, task.emulator.airflow_connection())
+    assert task.attempt().error is None
+    assert task.ends == {"COMPLETED": 4}
 
 
 def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(

@@ -65,6 +65,8 @@ class JobArchiver:
             message = f"it has more than {MAX_OUTPUTS:,} outputs, which is the limit"
             hint = "Let the model return fewer outputs, or one archive of them"
             raise self._error(RunGenOutputError(message, hint=hint, retryable=False))
+        # a result may repeat URLs of the input, which perhaps only the service can read
+        self._given = {url for _, url in find_urls(job.input)}
         # by URL, the one that replaces it; None until the service was asked for new ones
         self._renewed_urls: dict[str, str] | None = None
         # what is in storage; None until it was read
@@ -177,7 +179,8 @@ class JobArchiver:
                 async with self._store.slots:
                     self._entries[output.name] = entry = await self._store_output(output)
             except RunGenError as error:
-                failed.append((error, output))
+                if output.url not in self._given or isinstance(error, RunGenOutputError):
+                    failed.append((error, output))
             else:
                 self._store.figures.add([entry])
 
@@ -193,6 +196,8 @@ class JobArchiver:
             try:
                 download = await self._store.downloader.fetch(url, file)
             except RefusedError as error:
+                if output.url in self._given:
+                    raise
                 raise self._refusal_error(url, error) from None
             await in_daemon_thread(storage.put, file, path, job_id, output.name)
         return {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenResponseError
 from airflow_provider_rungen.execution.jobs.job_ends import ENDS, end_of, reason_of
 from airflow_provider_rungen.execution.task.outcomes import error_of, is_useless, parse_ranges
 from airflow_provider_rungen.runs.rows import JobState
@@ -108,10 +108,12 @@ class Collecting:
         for job_id in ended:
             error = self._run.sink.errors.get(job_id)
             is_running = type(error) is RunGenJobError  # the trigger was wrong
-            if not isinstance(error, RunGenJobError) or is_running or job_id not in jobs.table.input_of:
+            is_too_large = isinstance(error, RunGenResponseError) and error.is_too_large
+            if not (isinstance(error, RunGenJobError) or is_too_large) or is_running:
                 continue
-            if jobs.table.job(job_id).state is JobState.OPEN:
-                seconds, why = error.execution_time, reason_of(error, self._log.app_id, job_id)
+            if job_id in jobs.table.input_of and jobs.table.job(job_id).state is JobState.OPEN:
+                seconds = error.execution_time if isinstance(error, RunGenJobError) else None
+                why = reason_of(error, self._log.app_id, job_id)
                 self._log.jobs.end(job_id, end_of(error), seconds=seconds, why=why)
 
     def store(self) -> bool:

@@ -20,6 +20,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobTimeoutError,
     RunGenLimitError,
     RunGenOutputError,
+    RunGenResponseError,
 )
 from airflow_provider_rungen.execution.task.outcomes import (
     MAX_FAILED,
@@ -150,12 +151,15 @@ def check_inputs(
         hint = run.retry_hint(some, f"all {what} again")
     else:
         # what keeps a result from being returned says how it can be; what gives an input up, how it is not
-        hints = (
-            error.hint
+        helpful = (
+            error
             for index, error in sorted(errors.items())
-            if result.ids[index] or isinstance(error, RunGenGivenUpError)
+            if error.hint and (result.ids[index] or isinstance(error, RunGenGivenUpError))
         )
-        hint = next(filter(None, hints), "") or run.clear_hint()
+        first = next(helpful, None)
+        hint = run.clear_hint() if first is None else first.hint
+        if isinstance(first, RunGenResponseError):  # it can be fetched, if the jobs are resumed
+            hint = f"{hint}. {run.clear_hint('Then clear the task')}"
     raise RunGenJobFailedError(
         f"{len(errors)} of {count} {what} failed, {allowed} may (max_failed): {why}",
         app_id=run.known_app_id,
