@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from airflow_provider_rungen.client.redaction import without_secrets
+from airflow_provider_rungen.client.redaction import without_secrets, without_signatures
 from airflow_provider_rungen.client.texts import clean_text
 
 # How long the service keeps outputs.
@@ -168,7 +168,8 @@ def redact_value(value: Any, stored_uris: Mapping[str, str] | None = None) -> An
 
     def copy(value: Any, depth: int) -> Any:
         if isinstance(value, str):
-            return uris.get(value.strip()) or without_secrets(value)
+            is_url = _URL.fullmatch(text := value.strip()) is not None
+            return uris.get(text) or (without_secrets if is_url else without_signatures)(value)
         if isinstance(value, float) and not math.isfinite(value):
             return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
         if not isinstance(value, Mapping | list):

@@ -80,6 +80,12 @@ _PARAMETER = re.compile(
 )
 
 
+# What may sign a URL: the name of a parameter, or a text that nobody wrote by hand.
+_RANDOM = r"(?=[A-Z0-9]*\d)(?=\d*[A-Z])[A-Z0-9]{20}"
+_SECRET = re.compile(
+    rf"(?:{_KNOWN}|(?<![A-Z0-9])(?:{_USUAL})){_escaped('=', 'equals')}|(?<![A-Z0-9]){_RANDOM}",
+    re.IGNORECASE,
+)
 _NEXT_PARAMETER = re.compile(rf"{_percent('&', '{0,9}')}.*", re.IGNORECASE)
 # What is left of a query string without some of its parameters.
 _GAP = re.compile(r"([?&])&*([\s\"<>]|\Z)?")
@@ -100,6 +106,11 @@ def redact(text: str, *, most: int | None = None) -> str:
 def without_secrets(text: str) -> str:
     """Return a text that may be stored: its URLs have no passwords and no query strings."""
     return _redact(text, None, is_shown=False)
+
+
+def without_signatures(text: str) -> str:
+    """Return a text like `without_secrets`, in which URLs keep query strings that seem to be no secret."""
+    return _redact(text, None, is_shown=False, keeps_plain=True)
 
 
 def without_secret_parameters(text: str) -> str:
@@ -133,7 +144,7 @@ def _secret_pieces(uri: str) -> list[str]:
     return sorted((piece for piece in pieces if len(piece) >= _SHORTEST_PIECE), key=len, reverse=True)
 
 
-def _redact(text: str, most: int | None, *, is_shown: bool) -> str:
+def _redact(text: str, most: int | None, *, is_shown: bool, keeps_plain: bool = False) -> str:
     end = len(text) if most is None else min(most, len(text))
     if end == len(text) and _SUSPECT.search(text) is None:
         return text
@@ -141,7 +152,9 @@ def _redact(text: str, most: int | None, *, is_shown: bool) -> str:
     def clean(url: re.Match[str]) -> str:
         start = url.start("start")
         is_cut = url.end() == end < len(text)
-        return _clean(text[max(0, start - 16) : start], url["start"], url["run"], is_shown, is_cut=is_cut)
+        keeps = keeps_plain and _SECRET.search(url["run"]) is None
+        before = text[max(0, start - 16) : start]
+        return _clean(before, url["start"], url["run"], is_shown, is_cut=is_cut, keeps_query=keeps)
 
     if whole := _WHOLE_URL.fullmatch(text, 0, end):
         cleaned = text[: whole.start("start")] + clean(whole)
@@ -150,7 +163,7 @@ def _redact(text: str, most: int | None, *, is_shown: bool) -> str:
     return _PARAMETER.sub(rf"\1={_MARK}", cleaned)
 
 
-def _clean(before: str, start: str, run: str, is_shown: bool, *, is_cut: bool) -> str:
+def _clean(before: str, start: str, run: str, is_shown: bool, *, is_cut: bool, keeps_query: bool) -> str:
     """
     Return a URL, and the URLs inside it, without secrets.
 
@@ -158,6 +171,7 @@ def _clean(before: str, start: str, run: str, is_shown: bool, *, is_cut: bool) -
     :param start: what separates the scheme from the rest.
     :param run: the rest.
     :param is_cut: whether its end is missing, so that the last part may belong to a password.
+    :param keeps_query: whether query strings are no secret.
     """
     parts, begun_at = [start], 0
     inner = [*_START.finditer(run)]
@@ -168,7 +182,9 @@ def _clean(before: str, start: str, run: str, is_shown: bool, *, is_cut: bool) -
         is_last = number == len(inner)
         if is_last and is_cut:
             return "".join([*parts, _MARK])
-        segment, has_query = _without_userinfo_and_query(before, start, run[begun_at:end], is_shown)
+        segment, has_query = _without_userinfo_and_query(
+            before, start, run[begun_at:end], is_shown, keeps_query=keeps_query
+        )
         parts.append(segment)
         if has_query:
             break
@@ -179,8 +195,10 @@ def _clean(before: str, start: str, run: str, is_shown: bool, *, is_cut: bool) -
     return "".join(parts)
 
 
-def _without_userinfo_and_query(before: str, start: str, rest: str, is_shown: bool) -> tuple[str, bool]:
-    """Return a URL after its scheme, and whether it had a query string."""
+def _without_userinfo_and_query(
+    before: str, start: str, rest: str, is_shown: bool, *, keeps_query: bool
+) -> tuple[str, bool]:
+    """Return a URL after its scheme, and whether a query string was removed."""
     level = max((len(level) // 2 + 1 for level in _LEVEL.findall(start)), default=0)
     # without a colon, its level is unknown
     slash, query = _delimiters(level if _COLON.match(start) else max(level, 1))
@@ -193,7 +211,7 @@ def _without_userinfo_and_query(before: str, start: str, rest: str, is_shown: bo
     is_name = _NAME.fullmatch(_AT.sub("", userinfo)) is not None
     if userinfo and not (is_shown and is_name and scheme and scheme[0].lower() in _STORAGE):
         userinfo = f"{_MARK}@" if is_shown else ""
-    cut = query.search(rest, host_at)
+    cut = None if keeps_query else query.search(rest, host_at)
     if cut is None:
         return userinfo + rest[host_at:], False
     return userinfo + rest[host_at : cut.start()] + (f"?{_MARK}" if is_shown else ""), True

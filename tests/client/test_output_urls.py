@@ -18,7 +18,7 @@ from airflow_provider_rungen.client.output_urls import (
     redact_value,
     safe_name,
 )
-from airflow_provider_rungen.client.redaction import without_secrets
+from airflow_provider_rungen.client.redaction import without_secrets, without_signatures
 
 URL = "https://storage.example/outputs/a.png"
 SIGNED = f"{URL}?X-Amz-Date=20250111T164534Z&X-Amz-Expires=604800&X-Amz-Signature=s3cret"
@@ -147,6 +147,22 @@ def test_no_secret_of_a_url_is_kept(text: str, clean: str) -> None:
     assert found({text: URL}) == [(f"result.{clean}", "0-a.png")]
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("see https://tube.example/watch?v=dQw4w9WgXcQ&t=42 for it", ...),
+        ("see https://shop.example/p?id=5#reviews. In SQL: a ? b", ...),
+        ("code f'https://api.example/v1?limit={n}' # ok", ...),
+        (f"like {SIGNED} there", f"like {URL} there"),
+        ("at https://h/a?t=9f86d081884c7d659a2feaa0c55ad015a3bf4f1b there", "at https://h/a there"),
+        ("at https://h/a#access_token=1 there", "at https://h/a there"),
+        ("at https://h/a?q=1&next=https://u:p@h/b there", "at https://h/a?q=1&next=https://h/b there"),
+    ],
+)
+def test_only_signatures_are_removed_from_urls_within_a_text(text: str, kept: Any) -> None:
+    assert redact_value([text]) == [text if kept is ... else kept]
+
+
 @given(JSON)
 def test_a_copy_without_urls_is_equal(value: Any) -> None:
     if "://" not in json.dumps(value):
@@ -205,6 +221,8 @@ def test_cleaning_takes_no_longer_for_what_is_made_to_slow_it() -> None:
     urls = ["a" * 1_000_000 + "://", "://" * 300_000, "://" + "a" * 1_000_000 + "@"]
     for text in (*urls, "X-Amz-" * 200_000, data * 50_000, data + "=" * 1_000_000, data + "a" * 1_000_001):
         without_secrets(text)
+        without_signatures(f"see {text}")
+        without_signatures(f"see https://h/x?{text}")
         find_outputs([text])
 
 

@@ -839,6 +839,17 @@ def test_a_refused_output_has_expired_if_its_time_is_over_or_its_host_says_so(
         assert "buys nothing" in text
 
 
+def test_an_input_that_the_result_repeats_need_not_be_readable(archive: Archive) -> None:
+    [job_id] = submitted(job())
+    given = {"init_image": f"{archive.url}/outputs/private/photo.png?sig=abc"}
+    result = {"image": "data:image/png;base64,iVBORw0KGgo=", "parameters": given}
+    found = {"id": job_id, "status": "COMPLETED", "input": given}
+    archive.inject("get", status=200, times=None, body={"data": found | {"result": result}})
+    assert archive.collect(job_id).error is None
+    assert archive.outputs == {f"{job_id}/0-output.png"}
+    assert archive.manifest(job_id)["complete"]
+
+
 # --- which may fail -----------------------------------------------------------------------------------------
 
 

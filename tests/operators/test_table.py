@@ -390,6 +390,22 @@ def test_rows_of_an_attempt_that_submits_nothing_say_which_may_have_a_job(run: R
     assert task.created == 9
 
 
+@pytest.mark.parametrize("pattern", ["^http://127", "[?]X-Amz-"])
+def test_a_result_that_fitted_with_its_urls_is_reused(run: Run, pattern: str) -> None:
+    image = {"properties": {"image": {"type": "string", "pattern": pattern}}}
+    schema = {"properties": {"images": {"type": "array", "items": image}}, "required": ["images"]}
+    task = run(products(3), output_type=schema)
+    for night in ("night 1", "night 2"):
+        task.next_run(night)
+        assert task.attempt().error is None
+        assert task.created == 3
+    # of another type, nobody knows whether they are
+    task.next_run("night 3")
+    image["properties"]["image"]["pattern"] = "^https?://127"
+    assert task.attempt().error is None
+    assert task.created == 6
+
+
 def test_a_retry_with_another_ignored_field_cancels_no_job_that_is_stored(run: Run) -> None:
     task = run(products(6))
     task.options["ledger"].ignore = ("seed",)

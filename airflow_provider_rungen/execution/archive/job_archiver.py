@@ -109,8 +109,9 @@ class JobArchiver:
                 self._store.figures.add(self._entries.values(), are_new=False)
             failed = await self._download_missing()
             outputs = [self._entries[each.name] for each in self._outputs if each.name in self._entries]
-            stored = self._stored
-            if (stored.outputs, stored.is_complete, stored.invalid_count) != (outputs, not failed, 0):
+            stored, fits = self._stored, self._store.fits or self._stored.fits
+            found = (stored.outputs, stored.is_complete, stored.invalid_count, stored.fits)
+            if found != (outputs, not failed, 0, fits):
                 self._stored = await in_daemon_thread(self._save, outputs, is_complete=not failed)
         except RunGenOutputError as error:
             raise self._error(error) from error
@@ -152,6 +153,7 @@ class JobArchiver:
             "created_at": None if job.created_at is None else job.created_at.isoformat(),
             "execution_time": job.execution_time,
             "landed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "fits": self._store.fits,
             "input": redact_value(job.input),
             "result": redact_value(
                 job.result, {each.url: uris[each.at] for each in self._outputs if each.at in uris}

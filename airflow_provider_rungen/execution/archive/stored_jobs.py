@@ -42,6 +42,7 @@ class StoredJob:
     :param execution_seconds: how long it ran, if known.
     :param created_at: when it was created (ISO 8601), if known.
     :param input: its input, redacted, if known.
+    :param fits: the digest of the `OutputType` that the result was of, as the service returned it.
     :param is_complete: whether all outputs were stored, according to the manifest, and the job completed.
     :param invalid_count: how many entries are not valid; 1 for a manifest that is not valid as a whole.
     """
@@ -54,6 +55,7 @@ class StoredJob:
     execution_seconds: float | None = None
     created_at: str | None = None
     input: Any = None
+    fits: str = ""
     is_complete: bool = True
     invalid_count: int = 0
 
@@ -102,6 +104,7 @@ def parse_manifest(content: bytes, app_id: str, job_id: str, uri: str = "") -> S
         execution_seconds=to_seconds(fields.get("execution_time")),
         created_at=fields["created_at"] if to_time(fields.get("created_at")) else None,
         input=fields.get("input"),
+        fits=str(fields.get("fits", "")),
         is_complete=fields.get("complete") is True and fields.get("status") == JobStatus.COMPLETED,
         invalid_count=len(outputs) - len(entries),
     )

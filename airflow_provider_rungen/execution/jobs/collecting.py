@@ -109,7 +109,7 @@ class Collecting:
             error = self._run.sink.errors.get(job_id)
             is_running = type(error) is RunGenJobError  # the trigger was wrong
             is_too_large = isinstance(error, RunGenResponseError) and error.is_too_large
-            if not (isinstance(error, RunGenJobError) or is_too_large) or is_running:
+            if error is None or is_running or not (isinstance(error, RunGenJobError) or is_too_large):
                 continue
             if job_id in jobs.table.input_of and jobs.table.job(job_id).state is JobState.OPEN:
                 seconds = error.execution_time if isinstance(error, RunGenJobError) else None

@@ -219,7 +219,7 @@ class Ending:
         """Submit no more. Inputs that were accepted are fine, so their jobs may end."""
         # an answer that came after the last refusal may have been a success
         refusals = max(self._log.state.refusals, self._options.stop_after or 0)
-        unsent = self._log.stop_submitting()
+        unsent = self._run.submitting.stop()
         log.warning("Submitting no more: %d inputs in a row were refused (stop_after)", refusals)
         try:
             while self._log.jobs.running and not self._run.wait_for_part(deadline, may_defer=False):
@@ -232,7 +232,7 @@ class Ending:
     def _stop(self, cause: str, *, retryable: bool, unsent: int = 0) -> None:
         """Cancel what is in flight, unless a later attempt waits for it."""
         self._log.fence()
-        unsent += self._log.stop_submitting()
+        unsent += self._run.submitting.stop()
         cause = f"{cause} (stop_after={self._options.stop_after})"
         running = self._log.running
         log.warning("Stopped: %s. Canceling %d jobs", cause, len(running))

@@ -103,11 +103,12 @@ class Limits:
         rows, source = ("rows", "to_input") if plan.manifest.columns else ("inputs", "the inputs")
         before = f" after {bought:,} submissions of earlier attempts" if bought else ""
         limits = ", ".join(f"{name}={limit}" for name, limit in exceeded.items())
+        raised = " and ".join(exceeded)
+        advice = f"Did {source} or the model change? If not, raise {raised}, and clear the task"
         raise RunGenLimitError(
             f"Refused: {new:,} of {plan.count:,} {rows} are new{before}{quote}; {limits}. "
             f"Nothing{' more' if bought else ''} was sent",
-            hint=f"Did {source} or the model change? If not, raise {' and '.join(exceeded)}, "
-            "and clear the task",
+            hint=run.clear_hint(advice),
         )
 
 

@@ -140,16 +140,18 @@ class RunReport:
         if why is not None:
             kind = RunGenJobTimeoutError if isinstance(why, RunGenJobTimeoutError) else RunGenError
             unsent = kind(f"{NOT_SUBMITTED}: {why.message}", retry_after=why.retry_after)
+        firsts = {}
+        if self._run.options.ledger is not None:
+            rows = enumerate(plan.rows())
+            firsts = {number: planned.first for number, planned in rows if planned.first is not None}
         for number, job_id in enumerate(known.ids):
             error = RunGenJobTimeoutError(_CLAIMED) if number in claimed else unsent
-            if job_id is None and error is not None:
+            if job_id is None and error is not None and number not in firsts:
                 known.refused.setdefault(number, error)
-        if self._run.options.ledger is not None:
-            for number, planned in enumerate(plan.rows()):
-                if planned.first is not None:
-                    known.ids[number] = known.ids[planned.first]
-                    if planned.first in known.refused:
-                        known.refused[number] = known.refused[planned.first]
+        for number, first in firsts.items():
+            known.ids[number] = known.ids[first]
+            if first in known.refused:
+                known.refused[number] = known.refused[first]
         refused = dict(sorted(known.refused.items()))
         return BatchResult(known.ids, refused, list(known.jobs.values()), stopped, known.shared)
 
@@ -198,6 +200,7 @@ class RunReport:
             if self._has_to_store(error):
                 with run.opened():
                     run.collecting.collect_rest()
+            run.submitting.stop()  # what is stored already is no failure
             if self._has_news(result := self.result()):
                 run.sink.report(result, run.task_log.plan, error)
         except Exception as failure:

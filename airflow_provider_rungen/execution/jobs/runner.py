@@ -219,13 +219,12 @@ class Runner(TaskRun[JobOptions]):
         resuming.adopt_earlier()
         self.ending.app_id = app_id  # no job of another app is left to decide about
         self.ledger.note_found()
-        resuming.check_unknown()
         resuming.refetch()
         task_log.state.submitted_at = min(task_log.jobs.submitted_by, now)
         unnoted = self.ledger.add_resumed()
         self.submitting.keep_deadline(now)
         self.collecting.find_unstored([*resuming.lost, *unnoted])
-        self.submitting.keep_within(limits)
+        self.submitting.keep_within(limits, resuming.check_unknown)
 
     # --- the work ---
 

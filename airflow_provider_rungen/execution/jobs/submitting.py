@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -55,19 +55,24 @@ class Submitting:
         # why no more may be bought, if so
         self._limit = RunGenError("jobs of other runs failed, and max_jobs or max_cost is reached")
 
-    def keep_within(self, limits: Limits) -> None:
+    def keep_within(self, limits: Limits, check_unknown: Callable[[], None]) -> None:
         """
         Find out how many jobs the attempt may buy. If these are too few, it only waits for those in flight.
 
+        :param check_unknown: see `Resuming.check_unknown`. If it raises, nothing may be bought.
         :raises RunGenLimitError: they are too few, and there is nothing to wait for or to collect.
+        :raises RunGenSubmissionUnknownError: the same of what the check raises.
         """
         try:
+            check_unknown()
             self._log.state.allowance = limits.check(self._log.plan, self._run.ledger.new_count)
-        except RunGenLimitError as error:
-            has_jobs = self._log.running or self._log.completed
-            if not (has_jobs and self._run.options.wait_for_completion):
+        except (RunGenLimitError, RunGenSubmissionUnknownError) as error:
+            has_jobs = self._log.running or self._log.jobs.totals().jobs_completed
+            if not (has_jobs and self._run.options.wait_for_completion) or self._run.is_single:
                 raise
             self._log.state.allowance, self._limit = 0, error
+            if isinstance(error, RunGenSubmissionUnknownError):  # also of inputs that are gone
+                self._run.report.unsent_error = error
 
     def submit(self, deadline: float) -> bool:
         """
@@ -94,7 +99,7 @@ class Submitting:
         why = self._throttle.trouble
         if not self._log.has_unsent:
             return
-        self._log.stop_submitting()
+        self.stop()
         if why is not None and not isinstance(why, RunGenSubmissionUnknownError):
             self._run.report.unsent_error = RunGenJobTimeoutError(why.message, retry_after=why.retry_after)
 
@@ -133,7 +138,7 @@ class Submitting:
         run, is_broken = self._run, False
         run.guard.check()
         if self._log.state.allowance == 0 and self._log.has_unsent:
-            self._settle_rest()
+            self._stop_at_limit()
         count, claimed = -1, set(self.claimed_by_others)
         self._is_submitting = True
         with run.guard.defer_signals():
@@ -148,18 +153,36 @@ class Submitting:
         self._is_submitting = False
         return is_broken
 
-    def _settle_rest(self) -> None:
-        """Take from the ledger what it has, since no more may be bought. If it lacks any, submit no more."""
-        ledger, error = self._run.ledger, self._limit
-        while ledger.paid is not None and self._log.load_next() is not None:
-            pass  # what the look-up found is noted
-        rest = self._log.jobs.inputs(*SUBMITTABLE)
-        if ledger.paid is not None and self._run.was_deferred:  # nothing was looked up since
-            try:
-                ledger.paid.settle(rest)
-            except RunGenError as failure:
-                error = failure
+    def _stop_at_limit(self) -> None:
+        """Submit no more if the ledger lacks any, since no more may be bought."""
+        error = self._limit
+        try:
+            self._settle_rest()
+        except RunGenError as failure:
+            error = failure
         self._run.report.stop_submitting(error)
+
+    def stop(self) -> int:
+        """Submit nothing more, and return how many inputs are not submitted: none that the ledger has."""
+        try:
+            self._settle_rest()
+        except RunGenError as error:
+            log.warning("%s; inputs that are stored may count as not submitted", error.message)
+        return self._log.stop_submitting()
+
+    def _settle_rest(self) -> None:
+        """
+        Take from the ledger what it has of the inputs that are not to be submitted.
+
+        :raises RunGenError: it cannot be read.
+        """
+        paid = self._run.ledger.paid
+        if paid is None or not self._log.has_unsent:
+            return
+        while self._log.load_next() is not None:
+            pass  # what the look-up found is noted
+        if self._run.was_deferred:  # nothing was looked up since
+            paid.settle(self._log.jobs.inputs(*SUBMITTABLE))
 
     def _room(self) -> int:
         """Return how many inputs may be submitted now."""

@@ -21,6 +21,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenLimitError,
     RunGenOutputError,
     RunGenResponseError,
+    RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.task.outcomes import (
     MAX_FAILED,
@@ -130,7 +131,7 @@ def check_inputs(
     """
     if run.is_single and errors:
         raise _single_error(run.known_app_id, errors[0])
-    if isinstance(run.report.unsent_error, RunGenLimitError):
+    if isinstance(run.report.unsent_error, RunGenLimitError | RunGenSubmissionUnknownError):
         raise run.report.unsent_error
     max_failed = run.options.max_failed
     if result.stopped is not None:
@@ -149,6 +150,10 @@ def check_inputs(
         only_outputs = all(isinstance(each, RunGenOutputError) and each.retryable for each in errors.values())
         some = "no job again, and downloads the outputs" if only_outputs else "only these again"
         hint = run.retry_hint(some, f"all {what} again")
+        if run.task_log.state.allowance == 0 and not only_outputs:
+            hint = run.clear_hint(
+                "A retry may buy nothing more: raise max_jobs or max_cost, and clear the task"
+            )
     else:
         # what keeps a result from being returned says how it can be; what gives an input up, how it is not
         helpful = (
