@@ -100,7 +100,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param contact_sheet: write ``index.html`` to ``destination``: a page with all rows and what they made,
         and failures by reason. Its links are relative, so that it opens anywhere.
     :param results: the URI of the results table: ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
-        ``results.jsonl`` in ``destination`` when left out.
+        ``results.jsonl`` in ``destination`` when left out, of a mapped task ``results-{map_index}.jsonl``.
     :param ledger: remembers which inputs were paid for, so that a row whose input was run before is reused. A
         text is the folder of a ledger: a URI or an absolute path. Needs ``destination`` (templated).
     :param output_type: what every result has to be: a class that pydantic knows, such as a ``BaseModel``, or
@@ -209,7 +209,11 @@ class RunGenRunTableOperator(RunGenBaseOperator):
             Schema.of(self.input_schema, "input_schema"),
             key=self.key,
             columns=self.columns,
-            written=[str(each) for each in (self._results_uri(), self.failed_table) if each is not None],
+            written=[
+                str(each)
+                for each in (self._results_uri(context["ti"]), self.failed_table)
+                if each is not None
+            ],
             format=self.format,
             where=self.where,
             limit=to_limit(self.limit, "limit"),
@@ -219,18 +223,20 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     def _sink(self, run: Runner) -> Sink:
         from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
 
-        return ResultSink(run, table=self._results_uri(), key=self.key)
+        return ResultSink(run, table=self._results_uri(run.ti), key=self.key)
 
-    def _results_uri(self) -> str:
+    def _results_uri(self, ti: Any) -> str:
         if self.results is not None:
             return str(self.results)
-        return f"{str(self.destination).removesuffix('/')}/results.jsonl"
+        # mapped tasks may have one destination
+        name = "results" if ti.map_index in (None, -1) else f"results-{ti.map_index}"
+        return f"{str(self.destination).removesuffix('/')}/{name}.jsonl"
 
     def _make_run(self, context: Context) -> Runner:
         from airflow_provider_rungen.client.redaction import redact
         from airflow_provider_rungen.execution.jobs.runner import Runner
 
-        uri = self._results_uri()
+        uri = self._results_uri(context["ti"])
         return Runner(
             self,
             context,

@@ -12,13 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, Asset
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset
 from bad_answers import Fault
 from conftest import FakeStore
 from operator_kit import KILLED, Table, picture, products
 
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.emulator.messages import Reply
+from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.operators import RunGenPlanTableOperator, RunGenRunTableOperator
 
 Run = Callable[..., Table]
@@ -388,6 +389,23 @@ def test_rows_of_an_attempt_that_submits_nothing_say_which_may_have_a_job(run: R
     task.clear()
     assert task.attempt().error is None
     assert task.created == 9
+
+
+def test_mapped_tasks_with_one_destination_have_a_table_each(
+    rungen_emulator: Emulator, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        "key": "sku",
+        "to_input": picture,
+        "destination": (tmp_path / "photos").as_uri(),
+    }
+    with DAG("dag", schedule=None):
+        tables = [products(4)[:1], products(4)[1:]]
+        op = RunGenRunTableOperator.partial(task_id="task", **options).expand(table=tables)
+    for index in range(2):
+        assert run_operator(op, map_index=index).error is None
+    written = sorted((tmp_path / "photos").glob("results*.jsonl"))
+    assert [len(path.read_text().splitlines()) for path in written] == [1, 3]
 
 
 @pytest.mark.parametrize("pattern", ["^http://127", "[?]X-Amz-"])
