@@ -95,6 +95,11 @@ class Job:
         """Whether this version knows the service's word for the status."""
         return not self.raw_status or normalize_status(self.raw_status) in _STATUSES
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it has completed, and the answer that says so could be read."""
+        return self.status is JobStatus.COMPLETED and self.cause is None
+
     def raise_for_status(self) -> None:
         """
         Raise an error unless the job has completed.

@@ -53,7 +53,7 @@ def status_line(job: Job) -> tuple[int, str]:
     if not job.is_terminal:
         return logging.INFO, f"{job.status.capitalize()} {ids}"
     took = "" if job.execution_time is None else f"after {format_duration(job.execution_time)} "
-    if job.status is JobStatus.COMPLETED:
+    if job.is_usable:
         return logging.INFO, f"Completed {took}{ids}"
     level = logging.ERROR if job.status is JobStatus.FAILED else logging.WARNING
     return level, f"{job.end_text}{', ' if took else ' '}{took}{ids}"
@@ -86,7 +86,7 @@ class WaitGoal:
         """Note a job that is over. One that was canceled says nothing about the others."""
         if job.id in self.shared:
             return
-        if job.status is JobStatus.COMPLETED:
+        if job.is_usable:
             self.failures = 0
         elif job.status is JobStatus.FAILED:
             self.failures += 1
@@ -130,7 +130,7 @@ class Progress:
     def note(self, job: Job) -> None:
         """Note a job that is over."""
         self.ended += 1
-        self.unsuccessful += job.status is not JobStatus.COMPLETED
+        self.unsuccessful += not job.is_usable
 
     def line(self, now: float) -> str | None:
         """Return the line to log now; ``None`` if the last one is recent, or each job has its own lines."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.endpoints import cancel_jobs
 from airflow_provider_rungen.client.job_poller import strip_payloads
-from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import Wait, job_of
 from airflow_provider_rungen.client.queue_watch import timeout_error
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
@@ -161,7 +161,7 @@ class JobSensorRun(TaskRun[JobOptions]):
 
     def _check(self, job: Job) -> Job:
         """Check the result of a job against its type, and drop it."""
-        if self._output is not None and job.status is JobStatus.COMPLETED:
+        if self._output is not None and job.is_usable:
             self._output.read(job)
         return strip_payloads(job)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
-from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
 from airflow_provider_rungen.client.progress import WaitGoal
 from airflow_provider_rungen.client.texts import clean_text
@@ -232,7 +232,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         for job in jobs:
             self._usage.note(job)
         ended = {job.id for job in jobs}
-        failed = {job.id for job in jobs if job.status is not JobStatus.COMPLETED}
+        failed = {job.id for job in jobs if not job.is_usable}
         found: dict[str, Any] = {
             "ended": format_ranges(number for number, job_id in enumerate(job_ids) if job_id in ended),
             "in_flight": len(set(job_ids) - ended),

@@ -14,7 +14,7 @@ from airflow_provider_rungen.client.endpoints import get_job
 from airflow_provider_rungen.client.flow import Flow, Gather, T
 from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
-from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import FIRST_INTERVAL, Wait, fetch_known_jobs, growing_pauses
 from airflow_provider_rungen.client.progress import OtherInputs, Progress, QuietLog, WaitGoal, log_line
 from airflow_provider_rungen.client.texts import format_ids
@@ -174,7 +174,7 @@ class JobWait:
             return []
         jobs = list(self._poller.finished.values())
         self.returned += len(jobs)
-        self.unsuccessful += sum(job.status is not JobStatus.COMPLETED for job in jobs)
+        self.unsuccessful += sum(not job.is_usable for job in jobs)
         self._poller.forget(job.id for job in jobs)
         return jobs
 

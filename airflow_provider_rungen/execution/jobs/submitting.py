@@ -68,7 +68,7 @@ class Submitting:
             self._log.state.allowance = limits.check(self._log.plan, self._run.ledger.new_count)
         except (RunGenLimitError, RunGenSubmissionUnknownError) as error:
             has_jobs = self._log.running or self._log.jobs.totals().jobs_completed
-            if not (has_jobs and self._run.options.wait_for_completion) or self._run.is_single:
+            if not (has_jobs and self._run.options.wait_for_completion):
                 raise
             self._log.state.allowance, self._limit = 0, error
             if isinstance(error, RunGenSubmissionUnknownError):  # also of inputs that are gone

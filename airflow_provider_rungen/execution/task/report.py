@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_rungen._airflow import metrics
-from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.texts import format_count, format_duration
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Usage:
 
     def note(self, job: Job) -> None:
         """Note a job that has ended."""
-        self.note_end(job.id, is_completed=job.status is JobStatus.COMPLETED, seconds=job.execution_time)
+        self.note_end(job.id, is_completed=job.is_usable, seconds=job.execution_time)
 
     def note_end(self, job_id: str, *, is_completed: bool, seconds: float | None = None) -> None:
         """Note how a job ended."""
