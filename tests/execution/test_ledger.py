@@ -288,8 +288,8 @@ class Scene:
         assert self._fs is not None
         return self._fs
 
-    def ledger(self, run: str = "a1", **options: Any) -> LedgerStore:
-        ledger = LedgerStore(Ledger(f"{self.base}/ledger", **options), "flux", run)
+    def ledger(self, run: str = "a1", *, began: float = 0.0, **options: Any) -> LedgerStore:
+        ledger = LedgerStore(Ledger(f"{self.base}/ledger", **options), "flux", run, began=began)
         ledger.open()
         return ledger
 
@@ -532,6 +532,9 @@ def test_a_remembered_job_expires(scene: Scene) -> None:
     # what the task run itself has bought does not expire between its attempts, nor what still runs
     assert found.stored.keys() == {keys[2]}
     assert found.pending.keys() == {keys[1]}
+    began = (hour_ago + timedelta(minutes=20)).timestamp()
+    found = find(scene.ledger("d4", expires=timedelta(minutes=30), began=began), keys)
+    assert found.stored.keys() == {keys[0], keys[2]}, "it was young when the run began"
 
 
 def test_a_job_that_is_reused_does_not_become_younger(scene: Scene) -> None:

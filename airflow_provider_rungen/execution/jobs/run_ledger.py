@@ -60,7 +60,8 @@ class RunLedger:
 
         app_id = self._run.app_id
         model = model_identity(hook.perform(outlast(app_id, lambda: get_app(app_id))))
-        self._book = LedgerStore(options.ledger, model, self._log.home.run_token)
+        home = self._log.home
+        self._book = LedgerStore(options.ledger, model, home.run_token, began=home.began)
         self.new_ledger = self._book.open(create=create)
         return model
 
@@ -122,7 +123,8 @@ class RunLedger:
         if self._run.options.ledger is not None and watched is not None:
             from airflow_provider_rungen.execution.ledger.store import LedgerStore
 
-            self._book = LedgerStore(self._run.options.ledger, "", self._log.home.run_token)
+            home = self._log.home
+            self._book = LedgerStore(self._run.options.ledger, "", home.run_token, began=home.began)
             self._book.files.watch(watched)
             self.paid = self._make_paid(self._book, self._run.task_log.plan)
             self._is_reopened = True

@@ -53,7 +53,7 @@ class Submitting:
         self._lost: set[str] = set()
         self._unknown_count = 0
         # why no more may be bought, if so
-        self._limit = RunGenError("jobs of other runs failed, and max_jobs or max_cost is reached")
+        self._limit = RunGenError("jobs that were resumed failed, and max_jobs or max_cost is reached")
 
     def keep_within(self, limits: Limits, check_unknown: Callable[[], None]) -> None:
         """

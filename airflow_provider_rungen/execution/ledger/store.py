@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
@@ -48,11 +49,14 @@ class LedgerStore:
     :param ledger: the ledger, with its templates rendered.
     :param model: the identity of the model.
     :param run: a token of this task run (lower-case hexadecimal digits), the same in all of its attempts.
+    :param began: when the run began (seconds since 1970), if known. What had not expired by then does not.
     :raises RunGenInputError: there can be no such ledger.
     """
 
-    def __init__(self, ledger: Ledger, model: str, run: str) -> None:
+    def __init__(self, ledger: Ledger, model: str, run: str, *, began: float = 0.0) -> None:
         self._ledger, self._model, self._run = ledger, model, run
+        # an attempt, or the part of one after a deferral, finds what the first of its run did
+        self._at = min(began or math.inf, time.time())
         self._expires: Any = ledger.expires  # checked in __post_init__
         self._destinations: dict[str, Storage] = {}
         # the jobs that this attempt has written, or seen without reusing them
@@ -205,7 +209,7 @@ class LedgerStore:
             return True
         # what a job that still runs will bring is new, and a failure is none that time heals
         expires = self._expires if entry.manifest else None
-        age = (datetime.now(UTC) - entry.at).total_seconds()
+        age = self._at - entry.at.timestamp()
         return not self._ledger.refresh and (expires is None or age <= expires)
 
     # --- claims ---
