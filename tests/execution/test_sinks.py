@@ -50,7 +50,7 @@ class Attempt(TaskRun["JobOptions"]):
         for job_id in job_ids:
             on_outcome(job_id, self.hook.get_job(app_id=app_id, job_id=job_id))
 
-    def retry_hint(self, some: str, everything: str) -> str:
+    def retry_hint(self, some: str, everything: str, *, buys: bool) -> str:
         return f"A retry runs {some}"
 
     def clear_hint(self) -> str:

@@ -65,8 +65,13 @@ class JobArchiver:
             message = f"it has more than {MAX_OUTPUTS:,} outputs, which is the limit"
             hint = "Let the model return fewer outputs, or one archive of them"
             raise self._error(RunGenOutputError(message, hint=hint, retryable=False))
-        # a result may repeat URLs of the input, which perhaps only the service can read
-        self._given = {url for _, url in find_urls(job.input)}
+        # a result may repeat the input, whose URLs perhaps only the service can read
+        given = {url: at.removeprefix("result") for at, url in find_urls(job.input)}
+        self._given = {
+            each.url
+            for each in self._outputs
+            if (at := given.get(each.url)) and each.at.endswith(at) and each.at != f"result{at}"
+        }
         # by URL, the one that replaces it; None until the service was asked for new ones
         self._renewed_urls: dict[str, str] | None = None
         # what is in storage; None until it was read
@@ -153,13 +158,12 @@ class JobArchiver:
             "created_at": None if job.created_at is None else job.created_at.isoformat(),
             "execution_time": job.execution_time,
             "landed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "fits": self._store.fits,
             "input": redact_value(job.input),
             "result": redact_value(
                 job.result, {each.url: uris[each.at] for each in self._outputs if each.at in uris}
             ),
             "outputs": outputs,
-        }
+        } | ({"fits": self._store.fits} if self._store.fits else {})
         content = manifest_text(fields)
         if len(content) > MAX_MANIFEST_BYTES:
             raise RunGenOutputError(

@@ -265,13 +265,17 @@ class RunReport:
             return f"{advice}. That submits all {everything} inputs again; {how}, {only}"
         return f"{advice}. That submits {only} of {everything} inputs"
 
-    def retry_hint(self, some: str, everything: str) -> str:
+    def retry_hint(self, some: str, everything: str, *, buys: bool = False) -> str:
         """
         Return what a retry does, or else a clear if no retry follows.
 
         :param some: what it runs if it finds what this attempt did.
         :param everything: what it runs if it does not.
+        :param buys: whether it has to buy jobs.
         """
+        if buys and self._run.task_log.state.allowance == 0:
+            advice = "A retry may buy nothing more: raise max_jobs or max_cost, and clear the task"
+            return self.clear_hint(advice)
         ending, has_next = self._run.ending, self._run.task_log.home.numbers.has_next
         again = f"A {'retry' if has_next else 'clear'} runs {some if ending.is_durable else everything}"
         if not has_next and ending.on_clear == "new":

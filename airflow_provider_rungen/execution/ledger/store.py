@@ -55,7 +55,6 @@ class LedgerStore:
 
     def __init__(self, ledger: Ledger, model: str, run: str, *, began: float = 0.0) -> None:
         self._ledger, self._model, self._run = ledger, model, run
-        # an attempt, or the part of one after a deferral, finds what the first of its run did
         self._at = min(began or math.inf, time.time())
         self._expires: Any = ledger.expires  # checked in __post_init__
         self._destinations: dict[str, Storage] = {}
@@ -161,11 +160,8 @@ class LedgerStore:
 
         apps = {entry.job_id: entry.app_id for entry in pending.values()}
         read_stored_jobs(destination, apps, note, are_remembered=False)
-        stored = {
-            key: replace(entry, **found[entry.job_id])
-            for key, entry in pending.items()
-            if entry.job_id in found
-        }
+        there = {key: entry for key, entry in pending.items() if entry.job_id in found}
+        stored = {key: replace(entry, **found[entry.job_id]) for key, entry in there.items()}
         self.add_done(stored)
         return stored
 

@@ -149,11 +149,7 @@ def check_inputs(
     if retryable:
         only_outputs = all(isinstance(each, RunGenOutputError) and each.retryable for each in errors.values())
         some = "no job again, and downloads the outputs" if only_outputs else "only these again"
-        hint = run.retry_hint(some, f"all {what} again")
-        if run.task_log.state.allowance == 0 and not only_outputs:
-            hint = run.clear_hint(
-                "A retry may buy nothing more: raise max_jobs or max_cost, and clear the task"
-            )
+        hint = run.retry_hint(some, f"all {what} again", buys=not only_outputs)
     else:
         # what keeps a result from being returned says how it can be; what gives an input up, how it is not
         helpful = (
