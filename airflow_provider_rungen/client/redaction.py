@@ -76,15 +76,16 @@ _USUAL = (
     r"|[A-Z0-9_-]{0,40}(?:token|secret|password|passwd|pwd|api_?-?key|access_?-?key|credentials?)"
 )
 _PARAMETER = re.compile(
-    rf"((?:{_KNOWN})|{_PREFIX}(?:{_USUAL})){_escaped('=', 'equals')}[^\s&\"<>]+", re.IGNORECASE
+    rf"((?:{_KNOWN})|{_PREFIX}(?:{_USUAL})){_escaped('=', 'equals')}(?:[^\s&\"<>\\]|\\(?!\"))+", re.IGNORECASE
 )
 
 
 # What may sign a URL: the name of a parameter, or a text that nobody wrote by hand.
-_RANDOM = r"(?=[A-Z0-9]*\d)(?=\d*[A-Z])[A-Z0-9]{20}"
+_PERHAPS = "pass|code|jwt|session|sid|ticket|authorization|authkey|sas"
+_RANDOM = r"(?<![\w-])(?=[\w-]*\d)(?=[\d_-]*[A-Z])[\w-]{20}"
 _SECRET = re.compile(
-    rf"(?:{_KNOWN}|(?<![A-Z0-9])(?:{_USUAL})){_escaped('=', 'equals')}|(?<![A-Z0-9]){_RANDOM}",
-    re.IGNORECASE,
+    rf"(?:{_KNOWN}|(?<![A-Z0-9])(?:{_USUAL}|{_PERHAPS})){_escaped('=', 'equals')}|{_RANDOM}",
+    re.IGNORECASE | re.ASCII,
 )
 _NEXT_PARAMETER = re.compile(rf"{_percent('&', '{0,9}')}.*", re.IGNORECASE)
 # What is left of a query string without some of its parameters.
@@ -152,7 +153,8 @@ def _redact(text: str, most: int | None, *, is_shown: bool, keeps_plain: bool = 
     def clean(url: re.Match[str]) -> str:
         start = url.start("start")
         is_cut = url.end() == end < len(text)
-        keeps = keeps_plain and _SECRET.search(url["run"]) is None
+        query = _SUSPECT.search(url["run"])
+        keeps = keeps_plain and (query is None or _SECRET.search(url["run"], query.start()) is None)
         before = text[max(0, start - 16) : start]
         return _clean(before, url["start"], url["run"], is_shown, is_cut=is_cut, keeps_query=keeps)
 

@@ -193,6 +193,15 @@ def test_a_retry_that_is_refused_keeps_what_was_bought(run: Run, mode: bool) -> 
     assert all("Refused" in error for error in task.column("error")[4:])
 
 
+def test_a_clear_that_is_refused_leaves_the_table(run: Run, mode: bool) -> None:
+    task = run(products(6), deferrable=mode)
+    assert task.attempt().error is None
+    before = task.written
+    task.clear()
+    assert "Refused: 6 of 6 rows are new" in str(task.attempt(to_input=other_picture, max_jobs=5).error)
+    assert (task.created, task.written) == (6, before)
+
+
 def test_a_retry_that_is_refused_says_what_a_clear_buys(run: Run, mode: bool) -> None:
     """Equal rows share a job, and so its end."""
     rows = [row | {"sku": f"{row['sku']} {copy}"} for copy in range(3) for row in products(4)]

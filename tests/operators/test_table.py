@@ -391,6 +391,17 @@ def test_rows_of_an_attempt_that_submits_nothing_say_which_may_have_a_job(run: R
     assert task.created == 9
 
 
+def test_a_text_that_is_no_json_without_its_signature_is_kept(run: Run) -> None:
+    result = {"text": json.dumps({"code": "/a?sig=1\\"})}
+    to_input = lambda row: picture(row) | {"emulator": {"result": result}}  # noqa: E731
+    task = run(products(3), to_input=to_input, result_format="json")
+    for night in ("night 1", "night 2"):
+        task.next_run(night)
+        assert task.attempt().error is None
+        assert task.column("status") == ["completed"] * 3
+    assert task.created == 3
+
+
 def test_mapped_tasks_with_one_destination_have_a_table_each(
     rungen_emulator: Emulator, tmp_path: Path
 ) -> None:

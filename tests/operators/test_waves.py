@@ -1050,7 +1050,6 @@ def test_a_destination_may_come_and_go_with_each_clear(make: Make) -> None:
         assert len(task.jobs) == COUNT * (number + 1)
 
 
-@pytest.mark.parametrize("kind", [STORED, TABLE, FUNCTION])
 def test_an_answer_that_is_too_large_is_fetched_once_the_limit_is_raised(
     make: Make, kind: str, mode: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client import endpoints, retry
 from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
-from airflow_provider_rungen.client.download import RefusedError
+from airflow_provider_rungen.client.download import RefusedError, RejectedUrlError
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import (
     Output,
@@ -67,11 +67,12 @@ class JobArchiver:
             raise self._error(RunGenOutputError(message, hint=hint, retryable=False))
         # a result may repeat the input, whose URLs perhaps only the service can read
         given = {url: at.removeprefix("result") for at, url in find_urls(job.input)}
-        self._given = {
+        repeated = {
             each.url
             for each in self._outputs
             if (at := given.get(each.url)) and each.at.endswith(at) and each.at != f"result{at}"
         }
+        self._given = repeated if len(repeated) < len(self._outputs) else set()
         # by URL, the one that replaces it; None until the service was asked for new ones
         self._renewed_urls: dict[str, str] | None = None
         # what is in storage; None until it was read
@@ -117,7 +118,7 @@ class JobArchiver:
             stored, fits = self._stored, self._store.fits or self._stored.fits
             found = (stored.outputs, stored.is_complete, stored.invalid_count, stored.fits)
             if found != (outputs, not failed, 0, fits):
-                self._stored = await in_daemon_thread(self._save, outputs, is_complete=not failed)
+                self._stored = await in_daemon_thread(self._save, outputs, fits, is_complete=not failed)
         except RunGenOutputError as error:
             raise self._error(error) from error
         if failed:
@@ -147,7 +148,7 @@ class JobArchiver:
             log.warning("Ignored %d invalid manifest entries (job %s, %s)", invalid, job.id, redact(uri))
         return stored
 
-    def _save(self, outputs: list[Mapping[str, Any]], *, is_complete: bool) -> StoredJob:
+    def _save(self, outputs: list[Mapping[str, Any]], fits: str, *, is_complete: bool) -> StoredJob:
         """Write the manifest, with URIs of files in place of their URLs, and return it as it is read."""
         job, uris = self._job, {each["at"]: each["uri"] for each in outputs}
         fields = {
@@ -163,7 +164,7 @@ class JobArchiver:
                 job.result, {each.url: uris[each.at] for each in self._outputs if each.at in uris}
             ),
             "outputs": outputs,
-        } | ({"fits": self._store.fits} if self._store.fits else {})
+        } | ({"fits": fits} if fits else {})
         content = manifest_text(fields)
         if len(content) > MAX_MANIFEST_BYTES:
             raise RunGenOutputError(
@@ -185,7 +186,9 @@ class JobArchiver:
                 async with self._store.slots:
                     self._entries[output.name] = entry = await self._store_output(output)
             except RunGenError as error:
-                if output.url not in self._given or isinstance(error, RunGenOutputError):
+                if output.url in self._given and isinstance(error, RefusedError | RejectedUrlError):
+                    log.info("Left out: %s, which repeats the input: %s", output.at, error.message)
+                else:
                     failed.append((error, output))
             else:
                 self._store.figures.add([entry])

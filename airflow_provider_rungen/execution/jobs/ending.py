@@ -232,12 +232,12 @@ class Ending:
     def _stop(self, cause: str, *, retryable: bool, unsent: int = 0) -> None:
         """Cancel what is in flight, unless a later attempt waits for it."""
         self._log.fence()
-        unsent += self._run.submitting.stop()
         cause = f"{cause} (stop_after={self._options.stop_after})"
         running = self._log.running
         log.warning("Stopped: %s. Canceling %d jobs", cause, len(running))
         not_canceled = self._cancel_and_look(running, f"after {cause}")
         canceled = self._run.wait.canceled.intersection(running)
+        unsent += self._run.submitting.stop()
         self.stopped = Stopped(cause, len(canceled), unsent, list(not_canceled), retryable)
 
     def cancel(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -161,8 +162,15 @@ class RunLedger:
         paid, found = self.paid, self._found
         if paid is not None and found is not None:
             paid.jobs = self._log.jobs
-            self._log.on_load = lambda numbers: paid.note(found.only(numbers))
+            self._log.on_load = lambda numbers: paid.note((self._found or found).only(numbers))
             self._log.on_load(self._log.jobs.inputs(*SUBMITTABLE, InputState.RUNNING))
+
+    def ignore_running(self) -> None:
+        """Take from now on only what is stored, since jobs of others are not waited for any more."""
+        if self.paid is not None:
+            self.paid.takes_running = False
+        if self._found is not None:
+            self._found = replace(self._found, settled=self._found.stored)
 
     def is_remembered(self, job_id: str) -> bool:
         """Return whether the ledger, too, names a job of the log for its input."""

@@ -90,7 +90,7 @@ class RunReport:
         """Submit nothing more. What is in flight is paid for, so the task ends when it is over."""
         if unsent := self._run.task_log.stop_submitting():
             log.error("Submitting no more: %s. %d inputs are left", error.message, unsent)
-            self.unsent_error = error
+            self.unsent_error = self.unsent_error or error
 
     def push_ids(self) -> None:
         """Push the ids of the jobs, unless all are pushed."""
@@ -331,6 +331,7 @@ class RunReport:
             not run.wait.may_end_from_trigger
             or run.options.destination is not None
             or run.task_log.has_unsent
+            or self.unsent_error is not None
             # it cannot count what earlier rounds and attempts used
             or totals.shared
             or totals.submitted != len(running) + ended_count

@@ -67,7 +67,7 @@ class Submitting:
             check_unknown()
             self._log.state.allowance = limits.check(self._log.plan, self._run.ledger.new_count)
         except (RunGenLimitError, RunGenSubmissionUnknownError) as error:
-            has_jobs = self._log.running or self._log.jobs.totals().jobs_completed
+            has_jobs = self._log.running or self._log.jobs.totals().own
             if not (has_jobs and self._run.options.wait_for_completion):
                 raise
             self._log.state.allowance, self._limit = 0, error
@@ -163,7 +163,8 @@ class Submitting:
         self._run.report.stop_submitting(error)
 
     def stop(self) -> int:
-        """Submit nothing more, and return how many inputs are not submitted: none that the ledger has."""
+        """Submit nothing more, and return how many inputs are not submitted: none that is stored already."""
+        self._run.ledger.ignore_running()
         try:
             self._settle_rest()
         except RunGenError as error:

@@ -90,6 +90,8 @@ class PaidInputs:
     accepts: Callable[[StoredJob], bool]
     on_stored: Callable[[StoredJob], object]
     completes: bool = True
+    #: Whether jobs of other task runs are waited for.
+    takes_running: bool = field(init=False, default=True)
     _unfit: set[str] = field(init=False, default_factory=set)
     # when inputs that have no job yet were claimed (monotonic clock)
     _claims: dict[int, float] = field(init=False, default_factory=dict)
@@ -170,7 +172,10 @@ class PaidInputs:
         untaken: list[StoredJob] = []
         keys = {self.key_of_number(number): number for number in numbers}
         self._forget_ended(keys)
-        self.note(replace(self._find(keys, untaken.append), untaken=untaken))
+        found = self._find(keys, untaken.append)
+        self.note(
+            replace(found, untaken=untaken, settled=found.settled if self.takes_running else found.stored)
+        )
 
     def is_claimed(self, number: int) -> bool:
         """Return whether an input may be submitted now: others leave it to this attempt for long enough."""

@@ -129,10 +129,10 @@ def check_inputs(
     :param where: where more of the reasons are.
     :raises RunGenError: more failed than may, or the batch was stopped.
     """
-    if run.is_single and errors:
-        raise _single_error(run.known_app_id, errors[0])
     if isinstance(run.report.unsent_error, RunGenLimitError | RunGenSubmissionUnknownError):
         raise run.report.unsent_error
+    if run.is_single and errors:
+        raise _single_error(run.known_app_id, errors[0])
     max_failed = run.options.max_failed
     if result.stopped is not None:
         error = _stop_error(run, result.stopped, errors, count, where)
@@ -263,7 +263,6 @@ class JobIds:
     """
 
     stores = False
-    hold = staticmethod(strip_payloads)
 
     def __init__(self, run: Runner) -> None:
         self.errors: dict[str, RunGenError] = {}
@@ -272,6 +271,11 @@ class JobIds:
 
     def prepare(self) -> None:
         pass
+
+    def hold(self, job: Job) -> Job:
+        if job.cause is not None:
+            self.errors[job.id] = job.cause
+        return strip_payloads(job)
 
     def accepts(self, stored: StoredJob) -> bool:
         return True
@@ -285,7 +289,7 @@ class JobIds:
     def finish(self, result: BatchResult, plan: Plan) -> Any:
         run, job_ids = self._run, result.job_ids
         by_job = {job.id: error for job in result.jobs if (error := error_of(job)) is not None}
-        errors = result.errors(by_job)
+        errors = result.errors(self.errors | by_job)
         if not run.is_single:
             push_failed(run.ti, result.ids, errors, run.locate(errors))
         check_inputs(run, result, errors, count=len(result.ids))
