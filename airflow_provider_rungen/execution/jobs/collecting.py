@@ -57,7 +57,9 @@ class Collecting:
             self._run.report.note_ended(job)
             why = job.error if job.cause is None else reason_of(job.cause, job.app_id, job.id)
             self._log.jobs.end(job.id, ENDS[job.status], seconds=job.execution_time, why=why)
-            if job.status is JobStatus.COMPLETED and self._log.stores:
+            if job.status is JobStatus.COMPLETED and job.cause is not None:
+                self._run.sink.errors[job.id] = job.cause  # its answer is too large
+            elif job.status is JobStatus.COMPLETED and self._log.stores:
                 self._to_store.append(job.id)
         useless = [job for job in ended if job.status is not JobStatus.COMPLETED]
         self._run.ledger.forget({job.id: error_of(job) for job in useless})

@@ -263,6 +263,7 @@ class JobIds:
     """
 
     stores = False
+    hold = staticmethod(strip_payloads)
 
     def __init__(self, run: Runner) -> None:
         self.errors: dict[str, RunGenError] = {}
@@ -271,11 +272,6 @@ class JobIds:
 
     def prepare(self) -> None:
         pass
-
-    def hold(self, job: Job) -> Job:
-        if job.cause is not None:
-            self.errors[job.id] = job.cause
-        return strip_payloads(job)
 
     def accepts(self, stored: StoredJob) -> bool:
         return True
