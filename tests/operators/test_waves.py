@@ -421,7 +421,7 @@ def test_an_unknown_fate_is_not_sent_again_by_the_next_wave(make: Make, mode: bo
 def test_jobs_that_run_beside_an_unknown_fate_are_waited_for(make: Make, mode: bool) -> None:
     task = make(STORED, inputs(4), deferrable=mode)
     task.emulator.service.inject(Fault(on="run", kind="reset_after", skip=3))
-    task.attempt_until("rungen_job_link")
+    task.attempt_until("job_ids")
     outcome = task.attempt(on_unknown_submission="fail")
     assert "up to 1 input (the first is inputs[3])" in str(outcome.error)
     assert "CANCELED" not in task.ends
