@@ -143,11 +143,24 @@ class RunGenConnectionError(RunGenError):
 
 
 class RunGenResponseError(RunGenError):
-    """The service answered with something that cannot be read."""
+    """
+    The service answered with something that cannot be read.
+
+    :param is_too_large: whether it is beyond a limit of this side. The service has what was asked for.
+    """
 
     default_hint = "Check the Base URL of the Airflow connection, or try again later"
-    #: Whether it is beyond a limit of this side, so that the service has what was asked for.
-    is_too_large = False
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        is_too_large: bool = False,
+        hint: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, retryable=retryable)
+        self.is_too_large = is_too_large
 
 
 class RunGenAPIError(RunGenError):

@@ -260,6 +260,7 @@ def test_what_the_form_of_the_first_job_holds_is_its_input(runs: Runs) -> None:
 def test_the_second_run_of_the_scaled_app_pays_for_nothing(runs: Runs) -> None:
     assert set(runs.states["gpu once"].values()) == set(runs.states["gpu twice"].values()) == {"success"}
     assert [runs.value(name, "plan") for name in ("gpu once", "gpu twice")] == [3, 0]
+    # each once; they are sent side by side, in no order
     assert sorted(prompt for prompt in runs.prompts() if prompt in NIGHT) == sorted(NIGHT)
     [app] = [app for app in runs.updates() if app not in ("gpu", "idle")][::2]
     assert runs.updates().count(app) == 2, "up and down, once"

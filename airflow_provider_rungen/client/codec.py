@@ -46,9 +46,7 @@ def decode(response: Response, request: Request, now: float) -> Any:
         return json.loads(response.body, parse_constant=lambda _: None, parse_int=_to_int)
     except RecursionError:
         message = request.failure("the answer is nested too deeply")
-        error = RunGenResponseError(message, hint="", retryable=False)
-        error.is_too_large = True
-        raise error from None
+        raise RunGenResponseError(message, is_too_large=True, hint="", retryable=False) from None
     except ValueError:
         pass
     excerpt = to_plain_text(response.body)

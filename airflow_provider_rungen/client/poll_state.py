@@ -102,7 +102,8 @@ class PollState:
         is_new = isinstance(error, RunGenNotFoundError) and now < self.visible_by
         if isinstance(error, RunGenResponseError):  # which may be large
             self.not_before = now + RESULT_GRACE
-            self.visible_by = 0.0 if error.is_too_large else self.visible_by
+            if error.is_too_large:
+                self.visible_by = 0.0
         return self.doubt.may_pass(error, now) or is_new
 
 

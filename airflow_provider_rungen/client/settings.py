@@ -127,13 +127,12 @@ class Settings:
         :raises RunGenResponseError: it is larger than ``max_response_bytes``.
         """
         if size > self.max_response_bytes:
-            error = RunGenResponseError(
+            raise RunGenResponseError(
                 request.failure(f"the answer is larger than {self.max_response_bytes} bytes"),
                 hint="If that is expected, raise Largest answer (max_response_bytes) in the connection",
+                is_too_large=True,
                 retryable=False,
             )
-            error.is_too_large = True
-            raise error
 
 
 def _to_utf8(body: bytes) -> bytes:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Self
 
 from airflow_provider_rungen.client.models import Job
@@ -67,9 +68,7 @@ class OutputType:
         elif source is not None:
             self._class, contents = _read_class(source)
         fields = inlined(contents, contents).get("properties", {})
-        #: What tells it from other types.
-        text = json.dumps([contents, is_json], sort_keys=True, default=str)
-        self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._contents = contents
         #: The type of a column for each property of a result: see `write_parquet`.
         self.columns = {name: _kind(field, contents) for name, field in fields.items()}
 
@@ -78,6 +77,12 @@ class OutputType:
         """Return what results are read with, or ``None`` if they are kept as they are."""
         is_json = result_format == "json"
         return cls(source, is_json=is_json) if is_json or source is not None else None
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells it from other types."""
+        text = json.dumps([self._contents, self._is_json], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def read(self, job: Job, *, is_known: bool = False) -> Job:
         """

@@ -639,7 +639,7 @@ def test_an_answer_that_cannot_be_read_ends_a_job_only_if_it_lasts(count: int, l
             wait(world)
         assert world.looks["job-0"] <= 10, "each may be a large answer"
     else:
-        assert [job.id for job in wait(world) if not job.is_usable] == ["job-0"]
+        assert [(job.id, job.status) for job in wait(world) if job.cause] == [("job-0", "COMPLETED")]
 
 
 # --- results that are late ----------------------------------------------------------------------------------

@@ -205,7 +205,10 @@ def test_a_clear_that_is_refused_leaves_the_table(run: Run, mode: bool) -> None:
 def test_a_retry_that_is_refused_says_what_a_clear_buys(run: Run, mode: bool) -> None:
     """Equal rows share a job, and so its end."""
     rows = [row | {"sku": f"{row['sku']} {copy}"} for copy in range(3) for row in products(4)]
-    to_input = lambda row: (failing if row["title"] == "product 3" else picture)(row)  # noqa: E731
+
+    def to_input(row: dict[str, Any]) -> dict[str, Any]:
+        return failing(row) if row["title"] == "product 3" else picture(row)
+
     task = run(rows, deferrable=mode, to_input=to_input, max_jobs=4)
     assert "A retry may buy nothing more: raise max_jobs or max_cost" in str(task.attempt().error)
     assert str(task.attempt().error).endswith("and clear the task. That submits only 1 of 4 inputs.")
@@ -221,7 +224,10 @@ def test_what_is_stored_is_no_failure_of_an_attempt_that_ends_early(run: Run, mo
     task.next_run("night 2")
     new = {row["title"] for row in rows[:70]}
     odd = {"fail": "no luck", "seconds": 0} if end == "stopped" else {"seconds": 60}
-    to_input = lambda row: picture(row) | ({"emulator": odd} if row["title"] in new else {})  # noqa: E731
+
+    def to_input(row: dict[str, Any]) -> dict[str, Any]:
+        return picture(row) | ({"emulator": odd} if row["title"] in new else {})
+
     limits: dict[str, Any] = {"stop_after": 5} if end == "stopped" else {"timeout": 2}
     error = task.attempt(table=rows, to_input=to_input, max_in_flight=20, **limits).error
     assert ("Stopped: " if end == "stopped" else "Not over in time") in str(error)

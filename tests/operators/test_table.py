@@ -393,7 +393,10 @@ def test_rows_of_an_attempt_that_submits_nothing_say_which_may_have_a_job(run: R
 
 def test_a_text_that_is_no_json_without_its_signature_is_kept(run: Run) -> None:
     result = {"text": json.dumps({"code": "/a?sig=1\\"})}
-    to_input = lambda row: picture(row) | {"emulator": {"result": result}}  # noqa: E731
+
+    def to_input(row: dict[str, Any]) -> dict[str, Any]:
+        return picture(row) | {"emulator": {"result": result}}
+
     task = run(products(3), to_input=to_input, result_format="json")
     for night in ("night 1", "night 2"):
         task.next_run(night)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client import endpoints, retry
@@ -65,14 +66,6 @@ class JobArchiver:
             message = f"it has more than {MAX_OUTPUTS:,} outputs, which is the limit"
             hint = "Let the model return fewer outputs, or one archive of them"
             raise self._error(RunGenOutputError(message, hint=hint, retryable=False))
-        # a result may repeat the input, whose URLs perhaps only the service can read
-        given = {url: at.removeprefix("result") for at, url in find_urls(job.input)}
-        repeated = {
-            each.url
-            for each in self._outputs
-            if (at := given.get(each.url)) and each.at.endswith(at) and each.at != f"result{at}"
-        }
-        self._given = repeated if len(repeated) < len(self._outputs) else set()
         # by URL, the one that replaces it; None until the service was asked for new ones
         self._renewed_urls: dict[str, str] | None = None
         # what is in storage; None until it was read
@@ -186,7 +179,7 @@ class JobArchiver:
                 async with self._store.slots:
                     self._entries[output.name] = entry = await self._store_output(output)
             except RunGenError as error:
-                if output.url in self._given and isinstance(error, RefusedError | RejectedUrlError):
+                if isinstance(error, RefusedError | RejectedUrlError) and output.url in self._repeated:
                     log.info("Left out: %s, which repeats the input: %s", output.at, error.message)
                 else:
                     failed.append((error, output))
@@ -205,7 +198,7 @@ class JobArchiver:
             try:
                 download = await self._store.downloader.fetch(url, file)
             except RefusedError as error:
-                if output.url in self._given:
+                if output.url in self._repeated:
                     raise
                 raise self._refusal_error(url, error) from None
             await in_daemon_thread(storage.put, file, path, job_id, output.name)
@@ -224,6 +217,17 @@ class JobArchiver:
         # by place, because one URL in two places may have become two
         pairs = zip(find_urls(job.result), find_urls(renewed.result), strict=False)
         self._renewed_urls = {old: new for (at, old), (new_at, new) in pairs if at == new_at}
+
+    @cached_property
+    def _repeated(self) -> set[str]:
+        """The URLs of the input that the result repeats: perhaps only the service can read them."""
+        given = {url: at.removeprefix("result") for at, url in find_urls(self._job.input)}
+        repeated = {
+            each.url
+            for each in self._outputs
+            if (at := given.get(each.url)) and each.at.endswith(at) and each.at != f"result{at}"
+        }
+        return repeated if len(repeated) < len(self._outputs) else set()
 
     def _refusal_error(self, url: str, refusal: RefusedError) -> RunGenOutputError:
         """

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.ledger.store import LedgerStore
     from airflow_provider_rungen.execution.sending.paid import Found, PaidInputs
     from airflow_provider_rungen.execution.sources.inputs import KeyOf
+    from airflow_provider_rungen.ledger import Ledger
 
 
 class RunLedger:
@@ -57,12 +57,10 @@ class RunLedger:
         if options.ledger is None:
             return ""
         from airflow_provider_rungen.execution.ledger.entries import model_identity
-        from airflow_provider_rungen.execution.ledger.store import LedgerStore
 
         app_id = self._run.app_id
         model = model_identity(hook.perform(outlast(app_id, lambda: get_app(app_id))))
-        home = self._log.home
-        self._book = LedgerStore(options.ledger, model, home.run_token, began=home.began)
+        self._book = self._make_book(options.ledger, model)
         self.new_ledger = self._book.open(create=create)
         return model
 
@@ -122,13 +120,15 @@ class RunLedger:
         :param watched: what was known of the claims of others; ``None`` if there was no ledger then.
         """
         if self._run.options.ledger is not None and watched is not None:
-            from airflow_provider_rungen.execution.ledger.store import LedgerStore
-
-            home = self._log.home
-            self._book = LedgerStore(self._run.options.ledger, "", home.run_token, began=home.began)
+            self._book = self._make_book(self._run.options.ledger, "")
             self._book.files.watch(watched)
             self.paid = self._make_paid(self._book, self._run.task_log.plan)
             self._is_reopened = True
+
+    def _make_book(self, ledger: Ledger, model: str) -> LedgerStore:
+        from airflow_provider_rungen.execution.ledger.store import LedgerStore
+
+        return LedgerStore(ledger, model, self._log.home.run_token, began=self._log.home.began)
 
     def _make_paid(self, book: LedgerStore, plan: Plan) -> PaidInputs:
         from airflow_provider_rungen.execution.sending.paid import PaidInputs
@@ -162,15 +162,8 @@ class RunLedger:
         paid, found = self.paid, self._found
         if paid is not None and found is not None:
             paid.jobs = self._log.jobs
-            self._log.on_load = lambda numbers: paid.note((self._found or found).only(numbers))
+            self._log.on_load = lambda numbers: paid.note(found.only(numbers))
             self._log.on_load(self._log.jobs.inputs(*SUBMITTABLE, InputState.RUNNING))
-
-    def ignore_running(self) -> None:
-        """Take from now on only what is stored, since jobs of others are not waited for any more."""
-        if self.paid is not None:
-            self.paid.takes_running = False
-        if self._found is not None:
-            self._found = replace(self._found, settled=self._found.stored)
 
     def is_remembered(self, job_id: str) -> bool:
         """Return whether the ledger, too, names a job of the log for its input."""

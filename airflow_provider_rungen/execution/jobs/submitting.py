@@ -164,7 +164,8 @@ class Submitting:
 
     def stop(self) -> int:
         """Submit nothing more, and return how many inputs are not submitted: none that is stored already."""
-        self._run.ledger.ignore_running()
+        if (paid := self._run.ledger.paid) is not None:
+            paid.takes_running = False
         try:
             self._settle_rest()
         except RunGenError as error:

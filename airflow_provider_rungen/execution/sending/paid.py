@@ -90,7 +90,7 @@ class PaidInputs:
     accepts: Callable[[StoredJob], bool]
     on_stored: Callable[[StoredJob], object]
     completes: bool = True
-    #: Whether jobs of other task runs are waited for.
+    #: Whether more than what is stored is taken. Nobody waits for the rest once an attempt stops.
     takes_running: bool = field(init=False, default=True)
     _unfit: set[str] = field(init=False, default_factory=set)
     # when inputs that have no job yet were claimed (monotonic clock)
@@ -149,6 +149,8 @@ class PaidInputs:
 
         :return: the inputs that need no job of their own.
         """
+        if not self.takes_running:
+            found = replace(found, settled=found.stored)
         for stored_job in found.untaken:
             self.on_stored(stored_job)
         entries = [*sorted(found.stored.items()), *sorted(found.in_state("pending").items())]
@@ -172,10 +174,7 @@ class PaidInputs:
         untaken: list[StoredJob] = []
         keys = {self.key_of_number(number): number for number in numbers}
         self._forget_ended(keys)
-        found = self._find(keys, untaken.append)
-        self.note(
-            replace(found, untaken=untaken, settled=found.settled if self.takes_running else found.stored)
-        )
+        self.note(replace(self._find(keys, untaken.append), untaken=untaken))
 
     def is_claimed(self, number: int) -> bool:
         """Return whether an input may be submitted now: others leave it to this attempt for long enough."""
