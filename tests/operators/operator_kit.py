@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,6 +127,8 @@ class Attempts:
         self.options: dict[str, Any] = FAST | options
         self.store: Any = FakeStore()
         self.dag_id, self.run_id = "dag", "night 1"
+        #: When Airflow started the DAG run.
+        self.run_began: datetime | None = None
         self.max_tries, self.tries, self.clears = 2, 0, 0
         self.state: str | None = "running"
         self.ti = TrackedTaskInstance()
@@ -144,7 +147,7 @@ class Attempts:
 
     @property
     def context(self) -> Any:
-        dag_run = SimpleNamespace(clear_number=self.clears)
+        dag_run = SimpleNamespace(clear_number=self.clears, start_date=self.run_began)
         context = {"ti": self.ti, "dag_run": dag_run, "outlet_events": self.events}
         return context | {"task_state_store": self.store}
 

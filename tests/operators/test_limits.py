@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,10 @@ def test_a_retry_counts_what_earlier_attempts_bought(
     assert task.created == created
 
 
-def test_a_clear_begins_to_count_again(run: Run, mode: bool) -> None:
+@pytest.mark.parametrize("late", [-3600, 3600], ids=["in-time", "late-clock"])
+def test_a_clear_begins_to_count_again(run: Run, mode: bool, late: int) -> None:
     task = run(products(10), deferrable=mode, stop_after=None, to_input=failing, max_jobs=15)
+    task.run_began = datetime.now(UTC) + timedelta(seconds=late)  # the clock of the worker may be late
     task.max_tries = 3
     for created in (10, 20):
         assert "no luck" in str(task.attempt().error)

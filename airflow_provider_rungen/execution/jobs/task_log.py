@@ -107,7 +107,8 @@ class TaskLog:
             app_id=app_id,
             model=model,
             plan=plan.digest,
-            began=time.time(),
+            # the clock of a worker may be behind that of the run, whose start tells a deleted one apart
+            began=max(time.time(), self.home.began),
             deadline=deadline,
         )
         run_log = RunLog(self.home.place, record, clock=time.time)
