@@ -165,7 +165,9 @@ class Emulator:
         body = await request.content.read() if request.body_exists else b""
         reply = self._handle(request.method, request.raw_path, request.headers, body)
         if reply.send is not None:
-            return await reply.send(request, reply) or web.Response()
+            sent = await reply.send(request, reply)
+            # that of an old aiohttp is false
+            return web.Response() if sent is None else sent
         return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
 
 
