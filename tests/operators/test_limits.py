@@ -196,6 +196,13 @@ def test_a_retry_that_is_refused_keeps_what_was_bought(run: Run, mode: bool) -> 
     assert all("Refused" in error for error in task.column("error")[4:])
 
 
+def test_a_retry_that_may_buy_nothing_keeps_the_deadline(run: Run, mode: bool) -> None:
+    task = run(products(4), deferrable=mode, to_input=lambda row: picture(row) | {"emulator": {"seconds": 5}})
+    task.attempt_until("rungen_job_link", timeout=1, max_jobs=4)
+    assert task.attempt(table=products(5), timeout=60, max_jobs=4).error is not None
+    assert task.statuses() == ["CANCELED"] * 4
+
+
 def test_a_clear_that_is_refused_leaves_the_table(run: Run, mode: bool) -> None:
     task = run(products(6), deferrable=mode)
     assert task.attempt().error is None

@@ -222,9 +222,9 @@ class Runner(TaskRun[JobOptions]):
         resuming.refetch()
         task_log.state.submitted_at = min(task_log.jobs.submitted_by, now)
         unnoted = self.ledger.add_resumed()
-        self.submitting.keep_deadline(now)
         self.collecting.find_unstored([*resuming.lost, *unnoted])
         self.submitting.keep_within(limits, resuming.check_unknown)
+        self.submitting.keep_deadline(now)
 
     # --- the work ---
 

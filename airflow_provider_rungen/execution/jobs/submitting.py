@@ -106,7 +106,7 @@ class Submitting:
     def keep_deadline(self, now: float) -> None:
         """Keep the deadline of the last attempt, if this one only waits for what that one submitted."""
         home, state = self._log.home, self._log.state
-        if not home.earlier or not self._log.running or self._log.has_unsent:
+        if not home.earlier or not self._log.running or self._may_buy:
             return
         deadline = home.earlier[-1].deadline
         if deadline > now or not home.is_cleared:
@@ -116,11 +116,15 @@ class Submitting:
     def renew_deadline(self) -> bool:
         """Start the time again if jobs are bought again, as for new ones; return whether there are some."""
         state = self._log.state
-        if not state.keeps_deadline or not self._log.has_unsent:
+        if not state.keeps_deadline or not self._may_buy:
             return False
         state.keeps_deadline, state.deadline = False, time.time() + self._run.options.timeout
         self._log.note(deadline=state.deadline)
         return True
+
+    @property
+    def _may_buy(self) -> bool:
+        return self._log.has_unsent and self._log.state.allowance != 0
 
     @property
     def has_free(self) -> bool:
