@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
 from airflow_provider_rungen.client.texts import format_count, format_duration
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 # Seconds of a kill that are left for the ledger after the cancels, and that the cancels have at least.
 _AFTER_CANCEL = 0.4
 _LEAST_CANCEL = 0.5
-# So many of the jobs that may still run the page of a failed task names.
-_MAX_LISTED = 1000
 # What the function of a task may raise to have no more tries.
 _NO_RETRY = (AirflowFailException, AirflowSkipException)
 
@@ -99,18 +97,6 @@ class Ending:
             save = partial(self._log.run_log.save, self._log.jobs, self._log.jobs.unsaved_parts)
             call_briefly(save, self._run.guard.time_left())
         self._log.note(end=end, totals=self._log.jobs.totals())
-
-    def outlook(self) -> dict[str, Any]:
-        """Return which jobs may still run or exist, and how many inputs a retry and a clear submit."""
-        retry = self._log.unfinished_count if self.is_durable else self._log.state.count
-        if self._log.unknown and self._options.on_unknown_submission == "fail":
-            retry = 0
-        return {
-            "still_billing": self._log.running[:_MAX_LISTED],
-            "unknown": len(self._log.unknown),
-            "retry_submits": retry,
-            "clear_submits": self._log.state.count if self.on_clear == "new" else retry,
-        }
 
     @contextmanager
     def _leaving_when_refused(self) -> Iterator[None]:

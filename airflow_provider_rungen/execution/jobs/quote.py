@@ -108,7 +108,7 @@ class Limits:
         raise RunGenLimitError(
             f"Refused: {new:,} of {plan.count:,} {rows} are new{before}{quote}; {limits}. "
             f"Nothing{' more' if bought else ''} was sent",
-            hint=run.clear_hint(advice),
+            hint=run.advice.clear_hint(advice),
         )
 
 

@@ -239,7 +239,7 @@ class Resuming:
                 else f"Fate unknown: an earlier attempt may have created jobs of app {app_id} for up to "
                 f"{format_count(may_exist, 'input')} ({first})"
             )
-            hint = self._run.report.how_to_submit_again
+            hint = self._run.advice.how_to_submit_again
             raise RunGenSubmissionUnknownError(message, hint=hint, retryable=False)
         if unknown:
             log.warning(

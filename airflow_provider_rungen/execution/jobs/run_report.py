@@ -1,4 +1,4 @@
-"""What an attempt that runs jobs reports: ids, counts, usage, and what a retry would do."""
+"""What an attempt that runs jobs reports: ids, counts and usage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.jobs.job_ends import job_at_end
 from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED, BatchResult, Stopped
-from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.xcom_keys import LABEL_KEY
 from airflow_provider_rungen.runs.rows import InputState, Row
 
@@ -238,69 +237,6 @@ class RunReport:
             # of a service that does not say so, nobody knows
             "execution_seconds": round(totals.seconds, 3) if totals.timed or not totals.submitted else None,
         }
-
-    # --- what a retry does ---
-
-    @property
-    def how_to_submit_again(self) -> str:
-        """How to submit inputs of unknown fate again."""
-        on_clear = self._run.ending.on_clear
-        is_discarded = attempts.CLEAR_DISCARDS_STATE and on_clear != "keep"
-        if self._run.task_log.state.count == 1:
-            return "Look at the app's jobs, then clear the task to submit it again"
-        what = "all inputs" if on_clear == "new" or is_discarded else "these"
-        return f"Look at the app's jobs, then clear the task to submit {what} again"
-
-    def clear_hint(self, advice: str = "Correct them, and clear the task") -> str:
-        """Return what to do about inputs that no retry can help, and what that submits."""
-        task_log, ending = self._run.task_log, self._run.ending
-        some, everything = task_log.unfinished_count, task_log.state.count
-        only = f"only {some}" if some else "none"
-        if some >= everything:
-            return advice
-        if not ending.is_durable:
-            return f"{advice}. That submits all {everything} inputs again"
-        if ending.on_clear == "new":
-            how = "if you keep its task state" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
-            return f"{advice}. That submits all {everything} inputs again; {how}, {only}"
-        return f"{advice}. That submits {only} of {everything} inputs"
-
-    def retry_hint(self, some: str, everything: str, *, buys: bool = False) -> str:
-        """
-        Return what a retry does, or else a clear if no retry follows.
-
-        :param some: what it runs if it finds what this attempt did.
-        :param everything: what it runs if it does not.
-        :param buys: whether it has to buy jobs.
-        """
-        if buys and self._run.task_log.state.allowance == 0:
-            advice = "A retry may buy nothing more: raise max_jobs or max_cost, and clear the task"
-            return self.clear_hint(advice)
-        ending, has_next = self._run.ending, self._run.task_log.home.numbers.has_next
-        again = f"A {'retry' if has_next else 'clear'} runs {some if ending.is_durable else everything}"
-        if not has_next and ending.on_clear == "new":
-            again = self.clear_hint("Clear the task")
-        if not ending.is_durable or not (unknown := self._run.task_log.unknown):
-            return again
-        inputs = f"{len(unknown)} input{'s' * (len(unknown) > 1)} of unknown fate"
-        if self._run.options.on_unknown_submission == "fail" and self._run.task_log.home.is_durable:
-            vain = f"A retry submits nothing, and fails because of {inputs} (on_unknown_submission). "
-            return f"{vain if has_next else ''}{self.how_to_submit_again}"
-        return f"{again}, and may pay twice for {inputs}. Look at the app's jobs first"
-
-    def explain_unknown(self, error: RunGenSubmissionUnknownError) -> RunGenSubmissionUnknownError:
-        """Return the error of an attempt that gives up submitting because of such errors."""
-        task_log = self._run.task_log
-        if task_log.state.count == 1:
-            is_resubmitted = self._run.options.on_unknown_submission == "resubmit"
-            return error.revised(error.message, hint=error.hint, retryable=is_resubmitted)
-        reason = error.message.removeprefix(f"{FATE_UNKNOWN}. ")
-        return error.revised(
-            f"Fate unknown: RunGen may have created the jobs of {len(task_log.unknown)} of "
-            f"{task_log.state.count} inputs. {reason}",
-            hint=self.retry_hint("only what has no job", "all inputs again"),
-            retryable=error.retryable,
-        )
 
     def log_submitted(self, new: int) -> None:
         """Log how many inputs were submitted."""

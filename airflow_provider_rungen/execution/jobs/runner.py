@@ -20,6 +20,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobTimeoutError,
     RunGenLimitError,
 )
+from airflow_provider_rungen.execution.jobs.advice import Advice
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
 from airflow_provider_rungen.execution.jobs.deferral import Deferral
 from airflow_provider_rungen.execution.jobs.ending import Ending
@@ -92,12 +93,12 @@ class Runner(TaskRun[JobOptions]):
         self.task_log = TaskLog(home, stores=options.destination is not None)
         self.report = RunReport(self, pushes_ids=pushes_ids)
         self.wait.others = self.report.others
-        self.retry_hint, self.clear_hint = self.report.retry_hint, self.report.clear_hint
         self.ledger = RunLedger(self)
         self.submitting = Submitting(self)
         self.collecting = Collecting(self)
         self.deferral = Deferral(self)
         self.ending = Ending(self)
+        self.advice = Advice(self)
         self.source: Source | None = None
         self._can_read_again = can_read_again
         self.was_deferred = False  #: Whether this process goes on after a deferral.
@@ -334,7 +335,7 @@ class Runner(TaskRun[JobOptions]):
         return {} if self.source is None else self.source.places(numbers)
 
     def failure_details(self) -> dict[str, Any]:
-        return self.ending.outlook() | {"inputs": self.task_log.state.count}
+        return self.advice.outlook() | {"inputs": self.task_log.state.count}
 
     def page_details(self) -> dict[str, Any]:
         destination = self.options.destination

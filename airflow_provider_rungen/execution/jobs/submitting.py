@@ -207,7 +207,7 @@ class Submitting:
         try:
             return self._send(taken, deadline)
         except RunGenSubmissionUnknownError as error:
-            raise self._run.report.explain_unknown(error) from error
+            raise self._run.advice.explain_unknown(error) from error
         finally:
             totals = self._log.jobs.totals()
             count = totals.submitted - before.submitted

@@ -149,7 +149,7 @@ def check_inputs(
     if retryable:
         only_outputs = all(isinstance(each, RunGenOutputError) and each.retryable for each in errors.values())
         some = "no job again, and downloads the outputs" if only_outputs else "only these again"
-        hint = run.retry_hint(some, f"all {what} again", buys=not only_outputs)
+        hint = run.advice.retry_hint(some, f"all {what} again", buys=not only_outputs)
     else:
         # what keeps a result from being returned says how it can be; what gives an input up, how it is not
         helpful = (
@@ -158,9 +158,9 @@ def check_inputs(
             if error.hint and (result.ids[index] or isinstance(error, RunGenGivenUpError))
         )
         first = next(helpful, None)
-        hint = run.clear_hint() if first is None else first.hint
+        hint = run.advice.clear_hint() if first is None else first.hint
         if isinstance(first, RunGenResponseError):  # it can be fetched, if the jobs are resumed
-            hint = f"{hint}. {run.clear_hint('Then clear the task')}"
+            hint = f"{hint}. {run.advice.clear_hint('Then clear the task')}"
     raise RunGenJobFailedError(
         f"{len(errors)} of {count} {what} failed, {allowed} may (max_failed): {why}",
         app_id=run.known_app_id,
@@ -235,9 +235,9 @@ def _stop_error(
         message += f". {len(stopped.not_canceled)} jobs could not be canceled and may still run"
     # last, for they may be cut
     message += f". Reasons: {_reasons(failed)}"
-    hint = run.clear_hint()
+    hint = run.advice.clear_hint()
     if stopped.retryable:
-        hint = f"Check the app. {run.retry_hint('only what did not complete', 'all inputs again')}"
+        hint = f"Check the app. {run.advice.retry_hint('only what did not complete', 'all inputs again')}"
     app_id = run.known_app_id
     return RunGenJobFailedError(message, app_id=app_id, hint=where + hint, retryable=stopped.retryable)
 

@@ -1,0 +1,100 @@
+"""What a retry or a clear of a task submits, and what its user is told about that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen.client.endpoints import FATE_UNKNOWN
+from airflow_provider_rungen.exceptions import RunGenSubmissionUnknownError
+from airflow_provider_rungen.execution.task import attempts
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.jobs.runner import Runner
+
+# So many of the jobs that may still run the page of a failed task names.
+_MAX_LISTED = 1000
+
+
+class Advice:
+    """
+    Knows what the attempts after this one would submit.
+
+    :param run: the attempt.
+    """
+
+    def __init__(self, run: Runner) -> None:
+        self._run = run
+        self._log = run.task_log
+
+    def outlook(self) -> dict[str, Any]:
+        """Return which jobs may still run or exist, and how many inputs a retry and a clear submit."""
+        retry = self._log.unfinished_count if self._run.ending.is_durable else self._log.state.count
+        if self._log.unknown and self._run.options.on_unknown_submission == "fail":
+            retry = 0
+        return {
+            "still_billing": self._log.running[:_MAX_LISTED],
+            "unknown": len(self._log.unknown),
+            "retry_submits": retry,
+            "clear_submits": self._log.state.count if self._run.ending.on_clear == "new" else retry,
+        }
+
+    @property
+    def how_to_submit_again(self) -> str:
+        """How to submit inputs of unknown fate again."""
+        on_clear = self._run.ending.on_clear
+        is_discarded = attempts.CLEAR_DISCARDS_STATE and on_clear != "keep"
+        if self._log.state.count == 1:
+            return "Look at the app's jobs, then clear the task to submit it again"
+        what = "all inputs" if on_clear == "new" or is_discarded else "these"
+        return f"Look at the app's jobs, then clear the task to submit {what} again"
+
+    def clear_hint(self, advice: str = "Correct them, and clear the task") -> str:
+        """Return what to do about inputs that no retry can help, and what that submits."""
+        ending = self._run.ending
+        some, everything = self._log.unfinished_count, self._log.state.count
+        only = f"only {some}" if some else "none"
+        if some >= everything:
+            return advice
+        if not ending.is_durable:
+            return f"{advice}. That submits all {everything} inputs again"
+        if ending.on_clear == "new":
+            how = "if you keep its task state" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
+            return f"{advice}. That submits all {everything} inputs again; {how}, {only}"
+        return f"{advice}. That submits {only} of {everything} inputs"
+
+    def retry_hint(self, some: str, everything: str, *, buys: bool = False) -> str:
+        """
+        Return what a retry does, or else a clear if no retry follows.
+
+        :param some: what it runs if it finds what this attempt did.
+        :param everything: what it runs if it does not.
+        :param buys: whether it has to buy jobs.
+        """
+        if buys and self._log.state.allowance == 0:
+            advice = "A retry may buy nothing more: raise max_jobs or max_cost, and clear the task"
+            return self.clear_hint(advice)
+        ending, has_next = self._run.ending, self._log.home.numbers.has_next
+        again = f"A {'retry' if has_next else 'clear'} runs {some if ending.is_durable else everything}"
+        if not has_next and ending.on_clear == "new":
+            again = self.clear_hint("Clear the task")
+        if not ending.is_durable or not (unknown := self._log.unknown):
+            return again
+        inputs = f"{len(unknown)} input{'s' * (len(unknown) > 1)} of unknown fate"
+        if self._run.options.on_unknown_submission == "fail" and self._log.home.is_durable:
+            vain = f"A retry submits nothing, and fails because of {inputs} (on_unknown_submission). "
+            return f"{vain if has_next else ''}{self.how_to_submit_again}"
+        return f"{again}, and may pay twice for {inputs}. Look at the app's jobs first"
+
+    def explain_unknown(self, error: RunGenSubmissionUnknownError) -> RunGenSubmissionUnknownError:
+        """Return the error of an attempt that gives up submitting because of such errors."""
+        task_log = self._log
+        if task_log.state.count == 1:
+            is_resubmitted = self._run.options.on_unknown_submission == "resubmit"
+            return error.revised(error.message, hint=error.hint, retryable=is_resubmitted)
+        reason = error.message.removeprefix(f"{FATE_UNKNOWN}. ")
+        return error.revised(
+            f"Fate unknown: RunGen may have created the jobs of {len(task_log.unknown)} of "
+            f"{task_log.state.count} inputs. {reason}",
+            hint=self.retry_hint("only what has no job", "all inputs again"),
+            retryable=error.retryable,
+        )
