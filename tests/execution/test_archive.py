@@ -839,14 +839,24 @@ def test_a_refused_output_has_expired_if_its_time_is_over_or_its_host_says_so(
         assert "buys nothing" in text
 
 
-def test_an_input_that_the_result_repeats_need_not_be_readable(archive: Archive) -> None:
+@pytest.mark.parametrize("place", ["init_image", "parameters", "source"])
+@pytest.mark.parametrize("host", ["refuses", "expired", "unreachable"])
+def test_an_input_that_the_result_repeats_need_not_be_readable(
+    archive: Archive, place: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "BACKOFF", 0.001)
     [job_id] = submitted(job())
-    given = {"init_image": f"{archive.url}/outputs/private/photo.png?sig=abc"}
-    result = {"image": "data:image/png;base64,iVBORw0KGgo=", "parameters": given}
+    base = "http://127.0.0.1:9" if host == "unreachable" else archive.url
+    url = f"{base}/outputs/private/photo.png?sig=abc"
+    if host == "expired":
+        archive.inject("output", status=403, times=None, body=EXPIRED)
+    given = {"init_image": url}
+    places: dict[str, Any] = {"init_image": url, "source": url, "parameters": given}
+    result = {"image": "data:image/png;base64,iVBORw0KGgo=", place: places[place]}
     found = {"id": job_id, "status": "COMPLETED", "input": given}
     archive.inject("get", status=200, times=None, body={"data": found | {"result": result}})
     assert archive.collect(job_id).error is None
-    assert archive.outputs == {f"{job_id}/0-output.png"}
+    assert [name.rpartition("-")[2] for name in archive.outputs] == ["output.png"]
     assert archive.manifest(job_id)["complete"]
 
 

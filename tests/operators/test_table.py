@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset
 from bad_answers import Fault
 from conftest import FakeStore
 from operator_kit import KILLED, Table, picture, products
+from pydantic import BaseModel, field_validator
 
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.emulator.messages import Reply
@@ -436,6 +437,29 @@ def test_a_result_that_fitted_with_its_urls_is_reused(run: Run, pattern: str) ->
     image["properties"]["image"]["pattern"] = "^https?://127"
     assert task.attempt().error is None
     assert task.created == 6
+
+
+def test_a_result_that_a_new_validator_refuses_runs_again(run: Run) -> None:
+    def longer_than(least: float) -> type:
+        class Picture(BaseModel):
+            seconds: float
+
+            @field_validator("seconds")
+            @classmethod
+            def check(cls, value: float) -> float:
+                if value < least:
+                    raise ValueError("too short")
+                return value
+
+        return Picture
+
+    result = {"emulator": {"result": {"seconds": 0.5}}}
+    task = run(products(3), to_input=lambda row: picture(row) | result, output_type=longer_than(0))
+    assert task.attempt().error is None
+    task.next_run("night 2")
+    assert task.attempt(output_type=longer_than(1)).error is not None
+    assert task.created == 6
+    assert task.column("status") == ["invalid"] * 3
 
 
 def test_a_retry_with_another_ignored_field_cancels_no_job_that_is_stored(run: Run) -> None:

@@ -25,7 +25,7 @@ from airflow_provider_rungen.client.output_urls import (
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import format_duration, format_ids
 from airflow_provider_rungen.client.transport import gather_limited
-from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
+from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -108,10 +108,10 @@ class JobArchiver:
                 self._store.figures.add(self._entries.values(), are_new=False)
             failed = await self._download_missing()
             outputs = [self._entries[each.name] for each in self._outputs if each.name in self._entries]
-            stored, fits = self._stored, self._store.fits or self._stored.fits
-            found = (stored.outputs, stored.is_complete, stored.invalid_count, stored.fits)
-            if found != (outputs, not failed, 0, fits):
-                self._stored = await in_daemon_thread(self._save, outputs, fits, is_complete=not failed)
+            stored = self._stored
+            found = (stored.outputs, stored.is_complete, stored.invalid_count)
+            if found != (outputs, not failed, 0) or self._store.read(stored) is None:
+                self._stored = await in_daemon_thread(self._save, outputs, stored, is_complete=not failed)
         except RunGenOutputError as error:
             raise self._error(error) from error
         if failed:
@@ -141,9 +141,10 @@ class JobArchiver:
             log.warning("Ignored %d invalid manifest entries (job %s, %s)", invalid, job.id, redact(uri))
         return stored
 
-    def _save(self, outputs: list[Mapping[str, Any]], fits: str, *, is_complete: bool) -> StoredJob:
+    def _save(self, outputs: list[Mapping[str, Any]], before: StoredJob, *, is_complete: bool) -> StoredJob:
         """Write the manifest, with URIs of files in place of their URLs, and return it as it is read."""
         job, uris = self._job, {each["at"]: each["uri"] for each in outputs}
+        uri = self._storage.uri_of(job.id, MANIFEST)
         fields = {
             "job_id": job.id,
             "app_id": job.app_id,
@@ -157,8 +158,11 @@ class JobArchiver:
                 job.result, {each.url: uris[each.at] for each in self._outputs if each.at in uris}
             ),
             "outputs": outputs,
-        } | ({"fits": fits} if fits else {})
+        } | ({"fits": before.fits} if before.fits else {})
         content = manifest_text(fields)
+        if self._store.read(parse_manifest(content, job.app_id, job.id, uri)) is None:
+            # it fitted with what the manifest lacks
+            content = manifest_text(fields | {"fits": self._store.fits})
         if len(content) > MAX_MANIFEST_BYTES:
             raise RunGenOutputError(
                 f"its manifest would have more than {MAX_MANIFEST_BYTES >> 20} MiB, which is the limit",
@@ -166,7 +170,7 @@ class JobArchiver:
                 retryable=False,
             )
         self._storage.write(job.id, MANIFEST, content)
-        return parse_manifest(content, job.app_id, job.id, self._storage.uri_of(job.id, MANIFEST))
+        return parse_manifest(content, job.app_id, job.id, uri)
 
     # --- the files ---
 
@@ -179,7 +183,10 @@ class JobArchiver:
                 async with self._store.slots:
                     self._entries[output.name] = entry = await self._store_output(output)
             except RunGenError as error:
-                if isinstance(error, RefusedError | RejectedUrlError) and output.url in self._repeated:
+                # a host that cannot be reached is asked once more
+                is_asked = self._renewed_urls is not None and isinstance(error, RunGenConnectionError)
+                is_unreadable = is_asked or isinstance(error, RefusedError | RejectedUrlError)
+                if is_unreadable and output.url in self._repeated:
                     log.info("Left out: %s, which repeats the input: %s", output.at, error.message)
                 else:
                     failed.append((error, output))
@@ -221,12 +228,8 @@ class JobArchiver:
     @cached_property
     def _repeated(self) -> set[str]:
         """The URLs of the input that the result repeats: perhaps only the service can read them."""
-        given = {url: at.removeprefix("result") for at, url in find_urls(self._job.input)}
-        repeated = {
-            each.url
-            for each in self._outputs
-            if (at := given.get(each.url)) and each.at.endswith(at) and each.at != f"result{at}"
-        }
+        given = {url for _, url in find_urls(self._job.input)}
+        repeated = {each.url for each in self._outputs if each.url in given}
         return repeated if len(repeated) < len(self._outputs) else set()
 
     def _refusal_error(self, url: str, refusal: RefusedError) -> RunGenOutputError:
