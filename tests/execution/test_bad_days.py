@@ -42,7 +42,7 @@ from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, R
 from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner
 from airflow_provider_rungen.execution.jobs.log_home import token_of
 from airflow_provider_rungen.execution.jobs.places import StoragePlace, StorePlace
-from airflow_provider_rungen.execution.sending import log_writer, sender
+from airflow_provider_rungen.execution.sending import log_writer, store_writer
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.hooks import base as hook_base
@@ -828,7 +828,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (resuming, {"CANCEL_TIME": 1.0}),
         (runner, {"VISIBILITY_GRACE": 0.4}),
         (log_writer, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
-        (sender, {"STORE_RETRY_BUDGET": 0.4}),
+        (store_writer, {"STORE_RETRY_BUDGET": 0.4}),
         (job_wait, {"FIRST_INTERVAL": 0.05}),
         (polling, {"FETCH_BUDGET": 1.5}),
         (poll_state, {"RESULT_GRACE": 0.2}),

@@ -26,7 +26,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenRateLimitedError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution.sending import log_writer, sender
+from airflow_provider_rungen.execution.sending import log_writer, sender, store_writer
 from airflow_provider_rungen.execution.sending.log_writer import Saver
 from airflow_provider_rungen.execution.sending.sender import Sender, Throttle
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
@@ -612,7 +612,7 @@ def test_nothing_is_sent_while_a_store_fails_and_all_of_it_later(make: Make, met
 def test_a_store_that_fails_for_too_long_ends_it_and_the_other_has_the_ids(
     make: Make, monkeypatch: pytest.MonkeyPatch, method: str, what: str
 ) -> None:
-    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.3)
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.3)
     scene = make(ledger=FakeLedger())
     is_log = method in ("put", "list")
     store: Store = scene.place if is_log else scene.ledger
@@ -636,7 +636,7 @@ def test_a_store_that_fails_for_too_long_ends_it_and_the_other_has_the_ids(
 
 
 def test_without_a_ledger_the_spare_place_has_the_ids(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.3)
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.3)
     scene = make()
     scene.spare = LogPlace()
     scene.on_post = lambda number: setattr(scene.place, "trouble", "503 at put" if number >= 5 else "")

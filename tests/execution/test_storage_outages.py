@@ -21,6 +21,7 @@ from object_store import attach
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.sending import store_writer
 from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator, RunGenRunTableOperator
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -65,6 +66,11 @@ class Task:
     @property
     def bought(self) -> int:
         return int(self.emulator.service.stats()["jobs_created"])
+
+
+@pytest.fixture(autouse=True)
+def short_of_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 1.0)
 
 
 def retryable(outcome: Outcome) -> bool:
@@ -199,6 +205,22 @@ def test_a_login_page_in_place_of_a_store_loses_nothing(task: Task, faulty_s3: F
     assert task.bought == 1 + ROWS
     assert task.run().value["reused"] == ROWS
     assert task.bought == 1 + ROWS
+
+
+def test_an_entry_of_a_stored_job_is_written_again(task: Task, faulty_s3: FaultyS3) -> None:
+    is_stored, is_entry, refused = in_folder("photos", "PUT"), in_folder("ledger", "PUT"), list[str]()
+
+    def refuse_once(request: S3Request) -> S3Fault | None:
+        stored = any(is_stored(each) and "manifest" in each.key for each in faulty_s3.requests)
+        if refused or not (stored and is_entry(request)):
+            return None
+        refused.append(request.key)
+        return S3Fault(403, "AccessDenied")
+
+    faulty_s3.find_fault = refuse_once
+    assert task.run().error is None
+    assert len(refused) == 1
+    assert (task.run().value["reused"], task.bought) == (ROWS, ROWS)
 
 
 def test_a_store_that_removes_one_file_at_a_time_is_no_outage(task: Task, faulty_s3: FaultyS3) -> None:

@@ -22,7 +22,7 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenForbiddenError
 from airflow_provider_rungen.execution.jobs.places import StorePlace
-from airflow_provider_rungen.execution.sending import sender
+from airflow_provider_rungen.execution.sending import store_writer
 from airflow_provider_rungen.links import RunGenAppLink
 from airflow_provider_rungen.operators import RunGenRunBatchOperator
 from airflow_provider_rungen.runs.log import read_attempts, read_parts
@@ -349,7 +349,7 @@ def test_jobs_that_no_retry_resumes_are_named_when_their_ids_are_not_pushed(
     make: Make, ends: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They may run on, or have completed: nobody could collect or cancel them by id."""
-    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.2)
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.2)
     task = make(prompts(60, seconds=0))
     if ends == "refused":
         task.store = None
@@ -466,7 +466,7 @@ def test_an_id_that_all_answers_name_is_the_job_of_the_first_input_alone(make: M
 
 
 def test_a_store_that_fails_loses_no_job(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.5)
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.5)
     task = make(prompts(200, seconds=60), **NO_WAIT)
     task.store = FailingStore(lambda: task.created >= 50)
     assert "the store is down" in str(task.attempt().error)
@@ -479,7 +479,7 @@ def test_a_store_that_fails_loses_no_job(make: Make, monkeypatch: pytest.MonkeyP
 
 
 def test_ids_that_are_saved_at_last_are_not_canceled(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.0)
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.0)
     task = make(prompts(40, seconds=60), max_concurrency=4)
     task.store = FailingStore(lambda: task.created > 0, times=1)
     assert "the store is down" in str(task.attempt().error)

@@ -127,6 +127,18 @@ def test_retries_count_and_fail_without_one_when_all_is_given_up(run: Run, mode:
     assert all(part in str(error) for part in parts)
 
 
+def test_what_is_given_up_is_so_where_an_attempt_stops(run: Run, mode: bool) -> None:
+    rows = products(140)
+    broken: Any = lambda row: picture(row) | {"emulator": {"fail": "no memory"}}  # noqa: E731
+    options = {"deferrable": mode, "stop_after": None, "max_failed": "any"}
+    task = run(table=rows[70:], to_input=broken, **options)
+    nights(task, 2)
+    task.next_run("stopped")
+    error = task.attempt(table=rows, stop_after=5, max_in_flight=16, max_failed=0).error
+    assert "Stopped: " in str(error)
+    assert task.column("status")[70:] == ["given_up"] * 70
+
+
 def test_a_canceled_job_does_not_count(run: Run) -> None:
     task = run()
     task.options["ledger"].ignore = ("emulator",)

@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from operator_kit import statuses
 
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.execution.sending import sender
+from airflow_provider_rungen.execution.sending import store_writer
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 
 pytestmark = pytest.mark.usefixtures("on_the_wire")  # the attempts are processes
@@ -231,7 +231,7 @@ class Night:
 def night(rungen_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
     rungen_emulator.service.scale("flux-schnell", 1000)
     rungen_emulator.service.job_seconds = 600.0
-    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 60.0)
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 60.0)
     made = Night(rungen_emulator, tmp_path)
     yield made
     made.end(within=0)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from airflow_provider_rungen.client.daemon_threads import begin
+from airflow_provider_rungen.client.daemon_threads import begin, in_daemon_thread
 from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -20,6 +22,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.ledger.entries import Entry, destination_of
 from airflow_provider_rungen.execution.ledger.files import CLAIM_TIME
+from airflow_provider_rungen.execution.sending import store_writer
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.outcomes import brief_reason, is_useless
 from airflow_provider_rungen.runs.rows import ENDED_BADLY, SUBMITTABLE, Job, JobState, Row
@@ -90,7 +93,7 @@ class PaidInputs:
     accepts: Callable[[StoredJob], bool]
     on_stored: Callable[[StoredJob], object]
     completes: bool = True
-    #: Whether more than what is stored is taken. Nobody waits for the rest once an attempt stops.
+    #: Whether jobs that run are taken. Nobody waits for them once an attempt stops.
     takes_running: bool = field(init=False, default=True)
     _unfit: set[str] = field(init=False, default_factory=set)
     # when inputs that have no job yet were claimed (monotonic clock)
@@ -150,7 +153,7 @@ class PaidInputs:
         :return: the inputs that need no job of their own.
         """
         if not self.takes_running:
-            found = replace(found, settled=found.stored)
+            found = replace(found, settled=found.stored | found.in_state("failed"))
         for stored_job in found.untaken:
             self.on_stored(stored_job)
         entries = [*sorted(found.stored.items()), *sorted(found.in_state("pending").items())]
@@ -236,22 +239,29 @@ class PaidInputs:
         Begin to remember stored jobs. Until that is done, the log must not say so: nobody asks again then.
 
         :param stored: by input.
-        :return: fails with a `RunGenOutputError` if the ledger cannot be read or written.
+        :return: fails with a `RunGenOutputError` if the ledger cannot be read or written for a minute.
         """
-        return begin(self.ledger.add_done, self._by_key(stored))
+        done, budget = self._by_key(stored), store_writer.STORE_RETRY_BUDGET
+
+        def add() -> None:
+            write = partial(in_daemon_thread, self.ledger.add_done, done)
+            asyncio.run(store_writer.call_store("note stored jobs in the ledger", write, budget))
+
+        return begin(add)
 
     def forget(self, errors: Mapping[str, RunGenError | None]) -> None:
         """
         Forget jobs that failed or were canceled. A failure to do so is logged.
 
-        :param errors: by job, why it did not complete. A job that the service reports as failed counts.
+        :param errors: by job, why it cannot be used. What the service calls failed, or expired, counts.
         """
         numbers = self.jobs.table.input_of
         keys = {self.key_of_number(numbers[job_id]): job_id for job_id in errors if job_id in numbers}
         if keys:
             whys = {key: errors[job_id] for key, job_id in keys.items()}
-            # only a new job can change what the service reports as a failure
-            failed = {key: why for key, why in whys.items() if why and type(why) is RunGenJobFailedError}
+            # only a new job can change what the service reports as a failure, and what has expired
+            counted = (RunGenJobFailedError, RunGenOutputError)
+            failed = {key: why for key, why in whys.items() if why and type(why) in counted}
             self.ledger.remove(keys, {key: brief_reason(why) for key, why in failed.items()})
 
     def forget_useless(self, errors: Mapping[str, RunGenError]) -> None:

@@ -24,6 +24,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenRateLimitedError,
     RunGenSubmissionUnknownError,
 )
+from airflow_provider_rungen.execution.sending import store_writer
 from airflow_provider_rungen.execution.sending.inputs import Inputs, Item
 from airflow_provider_rungen.execution.sending.log_writer import LogWriter, Saver
 from airflow_provider_rungen.runs.place import Place, SupersededError
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds in which a store may fail, or not answer, before the attempt ends. Nothing is sent meanwhile.
-STORE_RETRY_BUDGET = 60.0
 PROGRESS_INTERVAL = 10.0
 # Seconds that requests in flight have when the task is killed: a little less than each one has.
 LAST_ANSWERS = FINAL_GRACE - 0.25
@@ -95,7 +94,7 @@ class Sender:
             self.saver,
             self.ledger,
             self.fallback,
-            budget=STORE_RETRY_BUDGET,
+            budget=store_writer.STORE_RETRY_BUDGET,
             is_stopping=self.is_stopping,
             is_more_due_soon=self._is_more_due_soon,
         )
@@ -110,7 +109,8 @@ class Sender:
         :raises RunGenError: no input can be submitted.
         :raises Exception: the inputs cannot be read, or intents or ids not be saved.
         """
-        inputs = Inputs(todo, self.ledger, block_size=lambda: self.throttle.limit, budget=STORE_RETRY_BUDGET)
+        budget = store_writer.STORE_RETRY_BUDGET
+        inputs = Inputs(todo, self.ledger, block_size=lambda: self.throttle.limit, budget=budget)
         count = min(self.throttle.max_concurrency, total)
         workers = [asyncio.create_task(self._work(inputs)) for _ in range(count)]
         try:

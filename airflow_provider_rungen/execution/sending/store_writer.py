@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Seconds in which a store may fail, or not answer, before the attempt ends. Nothing is sent meanwhile.
+STORE_RETRY_BUDGET = 60.0
 # Seconds between two tries, at most.
 _MAX_PAUSE = 5.0
 # Seconds that a write waits for more to write, and between checks whether there will be more.
