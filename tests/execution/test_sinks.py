@@ -50,6 +50,10 @@ class Attempt(TaskRun["JobOptions"]):
         for job_id in job_ids:
             on_outcome(job_id, self.hook.get_job(app_id=app_id, job_id=job_id))
 
+    @property
+    def advice(self) -> Any:
+        return self
+
     def retry_hint(self, some: str, everything: str, *, buys: bool) -> str:
         return f"A retry runs {some}"
 

@@ -265,7 +265,7 @@ def test_a_decorated_batch_names_the_way_out(
     outcome = run_task(decorated(result=ODD["nul"], is_many=True, deferrable=deferrable), context)
     assert type(outcome.error) is AirflowFailException
     assert "1 of 2 inputs failed" in str(outcome.error)
-    assert "Set destination" in str(outcome.error)
+    assert "Collect by id with a destination" in str(outcome.error)
     [failed] = context["ti"].xcoms["failed"]
     assert failed["index"] == 0
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
-from airflow_provider_rungen.execution.sending import sender
+from airflow_provider_rungen.execution.sending import store_writer
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 from airflow_provider_rungen.triggers import RunGenJobTrigger
 
@@ -331,6 +332,18 @@ def test_a_job_whose_outputs_expired_is_bought_again(
     assert task.created == 3
 
 
+@pytest.mark.parametrize("has_ledger", [False, True])
+def test_only_a_ledger_buys_what_expired_again(run: Run, mode: bool, has_ledger: bool) -> None:
+    task = run(products(3), deferrable=mode)
+    task.options["ledger"] = replace(task.options["ledger"], max_attempts=2) if has_ledger else None
+    task.max_tries = 3
+    task.emulator.service.inject(Fault(on="output", status=403, times=None, body=HAS_EXPIRED))
+    for created in (3, 6, 6) if has_ledger else (3,):  # max_attempts counts them
+        error = task.attempt().error
+        assert task.created == created
+    assert isinstance(error, AirflowFailException)
+
+
 @pytest.mark.parametrize("status", [302, 401, 403, 404, 407, 451])
 def test_a_job_whose_outputs_are_refused_is_not_bought_again(
     run: Run, mode: bool, status: int, monkeypatch: pytest.MonkeyPatch
@@ -416,7 +429,7 @@ FILES = {"attempts": "attempts/*", "jobs": "jobs/*/*", "plan": "plans/*"}
 def test_what_changes_the_log_between_two_waves_decides_nothing(
     run: Run, kind: str, change: str, has_ledger: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.3)
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.3)
     # a log of one part is handed over by Airflow itself, so that nobody else has a say
     count, in_flight = (70, 66) if kind == "jobs" else (8, 2)
     task = run(products(count), deferrable=True, max_in_flight=in_flight)

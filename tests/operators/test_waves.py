@@ -1067,6 +1067,32 @@ def test_an_answer_that_is_too_large_is_fetched_once_the_limit_is_raised(
     assert task.ends == {"COMPLETED": 4}
 
 
+def test_results_that_xcom_cannot_hold_together_are_kept(make: Make, mode: bool) -> None:
+    given = inputs(12, result={"text": "x" * 1000})
+    task = make(FUNCTION, given, deferrable=mode, max_xcom_bytes=5000)
+    outcome = task.attempt()
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "over 5000 bytes (max_xcom_bytes)" in str(outcome.error)
+    assert set(task.ends) == {"COMPLETED"}
+    assert 6 <= task.created <= 12, "those in flight end, and no more are submitted"
+    rest = f"only {12 - task.created}" if task.created < 12 else "none"
+    told = f"A clear submits all 12 inputs again; with on_clear='resume', {rest}."
+    assert str(outcome.error).endswith(told)
+    task.clear()
+    outcome = task.attempt(max_xcom_bytes=50_000, on_clear="resume")
+    assert (len(outcome.value), task.created) == (12, 12)
+
+
+def test_an_error_says_what_a_clear_submits(make: Make, mode: bool) -> None:
+    task = make(TABLE, [*inputs(3), *inputs(1, output_bytes=90_000)], deferrable=mode)
+    told = str(task.attempt(max_output_bytes=80_000).error)
+    assert "Raise max_output_bytes if that size is right" in told
+    assert told.endswith("A clear submits all 4 inputs again; with on_clear='resume', none.")
+    task.clear()
+    assert task.attempt(on_clear="resume").error is None
+    assert task.created == 4
+
+
 def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

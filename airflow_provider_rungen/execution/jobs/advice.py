@@ -1,12 +1,13 @@
-"""What a retry or a clear of a task submits, and what its user is told about that."""
+"""What a retry or a clear of a task submits, and the hints about it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.endpoints import FATE_UNKNOWN
-from airflow_provider_rungen.exceptions import RunGenSubmissionUnknownError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenSubmissionUnknownError
 from airflow_provider_rungen.execution.task import attempts
+from airflow_provider_rungen.execution.task.outcomes import rules_out_retry
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.runner import Runner
@@ -38,6 +39,13 @@ class Advice:
             "clear_submits": self._log.state.count if self._run.ending.on_clear == "new" else retry,
         }
 
+    def add_to(self, error: Exception) -> None:
+        """Add what a clear submits to an error, unless a retry follows, or the error speaks of it."""
+        if not isinstance(error, RunGenError) or "clear" in error.hint.lower():
+            return
+        if rules_out_retry(error) or not self._log.home.numbers.has_next:
+            error.add_hint(self.clear_hint(""))
+
     @property
     def how_to_submit_again(self) -> str:
         """How to submit inputs of unknown fate again."""
@@ -49,18 +57,23 @@ class Advice:
         return f"Look at the app's jobs, then clear the task to submit {what} again"
 
     def clear_hint(self, advice: str = "Correct them, and clear the task") -> str:
-        """Return what to do about inputs that no retry can help, and what that submits."""
+        """
+        Return what to do about inputs that no retry can help, and what that submits.
+
+        :param advice: if empty, only what a clear submits is returned.
+        """
         ending = self._run.ending
         some, everything = self._log.unfinished_count, self._log.state.count
-        only = f"only {some}" if some else "none"
         if some >= everything:
             return advice
+        submits = f"{advice}. That submits" if advice else "A clear submits"
+        only = f"only {some}" if some else "none"
         if not ending.is_durable:
-            return f"{advice}. That submits all {everything} inputs again"
+            return f"{submits} {_all(everything)} again"
         if ending.on_clear == "new":
             how = "if you keep its task state" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
-            return f"{advice}. That submits all {everything} inputs again; {how}, {only}"
-        return f"{advice}. That submits {only} of {everything} inputs"
+            return f"{submits} {_all(everything)} again; {how}, {only}"
+        return f"{submits} {only} of {everything} inputs"
 
     def retry_hint(self, some: str, everything: str, *, buys: bool = False) -> str:
         """
@@ -98,3 +111,7 @@ class Advice:
             hint=self.retry_hint("only what has no job", "all inputs again"),
             retryable=error.retryable,
         )
+
+
+def _all(count: int) -> str:
+    return f"all {count} inputs" if count > 1 else "its input"

@@ -188,7 +188,7 @@ class RunReport:
         return RunGenBadRequestError(why, retryable=False)
 
     def write_failure(self, error: Exception) -> None:
-        """Write what is known to the sink before an error ends the task. It never raises."""
+        """Write what is known to the sink and to the error that ends the task. It never raises."""
         run = self._run
         try:
             if self._pushed_count is not None:
@@ -204,6 +204,7 @@ class RunReport:
                 run.sink.report(result, run.task_log.plan, error)
         except Exception as failure:
             log.warning("Could not write all that is known: %s", clean_text(str(failure)))
+        run.advice.add_to(error)
 
     def _has_news(self, result: BatchResult) -> bool:
         """Return whether anything is known of an input. Otherwise what the last run wrote stays."""

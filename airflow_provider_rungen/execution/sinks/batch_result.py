@@ -20,7 +20,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobTimeoutError,
     RunGenLimitError,
     RunGenOutputError,
-    RunGenResponseError,
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.task.outcomes import (
@@ -49,6 +48,8 @@ log = logging.getLogger(__name__)
 
 #: Why an input has no job, if it was neither refused nor submitted.
 NOT_SUBMITTED = "it was not submitted"
+# What keeps inputs from being submitted, and is the error of the task.
+_LIMITS = (RunGenLimitError, RunGenOutputError, RunGenSubmissionUnknownError)
 # How inputs end that a stop has kept from running.
 _STOPPED = (RunGenJobCanceledError, RunGenJobTimeoutError)
 
@@ -129,8 +130,8 @@ def check_inputs(
     :param where: where more of the reasons are.
     :raises RunGenError: more failed than may, or the batch was stopped.
     """
-    if isinstance(run.report.unsent_error, RunGenLimitError | RunGenSubmissionUnknownError):
-        raise run.report.unsent_error
+    if isinstance(unsent := run.report.unsent_error, _LIMITS):
+        raise unsent
     if run.is_single and errors:
         raise _single_error(run.known_app_id, errors[0])
     max_failed = run.options.max_failed
@@ -145,11 +146,17 @@ def check_inputs(
         return
     # a retry runs a job that failed again, and is refused what was refused
     ended = {job.id for job in result.jobs}
-    retryable = any(error.retryable or result.ids[index] in ended for index, error in errors.items())
+    # only a ledger is to buy what has expired
+    worth_a_job = {
+        index
+        for index, error in errors.items()
+        if result.ids[index] in ended and (run.options.ledger or not isinstance(error, RunGenOutputError))
+    }
+    retryable = any(error.retryable or index in worth_a_job for index, error in errors.items())
     if retryable:
-        only_outputs = all(isinstance(each, RunGenOutputError) and each.retryable for each in errors.values())
-        some = "no job again, and downloads the outputs" if only_outputs else "only these again"
-        hint = run.advice.retry_hint(some, f"all {what} again", buys=not only_outputs)
+        buys = any((job_id := result.ids[index]) is None or job_id in ended for index in errors)
+        some = "only these again" if buys else "no job again, and downloads the outputs"
+        hint = run.advice.retry_hint(some, f"all {what} again", buys=buys)
     else:
         # what keeps a result from being returned says how it can be; what gives an input up, how it is not
         helpful = (
@@ -159,8 +166,6 @@ def check_inputs(
         )
         first = next(helpful, None)
         hint = run.advice.clear_hint() if first is None else first.hint
-        if isinstance(first, RunGenResponseError):  # it can be fetched, if the jobs are resumed
-            hint = f"{hint}. {run.advice.clear_hint('Then clear the task')}"
     raise RunGenJobFailedError(
         f"{len(errors)} of {count} {what} failed, {allowed} may (max_failed): {why}",
         app_id=run.known_app_id,
@@ -263,6 +268,7 @@ class JobIds:
     """
 
     stores = False
+    excess = None
     hold = staticmethod(strip_payloads)
 
     def __init__(self, run: Runner) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
@@ -85,7 +85,9 @@ class ResultSink(Collector):
         has_rows = has_sheet or table is not None
         rows = JobRows(describe_job if has_sheet else None, list(typed)) if has_rows else None
         self._label_of = (lambda _: options.job_label) if labels is None else labels.get
-        self._values = XComValues(options.max_xcom_bytes, self._label_of, pushes_keys=pushes_keys)
+        self._values = XComValues(
+            options.max_xcom_bytes, self._label_of, collects=usage is not None, pushes_keys=pushes_keys
+        )
         values = self._values if table is None else None
         super().__init__(run, options, output, values=values, rows=rows, usage=usage)
         self._table = None if table is None else ResultsTable(table, FIXED_COLUMNS | typed)
@@ -102,6 +104,17 @@ class ResultSink(Collector):
         self._price: Price | None = None
         # why rows have no result, by index
         self._row_errors: dict[int, RunGenError] = {}
+
+    @property
+    def excess(self) -> RunGenError | None:
+        """Why no more results can be taken."""
+        return self._values.find_excess()
+
+    def _add(self, job: Job) -> None:
+        super()._add(job)
+        # a task that only collects leaves the others alone
+        if self._runner is None and (excess := self.excess) is not None:
+            raise excess
 
     def prepare(self) -> None:
         super().prepare()
@@ -178,10 +191,9 @@ class ResultSink(Collector):
 
     def _value(self, result: BatchResult) -> Any:
         values = self._values.of(result.ids)
-        value = values[0] if self._run.is_single else values
-        if not self.stores:
-            self._values.check_size(len(json.dumps(value)))
-        return value
+        if not self.stores and (error := self._values.find_excess(values)) is not None:
+            raise error
+        return values[0] if self._run.is_single else values
 
     def _check(self, result: BatchResult, errors: Mapping[int, RunGenError], counts: ResultCounts) -> None:
         """Raise if too many jobs failed."""

@@ -40,12 +40,20 @@ class XComValues:
 
     :param max_bytes: bytes of all results at most.
     :param label_of: returns the label of a job, or ``None``.
+    :param collects: whether the task only collects jobs, so that it can do so again.
     :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
     """
 
     def __init__(
-        self, max_bytes: int, label_of: Callable[[str], Any] = lambda _: None, *, pushes_keys: bool = False
+        self,
+        max_bytes: int,
+        label_of: Callable[[str], Any] = lambda _: None,
+        *,
+        collects: bool = False,
+        pushes_keys: bool = False,
     ) -> None:
+        way = "Set destination" if collects else "Collect by id with a destination"
+        self._hint = f"{way}: results are stored there, and small manifests are returned"
         self._label_of = label_of
         self._max_bytes = max_bytes
         self._pushes_keys = pushes_keys
@@ -53,23 +61,19 @@ class XComValues:
         self._values: dict[str, Any] = {}
 
     def add_job(self, job: Job) -> RunGenOutputError | None:
-        """
-        Add the result of a job, or return why XCom cannot hold it.
-
-        :raises RunGenOutputError: all results together are too large for XCom.
-        """
+        """Add the result of a job, or return why XCom cannot hold it. All together may be too large then."""
         problem = find_xcom_problem(job.result) or (self._pushes_keys and find_key_problem(job.result))
         if problem:
             return RunGenOutputError(
                 f"XCom cannot hold the result: {problem} {format_ids(job.app_id, job.id)}",
                 app_id=job.app_id,
                 job_id=job.id,
-                hint="Set destination: the result is stored as a file then, and a small manifest is returned",
+                hint=self._hint,
                 retryable=False,
             )
         self._held_bytes += len(json.dumps(job.result))
-        self.check_size(self._held_bytes)
-        self._values[job.id] = job.result
+        if self._held_bytes <= self._max_bytes:  # the rest need not be in memory
+            self._values[job.id] = job.result
         return None
 
     def add_stored(self, stored: StoredJob) -> None:
@@ -81,18 +85,20 @@ class XComValues:
         """Return the values of jobs, with ``None`` for those that have none."""
         return [None if job_id is None else self._values.get(job_id) for job_id in ids]
 
-    def check_size(self, size: int) -> None:
+    def find_excess(self, values: Sequence[Any] = ()) -> RunGenOutputError | None:
         """
-        Check the size of results.
+        Return why XCom cannot hold the results together.
 
-        :raises RunGenOutputError: they are too large for XCom.
+        :param values: what is to be returned. A result may be there for several inputs.
         """
-        if size > self._max_bytes:
-            raise RunGenOutputError(
-                f"The results have over {self._max_bytes} bytes (max_xcom_bytes), too much for XCom",
-                hint="Set destination: the results are stored there, and small manifests are returned",
-                retryable=False,
-            )
+        size = max(self._held_bytes, len(json.dumps(values)) if len(values) > 1 else 0)
+        if size <= self._max_bytes:
+            return None
+        return RunGenOutputError(
+            f"The results have over {self._max_bytes} bytes (max_xcom_bytes), too much for XCom",
+            hint=f"{self._hint}; or raise max_xcom_bytes",
+            retryable=False,
+        )
 
 
 def find_xcom_problem(result: Any) -> str:
