@@ -88,6 +88,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     :param stop_after: the task ends when so many jobs in a row have failed, with no success in between: it
         submits no more, cancels what is in flight, and keeps what completed. The same holds for refused
         inputs. Never when ``None``.
+    :param max_output_bytes: bytes of a file at most, with a ``destination``.
     """
 
     template_fields: Sequence[str] = ("app_id", "inputs", "rungen_conn_id", "destination", "ledger", *LIMITS)
@@ -95,7 +96,6 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     operator_extra_links = JOB_LINKS
     # with a destination: the defaults of RunGenCollectResultsOperator
     output_type = None
-    max_output_bytes = 1 << 30
     max_xcom_bytes = 0
 
     def __init__(
@@ -127,6 +127,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         max_in_flight: int | None = 1000,
         max_failed: float | Literal["any"] = 0,
         stop_after: int | None = 20,
+        max_output_bytes: int = 1 << 30,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         check_deferrable(deferrable=deferrable, wait_for_completion=wait_for_completion, kwargs=kwargs)
