@@ -860,6 +860,18 @@ def test_an_input_that_the_result_repeats_need_not_be_readable(
     assert archive.manifest(job_id)["complete"]
 
 
+def test_no_job_is_given_up_for_an_input_that_its_result_repeats(archive: Archive) -> None:
+    [job_id] = submitted(job())
+    archive.inject("output", status=403, times=None, body=EXPIRED)
+    given = {"image": f"{archive.url}/outputs/private/photo.png?sig=abc"}
+    found = {"id": job_id, "status": "COMPLETED", "input": given, "result": given | {"caption": "a fox"}}
+    archive.inject("get", status=200, times=None, body={"data": found})
+    error = archive.collect(job_id).error
+    assert isinstance(error, RunGenOutputError)
+    assert not error.is_expired
+    assert "check that the worker may reach it" in str(error)
+
+
 # --- which may fail -----------------------------------------------------------------------------------------
 
 

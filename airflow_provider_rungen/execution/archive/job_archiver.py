@@ -158,7 +158,9 @@ class JobArchiver:
                 job.result, {each.url: uris[each.at] for each in self._outputs if each.at in uris}
             ),
             "outputs": outputs,
-        } | ({"fits": before.fits} if before.fits else {})
+        }
+        if before.fits and not self._store.fits:
+            fields["fits"] = before.fits
         content = manifest_text(fields)
         if self._store.read(parse_manifest(content, job.app_id, job.id, uri)) is None:
             # it fitted with what the manifest lacks
@@ -186,7 +188,7 @@ class JobArchiver:
                 # a host that cannot be reached is asked once more
                 is_asked = self._renewed_urls is not None and isinstance(error, RunGenConnectionError)
                 is_unreadable = is_asked or isinstance(error, RefusedError | RejectedUrlError)
-                if is_unreadable and output.url in self._repeated:
+                if is_unreadable and self._may_leave_out(output.url):
                     log.info("Left out: %s, which repeats the input: %s", output.at, error.message)
                 else:
                     failed.append((error, output))
@@ -205,9 +207,9 @@ class JobArchiver:
             try:
                 download = await self._store.downloader.fetch(url, file)
             except RefusedError as error:
-                if output.url in self._repeated:
+                if self._may_leave_out(output.url):
                     raise
-                raise self._refusal_error(url, error) from None
+                raise self._refusal_error(output, url, error) from None
             await in_daemon_thread(storage.put, file, path, job_id, output.name)
         return {
             "uri": storage.uri_of(job_id, output.name),
@@ -228,20 +230,24 @@ class JobArchiver:
     @cached_property
     def _repeated(self) -> set[str]:
         """The URLs of the input that the result repeats: perhaps only the service can read them."""
-        given = {url for _, url in find_urls(self._job.input)}
-        repeated = {each.url for each in self._outputs if each.url in given}
-        return repeated if len(repeated) < len(self._outputs) else set()
+        return {url for _, url in find_urls(self._job.input)}.intersection(each.url for each in self._outputs)
 
-    def _refusal_error(self, url: str, refusal: RefusedError) -> RunGenOutputError:
+    def _may_leave_out(self, url: str) -> bool:
+        """Return whether the result has more than what it repeats."""
+        return url in self._repeated and len(self._repeated) < len(self._outputs)
+
+    def _refusal_error(self, output: Output, url: str, refusal: RefusedError) -> RunGenOutputError:
         """
         Return the error of an output that its host refuses.
 
         The output has expired only if a new URL is refused, and its time is over or the host says so.
-        Otherwise, a proxy may have refused it, and the job that was paid for must not be given up.
+        Otherwise, a proxy may have refused it, and the job that was paid for must not be given up. Nor must
+        it for a URL of the input, which a new job would repeat.
         """
         expires_at, when = expiry_time(url, self._job.created_at), ""
         is_past = expires_at is not None and expires_at <= datetime.now(UTC)
-        if self._renewed_urls is None or not (is_past or refusal.is_expired):
+        is_over = (is_past or refusal.is_expired) and output.url not in self._repeated
+        if self._renewed_urls is None or not is_over:
             message = f"{refusal.message}; check that the worker may reach it"
             return RunGenOutputError(message, hint=_REFUSED_HINT)
         if expires_at is not None:
