@@ -1093,6 +1093,27 @@ def test_an_error_says_what_a_clear_submits(make: Make, mode: bool) -> None:
     assert task.created == 4
 
 
+@pytest.mark.parametrize(
+    ("kind", "told", "created"),
+    [
+        (BATCH, "Clear the task. That submits all 4 inputs again; if you keep its task state, only 1.", 8),
+        (STORED, "A clear runs only these again.", 5),
+    ],
+)
+def test_an_error_knows_whether_a_clear_forgets_the_log(
+    make: Make, kind: str, told: str, created: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", True)
+    given = [*inputs(3), *failing(4)[3:]]
+    task = make(kind, given, deferrable=False, on_clear="resume")
+    task.max_tries = 0
+    assert str(task.attempt().error).endswith(told)
+    task.clear()
+    task.store = FakeStore()
+    assert task.attempt().error is not None
+    assert task.created == created
+
+
 def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

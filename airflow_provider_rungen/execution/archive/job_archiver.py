@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# The errors of what a worker cannot read.
+_UNREADABLE = (RefusedError, RejectedUrlError, RunGenConnectionError)
 # A result with more is no list of pictures. Its manifest would not fit into memory.
 MAX_OUTPUTS = 10_000
 _REFUSED_HINT = (
@@ -185,11 +187,8 @@ class JobArchiver:
                 async with self._store.slots:
                     self._entries[output.name] = entry = await self._store_output(output)
             except RunGenError as error:
-                # a host that cannot be reached is asked once more
-                is_asked = self._renewed_urls is not None and isinstance(error, RunGenConnectionError)
-                is_unreadable = is_asked or isinstance(error, RefusedError | RejectedUrlError)
-                if is_unreadable and self._may_leave_out(output.url):
-                    log.info("Left out: %s, which repeats the input: %s", output.at, error.message)
+                if isinstance(error, _UNREADABLE) and self._may_leave_out(output):
+                    log.warning("Left out: %s, which repeats the input: %s", output.at, error.message)
                 else:
                     failed.append((error, output))
             else:
@@ -207,7 +206,7 @@ class JobArchiver:
             try:
                 download = await self._store.downloader.fetch(url, file)
             except RefusedError as error:
-                if self._may_leave_out(output.url):
+                if self._may_leave_out(output):
                     raise
                 raise self._refusal_error(output, url, error) from None
             await in_daemon_thread(storage.put, file, path, job_id, output.name)
@@ -228,13 +227,21 @@ class JobArchiver:
         self._renewed_urls = {old: new for (at, old), (new_at, new) in pairs if at == new_at}
 
     @cached_property
-    def _repeated(self) -> set[str]:
-        """The URLs of the input that the result repeats: perhaps only the service can read them."""
-        return {url for _, url in find_urls(self._job.input)}.intersection(each.url for each in self._outputs)
+    def _repeated(self) -> dict[str, str]:
+        """The URLs of the input that the result repeats, with their places in the input."""
+        given = {url: at.removeprefix("result") for at, url in find_urls(self._job.input)}
+        return {each.url: given[each.url] for each in self._outputs if each.url in given}
 
-    def _may_leave_out(self, url: str) -> bool:
-        """Return whether the result has more than what it repeats."""
-        return url in self._repeated and len(self._repeated) < len(self._outputs)
+    def _may_leave_out(self, output: Output) -> bool:
+        """
+        Return whether an output that cannot be read is one of the input: perhaps only the service can.
+
+        The result has it within a copy of the input, or was asked for twice. It has others, too.
+        """
+        if (at := self._repeated.get(output.url)) is None or len(self._repeated) == len(self._outputs):
+            return False
+        is_copy = output.at.endswith(at) and output.at != f"result{at}"
+        return is_copy or self._renewed_urls is not None
 
     def _refusal_error(self, output: Output, url: str, refusal: RefusedError) -> RunGenOutputError:
         """

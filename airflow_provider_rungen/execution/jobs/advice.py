@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.endpoints import FATE_UNKNOWN
 from airflow_provider_rungen.exceptions import RunGenError, RunGenSubmissionUnknownError
+from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.outcomes import rules_out_retry
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.runner import Runner
 
+# What tells already what a clear does.
+_SAYS_SO = re.compile("clear the task|a clear (runs|submits)", re.IGNORECASE)
 # So many of the jobs that may still run the page of a failed task names.
 _MAX_LISTED = 1000
 
@@ -29,19 +33,34 @@ class Advice:
 
     def outlook(self) -> dict[str, Any]:
         """Return which jobs may still run or exist, and how many inputs a retry and a clear submit."""
-        retry = self._log.unfinished_count if self._run.ending.is_durable else self._log.state.count
+        everything = self._log.state.count
+        retry = rest = self._unfinished if self._run.ending.is_durable else everything
         if self._log.unknown and self._run.options.on_unknown_submission == "fail":
             retry = 0
         return {
             "still_billing": self._log.running[:_MAX_LISTED],
             "unknown": len(self._log.unknown),
             "retry_submits": retry,
-            "clear_submits": self._log.state.count if self._run.ending.on_clear == "new" else retry,
+            "clear_submits": everything if self._clear_buys_all else rest,
         }
+
+    @property
+    def _unfinished(self) -> int:
+        """How many inputs a later attempt submits that finds the log of this one."""
+        lost = len(self._run.submitting.unsaved_ids())
+        return min(self._log.unfinished_count + lost, self._log.state.count)
+
+    @property
+    def _clear_buys_all(self) -> bool:
+        """Whether the attempt after a clear resumes nothing."""
+        on_clear, home = self._run.ending.on_clear, self._log.home
+        # from 3.4 on, Airflow forgets then what it has of a log
+        is_forgotten = attempts.CLEAR_DISCARDS_STATE and not isinstance(home.place, StoragePlace)
+        return on_clear == "new" or (on_clear == "resume" and (is_forgotten or not home.is_durable))
 
     def add_to(self, error: Exception) -> None:
         """Add what a clear submits to an error, unless a retry follows, or the error speaks of it."""
-        if not isinstance(error, RunGenError) or "clear" in error.hint.lower():
+        if not isinstance(error, RunGenError) or _SAYS_SO.search(error.hint):
             return
         if rules_out_retry(error) or not self._log.home.numbers.has_next:
             error.add_hint(self.clear_hint(""))
@@ -49,11 +68,9 @@ class Advice:
     @property
     def how_to_submit_again(self) -> str:
         """How to submit inputs of unknown fate again."""
-        on_clear = self._run.ending.on_clear
-        is_discarded = attempts.CLEAR_DISCARDS_STATE and on_clear != "keep"
         if self._log.state.count == 1:
             return "Look at the app's jobs, then clear the task to submit it again"
-        what = "all inputs" if on_clear == "new" or is_discarded else "these"
+        what = "all inputs" if self._clear_buys_all else "these"
         return f"Look at the app's jobs, then clear the task to submit {what} again"
 
     def clear_hint(self, advice: str = "Correct them, and clear the task") -> str:
@@ -62,18 +79,18 @@ class Advice:
 
         :param advice: if empty, only what a clear submits is returned.
         """
-        ending = self._run.ending
-        some, everything = self._log.unfinished_count, self._log.state.count
+        some, everything = self._unfinished, self._log.state.count
         if some >= everything:
             return advice
         submits = f"{advice}. That submits" if advice else "A clear submits"
+        again = f"{submits} {f'all {everything} inputs' if everything > 1 else 'its input'} again"
         only = f"only {some}" if some else "none"
-        if not ending.is_durable:
-            return f"{submits} {_all(everything)} again"
-        if ending.on_clear == "new":
+        if self._clear_buys_all and not self._log.home.is_durable:
+            return again
+        if self._clear_buys_all:
             how = "if you keep its task state" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
-            return f"{submits} {_all(everything)} again; {how}, {only}"
-        return f"{submits} {only} of {everything} inputs"
+            return f"{again}; {how}, {only}"
+        return f"{submits} {f'{only} of {everything} inputs' if everything > 1 else 'nothing'}"
 
     def retry_hint(self, some: str, everything: str, *, buys: bool = False) -> str:
         """
@@ -88,7 +105,7 @@ class Advice:
             return self.clear_hint(advice)
         ending, has_next = self._run.ending, self._log.home.numbers.has_next
         again = f"A {'retry' if has_next else 'clear'} runs {some if ending.is_durable else everything}"
-        if not has_next and ending.on_clear == "new":
+        if not has_next and self._clear_buys_all:
             again = self.clear_hint("Clear the task")
         if not ending.is_durable or not (unknown := self._log.unknown):
             return again
@@ -111,7 +128,3 @@ class Advice:
             hint=self.retry_hint("only what has no job", "all inputs again"),
             retryable=error.retryable,
         )
-
-
-def _all(count: int) -> str:
-    return f"all {count} inputs" if count > 1 else "its input"

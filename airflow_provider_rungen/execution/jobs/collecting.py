@@ -131,16 +131,28 @@ class Collecting:
     def gather(self, job_ids: list[str]) -> None:
         """Collect what jobs made, and note how that went."""
         before = len(self._run.sink.stored)
+        waits = False
         try:
             self._run.sink.gather(self._log.app_id, job_ids, self._run.report.take_ended(job_ids))
+            waits = True
+        except Exception:
+            waits = not self._run.guard.is_killed
+            raise
         finally:
-            self._note_collected(job_ids, before)
+            self._note_collected(job_ids, before, waits=waits)
 
-    def _note_collected(self, job_ids: list[str], stored_before: int) -> None:
+    def _note_collected(self, job_ids: list[str], stored_before: int, *, waits: bool = True) -> None:
+        """
+        Note how that went.
+
+        :param waits: whether there is time to wait for the last write to the ledger. Without it, the next
+            attempt finds these jobs stored.
+        """
         jobs, new = self._log.jobs, self._run.sink.stored[stored_before:]
         for stored in new:
             jobs.end(stored.job_id, JobState.COMPLETED, seconds=stored.execution_seconds)
-        self.note_stored()
+        if waits:
+            self.note_stored()
         self._remembering = self._run.ledger.remember(new), [stored.job_id for stored in new]
         if self._remembering[0] is None:
             self.note_stored()

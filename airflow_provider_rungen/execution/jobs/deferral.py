@@ -56,9 +56,9 @@ class Deferral:
         :return: what the trigger has to know.
         """
         run, task_log = self._run, self._log
+        run.collecting.note_stored()  # it may take a minute
         # a signal in the middle of a call to the supervisor would leave it out of step
         with run.guard.defer_signals():
-            run.collecting.note_stored()
             run.collecting.note_ended(ended)
             errors, unsent_error = run.submitting.errors.items(), run.report.unsent_error
             state = self._state_of_log() | {
