@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from airflow_provider_rungen.execution.sending.store_writer import StoreWriter
 
 
@@ -49,3 +51,23 @@ def test_a_store_that_was_given_up_is_used_again() -> None:
     assert isinstance(waiting, OSError)
     assert last is None
     assert (store.most, store.writes) == (1, 2)
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_a_write_is_stopped_at_once_also_when_it_was_just_hurried(steps: int) -> None:
+    store = Store(failures=1000)
+
+    async def hurry_and_stop() -> None:
+        writer = StoreWriter("save", store.write, 60.0)
+        write = writer.flush()
+        while store.writing or not store.writes:  # noqa: ASYNC110 - until it waits to try again
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        writer.retry_now()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await writer.stop()
+        assert write.cancelled()
+
+    asyncio.run(hurry_and_stop())

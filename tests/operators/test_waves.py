@@ -1093,6 +1093,30 @@ def test_an_error_says_what_a_clear_submits(make: Make, mode: bool) -> None:
     assert task.created == 4
 
 
+def test_the_last_attempt_says_that_it_does_not_know_the_jobs_of_others(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = make(BATCH, inputs(4, seconds=60), deferrable=False)
+    task.max_tries = 1
+    task.attempt_until("rungen_job_link")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the API server is down")
+
+    task.store.get = fail
+    assert "is down" in str(task.attempt().error)
+    assert "Jobs of earlier attempts may still run: the run log was not read" in caplog.text
+    assert task.ends == {"RUNNING": 4}
+
+
+def test_a_clear_of_what_no_attempt_finds_submits_all(make: Make) -> None:
+    given = inputs(30, result={"text": "x" * 1000})
+    task = make(FUNCTION, given, deferrable=False, max_xcom_bytes=5000)
+    task.store = None
+    assert str(task.attempt().error).endswith("A clear submits all 30 inputs again.")
+    assert task.created < 30
+
+
 @pytest.mark.parametrize(
     ("kind", "told", "created"),
     [

@@ -47,7 +47,7 @@ class Advice:
     @property
     def _unfinished(self) -> int:
         """How many inputs a later attempt submits that finds the log of this one."""
-        lost = len(self._run.submitting.unsaved_ids())
+        lost = len(self._run.submitting.unsaved_ids()) if self._run.ending.is_durable else 0
         return min(self._log.unfinished_count + lost, self._log.state.count)
 
     @property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
+from airflow_provider_rungen.execution.jobs.ending import add_remains
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace
 from airflow_provider_rungen.execution.jobs.plans import Plan, read_plan
 from airflow_provider_rungen.execution.jobs.task_log import END_TIME
@@ -20,7 +21,6 @@ from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
-from airflow_provider_rungen.runs.place import DamagedLogError
 from airflow_provider_rungen.runs.plan import input_digest
 from airflow_provider_rungen.runs.rows import InputState, Totals
 
@@ -123,20 +123,22 @@ class Deferral:
                 f"Could not go on after the deferral: the XCom {LOG_KEY} is gone",
                 hint="Look at the app's jobs" if not run.ending.is_durable else "",
             )
-        self._log.home.open()
+        run.ending.app_id = app_id = state["record"]["app_id"]
+        run.note_app(app_id)
         self._log.state = AttemptState(**state["state"])
         errors = {number: read_error(each) for number, each in state["may_pass"]}
         run.submitting.errors = {number: each for number, each in errors.items() if each is not None}
         run.submitting.note_lost(state["lost"])
         run.report.unsent_error = read_error(state["unsent_error"])
-        run.ending.app_id = app_id = state["record"]["app_id"]
-        run.note_app(app_id)
         # the jobs first: without the plan, they still have to be left to the next attempt, or canceled
         try:
+            self._log.home.open()
             self._restore_log(state)
-        except DamagedLogError as error:
-            if (lost := state["in_flight"] - len(self._log.running)) > 0:
-                error.add_hint(f"{lost} jobs of app {app_id} may still run, whose ids only its files have")
+        except Exception as error:
+            lost = state["in_flight"] - len(self._log.running)
+            if lost > 0 and not run.ending.has_next(error):
+                remains = f"{lost} jobs of app {app_id} may still run, whose ids only the run log has"
+                add_remains(error, remains)
             raise
         run.report.note_pushed()
         problem = self._restore_plan(state, make_source)

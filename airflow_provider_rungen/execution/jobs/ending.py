@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 # Seconds of a kill that are left for the ledger after the cancels, and that the cancels have at least.
 _AFTER_CANCEL = 0.4
 _LEAST_CANCEL = 0.5
+_UNREAD = "Jobs of earlier attempts may still run: the run log was not read. Look at the app's jobs"
 # What the function of a task may raise to have no more tries.
 _NO_RETRY = (AirflowFailException, AirflowSkipException)
 
@@ -150,9 +151,13 @@ class Ending:
                     hint = hint.replace(f"Raise {name} ", f"Raise {name} (now {format_duration(limit)}) ")
             raise error.revised(message, hint=hint, retryable=error.retryable) from None
         except Exception as error:
-            is_kept = isinstance(error, SupersededError | RunGenLimitError) or is_misconfigured(error)
-            if self._log.running and not (is_kept or self._run.guard.is_killed):
+            if self._run.guard.is_killed or isinstance(error, SupersededError):
+                raise
+            is_kept = isinstance(error, RunGenLimitError) or is_misconfigured(error)
+            if self._log.running and not is_kept:
                 self._leave_or_cancel(error)
+            elif self._is_unread and not (self.has_next(error) or isinstance(error, DamagedLogError)):
+                add_remains(error, _UNREAD)
             raise
 
     def are_over(self) -> bool:
@@ -190,11 +195,7 @@ class Ending:
         if self._log.has_begun:
             self._log.saver.save()
         lost = self._run.submitting.unsaved_ids() if self.has_next(error) else self._log.running
-        remains = self._cancel_lost(lost)
-        if isinstance(error, RunGenError):
-            error.add_hint(remains)
-        elif remains:
-            log.error("%s", remains)
+        add_remains(error, self._cancel_lost(lost))
 
     def stop_failing(self) -> None:
         # of what one poll found, a success may have come last
@@ -267,12 +268,9 @@ class Ending:
         :param is_connected: whether the connection is known. Airflow cannot be asked for it any more.
         :return: what the last line of the log says about what may still run.
         """
-        running, home = self._log.running, self._log.home
+        running = self._log.running
         if not running:
-            is_unread = not (self._has_read or self._run.was_deferred) and home.numbers.try_number > 1
-            if not (is_unread and home.is_durable) or self._is_left_to_next():
-                return ""
-            return "Jobs of earlier attempts may still run: the run log was not read. Look at the app's jobs"
+            return _UNREAD if self._is_unread and not self._is_left_to_next() else ""
         if not is_connected:
             return f"Canceled nothing: {begin_with_jobs(running, self.app_id)} may still run."
         lost = self._run.submitting.unsaved_ids() if self._is_left_to_next() else running
@@ -304,6 +302,12 @@ class Ending:
             sentences.append(f"The next attempt resumes {format_jobs(kept)} of app {self.app_id}")
         return "".join(f"{sentence}. " for sentence in sentences).strip()
 
+    @property
+    def _is_unread(self) -> bool:
+        """Whether earlier attempts may have left jobs that this one does not know."""
+        home, knows = self._log.home, self._has_read or self._run.was_deferred
+        return home.is_durable and home.numbers.try_number > 1 and not knows
+
     def _is_left_to_next(self) -> bool:
         """Return whether the next attempt, which there may be already, decides about the jobs."""
         if attempts.is_timing_out() or not self.has_next():
@@ -324,6 +328,14 @@ class Ending:
                 self._log.home.read_head()
             else:
                 self._log.note(end=End.CLEARED)
+
+
+def add_remains(error: Exception, remains: str) -> None:
+    """Add to an error, or log, which jobs may still run."""
+    if isinstance(error, RunGenError):
+        error.add_hint(remains)
+    elif remains:
+        log.error("%s", remains)
 
 
 def _not_canceled(app_id: str, failures: Mapping[str, RunGenError]) -> str:

@@ -68,7 +68,8 @@ async def call_store(
             if time.monotonic() + pause > give_up_at:
                 raise
         with suppress(TimeoutError):
-            await asyncio.wait_for(hurry.wait(), pause)
+            async with asyncio.timeout(pause):  # wait_for would swallow a cancel on Python 3.11
+                await hurry.wait()
         hurry.clear()
         pause = min(2 * pause, _MAX_PAUSE)
 
