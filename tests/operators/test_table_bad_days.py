@@ -332,6 +332,22 @@ def test_a_job_whose_outputs_expired_is_bought_again(
     assert task.created == 3
 
 
+@pytest.mark.parametrize("change", ["cleared", "prompt"])
+def test_the_seconds_of_jobs_that_a_later_attempt_cancels_count(run: Run, mode: bool, change: str) -> None:
+    lasting: Any = lambda row: picture(row) | {"emulator": {"seconds": 60}}  # noqa: E731
+    task = run(products(3), deferrable=mode, to_input=lasting, ledger=None)
+    task.attempt_until("rungen_job_link")
+    if change == "cleared":
+        task.clear()
+    new: Any = lambda row: {"prompt": f"a new {row['title']}"}  # noqa: E731
+    outcome = task.attempt(to_input=picture if change == "cleared" else new)
+    assert outcome.error is None
+    assert task.statuses() == ["CANCELED"] * 3 + ["COMPLETED"] * 3
+    ran_for = [job["finished"] - job["started"] for job in task.emulator.service.jobs()]
+    assert min(ran_for) > 0
+    assert outcome.value["execution_seconds"] == pytest.approx(sum(ran_for), abs=0.01)
+
+
 @pytest.mark.parametrize("has_ledger", [False, True])
 def test_only_a_ledger_buys_what_expired_again(run: Run, mode: bool, has_ledger: bool) -> None:
     task = run(products(3), deferrable=mode)

@@ -1105,8 +1105,31 @@ def test_the_last_attempt_says_that_it_does_not_know_the_jobs_of_others(
 
     task.store.get = fail
     assert "is down" in str(task.attempt().error)
-    assert "Jobs of earlier attempts may still run: the run log was not read" in caplog.text
+    assert "Jobs submitted before may still run: the run log was not read" in caplog.text
     assert task.ends == {"RUNNING": 4}
+
+
+@pytest.mark.parametrize("broken", ["xcom", "store"])
+def test_an_attempt_that_cannot_go_on_cancels_its_jobs_or_says_so(
+    make: Make, broken: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make(BATCH, inputs(4, seconds=60), deferrable=True)
+    task.max_tries = 0
+    op = task.begin()
+    task.until_deferred(lambda: op.execute(task.context))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the API server is down")
+
+    if broken == "xcom":
+        monkeypatch.setattr(task.ti, "xcom_pull", fail)
+    else:
+        task.store.get = fail
+    with pytest.raises(RuntimeError, match="is down"):
+        task.complete({"outcome": "go on"})
+    knows = broken == "xcom"  # the log does, too
+    assert set(task.ends) == ({"CANCELED"} if knows else {"RUNNING"})
+    assert ("Jobs submitted before may still run" in caplog.text) is not knows
 
 
 def test_a_clear_of_what_no_attempt_finds_submits_all(make: Make) -> None:

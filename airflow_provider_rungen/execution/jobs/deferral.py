@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
-from airflow_provider_rungen.execution.jobs.ending import add_remains
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace
 from airflow_provider_rungen.execution.jobs.plans import Plan, read_plan
 from airflow_provider_rungen.execution.jobs.task_log import END_TIME
@@ -21,6 +20,7 @@ from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
+from airflow_provider_rungen.runs.place import DamagedLogError
 from airflow_provider_rungen.runs.plan import input_digest
 from airflow_provider_rungen.runs.rows import InputState, Totals
 
@@ -115,7 +115,12 @@ class Deferral:
 
     def restore(self, make_source: MakeSource | None) -> None:
         """Restore the state from before the deferral."""
-        run, state = self._run, self._run.xcom_pull(LOG_KEY)
+        run = self._run
+        try:
+            state = run.xcom_pull(LOG_KEY)
+        except Exception:
+            run.ending.read_earlier()  # the log knows the jobs, too
+            raise
         if not isinstance(state, Mapping) or "record" not in state:
             # where there is a log, it knows the jobs
             run.ending.read_earlier()
@@ -134,11 +139,9 @@ class Deferral:
         try:
             self._log.home.open()
             self._restore_log(state)
-        except Exception as error:
-            lost = state["in_flight"] - len(self._log.running)
-            if lost > 0 and not run.ending.has_next(error):
-                remains = f"{lost} jobs of app {app_id} may still run, whose ids only the run log has"
-                add_remains(error, remains)
+        except DamagedLogError as error:
+            if (lost := state["in_flight"] - len(self._log.running)) > 0:
+                error.add_hint(f"{lost} jobs of app {app_id} may still run, whose ids only its files have")
             raise
         run.report.note_pushed()
         problem = self._restore_plan(state, make_source)

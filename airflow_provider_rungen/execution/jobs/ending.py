@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # Seconds of a kill that are left for the ledger after the cancels, and that the cancels have at least.
 _AFTER_CANCEL = 0.4
 _LEAST_CANCEL = 0.5
-_UNREAD = "Jobs of earlier attempts may still run: the run log was not read. Look at the app's jobs"
+_UNREAD = "Jobs submitted before may still run: the run log was not read. Look at the app's jobs"
 # What the function of a task may raise to have no more tries.
 _NO_RETRY = (AirflowFailException, AirflowSkipException)
 
@@ -157,7 +157,7 @@ class Ending:
             if self._log.running and not is_kept:
                 self._leave_or_cancel(error)
             elif self._is_unread and not (self.has_next(error) or isinstance(error, DamagedLogError)):
-                add_remains(error, _UNREAD)
+                _add_remains(error, _UNREAD)
             raise
 
     def are_over(self) -> bool:
@@ -195,7 +195,7 @@ class Ending:
         if self._log.has_begun:
             self._log.saver.save()
         lost = self._run.submitting.unsaved_ids() if self.has_next(error) else self._log.running
-        add_remains(error, self._cancel_lost(lost))
+        _add_remains(error, self._cancel_lost(lost))
 
     def stop_failing(self) -> None:
         # of what one poll found, a success may have come last
@@ -304,9 +304,10 @@ class Ending:
 
     @property
     def _is_unread(self) -> bool:
-        """Whether earlier attempts may have left jobs that this one does not know."""
-        home, knows = self._log.home, self._has_read or self._run.was_deferred
-        return home.is_durable and home.numbers.try_number > 1 and not knows
+        """Whether jobs may run that were submitted before, and that this process does not know."""
+        home = self._log.home
+        has_begun = self._run.was_deferred or (home.is_durable and home.numbers.try_number > 1)
+        return has_begun and not (self._has_read or self._log.has_begun)
 
     def _is_left_to_next(self) -> bool:
         """Return whether the next attempt, which there may be already, decides about the jobs."""
@@ -330,7 +331,7 @@ class Ending:
                 self._log.note(end=End.CLEARED)
 
 
-def add_remains(error: Exception, remains: str) -> None:
+def _add_remains(error: Exception, remains: str) -> None:
     """Add to an error, or log, which jobs may still run."""
     if isinstance(error, RunGenError):
         error.add_hint(remains)

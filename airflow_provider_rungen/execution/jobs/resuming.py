@@ -168,20 +168,19 @@ class Resuming:
         running = [each for each in unwanted if each.may_run]
         if running:
             log.info("Inputs or app changed: jobs of the last attempt are not resumed")
-        ends: dict[str, Job] = {}
+        ends, seconds = dict[str, Job](), dict[str, float]()
         for app_id in dict.fromkeys(each.app_id for each in running):
             of_app = [each for each in running if each.app_id == app_id]
             ours = self._ours(of_app)
             strange = [each.job.id for each in of_app if each.job.id not in ours]
             log_jobs(f"Not canceled, since they may be of others, jobs of app {app_id}", strange)
             if self._run.options.cancel_on_kill:
-                self._cancel(app_id, ours)
+                seconds |= self._cancel(app_id, ours)
             self._note_ends(app_id, [each for each in ours if each not in self._run.wait.canceled], ends)
-        canceled = self._run.wait.canceled
         for each in unwanted:
             job = each.job
-            if job.id in canceled:
-                job = replace(job, state=JobState.CANCELED)
+            if job.id in self._run.wait.canceled:
+                job = replace(job, state=JobState.CANCELED, seconds=seconds.get(job.id))
             elif (end := ends.get(job.id)) is not None:
                 job = replace(job, state=ENDS[end.status], seconds=end.execution_time)
             self._log.jobs.bill([job])
@@ -215,8 +214,11 @@ class Resuming:
         self._run.wait.refetch(unwanted[0].app_id, list(digests), note, have_ended=False)
         return ours
 
-    def _cancel(self, app_id: str, job_ids: Sequence[str]) -> None:
-        self._run.wait.cancel(app_id, job_ids, within=CANCEL_TIME + len(job_ids) / 10)
+    def _cancel(self, app_id: str, job_ids: Sequence[str]) -> dict[str, float]:
+        """Cancel jobs, and return how long they ran, as far as that is known."""
+        wait = self._run.wait
+        wait.cancel(app_id, job_ids, within=CANCEL_TIME + len(job_ids) / 10)
+        return wait.seconds_of(app_id, sorted(wait.canceled.intersection(job_ids)))
 
     def check_unknown(self) -> None:
         """
@@ -268,9 +270,9 @@ class Resuming:
         outdated = [job_id for job_id in jobs.outdated if jobs.may_cancel(job_id)]
         if outdated and self._run.options.cancel_on_kill:
             log.info("The task was cleared: canceling its earlier jobs, which nobody waits for")
-            self._cancel(self._app_id, outdated)
+            seconds = self._cancel(self._app_id, outdated)
             for job_id in self._run.wait.canceled.intersection(outdated):
-                jobs.end(job_id, JobState.CANCELED)
+                jobs.end(job_id, JobState.CANCELED, seconds=seconds.get(job_id))
 
     def _note(self, job_id: str, outcome: Job | RunGenError) -> None:
         jobs = self._log.jobs
