@@ -1098,7 +1098,7 @@ def test_the_last_attempt_says_that_it_does_not_know_the_jobs_of_others(
 ) -> None:
     task = make(BATCH, inputs(4, seconds=60), deferrable=False)
     task.max_tries = 1
-    task.attempt_until("rungen_job_link")
+    task.attempt_until("job_ids")
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("the API server is down")
