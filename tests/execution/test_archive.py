@@ -856,7 +856,7 @@ def test_an_input_that_the_result_repeats_need_not_be_readable(
     found = {"id": job_id, "status": "COMPLETED", "input": given}
     archive.inject("get", status=200, times=None, body={"data": found | {"result": result}})
     assert archive.collect(job_id).error is None
-    assert [name.rpartition("-")[2] for name in archive.outputs] == ["output.png"]
+    assert archive.outputs == {f"{job_id}/0-output.png"}
     assert archive.manifest(job_id)["complete"]
 
 

@@ -60,7 +60,7 @@ def test_a_write_is_stopped_at_once_also_when_it_was_just_hurried(steps: int) ->
     async def hurry_and_stop() -> None:
         writer = StoreWriter("save", store.write, 60.0)
         write = writer.flush()
-        while store.writing or not store.writes:  # noqa: ASYNC110 - until it waits to try again
+        while store.writing or not store.writes:  # noqa: ASYNC110 - it only counts
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.01)
         writer.retry_now()

@@ -129,7 +129,10 @@ def test_retries_count_and_fail_without_one_when_all_is_given_up(run: Run, mode:
 
 def test_what_is_given_up_is_so_where_an_attempt_stops(run: Run, mode: bool) -> None:
     rows = products(140)
-    broken: Any = lambda row: picture(row) | {"emulator": {"fail": "no memory"}}  # noqa: E731
+
+    def broken(row: dict[str, Any]) -> dict[str, Any]:
+        return picture(row) | {"emulator": {"fail": "no memory"}}
+
     options = {"deferrable": mode, "stop_after": None, "max_failed": "any"}
     task = run(table=rows[70:], to_input=broken, **options)
     nights(task, 2)

@@ -334,12 +334,16 @@ def test_a_job_whose_outputs_expired_is_bought_again(
 
 @pytest.mark.parametrize("change", ["cleared", "prompt"])
 def test_the_seconds_of_jobs_that_a_later_attempt_cancels_count(run: Run, mode: bool, change: str) -> None:
-    lasting: Any = lambda row: picture(row) | {"emulator": {"seconds": 60}}  # noqa: E731
+    def lasting(row: dict[str, Any]) -> dict[str, Any]:
+        return picture(row) | {"emulator": {"seconds": 60}}
+
+    def new(row: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt": f"a new {row['title']}"}
+
     task = run(products(3), deferrable=mode, to_input=lasting, ledger=None)
     task.attempt_until("rungen_job_link")
     if change == "cleared":
         task.clear()
-    new: Any = lambda row: {"prompt": f"a new {row['title']}"}  # noqa: E731
     outcome = task.attempt(to_input=picture if change == "cleared" else new)
     assert outcome.error is None
     assert task.statuses() == ["CANCELED"] * 3 + ["COMPLETED"] * 3

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -164,9 +165,10 @@ class JobArchiver:
         if before.fits and not self._store.fits:
             fields["fits"] = before.fits
         content = manifest_text(fields)
-        if self._store.read(parse_manifest(content, job.app_id, job.id, uri)) is None:
-            # it fitted with what the manifest lacks
+        stored = parse_manifest(content, job.app_id, job.id, uri)
+        if self._store.read(stored) is None:  # it fitted with what the manifest lacks
             content = manifest_text(fields | {"fits": self._store.fits})
+            stored = replace(stored, fits=self._store.fits)
         if len(content) > MAX_MANIFEST_BYTES:
             raise RunGenOutputError(
                 f"its manifest would have more than {MAX_MANIFEST_BYTES >> 20} MiB, which is the limit",
@@ -174,7 +176,7 @@ class JobArchiver:
                 retryable=False,
             )
         self._storage.write(job.id, MANIFEST, content)
-        return parse_manifest(content, job.app_id, job.id, uri)
+        return stored
 
     # --- the files ---
 

@@ -131,15 +131,13 @@ class Collecting:
     def gather(self, job_ids: list[str]) -> None:
         """Collect what jobs made, and note how that went."""
         before = len(self._run.sink.stored)
-        waits = False
         try:
             self._run.sink.gather(self._log.app_id, job_ids, self._run.report.take_ended(job_ids))
-            waits = True
-        except Exception:
-            waits = not self._run.guard.is_killed
+        except BaseException as error:
+            has_time = isinstance(error, Exception) and not self._run.guard.is_killed
+            self._note_collected(job_ids, before, waits=has_time)
             raise
-        finally:
-            self._note_collected(job_ids, before, waits=waits)
+        self._note_collected(job_ids, before)
 
     def _note_collected(self, job_ids: list[str], stored_before: int, *, waits: bool = True) -> None:
         """

@@ -118,16 +118,14 @@ class Deferral:
         run = self._run
         try:
             state = run.xcom_pull(LOG_KEY)
+            if not isinstance(state, Mapping) or "record" not in state:
+                raise RunGenError(
+                    f"Could not go on after the deferral: the XCom {LOG_KEY} is gone",
+                    hint="Look at the app's jobs" if not run.ending.is_durable else "",
+                )
         except Exception:
-            run.ending.read_earlier()  # the log knows the jobs, too
+            run.ending.read_earlier()  # where there is a log, it knows the jobs
             raise
-        if not isinstance(state, Mapping) or "record" not in state:
-            # where there is a log, it knows the jobs
-            run.ending.read_earlier()
-            raise RunGenError(
-                f"Could not go on after the deferral: the XCom {LOG_KEY} is gone",
-                hint="Look at the app's jobs" if not run.ending.is_durable else "",
-            )
         run.ending.app_id = app_id = state["record"]["app_id"]
         run.note_app(app_id)
         self._log.state = AttemptState(**state["state"])
