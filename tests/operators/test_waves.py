@@ -1143,7 +1143,7 @@ def test_a_clear_of_what_no_attempt_finds_submits_all(make: Make) -> None:
 @pytest.mark.parametrize(
     ("kind", "told", "created"),
     [
-        (BATCH, "Clear the task. That submits all 4 inputs again; if you keep its task state, only 1.", 8),
+        (BATCH, "Clear the task. That submits all 4 inputs again; with its task state kept, only 1.", 8),
         (STORED, "A clear runs only these again.", 5),
     ],
 )
@@ -1159,6 +1159,34 @@ def test_an_error_knows_whether_a_clear_forgets_the_log(
     task.store = FakeStore()
     assert task.attempt().error is not None
     assert task.created == created
+
+
+@pytest.mark.parametrize(
+    ("kind", "on_clear", "forgets", "how"),
+    [
+        (BATCH, "resume", False, "clear the task to resume"),
+        (BATCH, "resume", True, "clear the task with its task state kept"),
+        (STORED, "resume", True, "clear the task to resume"),
+        (STORED, "new", False, "clear the task with on_clear='resume'"),
+        (STORED, "new", True, "clear the task with its task state kept"),
+    ],
+)
+def test_a_refused_key_says_how_a_clear_resumes_what_runs(
+    make: Make, kind: str, *, on_clear: str, forgets: bool, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", forgets)
+    task = make(kind, inputs(4, seconds=1), deferrable=False, max_in_flight=None, on_clear=on_clear)
+    task.max_tries = 0
+    task.emulator.service.inject(Fault(on="run", status=403, skip=2, times=None))
+    error = task.attempt().error
+    assert "Canceled nothing: 2 jobs" in str(error)
+    assert how in str(error)
+    task.emulator.service.clear_faults()
+    task.clear()
+    if forgets and "kept" not in how:
+        task.store = FakeStore()
+    assert task.attempt(**{"on_clear": "resume"} if "with on_clear" in how else {}).error is None
+    assert task.created == 4
 
 
 def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(

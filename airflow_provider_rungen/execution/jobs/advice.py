@@ -58,6 +58,18 @@ class Advice:
         is_forgotten = attempts.CLEAR_DISCARDS_STATE and not isinstance(home.place, StoragePlace)
         return on_clear == "new" or (on_clear == "resume" and (is_forgotten or not home.is_durable))
 
+    def how_to_resume(self) -> str:
+        """How to resume jobs that run on, once what stopped the attempt is mended."""
+        is_durable = self._run.ending.is_durable and not self._run.submitting.unsaved_ids()
+        if is_durable and self._run.ending.has_next():
+            return "A retry resumes"
+        if self._clear_buys_all:
+            is_durable = is_durable and self._log.home.is_durable
+        if not is_durable:
+            return "Then collect or cancel by id"
+        how = f" {_how_to_keep()}" if self._clear_buys_all else ""
+        return f"Then clear the task{how} to resume, or cancel by id"
+
     def add_to(self, error: Exception) -> None:
         """Add what a clear submits to an error, unless a retry follows, or the error speaks of it."""
         if not isinstance(error, RunGenError) or _SAYS_SO.search(error.hint):
@@ -88,8 +100,7 @@ class Advice:
         if self._clear_buys_all and not self._log.home.is_durable:
             return again
         if self._clear_buys_all:
-            how = "if you keep its task state" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
-            return f"{again}; {how}, {only}"
+            return f"{again}; {_how_to_keep()}, {only}"
         return f"{submits} {f'{only} of {everything} inputs' if everything > 1 else 'nothing'}"
 
     def retry_hint(self, some: str, everything: str, *, buys: bool = False) -> str:
@@ -128,3 +139,8 @@ class Advice:
             hint=self.retry_hint("only what has no job", "all inputs again"),
             retryable=error.retryable,
         )
+
+
+def _how_to_keep() -> str:
+    """How to clear a task so that its jobs are resumed."""
+    return "with its task state kept" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"

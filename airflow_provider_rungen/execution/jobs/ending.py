@@ -116,20 +116,9 @@ class Ending:
                 f"{error.message}. Canceled nothing: {format_jobs(running)} of app {self.app_id} may still "
                 "run",
                 hint=f"Check the Airflow connection {self._options.rungen_conn_id!r}. "
-                + self._how_to_resume(),
+                + self._run.advice.how_to_resume(),
                 retryable=True,
             ).with_traceback(error.__traceback__) from None
-
-    def _how_to_resume(self) -> str:
-        is_saved = not self._run.submitting.unsaved_ids()
-        if self.has_next() and is_saved:
-            return "A retry resumes"
-        if not (self.is_durable and is_saved):
-            return "Then collect or cancel by id"
-        if self.on_clear == "keep":
-            return "Then clear the task to resume, or cancel by id"
-        how = "and keep its task state" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
-        return f"Then clear the task {how} to resume, or cancel by id"
 
     @contextmanager
     def canceling(self) -> Iterator[None]:

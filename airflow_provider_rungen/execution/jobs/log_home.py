@@ -33,10 +33,7 @@ OnClear = Literal["new", "resume", "keep"]
 _HEAD_KEY = "rungen_log"
 _ANY_PART = range(1 << 30)
 _TOKEN_DIGITS = 32
-_LOST_LOG = (
-    "Without it nobody knows which jobs run. Look at the app's jobs, then clear the task{} to go on without"
-    " them"
-)
+_LOST_LOG = "Without it nobody knows which jobs run. Look at the app's jobs, then {} to go on without them"
 
 
 def token_of(ti: Any) -> str:
@@ -166,7 +163,7 @@ class LogHome:
                     "here, and may still run: look at the app's jobs"
                 )
             return
-        hint = _LOST_LOG.format("" if self._on_clear == "new" else " with on_clear='new'")
+        hint = _LOST_LOG.format(self.how_to_forget)
         if self._is_elsewhere:
             raise DamagedLogError(
                 "The destination is another one than in an earlier attempt; nothing was sent",
@@ -211,6 +208,11 @@ class LogHome:
         # Since Airflow 3.4, a log whose head survived a clear was kept on purpose. A clear of the whole run
         # keeps it, too (apache/airflow #72929), and looks the same.
         return on_clear != "new" or (attempts.CLEAR_DISCARDS_STATE and self.has_head)
+
+    @property
+    def how_to_forget(self) -> str:
+        """How a user clears the task so that nothing from before is resumed."""
+        return "clear the task" if self._on_clear == "new" else "clear the task with on_clear='new'"
 
     @property
     def first_turn(self) -> int:

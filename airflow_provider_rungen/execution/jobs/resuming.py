@@ -145,10 +145,9 @@ class Resuming:
         states = {row.state(known.writer, known.since) for row in known.table.rows.values()}
         if states.isdisjoint((InputState.RUNNING, InputState.COMPLETED, InputState.UNKNOWN)):
             return digests
-        how = "" if self._run.ending.on_clear == "new" else " with on_clear='new'"
         raise RunGenInputError(
             "An earlier attempt had a ledger, and without it its jobs cannot be resumed; nothing was sent",
-            hint=f"Set ledger again, and retry. To submit all inputs again, clear the task{how}",
+            hint=f"Set ledger again, and retry. To submit all inputs again, {self._log.home.how_to_forget}",
             retryable=True,
         )
 
