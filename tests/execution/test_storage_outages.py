@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -14,10 +16,11 @@ from unittest.mock import MagicMock
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, ObjectStoragePath
-from conftest import FakeTaskInstance, Outcome, run_task
+from conftest import SOON, FakeTaskInstance, Outcome, run_task, signal_when
 from faulty_s3 import CUT, HANG, FaultyS3, S3Fault, S3Request
 from object_store import attach
 
+from airflow_provider_rungen._airflow import AirflowTaskTimeout
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
@@ -56,12 +59,16 @@ class Task:
 
     def run(self, *, retry: bool = False, **changes: Any) -> Outcome:
         """Run the first attempt of a run, or a retry."""
+        return run_task(*self.begin(retry=retry, **changes))
+
+    def begin(self, *, retry: bool = False, max_tries: int = 2, **changes: Any) -> tuple[Any, Any]:
+        """Return the operator and the context of an attempt."""
         self.runs += not retry
         self.ti = FakeTaskInstance()
         self.ti.run_id = f"run {self.runs}"
         self.ti.try_number = 1 + retry
-        self.ti.max_tries = 2
-        return run_task(RunGenRunTableOperator(task_id="task", **self.options | changes), {"ti": self.ti})
+        self.ti.max_tries = max_tries
+        return RunGenRunTableOperator(task_id="task", **self.options | changes), {"ti": self.ti}
 
     @property
     def bought(self) -> int:
@@ -221,6 +228,50 @@ def test_an_entry_of_a_stored_job_is_written_again(task: Task, faulty_s3: Faulty
     assert task.run().error is None
     assert len(refused) == 1
     assert (task.run().value["reused"], task.bought) == (ROWS, ROWS)
+
+
+def _exceed_the_time() -> None:
+    raise AirflowTaskTimeout("Timeout")
+
+
+@pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
+def test_neither_a_kill_nor_a_time_limit_waits_for_the_ledger(
+    task: Task, faulty_s3: FaultyS3, monkeypatch: pytest.MonkeyPatch, *, deferrable: bool, number: Any
+) -> None:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 60.0)
+    is_file, is_entry = in_folder("photos", "PUT"), in_folder("ledger", "PUT")
+    refused, hung = list[str](), list[str]()
+
+    def refuse(request: S3Request) -> S3Fault | None:
+        """Refuse the entry of the first stored job, and hang for the files of the next."""
+        if is_entry(request) and any("manifest" in each.key for each in faulty_s3.requests if is_file(each)):
+            refused.append(request.key)
+            return S3Fault(403, "AccessDenied")
+        if is_file(request) and refused:
+            hung.append(request.key)
+            return HANG
+        return None
+
+    faulty_s3.find_fault = refuse
+    op, context = task.begin(
+        max_tries=0,
+        table=[{"n": n, "prompt": "a fox", "seconds": seconds} for n, seconds in enumerate((0, 1, 60, 61))],
+        to_input=lambda row: {"prompt": row["prompt"], "emulator": {"seconds": row["seconds"]}},
+        deferrable=deferrable,
+        defer_after=0.5,
+    )
+    stop = op.on_kill if number == signal.SIGTERM else _exceed_the_time
+    is_due = (lambda: len(refused) > 2) if deferrable else (lambda: bool(hung))
+    with signal_when(number, is_due, stop) as sent:
+        try:
+            run_task(op, context)
+        except AirflowTaskTimeout:
+            op.on_kill()  # as Airflow's task runner does
+    assert time.monotonic() - sent[0] < SOON
+    statuses = [job["status"] for job in task.emulator.service.jobs()]
+    assert statuses[0] == "COMPLETED"
+    assert statuses[2:] == ["CANCELED"] * 2
 
 
 def test_a_store_that_removes_one_file_at_a_time_is_no_outage(task: Task, faulty_s3: FaultyS3) -> None:
