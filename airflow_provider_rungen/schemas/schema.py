@@ -95,7 +95,10 @@ class Schema:
                 raise ValueError(f"it has over {MAX_FILE_BYTES} bytes")
             return json.loads(text)
         except (OSError, ImportError, ValueError, RecursionError, AirflowNotFoundException) as error:
-            raise self._error(f"cannot be read: {redact_error(error, str(source))}") from None
+            is_missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+            may_pass = isinstance(error, OSError | AirflowNotFoundException) and not is_missing
+            reason = redact_error(error, str(source))
+            raise self._error(f"cannot be read: {reason}", retryable=may_pass) from None
 
     def _compile(self, contents: Any) -> Any:
         """Return a validator that fetches nothing. Every reference must lead to a place in the schema."""
@@ -137,8 +140,8 @@ class Schema:
         more = [f"and {len(found) - len(named)} more"] if len(found) > len(named) else []
         return "; ".join([*texts, *more])
 
-    def _error(self, reason: str) -> RunGenInputError:
-        return RunGenInputError(clean_text(f"{self._name} {reason}"))
+    def _error(self, reason: str, *, retryable: bool = False) -> RunGenInputError:
+        return RunGenInputError(clean_text(f"{self._name} {reason}"), retryable=retryable)
 
 
 def is_path(source: Any) -> bool:

@@ -333,7 +333,8 @@ def test_no_secret_of_a_destination_is_shown(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(fs.attached), "fs", property(look_up))
         outcome = archive.collect(job_id, "memory://KEY:S3CRET@bucket/x?sig=S3CRET")
-    assert isinstance(outcome.error, RunGenInputError | AirflowFailException)
+    # a secrets backend may not answer for a moment
+    assert isinstance(outcome.error, RunGenInputError)
     assert "destination" in str(outcome.error)
     assert "S3CRET" not in "".join(traceback.format_exception(outcome.error)) + caplog.text
 
@@ -913,7 +914,7 @@ def test_some_may_fail(archive: Archive, deferrable: bool, to: str) -> None:
 def test_more_without_a_job_than_may_fail_are_reported_at_once(archive: Archive) -> None:
     error = archive.collect(["a", None, None], max_failed=1).error
     assert type(error) is AirflowFailException
-    assert "2 of 3 have no job, 1 may" in str(error)
+    assert "2 of 3 have no job, 1 may (max_failed). Raise max_failed to collect the others" in str(error)
     assert archive.service.records() == []
 
 

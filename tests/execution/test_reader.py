@@ -236,7 +236,7 @@ def test_a_file_written_after_a_listing_is_found(store: ObjectStore) -> None:
         (OSError(errno.EIO, "the network is down"), True),
         (TimeoutError("too slow"), True),
         (RuntimeError("an error of a storage library"), True),
-        (PermissionError("Forbidden"), False),
+        (PermissionError("Forbidden"), True),
         (FileNotFoundError("gone"), False),
         (ValueError("bad settings"), False),
         (ImportError("no s3fs"), False),

@@ -63,7 +63,10 @@ class Storage:
             reason = redact_error(error, text)
             # not chained, because the text of the cause would be logged unredacted
             raise RunGenInputError(
-                clean_text(f"{name} {text!r} cannot be used: {reason}"), hint=self._hint
+                clean_text(f"{name} {text!r} cannot be used: {reason}"),
+                hint=self._hint,
+                # Airflow finds no connection either while its secrets backend does not answer
+                retryable=isinstance(error, OSError | AirflowNotFoundException),
             ) from None
         self._is_object_store = base.protocol in _OBJECT_STORES
         self._files: LocalFiles | RemoteFiles = RemoteFiles(fs, root, is_atomic=self._is_object_store)

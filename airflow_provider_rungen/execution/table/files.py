@@ -35,9 +35,10 @@ _FORMATS = {
     **dict.fromkeys((".csv", ".csv.gz"), "csv"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
 }
-# With these errors, another attempt would fail likewise.
+# With these errors, another attempt would fail likewise. Not PermissionError: s3fs also raises it for expired
+# credentials. Nor a connection that is not found: so it seems while a secrets backend does not answer.
 _PERMANENT = (
-    *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
+    *(FileNotFoundError, IsADirectoryError, NotADirectoryError),
     *(gzip.BadGzipFile, zlib.error, EOFError, ImportError, NotImplementedError, ValueError),
 )
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -136,7 +137,7 @@ def wrap_errors(name: str, uri: str, position: Callable[[], str] = str) -> Itera
         # from None: the library's own text may hold the URI, and would be in the log, too
         raise RunGenInputError(
             f"Could not read {name} from {clean_text(f'{uri}{position()}: {reason}')}",
-            retryable=not isinstance(error, (*_PERMANENT, AirflowNotFoundException)),
+            retryable=not isinstance(error, _PERMANENT),
         ) from None
 
 
