@@ -260,14 +260,22 @@ class RunLog:
         }
         return {"saves": self.saves, "begun": self.begun, "parts": kept}
 
-    def resume(self, jobs: Jobs, handed: Mapping[str, Any], unsaved: Collection[int] = ()) -> None:
+    def resume(
+        self,
+        jobs: Jobs,
+        handed: Mapping[str, Any],
+        unsaved: Collection[int] = (),
+        *,
+        read: Callable[[Sequence[str]], Mapping[str, bytes]] | None = None,
+    ) -> None:
         """
         Resume after a deferral: read only the parts that are not done.
 
-        All files that can be read are loaded before an error is raised, since their jobs still have to be
-        left to the next attempt, or canceled.
+        All that is handed over, or as it was left, is loaded before an error is raised, since its jobs still
+        have to be left to the next attempt, or canceled.
 
         :param unsaved: the parts that were handed over, and are not saved yet.
+        :param read: reads files, if not `Place.get`.
         :raises DamagedLogError: a file is not as this attempt left it.
         """
         self.saves, self.begun = handed["saves"], handed["begun"]
@@ -282,7 +290,7 @@ class RunLog:
                 carried.append(path)
         for part in unsaved:
             jobs.note_unsaved(part)
-        contents = self.place.get(list(digests)) if digests else {}
+        contents = (read or self.place.get)(list(digests)) if digests else {}
         problems = dict.fromkeys(digests.keys() - contents.keys(), _MISSING)
         for path, content in contents.items():
             if _digest(content) == digests[path]:

@@ -334,13 +334,10 @@ def test_a_job_whose_outputs_expired_is_bought_again(
 
 @pytest.mark.parametrize("change", ["cleared", "prompt"])
 def test_the_seconds_of_jobs_that_a_later_attempt_cancels_count(run: Run, mode: bool, change: str) -> None:
-    def lasting(row: dict[str, Any]) -> dict[str, Any]:
-        return picture(row) | {"emulator": {"seconds": 60}}
-
     def new(row: dict[str, Any]) -> dict[str, Any]:
         return {"prompt": f"a new {row['title']}"}
 
-    task = run(products(3), deferrable=mode, to_input=lasting, ledger=None)
+    task = run(products(3), deferrable=mode, to_input=lasting(60), ledger=None)
     task.attempt_until("rungen_job_link")
     if change == "cleared":
         task.clear()
@@ -350,6 +347,20 @@ def test_the_seconds_of_jobs_that_a_later_attempt_cancels_count(run: Run, mode: 
     ran_for = [job["finished"] - job["started"] for job in task.emulator.service.jobs()]
     assert min(ran_for) > 0
     assert outcome.value["execution_seconds"] == pytest.approx(sum(ran_for), abs=0.01)
+
+
+def test_the_seconds_of_a_job_count_whose_cancel_takes_a_moment(run: Run) -> None:
+    task = run(products(1), deferrable=False, to_input=lasting(60), ledger=None)
+    task.attempt_until("rungen_job_link")
+    [job_id] = task.ids()
+    # it is looked at before the cancel, too
+    running = {"id": job_id, "status": "RUNNING"}
+    task.emulator.service.inject(Fault(on="get", status=200, body=running, skip=1, job_id=job_id))
+    task.clear()
+    outcome = task.attempt(to_input=picture)
+    assert task.statuses() == ["CANCELED", "COMPLETED"]
+    ran_for = sum(job["finished"] - job["started"] for job in task.emulator.service.jobs())
+    assert outcome.value["execution_seconds"] == pytest.approx(ran_for, abs=0.01)
 
 
 @pytest.mark.parametrize("has_ledger", [False, True])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import os
 import re
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,9 +20,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskDeferred
+from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, TaskDeferred
 from bad_answers import Fault
-from conftest import APP, FakeStore, Outcome, TrackedTaskInstance, rows_in
+from conftest import APP, SOON, FakeStore, Outcome, TrackedTaskInstance, rows_in, signal_when
 from operator_kit import KILLED, Attempts, Died, DyingStore
 from places import AttemptStore
 
@@ -30,6 +33,7 @@ from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs import submitting
 from airflow_provider_rungen.execution.ledger import files
+from airflow_provider_rungen.execution.sending import store_writer
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
@@ -1093,6 +1097,10 @@ def test_an_error_says_what_a_clear_submits(make: Make, mode: bool) -> None:
     assert task.created == 4
 
 
+def _fail(*_: Any, **__: Any) -> None:
+    raise RuntimeError("the API server is down")
+
+
 def test_the_last_attempt_says_that_it_does_not_know_the_jobs_of_others(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1100,36 +1108,162 @@ def test_the_last_attempt_says_that_it_does_not_know_the_jobs_of_others(
     task.max_tries = 1
     task.attempt_until("job_ids")
 
-    def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("the API server is down")
-
-    task.store.get = fail
+    task.store.get = _fail
     assert "is down" in str(task.attempt().error)
-    assert "Jobs submitted before may still run: the run log was not read" in caplog.text
+    assert "Jobs submitted before may still run: their ids could not be read" in caplog.text
     assert task.ends == {"RUNNING": 4}
 
 
-@pytest.mark.parametrize("broken", ["xcom", "store"])
+@pytest.mark.parametrize("broken", ["xcom", "store", "xcom without a log", "all"])
 def test_an_attempt_that_cannot_go_on_cancels_its_jobs_or_says_so(
     make: Make, broken: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = make(BATCH, inputs(4, seconds=60), deferrable=True)
-    task.max_tries = 0
+    task.max_tries, task.store = 0, None if broken == "xcom without a log" else task.store
     op = task.begin()
     task.until_deferred(lambda: op.execute(task.context))
 
-    def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("the API server is down")
-
-    if broken == "xcom":
-        monkeypatch.setattr(task.ti, "xcom_pull", fail)
-    else:
-        task.store.get = fail
-    with pytest.raises(RuntimeError, match="is down"):
+    if broken != "store":
+        monkeypatch.setattr(task.ti, "xcom_pull", _fail)
+    if broken in ("store", "all"):
+        task.store.get = _fail
+    if broken == "all":
+        monkeypatch.setattr(RunGenHook, "get_connection", _fail)
+    with pytest.raises(Exception, match=r"is down|could not be read \(RuntimeError\)") as raised:
         task.complete({"outcome": "go on"})
     knows = broken == "xcom"  # the log does, too
     assert set(task.ends) == ({"CANCELED"} if knows else {"RUNNING"})
-    assert ("Jobs submitted before may still run" in caplog.text) is not knows
+    is_said = "may still run: their ids could not be read" in f"{caplog.text}{raised.value}"
+    assert is_said is not knows
+
+
+class Disk:
+    """Reads of parts of the run log, which fail or hang while there are faults."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.faults: list[Callable[[], object]] = []
+        self.reads = 0
+        monkeypatch.setattr(os, "open", partial(self._open, os.open))
+
+    def _open(self, original: Callable[..., Any], path: Any, *args: Any, **options: Any) -> Any:
+        is_part = isinstance(path, str) and re.search("/jobs/[^/]+/0000", path)
+        if is_part and self.faults:
+            self.reads += 1
+            self.faults[0]()
+        return original(path, *args, **options)
+
+    def fail(self) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def fail_once(self) -> None:
+        self.faults.clear()
+        self.fail()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 1.0)
+    return Disk(monkeypatch)
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+def test_a_log_that_cannot_be_read_for_a_moment_is_read_again_after_a_deferral(
+    make: Make, kind: str, disk: Disk
+) -> None:
+    count = 2 * PART_ROWS
+    task = make(kind, inputs(count), deferrable=True, max_in_flight=count)
+    task.max_tries, task.workers = 0, 100
+    trigger = task.attempt_until_deferred()
+    disk.faults.append(disk.fail_once)
+    assert task.go_on(trigger).error is None
+    assert disk.reads == 1
+    assert task.ends == {"COMPLETED": count}
+
+
+@pytest.mark.parametrize("max_tries", [0, 2], ids=["last", "retry"])
+def test_a_log_that_cannot_be_read_after_a_deferral_is_left_to_a_retry_or_its_jobs_are_counted(
+    make: Make, max_tries: int, disk: Disk
+) -> None:
+    count = 2 * PART_ROWS
+    task = make(STORED, inputs(count), deferrable=True, max_in_flight=count)
+    task.max_tries, task.workers = max_tries, 100
+    task.attempt_until_deferred()
+    disk.faults.append(disk.fail)
+    with pytest.raises(RunGenError, match="Input/output error") as raised:
+        task.complete({"outcome": "go on"})
+    lost = f"{count} jobs of app {APP} may still run: their ids could not be read. Look at the app's jobs"
+    assert (lost in str(raised.value)) is (max_tries == 0)
+    assert task.ti.xcoms["rungen_failure"]["inputs"] == 0, "the page does not know what a retry submits"
+    if max_tries:
+        disk.faults.clear()
+        assert task.attempt().error is None
+        assert task.created == count
+
+
+@KILLED
+def test_a_kill_while_the_log_is_read_after_a_deferral_says_how_many_jobs_may_run(
+    make: Make, disk: Disk
+) -> None:
+    count = 2 * PART_ROWS
+    task = make(STORED, inputs(count, seconds=60), deferrable=True, max_in_flight=count)
+    task.max_tries = 0
+    task.attempt_until_deferred()
+    disk.faults.append(partial(time.sleep, 30))
+    stop = task.op.on_kill
+    with (
+        signal_when(signal.SIGTERM, lambda: disk.reads > 0, stop) as sent,
+        pytest.raises(AirflowException, match=f"was killed. {count} jobs of app {APP} may still run"),
+    ):
+        task.complete({"outcome": "go on"})
+    assert time.monotonic() - sent[0] < SOON
+
+
+@KILLED
+def test_a_kill_while_airflow_does_not_answer_reads_nothing_more(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make(BATCH, inputs(4, seconds=60), deferrable=True)
+    task.max_tries = 0
+    task.attempt_until_deferred()
+    asked: list[str] = []
+
+    def hang(*_: Any, **__: Any) -> None:
+        asked.append("")
+        time.sleep(60)
+
+    monkeypatch.setattr(task.ti, "xcom_pull", hang)
+    task.store.get = hang
+    with (
+        signal_when(signal.SIGTERM, lambda: bool(asked), task.op.on_kill) as sent,
+        pytest.raises(AirflowException, match=r"was killed\. Jobs submitted before may still run"),
+    ):
+        task.complete({"outcome": "go on"})
+    assert time.monotonic() - sent[0] < SOON
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("broken", ["key", "store"])
+def test_what_a_clear_gives_up_is_not_called_resumed_where_the_attempt_after_it_fails(
+    make: Make, broken: str
+) -> None:
+    task = make(BATCH, inputs(4, seconds=60), deferrable=False)
+    task.attempt_until("job_ids")
+    task.clear()
+    task.max_tries += 1
+    if broken == "key":
+        for operation in ("get", "cancel"):
+            task.emulator.service.inject(Fault(on=operation, status=401, times=None))
+    else:
+        task.store.set = _fail
+    error = str(task.attempt().error)
+    assert "resume" not in error
+    if broken == "key":
+        assert "Canceled nothing: 4 jobs" in error
+        assert "A retry cancels them" in error
+        assert task.ti.xcoms["rungen_failure"]["retry_submits"] == 4
+        task.emulator.service.clear_faults()
+        task.attempt_until("job_ids")
+    assert task.ends["CANCELED"] == 4
 
 
 def test_a_clear_of_what_no_attempt_finds_submits_all(make: Make) -> None:

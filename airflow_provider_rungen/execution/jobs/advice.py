@@ -42,6 +42,8 @@ class Advice:
             "unknown": len(self._log.unknown),
             "retry_submits": retry,
             "clear_submits": everything if self._clear_buys_all else rest,
+            # without the jobs, nobody knows what is submitted
+            "inputs": everything if self._log.knows_jobs else 0,
         }
 
     @property
@@ -61,6 +63,8 @@ class Advice:
     def how_to_resume(self) -> str:
         """How to resume jobs that run on, once what stopped the attempt is mended."""
         is_durable = self._run.ending.is_durable and not self._run.submitting.unsaved_ids()
+        if set(self._log.running) <= set(self._log.unwanted(self._run.ending.on_clear)):
+            return "A retry cancels them" if self._run.ending.has_next() else "Then cancel by id"
         if is_durable and self._run.ending.has_next():
             return "A retry resumes"
         if self._clear_buys_all:

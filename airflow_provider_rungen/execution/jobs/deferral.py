@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.client.daemon_threads import begin, in_daemon_thread
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace
 from airflow_provider_rungen.execution.jobs.plans import Plan, read_plan
 from airflow_provider_rungen.execution.jobs.task_log import END_TIME
+from airflow_provider_rungen.execution.sending import store_writer
 from airflow_provider_rungen.execution.sending.log_writer import Saver
+from airflow_provider_rungen.execution.sending.store_writer import call_store
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, event_error, read_error
 from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
-from airflow_provider_rungen.runs.place import DamagedLogError
 from airflow_provider_rungen.runs.plan import input_digest
 from airflow_provider_rungen.runs.rows import InputState, Totals
 
@@ -117,36 +121,40 @@ class Deferral:
         """Restore the state from before the deferral."""
         run = self._run
         try:
-            state = run.xcom_pull(LOG_KEY)
-            if not isinstance(state, Mapping) or "record" not in state:
-                raise RunGenError(
-                    f"Could not go on after the deferral: the XCom {LOG_KEY} is gone",
-                    hint="Look at the app's jobs" if not run.ending.is_durable else "",
-                )
+            state = self._pull_state()
         except Exception:
-            run.ending.read_earlier()  # where there is a log, it knows the jobs
+            run.guard.check()
+            run.ending.read_earlier()  # a durable log has the jobs that were saved
             raise
-        run.ending.app_id = app_id = state["record"]["app_id"]
-        run.note_app(app_id)
+        run.ending.app_id, run.ending.in_flight = state["record"]["app_id"], state["in_flight"]
+        run.note_app(run.ending.app_id)
         self._log.state = AttemptState(**state["state"])
         errors = {number: read_error(each) for number, each in state["may_pass"]}
         run.submitting.errors = {number: each for number, each in errors.items() if each is not None}
         run.submitting.note_lost(state["lost"])
         run.report.unsent_error = read_error(state["unsent_error"])
         # the jobs first: without the plan, they still have to be left to the next attempt, or canceled
-        try:
-            self._log.home.open()
-            self._restore_log(state)
-        except DamagedLogError as error:
-            if (lost := state["in_flight"] - len(self._log.running)) > 0:
-                error.add_hint(f"{lost} jobs of app {app_id} may still run, whose ids only its files have")
-            raise
+        self._log.home.open()
+        self._restore_log(state)
+        run.guard.check()
+        self._log.knows_jobs = True
         run.report.note_pushed()
         problem = self._restore_plan(state, make_source)
         run.ledger.reopen(state["claims"])
         if problem:
             run.report.stop_submitting(RunGenError(problem))
         run.collecting.find_unstored()
+
+    def _pull_state(self) -> Mapping[str, Any]:
+        """
+        Return what `keep_state` pushed.
+
+        :raises RunGenError: it is gone.
+        """
+        state = self._run.xcom_pull(LOG_KEY)
+        if not isinstance(state, Mapping) or "record" not in state:
+            raise RunGenError(f"Could not go on after the deferral: the XCom {LOG_KEY} is gone")
+        return state
 
     def _restore_log(self, state: Mapping[str, Any]) -> None:
         """
@@ -165,7 +173,13 @@ class Deferral:
         task_log.known_saver = Saver(task_log.jobs, RunLog(home.place, record, clock=time.time))
         task_log.plan = Plan.of_count(record.plan, state["rows"])
         task_log.loaded = {*range(task_log.state.next_part), *state["loaded"]}
-        task_log.run_log.resume(task_log.jobs, state["log"], state["unsaved"])
+        task_log.run_log.resume(task_log.jobs, state["log"], state["unsaved"], read=self._read)
+
+    def _read(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Read files of the log for as long as a store may fail: nobody else knows which jobs run."""
+        get = partial(in_daemon_thread, self._log.home.place.get, names)
+        read = call_store("read the run log", get, store_writer.STORE_RETRY_BUDGET)
+        return begin(asyncio.run, read).result()
 
     def _restore_plan(self, state: Mapping[str, Any], make_source: MakeSource | None) -> str:
         """Restore the plan, as far as it is needed, and return why nothing more can be submitted."""

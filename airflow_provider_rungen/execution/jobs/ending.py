@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 # Seconds of a kill that are left for the ledger after the cancels, and that the cancels have at least.
 _AFTER_CANCEL = 0.4
 _LEAST_CANCEL = 0.5
-_UNREAD = "Jobs submitted before may still run: the run log was not read. Look at the app's jobs"
 # What the function of a task may raise to have no more tries.
 _NO_RETRY = (AirflowFailException, AirflowSkipException)
 
@@ -50,8 +49,8 @@ class Ending:
         self.app_id = run.options.app_id or ""
         #: Why the attempt was stopped, and how far it had come.
         self.stopped: Stopped | None = None
-        # whether it is known which jobs earlier attempts left
-        self._has_read = False
+        #: How many jobs were in flight at the deferral, as far as that is known.
+        self.in_flight = 0
         # what could not be canceled when the time was up, once that was tried, and whether nothing had to be
         self._late: dict[str, RunGenError] | None = None
         self._were_over = False
@@ -61,7 +60,6 @@ class Ending:
     def read_earlier(self) -> None:
         """Read which jobs earlier attempts left, and of which app; see `TaskLog.read_earlier`."""
         self._log.read_earlier()
-        self._has_read = True
         known = [record.app_id for record in self._log.home.earlier if record.app_id]
         self.app_id = known[-1] if known else self.app_id
 
@@ -109,6 +107,8 @@ class Ending:
                 raise
             self._run.deferral.find_jobs()
             if not (running := self._log.running):
+                if not self.has_next():
+                    error.add_hint(self._unread)
                 raise
             if not self.has_next():
                 log_jobs(f"May still run, jobs of app {self.app_id}", running)
@@ -142,11 +142,13 @@ class Ending:
         except Exception as error:
             if self._run.guard.is_killed or isinstance(error, SupersededError):
                 raise
+            # the hint of a log that is damaged says so
+            is_said = isinstance(error, DamagedLogError) and not self._run.was_deferred
+            unread = "" if is_said or self.has_next(error) else self._unread
             is_kept = isinstance(error, RunGenLimitError) or is_misconfigured(error)
             if self._log.running and not is_kept:
                 self._leave_or_cancel(error)
-            elif self._is_unread and not (self.has_next(error) or isinstance(error, DamagedLogError)):
-                _add_remains(error, _UNREAD)
+            _add_remains(error, unread)
             raise
 
     def are_over(self) -> bool:
@@ -183,8 +185,12 @@ class Ending:
         self._log.check_successor()
         if self._log.has_begun:
             self._log.saver.save()
-        lost = self._run.submitting.unsaved_ids() if self.has_next(error) else self._log.running
-        _add_remains(error, self._cancel_lost(lost))
+        _add_remains(error, self._cancel_lost(self._lost(has_next=self.has_next(error))))
+
+    def _lost(self, *, has_next: bool) -> Collection[str]:
+        """Return the jobs that may run, and that no attempt resumes."""
+        unwanted = self._log.unwanted(self.on_clear)
+        return {*self._run.submitting.unsaved_ids(), *unwanted} if has_next else self._log.running
 
     def stop_failing(self) -> None:
         # of what one poll found, a success may have come last
@@ -257,12 +263,14 @@ class Ending:
         :param is_connected: whether the connection is known. Airflow cannot be asked for it any more.
         :return: what the last line of the log says about what may still run.
         """
-        running = self._log.running
+        running, unread = self._log.running, self._unread
+        if unread and self._is_left_to_next():
+            unread = ""
         if not running:
-            return _UNREAD if self._is_unread and not self._is_left_to_next() else ""
+            return unread
         if not is_connected:
             return f"Canceled nothing: {begin_with_jobs(running, self.app_id)} may still run."
-        lost = self._run.submitting.unsaved_ids() if self._is_left_to_next() else running
+        lost = self._lost(has_next=self._is_left_to_next())
         is_last = self.is_durable and not self._log.home.numbers.has_next
         note = partial(self._note_end, End.FAILED)
         if is_last:
@@ -272,7 +280,7 @@ class Ending:
         remains = self._cancel_lost(lost, within=within)
         if is_last:  # again, for the jobs have ended
             call_briefly(note, self._run.guard.time_left())
-        return remains
+        return f"{remains} {unread}".strip()
 
     def _cancel_lost(self, lost: Collection[str], *, within: float | None = None) -> str:
         """Cancel the jobs that no attempt resumes (``cancel_on_kill``), and name those that may still run."""
@@ -292,11 +300,16 @@ class Ending:
         return "".join(f"{sentence}. " for sentence in sentences).strip()
 
     @property
-    def _is_unread(self) -> bool:
-        """Whether jobs may run that were submitted before, and that this process does not know."""
+    def _unread(self) -> str:
+        """What to say of jobs that may run, and that this process does not know."""
         home = self._log.home
         has_begun = self._run.was_deferred or (home.is_durable and home.numbers.try_number > 1)
-        return has_begun and not (self._has_read or self._log.has_begun)
+        if self._log.knows_jobs or not has_begun:
+            return ""
+        jobs = "Jobs submitted before"
+        if (count := self.in_flight - len(self._log.running)) > 0:
+            jobs = f"{format_count(count, 'job')} of app {self.app_id}"
+        return f"{jobs} may still run: their ids could not be read. Look at the app's jobs"
 
     def _is_left_to_next(self) -> bool:
         """Return whether the next attempt, which there may be already, decides about the jobs."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
 from airflow_provider_rungen.client.endpoints import get_job
-from airflow_provider_rungen.client.flow import Flow, Gather, T
+from airflow_provider_rungen.client.flow import Flow, Gather, Sleep, T
 from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
@@ -256,18 +256,20 @@ class JobWait:
         answers: list[Job] = []
 
         def ask(job_id: str) -> Flow[None]:
+            # a cancel may take a moment
+            while not (job := (yield from get_job(app_id, job_id, is_lean=True))).is_terminal:
+                yield Sleep(1.0)
             # noted at once, since the time may be over before others answer
-            answers.append((yield from get_job(app_id, job_id, is_lean=True)))
+            answers.append(job)
 
         def ask_all() -> Flow[None]:
             yield Gather([ask(job_id) for job_id in job_ids])
 
         with suppress(RunGenError):
             self._run.hook.perform_with_deadline(ask_all(), within=LOOK_TIME, is_paced=True)
-        jobs = [job for job in answers if job.is_terminal]
-        if len(jobs) < len(job_ids):
-            log.warning("It is unknown how long %d of the canceled jobs ran", len(job_ids) - len(jobs))
-        return {job.id: job.execution_time for job in jobs if job.execution_time is not None}
+        if len(answers) < len(job_ids):
+            log.warning("It is unknown how long %d of the canceled jobs ran", len(job_ids) - len(answers))
+        return {job.id: job.execution_time for job in answers if job.execution_time is not None}
 
     def refetch(
         self,

@@ -335,7 +335,7 @@ class Runner(TaskRun[JobOptions]):
         return {} if self.source is None else self.source.places(numbers)
 
     def failure_details(self) -> dict[str, Any]:
-        return self.advice.outlook() | {"inputs": self.task_log.state.count}
+        return self.advice.outlook()
 
     def page_details(self) -> dict[str, Any]:
         destination = self.options.destination

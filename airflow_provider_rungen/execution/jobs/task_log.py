@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
-from airflow_provider_rungen.execution.jobs.log_home import LogHome
+from airflow_provider_rungen.execution.jobs.log_home import LogHome, OnClear
 from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.sending.log_writer import Saver
@@ -61,6 +61,8 @@ class TaskLog:
         self.bought = 0
         #: The parts that were loaded, those that were let go among them.
         self.loaded: set[int] = set()
+        #: Whether it is known which jobs may run that were submitted before this process.
+        self.knows_jobs = False
         #: The jobs of earlier plans that may run, until it is decided which of them are resumed.
         self.undecided: Sequence[str] = ()
 
@@ -80,6 +82,7 @@ class TaskLog:
             self._read_parts(self.jobs, lambda part: ())
             self.undecided = [job_id for job_id in before if job_id not in self.jobs.table.input_of]
             self.jobs.close_parts()
+        self.knows_jobs = self.home.is_durable
 
     def begin(
         self, plan: Plan, *, app_id: str, model: str, deadline: float, resumes: bool, saves_inputs: bool
@@ -126,7 +129,7 @@ class TaskLog:
         self.loaded.clear()
         if earlier:
             self._read_parts(jobs, plan.numbers)
-        self.undecided, self.jobs = self.running, jobs
+        self.undecided, self.jobs, self.knows_jobs = self.running, jobs, True
         self.known_saver = Saver(jobs, run_log)
 
     def _read_parts(self, jobs: Jobs, numbers_of: Callable[[int], Collection[int]]) -> None:
@@ -178,7 +181,7 @@ class TaskLog:
     @property
     def unfinished_count(self) -> int:
         """How many inputs have no job that completed, or that may still run."""
-        done = self.jobs.totals().completed + len(self.running) + len(self.shared)
+        done = self.jobs.totals().completed + len(self.jobs.running) + len(self.undecided)
         return max(self.state.count - done, 0)
 
     def stop_submitting(self) -> int:
@@ -198,6 +201,12 @@ class TaskLog:
         undecided = [job_id for job_id in self.undecided if job_id not in table.input_of]
         known = [job.id for job in jobs if job.state is JobState.OPEN and self.jobs.may_cancel(job.id)]
         return [*known, *undecided]
+
+    def unwanted(self, on_clear: OnClear) -> Sequence[str]:
+        """Return the jobs that may run, and that the next attempt cancels: those from before a clear."""
+        if self.has_begun:
+            return self.jobs.outdated
+        return self.running if self.home.is_cleared and not self.home.resumes_clears(on_clear) else ()
 
     @property
     def shared(self) -> list[str]:
