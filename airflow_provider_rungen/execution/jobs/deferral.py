@@ -126,7 +126,9 @@ class Deferral:
             run.guard.check()
             run.ending.read_earlier()  # a durable log has the jobs that were saved
             raise
-        run.ending.app_id, run.ending.in_flight = state["record"]["app_id"], state["in_flight"]
+        run.ending.app_id = state["record"]["app_id"]
+        if run.ending.in_flight is None:
+            run.ending.in_flight = state["in_flight"]
         run.note_app(run.ending.app_id)
         self._log.state = AttemptState(**state["state"])
         errors = {number: read_error(each) for number, each in state["may_pass"]}

@@ -49,8 +49,8 @@ class Ending:
         self.app_id = run.options.app_id or ""
         #: Why the attempt was stopped, and how far it had come.
         self.stopped: Stopped | None = None
-        #: How many jobs were in flight at the deferral, as far as that is known.
-        self.in_flight = 0
+        #: How many jobs may be in flight after a deferral, as far as that is known.
+        self.in_flight: int | None = None
         # what could not be canceled when the time was up, once that was tried, and whether nothing had to be
         self._late: dict[str, RunGenError] | None = None
         self._were_over = False
@@ -304,11 +304,10 @@ class Ending:
         """What to say of jobs that may run, and that this process does not know."""
         home = self._log.home
         has_begun = self._run.was_deferred or (home.is_durable and home.numbers.try_number > 1)
-        if self._log.knows_jobs or not has_begun:
+        if self._log.knows_jobs or not has_begun or self.in_flight == 0:
             return ""
-        jobs = "Jobs submitted before"
-        if (count := self.in_flight - len(self._log.running)) > 0:
-            jobs = f"{format_count(count, 'job')} of app {self.app_id}"
+        count = (self.in_flight or 0) - len(self._log.running)
+        jobs = f"{format_count(count, 'job')} of app {self.app_id}" if count > 0 else "Jobs submitted before"
         return f"{jobs} may still run: their ids could not be read. Look at the app's jobs"
 
     def _is_left_to_next(self) -> bool:

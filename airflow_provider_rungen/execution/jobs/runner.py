@@ -36,6 +36,7 @@ from airflow_provider_rungen.execution.jobs.task_log import TaskLog
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.options import JobOptions
+from airflow_provider_rungen.execution.task.outcomes import in_flight_of
 from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.runs.place import SupersededError
 
@@ -121,7 +122,7 @@ class Runner(TaskRun[JobOptions]):
 
         :param event: the trigger's event. It is a hint: the jobs are looked at again.
         """
-        self.was_deferred = True
+        self.was_deferred, self.ending.in_flight = True, in_flight_of(event)
         self._make_again = self.make_source if self._can_read_again else None
         with self._working():
             self.deferral.restore(self._make_again)
@@ -304,8 +305,7 @@ class Runner(TaskRun[JobOptions]):
         if self.options.wait_for_completion:
             self.collecting.collect_rest()
         task_log.save_end()
-        result = self.report.result(self.ending.stopped)
-        value = self.sink.finish(result, task_log.plan)
+        value = self.sink.finish(self.report.result(self.ending.stopped), task_log.plan)
         task_log.remove_inputs()
         return value
 

@@ -105,9 +105,15 @@ def parse_ranges(text: Any, end: int) -> list[int]:
     return list(chain.from_iterable(ranges))
 
 
+def in_flight_of(event: Any) -> int | None:
+    """Return how many of its jobs a trigger has not seen the end of, if its event says so."""
+    found = event.get("in_flight") if isinstance(event, Mapping) else None
+    return found if isinstance(found, int) else None
+
+
 def are_all_over(event: Mapping[str, Any]) -> bool:
     """Return whether a trigger has seen the end of each of its jobs."""
-    return event.get("outcome") == GO_ON and event.get("in_flight") == 0
+    return event.get("outcome") == GO_ON and in_flight_of(event) == 0
 
 
 def error_of(job: Job) -> RunGenError | None:
