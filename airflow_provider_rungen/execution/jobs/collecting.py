@@ -64,7 +64,7 @@ class Collecting:
         useless = [job for job in ended if job.status is not JobStatus.COMPLETED]
         self._run.ledger.forget({job.id: error_of(job) for job in useless})
         if not self._log.stores:  # the results were taken as they came
-            self._note_collected([job.id for job in ended], len(self._run.sink.stored))
+            self._note_collected([job.id for job in ended], len(self._run.sink.stored), has_time=True)
 
     def refetch(self, job_ids: list[str]) -> None:
         """Find out how jobs are that may have ended."""
@@ -135,21 +135,21 @@ class Collecting:
             self._run.sink.gather(self._log.app_id, job_ids, self._run.report.take_ended(job_ids))
         except BaseException as error:
             has_time = isinstance(error, Exception) and not self._run.guard.is_killed
-            self._note_collected(job_ids, before, waits=has_time)
+            self._note_collected(job_ids, before, has_time=has_time)
             raise
-        self._note_collected(job_ids, before)
+        self._note_collected(job_ids, before, has_time=True)
 
-    def _note_collected(self, job_ids: list[str], stored_before: int, *, waits: bool = True) -> None:
+    def _note_collected(self, job_ids: list[str], stored_before: int, *, has_time: bool) -> None:
         """
         Note how that went.
 
-        :param waits: whether there is time to wait for the last write to the ledger. Without it, the next
-            attempt finds these jobs stored.
+        :param has_time: whether the last write to the ledger is waited for. If not, the next attempt finds
+            these jobs stored.
         """
         jobs, new = self._log.jobs, self._run.sink.stored[stored_before:]
         for stored in new:
             jobs.end(stored.job_id, JobState.COMPLETED, seconds=stored.execution_seconds)
-        if waits:
+        if has_time:
             self.note_stored()
         self._remembering = self._run.ledger.remember(new), [stored.job_id for stored in new]
         if self._remembering[0] is None:

@@ -243,7 +243,7 @@ class Ending:
         # a kill leaves little time, and the next attempt finds out that they were canceled
         forget = partial(self._run.ledger.forget, dict.fromkeys(canceled))
         call_briefly(forget, self._run.guard.time_left())
-        if canceled and asks_seconds:
+        if asks_seconds:
             self._note_canceled(self._run.wait.seconds_of(self.app_id, sorted(canceled)), why)
         return not_canceled
 
