@@ -144,6 +144,20 @@ def check_inputs(
     if len(errors) <= (allowed := max_failures(max_failed, count)):
         _warn_of_failures(len(errors), count, what, why)
         return
+    retryable, hint = _what_next(run, result, errors, what)
+    raise RunGenJobFailedError(
+        f"{len(errors)} of {count} {what} failed, {allowed} may (max_failed): {why}",
+        app_id=run.known_app_id,
+        job_id=next((job_id for index in sorted(errors) if (job_id := result.ids[index])), ""),
+        hint=where + hint,
+        retryable=retryable,
+    )
+
+
+def _what_next(
+    run: Runner, result: BatchResult, errors: Mapping[int, RunGenError], what: str
+) -> tuple[bool, str]:
+    """Return whether a retry may help inputs that failed, and what to do about them."""
     # a retry runs a job that failed again, and is refused what was refused
     ended = {job.id for job in result.jobs}
     # only a ledger is to buy what has expired
@@ -152,27 +166,18 @@ def check_inputs(
         for index, error in errors.items()
         if result.ids[index] in ended and (run.options.ledger or not isinstance(error, RunGenOutputError))
     }
-    retryable = any(error.retryable or index in worth_a_job for index, error in errors.items())
-    if retryable:
+    if any(error.retryable or index in worth_a_job for index, error in errors.items()):
         buys = any((job_id := result.ids[index]) is None or job_id in ended for index in errors)
         some = "only these again" if buys else "no job again, and downloads the outputs"
-        hint = run.advice.retry_hint(some, f"all {what} again", buys=buys)
-    else:
-        # what keeps a result from being returned says how it can be; what gives an input up, how it is not
-        helpful = (
-            error
-            for index, error in sorted(errors.items())
-            if error.hint and (result.ids[index] or isinstance(error, RunGenGivenUpError))
-        )
-        first = next(helpful, None)
-        hint = run.advice.clear_hint() if first is None else first.hint
-    raise RunGenJobFailedError(
-        f"{len(errors)} of {count} {what} failed, {allowed} may (max_failed): {why}",
-        app_id=run.known_app_id,
-        job_id=next((job_id for index in sorted(errors) if (job_id := result.ids[index])), ""),
-        hint=where + hint,
-        retryable=retryable,
+        return True, run.advice.retry_hint(some, f"all {what} again", buys=buys)
+    # what keeps a result from being returned says how it can be; what gives an input up, how it is not
+    helpful = (
+        error
+        for index, error in sorted(errors.items())
+        if error.hint and (result.ids[index] or isinstance(error, RunGenGivenUpError))
     )
+    first = next(helpful, None)
+    return False, run.advice.clear_hint() if first is None else first.hint
 
 
 def check_collected(
