@@ -160,8 +160,7 @@ class CollectRun(TaskRun[JobOptions]):
         ids = parse_job_ids(job_id)
         absent, allowed = ids.count(None), max_failures(self.options.max_failed, len(ids))
         if absent > allowed:
-            raise RunGenInputError(
-                f"job_id: {absent} of {len(ids)} have no job, {allowed} may (max_failed)",
-                hint="Raise max_failed to collect the others, and clear the task",
-            )
+            hint = "Raise max_failed to collect the others, and clear the task" if absent < len(ids) else ""
+            message = f"job_id: {absent} of {len(ids)} have no job, {allowed} may (max_failed)"
+            raise RunGenInputError(message, hint=hint)
         return ids

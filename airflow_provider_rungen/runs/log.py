@@ -151,7 +151,11 @@ class RunLog:
     clock: Callable[[], float]
     saves: int = 0
     begun: int = 0
+    #: The files of parts that were handed over a deferral.
+    carried: list[str] = field(default_factory=list, init=False)
     _written: dict[int, _Written] = field(default_factory=dict)
+    # the fingerprints of those that were not
+    _awaited: dict[str, str] = field(default_factory=dict, init=False)
 
     def note(self, **changes: Any) -> None:
         """Write the record of the attempt, with changes. It stops all earlier attempts: see `fence`."""
@@ -260,54 +264,49 @@ class RunLog:
         }
         return {"saves": self.saves, "begun": self.begun, "parts": kept}
 
-    def resume(
-        self,
-        jobs: Jobs,
-        handed: Mapping[str, Any],
-        unsaved: Collection[int] = (),
-        *,
-        read: Callable[[Sequence[str]], Mapping[str, bytes]] | None = None,
-    ) -> None:
+    def resume(self, jobs: Jobs, handed: Mapping[str, Any], unsaved: Collection[int] = ()) -> list[str]:
         """
-        Resume after a deferral: read only the parts that are not done.
-
-        All that is handed over, or as it was left, is loaded before an error is raised, since its jobs still
-        have to be left to the next attempt, or canceled.
+        Resume after a deferral: load what was handed over.
 
         :param unsaved: the parts that were handed over, and are not saved yet.
-        :param read: reads files, if not `Place.get`.
-        :raises DamagedLogError: a file is not as this attempt left it.
+        :return: the files of the other parts that are not done, for `take`.
         """
         self.saves, self.begun = handed["saves"], handed["begun"]
-        digests, carried = {}, []
         for text, (*values, content) in handed["parts"].items():
             self._written[int(text)] = _Written(*values)
             path = self._path(jobs.plan, int(text))
             if content is None:
-                digests[path] = self._written[int(text)].digest
+                self._awaited[path] = self._written[int(text)].digest
             else:
                 jobs.load((), replace(PartFile.decode(content.encode()), is_trusted=True))
-                carried.append(path)
+                self.carried.append(path)
         for part in unsaved:
             jobs.note_unsaved(part)
-        contents = (read or self.place.get)(list(digests)) if digests else {}
-        problems = dict.fromkeys(digests.keys() - contents.keys(), _MISSING)
+        return list(self._awaited)
+
+    def take(self, jobs: Jobs, contents: Mapping[str, bytes]) -> None:
+        """
+        Load the files that `resume` named.
+
+        All that are as they were left are loaded before an error is raised, since their jobs still have to be
+        left to the next attempt, or canceled.
+
+        :param contents: those that are there, and any of `carried`.
+        :raises DamagedLogError: a file is not as this attempt left it.
+        """
+        problems = dict.fromkeys(self._awaited.keys() - contents.keys(), _MISSING)
         for path, content in contents.items():
-            if _digest(content) == digests[path]:
+            if path not in self._awaited:
+                with suppress(InvalidRecordError):
+                    # Airflow may resume twice from one deferral, if the first worker is lost
+                    if PartFile.decode(content).save > self.saves:
+                        problems[path] = _CHANGED
+            elif _digest(content) == self._awaited[path]:
                 jobs.load((), replace(PartFile.decode(content), is_trusted=True))
             else:
                 problems[path] = _CHANGED
-        # Airflow may resume twice from one deferral, if the first worker is lost
-        problems |= dict.fromkeys(self._newer(carried), _CHANGED)
         if problems:
             raise _damaged(*min(problems.items()))
-
-    def _newer(self, paths: list[str]) -> list[str]:
-        """Return the files that were saved after the deferral; none if storage cannot be read."""
-        with suppress(Exception):
-            contents = self.place.get(paths) if paths else {}
-            return [path for path, each in contents.items() if PartFile.decode(each).save > self.saves]
-        return []
 
 
 def _attempt_path(attempt: AttemptRecord) -> str:

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.outages import may_pass
 from airflow_provider_rungen.client.redaction import redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
@@ -95,10 +96,8 @@ class Schema:
                 raise ValueError(f"it has over {MAX_FILE_BYTES} bytes")
             return json.loads(text)
         except (OSError, ImportError, ValueError, RecursionError, AirflowNotFoundException) as error:
-            is_missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
-            may_pass = isinstance(error, OSError | AirflowNotFoundException) and not is_missing
             reason = redact_error(error, str(source))
-            raise self._error(f"cannot be read: {reason}", retryable=may_pass) from None
+            raise self._error(f"cannot be read: {reason}", retryable=may_pass(error)) from None
 
     def _compile(self, contents: Any) -> Any:
         """Return a validator that fetches nothing. Every reference must lead to a place in the schema."""

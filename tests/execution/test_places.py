@@ -169,7 +169,7 @@ def test_a_log_is_read_as_it_was_written(opener: Opener) -> None:
     assert read(opener()).totals() == jobs.totals()
     handed = json.loads(json.dumps(log.handover(range(4))))
     again, after = RunLog(opener(), log.attempt, clock), Jobs(PLAN, log.attempt.writer)
-    again.resume(after, handed)
+    again.take(after, again.place.get(again.resume(after, handed)))
     assert after.running == jobs.running
 
 

@@ -20,7 +20,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, TaskDeferred
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowException,
+    AirflowFailException,
+    AirflowNotFoundException,
+    ObjectStoragePath,
+    TaskDeferred,
+)
 from bad_answers import Fault
 from conftest import APP, SOON, FakeStore, Outcome, TrackedTaskInstance, rows_in, signal_when
 from operator_kit import KILLED, Attempts, Died, DyingStore
@@ -30,7 +37,7 @@ from airflow_provider_rungen.client import poll_state, progress, retry
 from airflow_provider_rungen.decorators import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.emulator.messages import Reply
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs import submitting
 from airflow_provider_rungen.execution.ledger import files
 from airflow_provider_rungen.execution.sending import store_writer
@@ -1114,27 +1121,98 @@ def test_the_last_attempt_says_that_it_does_not_know_the_jobs_of_others(
     assert task.ends == {"RUNNING": 4}
 
 
-@pytest.mark.parametrize("broken", ["xcom", "store", "xcom without a log", "all"])
+@pytest.mark.parametrize(
+    ("broken", "error", "knows"),
+    [
+        ("xcom", "is down", True),  # the log knows
+        ("store", "is down", True),  # what was handed over is known
+        ("xcom without a log", "is down", False),
+        ("all", r"could not be read \(RuntimeError\)", False),
+    ],
+)
 def test_an_attempt_that_cannot_go_on_cancels_its_jobs_or_says_so(
-    make: Make, broken: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    broken: str,
+    error: str,
+    knows: bool,
 ) -> None:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.0)
     task = make(BATCH, inputs(4, seconds=60), deferrable=True)
     task.max_tries, task.store = 0, None if broken == "xcom without a log" else task.store
-    op = task.begin()
-    task.until_deferred(lambda: op.execute(task.context))
-
+    task.attempt_until_deferred()
     if broken != "store":
         monkeypatch.setattr(task.ti, "xcom_pull", _fail)
     if broken in ("store", "all"):
         task.store.get = _fail
     if broken == "all":
         monkeypatch.setattr(RunGenHook, "get_connection", _fail)
-    with pytest.raises(Exception, match=r"is down|could not be read \(RuntimeError\)") as raised:
+    with pytest.raises((RuntimeError, RunGenConfigError), match=error) as raised:
         task.complete({"outcome": "go on"})
-    knows = broken == "xcom"  # the log does, too
-    assert set(task.ends) == ({"CANCELED"} if knows else {"RUNNING"})
+    assert (task.ends == {"CANCELED": 4}) is knows
     is_said = "may still run: their ids could not be read" in f"{caplog.text}{raised.value}"
     assert is_said is not knows
+
+
+@pytest.mark.parametrize("broken", ["xcom", "store", "connection of the destination"])
+def test_a_call_that_fails_once_after_a_deferral_is_made_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    count = 2 * PART_ROWS
+    task = make(STORED, inputs(count), deferrable=True, max_in_flight=count)
+    task.max_tries, task.workers = 0, 100
+    trigger = task.attempt_until_deferred()
+    failed: list[str] = []
+
+    def fail_once(original: Any, *args: Any, **options: Any) -> Any:
+        if not failed:
+            failed.append(broken)
+            raise AirflowNotFoundException("the conn_id isn't defined")
+        return original(*args, **options)
+
+    if broken == "xcom":
+        monkeypatch.setattr(task.ti, "xcom_pull", partial(fail_once, task.ti.xcom_pull))
+    elif broken == "store":
+        task.store.get = partial(fail_once, task.store.get)
+    else:
+        fs: Any = ObjectStoragePath.fs
+        monkeypatch.setattr(ObjectStoragePath, "fs", property(partial(fail_once, fs.fget)))
+    assert task.go_on(trigger).error is None
+    assert failed == [broken]
+    assert task.ends == {"COMPLETED": count}
+
+
+@pytest.mark.parametrize("gone", [1, 2])
+def test_the_jobs_that_are_not_restored_are_counted(make: Make, gone: int) -> None:
+    count = 3 * PART_ROWS
+    task = make(STORED, inputs(count, seconds=60), deferrable=True, max_in_flight=count)
+    task.max_tries = 0
+    task.attempt_until_deferred()
+    for number in range(gone):
+        [path] = task.folder.rglob(f"jobs/*/{number:06d}.*")
+        path.unlink()
+    # of those that are restored, the trigger has seen some end
+    left = count - 40
+    with pytest.raises(RunGenError, match=f" {gone * PART_ROWS} jobs of app {APP} may still run"):
+        task.complete({"outcome": "go on", "in_flight": left})
+    assert task.ends["CANCELED"] == count - gone * PART_ROWS
+
+
+@pytest.mark.parametrize("on_clear", ["new", "resume"])
+def test_a_batch_that_waits_for_no_job_says_that_a_clear_submits_what_it_cancels(
+    make: Make, on_clear: str
+) -> None:
+    task = make(BATCH, inputs(6, seconds=60), deferrable=False, wait_for_completion=False, on_clear=on_clear)
+    task.emulator.service.inject(Fault(on="run", status=400, body={"error": "bad input"}))
+    error = str(task.attempt().error)
+    assert task.ends == {"CANCELED": 5}
+    assert "only" not in error
+    assert task.ti.xcoms["rungen_failure"]["clear_submits"] == 6
+    task.clear()
+    task.attempt(on_clear="resume")
+    assert task.created == 5 + 6
 
 
 class Disk:
@@ -1242,28 +1320,29 @@ def test_a_kill_while_airflow_does_not_answer_reads_nothing_more(
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("broken", ["key", "store"])
+@pytest.mark.parametrize("broken", ["key", "key without cancels", "store"])
 def test_what_a_clear_gives_up_is_not_called_resumed_where_the_attempt_after_it_fails(
     make: Make, broken: str
 ) -> None:
-    task = make(BATCH, inputs(4, seconds=60), deferrable=False)
+    cancels = broken != "key without cancels"
+    task = make(BATCH, inputs(4, seconds=60), deferrable=False, cancel_on_kill=cancels)
     task.attempt_until("job_ids")
     task.clear()
     task.max_tries += 1
-    if broken == "key":
+    if broken != "store":
         for operation in ("get", "cancel"):
             task.emulator.service.inject(Fault(on=operation, status=401, times=None))
     else:
         task.store.set = _fail
     error = str(task.attempt().error)
     assert "resume" not in error
-    if broken == "key":
+    if broken != "store":
         assert "Canceled nothing: 4 jobs" in error
-        assert "A retry cancels them" in error
+        assert ("A retry cancels them" if cancels else "Then cancel by id") in error
         assert task.ti.xcoms["rungen_failure"]["retry_submits"] == 4
         task.emulator.service.clear_faults()
         task.attempt_until("job_ids")
-    assert task.ends["CANCELED"] == 4
+    assert task.ends["CANCELED"] == 4 * cancels
 
 
 def test_a_clear_of_what_no_attempt_finds_submits_all(make: Make) -> None:

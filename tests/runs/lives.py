@@ -548,7 +548,7 @@ class Attempt:
         self._jobs = Jobs(
             record.plan, record.writer, since=record.since, stores=True, closed=handed["closed"]
         )
-        self._log.resume(self._jobs, handed["log"])
+        self._log.take(self._jobs, self._place.get(self._log.resume(self._jobs, handed["log"])))
         self._jobs.load(handed["inputs"])
 
     def _results(self) -> dict[str, str]:

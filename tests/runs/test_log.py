@@ -227,14 +227,15 @@ def test_a_wave_trusts_only_what_it_left() -> None:
     handed = log.handover([0])
     name = part_of(place)
     wave, after = RunLog(place, log.attempt, clock), Jobs(PLAN, log.attempt.writer)
-    wave.resume(after, handed)
+    wave.take(after, place.get(wave.resume(after, handed)))
     assert after.running == jobs.running
     assert all(map(after.may_cancel, after.running))
     edited = place.files[name].replace(b"000000000003", b"000000000009")
     assert PartFile.decode(edited)
     place.files[name] = edited
+    wave, after = RunLog(place, log.attempt, clock), Jobs(PLAN, log.attempt.writer)
     with pytest.raises(DamagedLogError, match="changed since the deferral"):
-        RunLog(place, log.attempt, clock).resume(Jobs(PLAN, log.attempt.writer), handed)
+        wave.take(after, place.get(wave.resume(after, handed)))
 
 
 @pytest.mark.parametrize("what", ["forbidden", "lost", "unanswered", "late"])
@@ -250,7 +251,7 @@ def test_what_could_not_be_saved_goes_with_the_wave(what: str) -> None:
     assert jobs.unsaved_ids == lost
     handed = json.loads(json.dumps(log.handover([0, 1], log.snapshots(jobs, [1]).values())))
     wave, after = RunLog(place, log.attempt, clock), Jobs(PLAN, log.attempt.writer, stores=True)
-    wave.resume(after, handed, jobs.unsaved_parts)
+    wave.take(after, place.get(wave.resume(after, handed, jobs.unsaved_parts)))
     assert (after.running, after.unsaved_ids) == (jobs.running, lost)
     assert all(map(after.may_cancel, after.running))
     wave.save(after)
@@ -289,7 +290,7 @@ def lead(place: MemoryPlace, count: int, *, in_flight: int, ended_at_once: int) 
             RunLog(place, log.attempt, clock),
             Jobs(PLAN, jobs.writer, stores=True, closed=jobs.closed),
         )
-        log.resume(jobs, handed)
+        log.take(jobs, place.get(log.resume(jobs, handed)))
         jobs.load(inputs)
         waves.append(Counter(place.counts) - before + Counter(written=place.written - written))
     assert jobs.totals().completed == count

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin, run_concurrently
+from airflow_provider_rungen.client.outages import may_pass
 from airflow_provider_rungen.client.redaction import redact, redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
@@ -65,8 +66,7 @@ class Storage:
             raise RunGenInputError(
                 clean_text(f"{name} {text!r} cannot be used: {reason}"),
                 hint=self._hint,
-                # Airflow finds no connection either while its secrets backend does not answer
-                retryable=isinstance(error, OSError | AirflowNotFoundException),
+                retryable=may_pass(error),
             ) from None
         self._is_object_store = base.protocol in _OBJECT_STORES
         self._files: LocalFiles | RemoteFiles = RemoteFiles(fs, root, is_atomic=self._is_object_store)

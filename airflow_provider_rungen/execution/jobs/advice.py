@@ -33,6 +33,8 @@ class Advice:
 
     def outlook(self) -> dict[str, Any]:
         """Return which jobs may still run or exist, and how many inputs a retry and a clear submit."""
+        if not self._log.knows_jobs:  # nor what is submitted
+            return {"still_billing": self._log.running[:_MAX_LISTED], "inputs": 0}
         everything = self._log.state.count
         retry = rest = self._unfinished if self._run.ending.is_durable else everything
         if self._log.unknown and self._run.options.on_unknown_submission == "fail":
@@ -42,8 +44,7 @@ class Advice:
             "unknown": len(self._log.unknown),
             "retry_submits": retry,
             "clear_submits": everything if self._clear_buys_all else rest,
-            # without the jobs, nobody knows what is submitted
-            "inputs": everything if self._log.knows_jobs else 0,
+            "inputs": everything,
         }
 
     @property
@@ -62,14 +63,15 @@ class Advice:
 
     def how_to_resume(self) -> str:
         """How to resume jobs that run on, once what stopped the attempt is mended."""
-        is_durable = self._run.ending.is_durable and not self._run.submitting.unsaved_ids()
-        if set(self._log.running) <= set(self._log.unwanted(self._run.ending.on_clear)):
-            return "A retry cancels them" if self._run.ending.has_next() else "Then cancel by id"
-        if is_durable and self._run.ending.has_next():
-            return "A retry resumes"
-        if self._clear_buys_all:
-            is_durable = is_durable and self._log.home.is_durable
-        if not is_durable:
+        ending, has_next = self._run.ending, self._run.ending.has_next()
+        is_saved = ending.is_durable and not self._run.submitting.unsaved_ids()
+        unwanted = set(self._log.unwanted(ending.on_clear)).intersection(self._log.running)
+        if unwanted.issuperset(self._log.running):
+            is_canceled = has_next and self._run.options.cancel_on_kill
+            return "A retry cancels them" if is_canceled else "Then cancel by id"
+        if has_next and is_saved:
+            return f"A retry resumes{' those from after the clear' if unwanted else ''}"
+        if not is_saved or (self._clear_buys_all and not self._log.home.is_durable):
             return "Then collect or cancel by id"
         how = f" {_how_to_keep()}" if self._clear_buys_all else ""
         return f"Then clear the task{how} to resume, or cancel by id"
@@ -89,13 +91,22 @@ class Advice:
         what = "all inputs" if self._clear_buys_all else "these"
         return f"Look at the app's jobs, then clear the task to submit {what} again"
 
-    def clear_hint(self, advice: str = "Correct them, and clear the task") -> str:
+    @property
+    def _awaited(self) -> int:
+        """How many jobs of inputs run that the attempt cancels at its end, unless a retry follows."""
+        awaited = set(self._log.jobs.running).intersection(self._log.running)
+        awaited.difference_update(self._run.collecting.over)
+        return len(awaited) if self._run.options.cancel_on_kill else 0
+
+    def clear_hint(self, advice: str = "Correct them, and clear the task", *, is_last: bool = False) -> str:
         """
         Return what to do about inputs that no retry can help, and what that submits.
 
         :param advice: if empty, only what a clear submits is returned.
+        :param is_last: whether no retry follows, and the jobs that run are not canceled yet.
         """
-        some, everything = self._unfinished, self._log.state.count
+        everything = self._log.state.count
+        some = min(self._unfinished + (self._awaited if is_last else 0), everything)
         if some >= everything:
             return advice
         submits = f"{advice}. That submits" if advice else "A clear submits"
@@ -115,13 +126,13 @@ class Advice:
         :param everything: what it runs if it does not.
         :param buys: whether it has to buy jobs.
         """
+        ending, has_next = self._run.ending, self._log.home.numbers.has_next
         if buys and self._log.state.allowance == 0:
             advice = "A retry may buy nothing more: raise max_jobs or max_cost, and clear the task"
-            return self.clear_hint(advice)
-        ending, has_next = self._run.ending, self._log.home.numbers.has_next
+            return self.clear_hint(advice, is_last=not has_next)
         again = f"A {'retry' if has_next else 'clear'} runs {some if ending.is_durable else everything}"
-        if not has_next and self._clear_buys_all:
-            again = self.clear_hint("Clear the task")
+        if not has_next and (self._clear_buys_all or self._awaited):
+            again = self.clear_hint("Clear the task", is_last=True)
         if not ending.is_durable or not (unknown := self._log.unknown):
             return again
         inputs = f"{len(unknown)} input{'s' * (len(unknown) > 1)} of unknown fate"

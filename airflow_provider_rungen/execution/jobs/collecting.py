@@ -29,6 +29,8 @@ class Collecting:
         self._log = run.task_log
         #: The jobs that a trigger found to be ended, and that no poll has seen since.
         self.ended: list[str] = []
+        #: The jobs that a trigger found to be ended.
+        self.over: Collection[str] = ()
         # the jobs that are ended, and whose outputs are to be stored
         self._to_store: list[str] = []
         # the jobs that are ended, and not counted in `failures`
@@ -82,6 +84,7 @@ class Collecting:
         """Look at the jobs that the trigger found to be ended, and return whether everything fails."""
         running = self._log.jobs.running
         ended = [running[place] for place in parse_ranges(event.get("ended"), len(running))]
+        self.over = ended
         if not self._log.stores:
             self.ended = ended
             return False

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_rungen.client.daemon_threads import begin, in_daemon_thread
+from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace
@@ -19,12 +18,12 @@ from airflow_provider_rungen.execution.jobs.plans import Plan, read_plan
 from airflow_provider_rungen.execution.jobs.task_log import END_TIME
 from airflow_provider_rungen.execution.sending import store_writer
 from airflow_provider_rungen.execution.sending.log_writer import Saver
-from airflow_provider_rungen.execution.sending.store_writer import call_store
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, event_error, read_error
 from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
+from airflow_provider_rungen.runs.place import DamagedLogError
 from airflow_provider_rungen.runs.plan import input_digest
 from airflow_provider_rungen.runs.rows import InputState, Totals
 
@@ -36,6 +35,10 @@ log = logging.getLogger(__name__)
 
 # Seconds by which the clocks of two machines may differ unnoticed.
 _CLOCK_SKEW = 5.0
+# Seconds for the question whether another worker has gone on from the same deferral.
+_BRIEFLY = 5.0
+
+T = TypeVar("T")
 
 
 class Deferral:
@@ -48,6 +51,10 @@ class Deferral:
     def __init__(self, run: Runner) -> None:
         self._run = run
         self._log = run.task_log
+        #: How many jobs the trigger left in flight, if it says so.
+        self.left: int | None = None
+        # how many were when the attempt deferred
+        self._in_flight: int | None = None
 
     # --- before ---
 
@@ -121,14 +128,14 @@ class Deferral:
         """Restore the state from before the deferral."""
         run = self._run
         try:
-            state = self._pull_state()
+            state = self._outlast("read what the deferral left", partial(run.xcom_pull, LOG_KEY))
+            if not isinstance(state, Mapping) or "record" not in state:
+                raise RunGenError(f"Could not go on after the deferral: the XCom {LOG_KEY} is gone")
         except Exception:
-            run.guard.check()
-            run.ending.read_earlier()  # a durable log has the jobs that were saved
+            if not run.guard.is_killed:
+                run.ending.read_earlier()  # a durable log has the jobs that were saved
             raise
-        run.ending.app_id = state["record"]["app_id"]
-        if run.ending.in_flight is None:
-            run.ending.in_flight = state["in_flight"]
+        run.ending.app_id, self._in_flight = state["record"]["app_id"], state["in_flight"]
         run.note_app(run.ending.app_id)
         self._log.state = AttemptState(**state["state"])
         errors = {number: read_error(each) for number, each in state["may_pass"]}
@@ -136,9 +143,7 @@ class Deferral:
         run.submitting.note_lost(state["lost"])
         run.report.unsent_error = read_error(state["unsent_error"])
         # the jobs first: without the plan, they still have to be left to the next attempt, or canceled
-        self._log.home.open()
         self._restore_log(state)
-        run.guard.check()
         self._log.knows_jobs = True
         run.report.note_pushed()
         problem = self._restore_plan(state, make_source)
@@ -147,20 +152,9 @@ class Deferral:
             run.report.stop_submitting(RunGenError(problem))
         run.collecting.find_unstored()
 
-    def _pull_state(self) -> Mapping[str, Any]:
-        """
-        Return what `keep_state` pushed.
-
-        :raises RunGenError: it is gone.
-        """
-        state = self._run.xcom_pull(LOG_KEY)
-        if not isinstance(state, Mapping) or "record" not in state:
-            raise RunGenError(f"Could not go on after the deferral: the XCom {LOG_KEY} is gone")
-        return state
-
     def _restore_log(self, state: Mapping[str, Any]) -> None:
         """
-        Restore the jobs.
+        Restore the jobs: first those that were handed over, since no outage can hide them.
 
         :raises DamagedLogError: the log is not as this attempt left it.
         """
@@ -172,22 +166,58 @@ class Deferral:
         task_log.jobs = Jobs(
             record.plan, record.writer, since=record.since, stores=task_log.stores, closed=closed
         )
-        task_log.known_saver = Saver(task_log.jobs, RunLog(home.place, record, clock=time.time))
+        run_log = RunLog(home.place, record, clock=time.time)
+        names = run_log.resume(task_log.jobs, state["log"], state["unsaved"])
+        task_log.known_saver = Saver(task_log.jobs, run_log)
         task_log.plan = Plan.of_count(record.plan, state["rows"])
         task_log.loaded = {*range(task_log.state.next_part), *state["loaded"]}
-        task_log.run_log.resume(task_log.jobs, state["log"], state["unsaved"], read=self._read)
+        self._outlast("open the run log", home.open)
+        run_log.place = home.place
+        contents = self._outlast("read the run log", partial(self._read, names))
+        with suppress(RunGenError):
+            contents |= self._read(run_log.carried, _BRIEFLY)
+        run_log.take(task_log.jobs, contents)
 
-    def _read(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Read files of the log for as long as a store may fail: nobody else knows which jobs run."""
-        get = partial(in_daemon_thread, self._log.home.place.get, names)
-        read = call_store("read the run log", get, store_writer.STORE_RETRY_BUDGET)
-        return begin(asyncio.run, read).result()
+    def _read(self, names: Sequence[str], within: float | None = None) -> dict[str, bytes]:
+        """
+        Read files of the log.
+
+        :param within: seconds that this may take.
+        """
+        if not names:
+            return {}
+        try:
+            within = store_writer.STORE_RETRY_BUDGET if within is None else within
+            return begin(self._log.home.place.get, names).result(within)
+        except TimeoutError:
+            raise RunGenError("Could not read the run log: the store does not answer") from None
+
+    def _outlast(self, purpose: str, call: Callable[[], T]) -> T:
+        """Call Airflow or a store for as long as it may fail: nobody else knows which jobs run."""
+        patience = store_writer.Patience(purpose, store_writer.STORE_RETRY_BUDGET)
+        while True:
+            try:
+                return call()
+            except Exception as error:
+                is_final = isinstance(error, DamagedLogError) or getattr(error, "retryable", True) is False
+                pause = None if is_final or self._run.guard.is_killed else patience.pause_after(error)
+                if pause is None:
+                    raise
+            time.sleep(pause)
+
+    @property
+    def lost_count(self) -> int | None:
+        """How many jobs may run, of which nothing could be restored; ``None`` if that is not known."""
+        if self._in_flight is None:
+            return self.left
+        lost = max(self._in_flight - len(self._log.running), 0)
+        return lost if self.left is None else min(lost, self.left)
 
     def _restore_plan(self, state: Mapping[str, Any], make_source: MakeSource | None) -> str:
         """Restore the plan, as far as it is needed, and return why nothing more can be submitted."""
         digest, plan = state["record"]["plan"], None
         if self._log.state.has_inputs:
-            plan = Plan.saved(self._log.home.place, digest)
+            plan = self._outlast("read the inputs", lambda: Plan.saved(self._log.home.place, digest))
         elif state["needs_inputs"] and make_source is None:
             return "the inputs cannot be read again after a deferral"
         elif state["needs_inputs"] and make_source is not None:
@@ -222,8 +252,11 @@ class Deferral:
         """Read which jobs may run, though the attempt cannot begin, or go on."""
         if self._log.has_begun or self._log.running:
             return
-        with suppress(Exception):  # the first error counts
+        try:
             if self._run.was_deferred:
                 self.restore(None)
             else:
                 self._run.ending.read_earlier()
+        except Exception:
+            if self._run.guard.is_killed:
+                raise  # otherwise the first error counts

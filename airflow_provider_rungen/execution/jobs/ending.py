@@ -49,8 +49,6 @@ class Ending:
         self.app_id = run.options.app_id or ""
         #: Why the attempt was stopped, and how far it had come.
         self.stopped: Stopped | None = None
-        #: How many jobs may be in flight after a deferral, as far as that is known.
-        self.in_flight: int | None = None
         # what could not be canceled when the time was up, once that was tried, and whether nothing had to be
         self._late: dict[str, RunGenError] | None = None
         self._were_over = False
@@ -116,7 +114,7 @@ class Ending:
                 f"{error.message}. Canceled nothing: {format_jobs(running)} of app {self.app_id} may still "
                 "run",
                 hint=f"Check the Airflow connection {self._options.rungen_conn_id!r}. "
-                + self._run.advice.how_to_resume(),
+                f"{self._run.advice.how_to_resume()}. {self._unread}".removesuffix(". "),
                 retryable=True,
             ).with_traceback(error.__traceback__) from None
 
@@ -269,7 +267,8 @@ class Ending:
         if not running:
             return unread
         if not is_connected:
-            return f"Canceled nothing: {begin_with_jobs(running, self.app_id)} may still run."
+            remains = f"Canceled nothing: {begin_with_jobs(running, self.app_id)} may still run."
+            return f"{remains} {unread}".strip()
         lost = self._lost(has_next=self._is_left_to_next())
         is_last = self.is_durable and not self._log.home.numbers.has_next
         note = partial(self._note_end, End.FAILED)
@@ -304,10 +303,10 @@ class Ending:
         """What to say of jobs that may run, and that this process does not know."""
         home = self._log.home
         has_begun = self._run.was_deferred or (home.is_durable and home.numbers.try_number > 1)
-        if self._log.knows_jobs or not has_begun or self.in_flight == 0:
+        count = self._run.deferral.lost_count
+        if self._log.knows_jobs or not has_begun or count == 0:
             return ""
-        count = (self.in_flight or 0) - len(self._log.running)
-        jobs = f"{format_count(count, 'job')} of app {self.app_id}" if count > 0 else "Jobs submitted before"
+        jobs = f"{format_count(count, 'job')} of app {self.app_id}" if count else "Jobs submitted before"
         return f"{jobs} may still run: their ids could not be read. Look at the app's jobs"
 
     def _is_left_to_next(self) -> bool:

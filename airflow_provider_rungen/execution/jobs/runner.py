@@ -122,7 +122,7 @@ class Runner(TaskRun[JobOptions]):
 
         :param event: the trigger's event. It is a hint: the jobs are looked at again.
         """
-        self.was_deferred, self.ending.in_flight = True, in_flight_of(event)
+        self.was_deferred, self.deferral.left = True, in_flight_of(event)
         self._make_again = self.make_source if self._can_read_again else None
         with self._working():
             self.deferral.restore(self._make_again)

@@ -181,7 +181,7 @@ class TaskLog:
     @property
     def unfinished_count(self) -> int:
         """How many inputs have no job that completed, or that may still run."""
-        done = self.jobs.totals().completed + len(self.jobs.running) + len(self.undecided)
+        done = self.jobs.totals().completed + len(self.jobs.running) + len(self._others)
         return max(self.state.count - done, 0)
 
     def stop_submitting(self) -> int:
@@ -198,12 +198,16 @@ class TaskLog:
         table = self.jobs.table
         rows = (row for _, row in sorted(table.rows.items(), reverse=True))
         jobs = (job for row in rows for job in row.jobs)
-        undecided = [job_id for job_id in self.undecided if job_id not in table.input_of]
         known = [job.id for job in jobs if job.state is JobState.OPEN and self.jobs.may_cancel(job.id)]
-        return [*known, *undecided]
+        return [*known, *self._others]
+
+    @property
+    def _others(self) -> list[str]:
+        """The jobs that are undecided, without those of this plan."""
+        return [job_id for job_id in self.undecided if job_id not in self.jobs.table.input_of]
 
     def unwanted(self, on_clear: OnClear) -> Sequence[str]:
-        """Return the jobs that may run, and that the next attempt cancels: those from before a clear."""
+        """Return the jobs that may run, and that nobody waits for: replaced, or from before a clear."""
         if self.has_begun:
             return self.jobs.outdated
         return self.running if self.home.is_cleared and not self.home.resumes_clears(on_clear) else ()
@@ -314,7 +318,7 @@ class TaskLog:
         if not self.has_begun:
             return
         try:
-            self.run_log.note(**changes)
+            begin(self.run_log.note, **changes).result(END_TIME)
         except Exception as error:
             log.debug("The record of the attempt was not saved: %s", type(error).__name__)
 

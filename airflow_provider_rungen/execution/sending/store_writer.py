@@ -51,8 +51,7 @@ async def call_store(
     :param hurry: set it to try again at once.
     :raises Exception: it failed for too long, or a later attempt has begun.
     """
-    give_up_at: float | None = None
-    pause, hurry = retry.BACKOFF, hurry or asyncio.Event()
+    patience, hurry = Patience(purpose, budget), hurry or asyncio.Event()
     while True:
         try:
             async with asyncio.timeout(budget + 1) as limit:
@@ -60,18 +59,36 @@ async def call_store(
         except Exception as error:
             if limit.expired():
                 raise RunGenError(f"Could not {purpose}: it does not answer") from None
-            if not is_retried or isinstance(error, SupersededError):
-                raise
-            if give_up_at is None:
-                give_up_at = time.monotonic() + budget
-                log.warning("Could not %s: %s; retrying", purpose, reason_of(error))
-            if time.monotonic() + pause > give_up_at:
+            if not is_retried or (pause := patience.pause_after(error)) is None:
                 raise
         with suppress(TimeoutError):
             async with asyncio.timeout(pause):  # wait_for would swallow a cancel on Python 3.11
                 await hurry.wait()
         hurry.clear()
-        pause = min(2 * pause, _MAX_PAUSE)
+
+
+class Patience:
+    """
+    How long a store that fails is called again.
+
+    :param purpose: see `call_store`.
+    :param budget: the seconds in which it may fail.
+    """
+
+    def __init__(self, purpose: str, budget: float) -> None:
+        self._purpose, self._budget = purpose, budget
+        self._pause = retry.BACKOFF
+        self._give_up_at: float | None = None
+
+    def pause_after(self, error: Exception) -> float | None:
+        """Return the seconds until the next try; ``None`` if there is to be none."""
+        if isinstance(error, SupersededError):
+            return None
+        if self._give_up_at is None:
+            self._give_up_at = time.monotonic() + self._budget
+            log.warning("Could not %s: %s; retrying", self._purpose, reason_of(error))
+        pause, self._pause = self._pause, min(2 * self._pause, _MAX_PAUSE)
+        return pause if time.monotonic() + pause <= self._give_up_at else None
 
 
 @dataclass(eq=False)

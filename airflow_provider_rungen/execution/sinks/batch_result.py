@@ -177,7 +177,7 @@ def _what_next(
         if error.hint and (result.ids[index] or isinstance(error, RunGenGivenUpError))
     )
     first = next(helpful, None)
-    return False, run.advice.clear_hint() if first is None else first.hint
+    return False, run.advice.clear_hint(is_last=True) if first is None else first.hint
 
 
 def check_collected(

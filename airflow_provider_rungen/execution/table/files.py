@@ -9,13 +9,13 @@ import gzip
 import json
 import os
 import re
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
+from airflow_provider_rungen.client.outages import may_pass
 from airflow_provider_rungen.client.redaction import redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
@@ -35,12 +35,6 @@ _FORMATS = {
     **dict.fromkeys((".csv", ".csv.gz"), "csv"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
 }
-# With these errors, another attempt would fail likewise. Not PermissionError: s3fs also raises it for expired
-# credentials. Nor a connection that is not found: so it seems while a secrets backend does not answer.
-_PERMANENT = (
-    *(FileNotFoundError, IsADirectoryError, NotADirectoryError),
-    *(gzip.BadGzipFile, zlib.error, EOFError, ImportError, NotImplementedError, ValueError),
-)
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _WILDCARD = re.compile(r"[*?[]")
 _SCHEME_AND_CONNECTION = re.compile(r"(?:[^/]+://(?:[^/]*@)?)?")
@@ -137,7 +131,7 @@ def wrap_errors(name: str, uri: str, position: Callable[[], str] = str) -> Itera
         # from None: the library's own text may hold the URI, and would be in the log, too
         raise RunGenInputError(
             f"Could not read {name} from {clean_text(f'{uri}{position()}: {reason}')}",
-            retryable=not isinstance(error, _PERMANENT),
+            retryable=may_pass(error),
         ) from None
 
 
