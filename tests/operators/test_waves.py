@@ -1184,6 +1184,15 @@ def test_a_call_that_fails_once_after_a_deferral_is_made_again(
     assert task.ends == {"COMPLETED": count}
 
 
+def test_what_was_handed_over_is_not_read(make: Make) -> None:
+    task = make(BATCH, inputs(4), deferrable=True, max_in_flight=4)
+    task.max_tries, task.workers = 0, 4
+    trigger, read = task.attempt_until_deferred(), task.store.get
+    task.store.get = lambda key: read(key) if key == "rungen_log" else _fail()
+    assert task.go_on(trigger).error is None
+    assert task.ends == {"COMPLETED": 4}
+
+
 @pytest.mark.parametrize("gone", [1, 2])
 def test_the_jobs_that_are_not_restored_are_counted(make: Make, gone: int) -> None:
     count = 3 * PART_ROWS

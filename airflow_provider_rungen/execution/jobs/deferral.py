@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -174,8 +173,11 @@ class Deferral:
         self._outlast("open the run log", home.open)
         run_log.place = home.place
         contents = self._outlast("read the run log", partial(self._read, names))
-        with suppress(RunGenError):
+        try:
             contents |= self._read(run_log.carried, _BRIEFLY)
+        except Exception:
+            if self._run.guard.is_killed:
+                raise  # otherwise no other worker is known to have gone on
         run_log.take(task_log.jobs, contents)
 
     def _read(self, names: Sequence[str], within: float | None = None) -> dict[str, bytes]:
