@@ -1193,6 +1193,23 @@ def test_what_was_handed_over_is_not_read(make: Make) -> None:
     assert task.ends == {"COMPLETED": 4}
 
 
+def test_ids_that_only_the_deferral_has_are_lost_while_the_log_is_not_open(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.5)
+    task = make(BATCH, inputs(4, seconds=60), deferrable=True, max_in_flight=4)
+    get, put = task.store.get, task.store.set
+    task.store.set = lambda key, value: _fail() if task.jobs else put(key, value)
+    task.attempt_until_deferred()
+    task.store.get = _fail
+    with pytest.raises(RuntimeError, match="is down"):
+        task.complete({"outcome": "go on"})
+    assert task.ends == {"CANCELED": 4}, "the retry does not find them"
+    task.store.get, task.store.set = get, put
+    task.attempt_until_deferred()
+    assert task.created == 8
+
+
 @pytest.mark.parametrize("gone", [1, 2])
 def test_the_jobs_that_are_not_restored_are_counted(make: Make, gone: int) -> None:
     count = 3 * PART_ROWS

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
-from airflow_provider_rungen.execution.jobs.places import MemoryPlace
+from airflow_provider_rungen.execution.jobs.places import MemoryPlace, UnopenedPlace
 from airflow_provider_rungen.execution.jobs.plans import Plan, read_plan
 from airflow_provider_rungen.execution.jobs.task_log import END_TIME
 from airflow_provider_rungen.execution.sending import store_writer
@@ -22,7 +22,7 @@ from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
-from airflow_provider_rungen.runs.place import DamagedLogError
+from airflow_provider_rungen.runs.place import DamagedLogError, Place
 from airflow_provider_rungen.runs.plan import input_digest
 from airflow_provider_rungen.runs.rows import InputState, Totals
 
@@ -159,13 +159,14 @@ class Deferral:
         """
         task_log, home = self._log, self._log.home
         record, *home.earlier = map(AttemptRecord.of_fields, [state["record"], *state["earlier"]])
+        place: Place = UnopenedPlace()
         if state["memory"] is not None:
-            home.place = MemoryPlace(state["memory"])
+            place = home.place = MemoryPlace(state["memory"])
         closed = Totals(**state["closed"])
         task_log.jobs = Jobs(
             record.plan, record.writer, since=record.since, stores=task_log.stores, closed=closed
         )
-        run_log = RunLog(home.place, record, clock=time.time)
+        run_log = RunLog(place, record, clock=time.time)
         names = run_log.resume(task_log.jobs, state["log"], state["unsaved"])
         task_log.known_saver = Saver(task_log.jobs, run_log)
         task_log.plan = Plan.of_count(record.plan, state["rows"])

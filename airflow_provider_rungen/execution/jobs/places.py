@@ -165,6 +165,24 @@ class MemoryPlace:
         return [name for parent, _, name in paths if parent == folder]
 
 
+class UnopenedPlace:
+    """Takes no file and has none, until the place of a log can be opened."""
+
+    is_durable: ClassVar[bool] = False
+
+    def vouches(self, name: str) -> bool:
+        return False
+
+    def get(self, names: Sequence[str]) -> dict[str, bytes]:
+        raise RunGenOutputError("the run log is not open")
+
+    def put(self, files: Mapping[str, bytes]) -> None:
+        raise RunGenOutputError("the run log is not open")
+
+    def list(self, folder: str) -> Collection[str]:
+        raise RunGenOutputError("the run log is not open")
+
+
 def _key(try_number: int, name: str) -> str:
     return f"rungen_{try_number}_{_token(name)}"
 
