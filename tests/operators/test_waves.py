@@ -1184,6 +1184,22 @@ def test_a_call_that_fails_once_after_a_deferral_is_made_again(
     assert task.ends == {"COMPLETED": count}
 
 
+@pytest.mark.parametrize("read", [1, 2, 3], ids=["manifest", "rows", "inputs"])
+def test_a_plan_that_cannot_be_read_for_a_moment_is_read_again(make: Make, read: int, disk: Disk) -> None:
+    task = make(STORED, inputs(6), deferrable=True, max_in_flight=4)
+    task.max_tries, task.workers, disk.files = 0, 100, "/plans/"
+    trigger = task.attempt_until_deferred()
+
+    def fail_at_last() -> None:
+        if disk.reads == read:
+            disk.fail_once()
+
+    disk.faults.append(fail_at_last)
+    assert task.go_on(trigger).error is None
+    assert disk.reads == read
+    assert task.ends == {"COMPLETED": 6}
+
+
 def test_what_was_handed_over_is_not_read(make: Make) -> None:
     task = make(BATCH, inputs(4), deferrable=True, max_in_flight=4)
     task.max_tries, task.workers = 0, 4
@@ -1242,7 +1258,9 @@ def test_a_batch_that_waits_for_no_job_says_that_a_clear_submits_what_it_cancels
 
 
 class Disk:
-    """Reads of parts of the run log, which fail or hang while there are faults."""
+    """Reads of some files, by default parts of the run log, which fail or hang while there are faults."""
+
+    files = "/jobs/[^/]+/0000"
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.faults: list[Callable[[], object]] = []
@@ -1250,8 +1268,7 @@ class Disk:
         monkeypatch.setattr(os, "open", partial(self._open, os.open))
 
     def _open(self, original: Callable[..., Any], path: Any, *args: Any, **options: Any) -> Any:
-        is_part = isinstance(path, str) and re.search("/jobs/[^/]+/0000", path)
-        if is_part and self.faults:
+        if self.faults and isinstance(path, str) and re.search(self.files, path):
             self.reads += 1
             self.faults[0]()
         return original(path, *args, **options)

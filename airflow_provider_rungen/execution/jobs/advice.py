@@ -78,7 +78,7 @@ class Advice:
 
     def add_to(self, error: Exception) -> None:
         """Add what a clear submits to an error, unless a retry follows, or the error speaks of it."""
-        if not isinstance(error, RunGenError) or _SAYS_SO.search(error.hint):
+        if not isinstance(error, RunGenError) or _SAYS_SO.search(error.hint) or not self._log.knows_jobs:
             return
         if rules_out_retry(error) or not self._log.home.numbers.has_next:
             error.add_hint(self.clear_hint(""))

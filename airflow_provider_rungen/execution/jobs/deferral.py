@@ -220,7 +220,7 @@ class Deferral:
         """Restore the plan, as far as it is needed, and return why nothing more can be submitted."""
         digest, plan = state["record"]["plan"], None
         if self._log.state.has_inputs:
-            plan = self._outlast("read the inputs", lambda: Plan.saved(self._log.home.place, digest))
+            plan = Plan.saved(self._log.home.place, digest)
         elif state["needs_inputs"] and make_source is None:
             return "the inputs cannot be read again after a deferral"
         elif state["needs_inputs"] and make_source is not None:
