@@ -10,7 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin
-from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenInputError,
+    RunGenJobTimeoutError,
+    RunGenOutputError,
+)
 from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace, UnopenedPlace
 from airflow_provider_rungen.execution.jobs.plans import Plan, read_plan
@@ -22,7 +27,7 @@ from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
-from airflow_provider_rungen.runs.place import DamagedLogError, Place
+from airflow_provider_rungen.runs.place import DamagedLogError, Place, ReadablePlace
 from airflow_provider_rungen.runs.plan import input_digest
 from airflow_provider_rungen.runs.rows import InputState, Totals
 
@@ -38,6 +43,24 @@ _CLOCK_SKEW = 5.0
 _BRIEFLY = 5.0
 
 T = TypeVar("T")
+
+
+class _PatientPlace:
+    """A place in storage that is asked again for as long as it may fail."""
+
+    def __init__(self, place: ReadablePlace) -> None:
+        self.vouches, self.list = place.vouches, place.list
+        self._get = place.get
+
+    def get(self, names: Sequence[str]) -> dict[str, bytes]:
+        patience = store_writer.Patience("read the plan", store_writer.STORE_RETRY_BUDGET)
+        while True:
+            try:
+                return self._get(names)
+            except RunGenOutputError as error:  # a kill is none
+                if (pause := patience.pause_after(error)) is None:
+                    raise
+            time.sleep(pause)
 
 
 class Deferral:
@@ -220,7 +243,7 @@ class Deferral:
         """Restore the plan, as far as it is needed, and return why nothing more can be submitted."""
         digest, plan = state["record"]["plan"], None
         if self._log.state.has_inputs:
-            plan = Plan.saved(self._log.home.place, digest)
+            plan = Plan.saved(_PatientPlace(self._log.home.place), digest)
         elif state["needs_inputs"] and make_source is None:
             return "the inputs cannot be read again after a deferral"
         elif state["needs_inputs"] and make_source is not None:

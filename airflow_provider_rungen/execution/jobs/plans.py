@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate, repeat
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.jobs.places import StoragePlace
-from airflow_provider_rungen.execution.sending import store_writer
 from airflow_provider_rungen.execution.spool import Position, Spool
 from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.part_files import PART_ROWS
@@ -190,15 +187,7 @@ def _read(read: Callable[[bytes, str], T], content: bytes, name: str) -> T:
 
 def _get(place: ReadablePlace, name: str) -> bytes:
     path = f"{_FOLDER}/{name}"
-    patience = store_writer.Patience("read the plan", store_writer.STORE_RETRY_BUDGET)
-    while True:
-        try:
-            content = place.get([path]).get(path)
-            break
-        except RunGenOutputError as error:  # a kill is none
-            if (pause := patience.pause_after(error)) is None:
-                raise
-        time.sleep(pause)
+    content = place.get([path]).get(path)
     if content is None:
         raise _damaged(name, "it is missing")
     return content
