@@ -10,12 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin
-from airflow_provider_rungen.exceptions import (
-    RunGenError,
-    RunGenInputError,
-    RunGenJobTimeoutError,
-    RunGenOutputError,
-)
+from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace, UnopenedPlace
 from airflow_provider_rungen.execution.jobs.plans import Plan, read_plan
@@ -46,21 +41,19 @@ T = TypeVar("T")
 
 
 class _PatientPlace:
-    """A place in storage that is asked again for as long as it may fail."""
+    """
+    A place that is asked again for as long as it may fail.
 
-    def __init__(self, place: ReadablePlace) -> None:
+    :param outlast: see `Deferral._outlast`.
+    """
+
+    def __init__(self, place: ReadablePlace, outlast: Callable[[str, Callable[[], Any]], Any]) -> None:
         self.vouches, self.list = place.vouches, place.list
-        self._get = place.get
+        self._get, self._outlast = place.get, outlast
 
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
-        patience = store_writer.Patience("read the plan", store_writer.STORE_RETRY_BUDGET)
-        while True:
-            try:
-                return self._get(names)
-            except RunGenOutputError as error:  # a kill is none
-                if (pause := patience.pause_after(error)) is None:
-                    raise
-            time.sleep(pause)
+        contents: dict[str, bytes] = self._outlast("read the plan", partial(self._get, names))
+        return contents
 
 
 class Deferral:
@@ -196,7 +189,8 @@ class Deferral:
         task_log.loaded = {*range(task_log.state.next_part), *state["loaded"]}
         self._outlast("open the run log", home.open)
         run_log.place = home.place
-        contents = self._outlast("read the run log", partial(self._read, names))
+        read = partial(self._read, names, store_writer.STORE_RETRY_BUDGET)
+        contents = self._outlast("read the run log", read)
         try:
             contents |= self._read(run_log.carried, _BRIEFLY)
         except Exception:
@@ -204,7 +198,7 @@ class Deferral:
                 raise  # otherwise no other worker is known to have gone on
         run_log.take(task_log.jobs, contents)
 
-    def _read(self, names: Sequence[str], within: float | None = None) -> dict[str, bytes]:
+    def _read(self, names: Sequence[str], within: float) -> dict[str, bytes]:
         """
         Read files of the log.
 
@@ -213,7 +207,6 @@ class Deferral:
         if not names:
             return {}
         try:
-            within = store_writer.STORE_RETRY_BUDGET if within is None else within
             return begin(self._log.home.place.get, names).result(within)
         except TimeoutError:
             raise RunGenError("Could not read the run log: the store does not answer") from None
@@ -243,7 +236,7 @@ class Deferral:
         """Restore the plan, as far as it is needed, and return why nothing more can be submitted."""
         digest, plan = state["record"]["plan"], None
         if self._log.state.has_inputs:
-            plan = Plan.saved(_PatientPlace(self._log.home.place), digest)
+            plan = Plan.saved(_PatientPlace(self._log.home.place, self._outlast), digest)
         elif state["needs_inputs"] and make_source is None:
             return "the inputs cannot be read again after a deferral"
         elif state["needs_inputs"] and make_source is not None:

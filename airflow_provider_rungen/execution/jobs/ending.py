@@ -187,8 +187,9 @@ class Ending:
 
     def _lost(self, *, has_next: bool) -> Collection[str]:
         """Return the jobs that may run, and that no attempt resumes."""
-        unwanted = self._log.unwanted(self.on_clear)
-        return {*self._run.submitting.unsaved_ids(), *unwanted} if has_next else self._log.running
+        if not has_next:
+            return self._log.running
+        return {*self._run.submitting.unsaved_ids(), *self._log.unwanted(self.on_clear)}
 
     def stop_failing(self) -> None:
         # of what one poll found, a success may have come last
@@ -303,8 +304,7 @@ class Ending:
         """What to say of jobs that may run, and that this process does not know."""
         home = self._log.home
         has_begun = self._run.was_deferred or (home.is_durable and home.numbers.try_number > 1)
-        count = self._run.deferral.lost_count
-        if self._log.knows_jobs or not has_begun or count == 0:
+        if self._log.knows_jobs or not has_begun or (count := self._run.deferral.lost_count) == 0:
             return ""
         jobs = f"{format_count(count, 'job')} of app {self.app_id}" if count else "Jobs submitted before"
         return f"{jobs} may still run: their ids could not be read. Look at the app's jobs"

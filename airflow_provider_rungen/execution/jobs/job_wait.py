@@ -253,9 +253,9 @@ class JobWait:
 
     def seconds_of(self, app_id: str, job_ids: Sequence[str]) -> dict[str, float]:
         """Return how long canceled jobs ran, which is billed, as far as the service answers in time."""
-        answers: list[Job] = []
         if not job_ids:
             return {}
+        answers: list[Job] = []
 
         def ask(job_id: str) -> Flow[None]:
             # a cancel may take a moment
