@@ -1109,8 +1109,9 @@ def _fail(*_: Any, **__: Any) -> None:
 
 
 def test_the_last_attempt_says_that_it_does_not_know_the_jobs_of_others(
-    make: Make, caplog: pytest.LogCaptureFixture
+    make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.5)
     task = make(BATCH, inputs(4, seconds=60), deferrable=False)
     task.max_tries = 1
     task.attempt_until("job_ids")
@@ -1156,14 +1157,8 @@ def test_an_attempt_that_cannot_go_on_cancels_its_jobs_or_says_so(
     assert is_said is not knows
 
 
-@pytest.mark.parametrize("broken", ["xcom", "store", "connection of the destination"])
-def test_a_call_that_fails_once_after_a_deferral_is_made_again(
-    make: Make, monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
-    count = 2 * PART_ROWS
-    task = make(STORED, inputs(count), deferrable=True, max_in_flight=count)
-    task.max_tries, task.workers = 0, 100
-    trigger = task.attempt_until_deferred()
+def break_once(task: Any, broken: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make the next call of a kind fail, and return what has failed."""
     failed: list[str] = []
 
     def fail_once(original: Any, *args: Any, **options: Any) -> Any:
@@ -1179,9 +1174,37 @@ def test_a_call_that_fails_once_after_a_deferral_is_made_again(
     else:
         fs: Any = ObjectStoragePath.fs
         monkeypatch.setattr(ObjectStoragePath, "fs", property(partial(fail_once, fs.fget)))
+    return failed
+
+
+@pytest.mark.parametrize("broken", ["xcom", "store", "connection of the destination"])
+def test_a_call_that_fails_once_after_a_deferral_is_made_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    count = 2 * PART_ROWS
+    task = make(STORED, inputs(count), deferrable=True, max_in_flight=count)
+    task.max_tries, task.workers = 0, 100
+    trigger = task.attempt_until_deferred()
+    failed = break_once(task, broken, monkeypatch)
     assert task.go_on(trigger).error is None
     assert failed == [broken]
     assert task.ends == {"COMPLETED": count}
+
+
+@pytest.mark.parametrize("broken", ["store", "connection of the destination", "log"])
+def test_a_call_that_fails_once_at_the_begin_of_the_last_attempt_is_made_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, broken: str, disk: Disk
+) -> None:
+    task = make(STORED, inputs(4, seconds=0.5), deferrable=False)
+    task.max_tries = 1
+    task.attempt_until("job_ids")
+    if broken == "log":
+        disk.faults.append(disk.fail_once)
+    else:
+        break_once(task, broken, monkeypatch)
+    assert task.attempt().error is None
+    assert task.ends == {"COMPLETED": 4}
+    assert disk.reads == (broken == "log")
 
 
 @pytest.mark.parametrize("read", [1, 2, 3], ids=["manifest", "rows", "inputs"])

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin
+from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace, UnopenedPlace
@@ -22,7 +23,7 @@ from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
-from airflow_provider_rungen.runs.place import DamagedLogError, Place, ReadablePlace
+from airflow_provider_rungen.runs.place import Place, ReadablePlace
 from airflow_provider_rungen.runs.plan import input_digest
 from airflow_provider_rungen.runs.rows import InputState, Totals
 
@@ -213,24 +214,7 @@ class Deferral:
 
     def _outlast(self, purpose: str, call: Callable[[], T]) -> T:
         """Call Airflow or a store for as long as it may fail: nobody else knows which jobs run."""
-        patience = store_writer.Patience(purpose, store_writer.STORE_RETRY_BUDGET)
-        while True:
-            try:
-                return call()
-            except Exception as error:
-                is_final = isinstance(error, DamagedLogError) or getattr(error, "retryable", True) is False
-                pause = None if is_final or self._run.guard.is_killed else patience.pause_after(error)
-                if pause is None:
-                    raise
-            time.sleep(pause)
-
-    @property
-    def lost_count(self) -> int | None:
-        """How many jobs may run, of which nothing could be restored; ``None`` if that is not known."""
-        if self._in_flight is None:
-            return self.left
-        lost = max(self._in_flight - len(self._log.running), 0)
-        return lost if self.left is None else min(lost, self.left)
+        return store_writer.outlast(purpose, call, lambda: self._run.guard.is_killed)
 
     def _restore_plan(self, state: Mapping[str, Any], make_source: MakeSource | None) -> str:
         """Restore the plan, as far as it is needed, and return why nothing more can be submitted."""
@@ -279,3 +263,30 @@ class Deferral:
         except Exception:
             if self._run.guard.is_killed:
                 raise  # otherwise the first error counts
+
+    @property
+    def follows_others(self) -> bool:
+        """Whether jobs may have been submitted before this process."""
+        home = self._log.home
+        return self._run.was_deferred or (home.is_durable and home.numbers.try_number > 1)
+
+    @property
+    def unread(self) -> str:
+        """What to say of jobs that may run, and that this process does not know."""
+        count = self._lost_count
+        if self._log.knows_jobs or not self.follows_others or count == 0:
+            return ""
+        jobs = (
+            f"{format_count(count, 'job')} of app {self._run.ending.app_id}"
+            if count
+            else "Jobs submitted before"
+        )
+        return f"{jobs} may still run: their ids could not be read. Look at the app's jobs"
+
+    @property
+    def _lost_count(self) -> int | None:
+        """How many jobs may run, of which nothing could be restored; ``None`` if that is not known."""
+        if self._in_flight is None:
+            return self.left
+        lost = max(self._in_flight - len(self._log.running), 0)
+        return lost if self.left is None else min(lost, self.left)

@@ -13,6 +13,7 @@ from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError, RunGenLimitError
 from airflow_provider_rungen.execution.jobs.job_ends import reason_of
 from airflow_provider_rungen.execution.jobs.log_home import OnClear
+from airflow_provider_rungen.execution.sending.store_writer import outlast
 from airflow_provider_rungen.execution.sinks.batch_result import Stopped
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.attempts import call_briefly
@@ -56,8 +57,14 @@ class Ending:
         self._state_at_kill: tuple[str | None] | None = None
 
     def read_earlier(self) -> None:
-        """Read which jobs earlier attempts left, and of which app; see `TaskLog.read_earlier`."""
-        self._log.read_earlier()
+        """
+        Read which jobs earlier attempts left, and of which app; see `TaskLog.read_earlier`.
+
+        The last attempt does so for as long as the place may fail: nobody after it learns of the jobs.
+        """
+        is_last = self._run.deferral.follows_others and not self.has_next()
+        read = self._log.read_earlier
+        outlast("read the run log", read, lambda: not is_last or self._run.guard.is_killed)
         known = [record.app_id for record in self._log.home.earlier if record.app_id]
         self.app_id = known[-1] if known else self.app_id
 
@@ -106,7 +113,7 @@ class Ending:
             self._run.deferral.find_jobs()
             if not (running := self._log.running):
                 if not self.has_next():
-                    error.add_hint(self._unread)
+                    error.add_hint(self._run.deferral.unread)
                 raise
             if not self.has_next():
                 log_jobs(f"May still run, jobs of app {self.app_id}", running)
@@ -114,7 +121,7 @@ class Ending:
                 f"{error.message}. Canceled nothing: {format_jobs(running)} of app {self.app_id} may still "
                 "run",
                 hint=f"Check the Airflow connection {self._options.rungen_conn_id!r}. "
-                f"{self._run.advice.how_to_resume()}. {self._unread}".removesuffix(". "),
+                f"{self._run.advice.how_to_resume()}. {self._run.deferral.unread}".removesuffix(". "),
                 retryable=True,
             ).with_traceback(error.__traceback__) from None
 
@@ -142,7 +149,7 @@ class Ending:
                 raise
             # the hint of a log that is damaged says so
             is_said = isinstance(error, DamagedLogError) and not self._run.was_deferred
-            unread = "" if is_said or self.has_next(error) else self._unread
+            unread = "" if is_said or self.has_next(error) else self._run.deferral.unread
             is_kept = isinstance(error, RunGenLimitError) or is_misconfigured(error)
             if self._log.running and not is_kept:
                 self._leave_or_cancel(error)
@@ -262,7 +269,7 @@ class Ending:
         :param is_connected: whether the connection is known. Airflow cannot be asked for it any more.
         :return: what the last line of the log says about what may still run.
         """
-        running, unread = self._log.running, self._unread
+        running, unread = self._log.running, self._run.deferral.unread
         if unread and self._is_left_to_next():
             unread = ""
         if not running:
@@ -298,16 +305,6 @@ class Ending:
         if kept:
             sentences.append(f"The next attempt resumes {format_jobs(kept)} of app {self.app_id}")
         return "".join(f"{sentence}. " for sentence in sentences).strip()
-
-    @property
-    def _unread(self) -> str:
-        """What to say of jobs that may run, and that this process does not know."""
-        home = self._log.home
-        has_begun = self._run.was_deferred or (home.is_durable and home.numbers.try_number > 1)
-        if self._log.knows_jobs or not has_begun or (count := self._run.deferral.lost_count) == 0:
-            return ""
-        jobs = f"{format_count(count, 'job')} of app {self.app_id}" if count else "Jobs submitted before"
-        return f"{jobs} may still run: their ids could not be read. Look at the app's jobs"
 
     def _is_left_to_next(self) -> bool:
         """Return whether the next attempt, which there may be already, decides about the jobs."""

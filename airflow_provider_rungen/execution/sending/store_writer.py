@@ -13,7 +13,7 @@ from typing import TypeVar
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.runs.place import SupersededError
+from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,27 @@ class Patience:
             log.warning("Could not %s: %s; retrying", self._purpose, reason_of(error))
         pause, self._pause = self._pause, min(2 * self._pause, _MAX_PAUSE)
         return pause if time.monotonic() + pause <= self._give_up_at else None
+
+
+def outlast(purpose: str, call: Callable[[], T], is_stopping: Callable[[], bool]) -> T:
+    """
+    Call Airflow or a store, and block, until it works.
+
+    :param purpose: see `call_store`.
+    :param call: makes one try.
+    :param is_stopping: returns whether there is no time for another try.
+    :raises Exception: it failed for too long, or will always fail.
+    """
+    patience = Patience(purpose, STORE_RETRY_BUDGET)
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            is_final = isinstance(error, DamagedLogError) or getattr(error, "retryable", True) is False
+            pause = None if is_final or is_stopping() else patience.pause_after(error)
+            if pause is None:
+                raise
+        time.sleep(pause)
 
 
 @dataclass(eq=False)
