@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextvars import copy_context
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# Seconds after which a wait looks again whether it is to stop.
+_LOOK_EVERY = 0.05
 
 
 def begin_all(work: Iterable[Callable[[], T]], max_threads: int) -> list[Future[T]]:
@@ -43,6 +46,18 @@ def begin(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
     """Begin work in a daemon thread. It can be waited for, and need not be."""
     [future] = begin_all([partial(work, *args, **kwargs)], 1)
     return future
+
+
+def ends_within(seconds: float, work: Future[Any], is_stopping: Callable[[], bool]) -> bool:
+    """
+    Wait for work, in short parts: a signal that is deferred interrupts nothing. Return whether it has ended.
+
+    :param is_stopping: returns whether to wait no longer.
+    """
+    give_up_at = time.monotonic() + seconds
+    while not work.done() and time.monotonic() < give_up_at and not is_stopping():
+        wait([work], _LOOK_EVERY)
+    return work.done()
 
 
 async def in_daemon_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

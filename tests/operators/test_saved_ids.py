@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import ObjectStoragePath
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout, ObjectStoragePath
 from conftest import FakeStore, TrackedTaskInstance
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -30,6 +30,8 @@ pytestmark = pytest.mark.usefixtures("on_the_wire")  # the attempts are processe
 ROWS = 16
 # Airflow kills a process so many seconds after the signal.
 KILL_TIME = 5.0
+# Seconds after which jobs fail that are to fail: all are submitted by then.
+FAILS_AFTER = 3.0
 
 
 class Places:
@@ -92,12 +94,18 @@ class Store(FakeStore):
         new.rename(self._file)
 
 
+def _exceed_the_time(*_: Any) -> None:
+    raise AirflowTaskTimeout("Timeout")
+
+
 class Night:
     """A table task whose attempts are processes."""
 
     def __init__(self, emulator: Emulator, folder: Path) -> None:
         self.emulator, self.places = emulator, Places(folder)
         self.rows, self.has_store, self.state = ROWS, True, "running"
+        #: So many of the first jobs fail, some time after the submission.
+        self.failing = 0
         self.tries = self.process = 0
 
     def begin(self) -> None:
@@ -121,20 +129,30 @@ class Night:
             task_id="task",
             table=[{"sku": f"sku-{number}"} for number in range(self.rows)],
             key="sku",
-            to_input=lambda row: {"prompt": f"photo of {row['sku']}"},
+            to_input=lambda row: {"prompt": f"photo of {row['sku']}"} | self._options_of(row["sku"]),
             destination="memory://bucket/photos",
             results="memory://bucket/results/results.jsonl",
             ledger=Ledger("memory://bucket/ledger"),
             poll_interval=0.1,
             max_concurrency=4,
+            stop_after=None,
         )
         # as Airflow's task runner does
         signal.signal(signal.SIGTERM, lambda *_: task.on_kill())
+        signal.signal(signal.SIGALRM, _exceed_the_time)
         ti = TrackedTaskInstance(self.state)
         ti.try_number, ti.max_tries = self.tries, 1
         ti.on_ask = lambda: self.places.meet("airflow")
         context: Any = {"ti": ti, "task_state_store": Store(self.places) if self.has_store else None}
-        task.execute(context)
+        try:
+            task.execute(context)
+        except AirflowTaskTimeout:
+            task.on_kill()
+            raise
+
+    def _options_of(self, sku: str) -> dict[str, Any]:
+        fails = int(sku.removeprefix("sku-")) < self.failing
+        return {"emulator": {"fail": "out of memory", "seconds": FAILS_AFTER}} if fails else {}
 
     @property
     def _report(self) -> Path:
@@ -176,10 +194,10 @@ class Night:
         for place in places:
             self.places.flag("hang", place).touch()
 
-    def kill(self) -> str:
+    def kill(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Kill the attempt as Airflow does, which gives it some seconds, and return how it ended."""
         started_at = time.monotonic()
-        os.kill(self.process, signal.SIGTERM)
+        os.kill(self.process, number)
         last_words = self.end(within=KILL_TIME)
         assert time.monotonic() - started_at < KILL_TIME
         return last_words
@@ -262,6 +280,27 @@ def test_a_user_cancels_all_jobs_in_time_though_the_ledger_hangs(night: Night, p
         night.until_met("ledger")
     night.kill()
     assert night.statuses == {"CANCELED": night.created}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
+@pytest.mark.parametrize(("failing", "place"), [(1, "ledger"), (64, "photos")])
+def test_what_failed_is_noted_after_the_others_are_canceled(
+    night: Night, failing: int, place: str, number: signal.Signals
+) -> None:
+    """One that fails is noted at the kill. With 64, a part of the log is done, and saved."""
+    night.state, night.failing, night.rows = "failed", failing, ROWS + failing
+    night.begin()
+    night.until(lambda: night.entries >= night.rows)
+    assert "FAILED" not in night.statuses, "the machine is too slow for this test"
+    night.hang(place)
+    night.until(lambda: night.statuses["FAILED"] == failing)
+    if failing == 1:
+        polls = night.emulator.service.count("get")
+        night.until(lambda: night.emulator.service.count("get") > polls + night.rows)
+    else:
+        night.until_met(place)
+    night.kill(number)
+    assert night.statuses == {"FAILED": failing, "CANCELED": ROWS}
 
 
 STORES = ("ledger", "photos")

@@ -1386,6 +1386,51 @@ def test_a_kill_while_airflow_does_not_answer_reads_nothing_more(
     assert len(asked) == 1
 
 
+@KILLED
+@pytest.mark.parametrize("hangs", [False, True], ids=["fails", "hangs"])
+def test_a_kill_does_not_wait_for_a_plan_that_cannot_be_read(
+    make: Make, disk: Disk, monkeypatch: pytest.MonkeyPatch, *, hangs: bool
+) -> None:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 60.0)
+    monkeypatch.setattr("airflow_provider_rungen.runs.plan.PLAN_ROWS", PART_ROWS)
+    given = [
+        *inputs(PART_ROWS, seconds=0.3),
+        *inputs(2 * PART_ROWS, seconds=60)[PART_ROWS:],
+        *inputs(PART_ROWS),
+    ]
+    task = make(STORED, given, deferrable=True, max_in_flight=PART_ROWS + 32)
+    task.max_tries, task.workers, disk.files = 0, 100, "/plans/"
+    trigger = task.attempt_until_deferred()
+    event = task.fire(trigger)
+    disk.faults.append(lambda: (time.sleep(60) if hangs else disk.fail()) if disk.reads > 3 else None)
+    with (
+        signal_when(signal.SIGTERM, lambda: disk.reads > 3, task.op.on_kill) as sent,
+        pytest.raises(AirflowException, match="was killed"),
+    ):
+        task.complete(event)
+    assert time.monotonic() - sent[0] < SOON
+    assert task.ends == {"COMPLETED": PART_ROWS, "CANCELED": 32}
+
+
+@KILLED
+def test_a_kill_after_the_connection_was_refused_is_told_what_may_run(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 60.0)
+    task = make(BATCH, inputs(4, seconds=60), deferrable=False)
+    task.max_tries = 1
+    task.attempt_until("job_ids")
+    monkeypatch.setattr(RunGenHook, "get_connection", _fail)
+    asked: list[str] = []
+
+    def fail(key: str) -> None:
+        asked.append(key)
+        _fail()
+
+    task.store.get = fail
+    assert "was killed. Jobs submitted before may still run" in task.attempt_killed(lambda: len(asked) > 1)
+
+
 @pytest.mark.parametrize("broken", ["key", "key without cancels", "store"])
 def test_what_a_clear_gives_up_is_not_called_resumed_where_the_attempt_after_it_fails(
     make: Make, broken: str

@@ -54,9 +54,9 @@ def has_second_trigger(log: str) -> bool:
     return "Waiting in the triggerer" in before and " starting" in after
 
 
-def check_that_none_is_left(statuses: Statuses) -> None:
+def check_that_none_is_left(statuses: Statuses, run: Run) -> None:
     counts = statuses()
-    assert counts == {"COMPLETED": SHORT, "CANCELED": counts["CANCELED"]}
+    assert counts == {"COMPLETED": SHORT, "CANCELED": counts["CANCELED"]}, run.log()
     assert 900 <= counts["CANCELED"] <= 1000
 
 
@@ -67,7 +67,7 @@ def test_a_terminated_batch_of_ten_thousand_leaves_no_job(
     wait_for_the_second_wave(statuses)
     os.kill(task_processes(airflow, run)["task"], signal.SIGTERM)
     assert run.wait_for_end() == "failed"
-    check_that_none_is_left(statuses)
+    check_that_none_is_left(statuses, run)
 
 
 def test_a_deferred_batch_of_ten_thousand_that_is_marked_leaves_no_job(
@@ -80,4 +80,4 @@ def test_a_deferred_batch_of_ten_thousand_that_is_marked_leaves_no_job(
     run.mark("failed")
     until(lambda: not statuses().keys() & {"QUEUED", "RUNNING"}, 45, lambda: str(statuses()))
     assert run.wait_for_end() == "failed"
-    check_that_none_is_left(statuses)
+    check_that_none_is_left(statuses, run)

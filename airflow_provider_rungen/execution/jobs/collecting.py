@@ -6,10 +6,12 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.client.daemon_threads import ends_within
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenResponseError
 from airflow_provider_rungen.execution.jobs.job_ends import ENDS, end_of, reason_of
+from airflow_provider_rungen.execution.sending import store_writer
 from airflow_provider_rungen.execution.task.outcomes import error_of, is_useless, parse_ranges
 from airflow_provider_rungen.runs.rows import JobState
 
@@ -64,7 +66,7 @@ class Collecting:
             elif job.status is JobStatus.COMPLETED and self._log.stores:
                 self._to_store.append(job.id)
         useless = [job for job in ended if job.status is not JobStatus.COMPLETED]
-        self._run.ledger.forget({job.id: error_of(job) for job in useless})
+        self._wait_for(self._run.ledger.forget({job.id: error_of(job) for job in useless}))
         if not self._log.stores:  # the results were taken as they came
             self._note_collected([job.id for job in ended], len(self._run.sink.stored), has_time=True)
 
@@ -165,7 +167,13 @@ class Collecting:
                 seconds = error.execution_time if isinstance(error, RunGenJobError) else None
                 why = reason_of(error, self._log.app_id, job_id)
                 self._log.end_useless(job_id, end_of(error), seconds=seconds, why=why)
-        self._run.ledger.forget_useless(errors)
+        self._wait_for(self._run.ledger.forget_useless(errors))
+
+    def _wait_for(self, forgetting: Future[None] | None) -> None:
+        """Wait for the ledger while there is time: the next attempt finds out itself what is of no use."""
+        within = store_writer.STORE_RETRY_BUDGET
+        if forgetting is not None and ends_within(within, forgetting, self._run.guard.is_stopping):
+            forgetting.result()
 
     def note_stored(self) -> None:
         """Note which jobs are stored, once the ledger has them, which is written while others are stored."""
@@ -188,4 +196,4 @@ class Collecting:
         """Save what is ended, so that it need not be in memory."""
         # a signal in the middle of a call to the supervisor would leave it out of step
         with self._run.guard.defer_signals():
-            self._log.let_go()
+            self._log.let_go(self._run.guard.is_stopping)

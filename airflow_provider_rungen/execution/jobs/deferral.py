@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_rungen.client.daemon_threads import begin
+from airflow_provider_rungen.client.daemon_threads import begin, ends_within
 from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
@@ -43,18 +43,14 @@ T = TypeVar("T")
 
 class _PatientPlace:
     """
-    A place that is asked again for as long as it may fail.
+    A place whose files are read patiently.
 
-    :param outlast: see `Deferral._outlast`.
+    :param get: reads files; see `Deferral._read_patiently`.
     """
 
-    def __init__(self, place: ReadablePlace, outlast: Callable[[str, Callable[[], Any]], Any]) -> None:
+    def __init__(self, place: ReadablePlace, get: Callable[[Sequence[str]], dict[str, bytes]]) -> None:
         self.vouches, self.list = place.vouches, place.list
-        self._get, self._outlast = place.get, outlast
-
-    def get(self, names: Sequence[str]) -> dict[str, bytes]:
-        contents: dict[str, bytes] = self._outlast("read the plan", partial(self._get, names))
-        return contents
+        self.get = get
 
 
 class Deferral:
@@ -113,7 +109,7 @@ class Deferral:
         task_log, jobs, run_log = self._log, self._log.jobs, self._log.run_log
         # after the deferral, only the files of this attempt are read
         due = {*jobs.unsaved_parts, *run_log.missing(jobs, task_log.open_parts)}
-        task_log.saver.save(sorted(due), within=END_TIME, is_stopping=lambda: self._run.guard.is_pending)
+        task_log.saver.save(sorted(due), within=END_TIME, is_stopping=self._run.guard.is_stopping)
         jobs.close_parts()
         parts = sorted(task_log.open_parts)
         unsaved = sorted({*jobs.unsaved_parts, *run_log.missing(jobs, parts)})
@@ -190,8 +186,7 @@ class Deferral:
         task_log.loaded = {*range(task_log.state.next_part), *state["loaded"]}
         self._outlast("open the run log", home.open)
         run_log.place = home.place
-        read = partial(self._read, names, store_writer.STORE_RETRY_BUDGET)
-        contents = self._outlast("read the run log", read)
+        contents = self._read_patiently("read the run log", names)
         try:
             contents |= self._read(run_log.carried, _BRIEFLY)
         except Exception:
@@ -207,20 +202,24 @@ class Deferral:
         """
         if not names:
             return {}
-        try:
-            return begin(self._log.home.place.get, names).result(within)
-        except TimeoutError:
-            raise RunGenError("Could not read the run log: the store does not answer") from None
+        read = begin(self._log.home.place.get, names)
+        if not ends_within(within, read, self._run.guard.is_stopping):
+            raise RunGenError("Could not read the run log: the store does not answer")
+        return read.result()
+
+    def _read_patiently(self, purpose: str, names: Sequence[str]) -> dict[str, bytes]:
+        return self._outlast(purpose, partial(self._read, names, store_writer.STORE_RETRY_BUDGET))
 
     def _outlast(self, purpose: str, call: Callable[[], T]) -> T:
         """Call Airflow or a store for as long as it may fail: nobody else knows which jobs run."""
-        return store_writer.outlast(purpose, call, lambda: self._run.guard.is_killed)
+        return store_writer.outlast(purpose, call, self._run.guard.is_stopping)
 
     def _restore_plan(self, state: Mapping[str, Any], make_source: MakeSource | None) -> str:
         """Restore the plan, as far as it is needed, and return why nothing more can be submitted."""
         digest, plan = state["record"]["plan"], None
         if self._log.state.has_inputs:
-            plan = Plan.saved(_PatientPlace(self._log.home.place, self._outlast), digest)
+            read = partial(self._read_patiently, "read the plan")
+            plan = Plan.saved(_PatientPlace(self._log.home.place, read), digest)
         elif state["needs_inputs"] and make_source is None:
             return "the inputs cannot be read again after a deferral"
         elif state["needs_inputs"] and make_source is not None:

@@ -64,7 +64,7 @@ class Ending:
         """
         is_last = self._run.deferral.follows_others and not self.has_next()
         read = self._log.read_earlier
-        outlast("read the run log", read, lambda: not is_last or self._run.guard.is_killed)
+        outlast("read the run log", read, lambda: not is_last or self._run.guard.is_stopping())
         known = [record.app_id for record in self._log.home.earlier if record.app_id]
         self.app_id = known[-1] if known else self.app_id
 
@@ -110,7 +110,8 @@ class Ending:
         except RunGenError as error:
             if not is_misconfigured(error):
                 raise
-            self._run.deferral.find_jobs()
+            with self._run.guard.working():  # a kill names them, too
+                self._run.deferral.find_jobs()
             if not (running := self._log.running):
                 if not self.has_next():
                     error.add_hint(self._run.deferral.unread)
@@ -247,8 +248,9 @@ class Ending:
         canceled = self._run.wait.canceled.intersection(job_ids)
         self._note_canceled(dict.fromkeys(canceled), why)
         # a kill leaves little time, and the next attempt finds out that they were canceled
-        forget = partial(self._run.ledger.forget, dict.fromkeys(canceled))
-        call_briefly(forget, self._run.guard.time_left())
+        forgetting = self._run.ledger.forget(dict.fromkeys(canceled))
+        if forgetting is not None:
+            call_briefly(forgetting.result, self._run.guard.time_left())
         if asks_seconds:
             self._note_canceled(self._run.wait.seconds_of(self.app_id, sorted(canceled)), why)
         return not_canceled

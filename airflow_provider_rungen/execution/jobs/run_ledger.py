@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.scaling import outlast
 from airflow_provider_rungen.exceptions import RunGenError
@@ -194,12 +195,10 @@ class RunLedger:
         known = self._found.settled
         return [job.id for number, job in ours.items() if job.stored and number not in known]
 
-    def forget_useless(self, errors: Mapping[str, RunGenError]) -> None:
-        """Remove the jobs from the ledger that no attempt can use, given why this one cannot."""
-        if self.paid is not None:
-            self.paid.forget_useless(errors)
+    def forget_useless(self, errors: Mapping[str, RunGenError]) -> Future[None] | None:
+        """Begin to remove the jobs from the ledger that no attempt can use, given why this one cannot."""
+        return begin(self.paid.forget_useless, errors) if self.paid is not None and errors else None
 
-    def forget(self, errors: Mapping[str, RunGenError | None]) -> None:
-        """Remove jobs of no use from the ledger, given why they did not complete."""
-        if self.paid is not None:
-            self.paid.forget(errors)
+    def forget(self, errors: Mapping[str, RunGenError | None]) -> Future[None] | None:
+        """Begin to remove jobs of no use from the ledger, given why they did not complete."""
+        return begin(self.paid.forget, errors) if self.paid is not None and errors else None

@@ -305,12 +305,14 @@ class TaskLog:
         else:  # no results are there, and it is not worth a failure
             self.saver.save(parts, within=END_TIME)
 
-    def let_go(self) -> None:
-        """Save the parts that are done, and keep only their totals."""
-        try:
-            self.run_log.save(self.jobs, [*self.jobs.due_parts, *self.jobs.done_unsaved])
-        except Exception as error:
-            log.debug("Parts that are done were not saved yet: %s", type(error).__name__)
+    def let_go(self, is_stopping: Callable[[], bool]) -> None:
+        """
+        Save the parts that are done, and keep only their totals.
+
+        :param is_stopping: returns whether to wait no longer.
+        """
+        parts = [*self.jobs.due_parts, *self.jobs.done_unsaved]
+        self.saver.save(parts, within=END_TIME, is_stopping=is_stopping)
         self.jobs.close_parts()
 
     def note(self, **changes: Any) -> None:

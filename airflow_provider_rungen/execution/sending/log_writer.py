@@ -7,12 +7,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from airflow_provider_rungen.client.daemon_threads import begin, in_daemon_thread
+from airflow_provider_rungen.client.daemon_threads import begin, ends_within, in_daemon_thread
 from airflow_provider_rungen.execution.sending.store_writer import StoreWriter, reason_of
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
@@ -97,20 +97,22 @@ class Saver:
             time.sleep(pause)
         return False
 
-    def save_between_polls(self) -> None:
-        """Try once to save what is due, if the last try is some time ago."""
+    def save_between_polls(self, is_stopping: Callable[[], bool]) -> None:
+        """
+        Try once to save what is due, if the last try is some time ago.
+
+        :param is_stopping: see `save`.
+        """
         if time.monotonic() >= self._next_try:
             with suppress(Exception):
-                self._try(None, SAVE_TIME, lambda: False)
+                self._try(None, SAVE_TIME, is_stopping)
             self._next_try = time.monotonic() + SAVE_EVERY
 
     def _try(self, parts: list[int] | None, within: float, is_stopping: Callable[[], bool]) -> None:
         give_up_at = time.monotonic() + within
 
         def wait_for(write: Future[None]) -> None:
-            while not write.done() and time.monotonic() < give_up_at and not is_stopping():
-                wait([write], _POLL)
-            if not write.done():
+            if not ends_within(give_up_at - time.monotonic(), write, is_stopping):
                 raise TimeoutError("it does not answer")
 
         if self.late is not None:

@@ -26,6 +26,8 @@ _MAX_PAUSE = 5.0
 # Seconds that a write waits for more to write, and between checks whether there will be more.
 _GATHERING_TIME = 0.1
 _GATHERING_POLL = 0.005
+# Seconds after which a pause looks again whether the task is killed.
+_LOOK_EVERY = 0.05
 
 
 def reason_of(error: Exception) -> str:
@@ -109,7 +111,9 @@ def outlast(purpose: str, call: Callable[[], T], is_stopping: Callable[[], bool]
             pause = None if is_final or is_stopping() else patience.pause_after(error)
             if pause is None:
                 raise
-        time.sleep(pause)
+        wake_at = time.monotonic() + pause
+        while time.monotonic() < wake_at and not is_stopping():
+            time.sleep(_LOOK_EVERY)  # a signal that is deferred interrupts no sleep
 
 
 @dataclass(eq=False)

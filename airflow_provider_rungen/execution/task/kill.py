@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from airflow_provider_rungen._airflow import AirflowException
+from airflow_provider_rungen.execution.task.attempts import is_timing_out
 
 # Airflow kills the process 5 s after the signal. All that a kill does shares these seconds: the last answers
 # and ids, the question for the task's state, the cancels, and what the ledger forgets.
@@ -95,6 +96,10 @@ class KillGuard:
     def is_pending(self) -> bool:
         """Whether a signal waits for the end of a block."""
         return bool(self._pending)
+
+    def is_stopping(self) -> bool:
+        """Return whether the attempt is about to end: it was killed, or its time is up."""
+        return self.is_pending or self.is_killed or is_timing_out()
 
     def is_interrupted(self) -> bool:
         """Return whether the work of this thread is about to end."""
