@@ -18,7 +18,8 @@ from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.pages.models import JobView, shown_text
 from airflow_provider_rungen.plugins import database, live, xcoms
 from airflow_provider_rungen.plugins.limits import Pool, TooSlowError, charge, run_within
-from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, PageRows, logged_rows, pushed_rows
+from airflow_provider_rungen.plugins.logged_rows import logged_rows
+from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, PageRows, pushed_rows
 from airflow_provider_rungen.plugins.stored import read_manifests
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 
