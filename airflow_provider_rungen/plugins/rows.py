@@ -42,6 +42,8 @@ class PageRows:
     :param attempt: the record of the last attempt, if the task has a run log.
     :param totals: the totals of its log: those of its end, or else of the parts that the page has read.
     :param open_jobs: the jobs that may still run, as far as the page has read.
+    :param seconds: how long each job ran that the page has read of, if that is known: those of earlier
+        attempts, and those that another run paid for, are among them.
     """
 
     rows: Sequence[JobView]
@@ -54,6 +56,7 @@ class PageRows:
     attempt: AttemptRecord | None = None
     totals: Totals = Totals()  # noqa: RUF009 - it is frozen
     open_jobs: Sequence[str] = ()
+    seconds: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def has_end(self) -> bool:
@@ -94,7 +97,14 @@ def pushed_rows(task: TaskRecord, page: int) -> PageRows:
     shown = [rows[index] for index in numbers_of(page, len(rows))]
     counts, failures = Counter(row.status for row in rows), [*failed.values()]
     may_run = [row.job_id for row in rows if row.job_id and row.status == UNKNOWN]
-    return PageRows(rows=shown, total=len(rows), failed=failures, counts=counts, open_jobs=may_run)
+    return PageRows(
+        rows=shown,
+        total=len(rows),
+        failed=failures,
+        counts=counts,
+        open_jobs=may_run,
+        seconds=dict.fromkeys(row.job_id for row in shown if row.job_id),
+    )
 
 
 def numbers_of(page: int, count: int) -> range:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from airflow_provider_rungen.client.money import Cost, parse_price
 from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.execution.apps.block import read_scale_record
-from airflow_provider_rungen.pages.models import Facts
+from airflow_provider_rungen.pages.models import Facts, JobView
 from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.rows import PageRows
 from airflow_provider_rungen.plugins.task_record import FailureXCom, TaskRecord
@@ -162,29 +162,51 @@ def worked(task: TaskRecord, jobs: PageRows) -> tuple[float, int]:
 def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
     """Return what the jobs of tasks cost together, in words, for each currency. No job is paid for twice."""
     amounts, untimed = defaultdict[str, Decimal](Decimal), Counter[str]()
-    unpriced = 0
-    runs = [jobs.rows for task, jobs in tasks if task.page.jobs is None and task.page.waits]
-    own = {row.job_id for rows in runs for row in rows}
-    for task, jobs in tasks:
-        if task.page.jobs and own.issuperset(task.page.jobs):  # it only collects them
-            continue
+    unpriced, counted = 0, set[str]()
+    # the jobs whose time is in the sum, or that another run paid for
+    paid_for: dict[str, float | None] = {}
+    # first those that submit, then those that wait for their jobs, or collect them
+    for task, jobs in sorted(tasks, key=lambda each: (each[0].page.jobs is not None, -worked(*each)[1])):
         seconds, timed = worked(task, jobs)
         # rows may share a job
-        count = max(
-            jobs.totals.submitted, len({row.job_id for row in jobs.rows if row.job_id and not row.reused})
-        )
-        if (paid := cost(task.page.price, seconds, JOB_DIGITS)) is None:
+        count = max(jobs.totals.submitted, len({row.job_id for row in jobs.rows if _is_bought(row)}))
+        if task.page.jobs is not None:
+            count = len(jobs.seconds.keys() - counted)
+            theirs = paid_for.keys() & jobs.seconds.keys()
+            mean, known = seconds / timed if timed else 0.0, map(paid_for.get, theirs)
+            seconds = round(seconds - sum(mean if each is None else each for each in known), 3)
+            timed = max(timed - len(theirs), 0)
+        counted |= jobs.seconds.keys()
+        paid_for |= _timed_jobs(jobs, timed, count)
+        if (paid := cost(task.page.price, max(seconds, 0), JOB_DIGITS)) is None:
             unpriced += bool(count)
         elif count or task.usage or jobs.has_end:
             amounts[paid.currency] += paid.amount
-            untimed[paid.currency] += max(0, count - timed)
+            untimed[paid.currency] += count - timed
     missing = f", without {format_count(unpriced, 'task')} of unknown price" if unpriced else ""
     return [
         f"at least {amount.quantize(CENTS)} {name}{_untimed(untimed[name])}{missing}"
-        if untimed[name]
+        if untimed[name] > 0
         else f"{in_cents(Cost(amount, name))}{missing}"
         for name, amount in amounts.items()
     ]
+
+
+def _is_bought(row: JobView) -> bool:
+    return bool(row.job_id) and not row.reused
+
+
+def _timed_jobs(jobs: PageRows, timed: int, count: int) -> Mapping[str, float | None]:
+    """
+    Return the jobs of a task whose time is in its sum, or that another run paid for.
+
+    :param timed: how many jobs the sum is about.
+    :param count: how many jobs the task has.
+    """
+    reused = {row.job_id for row in jobs.rows}.difference(row.job_id for row in jobs.rows if _is_bought(row))
+    sure = {job_id: ran for job_id, ran in jobs.seconds.items() if ran is not None or job_id in reused}
+    # without a log, it is not known which
+    return sure if timed < count and (sure or not timed) else jobs.seconds
 
 
 async def billing_of(gathering: Gathering) -> dict[str, Any] | None:

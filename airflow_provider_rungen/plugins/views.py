@@ -59,12 +59,14 @@ class _Found:
         """Return all rows with the times that the log lacks, as those of canceled jobs, in their totals."""
         if not jobs.is_whole:
             return jobs  # what a task spent must not depend on the page
-        found, totals = [*map(self._seconds, _untimed(jobs.rows))], jobs.totals
-        times = [seconds for seconds in found if seconds is not None]
+        totals, found = jobs.totals, {row.job_id: self._seconds(row) for row in _untimed(jobs.rows)}
+        times = {job_id: seconds for job_id, seconds in found.items() if seconds is not None}
         if jobs.attempt and totals.timed + len(times) > totals.submitted:
             return jobs  # the record of the end has them
-        seconds = totals.seconds + sum(times)
-        return replace(jobs, totals=replace(totals, timed=totals.timed + len(times), seconds=seconds))
+        seconds, timed = totals.seconds + sum(times.values()), totals.timed + len(times)
+        return replace(
+            jobs, totals=replace(totals, timed=timed, seconds=seconds), seconds={**jobs.seconds, **times}
+        )
 
     def _seconds(self, row: JobView) -> float | None:
         manifest, answer = self.manifests.get(row.job_id), self.answers.get(row.job_id)

@@ -23,6 +23,7 @@ from airflow_provider_rungen.operators import (
 from airflow_provider_rungen.plugins.limits import CACHE
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.rows import JobState
+from airflow_provider_rungen.sensors import RunGenJobSensor
 from plugins.conftest import (
     POLL,
     SERVER_WARNINGS,
@@ -476,6 +477,54 @@ def test_what_a_run_cost_names_tasks_without_a_price(world: World) -> None:
     paint_one(world, 1)
     header = words_of(world.get(path.partition("/tasks/")[0]).text)
     assert re.search(r"jobs of all tasks: about [0-9.]+ USD, without 1 task of unknown price", header)
+
+
+def run_priced(world: World, task_id: str, op: Any) -> None:
+    """Run a task of the same run, whose jobs cost a dollar a second."""
+    world.ti.task_id = task_id
+    world.ti.pushed.clear()
+    assert world.perform(op).error is None
+    world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
+    world.save()
+
+
+@pytest.mark.parametrize("followers", ["collector", "sensor and collector", "two collectors"])
+@pytest.mark.parametrize(
+    ("count", "options"),
+    [
+        (1, {"wait_for_completion": False}),
+        (150, {"wait_for_completion": False}),  # too many to ask the service for their times
+        (150, {}),
+        (4, {"ledger": True, "max_failed": 1}),
+    ],
+    ids=["one", "many", "many that are waited for", "with those of the last run, and one that failed"],
+)
+def test_a_run_pays_once_for_jobs_that_other_tasks_wait_for(
+    world: World, count: int, options: dict[str, Any], followers: str
+) -> None:
+    world.emulator.service.scale(APP, count)
+    inputs = [given(str(number), seconds=0.5 if count < 10 else 0.02) for number in range(count)]
+    if "ledger" in options:
+        places = {"ledger": (world.folder / "ledger").as_uri(), "destination": world.folder.as_uri()}
+        options = POLL | options | places
+        run_priced(world, "first", RunGenRunBatchOperator(inputs=inputs[1:], **options))
+        world.ti.run_id += "next"
+        inputs[0] = given("0", fail="out of memory", seconds=0.5)
+    before = len(world.emulator.service.jobs())
+    run_priced(world, "paint", RunGenRunBatchOperator(inputs=inputs, **POLL | options))
+    ids = world.ti.xcoms["job_ids"]
+    if "sensor" in followers:
+        sensor = RunGenJobSensor(job_id=ids[1:] or ids, poke_interval=0.02, task_id="wait")
+        run_priced(world, "wait", sensor)
+    for number in range(2 if "two" in followers else 1):
+        given_ids = [None, *ids[1:]] if "ledger" in options else ids  # as in what the batch returns
+        collect = RunGenCollectResultsOperator(job_id=given_ids, max_failed=1, **POLL)
+        run_priced(world, f"take {number}", collect)
+    bought = world.emulator.service.jobs()[before:]
+    seconds = sum(job["input"]["emulator"]["seconds"] for job in bought)
+    header = words_of(world.get(f"/dags/dag/runs/{quote(world.ti.run_id, safe='')}").text)
+    [cost] = re.findall("jobs of all tasks: about ([0-9.]+) USD", header)
+    assert float(cost) == pytest.approx(seconds, rel=0.1)
 
 
 def test_the_same_row_of_other_runs_is_shown_beside_it(world: World) -> None:
