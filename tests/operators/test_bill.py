@@ -223,6 +223,21 @@ COUNTED = {
     "a task that fails before it reports": (PAIR | {"submit": []}, {"collect": ["submit"]}, (6, 3)),
     "a service that reports no seconds": ({"paint": [(6, None)], "other": [(0, 0)]}, {}, (6, None)),
     "nothing to run": ({"paint": [(0, 0)]}, {}, (0, 0)),
+    "a collector of what was reused, too": (
+        {"paint": [(1, 2, 10)], "collect": [(11, 32)]},
+        {"collect": ["paint"]},
+        (1, 2),
+    ),
+    "a collector of what was reused only": (
+        {"paint": [(0, 0, 11)], "collect": [(11, 32)]},
+        {"collect": ["paint"]},
+        (0, 0),
+    ),
+    "a collector of a pair and of what was reused": (
+        {"paint": [(2, 2, 4)], "submit": [(6, None)], "both": [(12, 12)]},
+        {"both": ["submit", "paint"]},
+        (8, 8),
+    ),
 }
 
 
@@ -234,7 +249,8 @@ def test_each_job_counts_once(
 ) -> None:
     def pull(task_ids: list[str], **_: Any) -> Any:
         reports: list[Any] = [
-            stored({"jobs": jobs, "execution_seconds": seconds}) for jobs, seconds in usage[task_ids[0]]
+            stored({"jobs": jobs, "execution_seconds": seconds, "reused": sum(reused)})
+            for jobs, seconds, *reused in usage[task_ids[0]]
         ]
         return reports[0] if is_unpacked and len(reports) == 1 else reports or [None]
 

@@ -19,6 +19,7 @@ from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator, Fault, Service
 from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.exceptions import RejectRow
+from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
@@ -29,6 +30,7 @@ from airflow_provider_rungen.operators import (
 pytestmark = pytest.mark.usefixtures("unsettled")
 
 SECONDS = 0.3
+APPS = ("flux-schnell", "flux-again")
 
 
 def job_input(number: int, **more: Any) -> dict[str, Any]:
@@ -120,6 +122,25 @@ def test_the_jobs_of_all_attempts_are_counted(
     seconds = usage.pop("execution_seconds")
     assert usage == {"jobs": 110, "completed": 90, "failed": 20, "reused": 0}
     assert seconds == pytest.approx(22)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["clear", "retry"])
+def test_what_an_earlier_attempt_bought_of_another_app_counts_once(
+    rungen_emulator: Emulator, tmp_path: Path, *, fails: bool
+) -> None:
+    rungen_emulator.service.add_app("flux-again", workers=10)
+    with RunGenHook() as hook:
+        for app_id in APPS:
+            hook.update_app(app_id=app_id, workflow={"model_url": "https://models.example/flux.safetensors"})
+    options = FAST | {"ledger": (tmp_path / "ledger").as_uri(), "destination": tmp_path.as_uri()}
+    inputs = [job_input(0), job_input(1), job_input(2, **({"fail": "no luck"} if fails else {}))]
+    for try_number, app_id in enumerate(APPS, 1):
+        op = RunGenRunBatchOperator(task_id="x", app_id=app_id, inputs=inputs, **options)
+        usage, _ = usage_of(op, try_number=try_number)
+    created = 3 + fails
+    assert rungen_emulator.service.stats()["jobs_created"] == created
+    assert usage.pop("execution_seconds") == pytest.approx(created * SECONDS)
+    assert usage == {"jobs": created, "completed": 3 - fails, "failed": 2 * fails, "reused": 0}
 
 
 def test_asset_events_and_the_log_have_it(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -198,29 +198,42 @@ def read_usage(ti: Any, jobs_of: Mapping[str, Sequence[str]]) -> tuple[int | Non
 
     :param jobs_of: for each task that runs, collects or waits for jobs, the tasks that run them.
     """
-    jobs: dict[str, Decimal] = defaultdict(Decimal)
-    seconds: dict[str, Decimal] = defaultdict(Decimal)
+    jobs, seconds, reused = (defaultdict[str, Decimal](Decimal) for _ in range(3))
     for task_id in jobs_of:
         for report in _pull_reports(ti, task_id):
             jobs[task_id] += Decimal(report["jobs"])
+            reused[task_id] += Decimal(report.get("reused", 0))
             if (ran := report["execution_seconds"]) is not None:
                 seconds[task_id] += Decimal(str(ran))
     if not jobs:
         return None, None
-    count, busy = _count_once(jobs, jobs_of), _count_once(seconds, jobs_of)
+    for task_id, count in jobs.items():  # who waits for jobs does not know which were reused
+        theirs = min(sum(reused[each] for each in jobs_of[task_id] if each != task_id), count)
+        if theirs and task_id in seconds:
+            seconds[task_id] *= 1 - theirs / count
+        jobs[task_id] -= theirs
+    known = {task_id for task_id, count in reused.items() if count}
+    count, busy = _count_once(jobs, jobs_of, known), _count_once(seconds, jobs_of, known)
     # a task without jobs knows nothing about those of others
     is_known = busy or (seconds and not count)
     return int(count), busy.quantize(_MILLISECOND) if is_known else None
 
 
-def _count_once(reported: Mapping[str, Decimal], jobs_of: Mapping[str, Sequence[str]]) -> Decimal:
-    """Return the sum of what tasks report. Of what several report about the same jobs, the most counts."""
+def _count_once(
+    reported: Mapping[str, Decimal], jobs_of: Mapping[str, Sequence[str]], known: Collection[str]
+) -> Decimal:
+    """
+    Return the sum of what tasks report. Of what several report about the same jobs, the most counts.
+
+    :param known: the tasks whose own report counts, whatever others say.
+    """
     counts: dict[str, Decimal] = defaultdict(Decimal)
     # first those that are about the jobs of one task
     for task_id in sorted(reported, key=lambda each: len(jobs_of[each])):
         first, *others = jobs_of[task_id]
-        of_first = reported[task_id] - sum(counts[other] for other in others)
-        counts[first] = max(counts[first], of_first)
+        if first == task_id or first not in known:
+            of_first = reported[task_id] - sum(counts[other] for other in others)
+            counts[first] = max(counts[first], of_first)
     return sum(counts.values(), Decimal())
 
 

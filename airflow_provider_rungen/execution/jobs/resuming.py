@@ -176,7 +176,8 @@ class Resuming:
             if self._run.options.cancel_on_kill:
                 seconds |= self._cancel(app_id, ours)
             self._note_ends(app_id, [each for each in ours if each not in self._run.wait.canceled], ends)
-        for each in unwanted:
+        stored = self._run.ledger.stored_ids  # they count with the inputs that reuse them
+        for each in (each for each in unwanted if each.job.id not in stored):
             job = each.job
             if job.id in self._run.wait.canceled:
                 job = replace(job, state=JobState.CANCELED, seconds=seconds.get(job.id))

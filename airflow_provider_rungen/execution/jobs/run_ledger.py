@@ -158,6 +158,11 @@ class RunLedger:
         gone = self.paid.read_again(stored)
         return {job.id for number, job in stored.items() if number not in gone}
 
+    @property
+    def stored_ids(self) -> set[str]:
+        """The stored jobs that the look-up found."""
+        return {each.job_id for each in self._found.stored.values()} if self._found else set()
+
     def note_found(self) -> None:
         """Note what the ledger knows of the inputs, those that are loaded later among them."""
         paid, found = self.paid, self._found
