@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.outages import may_pass
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
@@ -107,7 +108,7 @@ def outlast(purpose: str, call: Callable[[], T], is_stopping: Callable[[], bool]
         try:
             return call()
         except Exception as error:
-            is_final = isinstance(error, DamagedLogError) or getattr(error, "retryable", True) is False
+            is_final = isinstance(error, DamagedLogError) or not getattr(error, "retryable", may_pass(error))
             pause = None if is_final or is_stopping() else patience.pause_after(error)
             if pause is None:
                 raise
