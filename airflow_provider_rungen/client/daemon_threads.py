@@ -13,8 +13,10 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Seconds after which a wait looks again whether it is to stop.
-_LOOK_EVERY = 0.05
+#: Seconds after which a wait looks again whether it is to stop.
+LOOK_EVERY = 0.05
+# Seconds that work has in any case: what does not hang has ended by then.
+_GRACE = 0.25
 
 
 def begin_all(work: Iterable[Callable[[], T]], max_threads: int) -> list[Future[T]]:
@@ -52,11 +54,13 @@ def ends_within(seconds: float, work: Future[Any], is_stopping: Callable[[], boo
     """
     Wait for work, in short parts: a signal that is deferred interrupts nothing. Return whether it has ended.
 
-    :param is_stopping: returns whether to wait no longer.
+    :param is_stopping: returns whether to wait no longer than a moment.
     """
-    give_up_at = time.monotonic() + seconds
-    while not work.done() and time.monotonic() < give_up_at and not is_stopping():
-        wait([work], _LOOK_EVERY)
+    begun_at = time.monotonic()
+    while not work.done() and (waited := time.monotonic() - begun_at) < seconds:
+        if waited >= _GRACE and is_stopping():
+            break
+        wait([work], LOOK_EVERY)
     return work.done()
 
 

@@ -167,7 +167,7 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
             for job in row.jobs
             if job.state is JobState.OPEN and not job.is_shared
         ],
-        seconds={job.id: job.seconds for row in table.rows.values() for job in row.jobs},
+        seconds={job.id: job.seconds for row in table.rows.values() for job in row.jobs if page == ALL},
     )
     if not is_counted and not has_end(attempt):
         return jobs

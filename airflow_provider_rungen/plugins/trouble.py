@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -162,7 +162,7 @@ def worked(task: TaskRecord, jobs: PageRows) -> tuple[float, int]:
 def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
     """Return what the jobs of tasks cost together, in words, for each currency. No job is paid for twice."""
     amounts, untimed = defaultdict[str, Decimal](Decimal), Counter[str]()
-    unpriced, counted = 0, set[str]()
+    unpriced, counted = list[Collection[str]](), set[str]()
     # the jobs whose time is in the sum, or that another run paid for
     paid_for: dict[str, float | None] = {}
     # first those that submit, then those that wait for their jobs, or collect them
@@ -172,24 +172,44 @@ def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
         count = max(jobs.totals.submitted, len({row.job_id for row in jobs.rows if _is_bought(row)}))
         if task.page.jobs is not None:
             count = len(jobs.seconds.keys() - counted)
-            theirs = paid_for.keys() & jobs.seconds.keys()
-            mean, known = seconds / timed if timed else 0.0, map(paid_for.get, theirs)
-            seconds = round(seconds - sum(mean if each is None else each for each in known), 3)
-            timed = max(timed - len(theirs), 0)
+            seconds, timed = _new_work(jobs, seconds, timed, paid_for)
+        if (paid := cost(task.page.price, seconds, JOB_DIGITS)) is None:
+            unpriced += [jobs.seconds.keys()] if count else []
+            continue
+        if count or task.usage or jobs.has_end:
+            amounts[paid.currency] += paid.amount
+            # those that wait know times that others lack
+            untimed[paid.currency] += count - timed if task.page.jobs is not None else max(count - timed, 0)
         counted |= jobs.seconds.keys()
         paid_for |= _timed_jobs(jobs, timed, count)
-        if (paid := cost(task.page.price, max(seconds, 0), JOB_DIGITS)) is None:
-            unpriced += bool(count)
-        elif count or task.usage or jobs.has_end:
-            amounts[paid.currency] += paid.amount
-            untimed[paid.currency] += count - timed
-    missing = f", without {format_count(unpriced, 'task')} of unknown price" if unpriced else ""
+    without = sum(not ids or not counted.issuperset(ids) for ids in unpriced)
+    missing = f", without {format_count(without, 'task')} of unknown price" if without else ""
     return [
         f"at least {amount.quantize(CENTS)} {name}{_untimed(untimed[name])}{missing}"
         if untimed[name] > 0
         else f"{in_cents(Cost(amount, name))}{missing}"
         for name, amount in amounts.items()
     ]
+
+
+def _new_work(
+    jobs: PageRows, seconds: float, timed: int, paid_for: Mapping[str, float | None]
+) -> tuple[float, int]:
+    """
+    Return how long jobs ran that are not paid for yet, and of how many of them that is known.
+
+    :param seconds: how long all of them ran.
+    :param timed: of how many that is known.
+    :param paid_for: the jobs that are paid for, with the time of each, as far as it is known.
+    """
+    theirs = paid_for.keys() & jobs.seconds.keys()
+    if len(theirs) == len(jobs.seconds):
+        return 0.0, max(timed - len(theirs), 0)
+    mean = seconds / timed if timed else 0.0
+    for job_id in theirs:
+        known = paid_for[job_id] if jobs.seconds[job_id] is None else jobs.seconds[job_id]
+        seconds -= mean if known is None else known
+    return max(round(seconds, 3), 0.0), max(timed - len(theirs), 0)
 
 
 def _is_bought(row: JobView) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from airflow_provider_rungen.client.daemon_threads import begin_all
+from airflow_provider_rungen.client.daemon_threads import begin, begin_all, ends_within
 
 BEGIN = """
 import asyncio, threading
@@ -62,3 +63,13 @@ def test_what_is_canceled_before_it_begins_is_never_done() -> None:
     for future in (first, third):
         future.result(10)
     assert done == [True, 2]
+
+
+def test_what_does_not_hang_ends_though_there_is_no_time_to_wait() -> None:
+    assert ends_within(10, begin(time.sleep, 0.02), lambda: True)
+
+
+def test_what_hangs_is_waited_for_no_longer_than_a_moment() -> None:
+    over = threading.Event()
+    assert not ends_within(60, begin(over.wait, 60), lambda: True)
+    over.set()

@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
-from airflow_provider_rungen.execution.sending.store_writer import StoreWriter
+from airflow_provider_rungen._airflow import AirflowTaskTimeout
+from airflow_provider_rungen.execution.sending.store_writer import StoreWriter, call_patiently
+from airflow_provider_rungen.execution.task.attempts import is_timing_out
 
 
 class Store:
@@ -71,3 +73,31 @@ def test_a_write_is_stopped_at_once_also_when_it_was_just_hurried(steps: int) ->
         assert write.cancelled()
 
     asyncio.run(hurry_and_stop())
+
+
+def test_a_call_is_not_made_again_when_the_time_is_up() -> None:
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise OSError("it is down")
+
+    try:
+        raise AirflowTaskTimeout
+    except AirflowTaskTimeout:
+        with pytest.raises(OSError, match="it is down"):
+            call_patiently("read", fail, is_timing_out)
+    assert len(calls) == 1
+
+
+def test_a_call_is_not_made_again_after_a_pause_that_was_cut_short() -> None:
+    calls: list[int] = []
+    looks = iter([False, True, True])
+
+    def fail() -> None:
+        calls.append(1)
+        raise OSError("it is down")
+
+    with pytest.raises(OSError, match="it is down"):
+        call_patiently("read", fail, lambda: next(looks))
+    assert len(calls) == 1

@@ -233,11 +233,14 @@ COUNTED = {
         {"collect": ["paint"]},
         (0, 0),
     ),
-    "a collector of a pair and of what was reused": (
-        {"paint": [(2, 2, 4)], "submit": [(6, None)], "both": [(12, 12)]},
-        {"both": ["submit", "paint"]},
-        (8, 8),
-    ),
+    **{
+        f"a collector of {' and '.join(both)}, one of which reused some": (
+            {"paint": [(2, 2, 4)], "submit": [(6, None)], "both": [(12, 12)]},
+            {"both": both},
+            (8, 8),
+        )
+        for both in (["paint", "submit"], ["submit", "paint"])
+    },
 }
 
 

@@ -284,7 +284,7 @@ def test_a_user_cancels_all_jobs_in_time_though_the_ledger_hangs(night: Night, p
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
 @pytest.mark.parametrize(("failing", "place"), [(1, "ledger"), (64, "photos")])
-def test_what_failed_is_noted_after_the_others_are_canceled(
+def test_others_are_canceled_in_time_though_what_failed_cannot_be_noted(
     night: Night, failing: int, place: str, number: signal.Signals
 ) -> None:
     """One that fails is noted at the kill. With 64, a part of the log is done, and saved."""

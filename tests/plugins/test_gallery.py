@@ -507,7 +507,8 @@ def test_a_run_pays_once_for_jobs_that_other_tasks_wait_for(
     if "ledger" in options:
         places = {"ledger": (world.folder / "ledger").as_uri(), "destination": world.folder.as_uri()}
         options = POLL | options | places
-        run_priced(world, "first", RunGenRunBatchOperator(inputs=inputs[1:], **options))
+        inputs[2:] = [given(str(number), seconds=1) for number in range(2, count)]
+        run_priced(world, "first", RunGenRunBatchOperator(inputs=inputs[2:], **options))
         world.ti.run_id += "next"
         inputs[0] = given("0", fail="out of memory", seconds=0.5)
     before = len(world.emulator.service.jobs())

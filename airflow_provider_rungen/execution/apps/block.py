@@ -212,7 +212,7 @@ def read_usage(ti: Any, jobs_of: Mapping[str, Sequence[str]]) -> tuple[int | Non
         if theirs and task_id in seconds:
             seconds[task_id] *= 1 - theirs / count
         jobs[task_id] -= theirs
-    known = {task_id for task_id, count in reused.items() if count}
+    known = [task_id for task_id, count in reused.items() if count]
     count, busy = _count_once(jobs, jobs_of, known), _count_once(seconds, jobs_of, known)
     # a task without jobs knows nothing about those of others
     is_known = busy or (seconds and not count)
@@ -230,10 +230,11 @@ def _count_once(
     counts: dict[str, Decimal] = defaultdict(Decimal)
     # first those that are about the jobs of one task
     for task_id in sorted(reported, key=lambda each: len(jobs_of[each])):
-        first, *others = jobs_of[task_id]
-        if first == task_id or first not in known:
-            of_first = reported[task_id] - sum(counts[other] for other in others)
-            counts[first] = max(counts[first], of_first)
+        settled = {each for each in known if each in reported and each != task_id}
+        first = next((each for each in jobs_of[task_id] if each not in settled), None)
+        if first is not None:
+            of_others = sum(counts[each] for each in jobs_of[task_id] if each != first)
+            counts[first] = max(counts[first], reported[task_id] - of_others)
     return sum(counts.values(), Decimal())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from airflow_provider_rungen.runs.rows import JobState
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.runner import Runner
+
+log = logging.getLogger(__name__)
 
 
 class Collecting:
@@ -39,6 +42,8 @@ class Collecting:
         self._uncounted: list[str] = []
         # the stored jobs that are being written to the ledger
         self._remembering: tuple[Future[None] | None, list[str]] = (None, [])
+        # what the ledger forgets
+        self._forgetting: Future[None] | None = None
 
     def find_unstored(self, stored: list[str] | None = None) -> None:
         """
@@ -171,9 +176,14 @@ class Collecting:
 
     def _wait_for(self, forgetting: Future[None] | None) -> None:
         """Wait for the ledger while there is time: the next attempt finds out itself what is of no use."""
-        within = store_writer.STORE_RETRY_BUDGET
-        if forgetting is not None and ends_within(within, forgetting, self._run.guard.is_stopping):
+        if forgetting is None:
+            return
+        hangs = self._forgetting is not None and not self._forgetting.done()
+        within, self._forgetting = 0.0 if hangs else store_writer.STORE_RETRY_BUDGET, forgetting
+        if ends_within(within, forgetting, self._run.guard.is_stopping):
             forgetting.result()
+        elif not hangs:
+            log.warning("The ledger does not answer, and may keep jobs that are of no use")
 
     def note_stored(self) -> None:
         """Note which jobs are stored, once the ledger has them, which is written while others are stored."""

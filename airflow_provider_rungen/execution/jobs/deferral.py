@@ -188,31 +188,32 @@ class Deferral:
         run_log.place = home.place
         contents = self._read_patiently("read the run log", names)
         try:
-            contents |= self._read(run_log.carried, _BRIEFLY)
+            contents |= self._read("read the run log", run_log.carried, _BRIEFLY)
         except Exception:
             if self._run.guard.is_killed:
                 raise  # otherwise no other worker is known to have gone on
         run_log.take(task_log.jobs, contents)
 
-    def _read(self, names: Sequence[str], within: float) -> dict[str, bytes]:
+    def _read(self, purpose: str, names: Sequence[str], within: float) -> dict[str, bytes]:
         """
         Read files of the log.
 
+        :param purpose: what for, as an infinitive.
         :param within: seconds that this may take.
         """
         if not names:
             return {}
         read = begin(self._log.home.place.get, names)
         if not ends_within(within, read, self._run.guard.is_stopping):
-            raise RunGenError("Could not read the run log: the store does not answer")
+            raise RunGenError(f"Could not {purpose}: the store does not answer")
         return read.result()
 
     def _read_patiently(self, purpose: str, names: Sequence[str]) -> dict[str, bytes]:
-        return self._outlast(purpose, partial(self._read, names, store_writer.STORE_RETRY_BUDGET))
+        return self._outlast(purpose, partial(self._read, purpose, names, store_writer.STORE_RETRY_BUDGET))
 
     def _outlast(self, purpose: str, call: Callable[[], T]) -> T:
         """Call Airflow or a store for as long as it may fail: nobody else knows which jobs run."""
-        return store_writer.outlast(purpose, call, self._run.guard.is_stopping)
+        return store_writer.call_patiently(purpose, call, self._run.guard.is_stopping)
 
     def _restore_plan(self, state: Mapping[str, Any], make_source: MakeSource | None) -> str:
         """Restore the plan, as far as it is needed, and return why nothing more can be submitted."""
@@ -272,14 +273,10 @@ class Deferral:
     @property
     def unread(self) -> str:
         """What to say of jobs that may run, and that this process does not know."""
-        count = self._lost_count
+        count, app_id = self._lost_count, self._run.ending.app_id
         if self._log.knows_jobs or not self.follows_others or count == 0:
             return ""
-        jobs = (
-            f"{format_count(count, 'job')} of app {self._run.ending.app_id}"
-            if count
-            else "Jobs submitted before"
-        )
+        jobs = f"{format_count(count, 'job')} of app {app_id}" if count else "Jobs submitted before"
         return f"{jobs} may still run: their ids could not be read. Look at the app's jobs"
 
     @property

@@ -9,14 +9,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
+from airflow_provider_rungen.client.daemon_threads import ends_within
 from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError, RunGenLimitError
 from airflow_provider_rungen.execution.jobs.job_ends import reason_of
 from airflow_provider_rungen.execution.jobs.log_home import OnClear
-from airflow_provider_rungen.execution.sending.store_writer import outlast
+from airflow_provider_rungen.execution.sending.store_writer import call_patiently
 from airflow_provider_rungen.execution.sinks.batch_result import Stopped
 from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.execution.task.attempts import call_briefly
+from airflow_provider_rungen.execution.task.attempts import CALL_TIME, call_briefly
 from airflow_provider_rungen.execution.task.job_ids import begin_with_jobs, format_jobs, log_jobs
 from airflow_provider_rungen.execution.task.outcomes import is_misconfigured, rules_out_retry
 from airflow_provider_rungen.runs.attempt_record import End
@@ -64,7 +65,7 @@ class Ending:
         """
         is_last = self._run.deferral.follows_others and not self.has_next()
         read = self._log.read_earlier
-        outlast("read the run log", read, lambda: not is_last or self._run.guard.is_stopping())
+        call_patiently("read the run log", read, lambda: not is_last or self._run.guard.is_stopping())
         known = [record.app_id for record in self._log.home.earlier if record.app_id]
         self.app_id = known[-1] if known else self.app_id
 
@@ -250,7 +251,7 @@ class Ending:
         # a kill leaves little time, and the next attempt finds out that they were canceled
         forgetting = self._run.ledger.forget(dict.fromkeys(canceled))
         if forgetting is not None:
-            call_briefly(forgetting.result, self._run.guard.time_left())
+            ends_within(min(self._run.guard.time_left(), CALL_TIME), forgetting, lambda: False)
         if asks_seconds:
             self._note_canceled(self._run.wait.seconds_of(self.app_id, sorted(canceled)), why)
         return not_canceled

@@ -312,7 +312,7 @@ class TaskLog:
         :param is_stopping: returns whether to wait no longer.
         """
         parts = [*self.jobs.due_parts, *self.jobs.done_unsaved]
-        self.saver.save(parts, within=END_TIME, is_stopping=is_stopping)
+        self.saver.save_once(parts, END_TIME, is_stopping)
         self.jobs.close_parts()
 
     def note(self, **changes: Any) -> None:

@@ -104,11 +104,18 @@ class Saver:
         :param is_stopping: see `save`.
         """
         if time.monotonic() >= self._next_try:
-            with suppress(Exception):
-                self._try(None, SAVE_TIME, is_stopping)
+            self.save_once(None, SAVE_TIME, is_stopping)
             self._next_try = time.monotonic() + SAVE_EVERY
 
-    def _try(self, parts: list[int] | None, within: float, is_stopping: Callable[[], bool]) -> None:
+    def save_once(self, parts: Iterable[int] | None, within: float, is_stopping: Callable[[], bool]) -> None:
+        """Try once to save, unless an earlier write still hangs; see `save`."""
+        if self.late is None or self.late.done():
+            try:
+                self._try(parts, within, is_stopping)
+            except Exception as error:
+                log.debug("Could not save in the run log: %s; saving continues", reason_of(error))
+
+    def _try(self, parts: Iterable[int] | None, within: float, is_stopping: Callable[[], bool]) -> None:
         give_up_at = time.monotonic() + within
 
         def wait_for(write: Future[None]) -> None:

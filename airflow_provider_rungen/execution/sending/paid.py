@@ -241,10 +241,11 @@ class PaidInputs:
         :param stored: by input.
         :return: fails with a `RunGenOutputError` if the ledger cannot be read or written for a minute.
         """
-        done, budget = self._by_key(stored), store_writer.STORE_RETRY_BUDGET
+        budget = store_writer.STORE_RETRY_BUDGET
 
         def add() -> None:
-            write = partial(in_daemon_thread, self.ledger.add_done, done)
+            # the plan, too, may be in a store
+            write = partial(in_daemon_thread, self.ledger.add_done, self._by_key(stored))
             asyncio.run(store_writer.call_store("note stored jobs in the ledger", write, budget))
 
         return begin(add)

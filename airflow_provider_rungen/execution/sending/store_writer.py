@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.daemon_threads import LOOK_EVERY
 from airflow_provider_rungen.client.outages import may_pass
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError
@@ -27,8 +28,6 @@ _MAX_PAUSE = 5.0
 # Seconds that a write waits for more to write, and between checks whether there will be more.
 _GATHERING_TIME = 0.1
 _GATHERING_POLL = 0.005
-# Seconds after which a pause looks again whether the task is killed.
-_LOOK_EVERY = 0.05
 
 
 def reason_of(error: Exception) -> str:
@@ -94,13 +93,13 @@ class Patience:
         return pause if time.monotonic() + pause <= self._give_up_at else None
 
 
-def outlast(purpose: str, call: Callable[[], T], is_stopping: Callable[[], bool]) -> T:
+def call_patiently(purpose: str, call: Callable[[], T], gives_up: Callable[[], bool]) -> T:
     """
     Call Airflow or a store, and block, until it works.
 
     :param purpose: see `call_store`.
     :param call: makes one try.
-    :param is_stopping: returns whether there is no time for another try.
+    :param gives_up: returns whether to make no other try.
     :raises Exception: it failed for too long, or will always fail.
     """
     patience = Patience(purpose, STORE_RETRY_BUDGET)
@@ -108,13 +107,18 @@ def outlast(purpose: str, call: Callable[[], T], is_stopping: Callable[[], bool]
         try:
             return call()
         except Exception as error:
-            is_final = isinstance(error, DamagedLogError) or not getattr(error, "retryable", may_pass(error))
-            pause = None if is_final or is_stopping() else patience.pause_after(error)
-            if pause is None:
-                raise
+            failure = error
+        # not while it is handled: another error may be, which says that the time is up
+        is_final = isinstance(failure, DamagedLogError) or not getattr(
+            failure, "retryable", may_pass(failure)
+        )
+        if is_final or gives_up() or (pause := patience.pause_after(failure)) is None:
+            raise failure
         wake_at = time.monotonic() + pause
-        while time.monotonic() < wake_at and not is_stopping():
-            time.sleep(_LOOK_EVERY)  # a signal that is deferred interrupts no sleep
+        while time.monotonic() < wake_at:
+            time.sleep(LOOK_EVERY)  # a signal that is deferred interrupts no sleep
+            if gives_up():
+                raise failure
 
 
 @dataclass(eq=False)

@@ -26,8 +26,8 @@ T = TypeVar("T")
 
 #: From Airflow 3.4 on, a clear of a task discards its task state store, unless the user keeps it.
 CLEAR_DISCARDS_STATE = AIRFLOW_V_3_4_PLUS
-# Seconds for a call to Airflow or to the ledger, when the task is killed: 5 s later the process is gone.
-_CALL_TIME = 1.5
+#: Seconds for a call to Airflow or to the ledger, when the task is killed: 5 s later the process is gone.
+CALL_TIME = 1.5
 _ENDED_BY_USER = (
     TaskInstanceState.FAILED,
     TaskInstanceState.SUCCESS,
@@ -197,7 +197,7 @@ def is_timing_out() -> bool:
 
 
 def ask_for_state(
-    ti: Any, then: Callable[[str | None], None] = lambda state: None, *, within: float = _CALL_TIME
+    ti: Any, then: Callable[[str | None], None] = lambda state: None, *, within: float = CALL_TIME
 ) -> str | None:
     """
     Ask Airflow for the state of a task, in a bounded time; ``None`` when no answer came.
@@ -224,7 +224,7 @@ def call_briefly(call: Callable[[], T], within: float) -> T | None:
     :param within: the seconds that it may take. It gets 1.5 s at most.
     """
     with suppress(Exception):
-        return begin(call).result(min(within, _CALL_TIME))
+        return begin(call).result(min(within, CALL_TIME))
     return None
 
 
