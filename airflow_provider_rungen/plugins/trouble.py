@@ -203,13 +203,12 @@ def _new_work(
     :param paid_for: the jobs that are paid for, with the time of each, as far as it is known.
     """
     theirs = paid_for.keys() & jobs.seconds.keys()
-    if len(theirs) == len(jobs.seconds):
-        return 0.0, max(timed - len(theirs), 0)
-    mean = seconds / timed if timed else 0.0
-    for job_id in theirs:
-        known = paid_for[job_id] if jobs.seconds[job_id] is None else jobs.seconds[job_id]
-        seconds -= mean if known is None else known
-    return max(round(seconds, 3), 0.0), max(timed - len(theirs), 0)
+    times = (paid_for[each] if jobs.seconds[each] is None else jobs.seconds[each] for each in theirs)
+    known = [ran for ran in times if ran is not None]
+    # of the others, each is taken to have run equally long
+    others, new = timed - len(known), max(timed - len(theirs), 0)
+    rest = max(seconds - sum(known), 0.0) * new / others if others > 0 else 0.0
+    return round(rest, 3), new
 
 
 def _is_bought(row: JobView) -> bool:
