@@ -154,9 +154,11 @@ def _untimed(count: int) -> str:
 def worked(task: TaskRecord, jobs: PageRows) -> tuple[float, int]:
     """Return the known seconds that the jobs of all attempts ran, and of how many jobs they are known."""
     used, totals, completed = task.usage.get("execution_seconds"), jobs.totals, task.usage.get("completed")
-    seconds = max(used if isinstance(used, (int, float)) else 0, totals.seconds)
+    used = used if isinstance(used, (int, float)) else 0
     completed = completed if isinstance(completed, int) and not totals.submitted else 0
-    return seconds, max(totals.timed, completed)
+    if not task.page.waits and jobs.attempt is None:  # it reported what it did before a clear
+        return used + totals.seconds, completed + totals.timed
+    return max(used, totals.seconds), max(totals.timed, completed)
 
 
 def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
@@ -181,7 +183,7 @@ def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
             # those that wait know times that others lack
             untimed[paid.currency] += count - timed if task.page.jobs is not None else max(count - timed, 0)
         counted |= jobs.seconds.keys()
-        paid_for |= _timed_jobs(jobs, timed, count)
+        paid_for |= _paid_jobs(task, jobs, timed, count)
     without = sum(not ids or not counted.issuperset(ids) for ids in unpriced)
     missing = f", without {format_count(without, 'task')} of unknown price" if without else ""
     return [
@@ -215,17 +217,21 @@ def _is_bought(row: JobView) -> bool:
     return bool(row.job_id) and not row.reused
 
 
-def _timed_jobs(jobs: PageRows, timed: int, count: int) -> Mapping[str, float | None]:
+def _paid_jobs(task: TaskRecord, jobs: PageRows, timed: int, count: int) -> Mapping[str, float | None]:
     """
-    Return the jobs of a task whose time is in its sum, or that another run paid for.
+    Return the jobs of a task whose time is in its sum, or that another run paid for, with their times.
 
     :param timed: how many jobs the sum is about.
     :param count: how many jobs the task has.
     """
     reused = {row.job_id for row in jobs.rows}.difference(row.job_id for row in jobs.rows if _is_bought(row))
     sure = {job_id: ran for job_id, ran in jobs.seconds.items() if ran is not None or job_id in reused}
-    # without a log, it is not known which
-    return sure if timed < count and (sure or not timed) else jobs.seconds
+    # without a log, it is not known which: a task that waits knows its jobs, and no other does
+    if not task.page.waits or not timed or (timed < count and sure):
+        return sure
+    used = task.usage.get("jobs")
+    mean = worked(task, jobs)[0] / max(timed, count, used if isinstance(used, int) else 0)
+    return {**dict.fromkeys(jobs.seconds, mean), **sure}
 
 
 async def billing_of(gathering: Gathering) -> dict[str, Any] | None:

@@ -228,6 +228,11 @@ COUNTED = {
         {"collect": ["paint"]},
         (1, 2),
     ),
+    "a collector of two, one of which reused jobs that run long": (
+        {"paint": [(1, 100, 8)], "submit": [(8, None)], "both": [(17, 908)]},
+        {"both": ["paint", "submit"]},
+        (9, 108),
+    ),
     "a collector of what was reused only": (
         {"paint": [(0, 0, 11)], "collect": [(11, 32)]},
         {"collect": ["paint"]},
@@ -482,6 +487,10 @@ def test_the_bill_knows_whose_jobs_the_tasks_of_the_block_report() -> None:
                 inside = job("inside")
             Collecting(task_id="after", job_id=inside.output)
         job("outside_of_it") << before
+        with scaled_app("third", name="further_down") as further_down:
+            Collecting(task_id="of_the_block_before", job_id=first.output)
+            job("last")
+    assert further_down.down.jobs_of == {"last": ["last"]}
     assert inner.down.jobs_of == {"inside": ["inside"]}
     assert outer.down.jobs_of == {
         **{each: [each] for each in ("first", "second", "mapped", "unknown")},

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -25,11 +26,12 @@ from airflow.providers.common.compat.sdk import (
     AirflowException,
     AirflowFailException,
     AirflowNotFoundException,
+    AirflowTaskTimeout,
     ObjectStoragePath,
     TaskDeferred,
 )
 from bad_answers import Fault
-from conftest import APP, SOON, FakeStore, Outcome, TrackedTaskInstance, rows_in, signal_when
+from conftest import APP, SOON, FakeStore, Outcome, TrackedTaskInstance, rows_in, run_task, signal_when
 from operator_kit import KILLED, Attempts, Died, DyingStore
 from places import AttemptStore
 
@@ -1410,6 +1412,74 @@ def test_a_kill_does_not_wait_for_a_plan_that_cannot_be_read(
         task.complete(event)
     assert time.monotonic() - sent[0] < SOON
     assert task.ends == {"COMPLETED": PART_ROWS, "CANCELED": 32}
+
+
+@KILLED
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
+@pytest.mark.parametrize("key", ["job_ids", "rungen_log"])
+def test_neither_a_kill_nor_a_time_limit_waits_for_an_xcom(make: Make, key: str, number: Any) -> None:
+    task = make(BATCH, inputs(4, seconds=60), deferrable=key == "rungen_log")
+    task.max_tries, task.state = 0, "failed"
+    met, over = threading.Event(), threading.Event()
+
+    def hang(pushed: str, _: Any) -> None:
+        if pushed == key:
+            met.set()
+            over.wait(60)
+
+    task.on_push = hang
+    op = task.begin()
+    stop = op.on_kill if number == signal.SIGTERM else _exceed_the_time
+    with signal_when(number, met.is_set, stop) as sent:
+        try:
+            run_task(op, task.context)
+        except AirflowTaskTimeout:
+            op.on_kill()  # as Airflow's task runner does
+    assert time.monotonic() - sent[0] < SOON
+    assert task.ends == {"CANCELED": 4}
+    over.set()
+
+
+def _exceed_the_time() -> None:
+    raise AirflowTaskTimeout("Timeout")
+
+
+@KILLED
+def test_a_kill_does_not_wait_for_the_ids_of_parts_that_were_let_go(make: Make, disk: Disk) -> None:
+    given = [*inputs(2 * PART_ROWS), *inputs(3 * PART_ROWS, seconds=60)[2 * PART_ROWS :]]
+    task = make(STORED, given, deferrable=False, max_in_flight=PART_ROWS)
+    task.max_tries, task.state = 0, "failed"
+    met: list[int] = []
+
+    def hang_at_last() -> None:
+        if task.created == len(given):
+            met.append(disk.reads)
+            time.sleep(60)
+
+    disk.faults.append(hang_at_last)
+    op = task.begin()
+    with signal_when(signal.SIGTERM, lambda: bool(met), op.on_kill) as sent:
+        assert "was killed" in str(run_task(op, task.context).error)
+    assert time.monotonic() - sent[0] < SOON
+    assert task.ends["CANCELED"] == PART_ROWS
+
+
+@KILLED
+def test_a_time_limit_while_the_log_cannot_be_read_leaves_word_of_what_may_run(
+    make: Make, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = make(STORED, inputs(4, seconds=60), deferrable=False)
+    task.max_tries = 1
+    task.attempt_until("job_ids")
+    disk.faults.append(partial(time.sleep, 60))
+    op = task.begin()
+    with (
+        signal_when(signal.SIGALRM, lambda: disk.reads > 0, _exceed_the_time),
+        pytest.raises(AirflowTaskTimeout),
+    ):
+        run_task(op, task.context)
+    op.on_kill()
+    assert "Jobs submitted before may still run" in caplog.text
 
 
 @KILLED

@@ -523,9 +523,37 @@ def test_a_run_pays_once_for_jobs_that_other_tasks_wait_for(
         run_priced(world, f"take {number}", collect)
     bought = world.emulator.service.jobs()[before:]
     seconds = sum(job["input"]["emulator"]["seconds"] for job in bought)
+    assert cost_of_run(world) == pytest.approx(seconds, rel=0.1)
+
+
+def cost_of_run(world: World) -> float:
     header = words_of(world.get(f"/dags/dag/runs/{quote(world.ti.run_id, safe='')}").text)
     [cost] = re.findall("jobs of all tasks: about ([0-9.]+) USD", header)
-    assert float(cost) == pytest.approx(seconds, rel=0.1)
+    return float(cost)
+
+
+def test_a_run_pays_once_for_jobs_that_run_differently_long(world: World) -> None:
+    """A job counts as long as it ran, though one task collects those of two."""
+    world.emulator.service.scale(APP, 60)
+    ids = []
+    for task_id, seconds in (("quick", 0.02), ("slow", 0.5)):
+        inputs = [given(str(number), seconds=seconds) for number in range(60)]
+        run_priced(world, task_id, RunGenRunBatchOperator(inputs=inputs, **POLL))
+        ids += world.ti.xcoms["job_ids"]
+    run_priced(world, "collect", RunGenCollectResultsOperator(job_id=ids, **POLL))
+    assert cost_of_run(world) == pytest.approx(60 * 0.52, rel=0.1)
+
+
+def test_a_run_pays_for_what_was_submitted_before_a_clear(world: World) -> None:
+    """Without a run log, a task that only submits reports how long its jobs of before the clear ran."""
+    world.emulator.service.scale(APP, 2)
+    ids = submit(given("1", seconds=0.5), given("2", seconds=0.5))
+    page = {"connection": "rungen_default", "app": APP, "price": "3600 USD/h"}
+    jobs = {"completed": 2, "failed": 0, "reused": 0, "execution_seconds": 1.0}
+    world.ti.task_id = "submit"
+    world.save(xcoms={"rungen_page": page | {"waits": False}, "job_ids": ids, "usage": jobs | {"jobs": 4}})
+    run_priced(world, "collect", RunGenCollectResultsOperator(job_id=ids, **POLL))
+    assert cost_of_run(world) == pytest.approx(2, rel=0.1)
 
 
 def test_the_same_row_of_other_runs_is_shown_beside_it(world: World) -> None:

@@ -207,11 +207,16 @@ def read_usage(ti: Any, jobs_of: Mapping[str, Sequence[str]]) -> tuple[int | Non
                 seconds[task_id] += Decimal(str(ran))
     if not jobs:
         return None, None
+    own = {task_id: (jobs[task_id], seconds[task_id]) for task_id in [*jobs] if task_id in seconds}
     for task_id, count in jobs.items():  # who waits for jobs does not know which were reused
-        theirs = min(sum(reused[each] for each in jobs_of[task_id] if each != task_id), count)
-        if theirs and task_id in seconds:
-            seconds[task_id] *= 1 - theirs / count
-        jobs[task_id] -= theirs
+        for each in jobs_of[task_id]:
+            if each == task_id or not (theirs := min(reused[each], jobs[task_id])):
+                continue
+            if task_id in seconds:  # they are taken to have run like those that were bought
+                bought, ran = own.get(each, (Decimal(), Decimal()))
+                mean = ran / bought if bought else own[task_id][1] / count
+                seconds[task_id] = max(seconds[task_id] - theirs * mean, Decimal())
+            jobs[task_id] -= theirs
     known = [task_id for task_id, count in reused.items() if count]
     count, busy = _count_once(jobs, jobs_of, known), _count_once(seconds, jobs_of, known)
     # a task without jobs knows nothing about those of others

@@ -92,8 +92,8 @@ class Deferral:
                 "lost": run.submitting.unsaved_ids(),
                 "in_flight": len(task_log.running),
             }
-            run.report.push_ids()
-            run.ti.xcom_push(key=LOG_KEY, value=state)
+            run.guard.wait_for(run.report.push_ids)
+            run.guard.wait_for(partial(run.ti.xcom_push, key=LOG_KEY, value=state))
             ends = run.report.can_end_from_trigger(len(ended))
         # storing takes time, and others run meanwhile
         half = len(task_log.jobs.running) // 2 if task_log.stores else 0

@@ -314,7 +314,7 @@ class Runner(TaskRun[JobOptions]):
         self.guard.check()
         if self.task_log.has_begun:
             with self.guard.defer_signals():
-                self.task_log.saver.save_between_polls(self.guard.is_stopping)
+                self.task_log.saver.save_between_polls()
 
     def cleanup(self) -> str:
         self.collecting.note_ended(self.wait.take_ended())

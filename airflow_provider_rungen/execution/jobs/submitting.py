@@ -153,7 +153,7 @@ class Submitting:
                 is_broken = self._submit_some(self._room(), deadline)
             if time.time() >= deadline:  # it may have been too late to look all of them up again
                 self.claimed_by_others |= claimed.intersection(self._log.jobs.inputs(*SUBMITTABLE))
-            run.report.push_submitted()
+            run.guard.wait_for(run.report.push_submitted)
         self._is_submitting = False
         return is_broken
 

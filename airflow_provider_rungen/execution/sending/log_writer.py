@@ -97,14 +97,10 @@ class Saver:
             time.sleep(pause)
         return False
 
-    def save_between_polls(self, is_stopping: Callable[[], bool]) -> None:
-        """
-        Try once to save what is due, if the last try is some time ago.
-
-        :param is_stopping: see `save`.
-        """
+    def save_between_polls(self) -> None:
+        """Try once to save what is due, if the last try is some time ago. It may have ids: a kill waits."""
         if time.monotonic() >= self._next_try:
-            self.save_once(None, SAVE_TIME, is_stopping)
+            self.save_once(None, SAVE_TIME, lambda: False)
             self._next_try = time.monotonic() + SAVE_EVERY
 
     def save_once(self, parts: Iterable[int] | None, within: float, is_stopping: Callable[[], bool]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import signal
 import threading
 import time
@@ -10,7 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from airflow_provider_rungen._airflow import AirflowException
+from airflow_provider_rungen.client.daemon_threads import begin, ends_within
 from airflow_provider_rungen.execution.task.attempts import is_timing_out
+
+log = logging.getLogger(__name__)
 
 # Airflow kills the process 5 s after the signal. All that a kill does shares these seconds: the last answers
 # and ids, the question for the task's state, the cancels, and what the ledger forgets.
@@ -74,6 +79,12 @@ class KillGuard:
         if self.is_killed:
             self.kill()
 
+    def wait_for(self, work: Callable[[], object]) -> None:
+        """Do what may hang while signals are deferred. A kill or a time limit waits a moment for it."""
+        future = begin(work)
+        if ends_within(math.inf, future, self.is_stopping):
+            future.result()
+
     def check(self) -> None:
         """
         Deliver what was deferred, and end the work of a killed task.
@@ -91,6 +102,8 @@ class KillGuard:
         self._last_words = self._cleanup() or self._last_words
         # a signal handler that returned would let execute() go on
         self.check()
+        if self._last_words and self._thread is None:  # a time limit has ended it
+            log.error("The task was killed. %s", self._last_words)
 
     @property
     def is_pending(self) -> bool:
