@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, BaseOperator, XComArg, conf
 from airflow_provider_rungen.checks import check_names, default_arg_names, parameter_names
+from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 from airflow_provider_rungen.rows import SqlRows
@@ -99,6 +100,22 @@ class RunGenBaseOperator(BaseOperator):
         if isinstance(content, Ledger | SqlRows):
             content = replace(content)
         return super().render_template(content, *args, **kwargs)
+
+    def check_tables(self, context: Context) -> None:
+        """
+        Refuse a table that each of the mapped tasks would replace.
+
+        :raises RunGenInputError: ``results`` or ``failed_table`` is the same for all of them.
+        """
+        dag: Any = context.get("dag")
+        task = None if dag is None else dag.task_dict.get(self.task_id)
+        given: Mapping[str, Any] = getattr(task, "partial_kwargs", {})
+        for name in ("results", "failed_table"):
+            if given.get(name) is not None and "{{" not in str(given[name]):
+                raise RunGenInputError(
+                    f"{name}: each of the mapped tasks would replace the table of the others",
+                    hint="Write {{ ti.map_index }} into its name",
+                )
 
     def on_kill(self) -> None:
         """Cancel or undo what the task began, and end it."""

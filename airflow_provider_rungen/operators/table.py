@@ -101,6 +101,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         and failures by reason. Its links are relative, so that it opens anywhere.
     :param results: the URI of the results table: ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
         ``results.jsonl`` in ``destination`` when left out, of a mapped task ``results-{map_index}.jsonl``.
+        Each of the mapped tasks needs one of its own.
     :param ledger: remembers which inputs were paid for, so that a row whose input was run before is reused. A
         text is the folder of a ledger: a URI or an absolute path. Needs ``destination`` (templated).
     :param output_type: what every result has to be: a class that pydantic knows, such as a ``BaseModel``, or
@@ -200,6 +201,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         from airflow_provider_rungen.execution.sources.table_rows import TableRows
         from airflow_provider_rungen.schemas import Schema
 
+        self.check_tables(context)
         table = self.table
         if isinstance(table, RowFunction):
             table = partial(table.function, **determine_kwargs(table.function, (), context))

@@ -15,13 +15,17 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset
 from bad_answers import Fault
 from conftest import FakeStore
-from operator_kit import KILLED, Table, picture, products
+from operator_kit import KILLED, Table, picture, products, submitted
 from pydantic import BaseModel, field_validator
 
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.emulator.testing import run_operator
-from airflow_provider_rungen.operators import RunGenPlanTableOperator, RunGenRunTableOperator
+from airflow_provider_rungen.operators import (
+    RunGenCollectResultsOperator,
+    RunGenPlanTableOperator,
+    RunGenRunTableOperator,
+)
 
 Run = Callable[..., Table]
 
@@ -421,6 +425,30 @@ def test_mapped_tasks_with_one_destination_have_a_table_each(
         assert run_operator(op, map_index=index).error is None
     written = sorted((tmp_path / "photos").glob("results*.jsonl"))
     assert [len(path.read_text().splitlines()) for path in written] == [1, 3]
+
+
+@pytest.mark.parametrize("place", ["results", "failed_table", "results of a collector"])
+def test_mapped_tasks_write_no_table_that_they_share(
+    rungen_emulator: Emulator, tmp_path: Path, place: str
+) -> None:
+    def attempt(uri: str) -> list[Any]:
+        with DAG("dag", schedule=None):
+            op: Any
+            if place in ("results", "failed_table"):
+                places = {"destination": str(tmp_path), place: uri, "key": "sku", "to_input": picture}
+                op = RunGenRunTableOperator.partial(task_id="task", **places).expand(table=tables)
+            else:
+                op = RunGenCollectResultsOperator.partial(task_id="task", results=uri).expand(job_id=ids)
+        return [run_operator(op, map_index=index).error for index in range(2)]
+
+    ids, tables = submitted({"prompt": "a"}, {"prompt": "b"}), [products(2)[:1], products(2)[1:]]
+    for error in attempt(f"{tmp_path}/t.jsonl"):
+        assert "each of the mapped tasks would replace the table of the others. Write {{ ti.map_" in str(
+            error
+        )
+    assert rungen_emulator.service.stats()["jobs_created"] == 2
+    assert attempt(f"{tmp_path}/t{{{{ ti.map_index }}}}.jsonl") == [None, None]
+    assert all((tmp_path / f"t{index}.jsonl").exists() for index in range(2))
 
 
 @pytest.mark.parametrize("pattern", ["^http://127", "[?]X-Amz-"])
