@@ -15,7 +15,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 #: Seconds after which a wait looks again whether it is to stop.
 LOOK_EVERY = 0.05
-# Seconds that work has in any case: what does not hang has ended by then.
+# Seconds for which what is to stop goes on waiting: what does not hang has ended by then.
 _GRACE = 0.25
 
 
@@ -56,10 +56,10 @@ def ends_within(seconds: float, work: Future[Any], is_stopping: Callable[[], boo
 
     :param is_stopping: returns whether to wait no longer than a moment.
     """
-    begun_at = time.monotonic()
-    while not work.done() and (waited := time.monotonic() - begun_at) < seconds:
-        if waited >= _GRACE and is_stopping():
-            break
+    give_up_at, has_grace = time.monotonic() + seconds, False
+    while not work.done() and (now := time.monotonic()) < give_up_at:
+        if not has_grace and is_stopping():
+            give_up_at, has_grace = min(give_up_at, now + _GRACE), True
         wait([work], LOOK_EVERY)
     return work.done()
 

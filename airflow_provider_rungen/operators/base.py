@@ -103,7 +103,7 @@ class RunGenBaseOperator(BaseOperator):
 
     def check_tables(self, context: Context) -> None:
         """
-        Refuse a table that each of the mapped tasks would replace.
+        Refuse a table that each of the tasks of an ``expand`` would replace.
 
         :raises RunGenInputError: ``results`` or ``failed_table`` is the same for all of them.
         """
@@ -111,7 +111,7 @@ class RunGenBaseOperator(BaseOperator):
         task = None if dag is None else dag.task_dict.get(self.task_id)
         given: Mapping[str, Any] = getattr(task, "partial_kwargs", {})
         for name in ("results", "failed_table"):
-            if given.get(name) is not None and "{{" not in str(given[name]):
+            if given.get(name) is not None and str(given[name]) == str(getattr(self, name, None)):
                 raise RunGenInputError(
                     f"{name}: each of the mapped tasks would replace the table of the others",
                     hint="Write {{ ti.map_index }} into its name",

@@ -207,7 +207,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         jobs_of = {task_id: _runners_of(task, runners) for task_id, task in tasks.items()}
         downs = [task for task in self.dag.tasks if isinstance(task, RunGenScaleDownOperator)]
         elsewhere = {task_id for down in downs for task_id in down.jobs_of}  # a block further up has its own
-        self.down.jobs_of = {task_id: of for task_id, of in jobs_of.items() if not elsewhere.issuperset(of)}
+        self.down.jobs_of = {task_id: of for task_id, of in jobs_of.items() if elsewhere.isdisjoint(of)}
 
     def _add_end(self) -> str:
         """Add the last task, and return a prefix that is free in the DAG, or in the task group."""

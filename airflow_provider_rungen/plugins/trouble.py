@@ -156,7 +156,10 @@ def worked(task: TaskRecord, jobs: PageRows) -> tuple[float, int]:
     used, totals, completed = task.usage.get("execution_seconds"), jobs.totals, task.usage.get("completed")
     used = used if isinstance(used, (int, float)) else 0
     completed = completed if isinstance(completed, int) and not totals.submitted else 0
-    if not task.page.waits and jobs.attempt is None:  # it reported what it did before a clear
+    submitted = task.usage.get("jobs")
+    before = submitted - len(jobs.rows) if isinstance(submitted, int) else 0
+    # without a log, a task that only submits reports what ran before a clear
+    if not task.page.waits and jobs.attempt is None and completed <= before:
         return used + totals.seconds, completed + totals.timed
     return max(used, totals.seconds), max(totals.timed, completed)
 
@@ -183,7 +186,8 @@ def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
             # those that wait know times that others lack
             untimed[paid.currency] += count - timed if task.page.jobs is not None else max(count - timed, 0)
         counted |= jobs.seconds.keys()
-        paid_for |= _paid_jobs(task, jobs, timed, count)
+        found = _paid_jobs(task, jobs, timed, count)
+        paid_for |= {job_id: ran for job_id, ran in found.items() if paid_for.get(job_id) is None}
     without = sum(not ids or not counted.issuperset(ids) for ids in unpriced)
     missing = f", without {format_count(without, 'task')} of unknown price" if without else ""
     return [
@@ -207,10 +211,11 @@ def _new_work(
     theirs = paid_for.keys() & jobs.seconds.keys()
     times = (paid_for[each] if jobs.seconds[each] is None else jobs.seconds[each] for each in theirs)
     known = [ran for ran in times if ran is not None]
+    rest = max(seconds - sum(known), 0.0)
     # of the others, each is taken to have run equally long
-    others, new = timed - len(known), max(timed - len(theirs), 0)
-    rest = max(seconds - sum(known), 0.0) * new / others if others > 0 else 0.0
-    return round(rest, 3), new
+    new = max(timed - len(theirs), len(jobs.seconds) - len(theirs) if rest else 0, 0)
+    others = new + len(theirs) - len(known)
+    return round(rest * new / others, 3) if others else 0.0, new
 
 
 def _is_bought(row: JobView) -> bool:

@@ -489,7 +489,7 @@ def test_the_bill_knows_whose_jobs_the_tasks_of_the_block_report() -> None:
         job("outside_of_it") << before
         with scaled_app("third", name="further_down") as further_down:
             Collecting(task_id="of_the_block_before", job_id=first.output)
-            job("last")
+            Collecting(task_id="of_both_blocks", job_id=[first.output, job("last").output])
     assert further_down.down.jobs_of == {"last": ["last"]}
     assert inner.down.jobs_of == {"inside": ["inside"]}
     assert outer.down.jobs_of == {

@@ -35,6 +35,7 @@ from conftest import APP, SOON, FakeStore, Outcome, TrackedTaskInstance, rows_in
 from operator_kit import KILLED, Attempts, Died, DyingStore
 from places import AttemptStore
 
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS
 from airflow_provider_rungen.client import poll_state, progress, retry
 from airflow_provider_rungen.decorators import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Service
@@ -64,6 +65,9 @@ def inputs(count: int = COUNT, **emulator: Any) -> list[dict[str, Any]]:
 
 def failing(count: int = COUNT, **emulator: Any) -> list[dict[str, Any]]:
     return inputs(count, fail="out of memory", **emulator)
+
+
+SINCE_3_3 = pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a trigger cannot end a task before")
 
 
 class Task(Attempts):
@@ -1416,9 +1420,10 @@ def test_a_kill_does_not_wait_for_a_plan_that_cannot_be_read(
 
 @KILLED
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
-@pytest.mark.parametrize("key", ["job_ids", "rungen_log"])
+@pytest.mark.parametrize("key", ["job_ids", "rungen_log", pytest.param("return_value", marks=SINCE_3_3)])
 def test_neither_a_kill_nor_a_time_limit_waits_for_an_xcom(make: Make, key: str, number: Any) -> None:
-    task = make(BATCH, inputs(4, seconds=60), deferrable=key == "rungen_log")
+    options = {"end_from_trigger": True} if key == "return_value" else {}
+    task = make(BATCH, inputs(4, seconds=60), deferrable=key != "job_ids", **options)
     task.max_tries, task.state = 0, "failed"
     met, over = threading.Event(), threading.Event()
 

@@ -544,16 +544,37 @@ def test_a_run_pays_once_for_jobs_that_run_differently_long(world: World) -> Non
     assert cost_of_run(world) == pytest.approx(60 * 0.52, rel=0.1)
 
 
-def test_a_run_pays_for_what_was_submitted_before_a_clear(world: World) -> None:
-    """Without a run log, a task that only submits reports how long its jobs of before the clear ran."""
-    world.emulator.service.scale(APP, 2)
-    ids = submit(given("1", seconds=0.5), given("2", seconds=0.5))
-    page = {"connection": "rungen_default", "app": APP, "price": "3600 USD/h"}
-    jobs = {"completed": 2, "failed": 0, "reused": 0, "execution_seconds": 1.0}
+@pytest.mark.parametrize("count", [2, 4], ids=["clear", "retry"])
+def test_a_run_pays_for_what_an_earlier_attempt_submitted(world: World, count: int) -> None:
+    """
+    Without a run log, a task that only submits reports how long its earlier jobs ran.
+
+    After a clear, these are others than those that it names; a retry has resumed them.
+    """
+    world.emulator.service.scale(APP, 4)
+    ids = submit(*[given(str(number), seconds=0.5) for number in range(count)])
+    page = {"connection": "rungen_default", "app": APP, "price": "3600 USD/h", "waits": False}
+    usage = {"jobs": 4, "completed": 2, "failed": 0, "reused": 0, "execution_seconds": 1.0}
     world.ti.task_id = "submit"
-    world.save(xcoms={"rungen_page": page | {"waits": False}, "job_ids": ids, "usage": jobs | {"jobs": 4}})
+    world.save(xcoms={"rungen_page": page, "job_ids": ids, "usage": usage})
     run_priced(world, "collect", RunGenCollectResultsOperator(job_id=ids, **POLL))
     assert cost_of_run(world) == pytest.approx(2, rel=0.1)
+
+
+def test_a_run_pays_for_jobs_beside_those_that_failed(world: World) -> None:
+    """A task reports how long all of its jobs ran, and how many completed."""
+    world.emulator.service.scale(APP, 120)
+    fails = {"fail": "out of memory"}
+    inputs = [given(str(number), seconds=0.2, **(fails if number % 2 else {})) for number in range(60)]
+    options = POLL | {"max_failed": "any", "stop_after": None, "destination": world.folder.as_uri()}
+    run_priced(world, "half_fails", RunGenRunBatchOperator(inputs=inputs, **options))
+    ids = world.ti.xcoms["job_ids"]
+    inputs = [given(f"more {number}", seconds=0.2) for number in range(60)]
+    run_priced(world, "submit", RunGenRunBatchOperator(inputs=inputs, wait_for_completion=False, **POLL))
+    ids += world.ti.xcoms["job_ids"]
+    collect = RunGenCollectResultsOperator(job_id=ids, max_failed="any", **POLL)
+    run_priced(world, "collect", collect)
+    assert cost_of_run(world) == pytest.approx(120 * 0.2, rel=0.1)
 
 
 def test_the_same_row_of_other_runs_is_shown_beside_it(world: World) -> None:

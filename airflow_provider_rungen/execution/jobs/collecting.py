@@ -182,7 +182,7 @@ class Collecting:
         within, self._forgetting = 0.0 if hangs else store_writer.STORE_RETRY_BUDGET, forgetting
         if ends_within(within, forgetting, self._run.guard.is_stopping):
             forgetting.result()
-        elif not hangs:
+        elif not hangs and not self._run.guard.is_stopping():
             log.warning("The ledger does not answer, and may keep jobs that are of no use")
 
     def note_stored(self) -> None:

@@ -92,16 +92,20 @@ class Deferral:
                 "lost": run.submitting.unsaved_ids(),
                 "in_flight": len(task_log.running),
             }
-            run.guard.wait_for(run.report.push_ids)
-            run.guard.wait_for(partial(run.ti.xcom_push, key=LOG_KEY, value=state))
-            ends = run.report.can_end_from_trigger(len(ended))
+
+            def push() -> bool:
+                run.report.push_ids()
+                run.ti.xcom_push(key=LOG_KEY, value=state)
+                return run.report.can_end_from_trigger(len(ended))
+
+            ends = run.guard.wait_for(push)
         # storing takes time, and others run meanwhile
         half = len(task_log.jobs.running) // 2 if task_log.stores else 0
         return {
             "left": max(in_flight, half),
             "attempt": state["attempt"],
             "on_clear": run.ending.on_clear,
-            "end_from_trigger": ends,
+            "end_from_trigger": bool(ends),
         }
 
     def _state_of_log(self) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class Saver:
         #: A write that did not end in time. The next one waits for its end.
         self.late: Future[None] | None = None
         self._next_try = 0.0
+        # whether the last try of `save_once` failed
+        self._is_failing = False
 
     @contextmanager
     def writing(self, parts: Iterable[int] | None = None) -> Iterator[Future[None]]:
@@ -109,7 +111,11 @@ class Saver:
             try:
                 self._try(parts, within, is_stopping)
             except Exception as error:
-                log.debug("Could not save in the run log: %s; saving continues", reason_of(error))
+                level = logging.DEBUG if self._is_failing else logging.WARNING
+                log.log(level, "Could not save in the run log: %s; saving continues", reason_of(error))
+                self._is_failing = True
+            else:
+                self._is_failing = False
 
     def _try(self, parts: Iterable[int] | None, within: float, is_stopping: Callable[[], bool]) -> None:
         give_up_at = time.monotonic() + within

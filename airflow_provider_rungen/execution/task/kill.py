@@ -9,13 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from airflow_provider_rungen._airflow import AirflowException
 from airflow_provider_rungen.client.daemon_threads import begin, ends_within
 from airflow_provider_rungen.execution.task.attempts import is_timing_out
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Airflow kills the process 5 s after the signal. All that a kill does shares these seconds: the last answers
 # and ids, the question for the task's state, the cancels, and what the ledger forgets.
@@ -79,11 +81,14 @@ class KillGuard:
         if self.is_killed:
             self.kill()
 
-    def wait_for(self, work: Callable[[], object]) -> None:
-        """Do what may hang while signals are deferred. A kill or a time limit waits a moment for it."""
+    def wait_for(self, work: Callable[[], T]) -> T | None:
+        """
+        Do what may hang while signals are deferred. A kill or a time limit waits a moment for it.
+
+        :return: what it returns, or ``None`` if it was not waited for.
+        """
         future = begin(work)
-        if ends_within(math.inf, future, self.is_stopping):
-            future.result()
+        return future.result() if ends_within(math.inf, future, self.is_stopping) else None
 
     def check(self) -> None:
         """
@@ -102,8 +107,8 @@ class KillGuard:
         self._last_words = self._cleanup() or self._last_words
         # a signal handler that returned would let execute() go on
         self.check()
-        if self._last_words and self._thread is None:  # a time limit has ended it
-            log.error("The task was killed. %s", self._last_words)
+        if self._last_words and self._thread is None:  # nobody raises them, as after a time limit
+            log.error("%s", self._last_words)
 
     @property
     def is_pending(self) -> bool:

@@ -283,8 +283,9 @@ class TaskRun(Generic[Options]):
             return None
 
     def _is_in_block(self, down: Any) -> bool:
-        """Return whether the task is of the block that a teardown ends."""
-        return self.task.task_id in {down.task_id, down.scale_up_task_id, *down.jobs_of}
+        """Return whether the task, or those whose jobs it collects, are of the block that a teardown ends."""
+        of_task = {self.task.task_id, *getattr(self.task, "job_sources", ())}
+        return not of_task.isdisjoint({down.task_id, down.scale_up_task_id, *down.jobs_of})
 
     def page_details(self) -> dict[str, Any]:
         """Return what else the page of the task has to know; see `xcom_keys`."""
