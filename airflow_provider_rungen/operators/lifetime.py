@@ -195,18 +195,16 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         self._bill_jobs_of(inside)
 
     def _bill_jobs_of(self, inside: Mapping[str, Any]) -> None:
-        """Pass the tasks to the bill. The tasks of an inner block are on the bill of that block."""
-        inner = [task for task in inside.values() if isinstance(task, RunGenScaleDownOperator)]
-        billed = {task_id for down in inner for task_id in down.jobs_of}
+        """Pass the tasks to the bill. Those of an inner block, or of one further up, are on its bill."""
+        downs = [task for task in self.dag.tasks if isinstance(task, RunGenScaleDownOperator)]
+        elsewhere = {task_id for down in downs for task_id in down.jobs_of}
         tasks = {
             task_id: task
             for task_id, task in sorted(inside.items())
-            if task_id not in billed and is_of_provider(task) and not isinstance(task, _WITHOUT_JOBS)
+            if task_id not in elsewhere and is_of_provider(task) and not isinstance(task, _WITHOUT_JOBS)
         }
         runners = {task_id for task_id, task in tasks.items() if not is_job_consumer(task)}
         jobs_of = {task_id: _runners_of(task, runners) for task_id, task in tasks.items()}
-        downs = [task for task in self.dag.tasks if isinstance(task, RunGenScaleDownOperator)]
-        elsewhere = {task_id for down in downs for task_id in down.jobs_of}  # a block further up has its own
         self.down.jobs_of = {task_id: of for task_id, of in jobs_of.items() if elsewhere.isdisjoint(of)}
 
     def _add_end(self) -> str:

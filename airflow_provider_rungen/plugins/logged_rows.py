@@ -126,7 +126,7 @@ class _Log:
 def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, page: int) -> PageRows:
     """Read one part of the plan, or two, and those parts of its jobs that the page needs."""
     attempt, table = attempts[-1], Table()
-    plan = Plan.saved(log, attempt.plan)
+    plan = Plan.saved(log.get, attempt.plan)
     if page == ALL and plan.count > MAX_ROWS:
         raise RunGenError(f"no page filters or sorts more than {MAX_ROWS:,} rows")
     numbers = numbers_of(page, plan.count)

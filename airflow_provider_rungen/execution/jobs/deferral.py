@@ -23,7 +23,7 @@ from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
-from airflow_provider_rungen.runs.place import Place, ReadablePlace
+from airflow_provider_rungen.runs.place import Place
 from airflow_provider_rungen.runs.plan import input_digest
 from airflow_provider_rungen.runs.rows import InputState, Totals
 
@@ -39,18 +39,6 @@ _CLOCK_SKEW = 5.0
 _BRIEFLY = 5.0
 
 T = TypeVar("T")
-
-
-class _PatientPlace:
-    """
-    A place whose files are read patiently.
-
-    :param get: reads files; see `Deferral._read_patiently`.
-    """
-
-    def __init__(self, place: ReadablePlace, get: Callable[[Sequence[str]], dict[str, bytes]]) -> None:
-        self.vouches, self.list = place.vouches, place.list
-        self.get = get
 
 
 class Deferral:
@@ -223,8 +211,7 @@ class Deferral:
         """Restore the plan, as far as it is needed, and return why nothing more can be submitted."""
         digest, plan = state["record"]["plan"], None
         if self._log.state.has_inputs:
-            read = partial(self._read_patiently, "read the plan")
-            plan = Plan.saved(_PatientPlace(self._log.home.place, read), digest)
+            plan = Plan.saved(partial(self._read_patiently, "read the plan"), digest)
         elif state["needs_inputs"] and make_source is None:
             return "the inputs cannot be read again after a deferral"
         elif state["needs_inputs"] and make_source is not None:

@@ -6,19 +6,20 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate, repeat
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.spool import Position, Spool
 from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.part_files import PART_ROWS
-from airflow_provider_rungen.runs.place import DamagedLogError, Place, ReadablePlace
+from airflow_provider_rungen.runs.place import DamagedLogError, Place
 from airflow_provider_rungen.runs.plan import Manifest, PlannedRow, plan_parts, read_lines, read_rows
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.sources.inputs import KeyOf, Source
 
 T = TypeVar("T")
+GetFiles: TypeAlias = Callable[[Sequence[str]], Mapping[str, bytes]]
 
 _FOLDER = "plans"
 # So many bytes of parts are put at a time.
@@ -66,14 +67,15 @@ class Plan:
         return cls(Manifest(app_id, parts, **about()), lambda name: spool.read(positions[name]))
 
     @classmethod
-    def saved(cls, place: ReadablePlace, digest: str) -> Self:
+    def saved(cls, get: GetFiles, digest: str) -> Self:
         """
         Return a plan that was saved. Its inputs are read only if they are asked for.
 
+        :param get: reads files, as `ReadablePlace.get` does.
         :param digest: its name, as Airflow knows it.
         :raises DamagedLogError: it is missing, or is another one.
         """
-        load = partial(_get, place)
+        load = partial(_get, get)
         return cls(_read(Manifest.decode, load(digest), digest), load)
 
     @classmethod
@@ -174,7 +176,7 @@ def read_digests(place: Place, digest: str) -> list[str] | None:
     """
     if digest not in place.list(_FOLDER):
         return None
-    return [row.digest for row in Plan.saved(place, digest).rows()]
+    return [row.digest for row in Plan.saved(place.get, digest).rows()]
 
 
 def _read(read: Callable[[bytes, str], T], content: bytes, name: str) -> T:
@@ -185,9 +187,9 @@ def _read(read: Callable[[bytes, str], T], content: bytes, name: str) -> T:
         raise _damaged(name, reason) from None
 
 
-def _get(place: ReadablePlace, name: str) -> bytes:
+def _get(get: GetFiles, name: str) -> bytes:
     path = f"{_FOLDER}/{name}"
-    content = place.get([path]).get(path)
+    content = get([path]).get(path)
     if content is None:
         raise _damaged(name, "it is missing")
     return content
