@@ -510,6 +510,29 @@ def signal_when(
         signal.signal(number, before)
 
 
+@contextlib.contextmanager
+def stopped_when(op: Any, number: signal.Signals, condition: Callable[[], bool]) -> Iterator[None]:
+    """Kill a task, or end its time, as Airflow's task runner does, as soon as a condition holds."""
+    from airflow.providers.common.compat.sdk import AirflowTaskTimeout
+
+    def end_time() -> None:
+        raise AirflowTaskTimeout("Timeout")
+
+    with signal_when(number, condition, op.on_kill if number == signal.SIGTERM else end_time) as sent:
+        try:
+            yield
+        except AirflowTaskTimeout:
+            op.on_kill()
+    assert time.monotonic() - sent[0] < SOON
+
+
+def hang(seconds: float = 60) -> None:
+    """Hang as a server does. A signal does not interrupt a long sleep if it strikes just before it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.05)
+
+
 def run_task(op: Any, context: Any, timeout: float | None = 200) -> Outcome:
     """Run a task as `run_operator` does, with a context that has no task state store unless it is given."""
     defers_at_once = getattr(op, "deferrable", False) and getattr(op, "defer_after", None) == 0

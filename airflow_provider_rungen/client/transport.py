@@ -184,6 +184,18 @@ async def _in_tasks(work: Callable[[], Coroutine[Any, Any, None]], count: int) -
                 task.exception()  # of several errors, one is raised
 
 
+async def watched(work: Coroutine[Any, Any, T], check: Callable[[], None]) -> T:
+    """Wait for work, and call ``check`` often meanwhile. What that raises ends the work."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait([task], timeout=CHECK_INTERVAL))[0]:
+            check()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    return task.result()
+
+
 def short_sleeps(seconds: float, check: Callable[[], None]) -> Iterator[float]:
     """Yield short times to sleep that add up to some seconds, and call ``check`` before and after each."""
     end = time.monotonic() + seconds

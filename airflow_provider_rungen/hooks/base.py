@@ -20,7 +20,7 @@ from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.injected import AsyncInjectedSender, InjectedSender, Transport
 from airflow_provider_rungen.client.senders import AsyncSender, Sender
 from airflow_provider_rungen.client.settings import Settings
-from airflow_provider_rungen.client.transport import adrive, drive, short_sleeps
+from airflow_provider_rungen.client.transport import adrive, drive, short_sleeps, watched
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenConnectionError
 from airflow_provider_rungen.hooks.connection import explaining, find_connection, is_allowed, read_connection
 
@@ -69,8 +69,8 @@ class FlowHook(BaseHook):
         self.checkpoint: Callable[[], None] | None = None
         #: Returns whether the caller has to end soon. A request in flight then gets one more second.
         self.is_interrupted: Callable[[], bool] | None = None
-        #: A context in which a blocking call asks Airflow for the connection.
-        self.around_lookup: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        #: A context in which signals are deferred: see `KillGuard.defer_signals`.
+        self.defer_signals: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     # --- the connection ---
 
@@ -91,7 +91,7 @@ class FlowHook(BaseHook):
         """
         settings = self._settings
         if settings is None or self._is_outdated(settings, refused):
-            with self.around_lookup(), explaining(self.rungen_conn_id):
+            with self.defer_signals(), explaining(self.rungen_conn_id):
                 settings = self._read(self.get_connection(self.rungen_conn_id))
                 mask(proxy_passwords(settings.proxy))
             settings = self._adopt(settings)
@@ -235,11 +235,17 @@ class FlowHook(BaseHook):
     def perform_concurrently(self, flow: Flow[T]) -> T:
         """Perform a flow, blocking, with as many requests at a time as it allows."""
 
+        def check() -> None:
+            if self.is_interrupted is not None and self.is_interrupted():
+                self._check()
+
         async def run() -> T:
             async with self:
-                return await self.aperform(flow)
+                return await watched(self.aperform(flow), check)
 
-        return asyncio.run(run())
+        # an event loop swallows what a signal handler raises, or waits forever for the callback it cut off
+        with self.defer_signals():
+            return asyncio.run(run())
 
     def perform_with_deadline(self, flow: Flow[T], *, within: float, is_paced: bool = False) -> T:
         """

@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import signal
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -16,11 +15,10 @@ from unittest.mock import MagicMock
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, ObjectStoragePath
-from conftest import SOON, FakeTaskInstance, Outcome, run_task, signal_when
+from conftest import FakeTaskInstance, Outcome, run_task, stopped_when
 from faulty_s3 import CUT, HANG, FaultyS3, S3Fault, S3Request
 from object_store import attach
 
-from airflow_provider_rungen._airflow import AirflowTaskTimeout
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
@@ -230,10 +228,6 @@ def test_an_entry_of_a_stored_job_is_written_again(task: Task, faulty_s3: Faulty
     assert (task.run().value["reused"], task.bought) == (ROWS, ROWS)
 
 
-def _exceed_the_time() -> None:
-    raise AirflowTaskTimeout("Timeout")
-
-
 @pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
 def test_neither_a_kill_nor_a_time_limit_waits_for_the_ledger(
@@ -261,14 +255,8 @@ def test_neither_a_kill_nor_a_time_limit_waits_for_the_ledger(
         deferrable=deferrable,
         defer_after=0.5,
     )
-    stop = op.on_kill if number == signal.SIGTERM else _exceed_the_time
-    is_due = (lambda: len(refused) > 2) if deferrable else (lambda: bool(hung))
-    with signal_when(number, is_due, stop) as sent:
-        try:
-            run_task(op, context)
-        except AirflowTaskTimeout:
-            op.on_kill()  # as Airflow's task runner does
-    assert time.monotonic() - sent[0] < SOON
+    with stopped_when(op, number, lambda: len(refused) > 2 if deferrable else bool(hung)):
+        run_task(op, context)
     statuses = [job["status"] for job in task.emulator.service.jobs()]
     assert statuses[0] == "COMPLETED"
     assert statuses[2:] == ["CANCELED"] * 2

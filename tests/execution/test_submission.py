@@ -16,9 +16,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 from bad_answers import Fault
-from conftest import APP, SOON, Clock, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
+from conftest import (
+    APP,
+    SOON,
+    Clock,
+    FakeStore,
+    Outcome,
+    TrackedTaskInstance,
+    run_task,
+    signal_when,
+    stopped_when,
+)
 from places import Died
 
 from airflow_provider_rungen.client.retry import ATTEMPTS
@@ -679,17 +689,11 @@ def test_a_kill_cancels_a_job_that_is_not_saved(waiting: Task) -> None:
 
 
 def test_the_execution_timeout_cancels_the_job_though_tries_are_left(waiting: Task) -> None:
-    def strike() -> None:
-        raise AirflowTaskTimeout("Timeout")
-
     waiting.options["input"] = LONG
     waiting.begin()
     service = waiting.emulator.service
-    with signal_when(signal.SIGALRM, lambda: service.count("get") > 1, strike):
-        try:
-            waiting.op.execute(waiting.context)
-        except AirflowTaskTimeout:
-            waiting.op.on_kill()  # as Airflow's task runner does
+    with stopped_when(waiting.op, signal.SIGALRM, lambda: service.count("get") > 1):
+        waiting.op.execute(waiting.context)
     assert waiting.ti.asked == 0
     assert waiting.statuses() == ["CANCELED"]
 

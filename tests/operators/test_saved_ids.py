@@ -95,8 +95,6 @@ class Store(FakeStore):
 
 
 def _exceed_the_time(*_: Any) -> None:
-    # asyncio swallows what strikes in a callback; with an execution_timeout, the wait ends by itself then
-    signal.setitimer(signal.ITIMER_REAL, 1)
     raise AirflowTaskTimeout("Timeout")
 
 
@@ -149,7 +147,6 @@ class Night:
         try:
             task.execute(context)
         except AirflowTaskTimeout:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             task.on_kill()
             raise
 

@@ -20,23 +20,35 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pydantic
 import pytest
 from airflow.providers.common.compat.sdk import (
     DAG,
     AirflowException,
     AirflowFailException,
     AirflowNotFoundException,
-    AirflowTaskTimeout,
     ObjectStoragePath,
     TaskDeferred,
 )
 from bad_answers import Fault
-from conftest import APP, SOON, FakeStore, Outcome, TrackedTaskInstance, rows_in, run_task, signal_when
+from conftest import (
+    APP,
+    SOON,
+    FakeStore,
+    Outcome,
+    TrackedTaskInstance,
+    hang,
+    rows_in,
+    run_task,
+    signal_when,
+    stopped_when,
+)
 from operator_kit import KILLED, Attempts, Died, DyingStore
 from places import AttemptStore
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS
 from airflow_provider_rungen.client import poll_state, progress, retry
+from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.decorators import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.emulator.messages import Reply
@@ -1358,7 +1370,7 @@ def test_a_kill_while_the_log_is_read_after_a_deferral_says_how_many_jobs_may_ru
     task = make(STORED, inputs(count, seconds=60), deferrable=True, max_in_flight=count)
     task.max_tries = 0
     task.attempt_until_deferred()
-    disk.faults.append(partial(time.sleep, 30))
+    disk.faults.append(hang)
     stop = task.op.on_kill
     with (
         signal_when(signal.SIGTERM, lambda: disk.reads > 0, stop) as sent,
@@ -1377,12 +1389,12 @@ def test_a_kill_while_airflow_does_not_answer_reads_nothing_more(
     task.attempt_until_deferred()
     asked: list[str] = []
 
-    def hang(*_: Any, **__: Any) -> None:
+    def ask(*_: Any, **__: Any) -> None:
         asked.append("")
-        time.sleep(60)
+        hang()
 
-    monkeypatch.setattr(task.ti, "xcom_pull", hang)
-    task.store.get = hang
+    monkeypatch.setattr(task.ti, "xcom_pull", ask)
+    task.store.get = ask
     with (
         signal_when(signal.SIGTERM, lambda: bool(asked), task.op.on_kill) as sent,
         pytest.raises(AirflowException, match=r"was killed\. Jobs submitted before may still run"),
@@ -1408,7 +1420,7 @@ def test_a_kill_does_not_wait_for_a_plan_that_cannot_be_read(
     task.max_tries, task.workers, disk.files = 0, 100, "/plans/"
     trigger = task.attempt_until_deferred()
     event = task.fire(trigger)
-    disk.faults.append(lambda: (time.sleep(60) if hangs else disk.fail()) if disk.reads > 3 else None)
+    disk.faults.append(lambda: (hang() if hangs else disk.fail()) if disk.reads > 3 else None)
     with (
         signal_when(signal.SIGTERM, lambda: disk.reads > 3, task.op.on_kill) as sent,
         pytest.raises(AirflowException, match="was killed"),
@@ -1427,26 +1439,82 @@ def test_neither_a_kill_nor_a_time_limit_waits_for_an_xcom(make: Make, key: str,
     task.max_tries, task.state = 0, "failed"
     met, over = threading.Event(), threading.Event()
 
-    def hang(pushed: str, _: Any) -> None:
+    def push(pushed: str, _: Any) -> None:
         if pushed == key:
             met.set()
             over.wait(60)
 
-    task.on_push = hang
+    task.on_push = push
     op = task.begin()
-    stop = op.on_kill if number == signal.SIGTERM else _exceed_the_time
-    with signal_when(number, met.is_set, stop) as sent:
-        try:
-            run_task(op, task.context)
-        except AirflowTaskTimeout:
-            op.on_kill()  # as Airflow's task runner does
-    assert time.monotonic() - sent[0] < SOON
+    with stopped_when(op, number, met.is_set):
+        run_task(op, task.context)
     assert task.ends == {"CANCELED": 4}
     over.set()
 
 
-def _exceed_the_time() -> None:
-    raise AirflowTaskTimeout("Timeout")
+@KILLED
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
+def test_a_signal_that_strikes_in_a_callback_of_the_event_loop_ends_the_attempt(
+    make: Make, number: Any
+) -> None:
+    """Asyncio swallows what a signal handler raises there."""
+    count = COUNTER_THRESHOLD + 1
+    task = make(BATCH, inputs(count, seconds=60), deferrable=False)
+    task.max_tries, task.state = 0, "failed"
+    met, service = threading.Event(), task.emulator.service
+    handle = service.handle
+
+    def dwell() -> None:
+        met.set()
+        hang(0.2)
+
+    def answer(method: str, path: str, headers: Any, body: bytes = b"") -> Reply:
+        if method == "GET" and not met.is_set():
+            asyncio.get_running_loop().call_soon(dwell)
+        return handle(method, path, headers, body)
+
+    service.handle = answer  # type: ignore[method-assign]
+    op = task.begin()
+    with stopped_when(op, number, met.is_set):
+        run_task(op, task.context)
+    assert task.ends == {"CANCELED": count}
+
+
+@KILLED
+@pytest.mark.parametrize("user", ["check", "output_type"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
+def test_a_signal_ends_a_function_of_the_user_that_hangs(
+    make: Make, tmp_path: Path, user: str, number: Any
+) -> None:
+    met = threading.Event()
+
+    def check(*_: Any) -> None:
+        met.set()
+        hang()
+
+    class Picture(pydantic.BaseModel):
+        text: str
+
+        @pydantic.field_validator("text")
+        @classmethod
+        def look(cls, text: str) -> str:
+            check()
+            return text
+
+    count = COUNTER_THRESHOLD + 1
+    result = {"text": "a fox"}
+    given = [*inputs(1, result=result), *inputs(count, seconds=60)[1:]]
+    if user == "check":
+        results = (tmp_path / "results.jsonl").as_uri()
+        task = make(TABLE, given, deferrable=False, check=check, destination=None, results=results)
+    else:
+        task = make(FUNCTION, given, deferrable=False, output_type=Picture)
+    task.max_tries, task.state = 0, "failed"
+    task.scale(100)
+    op = task.begin()
+    with stopped_when(op, number, met.is_set):
+        run_task(op, task.context)
+    assert task.ends == {"COMPLETED": 1, "CANCELED": count - 1}
 
 
 @KILLED
@@ -1459,7 +1527,7 @@ def test_a_kill_does_not_wait_for_the_ids_of_parts_that_were_let_go(make: Make, 
     def hang_at_last() -> None:
         if task.created == len(given):
             met.append(disk.reads)
-            time.sleep(60)
+            hang()
 
     disk.faults.append(hang_at_last)
     op = task.begin()
@@ -1476,14 +1544,10 @@ def test_a_time_limit_while_the_log_cannot_be_read_leaves_word_of_what_may_run(
     task = make(STORED, inputs(4, seconds=60), deferrable=False)
     task.max_tries = 1
     task.attempt_until("job_ids")
-    disk.faults.append(partial(time.sleep, 60))
+    disk.faults.append(hang)
     op = task.begin()
-    with (
-        signal_when(signal.SIGALRM, lambda: disk.reads > 0, _exceed_the_time),
-        pytest.raises(AirflowTaskTimeout),
-    ):
+    with stopped_when(op, signal.SIGALRM, lambda: disk.reads > 0):
         run_task(op, task.context)
-    op.on_kill()
     assert "Jobs submitted before may still run" in caplog.text
 
 

@@ -22,7 +22,7 @@ from airflow_provider_rungen.client.poll_state import concerns_one_job
 from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, pace
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import format_bytes, format_count, format_duration, format_ids
-from airflow_provider_rungen.client.transport import gather_limited
+from airflow_provider_rungen.client.transport import gather_limited, watched
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 Check: TypeAlias = Callable[[StoredJob], RunGenError | None]
 # So many failures in a row are an outage, and not single broken files.
 OUTAGE_FAILURES = 16
-_KILL_CHECK_SECONDS = 0.1
 
 
 @dataclass
@@ -189,28 +188,27 @@ class OutputStore:
         )
 
         store_one = partial(self._store_one, app_id)
-        work = asyncio.ensure_future(gather_limited(store_one, job_ids, self.max_concurrency))
+        work = gather_limited(store_one, job_ids, self.max_concurrency)
         try:
-            await self._watch(work, len(job_ids))
+            await watched(work, self._watch(len(job_ids)))
         finally:
-            work.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await work
             await self.downloader.close()
             await self.hook.aclose()
 
-    async def _watch(self, work: asyncio.Future[None], count: int) -> None:
-        """Wait for the end of the work, log how far it is, and raise if the task is killed."""
+    def _watch(self, count: int) -> Callable[[], None]:
+        """Return what raises if the task is killed, and logs how far the storing of so many jobs is."""
         begun_at = logged_at = time.monotonic()
         before = self.figures.jobs
-        while not work.done():
-            await asyncio.wait([work], timeout=_KILL_CHECK_SECONDS)
+
+        def look() -> None:
+            nonlocal logged_at
             self._guard.check()
             if (now := time.monotonic()) - logged_at >= PROGRESS_INTERVAL:
                 logged_at, done = now, self.figures.jobs - before + len(self._errors)
                 rate = pace(done, count - done, now - begun_at)
                 log.info("Stored so far: %s of %d of %d jobs%s", self.figures, done, count, rate)
-        work.result()
+
+        return look
 
     async def _store_one(self, app_id: str, job_id: str) -> None:
         from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver

@@ -81,6 +81,19 @@ class KillGuard:
         if self.is_killed:
             self.kill()
 
+    @contextmanager
+    def allow_signals(self) -> Iterator[None]:
+        """Let a kill or a time limit interrupt a user's function while signals are deferred."""
+        handlers = self._handlers if threading.current_thread() is threading.main_thread() else {}
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        try:
+            self.deliver_pending()
+            yield
+        finally:
+            for number in handlers:
+                signal.signal(number, self._defer)
+
     def wait_for(self, work: Callable[[], T]) -> T | None:
         """
         Do what may hang while signals are deferred. A kill or a time limit waits a moment for it.

@@ -64,7 +64,7 @@ class TaskRun(Generic[Options]):
         self.hook = RunGenHook(self.options.rungen_conn_id)
         self.hook.checkpoint = self.guard.check
         self.hook.is_interrupted = self.guard.is_interrupted
-        self.hook.around_lookup = self.guard.defer_signals
+        self.hook.defer_signals = self.guard.defer_signals
         #: The links that were pushed, by XCom key.
         self.links: dict[str, str] = {}
         self.outcome: TaskOutcome | None = None
