@@ -1175,14 +1175,19 @@ def test_an_attempt_that_cannot_go_on_cancels_its_jobs_or_says_so(
     assert is_said is not knows
 
 
-def break_once(task: Any, broken: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def break_once(
+    task: Any,
+    broken: str,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Exception] = AirflowNotFoundException,
+) -> list[str]:
     """Make the next call of a kind fail, and return what has failed."""
     failed: list[str] = []
 
     def fail_once(original: Any, *args: Any, **options: Any) -> Any:
         if not failed:
             failed.append(broken)
-            raise AirflowNotFoundException("the conn_id isn't defined")
+            raise kind("it fails")
         return original(*args, **options)
 
     if broken == "xcom":
@@ -1195,15 +1200,23 @@ def break_once(task: Any, broken: str, monkeypatch: pytest.MonkeyPatch) -> list[
     return failed
 
 
-@pytest.mark.parametrize("broken", ["xcom", "store", "connection of the destination"])
+@pytest.mark.parametrize(
+    ("broken", "kind"),
+    [
+        ("xcom", ValueError),  # a proxy's page is no JSON
+        ("xcom", FileNotFoundError),
+        ("store", AirflowNotFoundException),
+        ("connection of the destination", AirflowNotFoundException),
+    ],
+)
 def test_a_call_that_fails_once_after_a_deferral_is_made_again(
-    make: Make, monkeypatch: pytest.MonkeyPatch, broken: str
+    make: Make, monkeypatch: pytest.MonkeyPatch, broken: str, kind: type[Exception]
 ) -> None:
     count = 2 * PART_ROWS
     task = make(STORED, inputs(count), deferrable=True, max_in_flight=count)
     task.max_tries, task.workers = 0, 100
     trigger = task.attempt_until_deferred()
-    failed = break_once(task, broken, monkeypatch)
+    failed = break_once(task, broken, monkeypatch, kind)
     assert task.go_on(trigger).error is None
     assert failed == [broken]
     assert task.ends == {"COMPLETED": count}
@@ -1223,6 +1236,17 @@ def test_a_call_that_fails_once_at_the_begin_of_the_last_attempt_is_made_again(
     assert task.attempt().error is None
     assert task.ends == {"COMPLETED": 4}
     assert disk.reads == (broken == "log")
+
+
+def test_an_attempt_whose_time_is_up_while_no_job_runs_fails(make: Make) -> None:
+    """However many may fail: a task that is green has no retry."""
+    check = lambda *_: time.sleep(0.3)  # noqa: E731
+    task = make(TABLE, inputs(20, seconds=0), max_in_flight=5, max_failed="any", timeout=1, check=check)
+    error = task.attempt().error
+    assert isinstance(error, RunGenJobTimeoutError)
+    assert "15 of 20 inputs were not submitted" in str(error)
+    assert "Raise timeout (now 1 s)" in str(error)
+    assert task.ends == {"COMPLETED": 5}
 
 
 @pytest.mark.parametrize("read", [1, 2, 3], ids=["manifest", "rows", "inputs"])

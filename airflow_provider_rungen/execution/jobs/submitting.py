@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.retry import ATTEMPTS
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobTimeoutError,
@@ -95,10 +96,20 @@ class Submitting:
         return True
 
     def _stop_late(self) -> None:
-        """Submit nothing more, since the time is up. Trouble with the service may be why some was not."""
-        why = self._throttle.trouble
-        if not self._log.has_unsent:
+        """
+        Submit nothing more, since the time is up. Trouble with the service may be why some was not.
+
+        :raises RunGenJobTimeoutError: the task waits, and inputs are left, whether or not jobs are in flight.
+        """
+        why, log = self._throttle.trouble, self._log
+        if not log.has_unsent:
             return
+        if self._run.options.wait_for_completion and self.has_free and why is None:
+            raise RunGenJobTimeoutError(
+                f"Not over in time: {log.unsent_count} of {log.state.count} inputs were not submitted "
+                f"{format_ids(log.app_id)}",
+                app_id=log.app_id,
+            )
         self.stop()
         if why is not None and not isinstance(why, RunGenSubmissionUnknownError):
             self._run.report.unsent_error = RunGenJobTimeoutError(why.message, retry_after=why.retry_after)

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.daemon_threads import LOOK_EVERY
-from airflow_provider_rungen.client.outages import may_pass
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
@@ -109,9 +108,8 @@ def call_patiently(purpose: str, call: Callable[[], T], gives_up: Callable[[], b
         except Exception as error:
             failure = error
         # not while it is handled: another error may be, which says that the time is up
-        is_final = isinstance(failure, DamagedLogError) or not getattr(
-            failure, "retryable", may_pass(failure)
-        )
+        # any other may pass: that of an XCom backend may be of any kind
+        is_final = isinstance(failure, DamagedLogError) or not getattr(failure, "retryable", True)
         if is_final or gives_up() or (pause := patience.pause_after(failure)) is None:
             raise failure
         wake_at = time.monotonic() + pause

@@ -83,7 +83,7 @@ class KillGuard:
 
     @contextmanager
     def allow_signals(self) -> Iterator[None]:
-        """Let a kill or a time limit interrupt a user's function while signals are deferred."""
+        """Raise at once in the block, as for a function of the user, though signals are deferred around it."""
         handlers = self._handlers if threading.current_thread() is threading.main_thread() else {}
         for number, handler in handlers.items():
             signal.signal(number, handler)
