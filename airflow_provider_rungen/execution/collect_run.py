@@ -52,7 +52,7 @@ class CollectRun(TaskRun[JobOptions]):
         super().__init__(task, context, JobOptions.of(task))
         self._labels = labels
         self.usage = Usage()
-        self.used = self.usage.to_json
+        self.used, self.times = self.usage.to_json, lambda: self.usage.times
         self.wait = JobWait(self, task.defer_for_jobs)
         self.is_single = False  #: Whether one job is named, and not a list.
         self._shown_ids: Sequence[str | None] = ()

@@ -153,6 +153,7 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
         of_rows = (Totals.of(row, attempt.writer, attempt.since) for row in table.rows.values())
         totals = sum(of_rows, Totals())
     failed, failed_scope = _failures(task, rows, is_whole=len(rows) == plan.count)
+    known = [job for row in table.rows.values() for job in row.jobs]
     jobs = PageRows(
         rows=rows,
         total=plan.count,
@@ -167,7 +168,8 @@ def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, p
             for job in row.jobs
             if job.state is JobState.OPEN and not job.is_shared
         ],
-        seconds={job.id: job.seconds for row in table.rows.values() for job in row.jobs if page == ALL},
+        seconds={job.id: job.seconds for job in known if not job.is_shared},
+        shared={job.id for job in known if job.is_shared},
     )
     if not is_counted and not has_end(attempt):
         return jobs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from airflow_provider_rungen.client.endpoints import FATE_UNKNOWN
@@ -42,8 +42,9 @@ class PageRows:
     :param attempt: the record of the last attempt, if the task has a run log.
     :param totals: the totals of its log: those of its end, or else of the parts that the page has read.
     :param open_jobs: the jobs that may still run, as far as the page has read.
-    :param seconds: how long each job ran that the page has read of, if that is known: those of earlier
-        attempts, and those that another run paid for, are among them.
+    :param seconds: how long each job ran that the page knows of, if that is known. It has those of earlier
+        attempts, too.
+    :param shared: the jobs that another run paid for, which are not among these.
     """
 
     rows: Sequence[JobView]
@@ -57,6 +58,7 @@ class PageRows:
     totals: Totals = Totals()  # noqa: RUF009 - it is frozen
     open_jobs: Sequence[str] = ()
     seconds: Mapping[str, float | None] = field(default_factory=dict)
+    shared: Collection[str] = ()
 
     @property
     def has_end(self) -> bool:
@@ -85,17 +87,23 @@ def pushed_rows(task: TaskRecord, page: int) -> PageRows:
 
     :param page: the number of the page, from 1, or `ALL`.
     """
-    ids = task.known_job_ids
+    ids, times = task.known_job_ids, task.times
     failed = {row.index: row for row in failed_rows(task) if row.index < len(ids)}
     with_job = "completed" if task.has_reported and task.page.waits else UNKNOWN
     without_job = UNKNOWN if task.is_moving else NOT_SUBMITTED
     rows = [
         failed.get(index)
-        or JobView(index=index, status=with_job if job_id else without_job, job_id=job_id or "")
+        or JobView(
+            index=index,
+            status=with_job if job_id else without_job,
+            job_id=job_id or "",
+            seconds=times.get(job_id or ""),
+        )
         for index, job_id in enumerate(ids)
     ]
     shown = [rows[index] for index in numbers_of(page, len(rows))]
     counts, failures = Counter(row.status for row in rows), [*failed.values()]
+    shared = {job_id for job_id, ran in times.items() if ran is None}
     may_run = [row.job_id for row in rows if row.job_id and row.status == UNKNOWN]
     return PageRows(
         rows=shown,
@@ -103,7 +111,8 @@ def pushed_rows(task: TaskRecord, page: int) -> PageRows:
         failed=failures,
         counts=counts,
         open_jobs=may_run,
-        seconds=dict.fromkeys(row.job_id for row in shown if row.job_id),
+        seconds={job_id: times.get(job_id) for job_id in {*filter(None, ids), *times} - shared},
+        shared=shared,
     )
 
 

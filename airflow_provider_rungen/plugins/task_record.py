@@ -37,6 +37,8 @@ PlainText = Annotated[StrictStr, AfterValidator(lambda text: text.encode(errors=
 Ids: TypeAlias = list[PlainText | None]
 #: The figures of a bill, or of what jobs used, by name.
 Figures: TypeAlias = dict[PlainText, PlainText | StrictInt | StrictFloat | None]
+#: The XCom ``rungen_times``: see `xcom_keys`.
+Times: TypeAlias = dict[PlainText, StrictInt | StrictFloat | None]
 
 
 class PageXCom(BaseModel):
@@ -108,6 +110,7 @@ class TaskRecord:
     job_id: str = ""
     failed: Sequence[Failure] | None = None
     usage: Figures = field(default_factory=dict)
+    times: Times = field(default_factory=dict)
     bill: Figures = field(default_factory=dict)
     job_link: str = ""
     failure: FailureXCom | None = None

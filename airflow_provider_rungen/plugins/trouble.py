@@ -7,13 +7,15 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from airflow_provider_rungen.client.money import Cost, parse_price
 from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.execution.apps.block import read_scale_record
-from airflow_provider_rungen.pages.models import Facts, JobView
+from airflow_provider_rungen.pages.models import Facts
 from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.rows import PageRows
 from airflow_provider_rungen.plugins.task_record import FailureXCom, TaskRecord
@@ -134,7 +136,7 @@ def _spent(task: TaskRecord, jobs: PageRows, trouble: Trouble) -> str:
 
 def _work(task: TaskRecord, jobs: PageRows, count: int) -> Iterator[str]:
     """Yield how long the jobs ran, and what that costs, as far as it is known."""
-    seconds, timed = worked(task, jobs)
+    seconds, timed, _ = worked(task, jobs)
     if not seconds:
         return
     least = "" if timed >= count else "at least "
@@ -151,92 +153,61 @@ def _untimed(count: int) -> str:
     return f" without {format_count(count, 'job')} whose time is not known" if count > 0 else ""
 
 
-def worked(task: TaskRecord, jobs: PageRows) -> tuple[float, int]:
-    """Return the known seconds that the jobs of all attempts ran, and of how many jobs they are known."""
-    used, totals, completed = task.usage.get("execution_seconds"), jobs.totals, task.usage.get("completed")
-    used = used if isinstance(used, (int, float)) else 0
-    completed = completed if isinstance(completed, int) and not totals.submitted else 0
-    submitted = task.usage.get("jobs")
-    before = submitted - len(jobs.rows) if isinstance(submitted, int) else 0
-    # without a log, a task that only submits reports what ran before a clear
-    if not task.page.waits and jobs.attempt is None and completed <= before:
-        return used + totals.seconds, completed + totals.timed
-    return max(used, totals.seconds), max(totals.timed, completed)
+def worked(
+    task: TaskRecord, jobs: PageRows, times: Mapping[str, float] = MappingProxyType({})
+) -> tuple[float, int, int]:
+    """
+    Return how long the jobs of all attempts ran, of how many that is known, and how many there are.
+
+    :param times: how long jobs ran, as far as other tasks know it.
+    """
+    ran = (times.get(job_id, seconds) for job_id, seconds in jobs.seconds.items())
+    known = [seconds for seconds in ran if seconds is not None]
+    # with the jobs that it does not name
+    seconds, timed, count = max(_reported(task, jobs), key=itemgetter(2))
+    return max(seconds, sum(known)), max(timed, len(known)), max(count, len(jobs.seconds))
+
+
+def _reported(task: TaskRecord, jobs: PageRows) -> Iterator[tuple[float, int, int]]:
+    """Yield what the run log and the XCom ``usage`` have of what `worked` returns."""
+    totals, used = jobs.totals, task.usage
+    yield totals.seconds, totals.timed, totals.submitted + totals.unknown
+    seconds, *counts = (used.get(name) for name in ("execution_seconds", "completed", "jobs"))
+    timed, count = (each if isinstance(each, int) else 0 for each in counts)
+    yield seconds if isinstance(seconds, (int, float)) else 0.0, timed, count
 
 
 def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
     """Return what the jobs of tasks cost together, in words, for each currency. No job is paid for twice."""
     amounts, untimed = defaultdict[str, Decimal](Decimal), Counter[str]()
     unpriced, counted = list[Collection[str]](), set[str]()
-    # the jobs whose time is in the sum, or that another run paid for
-    paid_for: dict[str, float | None] = {}
-    # first those that submit, then those that wait for their jobs, or collect them
-    for task, jobs in sorted(tasks, key=lambda each: (each[0].page.jobs is not None, -worked(*each)[1])):
-        seconds, timed = worked(task, jobs)
-        # rows may share a job
-        count = max(jobs.totals.submitted, len({row.job_id for row in jobs.rows if _is_bought(row)}))
-        if task.page.jobs is not None:
-            count = len(jobs.seconds.keys() - counted)
-            seconds, timed = _new_work(jobs, seconds, timed, paid_for)
+    submit = [each for each in tasks if each[0].page.jobs is None]
+    collect = [each for each in tasks if each[0].page.jobs is not None]
+    times = {job_id: ran for _, jobs in tasks for job_id, ran in jobs.seconds.items() if ran is not None}
+    # that another run paid for
+    shared = {job_id for _, jobs in submit for job_id in jobs.shared}
+    shared.difference_update(*(jobs.seconds for _, jobs in submit))
+    for task, jobs in (*submit, *collect):
+        new = jobs.seconds.keys() - counted - shared
+        known = [times[job_id] for job_id in new if job_id in times]
+        seconds, timed, count = sum(known), len(known), len(new)
+        if task.page.jobs is None and count == len(jobs.seconds):
+            seconds, timed, count = worked(task, jobs, times)
         if (paid := cost(task.page.price, seconds, JOB_DIGITS)) is None:
             unpriced += [jobs.seconds.keys()] if count else []
             continue
         if count or task.usage or jobs.has_end:
             amounts[paid.currency] += paid.amount
-            # those that wait know times that others lack
-            untimed[paid.currency] += count - timed if task.page.jobs is not None else max(count - timed, 0)
+            untimed[paid.currency] += max(count - timed, 0)
         counted |= jobs.seconds.keys()
-        found = _paid_jobs(task, jobs, timed, count)
-        paid_for |= {job_id: ran for job_id, ran in found.items() if paid_for.get(job_id) is None}
     without = sum(not ids or not counted.issuperset(ids) for ids in unpriced)
     missing = f", without {format_count(without, 'task')} of unknown price" if without else ""
     return [
         f"at least {amount.quantize(CENTS)} {name}{_untimed(untimed[name])}{missing}"
-        if untimed[name] > 0
+        if untimed[name]
         else f"{in_cents(Cost(amount, name))}{missing}"
         for name, amount in amounts.items()
     ]
-
-
-def _new_work(
-    jobs: PageRows, seconds: float, timed: int, paid_for: Mapping[str, float | None]
-) -> tuple[float, int]:
-    """
-    Return how long jobs ran that are not paid for yet, and of how many of them that is known.
-
-    :param seconds: how long all of them ran.
-    :param timed: of how many that is known.
-    :param paid_for: the jobs that are paid for, with the time of each, as far as it is known.
-    """
-    theirs = paid_for.keys() & jobs.seconds.keys()
-    times = (paid_for[each] if jobs.seconds[each] is None else jobs.seconds[each] for each in theirs)
-    known = [ran for ran in times if ran is not None]
-    rest = max(seconds - sum(known), 0.0)
-    # of the others, each is taken to have run equally long
-    new = max(timed - len(theirs), len(jobs.seconds) - len(theirs) if rest else 0, 0)
-    others = new + len(theirs) - len(known)
-    return round(rest * new / others, 3) if others else 0.0, new
-
-
-def _is_bought(row: JobView) -> bool:
-    return bool(row.job_id) and not row.reused
-
-
-def _paid_jobs(task: TaskRecord, jobs: PageRows, timed: int, count: int) -> Mapping[str, float | None]:
-    """
-    Return the jobs of a task whose time is in its sum, or that another run paid for, with their times.
-
-    :param timed: how many jobs the sum is about.
-    :param count: how many jobs the task has.
-    """
-    reused = {row.job_id for row in jobs.rows}.difference(row.job_id for row in jobs.rows if _is_bought(row))
-    sure = {job_id: ran for job_id, ran in jobs.seconds.items() if ran is not None or job_id in reused}
-    # without a log, it is not known which: a task that waits knows its jobs, and no other does
-    if not task.page.waits or not timed or (timed < count and sure):
-        return sure
-    used = task.usage.get("jobs")
-    mean = worked(task, jobs)[0] / max(timed, count, used if isinstance(used, int) else 0)
-    return {**dict.fromkeys(jobs.seconds, mean), **sure}
 
 
 async def billing_of(gathering: Gathering) -> dict[str, Any] | None:

@@ -56,17 +56,11 @@ class _Found:
         return status_of(row, self.manifests.get(row.job_id), self.answers.get(row.job_id))
 
     def with_times(self, jobs: PageRows) -> PageRows:
-        """Return all rows with the times that the log lacks, as those of canceled jobs, in their totals."""
+        """Return all rows with the times that the log lacks, as those of canceled jobs."""
         if not jobs.is_whole:
             return jobs  # what a task spent must not depend on the page
-        totals, found = jobs.totals, {row.job_id: self._seconds(row) for row in _untimed(jobs.rows)}
-        times = {job_id: seconds for job_id, seconds in found.items() if seconds is not None}
-        if jobs.attempt and totals.timed + len(times) > totals.submitted:
-            return jobs  # the record of the end has them
-        seconds, timed = totals.seconds + sum(times.values()), totals.timed + len(times)
-        return replace(
-            jobs, totals=replace(totals, timed=timed, seconds=seconds), seconds={**jobs.seconds, **times}
-        )
+        found = {row.job_id: self._seconds(row) for row in _untimed(jobs.rows)}
+        return replace(jobs, seconds={**jobs.seconds, **found})
 
     def _seconds(self, row: JobView) -> float | None:
         manifest, answer = self.manifests.get(row.job_id), self.answers.get(row.job_id)

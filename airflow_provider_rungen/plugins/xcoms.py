@@ -23,6 +23,7 @@ from airflow_provider_rungen.execution.task.xcom_keys import (
     FAILURE_KEY,
     PAGE_KEY,
     SCALED_KEY,
+    TIMES_KEY,
     USAGE_KEY,
 )
 from airflow_provider_rungen.links import RunGenJobLink
@@ -34,6 +35,7 @@ from airflow_provider_rungen.plugins.task_record import (
     Ids,
     PageXCom,
     PlainText,
+    Times,
 )
 
 log = logging.getLogger(__name__)
@@ -48,10 +50,11 @@ _KINDS: Mapping[str, tuple[int, Any]] = {
     SCALED_KEY: (1 << 16, dict[str, Any]),
     "job_id": (1 << 16, PlainText),
     USAGE_KEY: (1 << 16, Figures),
+    TIMES_KEY: (1 << 20, Times),
     RunGenJobLink.key: (1 << 16, PlainText),
 }
 #: The fields of a task that have other names than their XComs.
-FIELDS = {PAGE_KEY: "page", FAILURE_KEY: "failure", RunGenJobLink.key: "job_link"}
+FIELDS = {PAGE_KEY: "page", TIMES_KEY: "times", FAILURE_KEY: "failure", RunGenJobLink.key: "job_link"}
 LIMITS = {key: limit for key, (limit, _) in _KINDS.items()}
 _TYPES: Mapping[str, TypeAdapter[Any]] = {key: TypeAdapter(kind) for key, (_, kind) in _KINDS.items()}
 # How JSON in a text begins.

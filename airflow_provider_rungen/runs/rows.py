@@ -164,6 +164,12 @@ class Row:
     jobs: tuple[Job, ...] = ()
     intents: tuple[Intent, ...] = ()
 
+    @property
+    def times(self) -> dict[str, float | None]:
+        """How long its jobs ran, if that is known; ``None`` for one that another task run submitted."""
+        known = (job for job in self.jobs if job.is_shared or job.seconds is not None)
+        return {job.id: None if job.is_shared else job.seconds for job in known}
+
     def with_job(self, job: Job) -> Row:
         """Return the row with a job, in place of what it had of this job."""
         jobs = [*(each for each in self.jobs if each.id != job.id), job]

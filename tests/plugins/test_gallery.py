@@ -6,15 +6,18 @@ import csv
 import io
 import json
 import re
+import signal
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import APP, SOON
+from conftest import APP, SOON, stopped_when
 
+from airflow_provider_rungen.emulator.fakes import FakeStore
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
@@ -479,13 +482,13 @@ def test_what_a_run_cost_names_tasks_without_a_price(world: World) -> None:
     assert re.search(r"jobs of all tasks: about [0-9.]+ USD, without 1 task of unknown price", header)
 
 
-def run_priced(world: World, task_id: str, op: Any) -> None:
+def run_priced(world: World, task_id: str, op: Any, *, fails: bool = False) -> None:
     """Run a task of the same run, whose jobs cost a dollar a second."""
     world.ti.task_id = task_id
     world.ti.pushed.clear()
-    assert world.perform(op).error is None
+    assert (world.perform(op).error is not None) is fails
     world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
-    world.save()
+    world.save("failed" if fails else "success")
 
 
 @pytest.mark.parametrize("followers", ["collector", "sensor and collector", "two collectors"])
@@ -526,10 +529,19 @@ def test_a_run_pays_once_for_jobs_that_other_tasks_wait_for(
     assert cost_of_run(world) == pytest.approx(seconds, rel=0.1)
 
 
-def cost_of_run(world: World) -> float:
+def cost_of_run(world: World, text: str = "about") -> float:
+    """Return the sum on the page of the run, which says this of it."""
     header = words_of(world.get(f"/dags/dag/runs/{quote(world.ti.run_id, safe='')}").text)
-    [cost] = re.findall("jobs of all tasks: about ([0-9.]+) USD", header)
+    [(found, cost)] = re.findall("jobs of all tasks: ([a-z ]+ ([0-9.]+) USD[a-z0-9 ]*)", header)
+    assert text in found
     return float(cost)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_run_pays_once_for_jobs_that_run_differently_long(world: World) -> None:
@@ -544,21 +556,59 @@ def test_a_run_pays_once_for_jobs_that_run_differently_long(world: World) -> Non
     assert cost_of_run(world) == pytest.approx(60 * 0.52, rel=0.1)
 
 
-@pytest.mark.parametrize("count", [2, 4], ids=["clear", "retry"])
-def test_a_run_pays_for_what_an_earlier_attempt_submitted(world: World, count: int) -> None:
-    """
-    Without a run log, a task that only submits reports how long its earlier jobs ran.
-
-    After a clear, these are others than those that it names; a retry has resumed them.
-    """
-    world.emulator.service.scale(APP, 4)
-    ids = submit(*[given(str(number), seconds=0.5) for number in range(count)])
-    page = {"connection": "rungen_default", "app": APP, "price": "3600 USD/h", "waits": False}
-    usage = {"jobs": 4, "completed": 2, "failed": 0, "reused": 0, "execution_seconds": 1.0}
-    world.ti.task_id = "submit"
-    world.save(xcoms={"rungen_page": page, "job_ids": ids, "usage": usage})
+@pytest.mark.parametrize(
+    ("waits", "is_cleared", "cost", "text"),
+    [
+        (False, True, 4.0, "about"),
+        (False, False, 2.0, "about"),
+        (True, True, 2.0, "at least 2.00 USD without 2 jobs whose time is not known"),
+    ],
+    ids=["cleared", "retried", "canceled and cleared"],
+)
+def test_a_run_pays_for_what_an_earlier_attempt_submitted(
+    world: World, *, waits: bool, is_cleared: bool, cost: float, text: str
+) -> None:
+    """There is no run log that the page can read."""
+    service, retries = world.emulator.service, 0 if is_cleared else 1
+    service.scale(APP, 4)
+    world.context["task_state_store"] = FakeStore()
+    world.ti.task_id, world.ti.max_tries = "submit", retries
+    inputs = [given(str(number), seconds=1) for number in range(2)]
+    options = POLL | {"wait_for_completion": waits, "task_id": "submit", "retries": retries}
+    first, second = (RunGenRunBatchOperator(inputs=inputs, **options) for _ in range(2))
+    if waits:
+        with stopped_when(first, signal.SIGTERM, lambda: len(service.jobs()) == 2):
+            world.perform(first)
+    else:
+        assert world.perform(first).error is None
+        until(lambda: service.stats()["jobs_completed"] == 2)
+    world.ti.try_number, world.ti.max_tries = 2, 1
+    run_priced(world, "submit", second)
+    ids = world.ti.xcoms["job_ids"]
+    world.context["task_state_store"] = None
     run_priced(world, "collect", RunGenCollectResultsOperator(job_id=ids, **POLL))
-    assert cost_of_run(world) == pytest.approx(2, rel=0.1)
+    assert cost_of_run(world, text) == pytest.approx(cost, rel=0.1)
+
+
+@pytest.mark.parametrize("is_early", [False, True], ids=["in time", "timeout"])
+def test_a_run_pays_once_for_jobs_that_two_collectors_share(world: World, *, is_early: bool) -> None:
+    """One that times out does not know how long the others run."""
+    world.emulator.service.scale(APP, 180)
+    ids = []
+    for task_id, seconds in (("logged", 0.02), ("slow", 1.0), ("quick", 0.1)):
+        places = {"destination": world.folder.as_uri()} if task_id == "logged" else {}
+        inputs = [given(f"{task_id} {number}", seconds=seconds) for number in range(60)]
+        waits = {"wait_for_completion": task_id == "logged"}
+        run_priced(world, task_id, RunGenRunBatchOperator(inputs=inputs, **POLL | places | waits))
+        ids.append(world.ti.xcoms["job_ids"])
+    first = POLL | {"timeout": 0.2} if is_early else POLL
+    op = RunGenCollectResultsOperator(job_id=ids[0] + ids[1], **first)
+    run_priced(world, "first", op, fails=is_early)
+    if is_early:
+        text = "without 120 jobs whose time is not known"
+        assert cost_of_run(world, text) == pytest.approx(60 * 0.02, rel=0.1)
+    run_priced(world, "second", RunGenCollectResultsOperator(job_id=ids[1] + ids[2], **POLL))
+    assert cost_of_run(world) == pytest.approx(60 * 1.12, rel=0.1)
 
 
 def test_a_run_pays_for_jobs_beside_those_that_failed(world: World) -> None:

@@ -20,6 +20,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.jobs.job_ends import job_at_end
+from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED, BatchResult, Stopped
 from airflow_provider_rungen.execution.task.xcom_keys import LABEL_KEY
 from airflow_provider_rungen.runs.rows import InputState, Row
@@ -41,9 +42,10 @@ class _Known:
     refused: dict[int, RunGenError] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     shared: set[str] = field(default_factory=set)
+    times: dict[str, float | None] = field(default_factory=dict)
 
     def copy(self) -> _Known:
-        return _Known(list(self.ids), dict(self.refused), dict(self.jobs), set(self.shared))
+        return _Known(list(self.ids), dict(self.refused), dict(self.jobs), set(self.shared), dict(self.times))
 
 
 class RunReport:
@@ -166,6 +168,7 @@ class RunReport:
         task_log = self._run.task_log
         writer, since = task_log.jobs.writer, task_log.jobs.since
         for number, row in rows:
+            known.times |= self._times_of(row)
             state, job = row.state(writer, since), row.current(since)
             if state is InputState.REFUSED or state in _IN_DOUBT:
                 known.refused[number] = self._refusal(number, row, is_in_doubt=state in _IN_DOUBT)
@@ -238,6 +241,17 @@ class RunReport:
             # of a service that does not say so, nobody knows
             "execution_seconds": round(totals.seconds, 3) if totals.timed or not totals.submitted else None,
         }
+
+    def times(self) -> dict[str, float | None]:
+        """Return the XCom ``rungen_times``, as far as it is known without a look at storage."""
+        times = dict(self._closed.times)
+        for row in self._run.task_log.jobs.table.rows.values():
+            times |= self._times_of(row)
+        return times
+
+    def _times_of(self, row: Row) -> dict[str, float | None]:
+        """Return how long the jobs of an input ran, unless pages find it in the log."""
+        return {} if isinstance(self._run.task_log.home.place, StoragePlace) else row.times
 
     def log_submitted(self, new: int) -> None:
         """Log how many inputs were submitted."""

@@ -144,7 +144,7 @@ class Runner(TaskRun[JobOptions]):
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Open the hook, and decide about the jobs when the attempt ends."""
-        self.used = self.report.usage
+        self.used, self.times = self.report.usage, self.report.times
         try:
             with (
                 self.attempt(),

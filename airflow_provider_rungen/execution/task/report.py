@@ -46,6 +46,11 @@ class Usage:
         if seconds is not None:
             self._seconds[job_id] = seconds
 
+    @property
+    def times(self) -> Mapping[str, float | None]:
+        """How long each job ran, as far as that is known."""
+        return self._seconds
+
     def to_json(self) -> dict[str, Any]:
         """Return the value to push. Nothing is reused: whoever submitted the jobs knows that."""
         seconds = sum(self._seconds.values()) if self._seconds or not self._jobs else None

@@ -14,13 +14,11 @@ from airflow_provider_rungen._airflow import AirflowException, AirflowSkipExcept
 from airflow_provider_rungen.client.money import Price, parse_price
 from airflow_provider_rungen.client.texts import clean_text, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
-from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.execution.task.attempts import teardowns
+from airflow_provider_rungen.execution.task import attempts, xcom_keys
 from airflow_provider_rungen.execution.task.kill import KillGuard
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import fail_without_retry
 from airflow_provider_rungen.execution.task.report import TaskOutcome, lineage_of, report_usage
-from airflow_provider_rungen.execution.task.xcom_keys import FAILURE_KEY, MAX_PAGE_JOBS, PAGE_KEY, USAGE_KEY
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import (
     RunGenAppLink,
@@ -72,6 +70,8 @@ class TaskRun(Generic[Options]):
         self.failed_rows: list[dict[str, Any]] = []
         #: Returns what the jobs of the attempt used: see `Usage.to_json`. Not every task has jobs.
         self.used: Callable[[], Mapping[str, Any]] = dict
+        #: Returns the XCom ``rungen_times``.
+        self.times: Callable[[], Mapping[str, float | None]] = dict
         self.is_connected = False  #: Whether a kill need not ask Airflow for the connection.
         self.note_app(self.options.app_id or "")
 
@@ -115,7 +115,9 @@ class TaskRun(Generic[Options]):
     def _push_usage(self) -> None:
         if self.is_connected and (used := self.used()):
             report_usage(used)
-            self.push_quietly(USAGE_KEY, dict(used), "what the jobs used")
+            self.push_quietly(xcom_keys.USAGE_KEY, dict(used), "what the jobs used")
+            if 0 < len(times := self.times()) <= xcom_keys.MAX_PAGE_JOBS:
+                self.push_quietly(xcom_keys.TIMES_KEY, dict(times), "how long the jobs ran")
 
     def fail_deferral(self, reason: str) -> None:
         """Clean up after a deferral that Airflow ended without an event."""
@@ -128,10 +130,10 @@ class TaskRun(Generic[Options]):
             self._link_to_page()
             self.push_page(self.known_app_id)
         self._log_failure(**texts)
-        self.push_quietly(FAILURE_KEY, value, "why it failed")
+        self.push_quietly(xcom_keys.FAILURE_KEY, value, "why it failed")
         with suppress(Exception):
             if self._store is not None:
-                self._store.set(FAILURE_KEY, value)
+                self._store.set(xcom_keys.FAILURE_KEY, value)
 
     def _log_failure(self, error: str, hint: str) -> None:
         """Log why the attempt fails, what to do, and where to see more, each on a line of its own."""
@@ -142,8 +144,8 @@ class TaskRun(Generic[Options]):
     def _pass_on_failure(self) -> None:
         """Push why the last attempt failed, for the page of this one."""
         with suppress(Exception):
-            if self._store is not None and (failure := self._store.get(FAILURE_KEY)):
-                self.push_quietly(FAILURE_KEY, failure, "why the last attempt failed")
+            if self._store is not None and (failure := self._store.get(xcom_keys.FAILURE_KEY)):
+                self.push_quietly(xcom_keys.FAILURE_KEY, failure, "why the last attempt failed")
 
     def failure_details(self) -> dict[str, Any]:
         """Return what else the page of a failed task has to know; see `xcom_keys`."""
@@ -235,7 +237,7 @@ class TaskRun(Generic[Options]):
         self.note_app(app_id, job_ids)
         self._push_link(RunGenAppLink.key, app_url(self.ti, self.hook.settings, app_id))
         self._link_to_page()
-        self.push_page(app_id, job_ids[:MAX_PAGE_JOBS])
+        self.push_page(app_id, job_ids[: xcom_keys.MAX_PAGE_JOBS])
         self._pass_on_failure()
         for job_id in job_ids[:1]:
             self.link_to_job(app_id, job_id)
@@ -255,11 +257,11 @@ class TaskRun(Generic[Options]):
         details: dict[str, Any] = {"connection": self.options.rungen_conn_id, "app": app_id}
         price = self.find_price() if self.is_connected else None
         details |= {"jobs": list(job_ids) or None, "price": price and str(price)}
-        if downs := [each for each in teardowns(self.context) if self._is_in_block(each)]:
+        if downs := [each for each in attempts.teardowns(self.context) if self._is_in_block(each)]:
             details |= {"up": downs[0].scale_up_task_id, "down": downs[0].task_id}
         details |= self.page_details()
         value = {name: each for name, each in details.items() if each is not None}
-        self.push_quietly(PAGE_KEY, value, "what the task is about")
+        self.push_quietly(xcom_keys.PAGE_KEY, value, "what the task is about")
 
     def find_price(self, *, is_before: bool = False) -> Price | None:
         """
@@ -270,7 +272,7 @@ class TaskRun(Generic[Options]):
         :param is_before: whether the price of a block that comes after the task counts, too.
         """
         try:
-            for down in teardowns(self.context):
+            for down in attempts.teardowns(self.context):
                 after = self.task.get_flat_relative_ids(upstream=False) if is_before else ()
                 if down.price is not None and (self._is_in_block(down) or down.task_id in after):
                     return parse_price(self.task.render_template(down.price, self.context))

@@ -9,6 +9,8 @@ key                 pushed by                  read by
 ``rungen_failure``  an attempt that fails      pages
 ``rungen_log``      an attempt that defers     itself (``execution/jobs/deferral.py``)
 ``usage``           a task that runs jobs      pages, the bill (``execution/apps/block.py``)
+``rungen_times``    the same, without a run    pages
+                    log that pages can read
 ``scaled``          a task that scales an app  pages, its teardown (``execution/apps/block.py``)
 ``bill``            the teardown               pages
 ==================  =========================  ======================================================
@@ -61,6 +63,7 @@ FAILURE_KEY = "rungen_failure"
 LABEL_KEY = "rungen_label"  #: The label of a job, by its id.
 LOG_KEY = "rungen_log"
 USAGE_KEY = "usage"
+TIMES_KEY = "rungen_times"  #: How long each job ran, by its id; ``None`` for one that another run paid for.
 BILL_KEY = "bill"
 SCALED_KEY = "scaled"  #: Of a `ScaleRecord`, also in Airflow's task state store.
 # Of jobs that others submitted: XCom is in Airflow's database.
