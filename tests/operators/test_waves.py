@@ -1238,6 +1238,22 @@ def test_a_call_that_fails_once_at_the_begin_of_the_last_attempt_is_made_again(
     assert disk.reads == (broken == "log")
 
 
+@pytest.mark.parametrize("key", ["job_ids", "rungen_log"])
+def test_an_xcom_that_fails_once_is_pushed_again(make: Make, key: str) -> None:
+    task, failed = make(BATCH, inputs(4), deferrable=True), list[str]()
+    task.max_tries = 0
+
+    def fail_once(pushed: str, _: Any) -> None:
+        if pushed == key and not failed:
+            failed.append(key)
+            _fail()
+
+    task.on_push = fail_once
+    assert task.attempt().error is None
+    assert failed == [key]
+    assert task.ends == {"COMPLETED": 4}
+
+
 def test_an_attempt_whose_time_is_up_while_no_job_runs_fails(make: Make) -> None:
     """However many may fail: a task that is green has no retry."""
     check = lambda *_: time.sleep(0.3)  # noqa: E731

@@ -86,7 +86,7 @@ class Deferral:
                 run.ti.xcom_push(key=LOG_KEY, value=state)
                 return run.report.can_end_from_trigger(len(ended))
 
-            ends = run.guard.wait_for(push)
+            ends = self._outlast("push what the next round needs", partial(run.guard.wait_for, push))
         # storing takes time, and others run meanwhile
         half = len(task_log.jobs.running) // 2 if task_log.stores else 0
         return {
@@ -204,7 +204,7 @@ class Deferral:
         return self._outlast(purpose, partial(self._read, purpose, names, store_writer.STORE_RETRY_BUDGET))
 
     def _outlast(self, purpose: str, call: Callable[[], T]) -> T:
-        """Call Airflow or a store for as long as it may fail: nobody else knows which jobs run."""
+        """Call Airflow or a store for as long as it may fail: nobody else knows the jobs, which are fine."""
         return store_writer.call_patiently(purpose, call, self._run.guard.is_stopping)
 
     def _restore_plan(self, state: Mapping[str, Any], make_source: MakeSource | None) -> str:
