@@ -40,7 +40,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.jobs import deferral
-from airflow_provider_rungen.execution.sending import log_writer
+from airflow_provider_rungen.execution.sending import log_writer, store_writer
 from airflow_provider_rungen.execution.task import attempts as attempt
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.operators import RunGenRunJobOperator
@@ -321,6 +321,7 @@ def test_the_clock_of_a_job_that_is_taken_up_again_does_not_start_anew(emulator:
     assert task.statuses() == ["CANCELED"]
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("mode", MODES)
 def test_an_id_that_cannot_be_pushed_leaves_no_job_behind(emulator: Emulator, mode: str) -> None:
     task = Task(emulator, **MODES[mode], input=LONG)
@@ -454,6 +455,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_writer, "LAST_TIME", 0.1)
     monkeypatch.setattr(log_writer, "PAUSES", (0.01, 0.01))
     monkeypatch.setattr(log_writer, "SAVE_EVERY", 0.02)
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.2)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -742,6 +744,7 @@ def test_a_connection_that_breaks_cancels_no_job_and_is_tried_again(
 # --- cleared ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_clear_after_the_last_failure_runs_a_new_job(task: Task) -> None:
     task.options["input"] = INPUT | {"emulator": {"seconds": 0.2}}
     task.on_push = lose_the_api_server

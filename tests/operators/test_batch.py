@@ -378,8 +378,9 @@ def test_each_job_that_may_still_run_is_named(
 
 @pytest.mark.parametrize("ends", ["refused", "push", "late"])
 def test_every_unknown_fate_is_told_whatever_ends_the_attempt(
-    make: Make, ends: str, caplog: pytest.LogCaptureFixture
+    make: Make, ends: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.2)
     task = make(prompts(8, seconds=60), timeout=0.5)
     task.emulator.service.inject(Fault(on="run", kind="empty", times=4))
     if ends == "refused":
