@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -29,6 +30,8 @@ DEFAULT_DEFERRABLE: bool = conf.getboolean("operators", "default_deferrable", fa
 LIMITS = ("limit", "max_jobs", "max_cost")
 APP_LINKS = (RunGenResultsLink(), RunGenAppLink())
 JOB_LINKS = (RunGenResultsLink(), RunGenJobLink(), RunGenAppLink())
+# Attributes of a task instance that differ between mapped tasks, in a way that only Airflow knows.
+_UNIQUE = {"id", "key", "log_url", "mark_success_url", "rendered_map_index", "start_date"}
 
 
 class RunGenBaseOperator(BaseOperator):
@@ -105,17 +108,43 @@ class RunGenBaseOperator(BaseOperator):
         """
         Refuse a table that each of the tasks of an ``expand`` would replace.
 
-        :raises RunGenInputError: ``results`` or ``failed_table`` is the same for all of them.
+        The tasks of a mapped task group are not checked.
+
+        :raises RunGenInputError: ``results`` or ``failed_table`` is the same for another one of them.
         """
         dag: Any = context.get("dag")
-        task = None if dag is None else dag.task_dict.get(self.task_id)
-        given: Mapping[str, Any] = getattr(task, "partial_kwargs", {})
+        mapped = None if dag is None else dag.task_dict.get(self.task_id)
+        given: Mapping[str, Any] = getattr(mapped, "partial_kwargs", {})
         for name in ("results", "failed_table"):
-            if given.get(name) is not None and str(given[name]) == str(getattr(self, name, None)):
+            own = getattr(self, name, None)
+            if own is None or given.get(name) is None:
+                continue
+            if str(own) == self._render_for_another(given[name], mapped, context):
                 raise RunGenInputError(
                     f"{name}: each of the mapped tasks would replace the table of the others",
                     hint="Write {{ ti.map_index }} into its name",
                 )
+
+    def _render_for_another(self, given: Any, mapped: Any, context: Context) -> str | None:
+        """Return a parameter as another task of the ``expand`` has it; ``None`` if that is unknown."""
+        other: Any = copy(context)
+        other["ti"] = other["task_instance"] = _OtherTaskInstance(context["ti"], mapped)
+        other["task"] = mapped  # it has no values of `expand`, which templates may read
+        try:
+            return str(self.render_template(given, other))
+        except Exception:
+            if self._is_killed:
+                raise
+            return None
+
+    @property
+    def all_job_sources(self) -> Sequence[str]:
+        """The tasks that ran the jobs which this one waits for, collects or cancels, also if it is mapped."""
+        if not is_job_consumer(self):
+            return ()
+        # one task of an `expand` has ids in place of outputs
+        definition = getattr(self.get_dag(), "task_dict", {}).get(self.task_id, self)
+        return cast("Sequence[str]", self.job_sources) or job_sources_of(definition)
 
     def on_kill(self) -> None:
         """Cancel or undo what the task began, and end it."""
@@ -163,6 +192,23 @@ class RunGenBaseOperator(BaseOperator):
     def _defer_to(self, trigger: Any, seconds: float) -> NoReturn:
         timeout = timedelta(seconds=max(seconds, 0)) + DEFERRAL_GRACE
         self.defer(trigger=trigger, method_name="execute_complete", timeout=timeout)
+
+
+class _OtherTaskInstance:
+    """
+    Another task instance of an ``expand``, for templates.
+
+    :param ti: the one of this task.
+    :param mapped: the mapped task.
+    """
+
+    def __init__(self, ti: Any, mapped: Any) -> None:
+        self._ti, self.map_index, self.task = ti, ti.map_index + 1, mapped
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _UNIQUE:
+            raise AttributeError(name)
+        return getattr(self._ti, name)
 
 
 def check_deferrable(*, deferrable: bool, wait_for_completion: bool, kwargs: OperatorArguments) -> None:
@@ -216,7 +262,7 @@ def follow_job_sources(task: RunGenBaseOperator, context: Context) -> None:
     """
     from airflow_provider_rungen.execution.task.outcomes import fail_without_retry
 
-    sources = task.job_sources or _sources_of_mapped(task)
+    sources = task.all_job_sources
     if not sources:
         return
     ti: Any = context["ti"]
@@ -232,16 +278,10 @@ def labels_of(task: RunGenBaseOperator, context: Context) -> dict[str, str]:
     from airflow_provider_rungen.execution.task.xcom_keys import LABEL_KEY
 
     found: dict[str, str] = {}
-    for source in task.job_sources or _sources_of_mapped(task):
+    for source in task.all_job_sources:
         for labels in _records(context["ti"].xcom_pull(task_ids=source, key=LABEL_KEY)):
             found |= labels
     return found
-
-
-def _sources_of_mapped(task: RunGenBaseOperator) -> Sequence[str]:
-    """Return the sources of one task of a mapped task, which has ids in place of outputs."""
-    definition = getattr(task.get_dag(), "task_dict", {}).get(task.task_id)
-    return [] if definition is None else job_sources_of(definition)
 
 
 def _pull(ti: Any, sources: Iterable[str], name: str, parameter: str) -> str | None:

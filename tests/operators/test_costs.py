@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, task
 from conftest import Outcome, OutletEvents, TrackedTaskInstance, run_task
-from operator_kit import FAST, MODES, taking
+from operator_kit import FAST, MODES, submitted, taking
 
 from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.execution.apps.block import add_costs
 from airflow_provider_rungen.execution.table.result_rows import ResultRow, Status
 from airflow_provider_rungen.operators import (
@@ -129,6 +130,69 @@ def test_a_task_that_collects_in_the_block_has_its_price(night: Night) -> None:
     collect.job_id = night.run(paint).value
     assert night.run(collect).error is None
     assert night.costs("collect") == pytest.approx([0.3, 0.3])
+
+
+def test_a_mapped_task_that_collects_in_the_block_has_its_price(night: Night) -> None:
+    with night.dag, scaled_app(APP, 2, price=PRICE):
+        paint = RunGenRunBatchOperator(task_id="paint", inputs=[taking(0.3)] * 2, **HERE)
+    with night.dag:
+        results = f"{night.folder}/collect-{{{{ ti.map_index }}}}.jsonl"
+        mapped: Any = RunGenCollectResultsOperator.partial(task_id="collect", results=results, **HERE)
+        collect = mapped.expand(job_id=paint.output)
+    ids = night.run(paint).value
+    for index in range(2):
+        result = run_operator(collect, map_index=index, upstream={"paint": ids})
+        assert result.error is None
+        assert night.costs(f"collect-{index}") == pytest.approx([0.3])
+        page = result.xcoms["rungen_page"]
+        assert (page["up"], page["down"], page["price"]) == ("app_up", "app_down", PRICE)
+
+
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_a_task_that_collects_from_two_blocks_has_the_price_of_its_own(
+    night: Night, *, is_mapped: bool
+) -> None:
+    collectors: dict[str, Any] = {}
+
+    def collect(task_id: str, *jobs: Any) -> None:
+        given: dict[str, Any] = {"task_id": task_id, "job_id": [each.output for each in jobs], **FAST}
+        kind: Any = RunGenCollectResultsOperator
+        collectors[task_id] = kind.partial(**given).expand(max_failed=[0]) if is_mapped else kind(**given)
+
+    def batch(task_id: str) -> Any:
+        return RunGenRunBatchOperator(task_id=task_id, inputs=[taking(0.1)], **HERE)
+
+    with night.dag:
+        with scaled_app(APP, name="outer", price="1 USD/h"):
+            first = batch("first")
+            with scaled_app(APP, name="inner", price="5 USD/h"):
+                second = batch("second")
+                collect("in_inner", first, second)
+                collect("of_outer", first)
+            collect("in_outer", second, first)
+        with scaled_app(APP, name="last", price="9 USD/h"):
+            third = batch("third")
+            collect("in_last", first, third)
+            collect("of_block_before", first)
+        collect("behind", third)
+    upstream = dict(zip(("first", "second", "third"), submitted(*[taking(0.1)] * 3), strict=True))
+    found: dict[str, Any] = {}
+    for task_id, op in collectors.items():
+        result = run_operator(op, map_index=0 if is_mapped else None, upstream=upstream)
+        assert result.error is None
+        page = result.xcoms["rungen_page"]
+        found[task_id] = page["up"], page["down"], page["price"]
+    blocks = {"outer": "1 USD/h", "inner": "5 USD/h", "last": "9 USD/h"}
+    outer, inner, last = ((f"{name}_up", f"{name}_down", price) for name, price in blocks.items())
+    assert found == {
+        "in_inner": inner,
+        "in_outer": outer,
+        "in_last": last,
+        # a block that runs none of the jobs has no price for them
+        "of_outer": outer,
+        "of_block_before": outer,
+        "behind": last,
+    }
 
 
 @pytest.mark.parametrize(("declared", "costs"), [(PRICE, [0.2]), ("cheap", [None])])

@@ -451,6 +451,51 @@ def test_mapped_tasks_write_no_table_that_they_share(
     assert all((tmp_path / f"t{index}.jsonl").exists() for index in range(2))
 
 
+@pytest.mark.parametrize(
+    ("name", "is_shared"),
+    [
+        ("{{ run_id }}", True),
+        ("{{ ti.dag_id }}{{ task.task_id }}-{{ task_instance.try_number }}", True),
+        ("{{ 'some' if ti.map_index > -1 else 'all' }}", True),
+        ("{{ task_instance.map_index }}", False),
+        ("{{ ti.start_date.microsecond }}", False),
+        ("{{ ti.task.job_id }}", False),
+        ("{{ task.job_id }}", False),
+        ("{{ ['a', 'b'][ti.map_index] }}", False),
+    ],
+)
+def test_whether_mapped_tasks_share_a_table_is_known_of_its_rendered_name(
+    rungen_emulator: Emulator, tmp_path: Path, name: str, is_shared: bool
+) -> None:
+    ids = submitted({"prompt": "a"}, {"prompt": "b"})
+    with DAG("dag", schedule=None):
+        collect: Any = RunGenCollectResultsOperator.partial(
+            task_id="collect", results=f"{tmp_path}/{name}.jsonl"
+        ).expand(job_id=ids)
+    errors = [str(run_operator(collect, map_index=index).error) for index in range(2)]
+    assert ["would replace the table of the others" in error for error in errors] == [is_shared] * 2
+    assert len([*tmp_path.glob("*.jsonl")]) == (0 if is_shared else 2), errors
+
+
+@pytest.mark.parametrize("is_mapped", [False, True], ids=["partial", "expand"])
+def test_mapped_tasks_that_get_the_name_of_their_table_from_a_task(
+    rungen_emulator: Emulator, tmp_path: Path, is_mapped: bool
+) -> None:
+    ids, uris = submitted({"prompt": "a"}, {"prompt": "b"}), [f"{tmp_path}/{n}.jsonl" for n in range(2)]
+    with DAG("dag", schedule=None):
+        where: Any = RunGenCollectResultsOperator(task_id="where", job_id=ids)
+        if is_mapped:
+            partial = RunGenCollectResultsOperator.partial(task_id="collect", job_id=ids)
+            collect: Any = partial.expand(results=where.output)
+        else:
+            partial = RunGenCollectResultsOperator.partial(task_id="collect", results=where.output)
+            collect = partial.expand(job_id=ids)
+    upstream = {"where": uris if is_mapped else uris[0]}
+    errors = [str(run_operator(collect, map_index=index, upstream=upstream).error) for index in range(2)]
+    assert ["would replace the table of the others" in error for error in errors] == [not is_mapped] * 2
+    assert len([*tmp_path.iterdir()]) == (2 if is_mapped else 0), errors
+
+
 @pytest.mark.parametrize("pattern", ["^http://127", "[?]X-Amz-"])
 def test_a_result_that_fitted_with_its_urls_is_reused(run: Run, pattern: str) -> None:
     image = {"properties": {"image": {"type": "string", "pattern": pattern}}}

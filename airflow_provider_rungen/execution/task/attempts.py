@@ -90,6 +90,23 @@ def teardowns(context: Context) -> list[Any]:
     return [task for task in dag.tasks if hasattr(task, "scale_up_task_id")] if dag else []
 
 
+def find_blocks(task: Any, context: Context, *, is_before: bool = False) -> list[Any]:
+    """
+    Return the teardowns of the ``scaled_app`` blocks that run the jobs of a task, its own block's first.
+
+    :param task: the operator, which has its relatives and the sources of its jobs.
+    :param is_before: also return, last, those of the blocks that come after the task.
+    """
+    downs, task_id, sources = teardowns(context), task.task_id, set(task.all_job_sources)
+    members = {down.task_id: {down.task_id, down.scale_up_task_id, *down.jobs_of} for down in downs}
+    after = task.get_flat_relative_ids(upstream=False)
+    found = [down for down in downs if sources & members[down.task_id]]
+    found = found or [down for down in downs if task_id in members[down.task_id]]
+    # with jobs of two blocks, a task is on the bill of neither, but it comes before the teardown of its own
+    found.sort(key=lambda down: (task_id not in members[down.task_id], down.task_id not in after))
+    return found + [down for down in downs if is_before and down.task_id in after]
+
+
 class AttemptOverError(Exception):
     """Another attempt has taken the place of the one that asks."""
 

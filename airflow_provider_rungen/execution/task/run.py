@@ -15,6 +15,7 @@ from airflow_provider_rungen.client.money import Price, parse_price
 from airflow_provider_rungen.client.texts import clean_text, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.task import attempts, xcom_keys
+from airflow_provider_rungen.execution.task.attempts import find_blocks
 from airflow_provider_rungen.execution.task.kill import KillGuard
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import fail_without_retry
@@ -257,8 +258,8 @@ class TaskRun(Generic[Options]):
         details: dict[str, Any] = {"connection": self.options.rungen_conn_id, "app": app_id}
         price = self.find_price() if self.is_connected else None
         details |= {"jobs": list(job_ids) or None, "price": price and str(price)}
-        if downs := [each for each in attempts.teardowns(self.context) if self._is_in_block(each)]:
-            details |= {"up": downs[0].scale_up_task_id, "down": downs[0].task_id}
+        for down in find_blocks(self.task, self.context)[:1]:
+            details |= {"up": down.scale_up_task_id, "down": down.task_id}
         details |= self.page_details()
         value = {name: each for name, each in details.items() if each is not None}
         self.push_quietly(xcom_keys.PAGE_KEY, value, "what the task is about")
@@ -272,9 +273,8 @@ class TaskRun(Generic[Options]):
         :param is_before: whether the price of a block that comes after the task counts, too.
         """
         try:
-            for down in attempts.teardowns(self.context):
-                after = self.task.get_flat_relative_ids(upstream=False) if is_before else ()
-                if down.price is not None and (self._is_in_block(down) or down.task_id in after):
+            for down in find_blocks(self.task, self.context, is_before=is_before):
+                if down.price is not None:
                     return parse_price(self.task.render_template(down.price, self.context))
             return self.hook.settings.price
         except Exception as error:
@@ -283,11 +283,6 @@ class TaskRun(Generic[Options]):
             reason = clean_text(f"{type(error).__name__}: {error}", 200)
             log.warning("No costs without a price: %s", reason)
             return None
-
-    def _is_in_block(self, down: Any) -> bool:
-        """Return whether the task, or those whose jobs it collects, are of the block that a teardown ends."""
-        of_task = {self.task.task_id, *getattr(self.task, "job_sources", ())}
-        return not of_task.isdisjoint({down.task_id, down.scale_up_task_id, *down.jobs_of})
 
     def page_details(self) -> dict[str, Any]:
         """Return what else the page of the task has to know; see `xcom_keys`."""
