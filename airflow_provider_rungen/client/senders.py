@@ -36,6 +36,8 @@ CHECK_INTERVAL = 0.1
 _MAX_IDLE = 1.0
 # Seconds that a request in flight may take once its caller is interrupted.
 FINAL_GRACE = 1.0
+# Seconds that a request of a killed task may take.
+KILL_REQUEST_TIMEOUT = 15.0
 
 
 class AsyncSender:

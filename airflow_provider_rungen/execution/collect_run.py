@@ -103,7 +103,7 @@ class CollectRun(TaskRun[JobOptions]):
             result = replace(result, jobs=self._wait_for(sink, app_id, pending, have_ended=have_ended))
             return sink.finish(result, plan)
         except RunGenError as error:
-            if isinstance(error, RunGenJobTimeoutError) and self.options.results is not None:
+            if isinstance(error, RunGenJobTimeoutError) and (sink.stores or self.options.results is not None):
                 with suppress(RunGenError):  # those that have ended are paid for
                     sink.gather(app_id, ids)
             sink.report(result, plan, error)

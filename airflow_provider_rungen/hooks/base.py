@@ -7,7 +7,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +17,7 @@ from airflow_provider_rungen._airflow.masking import amask, mask, proxy_password
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.injected import AsyncInjectedSender, InjectedSender, Transport
-from airflow_provider_rungen.client.senders import AsyncSender, Sender
+from airflow_provider_rungen.client.senders import KILL_REQUEST_TIMEOUT, AsyncSender, Sender
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.client.transport import adrive, drive, short_sleeps, watched
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenConnectionError
@@ -33,8 +32,6 @@ log = logging.getLogger(__name__)
 
 # Seconds between two look-ups of the Airflow connection while RunGen refuses its key.
 LOOK_UP_EVERY = 5.0
-# Seconds that a request of a killed task may take.
-KILL_REQUEST_TIMEOUT = 15.0
 _REFUSED = (401, 403)
 
 
@@ -70,7 +67,7 @@ class FlowHook(BaseHook):
         #: Returns whether the caller has to end soon. A request in flight then gets one more second.
         self.is_interrupted: Callable[[], bool] | None = None
         #: A context in which signals are deferred: see `KillGuard.defer_signals`.
-        self.defer_signals: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        self.defer_signals: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
     # --- the connection ---
 
@@ -223,9 +220,10 @@ class FlowHook(BaseHook):
     def _open_sender(self, settings: Settings) -> Sender | InjectedSender:
         if self.transport is not None:
             return InjectedSender(settings, self.transport)
-        return Sender(
-            settings, is_interrupted=lambda: self.is_interrupted is not None and self.is_interrupted()
-        )
+        return Sender(settings, is_interrupted=self._ends_soon)
+
+    def _ends_soon(self) -> bool:
+        return self.is_interrupted is not None and self.is_interrupted()
 
     def _open_async_sender(self, settings: Settings) -> AsyncSender | AsyncInjectedSender:
         if self.transport is not None:
@@ -236,7 +234,7 @@ class FlowHook(BaseHook):
         """Perform a flow, blocking, with as many requests at a time as it allows."""
 
         def check() -> None:
-            if self.is_interrupted is not None and self.is_interrupted():
+            if self._ends_soon():
                 self._check()
 
         async def run() -> T:
@@ -303,10 +301,8 @@ class FlowHook(BaseHook):
             return response
 
         async def sleep(seconds: float) -> None:
-            if self.checkpoint is None:  # in a triggerer, thousands may sleep at the same time
-                await asyncio.sleep(seconds)
-                return
-            for part in short_sleeps(seconds, self.checkpoint):
+            check = self.checkpoint  # none in a triggerer, where thousands may sleep at the same time
+            for part in [seconds] if check is None else short_sleeps(seconds, check):
                 await asyncio.sleep(part)
 
         return await adrive(flow, send, sleep, background=self._background)

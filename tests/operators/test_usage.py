@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowTaskTimeout, Asset
-from conftest import FakeTaskInstance, OutletEvents, run_task, signal_when
+from airflow.providers.common.compat.sdk import DAG, Asset
+from conftest import FakeTaskInstance, OutletEvents, run_task, stopped_when
 from operator_kit import FAST, KILLED, MODES, kill_when, statuses, submitted
 
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator, Fault, Service
 from airflow_provider_rungen.emulator.messages import Reply
-from airflow_provider_rungen.exceptions import RejectRow
+from airflow_provider_rungen.exceptions import RejectRow, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
@@ -352,6 +352,34 @@ def test_jobs_that_a_check_rejects_are_billed(
     assert usage["execution_seconds"] == pytest.approx(ran_for, abs=0.01)
 
 
+@pytest.mark.parametrize("stores", [False, True])
+def test_who_collects_reports_completed_jobs_that_cannot_be_used(
+    rungen_emulator: Emulator, tmp_path: Path, *, stores: bool
+) -> None:
+    ids = submitted(job_input(0), job_input(1, result={"url": 1}))
+    options = {"destination": tmp_path.as_uri()} if stores else {}
+    schema = {"properties": {"url": {"type": "string"}}}
+    op = RunGenCollectResultsOperator(
+        task_id="x", job_id=ids, output_type=schema, max_failed=1, **FAST | options
+    )
+    usage, _ = usage_of(op)
+    assert (usage["jobs"], usage["completed"], usage["failed"]) == (2, 2, 0)
+    assert usage["execution_seconds"] == pytest.approx(2 * SECONDS, abs=0.01)
+
+
+@MODES
+def test_who_collects_takes_what_is_over_when_the_time_is_up(
+    rungen_emulator: Emulator, tmp_path: Path, *, deferrable: bool
+) -> None:
+    ids = submitted(job_input(0), job_input(1), job_input(2, seconds=60))
+    options = FAST | {"destination": tmp_path.as_uri(), "timeout": 1.0, "deferrable": deferrable}
+    usage, outcome = usage_of(RunGenCollectResultsOperator(task_id="x", job_id=ids, **options))
+    assert isinstance(outcome.error, RunGenJobTimeoutError)
+    assert (usage["jobs"], usage["completed"], usage["failed"]) == (3, 2, 0)
+    assert usage["execution_seconds"] == pytest.approx(2 * SECONDS, abs=0.01)
+    assert len(list(tmp_path.rglob("manifest.json"))) == 2
+
+
 # --- execution_timeout --------------------------------------------------------------------------------------
 
 
@@ -370,14 +398,8 @@ def test_a_time_limit_of_airflow_pushes_what_was_used(rungen_emulator: Emulator,
             over_at.append(service.count("get"))
         return bool(over_at) and service.count("get") >= over_at[0] + 4
 
-    def strike() -> None:
-        raise AirflowTaskTimeout("Timeout")
-
-    with signal_when(signal.SIGALRM, is_due, strike):
-        try:
-            op.execute({"ti": ti})
-        except AirflowTaskTimeout:
-            op.on_kill()  # as Airflow's task runner does
+    with stopped_when(op, signal.SIGALRM, is_due):
+        op.execute({"ti": ti})
     assert statuses(rungen_emulator) == ["COMPLETED", "CANCELED"]
     usage = ti.xcoms["usage"]
     assert (usage["jobs"], usage["completed"], usage["failed"]) == (2, 1, 1)

@@ -12,7 +12,13 @@ from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of
 from airflow_provider_rungen.client.texts import clean_text, format_ids
-from airflow_provider_rungen.exceptions import RejectRow, RunGenError, RunGenInputError, RunGenOutputError
+from airflow_provider_rungen.exceptions import (
+    RejectRow,
+    RunGenError,
+    RunGenInputError,
+    RunGenOutputError,
+    RunGenResultError,
+)
 from airflow_provider_rungen.execution.archive.output_store import OutputStore
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.task.outcomes import JOB_IS_OVER, is_useless
@@ -285,5 +291,8 @@ class Collector:
         errors = self._store.store(app_id, job_ids)
         self.errors |= errors
         for job_id, error in errors.items():
-            if self._usage is not None and isinstance(error, JOB_IS_OVER):
-                self._usage.note_end(job_id, is_completed=False, seconds=error.execution_time)
+            is_unusable = isinstance(error, RunGenResultError | RunGenOutputError)
+            if self._usage is not None and (is_unusable or isinstance(error, JOB_IS_OVER)):
+                seconds = getattr(error, "execution_time", None)
+                if not is_unusable or seconds is not None:  # otherwise it was not looked at
+                    self._usage.note_end(job_id, is_completed=is_unusable, seconds=seconds)

@@ -83,7 +83,7 @@ class KillGuard:
 
     @contextmanager
     def allow_signals(self) -> Iterator[None]:
-        """Let signals raise at once in the block, as for a function of the user."""
+        """Allow signals to raise at once in the block, as for a function of the user."""
         handlers = self._handlers if threading.current_thread() is threading.main_thread() else {}
         for number, handler in handlers.items():
             signal.signal(number, handler)
