@@ -114,8 +114,6 @@ class Saver:
                 level = logging.DEBUG if self._is_failing else logging.WARNING
                 log.log(level, "Could not save in the run log: %s; saving continues", reason_of(error))
                 self._is_failing = True
-            else:
-                self._is_failing = False
 
     def _try(self, parts: Iterable[int] | None, within: float, is_stopping: Callable[[], bool]) -> None:
         give_up_at = time.monotonic() + within
@@ -128,6 +126,7 @@ class Saver:
             wait_for(self.late)
         with self.writing(parts) as write:
             wait_for(write)
+        self._is_failing = False
 
 
 @dataclass(eq=False)
