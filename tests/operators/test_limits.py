@@ -212,18 +212,22 @@ def test_a_clear_that_is_refused_leaves_the_table(run: Run, mode: bool) -> None:
     assert (task.created, task.written) == (6, before)
 
 
-def test_a_retry_that_is_refused_says_what_a_clear_buys(run: Run, mode: bool) -> None:
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_retry_that_is_refused_says_what_a_clear_buys(run: Run, mode: bool, left: int) -> None:
     """Equal rows share a job, and so its end."""
     rows = [row | {"sku": f"{row['sku']} {copy}"} for copy in range(3) for row in products(4)]
 
     def to_input(row: dict[str, Any]) -> dict[str, Any]:
-        return failing(row) if row["title"] == "product 3" else picture(row)
+        return failing(row) if row["title"] in failed else picture(row)
 
-    task = run(rows, deferrable=mode, to_input=to_input, max_jobs=4)
-    assert "A retry may buy nothing more: raise max_jobs or max_cost" in str(task.attempt().error)
-    assert str(task.attempt().error).endswith("and clear the task. That submits only 1 of 4 inputs.")
+    failed = [f"product {number}" for number in range(3 - left, 4)]
+    task = run(rows, deferrable=mode, to_input=to_input, max_jobs=4 + left)
+    assert "A retry is refused: raise max_jobs or max_cost" in str(task.attempt().error)
+    assert task.ti.xcoms["rungen_failure"]["retry_submits"] == 0
+    some = len(failed)
+    assert str(task.attempt().error).endswith(f"and clear the task. That submits only {some} of 4 inputs.")
     assert task.created == 4
-    assert Counter(task.column("status")) == {"completed": 9, "failed": 3}
+    assert Counter(task.column("status")) == {"completed": 12 - 3 * some, "failed": 3 * some}
 
 
 @pytest.mark.parametrize("end", ["stopped", "late"])

@@ -39,6 +39,7 @@ class Advice:
         retry = rest = self._unfinished if self._run.ending.is_durable else everything
         if self._log.unknown and self._run.options.on_unknown_submission == "fail":
             retry = 0
+        retry *= self._may_buy_rest
         return {
             "still_billing": self._log.running[:_MAX_LISTED],
             "unknown": len(self._log.unknown),
@@ -52,6 +53,12 @@ class Advice:
         """How many inputs a later attempt submits that finds the log of this one."""
         lost = len(self._run.submitting.unsaved_ids()) if self._run.ending.is_durable else 0
         return min(self._log.unfinished_count + lost, self._log.state.count)
+
+    @property
+    def _may_buy_rest(self) -> bool:
+        """Whether a retry is not refused because of ``max_jobs`` or ``max_cost``."""
+        allowance = self._log.state.allowance
+        return allowance is None or allowance >= self._unfinished
 
     @property
     def _clear_buys_all(self) -> bool:
@@ -127,8 +134,8 @@ class Advice:
         :param buys: whether it has to buy jobs.
         """
         ending, has_next = self._run.ending, self._log.home.numbers.has_next
-        if buys and self._log.state.allowance == 0:
-            advice = "A retry may buy nothing more: raise max_jobs or max_cost, and clear the task"
+        if buys and not self._may_buy_rest:
+            advice = "A retry is refused: raise max_jobs or max_cost, and clear the task"
             return self.clear_hint(advice, is_last=not has_next)
         again = f"A {'retry' if has_next else 'clear'} runs {some if ending.is_durable else everything}"
         if not has_next and (self._clear_buys_all or self._awaited):
