@@ -42,8 +42,8 @@ from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, R
 from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner
 from airflow_provider_rungen.execution.jobs.log_home import token_of
 from airflow_provider_rungen.execution.jobs.places import StoragePlace, StorePlace
-from airflow_provider_rungen.execution.sending import log_writer, store_writer
-from airflow_provider_rungen.execution.task import attempts
+from airflow_provider_rungen.execution.sending import log_writer
+from airflow_provider_rungen.execution.task import attempts, store_writer
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.hooks import base as hook_base
 from airflow_provider_rungen.operators import (

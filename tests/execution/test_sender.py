@@ -26,9 +26,10 @@ from airflow_provider_rungen.exceptions import (
     RunGenRateLimitedError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution.sending import log_writer, sender, store_writer
+from airflow_provider_rungen.execution.sending import log_writer, sender
 from airflow_provider_rungen.execution.sending.log_writer import Saver
 from airflow_provider_rungen.execution.sending.sender import Sender, Throttle
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog, read_attempts, read_parts

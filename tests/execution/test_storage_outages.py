@@ -22,7 +22,7 @@ from object_store import attach
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.sending import store_writer
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator, RunGenRunTableOperator
 
 pytestmark = pytest.mark.usefixtures("unsettled")

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from airflow_provider_rungen._airflow import AirflowTaskTimeout
-from airflow_provider_rungen.execution.sending.store_writer import StoreWriter, call_patiently
 from airflow_provider_rungen.execution.task.attempts import is_timing_out
+from airflow_provider_rungen.execution.task.store_writer import StoreWriter, call_patiently
 
 
 class Store:

@@ -40,8 +40,9 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.jobs import deferral
-from airflow_provider_rungen.execution.sending import log_writer, store_writer
+from airflow_provider_rungen.execution.sending import log_writer
 from airflow_provider_rungen.execution.task import attempts as attempt
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.triggers import base as triggers

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import signal
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -41,6 +44,22 @@ class Died(BaseException):
 
 def die(*_: Any, **__: Any) -> None:
     raise Died
+
+
+def failing(call: Callable[..., Any], times: float = math.inf) -> Callable[..., Any]:
+    """Return a call to a store of Airflow that fails so many times at first."""
+    numbers = itertools.count()
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        if next(numbers) < times:
+            raise OSError("out of order")
+        return call(*args, **kwargs)
+
+    return fail
+
+
+def hang(*_: Any, **__: Any) -> None:
+    threading.Event().wait()
 
 
 def taking(seconds: float, **emulator: Any) -> dict[str, Any]:

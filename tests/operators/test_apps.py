@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
 )
 from bad_answers import Fault
 from conftest import KEY, FakeStore, Outcome, TrackedTaskInstance, pairwise
-from operator_kit import FAST, KILLED, MODES, Died, Stage, die
+from operator_kit import FAST, KILLED, MODES, Died, Stage, die, failing, hang, kill_when
 
 from airflow_provider_rungen import triggers
 from airflow_provider_rungen.client.endpoints import create_app
@@ -35,7 +36,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.apps.block import read_scale_record
 from airflow_provider_rungen.execution.apps.lifecycle import whole_number
-from airflow_provider_rungen.execution.task import attempts
+from airflow_provider_rungen.execution.task import attempts, store_writer
 from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 from airflow_provider_rungen.operators import (
     RunGenCreateAppOperator,
@@ -88,6 +89,11 @@ class Gpu(Stage):
     def tell(self, on: str = "get_app", times: int | None = 1, skip: int = 0, **told: Any) -> None:
         """Make the service answer with this, and do nothing."""
         self.fault(on, status=200, body={"id": APP} | told, times=times, skip=skip)
+
+    def on_push(self, wanted: str, trouble: Callable[..., Any]) -> None:
+        """Do something else where the task pushes this XCom."""
+        push = self.ti.xcom_push
+        self.ti.xcom_push = lambda key, value: (trouble if key == wanted else push)(key=key, value=value)
 
     @property
     def sent(self) -> list[Any]:
@@ -537,6 +543,125 @@ def test_an_app_that_somebody_else_has_lowered_is_left_by_the_retry_too(
     raised.service.scale(APP, 1)
     raised.assert_scaling_is_late()
     assert raised.workers == 1
+
+
+# --- scaling, while Airflow's stores fail -------------------------------------------------------------------
+
+UNKNOWN = f"STILL BILLED: app {APP} may still have an unknown number of workers: "
+ONCE_OR_FOR_LONG = pytest.mark.parametrize("times", [1, math.inf], ids=["once", "for long"])
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.5)
+
+
+@pytest.fixture
+def stores(slow: Gpu, impatient: None) -> Gpu:
+    """An app that does not get up, where Airflow has a task state store."""
+    slow.context["task_state_store"] = FakeStore()
+    return slow
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("times", "has_store", "is_lowered"), [(1, False, True), (math.inf, True, True), (math.inf, False, False)]
+)
+def test_an_app_is_lowered_after_a_deferral_though_xcoms_cannot_be_read(
+    slow: Gpu, times: float, has_store: bool, is_lowered: bool
+) -> None:
+    if has_store:
+        slow.context["task_state_store"] = FakeStore()
+    slow.ti.xcom_pull = failing(slow.ti.xcom_pull, times)
+    outcome = slow.scale(timeout=0.3, deferrable=True)
+    assert isinstance(outcome.error, RunGenAppTimeoutError)
+    assert slow.workers == (0 if is_lowered else 2)
+    assert (UNKNOWN in outcome.log) != is_lowered
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_app_that_got_up_needs_no_record_after_a_deferral(gpu: Gpu) -> None:
+    gpu.ti.xcom_pull = failing(gpu.ti.xcom_pull)
+    outcome = gpu.scale(deferrable=True)
+    assert (outcome.value, gpu.sent, len(outcome.events)) == (APP, [2], 1)
+
+
+@pytest.mark.usefixtures("impatient")
+@ONCE_OR_FOR_LONG
+@pytest.mark.parametrize("options", [{}, {"only_if": 0}, {"deferrable": True}], ids=str)
+def test_a_retry_that_cannot_read_what_was_raised_lowers_it_or_logs_it(
+    raised: Gpu, times: float, options: dict[str, Any]
+) -> None:
+    store = raised.context["task_state_store"]
+    store.get = failing(store.get, times)
+    outcome = raised.scale(timeout=0.3, **options)
+    if times == 1:
+        assert (raised.workers, "BILLED" in outcome.log) == (0, False)
+    else:
+        assert isinstance(outcome.error, OSError), "the next attempt may read it"
+        assert (raised.sent, UNKNOWN in outcome.log) == ([2], True)
+
+
+@KILLED
+def test_a_kill_while_what_was_raised_is_read_logs_what_is_billed(
+    raised: Gpu, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+
+    def get(key: str) -> None:
+        asked.append(key)
+        hang()
+
+    raised.context["task_state_store"].get = get
+    kill_when(scale_op(), raised.context, lambda: SCALED_KEY in asked)
+    assert UNKNOWN in caplog.text
+
+
+@ONCE_OR_FOR_LONG
+@pytest.mark.parametrize("is_store", [False, True])
+def test_what_cannot_be_recorded_is_not_raised(stores: Gpu, times: float, is_store: bool) -> None:
+    stores.service.add_app(APP, init_seconds=0)
+    store = stores.context["task_state_store"]
+    if is_store:
+        store.set = failing(store.set, times)
+    else:
+        stores.on_push("scaled", failing(stores.ti.xcom_push, times))
+    outcome = stores.scale()
+    if times == 1:
+        assert (outcome.value, stores.sent) == (APP, [2])
+    else:
+        assert isinstance(outcome.error, OSError)
+        assert stores.sent == []
+    assert "BILLED" not in outcome.log
+
+
+@pytest.mark.parametrize("operation", ["push", "set", "get"])
+def test_scaling_to_zero_needs_no_store(stores: Gpu, operation: str) -> None:
+    stores.service.scale(APP, 2)
+    store = stores.context["task_state_store"]
+    if operation == "push":
+        stores.on_push("scaled", failing(stores.ti.xcom_push))
+    else:
+        setattr(store, operation, failing(getattr(store, operation)))
+    assert stores.scale(0).value == APP
+    assert (stores.sent, stores.workers) == ([0], 0)
+
+
+@KILLED
+def test_scaling_to_zero_does_not_wait_for_a_store_that_hangs(stores: Gpu) -> None:
+    stores.service.scale(APP, 2)
+    stores.on_push("scaled", hang)
+    stores.kill_when(scale_op(0), lambda: stores.workers == 0)
+
+
+@ONCE_OR_FOR_LONG
+def test_a_record_that_cannot_be_removed_does_not_take_the_workers_away(stores: Gpu, times: float) -> None:
+    stores.service.add_app(APP, init_seconds=0)
+    store = stores.context["task_state_store"]
+    store.delete = failing(store.delete, times)
+    outcome = stores.scale()
+    assert (outcome.value, stores.sent) == (APP, [2])
+    assert ("If the task is cleared and fails" in outcome.log) == (times > 1)
 
 
 # --- create and delete --------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenForbiddenError
 from airflow_provider_rungen.execution.jobs.places import StorePlace
-from airflow_provider_rungen.execution.sending import store_writer
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.links import RunGenAppLink
 from airflow_provider_rungen.operators import RunGenRunBatchOperator
 from airflow_provider_rungen.runs.log import read_attempts, read_parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -15,13 +16,14 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, TaskGroup, TriggerRule, task
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
-from conftest import FakeTaskInstance, Outcome, run_task
-from operator_kit import KILLED, kill_when, workers
+from conftest import SOON, FakeTaskInstance, Outcome, run_task, signal_when
+from operator_kit import KILLED, failing, hang, kill_when, workers
 
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError
-from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY
+from airflow_provider_rungen.execution.task import store_writer
+from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY, PAGE_KEY
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator, scaled_app
 from airflow_provider_rungen.operators.app import RunGenScaleDownOperator
 
@@ -366,6 +368,103 @@ def test_airflow_2_tells_whether_this_run_touched_the_app(
     context["ti"] = FakeTaskInstance()  # it cannot be asked
     context["dag_run"] = SimpleNamespace(get_task_instance=lambda *_, **__: up)
     assert down() == want
+
+
+# Airflow's stores fail or hang
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.5)
+
+
+def test_one_failed_call_to_airflow_keeps_nothing_up(down: Callable[..., int], ti: Any) -> None:
+    for name in ("xcom_pull", "get_task_states"):
+        setattr(ti, name, failing(getattr(ti, name), 1))
+    assert down() == 0
+    assert ti.xcoms[BILL_KEY]["down_at"]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("trouble", [failing(hang), hang], ids=["fails", "hangs"])
+@pytest.mark.parametrize(("up", "want"), [("success", 0), ("failed", 0), ("skipped", 2), ("unknown", 0)])
+def test_a_teardown_that_cannot_read_what_the_setup_did_scales_down(
+    down: Callable[..., int], ti: Any, trouble: Any, up: str, want: int
+) -> None:
+    ti.xcom_pull = trouble
+    states = ti.get_task_states
+    ask_for_setup = trouble if up == "unknown" else states
+    ti.states["run"]["app_up"] = up
+    ti.get_task_states = lambda **of: (ask_for_setup if of["task_ids"] == ["app_up"] else states)(**of)
+    assert down() == want
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_app_that_others_need_stays_up_though_the_own_record_cannot_be_read(
+    down: Callable[..., int], ti: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    ti.states["other"] = {"app_up": "success", "app_down": None}
+    ti.run_states["other"] = "running"
+    ti.scaled["other"] = ti.scaled.pop("run")
+    pull, fail = ti.xcom_pull, failing(hang)
+    ti.xcom_pull = lambda **which: (pull if "run_id" in which else fail)(**which)
+    assert down() == 2
+    assert f"STILL BILLED: app {APP} stays up until app_down of run other" in caplog.text
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("trouble", [failing(hang), hang], ids=["fails", "hangs"])
+def test_a_teardown_that_cannot_ask_who_needs_the_app_is_loud(
+    emulator: Emulator, context: Any, ti: Any, trouble: Any
+) -> None:
+    ti.get_task_states = trouble
+    error = run_task(down_op(), context).error
+    assert type(error) is RunGenAppError, "which a retry may help"
+    assert str(error).startswith(LOUD)
+    assert workers(emulator) == 2
+
+
+@KILLED
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize(("app_id", "app"), [(APP, APP), (None, "of connection rungen_default")])
+def test_a_teardown_that_is_killed_while_airflow_hangs_is_loud(
+    context: Any, ti: Any, app_id: str | None, app: str
+) -> None:
+    asked: list[Any] = []
+
+    def pull(**which: Any) -> None:
+        asked.append(which)
+        hang()
+
+    ti.xcom_pull = pull
+    outcome = kill_when(down_op(app_id=app_id), context, lambda: bool(asked), RunGenAppError)
+    line = f"STILL BILLED: app {app} may still have workers: The task was killed"
+    assert str(outcome.error) == line
+
+
+@pytest.mark.parametrize("waits", [{}, {"drain": True}], ids=str)
+def test_links_that_hang_keep_nothing_up(down: Callable[..., int], ti: Any, waits: dict[str, Any]) -> None:
+    push = ti.xcom_push
+    ti.xcom_push = lambda key, value: (hang if key == PAGE_KEY else push)(key=key, value=value)
+    assert down(**waits) == 0
+    assert ti.xcoms[BILL_KEY]["down_at"]
+
+
+@KILLED
+def test_a_bill_that_hangs_outlasts_no_kill(emulator: Emulator, context: Any, ti: Any) -> None:
+    emulator.service.inject(Fault(on="update_app", status=403, times=None))
+    op, pushed = down_op(), set[str]()
+
+    def push(key: str, value: Any) -> None:
+        pushed.add(key)
+        if key == BILL_KEY:
+            hang()
+
+    ti.xcom_push = push
+    with signal_when(signal.SIGTERM, lambda: BILL_KEY in pushed, op.on_kill) as sent:
+        outcome = run_task(op, context)
+    assert time.monotonic() - sent[0] < SOON
+    assert str(outcome.error).startswith(LOUD)
 
 
 # jobs that are queued or running

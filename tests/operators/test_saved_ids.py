@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from operator_kit import statuses
 
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.execution.sending import store_writer
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 
 pytestmark = pytest.mark.usefixtures("on_the_wire")  # the attempts are processes

@@ -23,7 +23,7 @@ from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
-from airflow_provider_rungen.execution.sending import store_writer
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 from airflow_provider_rungen.triggers import RunGenJobTrigger
 

@@ -55,7 +55,7 @@ from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs import submitting
 from airflow_provider_rungen.execution.ledger import files
-from airflow_provider_rungen.execution.sending import store_writer
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -52,6 +52,8 @@ class ScaleRun(TaskRun[Any]):
 
     #: What this attempt and those before it have done to the app.
     _record = ScaleRecord("")
+    #: Why the record could not be read.
+    _unread: Exception | None = None
 
     def execute(self) -> str:
         """
@@ -63,12 +65,16 @@ class ScaleRun(TaskRun[Any]):
         with self._restoring():
             app_id = self.app_id
             self.link_to(app_id)
+            wanted = whole_number(task.active_workers, "active_workers") if is_wanted(task.only_if) else None
+            if self._unread is not None:
+                if wanted != 0:  # whatever was done before, this ends the bill
+                    raise self._unread
+                self._record = ScaleRecord(app_id)
             if self._record.app_id != app_id:  # that of an earlier attempt, if any
                 self._restore("the task has another app now")
                 self._record = ScaleRecord(app_id)
-            if not is_wanted(task.only_if):
+            if wanted is None:
                 return self._leave(app_id)
-            wanted = whole_number(task.active_workers, "active_workers")
             deadline = self.deadline(time.time() + task.timeout)
             is_up = self._set_workers(app_id, wanted, deadline)
             if is_up and task.wait_until_running:
@@ -85,8 +91,8 @@ class ScaleRun(TaskRun[Any]):
         :return: the app's id.
         """
         self.note_app(event.get("app_id") or self.known_app_id)
-        with self._restoring(self.xcom_pull(SCALED_KEY)):
-            raise_for_event(event)
+        with self._restoring(was_deferred=True):
+            raise_for_event(event)  # an app that is up needs no record
             return self._finish(event.get("app_id") or self.app_id)
 
     def fail_deferral(self, reason: str) -> None:
@@ -110,7 +116,7 @@ class ScaleRun(TaskRun[Any]):
         app = self.hook.perform(get_app_to_raise(app_id, wanted))
         now = time.time()
         has = before = most = workers_of(app)
-        if has is not None and wanted < has and self.task.is_setup and is_needed(self.context, app_id):
+        if has is not None and wanted < has and self.task.is_setup and self._is_needed(app_id):
             wanted = has
         if has != 0 and earlier.was_raised and earlier.covers(has):
             before, most = earlier.before, earlier.active_workers
@@ -126,7 +132,11 @@ class ScaleRun(TaskRun[Any]):
             self._save(record)
             return True
         # that it has none may be old news: only a request makes sure that nothing is billed
-        self._save(replace(record, active_workers=max(wanted, most or 0) or None, sent_at=now))
+        unconfirmed = replace(record, active_workers=max(wanted, most or 0) or None, sent_at=now)
+        if wanted:
+            self._save(unconfirmed)
+        else:  # what ends the bill does not wait for Airflow
+            self._record = unconfirmed
         if (sent := self._send(record, deadline)) is not None:
             since, app = sent
             is_whole = workers_of(app) in (None, wanted)
@@ -165,27 +175,66 @@ class ScaleRun(TaskRun[Any]):
         # the clock of the service may differ
         return changed_at if since <= changed_at <= time.time() else since, app
 
+    def _is_needed(self, app_id: str) -> bool:
+        ask = partial(is_needed, self.context, app_id)
+        return self.guard.call_patiently("ask whether another run needs the app", ask)
+
     def _finish(self, app_id: str) -> str:
-        if self._store is not None:
-            self._store.delete(SCALED_KEY)  # it got there: from now on this is what it had
+        if self._store is None:
+            return app_id
+        try:  # it got there: from now on this is what it had
+            self.guard.call_patiently("remove the record", partial(self._store.delete, SCALED_KEY))
+        except Exception as error:
+            if self.guard.is_killed:
+                raise
+            # an attempt after a clear may lower the app to what it had before this one: that bills nothing
+            line = "Could not remove the record: %s. If the task is cleared and fails, it may scale back %s"
+            log.warning(line, type(error).__name__, format_ids(app_id))
         return app_id
 
     # --- the record ---
 
+    def _load(self, *, was_deferred: bool) -> None:
+        """Load the record of this attempt after a deferral, and otherwise that of an earlier one."""
+        # until it is read, the app may have any number
+        app = self.known_app_id or f"of connection {self.options.rungen_conn_id}"
+        self._record = ScaleRecord(app, sent_at=time.time())
+        found = self._read(partial(self.xcom_pull, SCALED_KEY)) if was_deferred else None
+        if found is None and self._store is not None:
+            found = self._read(partial(self._store.get, SCALED_KEY))
+            if found is not None:
+                self._note(found)  # Airflow has wiped the XCom
+        if found is not None:
+            self._record, self._unread = found, None
+        elif self._unread is None:
+            self._record = ScaleRecord("")
+
+    def _read(self, call: Callable[[], Any]) -> ScaleRecord | None:
+        try:
+            return read_scale_record(self.guard.call_patiently("read what was done to the app", call))
+        except Exception as error:
+            if self.guard.is_killed:
+                raise
+            self._unread = error
+            return None
+
     def _save(self, record: ScaleRecord) -> None:
         """Save what is about to be done."""
-        self.ti.xcom_push(key=SCALED_KEY, value=record.to_json())
-        if self._store is not None:
-            self._store.set(SCALED_KEY, record.to_json())
+        self.guard.call_patiently("save what is about to be done", partial(self._write, record))
         self._record = record
 
     def _note(self, record: ScaleRecord) -> None:
         """Save what was done. The bill is not worth a failure."""
         self._record = record
         try:
-            self._save(record)
+            self._write(record)
         except Exception as error:
             log.warning("Could not save the workers of the app for its bill: %s", type(error).__name__)
+
+    def _write(self, record: ScaleRecord) -> None:
+        self.ti.xcom_push(key=SCALED_KEY, value=record.to_json())
+        if self._store is not None:
+            self._store.set(SCALED_KEY, record.to_json())
 
     # --- when something goes wrong ---
 
@@ -221,7 +270,7 @@ class ScaleRun(TaskRun[Any]):
             return f"STILL BILLED: app {raised.app_id} keeps {workers} for the next attempt, which resumes."
         within = max(self.guard.time_left() - 1, 1)
         restored = self.hook.perform_with_deadline(restore_workers(raised, within=within), within=within)
-        attempts.call_briefly(partial(self._save, restored), self.guard.time_left())
+        attempts.call_briefly(partial(self._write, restored), self.guard.time_left())
         self._record = ScaleRecord("")
         return ""
 
@@ -234,18 +283,11 @@ class ScaleRun(TaskRun[Any]):
         )
 
     @contextmanager
-    def _restoring(self, found: Any = None) -> Iterator[None]:
-        """
-        Load the record, and open the hook. Restore the number of workers when anything goes wrong.
-
-        :param found: the record of this attempt, after a deferral.
-        """
+    def _restoring(self, *, was_deferred: bool = False) -> Iterator[None]:
+        """Load the record, and open the hook. Restore the number of workers when anything goes wrong."""
         with self.attempt(), self.guard.working(), self.hook:
-            earlier = self._store.get(SCALED_KEY) if found is None and self._store is not None else None
-            self._record = read_scale_record(found or earlier) or self._record
-            if earlier and self._record.app_id:
-                self._note(self._record)  # Airflow has wiped the XCom
             try:
+                self._load(was_deferred=was_deferred)
                 with self.opened():
                     yield
             except TaskDeferred:

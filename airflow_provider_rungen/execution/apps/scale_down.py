@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from airflow_provider_rungen._airflow import TaskInstanceState
+from airflow_provider_rungen.client.daemon_threads import begin, ends_within
 from airflow_provider_rungen.client.idleness import (
     IdleEvent,
     IdleWatch,
@@ -28,13 +30,16 @@ from airflow_provider_rungen.execution.apps.block import (
     read_usage,
     task_states,
 )
-from airflow_provider_rungen.execution.task.attempts import Attempt
+from airflow_provider_rungen.execution.task.attempts import CALL_TIME, Attempt
 from airflow_provider_rungen.execution.task.job_ids import untemplated
 from airflow_provider_rungen.execution.task.report import TaskOutcome
 from airflow_provider_rungen.execution.task.run import TaskRun
+from airflow_provider_rungen.execution.task.store_writer import reason_of
 from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Seconds that the counters may take to forget a job that has just ended.
 COUNTER_GRACE = 15.0
@@ -49,8 +54,11 @@ _NOT_STARTED = (
 class ScaleDownRun(TaskRun[Any]):
     """An attempt of the teardown of ``scaled_app``."""
 
-    #: Whether the record of the setup was found.
+    #: What the setup has done, and whether its record was found.
+    _record = ScaleRecord("")
     _is_known = True
+    #: Why the app may still be billed.
+    _still_billed = ""
 
     def execute(self) -> None:
         """
@@ -59,32 +67,51 @@ class ScaleDownRun(TaskRun[Any]):
         :raises RunGenAppError: it may still have workers, and be billed. A retry may always help.
         """
         with self.attempt():
-            setup = self.task.scale_up_task_id
-            record = pull_record(self.ti, setup)
-            if record.active_workers is None if record else not self._has_started(setup):
-                log.info("Nothing to scale down: this run did not scale the app up")
-                if record is not None:
-                    self._push_bill(record, is_final=True)
-                return
-            self._is_known = record is not None
-            self._record = record or ScaleRecord(self.known_app_id)
             try:
-                with self.opened():
-                    app_id = self._record.app_id or self.app_id
-                    self._record = replace(self._record, app_id=app_id)
-                    self.link_to(app_id)
-                    is_down = self._scale_down(app_id)
+                with self.guard.working():
+                    is_due = self._is_due()
+                    is_final = not is_due or self._scale_down()
             except Exception as error:
+                app = self._record.app_id or f"of connection {self.options.rungen_conn_id}"
+                reason = getattr(error, "message", error)
+                self._still_billed = f"STILL BILLED: app {app} may still have workers: {reason}"
                 if not self.guard.is_killed:  # it has other things to do in its last seconds
                     self._push_bill(self._record, is_final=False)
-                app_id = self._record.app_id
                 raise RunGenAppError(
-                    f"STILL BILLED: app {app_id} may still have workers: {getattr(error, 'message', error)}",
-                    app_id=app_id,
+                    self._still_billed,
+                    app_id=self._record.app_id,
                     hint=getattr(error, "hint", ""),
                     retry_after=getattr(error, "retry_after", None),
                 ).with_traceback(error.__traceback__) from None
-            self._push_bill(self._record, is_final=is_down)
+            if not is_due:
+                log.info("Nothing to scale down: this run did not scale the app up")
+            if is_due or self._is_known:
+                self._push_bill(self._record, is_final=is_final)
+
+    def cleanup(self) -> str:
+        """Return what nobody reads otherwise, if Airflow hangs while the failure is reported."""
+        return self._still_billed
+
+    def _is_due(self) -> bool:
+        """Read what the setup has done, and return whether there is something to scale down."""
+        setup = self.task.scale_up_task_id
+        self._record = ScaleRecord(self.known_app_id)
+        record = self._ask("read what the setup did", partial(pull_record, self.ti, setup), None)
+        self._is_known = record is not None
+        if record is None:
+            return self._ask("ask whether the setup started", partial(self._has_started, setup), True)
+        self._record = record
+        return record.active_workers is not None
+
+    def _ask(self, purpose: str, call: Callable[[], T], otherwise: T) -> T:
+        """Ask Airflow. If it fails for too long, the app is scaled down without an answer."""
+        try:
+            return self.guard.call_patiently(purpose, call)
+        except Exception as error:
+            if self.guard.is_killed:
+                raise
+            log.warning("Could not %s: %s; going on without", purpose, reason_of(error))
+            return otherwise
 
     def _has_started(self, task_id: str) -> bool:
         """Return whether a task of this run was ever started, as far as Airflow knows."""
@@ -96,10 +123,28 @@ class ScaleDownRun(TaskRun[Any]):
             state = getattr(dag_run.get_task_instance(task_id, map_index=ti.map_index), "state", None)
         return state not in _NOT_STARTED
 
-    def _scale_down(self, app_id: str) -> bool:
+    def _scale_down(self) -> bool:
         """Scale the app to zero, unless it has to stay up; return whether it is down."""
+        with self.opened():
+            app_id = self._record.app_id or self.app_id
+            self._record = replace(self._record, app_id=app_id)
+            self.note_app(app_id)
+            is_patient = self.task.drain or self.task.keep_if_busy
+            if is_patient:  # users look at the page meanwhile
+                self._link_briefly(app_id)
+            try:
+                return self._set_to_zero(app_id)
+            finally:
+                if not (is_patient or self.guard.is_killed):
+                    self._link_briefly(app_id)
+
+    def _link_briefly(self, app_id: str) -> None:
+        """Push the links, which are not worth a minute of the app."""
+        ends_within(CALL_TIME, begin(self.link_to, app_id), self.guard.is_stopping)
+
+    def _set_to_zero(self, app_id: str) -> bool:
         try:
-            stays_up = is_needed(self.context, app_id) or self._is_kept_up(app_id)
+            stays_up = self._is_needed(app_id) or self._is_kept_up(app_id)
             self._record = self._record.seen(self.hook.perform(ask_app(app_id)), time.time())
             if stays_up:
                 return False
@@ -111,6 +156,10 @@ class ScaleDownRun(TaskRun[Any]):
             log.info("Gone already %s", format_ids(app_id))
         self._record = self._record.settled(0, time.time())
         return True
+
+    def _is_needed(self, app_id: str) -> bool:
+        ask = partial(is_needed, self.context, app_id)
+        return self.guard.call_patiently("ask whether another run needs the app", ask)
 
     def _is_kept_up(self, app_id: str) -> bool:
         """Wait for the app's jobs, as far as asked for, and return whether it has to stay up."""
@@ -131,7 +180,7 @@ class ScaleDownRun(TaskRun[Any]):
             return True
         if left != 0:
             log.warning("Scaling down with %s queued or running %s", jobs, format_ids(app_id))
-        return is_needed(self.context, app_id)  # by a run that began meanwhile
+        return self._is_needed(app_id)  # by a run that began meanwhile
 
     def _push_bill(self, record: ScaleRecord, *, is_final: bool) -> None:
         """Push and log what the block cost. It is not worth a failure."""
@@ -140,16 +189,17 @@ class ScaleDownRun(TaskRun[Any]):
             log.warning("No bill: it is unknown what the setup has done %s", format_ids(app_id))
             return
         try:
-            was_cleared = Attempt.of(self.context, self.task).was_cleared
-            # after a clear, tasks still report the jobs of before, which the workers of this bill did not run
-            jobs, busy_seconds = read_usage(self.ti, {} if was_cleared else self.task.jobs_of)
-            price = self.find_price()
-            bill = Bill(app_id, record.history, time.time(), is_final, jobs, busy_seconds, price)
-            self.ti.xcom_push(key=BILL_KEY, value=bill.to_json())
-            log.info("%s", bill)
-            self.record_outcome(TaskOutcome(app_id, (), bill=bill.to_json()))
-            if is_final:
-                bill.send_metrics()
+            with self.guard.working():  # a kill does not wait for Airflow here
+                was_cleared = Attempt.of(self.context, self.task).was_cleared
+                # after a clear, tasks still report the jobs of before, which these workers did not run
+                jobs, busy_seconds = read_usage(self.ti, {} if was_cleared else self.task.jobs_of)
+                price = self.find_price()
+                bill = Bill(app_id, record.history, time.time(), is_final, jobs, busy_seconds, price)
+                self.ti.xcom_push(key=BILL_KEY, value=bill.to_json())
+                log.info("%s", bill)
+                self.record_outcome(TaskOutcome(app_id, (), bill=bill.to_json()))
+                if is_final:
+                    bill.send_metrics()
         except Exception as error:
             line = "No bill: %s %s"
             log.warning(line, type(error).__name__, format_ids(app_id), exc_info=True)

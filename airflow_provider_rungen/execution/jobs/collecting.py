@@ -12,7 +12,7 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenResponseError
 from airflow_provider_rungen.execution.jobs.job_ends import ENDS, end_of, reason_of
-from airflow_provider_rungen.execution.sending import store_writer
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.outcomes import error_of, is_useless, parse_ranges
 from airflow_provider_rungen.runs.rows import JobState
 

@@ -16,8 +16,8 @@ from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace, UnopenedPlace
 from airflow_provider_rungen.execution.jobs.plans import Plan, read_plan
 from airflow_provider_rungen.execution.jobs.task_log import END_TIME
-from airflow_provider_rungen.execution.sending import store_writer
 from airflow_provider_rungen.execution.sending.log_writer import Saver
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, event_error, read_error
 from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
@@ -86,14 +86,14 @@ class Deferral:
                 run.ti.xcom_push(key=LOG_KEY, value=state)
                 return run.report.can_end_from_trigger(len(ended))
 
-            ends = self._outlast("push what the next round needs", partial(run.guard.wait_for, push))
+            ends = run.guard.call_patiently("push what the next round needs", push)
         # storing takes time, and others run meanwhile
         half = len(task_log.jobs.running) // 2 if task_log.stores else 0
         return {
             "left": max(in_flight, half),
             "attempt": state["attempt"],
             "on_clear": run.ending.on_clear,
-            "end_from_trigger": bool(ends),
+            "end_from_trigger": ends,
         }
 
     def _state_of_log(self) -> dict[str, Any]:

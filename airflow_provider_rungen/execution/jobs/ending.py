@@ -14,12 +14,12 @@ from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError, RunGenLimitError
 from airflow_provider_rungen.execution.jobs.job_ends import reason_of
 from airflow_provider_rungen.execution.jobs.log_home import OnClear
-from airflow_provider_rungen.execution.sending.store_writer import call_patiently
 from airflow_provider_rungen.execution.sinks.batch_result import Stopped
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.attempts import CALL_TIME, call_briefly
 from airflow_provider_rungen.execution.task.job_ids import begin_with_jobs, format_jobs, log_jobs
 from airflow_provider_rungen.execution.task.outcomes import is_misconfigured, rules_out_retry
+from airflow_provider_rungen.execution.task.store_writer import call_patiently
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
 from airflow_provider_rungen.runs.rows import JobState

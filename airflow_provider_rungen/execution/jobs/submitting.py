@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.retry import ATTEMPTS
@@ -19,7 +18,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.sending.sender import Sender, Throttle
-from airflow_provider_rungen.execution.sending.store_writer import call_patiently
 from airflow_provider_rungen.execution.task.job_ids import log_jobs
 from airflow_provider_rungen.runs.rows import SUBMITTABLE
 
@@ -166,8 +164,7 @@ class Submitting:
                 is_broken = self._submit_some(self._room(), deadline)
             if time.time() >= deadline:  # it may have been too late to look all of them up again
                 self.claimed_by_others |= claimed.intersection(self._log.jobs.inputs(*SUBMITTABLE))
-            push = partial(run.guard.wait_for, run.report.push_submitted)
-            call_patiently("push the ids of the jobs", push, run.guard.is_stopping)
+            run.guard.call_patiently("push the ids of the jobs", run.report.push_submitted)
         self._is_submitting = False
         return is_broken
 

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
-from airflow_provider_rungen.execution.sending.store_writer import call_store
+from airflow_provider_rungen.execution.task.store_writer import call_store
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.sending.paid import PaidInputs

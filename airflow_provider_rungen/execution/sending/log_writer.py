@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.daemon_threads import begin, ends_within, in_daemon_thread
-from airflow_provider_rungen.execution.sending.store_writer import StoreWriter, reason_of
+from airflow_provider_rungen.execution.task.store_writer import StoreWriter, reason_of
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
 from airflow_provider_rungen.runs.place import Place

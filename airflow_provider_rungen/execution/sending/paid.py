@@ -22,7 +22,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.ledger.entries import Entry, destination_of
 from airflow_provider_rungen.execution.ledger.files import CLAIM_TIME
-from airflow_provider_rungen.execution.sending import store_writer
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.outcomes import brief_reason, is_useless
 from airflow_provider_rungen.runs.rows import ENDED_BADLY, SUBMITTABLE, Job, JobState, Row

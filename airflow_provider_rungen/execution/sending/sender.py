@@ -24,9 +24,9 @@ from airflow_provider_rungen.exceptions import (
     RunGenRateLimitedError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution.sending import store_writer
 from airflow_provider_rungen.execution.sending.inputs import Inputs, Item
 from airflow_provider_rungen.execution.sending.log_writer import LogWriter, Saver
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.runs.place import Place, SupersededError
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import signal
 import threading
 import time
@@ -13,6 +12,8 @@ from typing import Any, TypeVar
 
 from airflow_provider_rungen._airflow import AirflowException
 from airflow_provider_rungen.client.daemon_threads import begin, ends_within
+from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.attempts import is_timing_out
 
 log = logging.getLogger(__name__)
@@ -94,14 +95,26 @@ class KillGuard:
             for number in handlers:
                 signal.signal(number, self._defer)
 
-    def wait_for(self, work: Callable[[], T]) -> T | None:
+    def call_patiently(self, purpose: str, call: Callable[[], T]) -> T:
         """
-        Do what may hang while signals are deferred. A kill or a time limit waits a moment for it.
+        Call Airflow until it works, for as long as a store may fail or hang. A kill or a time limit ends it.
 
-        :return: what it returns, or ``None`` if it was not waited for.
+        :param purpose: what the call is for, as an infinitive for log and errors.
+        :param call: makes one try.
+        :raises Exception: it failed or hung for too long, or the attempt is about to end.
         """
-        future = begin(work)
-        return future.result() if ends_within(math.inf, future, self.is_stopping) else None
+        give_up_at = time.monotonic() + store_writer.STORE_RETRY_BUDGET
+
+        def try_once() -> T:
+            answer = begin(call)
+            if not ends_within(give_up_at - time.monotonic(), answer, self.is_stopping):
+                raise RunGenError(f"Could not {purpose}: Airflow does not answer")
+            return answer.result()
+
+        def gives_up() -> bool:
+            return self.is_stopping() or time.monotonic() >= give_up_at
+
+        return store_writer.call_patiently(purpose, try_once, gives_up)
 
     def check(self) -> None:
         """

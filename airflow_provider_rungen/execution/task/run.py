@@ -127,10 +127,10 @@ class TaskRun(Generic[Options]):
         """Push why the attempt fails, and keep it for the next one: it begins without XComs."""
         texts = {"error": clean_text(error, _MAX_TEXT), "hint": clean_text(hint, _MAX_TEXT)}
         value = {"try_number": self.ti.try_number, **texts, **self.failure_details()}
+        self._log_failure(**texts)  # a push may hang
         if RunGenResultsLink.key not in self.links:
             self._link_to_page()
             self.push_page(self.known_app_id)
-        self._log_failure(**texts)
         self.push_quietly(xcom_keys.FAILURE_KEY, value, "why it failed")
         with suppress(Exception):
             if self._store is not None:
