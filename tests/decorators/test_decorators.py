@@ -14,6 +14,7 @@ from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenOutputError
+from airflow_provider_rungen.execution.task import store_writer
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
@@ -93,7 +94,7 @@ def test_a_list_is_a_batch_and_its_results_keep_the_order(
     [
         ({"fail": "x"}, {}, "Failed: x (job "),
         ({}, {"output_type": {"type": "object"}}, "does not fit output_type"),
-        ({}, {"timeout": 1e-9}, "it was not submitted"),
+        ({}, {"timeout": 1e-9}, "Not over in time: 1 of 1 inputs were not submitted"),
     ],
     ids=["failed", "misfit", "late"],
 )
@@ -120,8 +121,13 @@ def test_outputs_are_stored_where_they_are_wanted(
 
 
 def test_a_destination_that_is_lost_in_the_wait_keeps_no_job_from_being_canceled(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, tmp_path: Path
+    rungen_emulator: Emulator,
+    context: Any,
+    ti: FakeTaskInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.5)
     folder = tmp_path / "outputs"
 
     def lose_it(key: str, _: Any) -> None:
