@@ -132,8 +132,7 @@ async def _gather(
                 task.cancel()
             else:
                 background.add(task)
-                task.add_done_callback(background.discard)
-                task.add_done_callback(_log_failure)
+                task.add_done_callback(partial(_drop, background))
                 return  # it is still one of those in flight
 
     slots = len(flows) if wait_at_most is None else max(1, MAX_IN_FLIGHT - len(background or ()))
@@ -145,9 +144,22 @@ async def _gather(
     return outcomes
 
 
-def _log_failure(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        log.error("A request in the background failed", exc_info=error)
+def _drop(background: set[asyncio.Task[Any]], task: asyncio.Task[Any]) -> None:
+    """Drop what has ended in the background. What failed stays: somebody has to see it."""
+    if task.cancelled() or task.exception() is None:
+        background.discard(task)
+
+
+async def end_background(background: set[asyncio.Task[Any]]) -> None:
+    """End what continues in the background, and log what failed there unseen."""
+    tasks = list(background)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    background.clear()
+    for task in tasks:
+        if not task.cancelled() and (error := task.exception()):
+            log.error("A request in the background failed", exc_info=error)
 
 
 async def gather_limited(
@@ -184,12 +196,25 @@ async def _in_tasks(work: Callable[[], Coroutine[Any, Any, None]], count: int) -
                 task.exception()  # of several errors, one is raised
 
 
-async def watched(work: Coroutine[Any, Any, T], check: Callable[[], None]) -> T:
-    """Wait for work, and call ``check`` often meanwhile. What that raises ends the work."""
-    task = asyncio.ensure_future(work)
+async def watched(
+    work: Coroutine[Any, Any, T],
+    check: Callable[[], None],
+    background: set[asyncio.Task[Any]] | None = None,
+) -> T:
+    """
+    Wait for work. Its first error ends it.
+
+    :param check: called often. What it raises ends the work, too.
+    :param background: see `adrive`. What fails there ends the work, too.
+    """
+    task, has_ended = asyncio.ensure_future(work), False
     try:
-        while not (await asyncio.wait([task], timeout=CHECK_INTERVAL))[0]:
+        while not has_ended:
+            has_ended = bool((await asyncio.wait([task], timeout=CHECK_INTERVAL))[0])
             check()
+            for failed in [each for each in background or () if each.done()]:
+                (background or set()).discard(failed)
+                failed.result()
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -19,7 +19,7 @@ from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.injected import AsyncInjectedSender, InjectedSender, Transport
 from airflow_provider_rungen.client.senders import KILL_REQUEST_TIMEOUT, AsyncSender, Sender
 from airflow_provider_rungen.client.settings import Settings
-from airflow_provider_rungen.client.transport import adrive, drive, short_sleeps, watched
+from airflow_provider_rungen.client.transport import adrive, drive, end_background, short_sleeps, watched
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenConnectionError
 from airflow_provider_rungen.hooks.connection import explaining, find_connection, is_allowed, read_connection
 
@@ -239,7 +239,7 @@ class FlowHook(BaseHook):
 
         async def run() -> T:
             async with self:
-                return await watched(self.aperform(flow), check)
+                return await watched(self.aperform(flow), check, self._background)
 
         # an event loop swallows what a signal handler raises, or waits forever for the callback it cut off
         with self.defer_signals():
@@ -328,14 +328,12 @@ class FlowHook(BaseHook):
 
     async def aclose(self) -> None:
         """Close the connections of the asynchronous calls, and end what runs in the background."""
-        unfinished, senders = list(self._background), self._async_senders
+        senders = self._async_senders
         self._async_senders, self._lookup_lock = [], asyncio.Lock()  # another event loop may come
-        for task in unfinished:
-            task.cancel()
         async with contextlib.AsyncExitStack() as stack:  # each is closed, even if this is canceled
             for _, sender in senders:
                 stack.push_async_callback(sender.close)
-        await asyncio.gather(*unfinished, return_exceptions=True)
+            await end_background(self._background)
 
     def __enter__(self) -> Self:
         return self

@@ -31,7 +31,10 @@ LIMITS = ("limit", "max_jobs", "max_cost")
 APP_LINKS = (RunGenResultsLink(), RunGenAppLink())
 JOB_LINKS = (RunGenResultsLink(), RunGenJobLink(), RunGenAppLink())
 # Attributes of a task instance that differ between mapped tasks, in a way that only Airflow knows.
-_UNIQUE = {"id", "key", "log_url", "mark_success_url", "rendered_map_index", "start_date"}
+_UNIQUE = {
+    *("external_executor_id", "id", "job_id", "key", "log_url", "mark_success_url", "pid", "queued_dttm"),
+    *("rendered_map_index", "start_date"),
+}
 
 
 class RunGenBaseOperator(BaseOperator):
@@ -106,7 +109,7 @@ class RunGenBaseOperator(BaseOperator):
 
     def check_tables(self, context: Context) -> None:
         """
-        Refuse a table that each of the tasks of an ``expand`` would replace.
+        Refuse a table that each of the tasks of an ``expand`` would replace, even if there is only one now.
 
         The tasks of a mapped task group are not checked.
 
@@ -128,9 +131,9 @@ class RunGenBaseOperator(BaseOperator):
     def _render_for_another(self, given: Any, mapped: Any, context: Context) -> str | None:
         """Return a parameter as another task of the ``expand`` has it; ``None`` if that is unknown."""
         other: Any = copy(context)
-        other["ti"] = other["task_instance"] = _OtherTaskInstance(context["ti"], mapped)
         other["task"] = mapped  # it has no values of `expand`, which templates may read
         try:
+            other["ti"] = other["task_instance"] = _OtherTaskInstance(context["ti"], mapped)
             return str(self.render_template(given, other))
         except Exception:
             if self._is_killed:

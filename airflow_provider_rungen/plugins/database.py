@@ -25,6 +25,7 @@ from sqlalchemy import select
 
 from airflow_provider_rungen._airflow import AirflowNotFoundException
 from airflow_provider_rungen.execution.jobs.log_home import token_of
+from airflow_provider_rungen.execution.task.xcom_keys import TIMES_KEY
 from airflow_provider_rungen.plugins import xcoms
 from airflow_provider_rungen.plugins.limits import CACHE, FRESH, LASTING
 from airflow_provider_rungen.plugins.task_record import TaskRecord
@@ -123,7 +124,8 @@ def _attempt_of(ti: Any) -> dict[str, Any]:
 def _record(attempt: Mapping[str, Any], values: Mapping[str, Any], dag_conn_id: str) -> TaskRecord:
     errors = {key: value for key, value in values.items() if isinstance(value, Exception)}
     pushed = {xcoms.FIELDS.get(key, key): value for key, value in values.items() if key not in errors}
-    notices = [xcoms.notice(key, error) for key, error in errors.items()]
+    # a sum says itself what it lacks
+    notices = [xcoms.notice(key, error) for key, error in errors.items() if key != TIMES_KEY]
     return TaskRecord(**attempt, **pushed, notices=notices, dag_conn_id=dag_conn_id)
 
 

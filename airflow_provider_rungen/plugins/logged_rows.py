@@ -77,7 +77,7 @@ def logged_rows(task: TaskRecord, page: int, within: float) -> PageRows | None:
             raise RunGenError(_NO_LOG.format(place=shown_text(task.log, 200)))
         known = _read_rows(log, attempts, task, page)
         texts = (text for row in known.rows for text in (row.key, row.error, *row.values.values()))
-        size = _BYTES_OF_ROW * len(known.rows) + sum(map(len, texts))
+        size = _BYTES_OF_ROW * max(len(known.rows), len(known.seconds)) + sum(map(len, texts))
         CACHE.put(key, known, FRESH if task.is_moving else LASTING, size)
     return known
 

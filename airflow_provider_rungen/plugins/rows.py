@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from airflow_provider_rungen.client.endpoints import FATE_UNKNOWN
 from airflow_provider_rungen.execution.sinks.batch_result import NOT_SUBMITTED as WAS_NOT_SUBMITTED
@@ -88,7 +88,11 @@ def pushed_rows(task: TaskRecord, page: int) -> PageRows:
     :param page: the number of the page, from 1, or `ALL`.
     """
     ids, times = task.known_job_ids, task.times
-    failed = {row.index: row for row in failed_rows(task) if row.index < len(ids)}
+    failed = {
+        row.index: replace(row, seconds=times.get(row.job_id))
+        for row in failed_rows(task)
+        if row.index < len(ids)
+    }
     with_job = "completed" if task.has_reported and task.page.waits else UNKNOWN
     without_job = UNKNOWN if task.is_moving else NOT_SUBMITTED
     rows = [
@@ -103,7 +107,6 @@ def pushed_rows(task: TaskRecord, page: int) -> PageRows:
     ]
     shown = [rows[index] for index in numbers_of(page, len(rows))]
     counts, failures = Counter(row.status for row in rows), [*failed.values()]
-    shared = {job_id for job_id, ran in times.items() if ran is None}
     may_run = [row.job_id for row in rows if row.job_id and row.status == UNKNOWN]
     return PageRows(
         rows=shown,
@@ -111,8 +114,7 @@ def pushed_rows(task: TaskRecord, page: int) -> PageRows:
         failed=failures,
         counts=counts,
         open_jobs=may_run,
-        seconds={job_id: times.get(job_id) for job_id in {*filter(None, ids), *times} - shared},
-        shared=shared,
+        seconds={job_id: times.get(job_id) for job_id in {*filter(None, ids), *times}},
     )
 
 

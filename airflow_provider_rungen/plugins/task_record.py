@@ -38,7 +38,7 @@ Ids: TypeAlias = list[PlainText | None]
 #: The figures of a bill, or of what jobs used, by name.
 Figures: TypeAlias = dict[PlainText, PlainText | StrictInt | StrictFloat | None]
 #: The XCom ``rungen_times``: see `xcom_keys`.
-Times: TypeAlias = dict[PlainText, StrictInt | StrictFloat | None]
+Times: TypeAlias = dict[PlainText, StrictInt | StrictFloat]
 
 
 class PageXCom(BaseModel):

@@ -163,9 +163,13 @@ def worked(
     """
     ran = (times.get(job_id, seconds) for job_id, seconds in jobs.seconds.items())
     known = [seconds for seconds in ran if seconds is not None]
-    # with the jobs that it does not name
     seconds, timed, count = max(_reported(task, jobs), key=itemgetter(2))
-    return max(seconds, sum(known)), max(timed, len(known)), max(count, len(jobs.seconds))
+    if not (unnamed := max(count - len(jobs.seconds), 0)):
+        return max(seconds, sum(known)), max(timed, len(known)), len(jobs.seconds)
+    # of jobs with other inputs, only the sum is known
+    named = task.times.values() if jobs.attempt is None else known
+    more = min(max(timed - len(named), 0), unnamed)
+    return sum(known) + max(seconds - sum(named), 0.0), len(known) + more, len(jobs.seconds) + unnamed
 
 
 def _reported(task: TaskRecord, jobs: PageRows) -> Iterator[tuple[float, int, int]]:
@@ -175,6 +179,17 @@ def _reported(task: TaskRecord, jobs: PageRows) -> Iterator[tuple[float, int, in
     seconds, *counts = (used.get(name) for name in ("execution_seconds", "completed", "jobs"))
     timed, count = (each if isinstance(each, int) else 0 for each in counts)
     yield seconds if isinstance(seconds, (int, float)) else 0.0, timed, count
+
+
+def _estimated(task: TaskRecord, jobs: PageRows, times: Mapping[str, float]) -> dict[str, float]:
+    """Return how long jobs ran of which only the sum is known, as if each had run equally long."""
+    [_, (seconds, timed, _)] = _reported(task, jobs)
+    others = [job_id for job_id in jobs.seconds if job_id not in times]
+    known = [times[job_id] for job_id in jobs.seconds if job_id in times]
+    count = min(timed - len(known), len(others))
+    if count <= 0:
+        return {}
+    return dict.fromkeys(others[:count], max(seconds - sum(known), 0.0) / count)
 
 
 def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
@@ -187,6 +202,9 @@ def costs_of(tasks: Sequence[tuple[TaskRecord, PageRows]]) -> list[str]:
     # that another run paid for
     shared = {job_id for _, jobs in submit for job_id in jobs.shared}
     shared.difference_update(*(jobs.seconds for _, jobs in submit))
+    for task, jobs in collect:
+        if not task.times:
+            times |= _estimated(task, jobs, times)
     for task, jobs in (*submit, *collect):
         new = jobs.seconds.keys() - counted - shared
         known = [times[job_id] for job_id in new if job_id in times]

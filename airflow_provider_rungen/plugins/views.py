@@ -60,7 +60,8 @@ class _Found:
         if not jobs.is_whole:
             return jobs  # what a task spent must not depend on the page
         found = {row.job_id: self._seconds(row) for row in _untimed(jobs.rows)}
-        return replace(jobs, seconds={**jobs.seconds, **found})
+        times = {job_id: seconds for job_id, seconds in found.items() if seconds is not None}
+        return replace(jobs, seconds={**jobs.seconds, **times})
 
     def _seconds(self, row: JobView) -> float | None:
         manifest, answer = self.manifests.get(row.job_id), self.answers.get(row.job_id)

@@ -50,7 +50,7 @@ _KINDS: Mapping[str, tuple[int, Any]] = {
     SCALED_KEY: (1 << 16, dict[str, Any]),
     "job_id": (1 << 16, PlainText),
     USAGE_KEY: (1 << 16, Figures),
-    TIMES_KEY: (1 << 20, Times),
+    TIMES_KEY: (4 << 20, Times),
     RunGenJobLink.key: (1 << 16, PlainText),
 }
 #: The fields of a task that have other names than their XComs.

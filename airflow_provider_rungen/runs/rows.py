@@ -165,10 +165,9 @@ class Row:
     intents: tuple[Intent, ...] = ()
 
     @property
-    def times(self) -> dict[str, float | None]:
-        """How long its jobs ran, if that is known; ``None`` for one that another task run submitted."""
-        known = (job for job in self.jobs if job.is_shared or job.seconds is not None)
-        return {job.id: None if job.is_shared else job.seconds for job in known}
+    def times(self) -> dict[str, float]:
+        """How long the jobs of this task run ran, as far as that is known."""
+        return {job.id: job.seconds for job in self.jobs if not job.is_shared and job.seconds is not None}
 
     def with_job(self, job: Job) -> Row:
         """Return the row with a job, in place of what it had of this job."""

@@ -22,8 +22,8 @@ from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
 from airflow_provider_rungen.execution.task.outcomes import GO_ON, are_all_over, format_ranges
-from airflow_provider_rungen.execution.task.report import Usage, report_usage
-from airflow_provider_rungen.execution.task.xcom_keys import MAX_PAGE_JOBS, PAGE_KEY, TIMES_KEY, USAGE_KEY
+from airflow_provider_rungen.execution.task.report import Usage, report_usage, times_to_push
+from airflow_provider_rungen.execution.task.xcom_keys import MAX_PAGE_JOBS, PAGE_KEY, USAGE_KEY
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import (
     RunGenAppLink,
@@ -110,7 +110,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         used = self._usage.to_json()
         if self.end_from_trigger and are_all_over(event) and used["completed"] == used["jobs"]:
             report_usage(used)
-            xcoms: dict[str, Any] = {USAGE_KEY: used, TIMES_KEY: self._usage.times}
+            xcoms: dict[str, Any] = {USAGE_KEY: used} | times_to_push(self._usage.times)
             # Airflow 3 stores the XComs of an event as text
             return TaskSuccessEvent(xcoms=None if await self._push(xcoms.copy) else xcoms)
         return TriggerEvent(event)

@@ -26,10 +26,10 @@ import pytest
 from packaging.version import Version
 from wire import GET, KEY, OK, POST, Connections, Server, failure, send, send_each, settings_for
 
-from airflow_provider_rungen.client.flow import Flow, Request, Response
+from airflow_provider_rungen.client.flow import Flow, Gather, Request, Response, Sleep
 from airflow_provider_rungen.client.senders import Sender
 from airflow_provider_rungen.client.settings import proxy_of_environment
-from airflow_provider_rungen.client.transport import adrive, drive, gather_limited
+from airflow_provider_rungen.client.transport import adrive, drive, end_background, gather_limited, watched
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError, RunGenResponseError
 
@@ -514,3 +514,49 @@ def test_a_flow_is_closed_as_soon_as_what_performs_it_is_killed(is_async: bool) 
         asyncio.run(scene()) if is_async else drive(flow(), die)
     assert held.value is not None
     assert ends == ["closed"]
+
+
+# --- what continues in the background -----------------------------------------------------------------------
+
+
+class Over(BaseException):
+    """Ends an attempt, as a time limit does."""
+
+
+def fail_later() -> Flow[None]:
+    yield Sleep(0.1)
+    raise Over
+
+
+def wait_beside() -> Flow[None]:
+    yield Gather([fail_later()], wait_at_most=0.01)
+    yield Sleep(60)
+
+
+async def never_send(request: Request) -> Response:
+    raise AssertionError(request)
+
+
+def test_what_fails_in_the_background_ends_the_work() -> None:
+    async def work() -> None:
+        background: set[asyncio.Task[Any]] = set()
+        await watched(adrive(wait_beside(), never_send, background=background), lambda: None, background)
+
+    started_at = time.monotonic()
+    with pytest.raises(Over):
+        asyncio.run(work())
+    assert time.monotonic() - started_at < 30
+
+
+def test_what_nobody_has_seen_fail_in_the_background_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        background: set[asyncio.Task[Any]] = set()
+        flow = wait_beside()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await adrive(flow, never_send, background=background)
+        await end_background(background)
+        assert not background
+
+    asyncio.run(work())
+    assert "A request in the background failed" in caplog.text

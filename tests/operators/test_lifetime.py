@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, TaskGroup, TriggerRule, task
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
-from conftest import SOON, FakeTaskInstance, Outcome, run_task, signal_when
+from conftest import SOON, FakeTaskInstance, Outcome, run_task, signal_when, stopped_when
 from operator_kit import KILLED, failing, hang, kill_when, workers
 
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError
+from airflow_provider_rungen.execution.apps import scale_down
 from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY, PAGE_KEY
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator, scaled_app
@@ -448,6 +449,36 @@ def test_links_that_hang_keep_nothing_up(down: Callable[..., int], ti: Any, wait
     ti.xcom_push = lambda key, value: (hang if key == PAGE_KEY else push)(key=key, value=value)
     assert down(**waits) == 0
     assert ti.xcoms[BILL_KEY]["down_at"]
+
+
+def test_a_bill_that_hangs_keeps_no_teardown_quiet(
+    emulator: Emulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale_down, "_BILL_TIME", 0.5)
+    emulator.service.inject(Fault(on="update_app", status=403, times=None))
+    push = ti.xcom_push
+    ti.xcom_push = lambda key, value: (hang if key == BILL_KEY else push)(key=key, value=value)
+    error = run_task(down_op(), context).error
+    assert type(error) is RunGenAppError
+    assert str(error).startswith(LOUD)
+
+
+@KILLED
+def test_a_kill_once_the_app_is_down_says_nothing_else(
+    emulator: Emulator, context: Any, ti: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    op, pushed = down_op(), set[str]()
+
+    def push(key: str, value: Any) -> None:
+        pushed.add(key)
+        if key == PAGE_KEY:
+            hang()
+
+    ti.xcom_push = push
+    with stopped_when(op, signal.SIGTERM, lambda: PAGE_KEY in pushed):
+        run_task(op, context)
+    assert workers(emulator) == 0
+    assert LOUD not in caplog.text
 
 
 @KILLED

@@ -43,7 +43,7 @@ from conftest import (
     signal_when,
     stopped_when,
 )
-from operator_kit import KILLED, Attempts, Died, DyingStore
+from operator_kit import KILLED, Attempts, Died, DyingStore, submitted
 from places import AttemptStore
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS
@@ -60,6 +60,7 @@ from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
 from airflow_provider_rungen.runs.part_files import PART_ROWS
+from airflow_provider_rungen.sensors import RunGenJobSensor
 
 BATCH, STORED, TABLE, FUNCTION = "batch", "stored batch", "table", "function"
 KINDS = (BATCH, STORED, TABLE, FUNCTION)
@@ -1521,7 +1522,7 @@ def test_a_signal_that_strikes_in_a_callback_of_the_event_loop_ends_the_attempt(
 
 
 @KILLED
-@pytest.mark.parametrize("user", ["check", "output_type"])
+@pytest.mark.parametrize("user", ["check", "output_type", "output_type of files", "sensor"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
 def test_a_signal_ends_a_function_of_the_user_that_hangs(
     make: Make, tmp_path: Path, user: str, number: Any
@@ -1548,13 +1549,33 @@ def test_a_signal_ends_a_function_of_the_user_that_hangs(
         results = (tmp_path / "results.jsonl").as_uri()
         task = make(TABLE, given, deferrable=False, check=check, destination=None, results=results)
     else:
-        task = make(FUNCTION, given, deferrable=False, output_type=Picture)
+        place = {"destination": tmp_path.as_uri()} if "files" in user else {}
+        task = make(FUNCTION, given, deferrable=False, output_type=Picture, **place)
     task.max_tries, task.state = 0, "failed"
     task.scale(100)
     op = task.begin()
+    if user == "sensor":
+        ids = submitted(*given)
+        op = RunGenJobSensor(
+            task_id="task", job_id=ids, output_type=Picture, poke_interval=0.1, cancel_on_kill=True
+        )
     with stopped_when(op, number, met.is_set):
         run_task(op, task.context)
     assert task.ends == {"COMPLETED": 1, "CANCELED": count - 1}
+
+
+def test_an_attempt_whose_time_is_up_takes_what_the_ledger_has_of_the_rest(make: Make) -> None:
+    """The rest is in a part of the ledger that was not looked up yet."""
+    check = lambda *_: time.sleep(0.05)  # noqa: E731
+    old, new = inputs(2 * PART_ROWS, seconds=0)[PART_ROWS:], inputs(PART_ROWS, seconds=0)
+    first = make(TABLE, old, max_in_flight=PART_ROWS, deferrable=False)
+    ledger = Ledger((first.folder / "ledger").as_uri())
+    assert first.attempt(ledger=ledger).error is None
+    task = make(TABLE, new + old, max_in_flight=PART_ROWS, deferrable=False, check=check, timeout=2.5)
+    task.next_run("night 2")
+    task.store = None
+    value = task.attempt(ledger=ledger).value
+    assert (value["jobs"], value["reused"], value["completed"]) == (PART_ROWS, PART_ROWS, 2 * PART_ROWS)
 
 
 @KILLED

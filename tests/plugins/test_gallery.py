@@ -17,6 +17,7 @@ from urllib.parse import quote
 import pytest
 from conftest import APP, SOON, stopped_when
 
+from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.emulator.fakes import FakeStore
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
@@ -482,12 +483,14 @@ def test_what_a_run_cost_names_tasks_without_a_price(world: World) -> None:
     assert re.search(r"jobs of all tasks: about [0-9.]+ USD, without 1 task of unknown price", header)
 
 
-def run_priced(world: World, task_id: str, op: Any, *, fails: bool = False) -> None:
+def run_priced(world: World, task_id: str, op: Any, *, fails: bool = False, loses: str = "") -> None:
     """Run a task of the same run, whose jobs cost a dollar a second."""
     world.ti.task_id = task_id
     world.ti.pushed.clear()
     assert (world.perform(op).error is not None) is fails
     world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
+    if loses:
+        del world.ti.xcoms[loses]
     world.save("failed" if fails else "success")
 
 
@@ -609,6 +612,48 @@ def test_a_run_pays_once_for_jobs_that_two_collectors_share(world: World, *, is_
         assert cost_of_run(world, text) == pytest.approx(60 * 0.02, rel=0.1)
     run_priced(world, "second", RunGenCollectResultsOperator(job_id=ids[1] + ids[2], **POLL))
     assert cost_of_run(world) == pytest.approx(60 * 1.12, rel=0.1)
+
+
+@pytest.mark.parametrize("count", [3, 150])
+def test_a_run_pays_once_where_the_times_of_the_jobs_are_lost(world: World, count: int) -> None:
+    """The sums of the tasks are known: each job counts as if it had run equally long."""
+    world.emulator.service.scale(APP, count)
+    inputs = [given(str(number), seconds=0.1) for number in range(count)]
+    run_priced(world, "submit", RunGenRunBatchOperator(inputs=inputs, wait_for_completion=False, **POLL))
+    ids = world.ti.xcoms["job_ids"]
+    collect = RunGenCollectResultsOperator(job_id=ids, **POLL)
+    run_priced(world, "collect", collect, loses="rungen_times")
+    assert cost_of_run(world) == pytest.approx(count * 0.1, rel=0.1)
+
+
+def test_a_run_pays_for_the_jobs_of_other_inputs(world: World) -> None:
+    """Of those, a task that only submits knows how long they ran together."""
+    service = world.emulator.service
+    service.scale(APP, 4)
+    world.context["task_state_store"] = FakeStore()
+    world.ti.task_id, world.ti.max_tries = "submit", 1
+    options = POLL | {"wait_for_completion": False, "task_id": "submit", "retries": 1}
+    first, second = (
+        RunGenRunBatchOperator(inputs=[given(f"{name} {n}", seconds=1) for n in range(2)], **options)
+        for name in ("old", "new")
+    )
+    assert world.perform(first).error is None
+    until(lambda: service.stats()["jobs_completed"] == 2)
+    world.ti.try_number = 2
+    run_priced(world, "submit", second)
+    ids = world.ti.xcoms["job_ids"]
+    world.context["task_state_store"] = None
+    run_priced(world, "collect", RunGenCollectResultsOperator(job_id=ids, **POLL))
+    assert cost_of_run(world) == pytest.approx(4, rel=0.1)
+
+
+def test_a_run_knows_how_long_a_failed_job_ran_that_the_page_may_not_ask_for(world: World) -> None:
+    world.emulator.service.scale(APP, 4)
+    inputs = [given("one", seconds=0.5), given("two", seconds=1, fail="out of memory")]
+    op = RunGenRunBatchOperator(inputs=inputs, max_failed=1, **POLL)
+    run_priced(world, "paint", op)
+    world.emulator.service.inject(Fault(on="get", status=404, times=None))
+    assert cost_of_run(world) == pytest.approx(1.5, rel=0.1)
 
 
 def test_a_run_pays_for_jobs_beside_those_that_failed(world: World) -> None:

@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 # Seconds that the counters may take to forget a job that has just ended.
 COUNTER_GRACE = 15.0
+# Seconds that Airflow may take for the bill.
+_BILL_TIME = 10.0
 _NOT_STARTED = (
     None,
     TaskInstanceState.SKIPPED,
@@ -75,8 +77,9 @@ class ScaleDownRun(TaskRun[Any]):
                 app = self._record.app_id or f"of connection {self.options.rungen_conn_id}"
                 reason = getattr(error, "message", error)
                 self._still_billed = f"STILL BILLED: app {app} may still have workers: {reason}"
+                log.error("%s", self._still_billed)
                 if not self.guard.is_killed:  # it has other things to do in its last seconds
-                    self._push_bill(self._record, is_final=False)
+                    self._report(is_final=False)
                 raise RunGenAppError(
                     self._still_billed,
                     app_id=self._record.app_id,
@@ -86,7 +89,7 @@ class ScaleDownRun(TaskRun[Any]):
             if not is_due:
                 log.info("Nothing to scale down: this run did not scale the app up")
             if is_due or self._is_known:
-                self._push_bill(self._record, is_final=is_final)
+                self._report(is_final=is_final)
 
     def cleanup(self) -> str:
         """Return what nobody reads otherwise, if Airflow hangs while the failure is reported."""
@@ -129,17 +132,18 @@ class ScaleDownRun(TaskRun[Any]):
             app_id = self._record.app_id or self.app_id
             self._record = replace(self._record, app_id=app_id)
             self.note_app(app_id)
-            is_patient = self.task.drain or self.task.keep_if_busy
-            if is_patient:  # users look at the page meanwhile
+            if self.task.drain or self.task.keep_if_busy:  # users look at the page meanwhile
                 self._link_briefly(app_id)
-            try:
-                return self._set_to_zero(app_id)
-            finally:
-                if not (is_patient or self.guard.is_killed):
-                    self._link_briefly(app_id)
+            return self._set_to_zero(app_id)
+
+    def _report(self, *, is_final: bool) -> None:
+        """Push the links and the bill. Airflow may hang, and nobody kills a teardown."""
+        if self.is_connected and self._record.app_id:
+            self._link_briefly(self._record.app_id)
+        push = begin(self._push_bill, self._record, is_final=is_final)
+        ends_within(_BILL_TIME, push, self.guard.is_stopping)
 
     def _link_briefly(self, app_id: str) -> None:
-        """Push the links, which are not worth a minute of the app."""
         ends_within(CALL_TIME, begin(self.link_to, app_id), self.guard.is_stopping)
 
     def _set_to_zero(self, app_id: str) -> bool:
@@ -189,17 +193,16 @@ class ScaleDownRun(TaskRun[Any]):
             log.warning("No bill: it is unknown what the setup has done %s", format_ids(app_id))
             return
         try:
-            with self.guard.working():  # a kill does not wait for Airflow here
-                was_cleared = Attempt.of(self.context, self.task).was_cleared
-                # after a clear, tasks still report the jobs of before, which these workers did not run
-                jobs, busy_seconds = read_usage(self.ti, {} if was_cleared else self.task.jobs_of)
-                price = self.find_price()
-                bill = Bill(app_id, record.history, time.time(), is_final, jobs, busy_seconds, price)
-                self.ti.xcom_push(key=BILL_KEY, value=bill.to_json())
-                log.info("%s", bill)
-                self.record_outcome(TaskOutcome(app_id, (), bill=bill.to_json()))
-                if is_final:
-                    bill.send_metrics()
+            was_cleared = Attempt.of(self.context, self.task).was_cleared
+            # after a clear, tasks still report the jobs of before, which these workers did not run
+            jobs, busy_seconds = read_usage(self.ti, {} if was_cleared else self.task.jobs_of)
+            price = self.find_price()
+            bill = Bill(app_id, record.history, time.time(), is_final, jobs, busy_seconds, price)
+            self.ti.xcom_push(key=BILL_KEY, value=bill.to_json())
+            log.info("%s", bill)
+            self.record_outcome(TaskOutcome(app_id, (), bill=bill.to_json()))
+            if is_final:
+                bill.send_metrics()
         except Exception as error:
             line = "No bill: %s %s"
             log.warning(line, type(error).__name__, format_ids(app_id), exc_info=True)

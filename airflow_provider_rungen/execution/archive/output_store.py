@@ -224,7 +224,8 @@ class OutputStore:
             execution_time = job.execution_time
             job.raise_for_status()
             if self._output is not None:
-                self._output.read(job)
+                with self._guard.allow_signals():  # a function of the user's may hang
+                    self._output.read(job)
             stored = await JobArchiver(self, job).run()
         except RunGenError as error:
             if is_of_job := isinstance(error, RunGenJobError):
@@ -238,7 +239,8 @@ class OutputStore:
         else:
             self._failures_in_a_row = 0
             self.figures.jobs += 1
-            stored, rejection = self.read(stored) or stored, None
+            with self._guard.allow_signals():
+                stored, rejection = self.read(stored) or stored, None
             if self._check is not None:
                 async with self._checking:
                     rejection = await in_daemon_thread(self._check, stored)

@@ -164,7 +164,8 @@ class JobWait:
 
     def _keep(self, job: Job) -> Job:
         try:
-            return self._on_finished(job)
+            with self._run.guard.allow_signals():  # a function of the user's may hang
+                return self._on_finished(job)
         except RunGenError:
             self._not_taken.append(strip_payloads(job))
             raise
@@ -288,4 +289,9 @@ class JobWait:
         :param on_outcome: takes a job, or the error in its place, as it comes. What it raises ends it all.
         :param within: seconds without an answer after which to give up. Default: two minutes.
         """
-        self.perform(fetch_known_jobs(app_id, job_ids, on_outcome, within, have_ended), job_ids)
+
+        def note(job_id: str, outcome: Job | RunGenError) -> None:
+            with self._run.guard.allow_signals():
+                on_outcome(job_id, outcome)
+
+        self.perform(fetch_known_jobs(app_id, job_ids, note, within, have_ended), job_ids)

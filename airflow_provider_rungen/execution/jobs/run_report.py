@@ -42,7 +42,7 @@ class _Known:
     refused: dict[int, RunGenError] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     shared: set[str] = field(default_factory=set)
-    times: dict[str, float | None] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
 
     def copy(self) -> _Known:
         return _Known(list(self.ids), dict(self.refused), dict(self.jobs), set(self.shared), dict(self.times))
@@ -242,14 +242,14 @@ class RunReport:
             "execution_seconds": round(totals.seconds, 3) if totals.timed or not totals.submitted else None,
         }
 
-    def times(self) -> dict[str, float | None]:
+    def times(self) -> dict[str, float]:
         """Return the XCom ``rungen_times``, as far as it is known without a look at storage."""
         times = dict(self._closed.times)
         for row in self._run.task_log.jobs.table.rows.values():
             times |= self._times_of(row)
         return times
 
-    def _times_of(self, row: Row) -> dict[str, float | None]:
+    def _times_of(self, row: Row) -> dict[str, float]:
         """Return how long the jobs of an input ran, unless pages find it in the log."""
         return {} if isinstance(self._run.task_log.home.place, StoragePlace) else row.times
 

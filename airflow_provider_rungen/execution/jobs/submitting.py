@@ -101,14 +101,15 @@ class Submitting:
 
         :raises RunGenJobTimeoutError: the task waits, and inputs are left, whether or not jobs are in flight.
         """
-        why, log = self._throttle.trouble, self._log
-        if not log.has_unsent:
+        why, count = self._throttle.trouble, self._log.state.count
+        if not self._log.has_unsent:
             return
+        self._take_stored()
         if self._run.options.wait_for_completion and self.has_free and why is None:
+            app_id, unsent = self._log.app_id, self._log.unsent_count
             raise RunGenJobTimeoutError(
-                f"Not over in time: {log.unsent_count} of {log.state.count} inputs were not submitted "
-                f"{format_ids(log.app_id)}",
-                app_id=log.app_id,
+                f"Not over in time: {unsent} of {count} inputs were not submitted {format_ids(app_id)}",
+                app_id=app_id,
             )
         self.stop()
         if why is not None and not isinstance(why, RunGenSubmissionUnknownError):
@@ -179,13 +180,17 @@ class Submitting:
 
     def stop(self) -> int:
         """Submit nothing more, and return how many inputs are not submitted: none that is stored already."""
+        self._take_stored()
+        return self._log.stop_submitting()
+
+    def _take_stored(self) -> None:
+        """Take from the ledger what is stored of the inputs that are not to be submitted."""
         if (paid := self._run.ledger.paid) is not None:
             paid.takes_running = False
         try:
             self._settle_rest()
         except RunGenError as error:
             log.warning("%s; inputs that are stored may count as not submitted", error.message)
-        return self._log.stop_submitting()
 
     def _settle_rest(self) -> None:
         """

@@ -258,15 +258,14 @@ class Collector:
         """Take a job whose result is not stored, or note why it failed."""
         if self._usage is not None and job.is_terminal:
             self._usage.note(job)
-        with self._run.guard.allow_signals():  # a function of the user's may hang
-            try:
-                job.raise_for_status()
-                if self._output is not None:
-                    job = self._output.read(job)
-            except RunGenError as error:
-                rejection: RunGenError | None = error
-            else:
-                rejection = self._find_rejection(job)
+        try:
+            job.raise_for_status()
+            if self._output is not None:
+                job = self._output.read(job)
+        except RunGenError as error:
+            rejection: RunGenError | None = error
+        else:
+            rejection = self._find_rejection(job)
         if rejection is not None:
             if self._rows is not None:
                 self._rows.add_job(job, rejection)

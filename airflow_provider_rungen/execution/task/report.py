@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.texts import format_count, format_duration
+from airflow_provider_rungen.execution.task.xcom_keys import MAX_PAGE_JOBS, TIMES_KEY
+from airflow_provider_rungen.links import are_pages_enabled
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -47,7 +49,7 @@ class Usage:
             self._seconds[job_id] = seconds
 
     @property
-    def times(self) -> Mapping[str, float | None]:
+    def times(self) -> Mapping[str, float]:
         """How long each job ran, as far as that is known."""
         return self._seconds
 
@@ -62,6 +64,12 @@ class Usage:
             "reused": 0,
             "execution_seconds": None if seconds is None else round(seconds, 3),
         }
+
+
+def times_to_push(times: Mapping[str, float]) -> dict[str, Any]:
+    """Return the XCom ``rungen_times`` by its key; nothing if no page reads it."""
+    is_read = are_pages_enabled() and 0 < len(times) <= MAX_PAGE_JOBS
+    return {TIMES_KEY: dict(times)} if is_read else {}
 
 
 def report_usage(used: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from airflow_provider_rungen.execution.task.attempts import find_blocks
 from airflow_provider_rungen.execution.task.kill import KillGuard
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import fail_without_retry
-from airflow_provider_rungen.execution.task.report import TaskOutcome, lineage_of, report_usage
+from airflow_provider_rungen.execution.task.report import TaskOutcome, lineage_of, report_usage, times_to_push
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import (
     RunGenAppLink,
@@ -72,7 +72,7 @@ class TaskRun(Generic[Options]):
         #: Returns what the jobs of the attempt used: see `Usage.to_json`. Not every task has jobs.
         self.used: Callable[[], Mapping[str, Any]] = dict
         #: Returns the XCom ``rungen_times``.
-        self.times: Callable[[], Mapping[str, float | None]] = dict
+        self.times: Callable[[], Mapping[str, float]] = dict
         self.is_connected = False  #: Whether a kill need not ask Airflow for the connection.
         self.note_app(self.options.app_id or "")
 
@@ -117,8 +117,8 @@ class TaskRun(Generic[Options]):
         if self.is_connected and (used := self.used()):
             report_usage(used)
             self.push_quietly(xcom_keys.USAGE_KEY, dict(used), "what the jobs used")
-            if 0 < len(times := self.times()) <= xcom_keys.MAX_PAGE_JOBS:
-                self.push_quietly(xcom_keys.TIMES_KEY, dict(times), "how long the jobs ran")
+            for key, value in times_to_push(self.times()).items():
+                self.push_quietly(key, value, "how long the jobs ran")
 
     def fail_deferral(self, reason: str) -> None:
         """Clean up after a deferral that Airflow ended without an event."""

@@ -63,7 +63,7 @@ FAILURE_KEY = "rungen_failure"
 LABEL_KEY = "rungen_label"  #: The label of a job, by its id.
 LOG_KEY = "rungen_log"
 USAGE_KEY = "usage"
-TIMES_KEY = "rungen_times"  #: How long each job ran, by its id; ``None`` for one that another run paid for.
+TIMES_KEY = "rungen_times"  #: How long jobs ran, by their ids: of no more than `MAX_PAGE_JOBS`.
 BILL_KEY = "bill"
 SCALED_KEY = "scaled"  #: Of a `ScaleRecord`, also in Airflow's task state store.
 # Of jobs that others submitted: XCom is in Airflow's database.
