@@ -489,8 +489,7 @@ def run_priced(world: World, task_id: str, op: Any, *, fails: bool = False, lose
     world.ti.pushed.clear()
     assert (world.perform(op).error is not None) is fails
     world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
-    if loses:
-        del world.ti.xcoms[loses]
+    world.ti.pushed[:] = [each for each in world.ti.pushed if each[0] != loses]
     world.save("failed" if fails else "success")
 
 
