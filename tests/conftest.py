@@ -496,10 +496,15 @@ def signal_when(
                 sent.append(time.monotonic())
                 _was_interrupted.set()
                 # the thread whose sleep it has to interrupt
-                signal.pthread_kill(threading.main_thread().ident or 0, number)
+                main = threading.main_thread().ident or 0
+                signal.pthread_kill(main, number)
+                # one that strikes just before the thread blocks is noticed at the next one
+                while not over.wait(0.05):
+                    signal.pthread_kill(main, signal.SIGURG)
                 return
 
     before = signal.signal(number, lambda *_: handler())
+    unused = signal.signal(signal.SIGURG, lambda *_: None)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
@@ -508,6 +513,7 @@ def signal_when(
         over.set()
         watcher.join()
         signal.signal(number, before)
+        signal.signal(signal.SIGURG, unused)
 
 
 @contextlib.contextmanager

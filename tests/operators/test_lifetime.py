@@ -444,7 +444,10 @@ def test_a_teardown_that_is_killed_while_airflow_hangs_is_loud(
 
 
 @pytest.mark.parametrize("waits", [{}, {"drain": True}], ids=str)
-def test_links_that_hang_keep_nothing_up(down: Callable[..., int], ti: Any, waits: dict[str, Any]) -> None:
+def test_links_that_hang_keep_nothing_up(
+    down: Callable[..., int], ti: Any, waits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale_down, "_REPORT_TIME", 0.5)
     push = ti.xcom_push
     ti.xcom_push = lambda key, value: (hang if key == PAGE_KEY else push)(key=key, value=value)
     assert down(**waits) == 0
@@ -454,7 +457,7 @@ def test_links_that_hang_keep_nothing_up(down: Callable[..., int], ti: Any, wait
 def test_a_bill_that_hangs_keeps_no_teardown_quiet(
     emulator: Emulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scale_down, "_BILL_TIME", 0.5)
+    monkeypatch.setattr(scale_down, "_REPORT_TIME", 0.5)
     emulator.service.inject(Fault(on="update_app", status=403, times=None))
     push = ti.xcom_push
     ti.xcom_push = lambda key, value: (hang if key == BILL_KEY else push)(key=key, value=value)

@@ -30,7 +30,7 @@ from airflow_provider_rungen.execution.apps.block import (
     read_usage,
     task_states,
 )
-from airflow_provider_rungen.execution.task.attempts import CALL_TIME, Attempt
+from airflow_provider_rungen.execution.task.attempts import Attempt
 from airflow_provider_rungen.execution.task.job_ids import untemplated
 from airflow_provider_rungen.execution.task.report import TaskOutcome
 from airflow_provider_rungen.execution.task.run import TaskRun
@@ -43,8 +43,9 @@ T = TypeVar("T")
 
 # Seconds that the counters may take to forget a job that has just ended.
 COUNTER_GRACE = 15.0
-# Seconds that Airflow may take for the bill.
-_BILL_TIME = 10.0
+# Seconds that Airflow may take for the links, and for the bill. One that is only slow is waited for:
+# ``dag.test()`` answers one thread at a time.
+_REPORT_TIME = 20.0
 _NOT_STARTED = (
     None,
     TaskInstanceState.SKIPPED,
@@ -141,10 +142,10 @@ class ScaleDownRun(TaskRun[Any]):
         if self.is_connected and self._record.app_id:
             self._link_briefly(self._record.app_id)
         push = begin(self._push_bill, self._record, is_final=is_final)
-        ends_within(_BILL_TIME, push, self.guard.is_stopping)
+        ends_within(_REPORT_TIME, push, self.guard.is_stopping)
 
     def _link_briefly(self, app_id: str) -> None:
-        ends_within(CALL_TIME, begin(self.link_to, app_id), self.guard.is_stopping)
+        ends_within(_REPORT_TIME, begin(self.link_to, app_id), self.guard.is_stopping)
 
     def _set_to_zero(self, app_id: str) -> bool:
         try:
