@@ -139,7 +139,7 @@ class ScaleDownRun(TaskRun[Any]):
 
     def _report(self, *, is_final: bool) -> None:
         """Push the links and the bill. Airflow may hang, and nobody kills a teardown."""
-        if self.is_connected and self._record.app_id:
+        if self.is_connected and self._record.app_id and not self.links:
             self._link_briefly(self._record.app_id)
         push = begin(self._push_bill, self._record, is_final=is_final)
         ends_within(_REPORT_TIME, push, self.guard.is_stopping)
