@@ -208,12 +208,13 @@ async def watched(
     :param background: see `adrive`. What fails there ends the work, too.
     """
     task, has_ended = asyncio.ensure_future(work), False
+    background = set() if background is None else background
     try:
         while not has_ended:
             has_ended = bool((await asyncio.wait([task], timeout=CHECK_INTERVAL))[0])
             check()
-            for failed in [each for each in background or () if each.done()]:
-                (background or set()).discard(failed)
+            for failed in [each for each in background if each.done()]:
+                background.discard(failed)
                 failed.result()
     finally:
         task.cancel()

@@ -443,6 +443,19 @@ def test_a_teardown_that_is_killed_while_airflow_hangs_is_loud(
     assert str(outcome.error) == line
 
 
+def hang_in_push(ti: Any, hanging: str) -> set[str]:
+    """Hang when this XCom is pushed, and return the keys of all that were."""
+    pushed = set[str]()
+
+    def push(key: str, value: Any) -> None:
+        pushed.add(key)
+        if key == hanging:
+            hang()
+
+    ti.xcom_push = push
+    return pushed
+
+
 @pytest.mark.parametrize("waits", [{}, {"drain": True}], ids=str)
 def test_links_that_hang_keep_nothing_up(
     down: Callable[..., int], ti: Any, waits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -470,14 +483,7 @@ def test_a_bill_that_hangs_keeps_no_teardown_quiet(
 def test_a_kill_once_the_app_is_down_says_nothing_else(
     emulator: Emulator, context: Any, ti: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    op, pushed = down_op(), set[str]()
-
-    def push(key: str, value: Any) -> None:
-        pushed.add(key)
-        if key == PAGE_KEY:
-            hang()
-
-    ti.xcom_push = push
+    op, pushed = down_op(), hang_in_push(ti, PAGE_KEY)
     with stopped_when(op, signal.SIGTERM, lambda: PAGE_KEY in pushed):
         run_task(op, context)
     assert workers(emulator) == 0
@@ -487,14 +493,7 @@ def test_a_kill_once_the_app_is_down_says_nothing_else(
 @KILLED
 def test_a_bill_that_hangs_outlasts_no_kill(emulator: Emulator, context: Any, ti: Any) -> None:
     emulator.service.inject(Fault(on="update_app", status=403, times=None))
-    op, pushed = down_op(), set[str]()
-
-    def push(key: str, value: Any) -> None:
-        pushed.add(key)
-        if key == BILL_KEY:
-            hang()
-
-    ti.xcom_push = push
+    op, pushed = down_op(), hang_in_push(ti, BILL_KEY)
     with signal_when(signal.SIGTERM, lambda: BILL_KEY in pushed, op.on_kill) as sent:
         outcome = run_task(op, context)
     assert time.monotonic() - sent[0] < SOON

@@ -1255,10 +1255,14 @@ def test_an_xcom_that_fails_once_is_pushed_again(make: Make, key: str) -> None:
     assert task.ends == {"COMPLETED": 4}
 
 
+def taking(seconds: float) -> Callable[..., None]:
+    """Return a check that takes so long for each row, and rejects none."""
+    return lambda *_: time.sleep(seconds)
+
+
 def test_an_attempt_whose_time_is_up_while_no_job_runs_fails(make: Make) -> None:
     """However many may fail: a task that is green has no retry."""
-    check = lambda *_: time.sleep(0.3)  # noqa: E731
-    task = make(TABLE, inputs(20, seconds=0), max_in_flight=5, max_failed="any", timeout=1, check=check)
+    task = make(TABLE, inputs(20, seconds=0), max_in_flight=5, max_failed="any", timeout=1, check=taking(0.3))
     error = task.attempt().error
     assert isinstance(error, RunGenJobTimeoutError)
     assert "15 of 20 inputs were not submitted" in str(error)
@@ -1566,12 +1570,11 @@ def test_a_signal_ends_a_function_of_the_user_that_hangs(
 
 def test_an_attempt_whose_time_is_up_takes_what_the_ledger_has_of_the_rest(make: Make) -> None:
     """The rest is in a part of the ledger that was not looked up yet."""
-    check = lambda *_: time.sleep(0.05)  # noqa: E731
     old, new = inputs(2 * PART_ROWS, seconds=0)[PART_ROWS:], inputs(PART_ROWS, seconds=0)
     first = make(TABLE, old, max_in_flight=PART_ROWS, deferrable=False)
     ledger = Ledger((first.folder / "ledger").as_uri())
     assert first.attempt(ledger=ledger).error is None
-    task = make(TABLE, new + old, max_in_flight=PART_ROWS, deferrable=False, check=check, timeout=2.5)
+    task = make(TABLE, new + old, max_in_flight=PART_ROWS, deferrable=False, check=taking(0.05), timeout=2.5)
     task.next_run("night 2")
     task.store = None
     value = task.attempt(ledger=ledger).value

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from airflow_provider_rungen.runs import records
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
     from airflow_provider_rungen.execution.table.result_rows import ResultRow
+    from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +67,18 @@ def _read_record(fields: Mapping[str, Any]) -> ScaleRecord:
     )
 
 
-def is_needed(context: Context, app_id: str) -> bool:
+def is_needed(run: TaskRun[Any], app_id: str) -> bool:
     """
     Return whether another block of the DAG, in any of its runs, has the app up, and will scale it down.
 
-    :param context: that of the setup or teardown that asks.
+    :param run: the attempt of the setup or teardown that asks.
+    :raises Exception: Airflow failed or hung for too long.
     """
+    ask = partial(_is_needed, run.context, app_id)
+    return run.guard.call_patiently("ask whether another run needs the app", ask)
+
+
+def _is_needed(context: Context, app_id: str) -> bool:
     ti: Any = context["ti"]
     if not hasattr(ti, "get_task_states"):
         return False

@@ -116,7 +116,7 @@ class ScaleRun(TaskRun[Any]):
         app = self.hook.perform(get_app_to_raise(app_id, wanted))
         now = time.time()
         has = before = most = workers_of(app)
-        if has is not None and wanted < has and self.task.is_setup and self._is_needed(app_id):
+        if has is not None and wanted < has and self.task.is_setup and is_needed(self, app_id):
             wanted = has
         if has != 0 and earlier.was_raised and earlier.covers(has):
             before, most = earlier.before, earlier.active_workers
@@ -174,10 +174,6 @@ class ScaleRun(TaskRun[Any]):
         changed_at = 0.0 if app.updated_at is None else app.updated_at.timestamp()
         # the clock of the service may differ
         return changed_at if since <= changed_at <= time.time() else since, app
-
-    def _is_needed(self, app_id: str) -> bool:
-        ask = partial(is_needed, self.context, app_id)
-        return self.guard.call_patiently("ask whether another run needs the app", ask)
 
     def _finish(self, app_id: str) -> str:
         if self._store is None:

@@ -60,8 +60,6 @@ class ScaleDownRun(TaskRun[Any]):
     #: What the setup has done, and whether its record was found.
     _record = ScaleRecord("")
     _is_known = True
-    #: Why the app may still be billed.
-    _still_billed = ""
 
     def execute(self) -> None:
         """
@@ -77,12 +75,12 @@ class ScaleDownRun(TaskRun[Any]):
             except Exception as error:
                 app = self._record.app_id or f"of connection {self.options.rungen_conn_id}"
                 reason = getattr(error, "message", error)
-                self._still_billed = f"STILL BILLED: app {app} may still have workers: {reason}"
-                log.error("%s", self._still_billed)
+                message = f"STILL BILLED: app {app} may still have workers: {reason}"
+                log.error("%s", message)  # the report may hang
                 if not self.guard.is_killed:  # it has other things to do in its last seconds
                     self._report(is_final=False)
                 raise RunGenAppError(
-                    self._still_billed,
+                    message,
                     app_id=self._record.app_id,
                     hint=getattr(error, "hint", ""),
                     retry_after=getattr(error, "retry_after", None),
@@ -91,10 +89,6 @@ class ScaleDownRun(TaskRun[Any]):
                 log.info("Nothing to scale down: this run did not scale the app up")
             if is_due or self._is_known:
                 self._report(is_final=is_final)
-
-    def cleanup(self) -> str:
-        """Return what nobody reads otherwise, if Airflow hangs while the failure is reported."""
-        return self._still_billed
 
     def _is_due(self) -> bool:
         """Read what the setup has done, and return whether there is something to scale down."""
@@ -149,7 +143,7 @@ class ScaleDownRun(TaskRun[Any]):
 
     def _set_to_zero(self, app_id: str) -> bool:
         try:
-            stays_up = self._is_needed(app_id) or self._is_kept_up(app_id)
+            stays_up = is_needed(self, app_id) or self._is_kept_up(app_id)
             self._record = self._record.seen(self.hook.perform(ask_app(app_id)), time.time())
             if stays_up:
                 return False
@@ -161,10 +155,6 @@ class ScaleDownRun(TaskRun[Any]):
             log.info("Gone already %s", format_ids(app_id))
         self._record = self._record.settled(0, time.time())
         return True
-
-    def _is_needed(self, app_id: str) -> bool:
-        ask = partial(is_needed, self.context, app_id)
-        return self.guard.call_patiently("ask whether another run needs the app", ask)
 
     def _is_kept_up(self, app_id: str) -> bool:
         """Wait for the app's jobs, as far as asked for, and return whether it has to stay up."""
@@ -185,7 +175,7 @@ class ScaleDownRun(TaskRun[Any]):
             return True
         if left != 0:
             log.warning("Scaling down with %s queued or running %s", jobs, format_ids(app_id))
-        return self._is_needed(app_id)  # by a run that began meanwhile
+        return is_needed(self, app_id)  # by a run that began meanwhile
 
     def _push_bill(self, record: ScaleRecord, *, is_final: bool) -> None:
         """Push and log what the block cost. It is not worth a failure."""

@@ -37,9 +37,9 @@ class Advice:
             return {"still_billing": self._log.running[:_MAX_LISTED], "inputs": 0}
         everything = self._log.state.count
         retry = rest = self._unfinished if self._run.ending.is_durable else everything
-        if self._log.unknown and self._run.options.on_unknown_submission == "fail":
+        fails = bool(self._log.unknown) and self._run.options.on_unknown_submission == "fail"
+        if fails or not self._may_buy_rest:
             retry = 0
-        retry *= self._may_buy_rest
         return {
             "still_billing": self._log.running[:_MAX_LISTED],
             "unknown": len(self._log.unknown),

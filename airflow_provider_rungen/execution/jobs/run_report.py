@@ -42,10 +42,9 @@ class _Known:
     refused: dict[int, RunGenError] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     shared: set[str] = field(default_factory=set)
-    times: dict[str, float] = field(default_factory=dict)
 
     def copy(self) -> _Known:
-        return _Known(list(self.ids), dict(self.refused), dict(self.jobs), set(self.shared), dict(self.times))
+        return _Known(list(self.ids), dict(self.refused), dict(self.jobs), set(self.shared))
 
 
 class RunReport:
@@ -69,6 +68,8 @@ class RunReport:
         # what is known of the parts that were let go, which may be read from storage
         self._closed = _Known()
         self._closed_parts: set[int] = set()
+        # how long jobs ran, of all rows that were read
+        self._times: dict[str, float] = {}
 
     def job_ids(self) -> list[str]:
         """Return the jobs of the inputs, as far as they are known without a look at storage."""
@@ -168,7 +169,7 @@ class RunReport:
         task_log = self._run.task_log
         writer, since = task_log.jobs.writer, task_log.jobs.since
         for number, row in rows:
-            known.times |= self._times_of(row)
+            self._times |= self._times_of(row)
             state, job = row.state(writer, since), row.current(since)
             if state is InputState.REFUSED or state in _IN_DOUBT:
                 known.refused[number] = self._refusal(number, row, is_in_doubt=state in _IN_DOUBT)
@@ -244,10 +245,9 @@ class RunReport:
 
     def times(self) -> dict[str, float]:
         """Return the XCom ``rungen_times``, as far as it is known without a look at storage."""
-        times = dict(self._closed.times)
         for row in self._run.task_log.jobs.table.rows.values():
-            times |= self._times_of(row)
-        return times
+            self._times |= self._times_of(row)
+        return self._times
 
     def _times_of(self, row: Row) -> dict[str, float]:
         """Return how long the jobs of an input ran, unless pages find it in the log."""
