@@ -532,7 +532,7 @@ def stopped_when(op: Any, number: signal.Signals, condition: Callable[[], bool])
     assert time.monotonic() - sent[0] < SOON
 
 
-def hang(seconds: float = 60) -> None:
+def linger(seconds: float = 60) -> None:
     """Hang as a server does. A signal does not interrupt a long sleep if it strikes just before it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -163,7 +163,7 @@ def worked(
     """
     ran = (times.get(job_id, seconds) for job_id, seconds in jobs.seconds.items())
     known = [seconds for seconds in ran if seconds is not None]
-    seconds, timed, count = max(_reported(task, jobs), key=itemgetter(2))
+    seconds, timed, count = max(_logged(jobs), _reported(task), key=itemgetter(2))
     if not (unnamed := max(count - len(jobs.seconds), 0)):
         return max(seconds, sum(known)), max(timed, len(known)), len(jobs.seconds)
     # of jobs with other inputs, only the sum is known
@@ -172,18 +172,22 @@ def worked(
     return sum(known) + max(seconds - sum(named), 0.0), len(known) + more, len(jobs.seconds) + unnamed
 
 
-def _reported(task: TaskRecord, jobs: PageRows) -> Iterator[tuple[float, int, int]]:
-    """Yield what the run log and the XCom ``usage`` have of what `worked` returns."""
-    totals, used = jobs.totals, task.usage
-    yield totals.seconds, totals.timed, totals.submitted + totals.unknown
-    seconds, *counts = (used.get(name) for name in ("execution_seconds", "completed", "jobs"))
+def _logged(jobs: PageRows) -> tuple[float, int, int]:
+    """Return what the run log has of what `worked` returns."""
+    totals = jobs.totals
+    return totals.seconds, totals.timed, totals.submitted + totals.unknown
+
+
+def _reported(task: TaskRecord) -> tuple[float, int, int]:
+    """Return what the XCom ``usage`` has of what `worked` returns."""
+    seconds, *counts = (task.usage.get(name) for name in ("execution_seconds", "completed", "jobs"))
     timed, count = (each if isinstance(each, int) else 0 for each in counts)
-    yield seconds if isinstance(seconds, (int, float)) else 0.0, timed, count
+    return seconds if isinstance(seconds, (int, float)) else 0.0, timed, count
 
 
 def _estimated(task: TaskRecord, jobs: PageRows, times: Mapping[str, float]) -> dict[str, float]:
     """Return how long jobs ran of which only the sum is known, as if each had run equally long."""
-    [_, (seconds, timed, _)] = _reported(task, jobs)
+    seconds, timed, _ = _reported(task)
     others = [job_id for job_id in jobs.seconds if job_id not in times]
     known = [times[job_id] for job_id in jobs.seconds if job_id in times]
     count = min(timed - len(known), len(others))

@@ -37,7 +37,7 @@ from conftest import (
     FakeStore,
     Outcome,
     TrackedTaskInstance,
-    hang,
+    linger,
     rows_in,
     run_task,
     signal_when,
@@ -1415,7 +1415,7 @@ def test_a_kill_while_the_log_is_read_after_a_deferral_says_how_many_jobs_may_ru
     task = make(STORED, inputs(count, seconds=60), deferrable=True, max_in_flight=count)
     task.max_tries = 0
     task.attempt_until_deferred()
-    disk.faults.append(hang)
+    disk.faults.append(linger)
     stop = task.op.on_kill
     with (
         signal_when(signal.SIGTERM, lambda: disk.reads > 0, stop) as sent,
@@ -1436,7 +1436,7 @@ def test_a_kill_while_airflow_does_not_answer_reads_nothing_more(
 
     def ask(*_: Any, **__: Any) -> None:
         asked.append("")
-        hang()
+        linger()
 
     monkeypatch.setattr(task.ti, "xcom_pull", ask)
     task.store.get = ask
@@ -1465,7 +1465,7 @@ def test_a_kill_does_not_wait_for_a_plan_that_cannot_be_read(
     task.max_tries, task.workers, disk.files = 0, 100, "/plans/"
     trigger = task.attempt_until_deferred()
     event = task.fire(trigger)
-    disk.faults.append(lambda: (hang() if hangs else disk.fail()) if disk.reads > 3 else None)
+    disk.faults.append(lambda: (linger() if hangs else disk.fail()) if disk.reads > 3 else None)
     with (
         signal_when(signal.SIGTERM, lambda: disk.reads > 3, task.op.on_kill) as sent,
         pytest.raises(AirflowException, match="was killed"),
@@ -1511,7 +1511,7 @@ def test_a_signal_that_strikes_in_a_callback_of_the_event_loop_ends_the_attempt(
 
     def dwell() -> None:
         met.set()
-        hang(0.2)
+        linger(0.2)
 
     def answer(method: str, path: str, headers: Any, body: bytes = b"") -> Reply:
         if method == "GET" and not met.is_set():
@@ -1535,7 +1535,7 @@ def test_a_signal_ends_a_function_of_the_user_that_hangs(
 
     def check(*_: Any) -> None:
         met.set()
-        hang()
+        linger()
 
     class Picture(pydantic.BaseModel):
         text: str
@@ -1591,7 +1591,7 @@ def test_a_kill_does_not_wait_for_the_ids_of_parts_that_were_let_go(make: Make, 
     def hang_at_last() -> None:
         if task.created == len(given):
             met.append(disk.reads)
-            hang()
+            linger()
 
     disk.faults.append(hang_at_last)
     op = task.begin()
@@ -1608,7 +1608,7 @@ def test_a_time_limit_while_the_log_cannot_be_read_leaves_word_of_what_may_run(
     task = make(STORED, inputs(4, seconds=60), deferrable=False)
     task.max_tries = 1
     task.attempt_until("job_ids")
-    disk.faults.append(hang)
+    disk.faults.append(linger)
     op = task.begin()
     with stopped_when(op, signal.SIGALRM, lambda: disk.reads > 0):
         run_task(op, task.context)
