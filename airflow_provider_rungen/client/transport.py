@@ -67,8 +67,8 @@ async def adrive(
     :param send: sends a request.
     :param sleep: sleeps.
     :param clock: returns the time, in seconds since 1970.
-    :param background: holds the flows that continue in the background (`Gather.wait_at_most`). The caller
-        cancels them in the end. Without it, none continues.
+    :param background: holds the flows that continue in the background (`Gather.wait_at_most`). What fails
+        there, the next `Gather` raises. The caller cancels them in the end. Without it, none continues.
     """
 
     async def perform(step: Step) -> Any:
@@ -77,6 +77,7 @@ async def adrive(
                 await sleep(step.seconds)
             return clock()
         if isinstance(step, Gather):
+            raise_failed(background or set())
             flows = [adrive(_caught(each), send, sleep, clock) for each in step.flows]
             return await _gather(flows, step.wait_at_most, background)
         return await send(step)
@@ -150,6 +151,13 @@ def _drop(background: set[asyncio.Task[Any]], task: asyncio.Task[Any]) -> None:
         background.discard(task)
 
 
+def raise_failed(background: set[asyncio.Task[Any]]) -> None:
+    """Raise what has failed in the background, if anything has."""
+    for task in [each for each in background if each.done()]:
+        background.discard(task)
+        task.result()
+
+
 async def end_background(background: set[asyncio.Task[Any]]) -> None:
     """End what continues in the background, and log what failed there unseen."""
     tasks = list(background)
@@ -213,9 +221,7 @@ async def watched(
         while not has_ended:
             has_ended = bool((await asyncio.wait([task], timeout=CHECK_INTERVAL))[0])
             check()
-            for failed in [each for each in background if each.done()]:
-                background.discard(failed)
-                failed.result()
+            raise_failed(background)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

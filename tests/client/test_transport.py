@@ -548,6 +548,19 @@ def test_what_fails_in_the_background_ends_the_work() -> None:
     assert time.monotonic() - started_at < 30
 
 
+def test_what_fails_in_the_background_ends_the_next_round() -> None:
+    def two_rounds() -> Flow[None]:
+        yield Gather([fail_later()], wait_at_most=0.01)
+        yield Sleep(0.3)
+        yield Gather([])
+        raise AssertionError("went on")
+
+    background: set[asyncio.Task[Any]] = set()
+    with pytest.raises(Over):
+        asyncio.run(adrive(two_rounds(), never_send, background=background))
+    assert not background
+
+
 def test_what_nobody_has_seen_fail_in_the_background_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def work() -> None:
         background: set[asyncio.Task[Any]] = set()
