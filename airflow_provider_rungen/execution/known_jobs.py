@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.endpoints import cancel_jobs
@@ -21,7 +22,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobTimeoutError,
 )
 from airflow_provider_rungen.execution.jobs.job_wait import JobWait
-from airflow_provider_rungen.execution.task.job_ids import log_jobs, parse_known_job_ids
+from airflow_provider_rungen.execution.task.job_ids import begin_with_jobs, log_jobs, parse_known_job_ids
 from airflow_provider_rungen.execution.task.options import JobOptions, RunOptions
 from airflow_provider_rungen.execution.task.outcomes import (
     JOB_IS_OVER,
@@ -169,6 +170,10 @@ class JobSensorRun(TaskRun[JobOptions]):
 class CancelRun(TaskRun[RunOptions]):
     """An attempt that cancels jobs."""
 
+    #: The jobs, and the outcome of each that was asked to stop: an error, or ``None``.
+    _job_ids: Sequence[str] = ()
+    _outcomes: Mapping[str, RunGenError | None] = MappingProxyType({})
+
     def page_details(self) -> dict[str, Any]:
         return {"waits": False}
 
@@ -182,15 +187,16 @@ class CancelRun(TaskRun[RunOptions]):
         """
         with self.attempt(), self.opened() as hook:
             app_id, job_ids = self.app_id, list(dict.fromkeys(parse_known_job_ids(self.task.job_id)))
-            self.link_to(app_id, job_ids)
             outcomes: dict[str, RunGenError | None] = {}
+            self._job_ids, self._outcomes = job_ids, outcomes
+            self.link_to(app_id, job_ids)
             flow = cancel_jobs(app_id, job_ids, outcomes, retry_budget=RETRY_BUDGET)
             hook.perform_concurrently(flow)
             failed: dict[str, RunGenError] = {}
             for each in job_ids:
                 if (error := outcomes[each]) is None:
                     log.info("Canceled %s", format_ids(app_id, each))
-                elif isinstance(error, RunGenConflictError) and not self.task.fail_if_over:
+                elif _is_over(error) and not self.task.fail_if_over:
                     log.info("Already over %s", format_ids(app_id, each))
                 else:
                     failed[each] = error
@@ -201,3 +207,14 @@ class CancelRun(TaskRun[RunOptions]):
                 combined.retryable = any(error.retryable for error in failed.values())
                 raise combined
         return [each for each in job_ids if outcomes[each] is None]
+
+    def cleanup(self) -> str:
+        over = {each for each, error in self._outcomes.items() if not error or _is_over(error)}
+        if not (left := [each for each in self._job_ids if each not in over]):
+            return ""
+        log_jobs(f"May still run, jobs of app {self.known_app_id}", left)
+        return f"{begin_with_jobs(left, self.known_app_id)} may still run."
+
+
+def _is_over(error: RunGenError) -> bool:
+    return isinstance(error, RunGenConflictError)

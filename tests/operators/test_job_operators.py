@@ -499,6 +499,19 @@ def test_no_job_keeps_the_others_from_being_canceled(
 # --- templates and ids --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("on_the_wire")
+@KILLED
+def test_a_kill_names_the_jobs_that_are_not_canceled(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    ids = submitted(*5 * [LONG])
+    stage.service.inject(Fault(on="cancel", kind="hang", times=None, skip=2))
+    outcome = stage.kill_when(cancel_op(ids), lambda: stage.service.count("cancel") == 5)
+    left = [each for each, status in zip(ids, stage.statuses, strict=True) if status != "CANCELED"]
+    [named] = [line for line in caplog.messages if line.startswith(f"May still run, jobs of app {APP}: ")]
+    assert len(left) == 3
+    assert all(each in named for each in left)  # perhaps with one whose answer was on its way
+    assert f"jobs of app {APP} may still run." in str(outcome.error)
+
+
 @pytest.mark.parametrize("make", [collect_op, cancel_op])
 def test_ids_are_rendered_and_what_renders_to_nothing_is_no_id(
     stage: Stage, make: Callable[..., Any]
