@@ -47,6 +47,8 @@ class KillGuard:
         # of the monotonic clock
         self._pending_since: float | None = None
         self._killed_at: float | None = None
+        # what a signal raised in the outermost block of `defer_signals`
+        self._raised: BaseException | None = None
         #: Whether the task was killed.
         self.is_killed = False
 
@@ -79,15 +81,22 @@ class KillGuard:
                     self.deliver_pending()
                 finally:
                     self._handlers.clear()
+                    self._raised = None
         if self.is_killed:
             self.kill()
 
     @contextmanager
     def allow_signals(self) -> Iterator[None]:
-        """Allow signals to raise at once in the block, as for a function of the user."""
+        """
+        Allow signals to raise at once in the block, as for a function of the user.
+
+        What a signal has raised ends each such block that follows: it may not have ended all of the work.
+        """
+        if self._raised is not None:
+            raise self._raised
         handlers = self._handlers if threading.current_thread() is threading.main_thread() else {}
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number in handlers:
+            signal.signal(number, self._deliver)
         try:
             self.deliver_pending()
             yield
@@ -158,10 +167,16 @@ class KillGuard:
         """Call the handlers of the signals that were deferred."""
         try:
             while self._pending:
-                number, frame = self._pending.pop(0)
-                self._handlers[number](number, frame)
+                self._deliver(*self._pending.pop(0))
         finally:
             self._pending_since = None
+
+    def _deliver(self, number: int, frame: Any) -> None:
+        try:
+            self._handlers[number](number, frame)
+        except BaseException as error:
+            self._raised = error
+            raise
 
     def _defer(self, number: int, frame: Any) -> None:
         self._pending.append((number, frame))
