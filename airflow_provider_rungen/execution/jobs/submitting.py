@@ -101,19 +101,24 @@ class Submitting:
 
         :raises RunGenJobTimeoutError: the task waits, and inputs are left, whether or not jobs are in flight.
         """
-        why, count = self._throttle.trouble, self._log.state.count
         if not self._log.has_unsent:
             return
-        self._take_stored()
-        if self._run.options.wait_for_completion and self.has_free and why is None:
-            app_id, unsent = self._log.app_id, self._log.unsent_count
-            raise RunGenJobTimeoutError(
-                f"Not over in time: {unsent} of {count} inputs were not submitted {format_ids(app_id)}",
-                app_id=app_id,
-            )
-        self.stop()
-        if why is not None and not isinstance(why, RunGenSubmissionUnknownError):
+        why, app_id = self._throttle.trouble, self._log.app_id
+        if isinstance(why, RunGenSubmissionUnknownError):  # that of one input
+            why = None
+        if why is not None:
             self._run.report.unsent_error = RunGenJobTimeoutError(why.message, retry_after=why.retry_after)
+        self._take_stored()
+        # of a single job, the error says no more than why
+        if self._run.options.wait_for_completion and self.has_free and not self._run.is_single:
+            unsent, count = self._log.unsent_count, self._log.state.count
+            late = f"Not over in time: {unsent} of {count} inputs were not submitted"
+            raise RunGenJobTimeoutError(
+                f"{late} {format_ids(app_id)}" if why is None else f"{late}: {why.message}",
+                app_id=app_id,
+                retry_after=None if why is None else why.retry_after,
+            )
+        self._log.stop_submitting()
 
     def keep_deadline(self, now: float) -> None:
         """Keep the deadline of the last attempt, if this one only waits for what that one submitted."""
