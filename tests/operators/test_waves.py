@@ -1239,9 +1239,11 @@ def test_a_call_that_fails_once_at_the_begin_of_the_last_attempt_is_made_again(
     assert disk.reads == (broken == "log")
 
 
-@pytest.mark.parametrize("key", ["job_ids", "rungen_log"])
-def test_an_xcom_that_fails_once_is_pushed_again(make: Make, key: str) -> None:
-    task, failed = make(BATCH, inputs(4), deferrable=True), list[str]()
+@pytest.mark.parametrize(
+    ("kind", "key"), [*((BATCH, key) for key in ("job_ids", "rungen_log", "failed")), (TABLE, "results")]
+)
+def test_an_xcom_that_fails_once_is_pushed_again(make: Make, kind: Any, key: str) -> None:
+    task, failed = make(kind, inputs(4), deferrable=True), list[str]()
     task.max_tries = 0
 
     def fail_once(pushed: str, _: Any) -> None:
@@ -1267,6 +1269,16 @@ def test_an_attempt_whose_time_is_up_while_no_job_runs_fails(make: Make) -> None
     assert isinstance(error, RunGenJobTimeoutError)
     assert "15 of 20 inputs were not submitted" in str(error)
     assert "Raise timeout (now 1 s)" in str(error)
+    assert task.ends == {"COMPLETED": 5}
+
+
+def test_an_attempt_whose_time_is_up_while_the_service_takes_no_job_fails(make: Make) -> None:
+    task = make(TABLE, inputs(20, seconds=0), max_in_flight=5, max_failed="any", timeout=2)
+    task.emulator.service.inject(Fault(on="run", status=429, times=None, skip=5))
+    error = task.attempt().error
+    assert isinstance(error, RunGenJobTimeoutError)
+    assert "15 of 20 inputs were not submitted: " in str(error)
+    assert "(429)" in str(error)
     assert task.ends == {"COMPLETED": 5}
 
 
@@ -1546,9 +1558,9 @@ def test_a_signal_ends_a_function_of_the_user_that_hangs(
             check()
             return text
 
-    count = COUNTER_THRESHOLD + 1
+    over, count = 2, COUNTER_THRESHOLD + 2
     result = {"text": "a fox"}
-    given = [*inputs(1, result=result), *inputs(count, seconds=60)[1:]]
+    given = [*inputs(over, result=result), *inputs(count, seconds=60)[over:]]
     if user == "check":
         results = (tmp_path / "results.jsonl").as_uri()
         task = make(TABLE, given, deferrable=False, check=check, destination=None, results=results)
@@ -1565,7 +1577,7 @@ def test_a_signal_ends_a_function_of_the_user_that_hangs(
         )
     with stopped_when(op, number, met.is_set):
         run_task(op, task.context)
-    assert task.ends == {"COMPLETED": 1, "CANCELED": count - 1}
+    assert task.ends == {"COMPLETED": over, "CANCELED": count - over}
 
 
 def test_an_attempt_whose_time_is_up_takes_what_the_ledger_has_of_the_rest(make: Make) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
+    from airflow_provider_rungen.execution.task.run import TaskRun
 
     #: Takes the jobs of a task as they end: see `Collector`.
     Sink: TypeAlias = "JobIds | ResultSink"
@@ -181,7 +182,7 @@ def _what_next(
 
 
 def check_collected(
-    ti: Any, result: BatchResult, errors: Mapping[int, RunGenError], max_failed: float | str
+    run: TaskRun[Any], result: BatchResult, errors: Mapping[int, RunGenError], max_failed: float | str
 ) -> None:
     """
     Report which jobs could not be collected: in the log and as the XCom ``failed``.
@@ -190,7 +191,7 @@ def check_collected(
     :param max_failed: how many may fail: see `max_failures`.
     :raises RunGenError: more failed, or one has not ended.
     """
-    push_failed(ti, result.ids, errors)
+    push_failed(run, result.ids, errors)
     allowed = max_failures(max_failed, len(result.ids))
     is_running = any(type(error) is RunGenJobError for error in errors.values())
     if len(errors) > allowed or is_running:
@@ -204,7 +205,7 @@ def check_collected(
 
 
 def push_failed(
-    ti: Any,
+    run: TaskRun[Any],
     ids: Sequence[str | None],
     errors: Mapping[int, RunGenError],
     places: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
@@ -224,7 +225,7 @@ def push_failed(
         }
         for index in sorted(errors)[:MAX_FAILED]
     ]
-    ti.xcom_push(key="failed", value=failed)
+    run.push("failed", failed)
 
 
 def _single_error(app_id: str, error: RunGenError) -> RunGenError:
@@ -298,7 +299,7 @@ class JobIds:
         by_job = {job.id: error for job in result.jobs if (error := error_of(job)) is not None}
         errors = result.errors(self.errors | by_job)
         if not run.is_single:
-            push_failed(run.ti, result.ids, errors, run.locate(errors))
+            push_failed(run, result.ids, errors, run.locate(errors))
         check_inputs(run, result, errors, count=len(result.ids))
         if not errors and not run.is_single:
             state = "completed" if run.options.wait_for_completion else "were submitted"

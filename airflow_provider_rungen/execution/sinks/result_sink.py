@@ -199,9 +199,9 @@ class ResultSink(Collector):
         """Raise if too many jobs failed."""
         run = self._runner
         if run is None:
-            check_collected(self._run.ti, result, errors, self._options.max_failed)
+            check_collected(self._run, result, errors, self._options.max_failed)
         elif self._table is None:
-            push_failed(run.ti, result.ids, errors, run.locate(errors))
+            push_failed(run, result.ids, errors, run.locate(errors))
             check_inputs(run, result, errors, count=len(result.ids))
         else:
             skipped = counts.by_status[Status.SKIPPED]
@@ -243,7 +243,7 @@ class ResultSink(Collector):
                 columns["label"] = "text"
             self._price = self._run.find_price()
             self._table.write(counts.count(add_costs(result_rows(), self._price)), columns)
-            self._run.ti.xcom_push(key="results", value=redact(self._table.uri))
+            self._run.push("results", redact(self._table.uri))
             if self._runner is not None:
                 self._run.failed_rows = counts.first_failed
                 self._run.push_quietly("failed", counts.first_failed, "what failed")

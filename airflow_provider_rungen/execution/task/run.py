@@ -297,6 +297,11 @@ class TaskRun(Generic[Options]):
             return  # Airflow 3 pushes the links itself at the end of each look of a rescheduling sensor
         self.push_quietly(key, url, f"the link to {url}")
 
+    def push(self, key: str, value: Any) -> None:
+        """Push what a task fails without: again, if Airflow fails."""
+        push = partial(self.ti.xcom_push, key=key, value=value)
+        self.guard.call_patiently(f"push the XCom {key}", push)
+
     def push_quietly(self, key: str, value: Any, name: str) -> None:
         """Push what a task is not to fail for."""
         try:
