@@ -105,7 +105,11 @@ class CollectRun(TaskRun[JobOptions]):
         except RunGenError as error:
             if isinstance(error, RunGenJobTimeoutError) and (sink.stores or self.options.results is not None):
                 with suppress(RunGenError):  # those that have ended are paid for
-                    sink.gather(app_id, ids)
+                    if event is not None:  # which these are, it does not say
+                        last = self.wait.begin(app_id, pending, sink.hold).poll(None, pending)
+                        self.wait.perform(last, pending)
+                    ended = self.wait.take_ended()
+                    sink.gather(app_id, [job.id for job in ended], [*ended, *self.wait.unfinished])
             sink.report(result, plan, error)
             raise
 

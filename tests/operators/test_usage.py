@@ -378,6 +378,9 @@ def test_who_collects_takes_what_is_over_when_the_time_is_up(
     assert (usage["jobs"], usage["completed"], usage["failed"]) == (3, 2, 0)
     assert usage["execution_seconds"] == pytest.approx(2 * SECONDS, abs=0.01)
     assert len(list(tmp_path.rglob("manifest.json"))) == 2
+    requests = rungen_emulator.service.records()
+    storing = next(number for number, each in enumerate(requests) if each.operation == "output")
+    assert not any(ids[2] in each.path for each in requests[storing:]), "the one that runs is left alone"
 
 
 # --- execution_timeout --------------------------------------------------------------------------------------

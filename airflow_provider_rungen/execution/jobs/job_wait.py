@@ -142,6 +142,12 @@ class JobWait:
         not_taken, self._not_taken = self._not_taken, []
         return self.count([*not_taken, *self._take()])
 
+    @property
+    def unfinished(self) -> list[Job]:
+        """The jobs that are still waited for, as they were last seen."""
+        states = [] if self._poller is None else self._poller.waiting.values()
+        return [state.job for state in states if state.job is not None]
+
     def count(self, jobs: list[Job]) -> list[Job]:
         """Count jobs that have ended in Airflow's metrics, unless a trigger has, and return them."""
         for job in jobs:
