@@ -77,9 +77,8 @@ class WorkerHistory:
 
     @property
     def down_at(self) -> float | None:
-        """The time since when there is no worker; ``None`` if there still is one, or never was."""
-        is_down = self.up_at is not None and not self.changes[-1][1]
-        return self.changes[-1][0] if is_down else None
+        """The time since when there is no worker; ``None`` if there still is one, or nothing is known."""
+        return self.changes[-1][0] if self.changes and not self.changes[-1][1] else None
 
     def changed(self, workers: int, at: float) -> WorkerHistory:
         """Return the history with a number from a time on."""

@@ -28,9 +28,9 @@ def test_worker_seconds_are_workers_times_seconds() -> None:
     assert (history.worker_seconds(5000.0), history.seconds_up(5000.0)) == (2 * 10 + 3 * 10, 20)
     assert (history.up_at, history.down_at) == (1001.0, 1021.0)
     assert (UP.worker_seconds(1002.5), UP.down_at) == (3, None)
-    for never_up in (WorkerHistory(), WorkerHistory(((1000.0, 0),))):
+    for never_up, down_at in ((WorkerHistory(), None), (WorkerHistory(((1000.0, 0),)), 1000.0)):
         assert never_up.worker_seconds(2000.0) == 0
-        assert (never_up.up_at, never_up.down_at) == (None, None)
+        assert (never_up.up_at, never_up.down_at) == (None, down_at)
 
 
 @pytest.mark.parametrize(

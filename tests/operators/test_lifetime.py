@@ -303,6 +303,19 @@ def test_a_stray_404_does_not_leave_the_app_up(
     assert ti.xcoms[BILL_KEY]["down_at"]
 
 
+@pytest.mark.parametrize("up", ["upstream_failed", "skipped"])
+@pytest.mark.parametrize("workers_now", [0, 2])
+def test_a_block_that_does_not_begin_again_after_a_clear_is_not_billed_again(
+    emulator: Emulator, down: Callable[..., int], ti: TaskInstance3, up: str, workers_now: int
+) -> None:
+    emulator.service.scale(APP, workers_now)
+    ti.states["run"]["app_up"] = up
+    assert down() == 0
+    bill = ti.xcoms[BILL_KEY]
+    assert bill["down_at"]
+    assert float(bill["worker_seconds"]) < 60, "not those of before, which were an hour"
+
+
 LOUD = f"STILL BILLED: app {APP} may still have workers: "
 
 
@@ -584,6 +597,16 @@ def test_an_app_is_left_to_another_run_that_is_going_to_scale_it_down(
     if app_id:
         ti.scaled["other"] = ScaleRecord(app_id, 2, 0).to_json()
     assert down() == want
+
+
+@pytest.mark.parametrize("up", [None, "upstream_failed"])
+def test_a_run_that_was_cleared_and_has_not_scaled_up_again_keeps_no_app_up(
+    down: Callable[..., int], ti: TaskInstance3, up: str | None
+) -> None:
+    ti.run_states["other"] = "running"
+    ti.states["other"] = {"app_up": up, "app_down": None}
+    ti.scaled["other"] = ScaleRecord(APP, 2, 0).to_json()  # Airflow drops it when the task starts
+    assert down() == 0
 
 
 @pytest.mark.parametrize("waits", [{"drain": True}, {"keep_if_busy": True}], ids=str)

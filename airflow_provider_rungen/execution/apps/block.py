@@ -36,6 +36,13 @@ _TO_COME = (
     TaskInstanceState.UP_FOR_RETRY,
     TaskInstanceState.RESTARTING,  # it was cleared while it ran
 )
+# The states of a setup that has not run, at least since it was cleared.
+_NOT_STARTED = (
+    None,
+    TaskInstanceState.SKIPPED,
+    TaskInstanceState.UPSTREAM_FAILED,
+    TaskInstanceState.REMOVED,
+)
 _SOURCE = "declared price"
 _MILLISECOND = Decimal("0.001")
 # The digits of a share and of a cost in a bill, and of the column ``cost``.
@@ -86,13 +93,14 @@ def _is_needed(context: Context, app_id: str) -> bool:
     is_alone = ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) < 2
     runs: dict[str, Any] = {"run_ids": [ti.run_id]} if is_alone else {}
     others = []
-    for run_id, states in task_states(ti, list(setups), **runs).items():
-        for down_id, state in states.items():
-            is_same_block = run_id == ti.run_id and ti.task_id in (down_id, setups[down_id])
+    for run_id, states in task_states(ti, [*setups, *setups.values()], **runs).items():
+        for down_id, setup in setups.items():
+            is_same_block = run_id == ti.run_id and ti.task_id in (down_id, setup)
             # one that runs right now decides like this one does: both scale down
-            if state not in _TO_COME or is_same_block:
+            is_to_come = down_id in states and states[down_id] in _TO_COME
+            if not is_to_come or is_same_block or not has_started(states.get(setup, "")):
                 continue
-            record = pull_record(ti, setups[down_id], run_id=run_id)
+            record = pull_record(ti, setup, run_id=run_id)
             is_up = record and record.app_id == app_id and record.active_workers is not None
             if is_up and ti.get_dagrun_state(ti.dag_id, run_id) == "running":
                 others.append(f"{down_id} of run {run_id}")
@@ -100,6 +108,11 @@ def _is_needed(context: Context, app_id: str) -> bool:
         line = "STILL BILLED: app %s stays up until %s scales it down"
         log.warning(line, app_id, " or ".join(others))
     return bool(others)
+
+
+def has_started(state: str | None) -> bool:
+    """Return whether a setup in this state has run, or may have. Its XComs may be of before a clear."""
+    return state not in _NOT_STARTED
 
 
 def pull_record(ti: Any, scale_up_task_id: str, **of_run: str) -> ScaleRecord | None:

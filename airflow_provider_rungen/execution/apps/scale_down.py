@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.daemon_threads import begin, ends_within
 from airflow_provider_rungen.client.idleness import (
     IdleEvent,
@@ -21,10 +20,11 @@ from airflow_provider_rungen.client.idleness import (
 from airflow_provider_rungen.client.retry import is_refusal
 from airflow_provider_rungen.client.scaling import ask_app, set_workers
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration, format_ids
-from airflow_provider_rungen.client.workers import ScaleRecord, is_down
+from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory, is_down
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.apps.block import (
     Bill,
+    has_started,
     is_needed,
     pull_record,
     read_usage,
@@ -46,12 +46,6 @@ COUNTER_GRACE = 15.0
 # Seconds that Airflow may take for the links, and for the bill. One that is only slow is waited for:
 # ``dag.test()`` answers one thread at a time.
 _REPORT_TIME = 20.0
-_NOT_STARTED = (
-    None,
-    TaskInstanceState.SKIPPED,
-    TaskInstanceState.UPSTREAM_FAILED,
-    TaskInstanceState.REMOVED,
-)
 
 
 class ScaleDownRun(TaskRun[Any]):
@@ -96,9 +90,11 @@ class ScaleDownRun(TaskRun[Any]):
         self._record = ScaleRecord(self.known_app_id)
         record = self._ask("read what the setup did", partial(pull_record, self.ti, setup), None)
         self._is_known = record is not None
+        started = self._ask("ask whether the setup started", partial(self._has_started, setup), True)
         if record is None:
-            return self._ask("ask whether the setup started", partial(self._has_started, setup), True)
-        self._record = record
+            return started
+        # that of before a clear is billed already, if the app has been scaled down since
+        self._record = record if started else replace(record, sent_at=None, history=WorkerHistory())
         return record.active_workers is not None
 
     def _ask(self, purpose: str, call: Callable[[], T], otherwise: T) -> T:
@@ -119,7 +115,7 @@ class ScaleDownRun(TaskRun[Any]):
         else:
             dag_run: Any = self.context["dag_run"]
             state = getattr(dag_run.get_task_instance(task_id, map_index=ti.map_index), "state", None)
-        return state not in _NOT_STARTED
+        return has_started(state)
 
     def _scale_down(self) -> bool:
         """Scale the app to zero, unless it has to stay up; return whether it is down."""
