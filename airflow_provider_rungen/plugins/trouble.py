@@ -6,6 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from decimal import Decimal
 from operator import itemgetter
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from airflow_provider_rungen.client.money import Cost, parse_price
 from airflow_provider_rungen.client.texts import format_count, format_duration
-from airflow_provider_rungen.client.workers import workers_of
+from airflow_provider_rungen.client.workers import ScaleRecord, workers_of
 from airflow_provider_rungen.execution.apps.block import read_scale_record
 from airflow_provider_rungen.pages.models import Facts
 from airflow_provider_rungen.plugins.gather import Gathering
@@ -165,7 +166,8 @@ def worked(
     known = [seconds for seconds in ran if seconds is not None]
     seconds, timed, count = max(_logged(jobs), _reported(task), key=itemgetter(2))
     if not (unnamed := max(count - len(jobs.seconds), 0)):
-        return max(seconds, sum(known)), max(timed, len(known)), len(jobs.seconds)
+        timed = len(known) if task.times else max(timed, len(known))
+        return max(seconds, sum(known)), timed, len(jobs.seconds)
     # of jobs with other inputs, only the sum is known
     named = task.times.values() if jobs.attempt is None else known
     more = min(max(timed - len(named), 0), unnamed)
@@ -182,7 +184,8 @@ def _reported(task: TaskRecord) -> tuple[float, int, int]:
     """Return what the XCom ``usage`` has of what `worked` returns."""
     seconds, *counts = (task.usage.get(name) for name in ("execution_seconds", "completed", "jobs"))
     timed, count = (each if isinstance(each, int) else 0 for each in counts)
-    return seconds if isinstance(seconds, (int, float)) else 0.0, timed, count
+    # a service need not tell times
+    return (seconds, timed, count) if isinstance(seconds, (int, float)) else (0.0, 0, count)
 
 
 def _estimated(task: TaskRecord, jobs: PageRows, times: Mapping[str, float]) -> dict[str, float]:
@@ -238,7 +241,11 @@ async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
     page, now = gathering.task.page, time.time()
     up, down = await gathering.task_of_run(page.up), await gathering.task_of_run(page.down)
     record = read_scale_record(up.scaled) if up else None
-    if not (record and record.active_workers) or (down and down.bill.get("down_at")):
+    if not (record and record.active_workers):
+        return None
+    down_at = str((down and down.bill.get("down_at")) or "")
+    # after a clear, the bill of before stays until the teardown starts again
+    if down_at >= _raised_at(record):
         return None
     app, changes = await gathering.app(), record.history.changes
     last = changes[-1][1] if changes else record.active_workers
@@ -249,10 +256,16 @@ async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
         "workers": workers,
         "last": last,
         "down": down.label if down else page.down,
-        "is_late": bool(down and (down.failure or down.bill)),
+        "is_late": bool(down and (down.failure or (down.bill and not down_at))),
         "an_hour": cost(page.price, 3600 * (last if workers is None else workers)),
         "so_far": cost_text(page.price, seconds),
     }
+
+
+def _raised_at(record: ScaleRecord) -> str:
+    """Return the time of the last change that a setup knows of, as in a bill."""
+    at = max([record.sent_at or 0.0, *(at for at, _ in record.history.changes)])
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 def cost(price: str, seconds: Any, digits: Decimal = CENTS) -> Cost | None:

@@ -19,6 +19,7 @@ from conftest import APP, SOON, stopped_when
 
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.emulator.fakes import FakeStore
+from airflow_provider_rungen.emulator.messages import Reply, json_reply
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
@@ -623,6 +624,28 @@ def test_a_run_pays_once_where_the_times_of_the_jobs_are_lost(world: World, coun
     collect = RunGenCollectResultsOperator(job_id=ids, **POLL)
     run_priced(world, "collect", collect, loses="rungen_times")
     assert cost_of_run(world) == pytest.approx(count * 0.1, rel=0.1)
+
+
+@pytest.mark.parametrize("timed", [0, 60])
+def test_a_run_says_of_how_many_jobs_the_service_names_no_time(world: World, timed: int) -> None:
+    service, named = world.emulator.service, dict[str, None]()
+    service.scale(APP, 120)
+    handle = service.handle
+
+    def answer(method: str, path: str, headers: Any, body: bytes = b"") -> Reply:
+        reply = handle(method, path, headers, body)
+        if method != "GET" or b'"execution_time"' not in reply.body:
+            return reply
+        if len(named) < timed:
+            named[path] = None
+        job = json.loads(reply.body)["data"] | {"execution_time": None}
+        return reply if path in named else json_reply(200, {"data": job})
+
+    service.handle = answer  # type: ignore[method-assign]
+    inputs = [given(str(number), seconds=0.1) for number in range(120)]
+    run_priced(world, "paint", RunGenRunBatchOperator(inputs=inputs, **POLL))
+    paid = cost_of_run(world, f"without {120 - timed} jobs whose time is not known")
+    assert paid == pytest.approx(timed * 0.1, rel=0.1)
 
 
 def test_a_run_pays_for_the_jobs_of_other_inputs(world: World) -> None:

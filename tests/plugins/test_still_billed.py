@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -30,12 +31,15 @@ class Block:
 
     def run(self, task_id: str, state: str | None = None) -> str:
         """Run a task, and return the path of its page."""
+        ti, found = self.perform(task_id)
+        return self.world.database.save(ti, state or found, operator=ti.task.task_type)
+
+    def perform(self, task_id: str) -> tuple[Any, str]:
+        """Run a task, and return its instance and its state."""
         op, ti = self._instance(task_id)
         outcome = run_task(op, {"ti": ti, "task_instance": ti, "dag": self.dag})
         self.store[task_id] = ti.xcoms
-        return self.world.database.save(
-            ti, state or ("failed" if outcome.error else "success"), operator=op.task_type
-        )
+        return ti, "failed" if outcome.error else "success"
 
     def queue(self, task_id: str) -> str:
         """Note that a task waits for a slot, and return the path of its page."""
@@ -92,6 +96,20 @@ def test_each_task_of_a_block_says_what_is_billed_until_its_teardown_has_ended_i
     for path in pages:
         assert billing_of(world, path) == ""
     assert re.search(f"workers of app {APP}: 0[.][0-9]+ USD", words_of(world.get(run).text))
+
+
+def test_a_block_that_is_up_again_after_a_clear_is_billed(world: World) -> None:
+    block = Block(world)
+    for task_id in ("app_up", "paint"):
+        block.perform(task_id)
+    down, _ = block.perform("app_down")
+    world.database.save(down, "queued", operator=down.task.task_type)
+    ended = int(time.time())
+    while int(time.time()) == ended:  # the bill has seconds
+        time.sleep(0.05)
+    text = billing_of(world, block.run("app_up"))
+    assert f"Billed now : app {APP}" in text
+    assert "Workers now 2" in text
 
 
 def test_a_teardown_that_has_not_begun_says_what_is_billed(world: World) -> None:
