@@ -383,6 +383,24 @@ def test_who_collects_takes_what_is_over_when_the_time_is_up(
     assert not any(ids[2] in each.path for each in requests[storing:]), "the one that runs is left alone"
 
 
+@MODES
+def test_who_stores_asks_no_more_for_jobs_that_run_on_when_the_time_is_up(
+    rungen_emulator: Emulator, tmp_path: Path, *, deferrable: bool
+) -> None:
+    service = rungen_emulator.service
+    service.inject(Fault(on="cancel", status=409, times=None))
+    inputs = [job_input(0), job_input(1), job_input(2, seconds=60)]
+    options = FAST | {"destination": tmp_path.as_uri(), "timeout": 1.0, "deferrable": deferrable}
+    _, outcome = usage_of(RunGenRunBatchOperator(task_id="x", inputs=inputs, **options))
+    assert isinstance(outcome.error, RunGenJobTimeoutError)
+    assert "may still run" in str(outcome.error)
+    requests = service.records()
+    last = max(number for number, each in enumerate(requests) if each.operation == "cancel")
+    assert [each.operation for each in requests[last:]] == ["cancel", "get"], (
+        "which asks why"
+    )
+
+
 # --- execution_timeout --------------------------------------------------------------------------------------
 
 
