@@ -77,7 +77,8 @@ async def adrive(
                 await sleep(step.seconds)
             return clock()
         if isinstance(step, Gather):
-            raise_failed(background or set())
+            if background:
+                raise_failed(background)
             flows = [adrive(_caught(each), send, sleep, clock) for each in step.flows]
             return await _gather(flows, step.wait_at_most, background)
         return await send(step)

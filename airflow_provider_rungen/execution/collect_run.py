@@ -105,13 +105,23 @@ class CollectRun(TaskRun[JobOptions]):
         except RunGenError as error:
             if isinstance(error, RunGenJobTimeoutError) and (sink.stores or self.options.results is not None):
                 with suppress(RunGenError):  # those that have ended are paid for
-                    if event is not None:  # which these are, it does not say
-                        last = self.wait.begin(app_id, pending, sink.hold).poll(None, pending)
-                        self.wait.perform(last, pending)
-                    ended = self.wait.take_ended()
-                    sink.gather(app_id, [job.id for job in ended], [*ended, *self.wait.unfinished])
+                    self._take_ended(sink, app_id, pending, was_deferred=event is not None)
             sink.report(result, plan, error)
             raise
+
+    def _take_ended(
+        self, sink: ResultSink, app_id: str, job_ids: Sequence[str], *, was_deferred: bool
+    ) -> None:
+        """Take the jobs that are over when the time is up, and note how the others are."""
+        found = [*self.wait.take_ended(), *self.wait.unfinished]
+
+        def note(job_id: str, outcome: Job | RunGenError) -> None:
+            if not isinstance(outcome, RunGenError):
+                found.append(sink.hold(outcome) if outcome.is_terminal else outcome)
+
+        if was_deferred and not found:  # a trigger does not say which have ended
+            self.wait.refetch(app_id, job_ids, note, have_ended=False)
+        sink.gather(app_id, [job.id for job in found if job.is_terminal], found)
 
     def _find_stored(self, sink: ResultSink, app_id: str, job_ids: Sequence[str]) -> Sequence[str]:
         """Take the jobs that were stored before, and return the others."""

@@ -90,12 +90,14 @@ class ScaleDownRun(TaskRun[Any]):
         self._record = ScaleRecord(self.known_app_id)
         record = self._ask("read what the setup did", partial(pull_record, self.ti, setup), None)
         self._is_known = record is not None
+        if record is not None:
+            self._record = record
+            if record.active_workers is None:
+                return False
         started = self._ask("ask whether the setup started", partial(self._has_started, setup), True)
-        if record is None:
-            return started
-        # that of before a clear is billed already, if the app has been scaled down since
-        self._record = record if started else replace(record, sent_at=None, history=WorkerHistory())
-        return record.active_workers is not None
+        if record is not None and not started:  # it is of before a clear: what the app shows now counts
+            self._record = replace(record, sent_at=None, history=WorkerHistory())
+        return started or record is not None
 
     def _ask(self, purpose: str, call: Callable[[], T], otherwise: T) -> T:
         """Ask Airflow. If it fails for too long, the app is scaled down without an answer."""

@@ -65,6 +65,7 @@ class KillGuard:
     def defer_signals(self) -> Iterator[None]:
         """Defer kills and time limits to the end of the block. A request in flight gets one second more."""
         handlers: dict[int, Any] = {}
+        raised: BaseException | None = None
         # only the main thread may set handlers, and gets signals
         if threading.current_thread() is threading.main_thread() and not self._handlers:
             handlers = {each: found for each in _SIGNALS if callable(found := signal.getsignal(each))}
@@ -81,9 +82,11 @@ class KillGuard:
                     self.deliver_pending()
                 finally:
                     self._handlers.clear()
-                    self._raised = None
+                    raised, self._raised = self._raised, None
         if self.is_killed:
             self.kill()
+        if raised is not None:  # a function of the user swallowed it
+            raise raised
 
     @contextmanager
     def allow_signals(self) -> Iterator[None]:
