@@ -109,6 +109,7 @@ class ScaleRecord:
     :param before: the number to restore if something goes wrong, where that is known.
     :param sent_at: the time (seconds since 1970) from which the app may have the number, until that is known.
     :param history: the workers that the app had, in earlier attempts, too.
+    :param was_cleared: whether the task ran before a clear, too, of which the record knows nothing.
     """
 
     app_id: str
@@ -116,6 +117,7 @@ class ScaleRecord:
     before: int | None = None
     sent_at: float | None = None
     history: WorkerHistory = WorkerHistory()
+    was_cleared: bool = False
 
     @property
     def was_raised(self) -> bool:
@@ -160,6 +162,23 @@ class ScaleRecord:
             history = history.changed(workers, min(max(changed_at, last), now) if is_changed else now)
         return replace(self, sent_at=None, history=history)
 
+    @property
+    def changed_at(self) -> float:
+        """The time (seconds since 1970) of the last change that it knows of."""
+        return max([self.sent_at or 0.0, *(at for at, _ in self.history.changes)])
+
+    def after_clear(self, app: App | None) -> ScaleRecord:
+        """
+        Return a record of before a clear: what it knows counts only if the app has been up since.
+
+        :param app: what the service says now; ``None`` if others have the app up.
+        """
+        if app is not None and workers_of(app):
+            changed_at = 0.0 if app.updated_at is None else app.updated_at.timestamp()
+            if changed_at <= self.changed_at + _CLOCK_SKEW:
+                return replace(self, was_cleared=True)
+        return replace(self, sent_at=None, history=WorkerHistory(), was_cleared=True)
+
     def confirmed(self, at: float) -> ScaleRecord:
         """Return the record of an app that has had the number since a time."""
         return replace(self, sent_at=None, history=self.history.changed(self.active_workers or 0, at))
@@ -176,4 +195,5 @@ class ScaleRecord:
             "before": self.before,
             "sent_at": self.sent_at,
             "changes": [{"at": at, "workers": workers} for at, workers in self.history.changes],
+            "was_cleared": self.was_cleared,
         }

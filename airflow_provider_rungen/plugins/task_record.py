@@ -151,7 +151,7 @@ class TaskRecord:
     def log(self) -> str:
         """The folder that has the run log, if the task runs jobs of its own, and has one in storage."""
         page = self.page
-        return "" if page.jobs is not None else page.destination or page.results.rpartition("/")[0]
+        return "" if self.submits_nothing else page.destination or page.results.rpartition("/")[0]
 
     @property
     def known_job_ids(self) -> Sequence[str | None]:

@@ -6,6 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from operator import itemgetter
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from airflow_provider_rungen.client.money import Cost, parse_price
 from airflow_provider_rungen.client.texts import format_count, format_duration
-from airflow_provider_rungen.client.workers import ScaleRecord, workers_of
+from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.execution.apps.block import read_scale_record
 from airflow_provider_rungen.pages.models import Facts
 from airflow_provider_rungen.plugins.gather import Gathering
@@ -31,6 +32,8 @@ _NO_REASON = (
     "The task did not report why: a user marked it, its worker was lost, or it failed before it began"
     " (see its log)."
 )
+# The states of a task that is still to begin, or to begin again.
+_NOT_BEGUN = ("", "scheduled", "queued")
 #: The states in which an attempt has failed, and none runs.
 FAILED_STATES = ("failed", "up_for_retry")
 CENTS = Decimal("0.01")
@@ -243,10 +246,13 @@ async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
     record = read_scale_record(up.scaled) if up else None
     if not (record and record.active_workers):
         return None
+    # what it said stays until it starts again, also after a clear
+    if down is not None and down.state in _NOT_BEGUN and up and up.state not in _NOT_BEGUN:
+        down = replace(down, bill={}, failure=None)
     down_at = str((down and down.bill.get("down_at")) or "")
-    # after a clear, the bill of before stays until the teardown starts again
-    if down_at >= _raised_at(record):
+    if down_at >= datetime.fromtimestamp(record.changed_at, UTC).isoformat(timespec="seconds"):
         return None
+    is_left = bool(down and down.is_successful and down.bill and not down_at)
     app, changes = await gathering.app(), record.history.changes
     last = changes[-1][1] if changes else record.active_workers
     workers = None if app is None else workers_of(app)
@@ -256,16 +262,12 @@ async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
         "workers": workers,
         "last": last,
         "down": down.label if down else page.down,
-        "is_late": bool(down and (down.failure or (down.bill and not down_at))),
+        "is_left": is_left,  # to another run, or to the jobs on it
+        "is_late": bool(down and (down.failure or (down.bill and not down_at)) and not is_left),
         "an_hour": cost(page.price, 3600 * (last if workers is None else workers)),
-        "so_far": cost_text(page.price, seconds),
+        # whom it was left to pays for the rest
+        "so_far": "" if is_left else cost_text(page.price, seconds),
     }
-
-
-def _raised_at(record: ScaleRecord) -> str:
-    """Return the time of the last change that a setup knows of, as in a bill."""
-    at = max([record.sent_at or 0.0, *(at for at, _ in record.history.changes)])
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 def cost(price: str, seconds: Any, digits: Decimal = CENTS) -> Cost | None:

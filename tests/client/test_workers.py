@@ -34,6 +34,20 @@ def test_worker_seconds_are_workers_times_seconds() -> None:
 
 
 @pytest.mark.parametrize(
+    ("now", "changes"),
+    [
+        *((app(*told), UP.changes) for told in ((2, 1001.0), (2,), (1, 900.0))),
+        *((told, ()) for told in (app(2, 5000.0), app(0, 1051.0), app(0), app(None), None)),
+    ],
+)
+def test_after_a_clear_a_history_counts_if_the_app_has_been_up_since(
+    now: App | None, changes: tuple[Any, ...]
+) -> None:
+    record = ScaleRecord(APP, 2, 0, history=UP).after_clear(now)
+    assert (record.history.changes, record.was_cleared) == (changes, True)
+
+
+@pytest.mark.parametrize(
     ("seen", "worker_seconds"),
     [
         *((app(*told), 2 * 100) for told in ((2, 1001.0), (None,))),

@@ -56,7 +56,7 @@ class Block:
         self._attempts += 1
         self._up = ti = FakeTaskInstance()
         ti.task_id, ti.try_number, ti.max_tries = "app_up", self._attempts, 3
-        own: dict[str, Any] = {"app_id": APP, "active_workers": 2, **FAST}
+        own: dict[str, Any] = {"app_id": APP, "active_workers": 2, "retries": 3, **FAST}
         op = RunGenScaleAppOperator(task_id="app_up", **(own | options))
         op.is_setup = True
         return op, {"ti": ti, "task_instance": ti, "task_state_store": self.store}
@@ -448,6 +448,25 @@ def test_with_nothing_to_run_the_app_is_left_as_it_is(block: Block) -> None:
     assert block.down() == Outcome()
     assert (block.workers(), block.service.records()) == (1, []), "nothing is asked for, either"
     assert (block.bill["worker_seconds"], block.bill["cost"]) == ("0.000", "0.0000")
+
+
+def test_a_block_that_is_cleared_while_it_is_up_ends_though_nothing_is_left_to_run(block: Block) -> None:
+    """Airflow has dropped what the setup did before the clear."""
+    block.up()
+    block.clock.advance(100)
+    assert block.up(only_if=0, retries=2) == Outcome(value=APP)
+    assert block.down() == Outcome()
+    assert (block.workers(), bool(block.bill["down_at"])) == (0, True)
+
+
+def test_the_bill_of_a_block_that_is_cleared_while_it_is_up_has_no_jobs_of_before(block: Block) -> None:
+    block.usage = {"paint": [{"jobs": 6, "execution_seconds": 12}]}
+    block.up()
+    block.clock.advance(100)
+    block.up(retries=2)
+    block.clock.advance(10)
+    assert block.down(jobs_of={"paint": ["paint"]}) == Outcome()
+    assert (block.bill["jobs"], block.bill["busy_seconds"]) == (None, None)
 
 
 def test_what_an_earlier_attempt_scaled_up_is_scaled_down(block: Block) -> None:

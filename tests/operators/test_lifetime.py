@@ -609,6 +609,16 @@ def test_a_run_that_was_cleared_and_has_not_scaled_up_again_keeps_no_app_up(
     assert down() == 0
 
 
+def test_an_app_is_left_to_a_job_that_a_clear_has_left_out(
+    down: Callable[..., int], ti: TaskInstance3, context: Any
+) -> None:
+    context["dag"].tasks[0].jobs_of = {"paint": ["paint"]}
+    ti.run_states["other"] = "running"
+    ti.states["other"] = {"app_up": None, "app_down": None, "paint": "running"}
+    ti.scaled["other"] = ScaleRecord(APP, 2, 0).to_json()
+    assert down() == 2
+
+
 @pytest.mark.parametrize("waits", [{"drain": True}, {"keep_if_busy": True}], ids=str)
 def test_an_app_is_left_to_a_run_that_begins_while_its_jobs_end(
     emulator: Emulator,

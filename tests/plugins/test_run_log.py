@@ -92,6 +92,13 @@ def test_no_task_shows_the_log_of_another(world: World) -> None:
     assert "there is no run log in" in page
 
 
+def test_a_plan_misses_no_log(world: World) -> None:
+    record = {"connection": "none", "app": APP, "results": f"{world.folder}/r.csv"}
+    path = world.save(xcoms={"rungen_page": record}, operator="RunGenPlanTableOperator")
+    for page in (path, path.partition("/tasks/")[0]):
+        assert "there is no run log in" not in world.get(page).text
+
+
 def test_rows_are_shown_with_their_reasons_whether_they_have_a_job_or_not(world: World) -> None:
     inputs = {"fine": given("fine"), "bad": given("bad", fail="out of memory"), "skipped": None}
     path = world.run(table(world, *inputs, to_input=lambda row: inputs[row["sku"]], max_failed=1))

@@ -25,6 +25,7 @@ class Block:
     def __init__(self, world: World) -> None:
         self.world = world
         self.store: dict[str, Any] = {}
+        self.others: dict[str, dict[str, str | None]] = {}  #: Other runs, with the states of their tasks.
         world.emulator.service.scale(APP, 0)
         with DAG("dag", schedule=None) as self.dag, scaled_app(APP, 2, price="3 USD/h", **FAST):
             RunGenRunJobOperator(task_id="paint", input=given(), wait_for_completion=True, **FAST)
@@ -65,10 +66,13 @@ class _Instance(FakeTaskInstance):
         return self._block.store.get(task_ids, {}).get(key, default)
 
     def get_task_states(self, **_: Any) -> Any:
-        return {self.run_id: dict.fromkeys(self._block.store, "success")}
+        return {self.run_id: dict.fromkeys(self._block.store, "success"), **self._block.others}
 
     def get_dr_count(self, **_: Any) -> int:
-        return 1
+        return 1 + len(self._block.others)
+
+    def get_dagrun_state(self, *_: Any) -> str:
+        return "running"
 
 
 def billing_of(world: World, path: str) -> str:
@@ -98,12 +102,26 @@ def test_each_task_of_a_block_says_what_is_billed_until_its_teardown_has_ended_i
     assert re.search(f"workers of app {APP}: 0[.][0-9]+ USD", words_of(world.get(run).text))
 
 
-def test_a_block_that_is_up_again_after_a_clear_is_billed(world: World) -> None:
+def test_an_app_that_was_left_to_another_run_is_paid_for_by_that_one(world: World) -> None:
+    block = Block(world)
+    block.run("app_up")
+    block.others = {"other": {"app_up": "success", "app_down": None}}
+    path = block.run("app_down")
+    text = billing_of(world, path)
+    for words in ("Billed now", "Workers now 2", "app_down left it up: its log says why"):
+        assert words in text
+    for words in ("STILL BILLED", "Cost so far", "Clear it"):
+        assert words not in text
+    assert "Bill so far" in words_of(world.get(path).text)
+
+
+@pytest.mark.parametrize("state", ["queued", "success"])  # the latter is a user's mark
+def test_a_block_that_is_up_again_after_a_clear_is_billed(world: World, state: str) -> None:
     block = Block(world)
     for task_id in ("app_up", "paint"):
         block.perform(task_id)
     down, _ = block.perform("app_down")
-    world.database.save(down, "queued", operator=down.task.task_type)
+    world.database.save(down, state, operator=down.task.task_type)
     ended = int(time.time())
     while int(time.time()) == ended:  # the bill has seconds
         time.sleep(0.05)
@@ -130,7 +148,7 @@ def test_a_teardown_that_failed_is_told_on_all_pages_of_the_block(world: World) 
         for words in ("STILL BILLED", "Workers now 2", "6.00 USD an hour", "Clear it to try again"):
             assert words in text
     page = words_of(world.get(pages[-1]).text)
-    assert "Bill until it failed" in page
+    assert "Bill so far" in page
     assert "403" in page
 
 

@@ -36,6 +36,7 @@ _TO_COME = (
     TaskInstanceState.UP_FOR_RETRY,
     TaskInstanceState.RESTARTING,  # it was cleared while it ran
 )
+_AT_WORK = (TaskInstanceState.RUNNING, TaskInstanceState.DEFERRED)
 # The states of a setup that has not run, at least since it was cleared.
 _NOT_STARTED = (
     None,
@@ -71,6 +72,7 @@ def _read_record(fields: Mapping[str, Any]) -> ScaleRecord:
         sent_at=None if sent_at is None else records.seconds(sent_at, "sent_at"),
         # two changes at one time stay in their order
         history=WorkerHistory(tuple(sorted(changes, key=itemgetter(0)))),
+        was_cleared=fields.get("was_cleared") is True,
     )
 
 
@@ -89,16 +91,22 @@ def _is_needed(context: Context, app_id: str) -> bool:
     ti: Any = context["ti"]
     if not hasattr(ti, "get_task_states"):
         return False
-    setups = {down.task_id: down.scale_up_task_id for down in teardowns(context)}
+    blocks = {down.task_id: down for down in teardowns(context)}
+    asked = {
+        each for down in blocks.values() for each in (down.task_id, down.scale_up_task_id, *down.jobs_of)
+    }
     is_alone = ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) < 2
     runs: dict[str, Any] = {"run_ids": [ti.run_id]} if is_alone else {}
     others = []
-    for run_id, states in task_states(ti, [*setups, *setups.values()], **runs).items():
-        for down_id, setup in setups.items():
+    for run_id, states in task_states(ti, sorted(asked), **runs).items():
+        for down_id, down in blocks.items():
+            setup = down.scale_up_task_id
             is_same_block = run_id == ti.run_id and ti.task_id in (down_id, setup)
             # one that runs right now decides like this one does: both scale down
             is_to_come = down_id in states and states[down_id] in _TO_COME
-            if not is_to_come or is_same_block or not has_started(states.get(setup, "")):
+            # a clear may leave out tasks that still need the app
+            is_in_use = any(states.get(task_id) in _AT_WORK for task_id in down.jobs_of)
+            if not is_to_come or is_same_block or not (is_in_use or has_started(states.get(setup, ""))):
                 continue
             record = pull_record(ti, setup, run_id=run_id)
             is_up = record and record.app_id == app_id and record.active_workers is not None

@@ -105,8 +105,16 @@ class ScaleRun(TaskRun[Any]):
             self._restore("nothing has to run (only_if)")
         log.info("Nothing to run (only_if): left as it is %s", format_ids(app_id))
         record = self._record
-        self._save(record if record.was_raised else ScaleRecord(app_id, history=record.history))
+        if not record.was_raised:
+            # what it had up before a clear is not known any more: the teardown ends that
+            unknown = 0 if self._attempt.was_cleared else None
+            record = ScaleRecord(app_id, unknown, history=record.history)
+        self._save(record)
         return app_id
+
+    @property
+    def _attempt(self) -> attempts.Attempt:
+        return attempts.Attempt.of(self.context, self.task)
 
     def _set_workers(self, app_id: str, wanted: int, deadline: float) -> bool:
         """Set the number if need be, with a record before, and return whether the app goes up."""
@@ -228,9 +236,10 @@ class ScaleRun(TaskRun[Any]):
             log.warning("Could not save the workers of the app for its bill: %s", type(error).__name__)
 
     def _write(self, record: ScaleRecord) -> None:
-        self.ti.xcom_push(key=SCALED_KEY, value=record.to_json())
+        value = replace(record, was_cleared=self._attempt.was_cleared).to_json()
+        self.ti.xcom_push(key=SCALED_KEY, value=value)
         if self._store is not None:
-            self._store.set(SCALED_KEY, record.to_json())
+            self._store.set(SCALED_KEY, value)
 
     # --- when something goes wrong ---
 
@@ -271,7 +280,7 @@ class ScaleRun(TaskRun[Any]):
         return ""
 
     def _is_resumed(self) -> bool:
-        is_resumed = self._store is not None and attempts.Attempt.of(self.context, self.task).has_next
+        is_resumed = self._store is not None and self._attempt.has_next
         return (
             is_resumed
             and not attempts.is_timing_out()

@@ -20,7 +20,7 @@ from airflow_provider_rungen.client.idleness import (
 from airflow_provider_rungen.client.retry import is_refusal
 from airflow_provider_rungen.client.scaling import ask_app, set_workers
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration, format_ids
-from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory, is_down
+from airflow_provider_rungen.client.workers import ScaleRecord, is_down
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.apps.block import (
     Bill,
@@ -54,6 +54,8 @@ class ScaleDownRun(TaskRun[Any]):
     #: What the setup has done, and whether its record was found.
     _record = ScaleRecord("")
     _is_known = True
+    #: Whether the record is of before a clear, and the setup has not run since.
+    _is_old = False
 
     def execute(self) -> None:
         """
@@ -95,9 +97,8 @@ class ScaleDownRun(TaskRun[Any]):
             if record.active_workers is None:
                 return False
         started = self._ask("ask whether the setup started", partial(self._has_started, setup), True)
-        if record is not None and not started:  # it is of before a clear: what the app shows now counts
-            self._record = replace(record, sent_at=None, history=WorkerHistory())
-        return started or record is not None
+        self._is_old = record is not None and not started
+        return started or self._is_old
 
     def _ask(self, purpose: str, call: Callable[[], T], otherwise: T) -> T:
         """Ask Airflow. If it fails for too long, the app is scaled down without an answer."""
@@ -142,7 +143,10 @@ class ScaleDownRun(TaskRun[Any]):
     def _set_to_zero(self, app_id: str) -> bool:
         try:
             stays_up = is_needed(self, app_id) or self._is_kept_up(app_id)
-            self._record = self._record.seen(self.hook.perform(ask_app(app_id)), time.time())
+            app = self.hook.perform(ask_app(app_id))
+            if self._is_old:
+                self._record = self._record.after_clear(None if stays_up else app)
+            self._record = self._record.seen(app, time.time())
             if stays_up:
                 return False
             app = self.hook.perform(set_workers(app_id, 0, poll_interval=self.task.poll_interval))
@@ -182,7 +186,7 @@ class ScaleDownRun(TaskRun[Any]):
             log.warning("No bill: it is unknown what the setup has done %s", format_ids(app_id))
             return
         try:
-            was_cleared = Attempt.of(self.context, self.task).was_cleared
+            was_cleared = record.was_cleared or Attempt.of(self.context, self.task).was_cleared
             # after a clear, tasks still report the jobs of before, which these workers did not run
             jobs, busy_seconds = read_usage(self.ti, {} if was_cleared else self.task.jobs_of)
             price = self.find_price()
