@@ -246,7 +246,7 @@ async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
     record = read_scale_record(up.scaled) if up else None
     if not (record and record.active_workers):
         return None
-    # what it said stays until it starts again, also after a clear
+    # its XComs stay until it starts again, also after a clear
     if down is not None and down.state in _NOT_BEGUN and up and up.state not in _NOT_BEGUN:
         down = replace(down, bill={}, failure=None)
     down_at = str((down and down.bill.get("down_at")) or "")
