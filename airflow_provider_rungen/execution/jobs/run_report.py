@@ -292,6 +292,6 @@ class RunReport:
         if None in result.ids or result.jobs:
             return False
         if not run.is_single:
-            run.push("failed", [])
+            run.ti.xcom_push(key="failed", value=[])
         run.push_return_value(result.ids[0] if run.is_single else result.ids)
         return True
