@@ -6,7 +6,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from operator import itemgetter
@@ -244,29 +243,31 @@ async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
     page, now = gathering.task.page, time.time()
     up, down = await gathering.task_of_run(page.up), await gathering.task_of_run(page.down)
     record = read_scale_record(up.scaled) if up else None
-    if not (record and record.active_workers):
+    if up is None or record is None or not (record.active_workers or record.was_cleared):
         return None
-    # its XComs stay until it starts again, also after a clear
-    if down is not None and down.state in _NOT_BEGUN and up and up.state not in _NOT_BEGUN:
-        down = replace(down, bill={}, failure=None)
     down_at = str((down and down.bill.get("down_at")) or "")
+    # after a clear, the bill of before stays until the teardown starts again
     if down_at >= datetime.fromtimestamp(record.changed_at, UTC).isoformat(timespec="seconds"):
         return None
-    is_left = bool(down and down.is_successful and down.bill and not down_at)
     app, changes = await gathering.app(), record.history.changes
-    last = changes[-1][1] if changes else record.active_workers
+    last = changes[-1][1] if changes else record.active_workers or 0
     workers = None if app is None else workers_of(app)
-    seconds = record.history.worker_seconds(now)
+    if not (workers or record.active_workers):
+        return None
+    begun = None if down is None or down.state in _NOT_BEGUN else down
+    is_left = bool(begun and begun.is_successful and begun.bill and not down_at)
+    # whom it was left to pays for the rest, and what was before a clear is on no bill
+    is_on_bill = bool(changes) and not is_left and up.state not in _NOT_BEGUN
     return {
         "task": gathering.task,
         "workers": workers,
         "last": last,
         "down": down.label if down else page.down,
         "is_left": is_left,  # to another run, or to the jobs on it
-        "is_late": bool(down and (down.failure or (down.bill and not down_at)) and not is_left),
+        "is_late": bool(begun and not is_left and (begun.failure or begun.bill or not begun.is_moving)),
+        "is_retried": bool(begun and begun.state == "up_for_retry"),
         "an_hour": cost(page.price, 3600 * (last if workers is None else workers)),
-        # whom it was left to pays for the rest
-        "so_far": "" if is_left else cost_text(page.price, seconds),
+        "so_far": cost_text(page.price, record.history.worker_seconds(now)) if is_on_bill else "",
     }
 
 

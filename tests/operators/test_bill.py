@@ -20,6 +20,7 @@ from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenInputError
 from airflow_provider_rungen.execution.apps.block import Bill, read_scale_record, read_usage
 from airflow_provider_rungen.execution.apps.scale import is_wanted
+from airflow_provider_rungen.execution.task.attempts import Attempt
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunJobOperator,
@@ -448,6 +449,16 @@ def test_with_nothing_to_run_the_app_is_left_as_it_is(block: Block) -> None:
     assert block.down() == Outcome()
     assert (block.workers(), block.service.records()) == (1, []), "nothing is asked for, either"
     assert (block.bill["worker_seconds"], block.bill["cost"]) == ("0.000", "0.0000")
+
+
+@pytest.mark.parametrize(
+    ("try_number", "clear_number", "was_cleared"),
+    [(1, 0, False), (1, 1, True), (1, None, True), (2, 0, True)],
+)
+def test_a_first_attempt_was_not_cleared_though_retries_were_changed(
+    try_number: int, clear_number: int | None, was_cleared: bool
+) -> None:
+    assert Attempt(try_number, 1, 2, clear_number).was_cleared is was_cleared
 
 
 def test_a_block_that_is_cleared_while_it_is_up_ends_though_nothing_is_left_to_run(block: Block) -> None:

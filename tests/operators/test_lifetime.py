@@ -225,8 +225,10 @@ class TaskInstance3(FakeTaskInstance):
         self, dag_id: str, map_index: int, task_ids: list[str], run_ids: list[str] | None = None
     ) -> dict[str, dict[str, str | None]]:
         assert map_index == self.map_index
+        # all states of mapped tasks, of all runs, are too many
+        assert run_ids or not any(task_id.startswith("paint") for task_id in task_ids)
         return {
-            run_id: {task_id: states[task_id] for task_id in task_ids if task_id in states}
+            run_id: {each: state for each, state in states.items() if each.removesuffix("_0") in task_ids}
             for run_id, states in self.states.items()
             if run_ids is None or run_id in run_ids
         }
@@ -314,6 +316,15 @@ def test_a_block_that_does_not_begin_again_after_a_clear_is_not_billed_again(
     bill = ti.xcoms[BILL_KEY]
     assert bill["down_at"]
     assert float(bill["worker_seconds"]) < 60, "not those of before, which were an hour"
+
+
+def test_an_app_of_before_a_clear_that_is_gone_is_not_billed_again(
+    down: Callable[..., int], ti: TaskInstance3
+) -> None:
+    ti.scaled["run"]["app_id"] = "gone"
+    ti.states["run"]["app_up"] = "upstream_failed"
+    down()
+    assert (ti.xcoms[BILL_KEY]["worker_seconds"], ti.xcoms[BILL_KEY]["up_at"]) == ("0.000", None)
 
 
 LOUD = f"STILL BILLED: app {APP} may still have workers: "
@@ -609,12 +620,13 @@ def test_a_run_that_was_cleared_and_has_not_scaled_up_again_keeps_no_app_up(
     assert down() == 0
 
 
+@pytest.mark.parametrize("task_id", ["paint", "paint_0"], ids=["job", "mapped job"])
 def test_an_app_is_left_to_a_job_that_a_clear_has_left_out(
-    down: Callable[..., int], ti: TaskInstance3, context: Any
+    down: Callable[..., int], ti: TaskInstance3, context: Any, task_id: str
 ) -> None:
     context["dag"].tasks[0].jobs_of = {"paint": ["paint"]}
     ti.run_states["other"] = "running"
-    ti.states["other"] = {"app_up": None, "app_down": None, "paint": "running"}
+    ti.states["other"] = {"app_up": None, "app_down": None, task_id: "running"}
     ti.scaled["other"] = ScaleRecord(APP, 2, 0).to_json()
     assert down() == 2
 
@@ -647,6 +659,7 @@ def test_an_app_is_left_to_a_run_that_begins_while_its_jobs_end(
         ("success", ScaleRecord(APP, 2, 2), 0),
         (None, None, 0),  # it has not scaled up yet
         (None, ScaleRecord(APP), 0),  # it left the app as it was: only_if=0
+        (None, ScaleRecord(APP, 0), 0),  # the same after a clear
     ],
 )
 def test_an_app_is_left_to_another_block_of_the_same_run(

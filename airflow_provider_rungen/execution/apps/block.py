@@ -92,30 +92,38 @@ def _is_needed(context: Context, app_id: str) -> bool:
     if not hasattr(ti, "get_task_states"):
         return False
     blocks = {down.task_id: down for down in teardowns(context)}
-    asked = {
-        each for down in blocks.values() for each in (down.task_id, down.scale_up_task_id, *down.jobs_of)
-    }
+    asked = [each for down in blocks.values() for each in (down.task_id, down.scale_up_task_id)]
     is_alone = ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) < 2
     runs: dict[str, Any] = {"run_ids": [ti.run_id]} if is_alone else {}
     others = []
-    for run_id, states in task_states(ti, sorted(asked), **runs).items():
+    for run_id, states in task_states(ti, asked, **runs).items():
         for down_id, down in blocks.items():
             setup = down.scale_up_task_id
             is_same_block = run_id == ti.run_id and ti.task_id in (down_id, setup)
             # one that runs right now decides like this one does: both scale down
             is_to_come = down_id in states and states[down_id] in _TO_COME
-            # a clear may leave out tasks that still need the app
-            is_in_use = any(states.get(task_id) in _AT_WORK for task_id in down.jobs_of)
-            if not is_to_come or is_same_block or not (is_in_use or has_started(states.get(setup, ""))):
+            if not is_to_come or is_same_block:
                 continue
             record = pull_record(ti, setup, run_id=run_id)
-            is_up = record and record.app_id == app_id and record.active_workers is not None
-            if is_up and ti.get_dagrun_state(ti.dag_id, run_id) == "running":
+            is_up = record and record.app_id == app_id and record.active_workers
+            if not is_up or ti.get_dagrun_state(ti.dag_id, run_id) != "running":
+                continue
+            # a clear may leave out tasks that still need the app
+            if has_started(states.get(setup, "")) or _is_at_work(ti, down.jobs_of, run_id):
                 others.append(f"{down_id} of run {run_id}")
     if others:
         line = "STILL BILLED: app %s stays up until %s scales it down"
         log.warning(line, app_id, " or ".join(others))
     return bool(others)
+
+
+def _is_at_work(ti: Any, task_ids: Collection[str], run_id: str) -> bool:
+    """Return whether any of these tasks runs, at any map index of a block that is not mapped itself."""
+    if not task_ids:
+        return False
+    of_run = {"dag_id": ti.dag_id, "run_ids": [run_id], "map_index": ti.map_index}
+    states = ti.get_task_states(task_ids=list(task_ids), **of_run)
+    return any(state in _AT_WORK for state in states.get(run_id, {}).values())
 
 
 def has_started(state: str | None) -> bool:

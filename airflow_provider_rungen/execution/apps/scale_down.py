@@ -54,8 +54,8 @@ class ScaleDownRun(TaskRun[Any]):
     #: What the setup has done, and whether its record was found.
     _record = ScaleRecord("")
     _is_known = True
-    #: Whether the record is of before a clear, and the setup has not run since.
-    _is_old = False
+    #: The record of before a clear, if the setup has not run since.
+    _old: ScaleRecord | None = None
 
     def execute(self) -> None:
         """
@@ -97,8 +97,9 @@ class ScaleDownRun(TaskRun[Any]):
             if record.active_workers is None:
                 return False
         started = self._ask("ask whether the setup started", partial(self._has_started, setup), True)
-        self._is_old = record is not None and not started
-        return started or self._is_old
+        if record is not None and not started:
+            self._old, self._record = record, record.after_clear(None)
+        return started or record is not None
 
     def _ask(self, purpose: str, call: Callable[[], T], otherwise: T) -> T:
         """Ask Airflow. If it fails for too long, the app is scaled down without an answer."""
@@ -142,10 +143,11 @@ class ScaleDownRun(TaskRun[Any]):
 
     def _set_to_zero(self, app_id: str) -> bool:
         try:
-            stays_up = is_needed(self, app_id) or self._is_kept_up(app_id)
+            is_of_others = is_needed(self, app_id)
+            stays_up = is_of_others or self._is_kept_up(app_id)
             app = self.hook.perform(ask_app(app_id))
-            if self._is_old:
-                self._record = self._record.after_clear(None if stays_up else app)
+            if self._old is not None:
+                self._record = self._old.after_clear(None if is_of_others else app)
             self._record = self._record.seen(app, time.time())
             if stays_up:
                 return False

@@ -198,7 +198,9 @@ class Collecting:
         """Collect the jobs that are ended, and nobody has collected yet."""
         result = self._run.report.result()
         # of these, no more is to be learned now: stored files do not make a rejected job a good one
-        known = self._run.ledger.read_reused().union((job.id for job in result.jobs), self._log.jobs.running)
+        known = self._run.ledger.read_reused().union(
+            (job.id for job in result.jobs), self._run.ending.late or ()
+        )
         self.gather([job_id for job_id in result.job_ids if job_id not in known])
         self.note_stored()
 

@@ -52,7 +52,8 @@ class Ending:
         #: Why the attempt was stopped, and how far it had come.
         self.stopped: Stopped | None = None
         # what could not be canceled when the time was up, once that was tried, and whether nothing had to be
-        self._late: dict[str, RunGenError] | None = None
+        #: The jobs that ran on when the time was up, and could not be canceled; ``None`` before.
+        self.late: dict[str, RunGenError] | None = None
         self._were_over = False
         # the state of the task that Airflow gave when it was killed, once it was asked for
         self._state_at_kill: tuple[str | None] | None = None
@@ -135,8 +136,8 @@ class Ending:
                 yield
         except RunGenJobTimeoutError as error:
             message = error.message
-            if not self.are_over() and self._late:
-                message += f". {_not_canceled(self.app_id, self._late)}"
+            if not self.are_over() and self.late:
+                message += f". {_not_canceled(self.app_id, self.late)}"
             overall = self._run.task.execution_timeout
             hint = error.hint.replace(
                 " or execution_timeout",
@@ -160,11 +161,11 @@ class Ending:
 
     def are_over(self) -> bool:
         """Cancel what runs when the time is up, once. Return whether nothing did: all had ended meanwhile."""
-        if self._late is None:
+        if self.late is None:
             running = self._log.running
             self._log.check_successor()  # whose jobs these may be by now
-            self._late = self._cancel_and_look(running)
-            self._were_over = not self._late and self._run.wait.canceled.isdisjoint(running)
+            self.late = self._cancel_and_look(running)
+            self._were_over = not self.late and self._run.wait.canceled.isdisjoint(running)
         return self._were_over and not self._log.jobs.running and not self._log.has_unsent
 
     def _cancel_and_look(self, job_ids: Sequence[str], why: str = "") -> dict[str, RunGenError]:

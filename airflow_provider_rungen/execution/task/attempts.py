@@ -171,8 +171,9 @@ class Attempt:
 
     @property
     def was_cleared(self) -> bool:
-        """Whether the task was cleared in this run, unless the DAG has other ``retries`` since it began."""
-        return self.max_tries != self.retries
+        """Whether the task was cleared in this run, unless it is retried with other ``retries``."""
+        is_first = self.try_number <= 1 and self.clear_number == 0  # whatever ``retries`` are by now
+        return self.max_tries != self.retries and not is_first
 
     def was_cleared_since(self, earlier: Attempt, end: End) -> bool:
         """
