@@ -51,9 +51,9 @@ class Ending:
         self.app_id = run.options.app_id or ""
         #: Why the attempt was stopped, and how far it had come.
         self.stopped: Stopped | None = None
-        # what could not be canceled when the time was up, once that was tried, and whether nothing had to be
-        #: The jobs that ran on when the time was up, and could not be canceled; ``None`` before.
+        #: The jobs that could not be canceled when the time was up; ``None`` until that was tried.
         self.late: dict[str, RunGenError] | None = None
+        # whether nothing had to be canceled then
         self._were_over = False
         # the state of the task that Airflow gave when it was killed, once it was asked for
         self._state_at_kill: tuple[str | None] | None = None
