@@ -202,7 +202,10 @@ def run_page(
         statuses=Counter(job.status for job in jobs),
         reused=0,
         costs=["about 0.42 USD"],
-        billings=[{"task": task, "down": text, "workers": 2, "last": 2, "is_late": False, "an_hour": ""}],
+        billings=[
+            {"task": task, "down": text, "workers": 2, "last": 2, "an_hour": ""}
+            | {"is_late": False, "is_left": True}
+        ],
         notice=text,
     )
 
@@ -267,6 +270,7 @@ def hostile() -> str:
             "task": HOSTILE_TASK,
             "workers": 2,
             "is_late": True,
+            "is_retried": False,
             **dict.fromkeys(("down", "an_hour", "so_far"), HOSTILE),
         },
         still_billing=[HOSTILE],

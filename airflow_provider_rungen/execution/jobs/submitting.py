@@ -109,8 +109,8 @@ class Submitting:
         if why is not None:
             self._run.report.unsent_error = RunGenJobTimeoutError(why.message, retry_after=why.retry_after)
         self._take_stored()
-        # of a single job, the error says no more than why
-        if self._run.options.wait_for_completion and self.has_free and not self._run.is_single:
+        is_told = self._run.is_single and why is not None  # by the error of the only job
+        if self._run.options.wait_for_completion and self.has_free and not is_told:
             unsent, count = self._log.unsent_count, self._log.state.count
             late = f"Not over in time: {unsent} of {count} inputs were not submitted"
             raise RunGenJobTimeoutError(
