@@ -23,6 +23,11 @@ def workers_of(app: App) -> int | None:
     return 0 if app.has_status("STOPPED") else None
 
 
+def changed_at_of(app: App) -> float:
+    """Return when the service last changed an app (seconds since 1970); 0 if it does not say."""
+    return 0.0 if app.updated_at is None else app.updated_at.timestamp()
+
+
 def counts_workers(app: App) -> bool:
     """Return whether the counters of an app name a worker in any state."""
     return any(app.workers.get(state) for state in _WORKER_STATES)
@@ -151,7 +156,7 @@ class ScaleRecord:
         :param now: its time (seconds since 1970).
         """
         workers, history = workers_of(app), self.history
-        changed_at = 0.0 if app.updated_at is None else app.updated_at.timestamp()
+        changed_at = changed_at_of(app)
         if self.sent_at is not None:
             is_changed = changed_at >= self.sent_at - _CLOCK_SKEW
             if is_changed or workers in (None, self.active_workers):
@@ -173,10 +178,8 @@ class ScaleRecord:
 
         :param app: what the service says now; ``None`` if others have the app up.
         """
-        if app is not None and workers_of(app):
-            changed_at = 0.0 if app.updated_at is None else app.updated_at.timestamp()
-            if changed_at <= self.changed_at + _CLOCK_SKEW:
-                return replace(self, was_cleared=True)
+        if app is not None and workers_of(app) and changed_at_of(app) <= self.changed_at + _CLOCK_SKEW:
+            return replace(self, was_cleared=True)
         return replace(self, sent_at=None, history=WorkerHistory(), was_cleared=True)
 
     def confirmed(self, at: float) -> ScaleRecord:

@@ -496,9 +496,6 @@ def test_no_job_keeps_the_others_from_being_canceled(
     assert stage.statuses == ["COMPLETED", "CANCELED", "CANCELED", "CANCELED"]
 
 
-# --- templates and ids --------------------------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("on_the_wire")
 @KILLED
 def test_a_kill_names_the_jobs_that_are_not_canceled(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
@@ -510,6 +507,9 @@ def test_a_kill_names_the_jobs_that_are_not_canceled(stage: Stage, caplog: pytes
     assert len(left) == 3
     assert all(each in named for each in left)  # perhaps with one whose answer was on its way
     assert f"jobs of app {APP} may still run." in str(outcome.error)
+
+
+# --- templates and ids --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [collect_op, cancel_op])

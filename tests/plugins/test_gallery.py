@@ -627,7 +627,9 @@ def test_a_run_pays_once_where_the_times_of_the_jobs_are_lost(world: World, coun
 
 
 @pytest.mark.parametrize("timed", [0, 60])
-def test_a_run_says_of_how_many_jobs_the_service_names_no_time(world: World, timed: int) -> None:
+def test_a_run_says_of_how_many_jobs_the_service_names_no_time(
+    world: World, timed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     service, named = world.emulator.service, dict[str, None]()
     service.scale(APP, 120)
     handle = service.handle
@@ -641,7 +643,7 @@ def test_a_run_says_of_how_many_jobs_the_service_names_no_time(world: World, tim
         job = json.loads(reply.body)["data"] | {"execution_time": None}
         return reply if path in named else json_reply(200, {"data": job})
 
-    service.handle = answer  # type: ignore[method-assign]
+    monkeypatch.setattr(service, "handle", answer)
     inputs = [given(str(number), seconds=0.1) for number in range(120)]
     run_priced(world, "paint", RunGenRunBatchOperator(inputs=inputs, **POLL))
     paid = cost_of_run(world, f"without {120 - timed} jobs whose time is not known")

@@ -24,7 +24,7 @@ from airflow_provider_rungen.client.scaling import (
     set_workers,
 )
 from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
-from airflow_provider_rungen.client.workers import ScaleRecord, workers_of
+from airflow_provider_rungen.client.workers import ScaleRecord, changed_at_of, workers_of
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppError,
@@ -179,7 +179,7 @@ class ScaleRun(TaskRun[Any]):
             if record.was_raised and has is not None and has == record.before:
                 self._note(record.settled(has, since))
             raise
-        changed_at = 0.0 if app.updated_at is None else app.updated_at.timestamp()
+        changed_at = changed_at_of(app)
         # the clock of the service may differ
         return changed_at if since <= changed_at <= time.time() else since, app
 
