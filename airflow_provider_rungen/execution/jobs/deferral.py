@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.daemon_threads import begin, ends_within
 from airflow_provider_rungen.client.texts import format_count
@@ -17,7 +17,6 @@ from airflow_provider_rungen.execution.jobs.places import MemoryPlace, UnopenedP
 from airflow_provider_rungen.execution.jobs.plans import Plan, read_plan
 from airflow_provider_rungen.execution.jobs.task_log import END_TIME
 from airflow_provider_rungen.execution.sending.log_writer import Saver
-from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, event_error, read_error
 from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
@@ -37,8 +36,6 @@ log = logging.getLogger(__name__)
 _CLOCK_SKEW = 5.0
 # Seconds for the question whether another worker has gone on from the same deferral.
 _BRIEFLY = 5.0
-
-T = TypeVar("T")
 
 
 class Deferral:
@@ -132,7 +129,8 @@ class Deferral:
         """Restore the state from before the deferral."""
         run = self._run
         try:
-            state = self._outlast("read what the deferral left", partial(run.xcom_pull, LOG_KEY))
+            pull = partial(run.xcom_pull, LOG_KEY)
+            state = run.guard.call_patiently("read what the deferral left", pull)
             if not isinstance(state, Mapping) or "record" not in state:
                 raise RunGenError(f"Could not go on after the deferral: the XCom {LOG_KEY} is gone")
         except Exception:
@@ -176,42 +174,34 @@ class Deferral:
         task_log.known_saver = Saver(task_log.jobs, run_log)
         task_log.plan = Plan.of_count(record.plan, state["rows"])
         task_log.loaded = {*range(task_log.state.next_part), *state["loaded"]}
-        self._outlast("open the run log", home.open)
+        self._run.guard.call_patiently("open the run log", home.open)
         run_log.place = home.place
-        contents = self._read_patiently("read the run log", names)
+        contents = self._read("read the run log", names)
         try:
-            contents |= self._read("read the run log", run_log.carried, _BRIEFLY)
+            contents |= self._read_briefly(run_log.carried)
         except Exception:
             if self._run.guard.is_killed:
                 raise  # otherwise no other worker is known to have gone on
         run_log.take(task_log.jobs, contents)
 
-    def _read(self, purpose: str, names: Sequence[str], within: float) -> dict[str, bytes]:
-        """
-        Read files of the log.
+    def _read(self, purpose: str, names: Sequence[str]) -> dict[str, bytes]:
+        """Read files of the log for as long as it may fail: nobody else knows the jobs, which are fine."""
+        get = partial(self._log.home.place.get, names)
+        return self._run.guard.call_patiently(purpose, get) if names else {}
 
-        :param purpose: what for, as an infinitive.
-        :param within: seconds that this may take.
-        """
+    def _read_briefly(self, names: Sequence[str]) -> dict[str, bytes]:
         if not names:
             return {}
         read = begin(self._log.home.place.get, names)
-        if not ends_within(within, read, self._run.guard.is_stopping):
-            raise RunGenError(f"Could not {purpose}: the store does not answer")
+        if not ends_within(_BRIEFLY, read, self._run.guard.is_stopping):
+            raise RunGenError("Could not read the run log: no answer")
         return read.result()
-
-    def _read_patiently(self, purpose: str, names: Sequence[str]) -> dict[str, bytes]:
-        return self._outlast(purpose, partial(self._read, purpose, names, store_writer.STORE_RETRY_BUDGET))
-
-    def _outlast(self, purpose: str, call: Callable[[], T]) -> T:
-        """Call Airflow or a store for as long as it may fail: nobody else knows the jobs, which are fine."""
-        return store_writer.call_patiently(purpose, call, self._run.guard.is_stopping)
 
     def _restore_plan(self, state: Mapping[str, Any], make_source: MakeSource | None) -> str:
         """Restore the plan, as far as it is needed, and return why nothing more can be submitted."""
         digest, plan = state["record"]["plan"], None
         if self._log.state.has_inputs:
-            plan = Plan.saved(partial(self._read_patiently, "read the plan"), digest)
+            plan = Plan.saved(partial(self._read, "read the plan"), digest)
         elif state["needs_inputs"] and make_source is None:
             return "the inputs cannot be read again after a deferral"
         elif state["needs_inputs"] and make_source is not None:

@@ -109,7 +109,7 @@ class KillGuard:
 
     def call_patiently(self, purpose: str, call: Callable[[], T]) -> T:
         """
-        Call Airflow until it works, for as long as a store may fail or hang. A kill or a time limit ends it.
+        Call Airflow or a store until it works, for as long as one may fail or hang. A kill or a limit ends it.
 
         :param purpose: what the call is for, as an infinitive for log and errors.
         :param call: makes one try.
@@ -120,7 +120,7 @@ class KillGuard:
         def try_once() -> T:
             answer = begin(call)
             if not ends_within(give_up_at - time.monotonic(), answer, self.is_stopping):
-                raise RunGenError(f"Could not {purpose}: Airflow does not answer")
+                raise RunGenError(f"Could not {purpose}: no answer")
             return answer.result()
 
         def gives_up() -> bool:
