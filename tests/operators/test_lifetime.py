@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from importlib import import_module
@@ -46,6 +47,16 @@ def upstream(dag: Any, task_id: str) -> set[str]:
 @task
 def give(value: Any) -> Any:
     return value
+
+
+def counted(call: Callable[..., Any], calls: Counter[str]) -> Callable[..., Any]:
+    """Return a call that is counted by its name."""
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        calls[call.__name__] += 1
+        return call(*args, **kwargs)
+
+    return count
 
 
 # --- the DAG ------------------------------------------------------------------------------------------------
@@ -629,6 +640,20 @@ def test_an_app_is_left_to_a_job_that_a_clear_has_left_out(
     ti.states["other"] = {"app_up": None, "app_down": None, task_id: "running"}
     ti.scaled["other"] = ScaleRecord(APP, 2, 0).to_json()
     assert down() == 2
+
+
+def test_a_backlog_of_runs_costs_a_few_calls(
+    down: Callable[..., int], ti: TaskInstance3, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Counter[str]()
+    for name in ("get_task_states", "get_dagrun_state", "xcom_pull"):
+        monkeypatch.setattr(ti, name, counted(getattr(ti, name), calls))
+    context["dag"].tasks[0].jobs_of = {"paint": ["paint"]}
+    ti.run_states["other"] = "running"
+    for number in range(1000):
+        ti.states[f"queued {number}"] = {"app_up": None, "app_down": None, "paint": None}
+    assert down() == 0
+    assert calls.total() < 25
 
 
 @pytest.mark.parametrize("waits", [{"drain": True}, {"keep_if_busy": True}], ids=str)

@@ -384,7 +384,7 @@ def test_who_collects_takes_what_is_over_when_the_time_is_up(
 
 
 @MODES
-def test_who_stores_asks_no_more_for_jobs_that_run_on_when_the_time_is_up(
+def test_who_stores_asks_once_more_for_jobs_that_run_on_when_the_time_is_up(
     rungen_emulator: Emulator, tmp_path: Path, *, deferrable: bool
 ) -> None:
     service = rungen_emulator.service
@@ -396,7 +396,7 @@ def test_who_stores_asks_no_more_for_jobs_that_run_on_when_the_time_is_up(
     assert "may still run" in str(outcome.error)
     requests = service.records()
     last = max(number for number, each in enumerate(requests) if each.operation == "cancel")
-    assert [each.operation for each in requests[last:]] == ["cancel", "get"], "which asks why"
+    assert [each.operation for each in requests[last:]] == ["cancel", "get", "get"], "why, and how it is"
 
 
 # --- execution_timeout --------------------------------------------------------------------------------------

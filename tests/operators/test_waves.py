@@ -873,6 +873,25 @@ def test_a_deferral_that_airflow_ended_cancels_only_what_is_in_flight(make: Make
     assert task.emulator.service.count("cancel") <= LIMIT
 
 
+@pytest.mark.parametrize("is_canceled", [True, False])
+def test_jobs_that_run_on_hold_up_no_attempt_that_fails(make: Make, is_canceled: bool) -> None:
+    given = [*inputs(2), *inputs(LIMIT, seconds=60)[2:]]
+    task = make(STORED, given, deferrable=True, cancel_on_kill=is_canceled)
+    service, task.max_tries = task.emulator.service, 0
+    service.inject(Fault(on="cancel", status=409, times=None))
+    task.attempt_until_deferred()
+    task.scale(LIMIT)
+    while task.ends["COMPLETED"] < 2:
+        time.sleep(0.01)
+    before = len(service.records())
+    with pytest.raises(Exception, match="Airflow ended the wait"):
+        task.op.resume_execution("__fail__", {"error": "lost"}, task.context)
+    assert task.pictures() == 2, "what completed unseen is paid for"
+    asked = Counter(each.path for each in service.records()[before:] if each.operation == "get")
+    # with a cancel, a few times why it is refused
+    assert max(asked.values()) <= (7 if is_canceled else 2)
+
+
 # --- a ledger ---
 
 

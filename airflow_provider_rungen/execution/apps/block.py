@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
+from airflow_provider_rungen.client.daemon_threads import batches
 from airflow_provider_rungen.client.money import Price
 from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
@@ -36,7 +37,9 @@ _TO_COME = (
     TaskInstanceState.UP_FOR_RETRY,
     TaskInstanceState.RESTARTING,  # it was cleared while it ran
 )
-_AT_WORK = (TaskInstanceState.RUNNING, TaskInstanceState.DEFERRED)
+_AT_WORK = frozenset((TaskInstanceState.RUNNING, TaskInstanceState.DEFERRED))
+# Of how many runs Airflow is asked for the states of all tasks at once: they may be mapped.
+_RUNS_AT_ONCE = 100
 # The states of a setup that has not run, at least since it was cleared.
 _NOT_STARTED = (
     None,
@@ -95,21 +98,25 @@ def _is_needed(context: Context, app_id: str) -> bool:
     asked = [each for down in blocks.values() for each in (down.task_id, down.scale_up_task_id)]
     is_alone = ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) < 2
     runs: dict[str, Any] = {"run_ids": [ti.run_id]} if is_alone else {}
+    states_of = task_states(ti, asked, **runs)
     others = []
-    for run_id, states in task_states(ti, asked, **runs).items():
-        for down_id, down in blocks.items():
-            setup = down.scale_up_task_id
-            is_same_block = run_id == ti.run_id and ti.task_id in (down_id, setup)
-            # one that runs right now decides like this one does: both scale down
-            is_to_come = down_id in states and states[down_id] in _TO_COME
-            if not is_to_come or is_same_block:
-                continue
+    for down_id, down in blocks.items():
+        setup = down.scale_up_task_id
+        # a block that scales down right now decides like this one does: both do
+        to_come = {
+            run_id: states.get(setup, "")
+            for run_id, states in states_of.items()
+            if down_id in states and states[down_id] in _TO_COME
+        }
+        if ti.task_id in (down_id, setup):
+            to_come.pop(ti.run_id, None)
+        # most runs of a backlog have not begun, and each record is a call
+        unstarted = [run_id for run_id, state in to_come.items() if not has_started(state)]
+        needing = (to_come.keys() - unstarted) | _at_work(ti, down.jobs_of, unstarted)
+        for run_id in sorted(needing):
             record = pull_record(ti, setup, run_id=run_id)
             is_up = record and record.app_id == app_id and record.active_workers
-            if not is_up or ti.get_dagrun_state(ti.dag_id, run_id) != "running":
-                continue
-            # a clear may leave out tasks that still need the app
-            if has_started(states.get(setup, "")) or _is_at_work(ti, down.jobs_of, run_id):
+            if is_up and ti.get_dagrun_state(ti.dag_id, run_id) == "running":
                 others.append(f"{down_id} of run {run_id}")
     if others:
         line = "STILL BILLED: app %s stays up until %s scales it down"
@@ -117,13 +124,17 @@ def _is_needed(context: Context, app_id: str) -> bool:
     return bool(others)
 
 
-def _is_at_work(ti: Any, task_ids: Collection[str], run_id: str) -> bool:
-    """Return whether any of these tasks runs, at any map index of a block that is not mapped itself."""
-    if not task_ids:
-        return False
-    of_run = {"dag_id": ti.dag_id, "run_ids": [run_id], "map_index": ti.map_index}
-    states = ti.get_task_states(task_ids=list(task_ids), **of_run)
-    return any(state in _AT_WORK for state in states.get(run_id, {}).values())
+def _at_work(ti: Any, task_ids: Collection[str], run_ids: Iterable[str]) -> set[str]:
+    """
+    Return the runs in which any of these tasks runs: a clear may leave out tasks that still need the app.
+
+    A block that is not mapped itself is asked for the tasks at any map index.
+    """
+    found: dict[str, dict[str, str | None]] = {}
+    for some in batches(run_ids if task_ids else (), _RUNS_AT_ONCE):
+        of_runs = {"dag_id": ti.dag_id, "run_ids": some, "map_index": ti.map_index}
+        found |= ti.get_task_states(task_ids=list(task_ids), **of_runs)
+    return {run_id for run_id, states in found.items() if not _AT_WORK.isdisjoint(states.values())}
 
 
 def has_started(state: str | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.daemon_threads import ends_within
@@ -75,8 +76,12 @@ class Collecting:
         if not self._log.stores:  # the results were taken as they came
             self._note_collected([job.id for job in ended], len(self._run.sink.stored), has_time=True)
 
-    def refetch(self, job_ids: list[str]) -> None:
-        """Find out how jobs are that may have ended."""
+    def refetch(self, job_ids: list[str], *, have_ended: bool = True) -> None:
+        """
+        Find out how jobs are that may have ended.
+
+        :param have_ended: whether they should have. Otherwise each is asked for once.
+        """
         ended: list[Job] = []
 
         def note(job_id: str, outcome: Job | RunGenError) -> None:
@@ -84,7 +89,7 @@ class Collecting:
             if job.is_terminal:
                 ended.append(self._run.sink.hold(job))
 
-        self._run.wait.refetch(self._log.app_id, job_ids, note)
+        self._run.wait.refetch(self._log.app_id, job_ids, note, have_ended=have_ended)
         self.note_ended(ended)
 
     def note_event(self, event: Mapping[str, Any]) -> bool:
@@ -198,10 +203,13 @@ class Collecting:
         """Collect the jobs that are ended, and nobody has collected yet."""
         result = self._run.report.result()
         # of these, no more is to be learned now: stored files do not make a rejected job a good one
-        known = self._run.ledger.read_reused().union(
-            (job.id for job in result.jobs), self._run.ending.late or ()
-        )
-        self.gather([job_id for job_id in result.job_ids if job_id not in known])
+        known = self._run.ledger.read_reused().union(job.id for job in result.jobs)
+        rest = [job_id for job_id in result.job_ids if job_id not in known]
+        if running := set(rest).intersection(self._log.jobs.running):
+            with suppress(RunGenError):  # what is known to be over is stored in any case
+                self.refetch(sorted(running), have_ended=False)
+        running = set(self._log.jobs.running)
+        self.gather([job_id for job_id in rest if job_id not in running])
         self.note_stored()
 
     def let_go(self) -> None:

@@ -109,7 +109,7 @@ class KillGuard:
 
     def call_patiently(self, purpose: str, call: Callable[[], T]) -> T:
         """
-        Call Airflow or a store until it works, for as long as one may fail or hang. A kill or a limit ends it.
+        Call Airflow or a store until it works, as long as that may fail or hang. A kill or a limit ends it.
 
         :param purpose: what the call is for, as an infinitive for log and errors.
         :param call: makes one try.
