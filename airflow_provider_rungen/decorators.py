@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_provider_rungen._airflow import (
@@ -20,7 +21,6 @@ from airflow_provider_rungen.operators.table import RunGenRunTableOperator
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context, TaskDecorator
     from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import OutputSource
 
@@ -109,19 +109,16 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
             return OneInput(given, lambda: Schema.of(self.input_schema, "input_schema"))
         return super()._source_of(given)
 
-    def _sink(self, run: Runner) -> Sink:
-        from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
-
-        return ResultSink(run, pushes_keys=self.multiple_outputs and self.destination is None)
-
     def _make_run(self, context: Context) -> Runner:
         from airflow_provider_rungen.execution.jobs.runner import Runner
+        from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
 
+        pushes_keys = self.multiple_outputs and self.destination is None
         return Runner(
             self,
             context,
             lambda: self._source_of(self._call(context)),
-            self._sink,
+            partial(ResultSink, pushes_keys=pushes_keys),
             folder=self.destination,
             # the function is called once an attempt, and may return something else the next time
             can_read_again=False,

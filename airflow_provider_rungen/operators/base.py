@@ -84,8 +84,9 @@ class RunGenBaseOperator(BaseOperator):
         run = self._make_run(context)
         if self._run is not None:
             run.links = self._run.links
-        run.guard.is_killed |= self._is_killed
         self._run = run
+        if self._is_killed:  # while its modules were imported
+            run.guard.kill()
         return run
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_provider_rungen.checks import set_parameters
@@ -138,10 +138,14 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
 
     def _make_run(self, context: Context) -> Runner:
         from airflow_provider_rungen.execution.jobs.runner import Runner
+        from airflow_provider_rungen.execution.sinks.batch_result import JobIds
 
-        return Runner(
-            self, context, lambda: self._source_of(self.inputs), self._sink, folder=self.destination
-        )
+        make_sink: Callable[[Runner], Sink] = JobIds
+        if self.destination is not None:  # here, as a kill cannot use what it interrupts the import of
+            from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
+
+            make_sink = ResultSink
+        return Runner(self, context, lambda: self._source_of(self.inputs), make_sink, folder=self.destination)
 
     def _source_of(self, inputs: Any) -> Source:
         from airflow_provider_rungen.execution.sources.inputs import ManyInputs
@@ -155,11 +159,3 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
             limit=to_limit(self.limit, "limit"),
             shares_equal=self.ledger is not None,
         )
-
-    def _sink(self, run: Runner) -> Sink:
-        from airflow_provider_rungen.execution.sinks.batch_result import JobIds
-        from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
-
-        if self.destination is None:
-            return JobIds(run)
-        return ResultSink(run)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import Context, XComArg
     from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import (
         Check,
@@ -222,11 +221,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
             shares_equal=self.ledger is not None,
         )
 
-    def _sink(self, run: Runner) -> Sink:
-        from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
-
-        return ResultSink(run, table=self._results_uri(run.ti), key=self.key)
-
     def _results_uri(self, ti: Any) -> str:
         if self.results is not None:
             return str(self.results)
@@ -237,13 +231,14 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     def _make_run(self, context: Context) -> Runner:
         from airflow_provider_rungen.client.redaction import redact
         from airflow_provider_rungen.execution.jobs.runner import Runner
+        from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
 
         uri = self._results_uri(context["ti"])
         return Runner(
             self,
             context,
             lambda: self._source(context),
-            self._sink,
+            partial(ResultSink, table=uri, key=self.key),
             folder=uri.rpartition("/")[0] if self.destination is None else self.destination,
             pushes_ids=False,
             page={"results": redact(uri), "key": list(self.key)},

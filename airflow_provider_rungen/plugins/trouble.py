@@ -265,7 +265,7 @@ async def billing_of(gathering: Gathering) -> dict[str, Any] | None:
         "down": down.label if down else page.down,
         "is_left": is_left,  # to another run, or to the jobs on it
         "is_late": bool(begun and not is_left and (begun.failure or begun.bill or not begun.is_moving)),
-        "is_retried": bool(begun and begun.state == "up_for_retry"),
+        "is_retried": bool(begun and begun.is_moving),
         "an_hour": cost(page.price, 3600 * (last if workers is None else workers)),
         "so_far": cost_text(page.price, record.history.worker_seconds(now)) if is_on_bill else "",
     }

@@ -11,11 +11,13 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +71,8 @@ CONNECTION = "AIRFLOW_CONN_RUNGEN_DEFAULT"
 #: What an entry of the ledger has only if there is a stored job.
 JOB_FIELDS = {"manifest", "execution_seconds"}
 LIMIT = 6
+#: A module that is imported when the attempt begins, and one that it imports.
+SINKS = [f"airflow_provider_rungen.execution.sinks.{name}" for name in ("result_sink", "contact_sheet")]
 
 
 def inputs(count: int = COUNT, **emulator: Any) -> list[dict[str, Any]]:
@@ -1554,6 +1558,28 @@ def test_a_signal_that_strikes_in_a_callback_of_the_event_loop_ends_the_attempt(
     with stopped_when(op, number, met.is_set):
         run_task(op, task.context)
     assert task.ends == {"CANCELED": count}
+
+
+@pytest.mark.parametrize("kind", [STORED, FUNCTION])
+def test_a_kill_in_the_middle_of_an_import_says_what_may_run(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    task = make(kind, inputs(LIMIT, seconds=60), deferrable=True)
+    task.attempt_until_deferred()  # its worker is lost
+    task.max_tries, task.state = 1, "failed"
+    op = task.begin()
+
+    class Killer(MetaPathFinder):
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == SINKS[-1]:
+                op.on_kill()
+
+    for name in SINKS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Killer(), *sys.meta_path])
+    with pytest.raises(AirflowException, match="The task was killed"):
+        op.execute(task.context)
+    assert task.ends == {"CANCELED": LIMIT} or "may still run" in caplog.text
 
 
 @KILLED

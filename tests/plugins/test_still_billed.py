@@ -112,13 +112,15 @@ def test_an_app_that_was_left_to_another_run_is_paid_for_by_that_one(world: Worl
         assert words in text
     for words in ("STILL BILLED", "Cost so far", "Clear it"):
         assert words not in text
+    assert "Bill so far" in words_of(world.get(path).text)
 
 
 @pytest.mark.parametrize(
     ("state", "words"),
     [
         ("queued", f"Billed now : app {APP}"),
-        ("up_for_retry", "A retry follows"),
+        ("up_for_retry", "It is tried again"),
+        ("running", "It is tried again"),
         ("success", "STILL BILLED"),  # a user has marked it
     ],
 )

@@ -317,7 +317,8 @@ class Runner(TaskRun[JobOptions]):
                 self.task_log.saver.save_between_polls()
 
     def cleanup(self) -> str:
-        self.collecting.note_ended(self.wait.take_ended())
+        if ended := self.wait.take_ended():
+            self.collecting.note_ended(ended)
         # the kill may come during the look-up of the connection
         return self.ending.clean_up(is_connected=self.is_connected)
 

@@ -171,9 +171,8 @@ class Attempt:
 
     @property
     def was_cleared(self) -> bool:
-        """Whether the task was cleared in this run, unless it is retried with other ``retries``."""
-        is_first = self.try_number <= 1 and self.clear_number == 0  # whatever ``retries`` are by now
-        return self.max_tries != self.retries and not is_first
+        """Whether the task was cleared in this run. A retry after ``retries`` were changed looks the same."""
+        return self.try_number > 1 and self.max_tries != self.retries
 
     def was_cleared_since(self, earlier: Attempt, end: End) -> bool:
         """
