@@ -591,6 +591,14 @@ def next_night(task: Task) -> Task:
     return task
 
 
+def test_the_jobs_of_others_are_in_flight_too(make: Make, tmp_path: Path) -> None:
+    both = {"ledger": Ledger((tmp_path / "ledger").as_uri()), "deferrable": True}
+    make(TABLE, inputs(LIMIT, seconds=60), **both).attempt_until_deferred()
+    task = next_night(make(TABLE, inputs(2 * LIMIT, seconds=60), **both))
+    task.attempt_until_deferred()
+    assert task.created == LIMIT
+
+
 def test_it_never_cancels_the_jobs_of_others(make: Make, ledger: dict[str, Any]) -> None:
     other = make(TABLE, inputs(2, seconds=60), stop_after=3, **ledger | {"deferrable": True})
     other.attempt_until_deferred()

@@ -167,7 +167,7 @@ class Submitting:
                 self.claimed_by_others.clear()
             while len(self.claimed_by_others) > count and not is_broken and time.time() < deadline:
                 count = len(self.claimed_by_others)
-                is_broken = self._submit_some(self._room(), deadline)
+                is_broken = self._submit_some(deadline)
             if time.time() >= deadline:  # it may have been too late to look all of them up again
                 self.claimed_by_others |= claimed.intersection(self._log.jobs.inputs(*SUBMITTABLE))
             run.guard.call_patiently("push the ids of the jobs", run.report.push_submitted)
@@ -211,17 +211,17 @@ class Submitting:
         if self._run.was_deferred:  # nothing was looked up since
             paid.settle(self._log.jobs.inputs(*SUBMITTABLE))
 
-    def _room(self) -> int:
-        """Return how many inputs may be submitted now."""
-        limit, unsent = self._run.options.max_in_flight, self._log.unsent_count
-        unsent = unsent if self._log.state.allowance is None else min(unsent, self._log.state.allowance)
+    def _room(self) -> tuple[int, int]:
+        """Return how many inputs may be submitted now, and how many more jobs may be in flight."""
+        limit, state = self._run.options.max_in_flight, self._log.state
+        most = self._log.unsent_count if state.allowance is None else state.allowance
         if limit is None or not self._run.options.wait_for_completion:
-            return unsent
-        return min(max(limit - len(self._log.jobs.running), 0), unsent)
+            return most, state.count
+        return most, limit - len(self._log.jobs.running)
 
-    def _submit_some(self, room: int, deadline: float) -> bool:
+    def _submit_some(self, deadline: float) -> bool:
         # only this thread changes the table of jobs, and the inputs are read in another
-        taken, state = self._log.take(room, self.claimed_by_others), self._log.state
+        taken, state = self._log.take(*self._room(), self.claimed_by_others), self._log.state
         if not taken:
             return False
         before = self._log.jobs.totals()

@@ -158,12 +158,14 @@ class TaskLog:
                 return numbers
         return None
 
-    def take(self, most: int, without: Collection[int] = ()) -> list[int]:
-        """Return the next inputs to submit, apart from some."""
+    def take(self, most: int, free: int, without: Collection[int]) -> list[int]:
+        """Return the next inputs to submit. Others may have jobs in flight of what is loaded (``free``)."""
         found = [number for number in self.jobs.inputs(*SUBMITTABLE) if number not in without]
-        while len(found) < most and (numbers := self.load_next()) is not None:
-            found += [number for number in numbers if self.jobs.state(number) in SUBMITTABLE]
-        return found[:most]
+        while len(found) < min(most, free) and (numbers := self.load_next()) is not None:
+            states = [self.jobs.state(number) for number in numbers]
+            found += [number for number, state in zip(numbers, states, strict=True) if state in SUBMITTABLE]
+            free -= states.count(InputState.RUNNING)
+        return found[: max(min(most, free), 0)]
 
     @property
     def has_unsent(self) -> bool:
@@ -186,8 +188,7 @@ class TaskLog:
 
     def stop_submitting(self) -> int:
         """Submit nothing more, and return how many inputs are not submitted."""
-        unsent = self.unsent_count
-        self.state.has_stopped = True
+        unsent, self.state.has_stopped = self.unsent_count, True
         return unsent
 
     # --- the jobs ---
@@ -220,8 +221,7 @@ class TaskLog:
 
     def is_stored(self, job_id: str) -> bool:
         """Return whether a job is known to be stored. It is if nothing is left to do in its part."""
-        table = self.jobs.table
-        return job_id not in table.input_of or bool(table.job(job_id).stored)
+        return job_id not in self.jobs.table.input_of or bool(self.jobs.table.job(job_id).stored)
 
     def end_useless(self, job_id: str, state: JobState, *, seconds: float | None, why: str) -> None:
         """Note that the result of a job cannot be used, so that a retry runs its input again."""
