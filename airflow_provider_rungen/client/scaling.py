@@ -11,7 +11,7 @@ from functools import partial
 from itertools import repeat
 
 from airflow_provider_rungen.client import retry
-from airflow_provider_rungen.client.endpoints import delete_app, get_app, list_apps, scale_app
+from airflow_provider_rungen.client.endpoints import get_app, list_apps, scale_app
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.poll_state import (
@@ -31,7 +31,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenAppError,
     RunGenAppTimeoutError,
     RunGenBadRequestError,
-    RunGenConflictError,
     RunGenError,
     RunGenNotFoundError,
 )
@@ -318,9 +317,9 @@ def set_workers(
         yield Sleep(min(poll_interval, PAUSE, deadline - now))
 
 
-def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[None]:
+def stop_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[None]:
     """
-    Stop an app, wait until its workers are gone, and delete it.
+    Stop an app, and wait until its workers are gone.
 
     :param poll_interval: seconds between two polls or attempts.
     :param deadline: the time (seconds since 1970) to stop at.
@@ -331,11 +330,3 @@ def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[No
     # also if it says STOPPED: it may be about to start
     yield from set_workers(app_id, 0, poll_interval=poll_interval, within=within)
     yield from wait_for_app(AppTarget(app_id, "STOPPED"), poll_interval=poll_interval, deadline=deadline)
-    while True:
-        try:
-            return (yield from outlast(app_id, partial(delete_app, app_id)))
-        except RunGenConflictError:  # its workers are still on their way out
-            now = yield Sleep(0)
-            if now >= deadline:
-                raise
-            yield Sleep(min(poll_interval, deadline - now))

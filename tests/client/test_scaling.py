@@ -17,9 +17,9 @@ from airflow_provider_rungen.client.retry import GONE_GRACE, REFUSAL_GRACE
 from airflow_provider_rungen.client.scaling import (
     CONFIRM_TIME,
     AppTarget,
-    remove_app,
     restore_workers,
     set_workers,
+    stop_app,
     wait_for_app,
 )
 from airflow_provider_rungen.client.transport import drive
@@ -29,7 +29,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppError,
     RunGenAppTimeoutError,
-    RunGenConflictError,
     RunGenForbiddenError,
     RunGenNotFoundError,
 )
@@ -369,12 +368,12 @@ def test_an_app_that_is_gone_is_drained() -> None:
     assert clock.slept == [5.0] * 7, "as long as it takes to be certain"
 
 
-@pytest.mark.parametrize("operation", ["get_app", "update_app", "delete_app"])
+@pytest.mark.parametrize("operation", ["get_app", "update_app"])
 def test_a_stray_404_keeps_no_workers(direct: Via, operation: str) -> None:
-    flows: list[tuple[Callable[[], Flow[Any]], int | None]] = [
+    flows: list[tuple[Callable[[], Flow[Any]], int]] = [
         (lambda: set_workers("app", 1), 1),
         (lambda: restore_workers(ScaleRecord("app", 3, 0)), 0),
-        (lambda: remove_app("app", poll_interval=5, deadline=direct.clock.now + 600), None),
+        (lambda: stop_app("app", poll_interval=5, deadline=direct.clock.now + 600), 0),
     ]
     for flow, left in flows:
         direct.service.add_app("app", workers=3)
@@ -384,20 +383,3 @@ def test_a_stray_404_keeps_no_workers(direct: Via, operation: str) -> None:
         direct.service.inject(Fault(on="update_app", status=200, body={"id": "app"}, taken=True))
         direct(flow())
         assert direct.service.stats()["active_workers"].get("app") == left
-
-
-def test_an_app_is_stopped_and_deleted_once_its_workers_are_gone(direct: Via) -> None:
-    def remove(app_id: str, within: float = 60) -> None:
-        direct(remove_app(app_id, poll_interval=5, deadline=direct.clock.now + within))
-
-    direct.service.add_app("doomed", workers=3)
-    direct.service.inject(Fault(on="delete_app", status=409, times=2))
-    remove("doomed")
-    assert direct.service.count("delete_app") == 3
-    assert "doomed" not in direct.service.stats()["active_workers"]
-    with pytest.raises(RunGenNotFoundError):
-        remove("doomed")
-    direct.service.add_app("stubborn", workers=1)
-    direct.service.inject(Fault(on="delete_app", status=409, times=None))
-    with pytest.raises(RunGenConflictError):
-        remove("stubborn", within=30)

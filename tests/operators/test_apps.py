@@ -38,6 +38,7 @@ from airflow_provider_rungen.execution.apps.block import read_scale_record
 from airflow_provider_rungen.execution.apps.lifecycle import whole_number
 from airflow_provider_rungen.execution.task import attempts, store_writer
 from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
+from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCreateAppOperator,
     RunGenDeleteAppOperator,
@@ -664,6 +665,17 @@ def test_a_record_that_cannot_be_removed_does_not_take_the_workers_away(stores: 
     assert ("If the task is cleared and fails" in outcome.log) == (times > 1)
 
 
+@pytest.mark.parametrize("is_retry", [True, False])
+def test_without_a_store_nobody_knows_who_scaled_up_before_a_retry(
+    gpu: Gpu, caplog: pytest.LogCaptureFixture, is_retry: bool
+) -> None:
+    gpu.service.scale(APP, 2)  # as by an attempt whose worker was lost
+    gpu.ti.try_number += is_retry
+    gpu.assert_scaling_is_late()
+    assert (f"STILL BILLED: app {APP} may still have 2 workers" in caplog.text) is is_retry
+    assert gpu.sent == []
+
+
 # --- create and delete --------------------------------------------------------------------------------------
 
 LORA = {
@@ -740,6 +752,40 @@ def test_a_corrupt_record_of_a_creation_is_no_app_of_ours(
     assert_one_is_created(gpu, gpu.run(create_op()).value)
 
 
+@pytest.mark.parametrize("is_refused", [True, False], ids=["refused", "deleted"])
+def test_an_app_of_somebody_else_is_none_of_ours(gpu: Gpu, is_refused: bool) -> None:
+    gpu.context["task_state_store"] = FakeStore()
+    if is_refused:
+        gpu.fault("create_app", status=403, times=None)
+        assert gpu.run(create_op()).error is not None
+        gpu.service.clear_faults()
+    else:
+        created = gpu.run(create_op()).value
+        assert gpu.run(delete_op(app_id=created)) == Outcome()
+    theirs = RunGenHook().create_app(**BODY).id
+    gpu.ti.try_number = 2
+    assert theirs in str(gpu.error(create_op(if_exists="fail"), AirflowFailException))
+
+
+def test_a_lost_answer_is_that_of_the_newest_app_of_the_name(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle, before = gpu.service.handle, set(gpu.apps)
+
+    def create_another(method: str, *rest: Any) -> Any:
+        if method == "POST":  # another run, which saw the same list
+            handle(method, *rest)
+        return handle(method, *rest)
+
+    monkeypatch.setattr(gpu.service, "handle", create_another)
+    gpu.fault("create_app", kind="reset_after", skip=1)
+    used = gpu.run(create_op()).value
+    theirs, own = (app_id for app_id in gpu.apps if app_id not in before)
+    assert used == own
+    line = "STILL BILLED: 1 more app named 'night shift' may have workers, and may be of another run: "
+    assert line + theirs in caplog.text
+
+
 def test_numbers_may_be_text_as_templates_make_them(gpu: Gpu) -> None:
     outcome = gpu.run(create_op(configuration={"gpu_tier": "BASIC", "active_workers": " 2 "}))
     assert gpu.apps[outcome.value] == 2
@@ -763,8 +809,8 @@ def test_a_wrong_field_is_named(gpu: Gpu, field: str, options: Any, sent: int) -
     assert (gpu.service.count("create_app"), gpu.apps) == (sent, before)
 
 
-def delete_op() -> RunGenDeleteAppOperator:
-    return RunGenDeleteAppOperator(task_id="delete", app_id=APP, poll_interval=0.02, timeout=5)
+def delete_op(app_id: str = APP) -> RunGenDeleteAppOperator:
+    return RunGenDeleteAppOperator(task_id="delete", app_id=app_id, poll_interval=0.02, timeout=5)
 
 
 def test_an_app_is_stopped_and_deleted(gpu: Gpu) -> None:
@@ -772,6 +818,40 @@ def test_an_app_is_stopped_and_deleted(gpu: Gpu) -> None:
     for _ in range(2):  # it may be gone already
         assert gpu.run(delete_op()) == Outcome()
         assert APP not in gpu.apps
+
+
+def test_an_app_is_deleted_once_its_workers_are_gone(gpu: Gpu) -> None:
+    gpu.fault("delete_app", status=409, times=2)
+    assert gpu.run(delete_op()) == Outcome()
+    assert gpu.service.count("delete_app") == 3
+
+
+def test_an_app_that_is_scaled_up_while_it_is_deleted_is_stopped_again(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle, is_scaled = gpu.service.handle, list[bool]()
+
+    def scale_up(method: str, *rest: Any) -> Any:
+        if method == "DELETE" and not is_scaled:
+            is_scaled.append(True)
+            gpu.service.scale(APP, 2)
+        return handle(method, *rest)
+
+    monkeypatch.setattr(gpu.service, "handle", scale_up)
+    assert gpu.run(delete_op()) == Outcome()
+    assert APP not in gpu.apps
+
+
+@pytest.mark.parametrize(("operation", "is_billed"), [("update_app", True), ("delete_app", False)])
+def test_a_delete_that_fails_says_whether_the_app_may_be_billed(
+    gpu: Gpu, caplog: pytest.LogCaptureFixture, operation: str, is_billed: bool
+) -> None:
+    gpu.service.scale(APP, 2)
+    gpu.fault(operation, status=400, times=None)
+    error = gpu.run(delete_op()).error
+    assert str(error).startswith(f"STILL BILLED: app {APP} may still have workers") is is_billed
+    assert ("STILL BILLED" in caplog.text) is is_billed
+    assert isinstance(error, AirflowFailException) is not is_billed, "a retry may end the bill"
 
 
 def test_an_app_is_not_deleted_before_it_is_set_to_zero(gpu: Gpu) -> None:

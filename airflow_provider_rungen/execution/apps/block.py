@@ -94,14 +94,14 @@ def _is_needed(context: Context, app_id: str) -> bool:
     ti: Any = context["ti"]
     if not hasattr(ti, "get_task_states"):
         return False
-    blocks = {down.task_id: down for down in teardowns(context)}
-    asked = [each for down in blocks.values() for each in (down.task_id, down.scale_up_task_id)]
     is_alone = ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) < 2
     runs: dict[str, Any] = {"run_ids": [ti.run_id]} if is_alone else {}
-    states_of = task_states(ti, asked, **runs)
     others = []
-    for down_id, down in blocks.items():
-        setup = down.scale_up_task_id
+    for down in teardowns(context):
+        down_id, setup, at = down.task_id, down.scale_up_task_id, ti.map_index
+        if at is not None and down.get_closest_mapped_task_group() is None:
+            at = -1  # it may be around the mapped task group of the one that asks
+        states_of = task_states(ti, [down_id, setup], at, **runs)
         # a block that scales down right now decides like this one does: both do
         to_come = {
             run_id: states.get(setup, "")
@@ -112,9 +112,9 @@ def _is_needed(context: Context, app_id: str) -> bool:
             to_come.pop(ti.run_id, None)
         # most runs of a backlog have not begun, and each record is a call
         unstarted = [run_id for run_id, state in to_come.items() if not has_started(state)]
-        needing = (to_come.keys() - unstarted) | _at_work(ti, down.jobs_of, unstarted)
+        needing = (to_come.keys() - unstarted) | _at_work(ti, down.jobs_of, unstarted, at)
         for run_id in sorted(needing):
-            record = pull_record(ti, setup, run_id=run_id)
+            record = pull_record(ti, setup, at, run_id=run_id)
             is_up = record and record.app_id == app_id and record.active_workers
             if is_up and ti.get_dagrun_state(ti.dag_id, run_id) == "running":
                 others.append(f"{down_id} of run {run_id}")
@@ -124,7 +124,7 @@ def _is_needed(context: Context, app_id: str) -> bool:
     return bool(others)
 
 
-def _at_work(ti: Any, task_ids: Collection[str], run_ids: Iterable[str]) -> set[str]:
+def _at_work(ti: Any, task_ids: Collection[str], run_ids: Iterable[str], map_index: int | None) -> set[str]:
     """
     Return the runs in which any of these tasks runs: a clear may leave out tasks that still need the app.
 
@@ -132,7 +132,7 @@ def _at_work(ti: Any, task_ids: Collection[str], run_ids: Iterable[str]) -> set[
     """
     found: dict[str, dict[str, str | None]] = {}
     for some in batches(run_ids if task_ids else (), _RUNS_AT_ONCE):
-        of_runs = {"dag_id": ti.dag_id, "run_ids": some, "map_index": ti.map_index}
+        of_runs = {"dag_id": ti.dag_id, "run_ids": some, "map_index": map_index}
         found |= ti.get_task_states(task_ids=list(task_ids), **of_runs)
     return {run_id for run_id, states in found.items() if not _AT_WORK.isdisjoint(states.values())}
 
@@ -142,17 +142,19 @@ def has_started(state: str | None) -> bool:
     return state not in _NOT_STARTED
 
 
-def pull_record(ti: Any, scale_up_task_id: str, **of_run: str) -> ScaleRecord | None:
+def pull_record(ti: Any, scale_up_task_id: str, map_index: int | None, **of_run: str) -> ScaleRecord | None:
     """Return what the setup of a run has done."""
-    pulled = ti.xcom_pull(task_ids=scale_up_task_id, key=SCALED_KEY, map_indexes=ti.map_index, **of_run)
+    pulled = ti.xcom_pull(task_ids=scale_up_task_id, key=SCALED_KEY, map_indexes=map_index, **of_run)
     return read_scale_record(pulled)
 
 
-def task_states(ti: Any, task_ids: list[str], **of_runs: Any) -> dict[str, dict[str, str | None]]:
-    """Return the states of tasks (at this task's map index), by run."""
-    states = ti.get_task_states(dag_id=ti.dag_id, task_ids=task_ids, map_index=ti.map_index, **of_runs)
+def task_states(
+    ti: Any, task_ids: list[str], map_index: int | None, **of_runs: Any
+) -> dict[str, dict[str, str | None]]:
+    """Return the states of tasks at a map index, by run."""
+    states = ti.get_task_states(dag_id=ti.dag_id, task_ids=task_ids, map_index=map_index, **of_runs)
     # None is a task in a loop of Airflow 3.4 that is not mapped
-    suffix = "" if ti.map_index is None or ti.map_index < 0 else f"_{ti.map_index}"
+    suffix = "" if map_index is None or map_index < 0 else f"_{map_index}"
     return {
         run_id: {task_id: known[task_id + suffix] for task_id in task_ids if task_id + suffix in known}
         for run_id, known in states.items()

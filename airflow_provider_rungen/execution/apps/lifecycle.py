@@ -6,15 +6,19 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from airflow_provider_rungen.client.answers import was_not_accepted
+from airflow_provider_rungen.client.endpoints import delete_app
 from airflow_provider_rungen.client.models import App, normalize_status
-from airflow_provider_rungen.client.scaling import AppTarget, remove_app, wait_for_app
-from airflow_provider_rungen.client.texts import clean_text, format_ids
+from airflow_provider_rungen.client.scaling import AppTarget, outlast, stop_app, wait_for_app
+from airflow_provider_rungen.client.texts import clean_text, format_count, format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
     RunGenAppTimeoutError,
+    RunGenConflictError,
     RunGenError,
     RunGenInputError,
     RunGenNotFoundError,
@@ -24,7 +28,8 @@ from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
 
-# The key, in Airflow's task state store, of the name of the app that an attempt is about to create.
+# The key, in Airflow's task state store, of the name and id of the app that an attempt creates. Until it is
+# answered, there is no id.
 KEY = "rungen_app"
 # Seconds within which an app has to be in the list, if it was created by a request whose answer was lost.
 LISTED_WITHIN = 10.0
@@ -40,27 +45,35 @@ class CreateAppRun(TaskRun[Any]):
         :return: the app's id.
         :raises RunGenAppError: there is an app of this name, and ``if_exists`` is ``fail``.
         """
-        task, store = self.task, self.context.get("task_state_store")
         with self.attempt(), self.opened():
-            body = _app_body(task)
-            # the name of an app that did not exist when an earlier attempt was about to create it
-            announced = None if store is None else store.get(KEY)
-            is_retry = announced is not None or self.ti.try_number > 1
+            body, announced = _app_body(self.task), self._announced()
+            is_retry = bool(announced) or self.ti.try_number > 1
             apps = self._wait_until_listed(LISTED_WITHIN if is_retry else 0)
-            if apps and announced == task.name:
-                app_id = apps[0].id
+            own = [app for app in apps if announced.get("id") in (None, app.id)] if announced else []
+            if own:
+                app_id = self._newest(own).id
                 log.info("Using app %s, which an earlier attempt created", app_id)
             elif apps:
                 app_id = self._use(apps)
             else:
-                if store is not None:
-                    store.set(KEY, task.name)
+                self._announce()
                 with self.guard.defer_signals():
                     app = self._create(body)
-                app_id = app.id
-                log.info("Created app %s (%s)", app_id, app.name or task.name)
+                    app_id = app.id
+                    with suppress(Exception):  # a retry finds it by its name, too
+                        self._announce(app_id)
+                log.info("Created app %s (%s)", app_id, app.name or self.task.name)
             self.link_to(app_id)
             return app_id
+
+    def _announced(self) -> Mapping[str, Any]:
+        """Return what an earlier attempt noted of the app that it created, or was about to create."""
+        found = None if self._store is None else self._store.get(KEY)
+        return found if isinstance(found, Mapping) and found.get("name") == self.task.name else {}
+
+    def _announce(self, app_id: str | None = None) -> None:
+        if self._store is not None:
+            self._store.set(KEY, {"name": self.task.name, "id": app_id})
 
     def _use(self, apps: list[App]) -> str:
         """Return the id of an app that exists already, with a warning where it differs."""
@@ -85,13 +98,24 @@ class CreateAppRun(TaskRun[Any]):
         try:
             return self.hook.create_app(**body)
         except RunGenError as error:
-            if not error.retryable or was_not_accepted(error):
+            is_refused = was_not_accepted(error)
+            if is_refused and self._store is not None:
+                with suppress(Exception):
+                    self._store.delete(KEY)
+            if is_refused or not error.retryable:
                 raise
             failure = error
         log.warning("%s; looking whether the app was created", failure.message)
         if apps := self._wait_until_listed(LISTED_WITHIN):
-            return apps[0]
+            return self._newest(apps)
         raise failure
+
+    def _newest(self, apps: list[App]) -> App:
+        """Return the app whose creation was not answered: there was none when the attempt looked before."""
+        if rest := [app.id for app in apps[:-1]]:
+            line = "STILL BILLED: %s named %r may have workers, and may be of another run: %s"
+            log.warning(line, format_count(len(rest), "more app"), self.task.name, ", ".join(rest))
+        return apps[-1]
 
     def _wait_until_listed(self, within: float) -> list[App]:
         """
@@ -127,21 +151,56 @@ def _app_body(task: Any) -> dict[str, Any]:
 class DeleteAppRun(TaskRun[Any]):
     """An attempt that deletes an app."""
 
+    _is_stopped = False
+
     def execute(self) -> None:
         """
         Scale the app to zero, wait until it has stopped, and delete it.
 
-        :raises RunGenAppTimeoutError: it did not stop in time.
+        :raises RunGenAppError: it may still have workers, and be billed. A retry may always help.
+        :raises RunGenError: it could not be deleted.
         """
-        with self.attempt(), self.opened() as hook:
-            app_id, deadline = self.known_app_id, self.deadline(time.time() + self.task.timeout)
-            self.link_to(app_id)
+        app_id = self.known_app_id
+        with self.attempt():
             try:
-                hook.perform(remove_app(app_id, poll_interval=self.task.poll_interval, deadline=deadline))
+                with self.guard.working(), self.opened():
+                    self.link_to(app_id)
+                    self._remove(app_id)
             except RunGenNotFoundError:
                 log.info("App %s is gone already", app_id)
+            except Exception as error:
+                if self._is_stopped:
+                    raise
+                raise still_billed(app_id, error) from None
             else:
                 log.info("Deleted app %s", app_id)
+
+    def _remove(self, app_id: str) -> None:
+        poll_interval, deadline = self.task.poll_interval, self.deadline(time.time() + self.task.timeout)
+        while True:
+            self._is_stopped = False
+            self.hook.perform(stop_app(app_id, poll_interval=poll_interval, deadline=deadline))
+            self._is_stopped = True
+            try:
+                return self.hook.perform(outlast(app_id, partial(delete_app, app_id)))
+            except RunGenConflictError:  # its workers are still on their way out, or somebody scaled it up
+                if time.time() >= deadline:
+                    raise
+                self.hook.sleep(poll_interval)
+
+
+def still_billed(app_id: str, error: Exception, otherwise: str = "") -> RunGenAppError:
+    """
+    Log that an app may still have workers, and return the error that says so. A retry may always help.
+
+    :param otherwise: what to call an app whose id is not known.
+    """
+    reason = getattr(error, "message", error)
+    message = f"STILL BILLED: app {app_id or otherwise} may still have workers: {reason}"
+    log.error("%s", message)  # what reports the error may hang
+    hint, retry_after = getattr(error, "hint", ""), getattr(error, "retry_after", None)
+    failure = RunGenAppError(message, app_id=app_id, hint=hint, retry_after=retry_after)
+    return failure.with_traceback(error.__traceback__)
 
 
 def whole_number(value: Any, name: str) -> int:

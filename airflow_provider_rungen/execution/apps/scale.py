@@ -253,10 +253,16 @@ class ScaleRun(TaskRun[Any]):
         record = self._record
         if self._is_to_restore and not self.guard.is_killed:  # then cleanup() has decided
             self._note(self.hook.perform(restore_workers(record)))
-        elif (record.was_raised or record.sent_at is not None) and not isinstance(
-            reason, RunGenNotFoundError
-        ):
+        elif self._may_be_raised and not isinstance(reason, RunGenNotFoundError):
             log.error("%s", record.still_billed(getattr(reason, "message", reason)))
+
+    @property
+    def _may_be_raised(self) -> bool:
+        record = self._record
+        # without a store, nobody knows what an attempt before has done, and no teardown ends it
+        is_unknown = self._store is None and self.ti.try_number > 1 and not self.task.is_setup
+        has_workers = bool(record.active_workers) and is_unknown
+        return record.was_raised or record.sent_at is not None or has_workers
 
     def page_details(self) -> dict[str, Any]:
         return {"up": self.task.task_id}

@@ -30,6 +30,7 @@ from airflow_provider_rungen.execution.apps.block import (
     read_usage,
     task_states,
 )
+from airflow_provider_rungen.execution.apps.lifecycle import still_billed
 from airflow_provider_rungen.execution.task.attempts import Attempt
 from airflow_provider_rungen.execution.task.job_ids import untemplated
 from airflow_provider_rungen.execution.task.report import TaskOutcome
@@ -69,18 +70,11 @@ class ScaleDownRun(TaskRun[Any]):
                     is_due = self._is_due()
                     is_final = not is_due or self._scale_down()
             except Exception as error:
-                app = self._record.app_id or f"of connection {self.options.rungen_conn_id}"
-                reason = getattr(error, "message", error)
-                message = f"STILL BILLED: app {app} may still have workers: {reason}"
-                log.error("%s", message)  # the report may hang
+                app = f"of connection {self.options.rungen_conn_id}"
+                failure = still_billed(self._record.app_id, error, app)
                 if not self.guard.is_killed:  # it has other things to do in its last seconds
                     self._report(is_final=False)
-                raise RunGenAppError(
-                    message,
-                    app_id=self._record.app_id,
-                    hint=getattr(error, "hint", ""),
-                    retry_after=getattr(error, "retry_after", None),
-                ).with_traceback(error.__traceback__) from None
+                raise failure from None
             if not is_due:
                 log.info("Nothing to scale down: this run did not scale the app up")
             if is_due or self._is_known:
@@ -90,7 +84,8 @@ class ScaleDownRun(TaskRun[Any]):
         """Read what the setup has done, and return whether there is something to scale down."""
         setup = self.task.scale_up_task_id
         self._record = ScaleRecord(self.known_app_id)
-        record = self._ask("read what the setup did", partial(pull_record, self.ti, setup), None)
+        read = partial(pull_record, self.ti, setup, self.ti.map_index)
+        record = self._ask("read what the setup did", read, None)
         self._is_known = record is not None
         if record is not None:
             self._record = record
@@ -115,7 +110,8 @@ class ScaleDownRun(TaskRun[Any]):
         """Return whether a task of this run was ever started, as far as Airflow knows."""
         ti = self.ti
         if hasattr(ti, "get_task_states"):  # Airflow 3
-            state = task_states(ti, [task_id], run_ids=[ti.run_id]).get(ti.run_id, {}).get(task_id)
+            states = task_states(ti, [task_id], ti.map_index, run_ids=[ti.run_id])
+            state = states.get(ti.run_id, {}).get(task_id)
         else:
             dag_run: Any = self.context["dag_run"]
             state = getattr(dag_run.get_task_instance(task_id, map_index=ti.map_index), "state", None)
