@@ -86,7 +86,8 @@ class RunGenBaseOperator(BaseOperator):
             run.links = self._run.links
         self._run = run
         if self._is_killed:  # while its modules were imported
-            run.guard.kill()
+            with run.guard.working():
+                run.guard.kill()
         return run
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:

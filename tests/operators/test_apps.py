@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 from bad_answers import Fault
-from conftest import KEY, FakeStore, Outcome, TrackedTaskInstance, pairwise
+from conftest import KEY, FakeStore, Outcome, TrackedTaskInstance, pairwise, stopped_when
 from operator_kit import FAST, KILLED, MODES, Died, Stage, die, failing, hang, kill_when
 
 from airflow_provider_rungen import triggers
@@ -779,7 +780,7 @@ def test_a_lost_answer_is_that_of_the_newest_app_of_the_name(
 
     monkeypatch.setattr(gpu.service, "handle", create_another)
     gpu.fault("create_app", kind="reset_after", skip=1)
-    used = gpu.run(create_op()).value
+    used = gpu.run(create_op(configuration={"gpu_tier": "BASIC", "active_workers": 1})).value
     theirs, own = (app_id for app_id in gpu.apps if app_id not in before)
     assert used == own
     line = "STILL BILLED: 1 more app named 'night shift' may have workers, and may be of another run: "
@@ -809,8 +810,8 @@ def test_a_wrong_field_is_named(gpu: Gpu, field: str, options: Any, sent: int) -
     assert (gpu.service.count("create_app"), gpu.apps) == (sent, before)
 
 
-def delete_op(app_id: str = APP) -> RunGenDeleteAppOperator:
-    return RunGenDeleteAppOperator(task_id="delete", app_id=app_id, poll_interval=0.02, timeout=5)
+def delete_op(app_id: str = APP, timeout: float = 5) -> RunGenDeleteAppOperator:
+    return RunGenDeleteAppOperator(task_id="delete", app_id=app_id, poll_interval=0.02, timeout=timeout)
 
 
 def test_an_app_is_stopped_and_deleted(gpu: Gpu) -> None:
@@ -820,10 +821,11 @@ def test_an_app_is_stopped_and_deleted(gpu: Gpu) -> None:
         assert APP not in gpu.apps
 
 
-def test_an_app_is_deleted_once_its_workers_are_gone(gpu: Gpu) -> None:
-    gpu.fault("delete_app", status=409, times=2)
+@pytest.mark.parametrize("status", [409, 404], ids=["its workers are not gone", "a stray 404"])
+def test_an_app_that_cannot_be_deleted_at_once_is_deleted_later(gpu: Gpu, status: int) -> None:
+    gpu.fault("delete_app", status=status, times=2)
     assert gpu.run(delete_op()) == Outcome()
-    assert gpu.service.count("delete_app") == 3
+    assert (gpu.service.count("delete_app"), APP in gpu.apps) == (3, False)
 
 
 def test_an_app_that_is_scaled_up_while_it_is_deleted_is_stopped_again(
@@ -842,16 +844,36 @@ def test_an_app_that_is_scaled_up_while_it_is_deleted_is_stopped_again(
     assert APP not in gpu.apps
 
 
-@pytest.mark.parametrize(("operation", "is_billed"), [("update_app", True), ("delete_app", False)])
+@pytest.mark.parametrize(
+    ("operation", "status", "is_billed"),
+    [("update_app", 400, True), ("delete_app", 400, False), ("delete_app", 409, True)],
+)
 def test_a_delete_that_fails_says_whether_the_app_may_be_billed(
-    gpu: Gpu, caplog: pytest.LogCaptureFixture, operation: str, is_billed: bool
+    gpu: Gpu, caplog: pytest.LogCaptureFixture, operation: str, status: int, is_billed: bool
 ) -> None:
     gpu.service.scale(APP, 2)
-    gpu.fault(operation, status=400, times=None)
-    error = gpu.run(delete_op()).error
-    assert str(error).startswith(f"STILL BILLED: app {APP} may still have workers") is is_billed
-    assert ("STILL BILLED" in caplog.text) is is_billed
+    gpu.fault(operation, status=status, times=None)
+    error = gpu.run(delete_op(timeout=0.3)).error
+    line = f"STILL BILLED: app {APP} may still have workers"
+    assert (str(error).startswith(line), line in caplog.text) == (is_billed, is_billed)
     assert isinstance(error, AirflowFailException) is not is_billed, "a retry may end the bill"
+
+
+@KILLED
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
+def test_a_delete_that_is_ended_says_that_the_app_may_be_billed(
+    gpu: Gpu, caplog: pytest.LogCaptureFixture, number: Any
+) -> None:
+    gpu.fault("update_app", status=503, times=None)
+    op, error = delete_op(timeout=60), ""
+    with stopped_when(op, number, lambda: gpu.service.count("update_app") > 1):
+        error = str(gpu.run(op).error)
+    assert f"STILL BILLED: app {APP} may still have workers" in f"{caplog.text} {error}"
+
+
+@pytest.mark.parametrize("app_id", ["", " "])
+def test_a_delete_of_no_app_bills_nothing(gpu: Gpu, app_id: str) -> None:
+    assert "STILL BILLED" not in str(gpu.error(delete_op(app_id), AirflowFailException))
 
 
 def test_an_app_is_not_deleted_before_it_is_set_to_zero(gpu: Gpu) -> None:

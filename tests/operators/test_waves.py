@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import SimpleNamespace
@@ -892,6 +893,8 @@ def test_jobs_that_run_on_hold_up_no_attempt_that_fails(make: Make, is_canceled:
     service, task.max_tries = task.emulator.service, 0
     service.inject(Fault(on="cancel", status=409, times=None))
     task.attempt_until_deferred()
+    broken = task.jobs[-1]["id"]
+    service.inject(Fault(on="get", status=500, times=None, job_id=broken))
     task.scale(LIMIT)
     while task.ends["COMPLETED"] < 2:
         time.sleep(0.01)
@@ -900,6 +903,7 @@ def test_jobs_that_run_on_hold_up_no_attempt_that_fails(make: Make, is_canceled:
         task.op.resume_execution("__fail__", {"error": "lost"}, task.context)
     assert task.pictures() == 2, "what completed unseen is paid for"
     asked = Counter(each.path for each in service.records()[before:] if each.operation == "get")
+    del asked[f"/app/flux-schnell/job/{broken}"]
     # with a cancel, a few times why it is refused
     assert max(asked.values()) <= (7 if is_canceled else 2)
 
@@ -1570,7 +1574,7 @@ def test_a_signal_that_strikes_in_a_callback_of_the_event_loop_ends_the_attempt(
 
 @pytest.mark.parametrize("kind", [STORED, FUNCTION])
 def test_a_kill_in_the_middle_of_an_import_says_what_may_run(
-    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
+    make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     task = make(kind, inputs(LIMIT, seconds=60), deferrable=True)
     task.attempt_until_deferred()  # its worker is lost
@@ -1583,11 +1587,11 @@ def test_a_kill_in_the_middle_of_an_import_says_what_may_run(
                 op.on_kill()
 
     for name in SINKS:
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.setattr(name, import_module(name))  # so that the package has them again afterwards
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Killer(), *sys.meta_path])
-    with pytest.raises(AirflowException, match="The task was killed"):
+    with pytest.raises(AirflowException, match=r"was killed\. Jobs submitted before may still run"):
         op.execute(task.context)
-    assert task.ends == {"CANCELED": LIMIT} or "may still run" in caplog.text
 
 
 @KILLED

@@ -40,6 +40,8 @@ _TO_COME = (
 _AT_WORK = frozenset((TaskInstanceState.RUNNING, TaskInstanceState.DEFERRED))
 # Of how many runs Airflow is asked for the states of all tasks at once: they may be mapped.
 _RUNS_AT_ONCE = 100
+# The characters of their ids, which are in a URL.
+_MOST_TEXT = 3000
 # The states of a setup that has not run, at least since it was cleared.
 _NOT_STARTED = (
     None,
@@ -131,7 +133,7 @@ def _at_work(ti: Any, task_ids: Collection[str], run_ids: Iterable[str], map_ind
     A block that is not mapped itself is asked for the tasks at any map index.
     """
     found: dict[str, dict[str, str | None]] = {}
-    for some in batches(run_ids if task_ids else (), _RUNS_AT_ONCE):
+    for some in batches(run_ids if task_ids else (), _RUNS_AT_ONCE, len, _MOST_TEXT):
         of_runs = {"dag_id": ti.dag_id, "run_ids": some, "map_index": map_index}
         found |= ti.get_task_states(task_ids=list(task_ids), **of_runs)
     return {run_id for run_id, states in found.items() if not _AT_WORK.isdisjoint(states.values())}

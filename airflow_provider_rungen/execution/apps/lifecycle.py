@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any
 
 from airflow_provider_rungen.client.answers import was_not_accepted
-from airflow_provider_rungen.client.endpoints import delete_app
+from airflow_provider_rungen.client.endpoints import delete_app, get_app
 from airflow_provider_rungen.client.models import App, normalize_status
 from airflow_provider_rungen.client.scaling import AppTarget, outlast, stop_app, wait_for_app
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_ids
+from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
     RunGenAppTimeoutError,
@@ -46,25 +47,33 @@ class CreateAppRun(TaskRun[Any]):
         :raises RunGenAppError: there is an app of this name, and ``if_exists`` is ``fail``.
         """
         with self.attempt(), self.opened():
-            body, announced = _app_body(self.task), self._announced()
-            is_retry = bool(announced) or self.ti.try_number > 1
-            apps = self._wait_until_listed(LISTED_WITHIN if is_retry else 0)
-            own = [app for app in apps if announced.get("id") in (None, app.id)] if announced else []
-            if own:
-                app_id = self._newest(own).id
-                log.info("Using app %s, which an earlier attempt created", app_id)
-            elif apps:
-                app_id = self._use(apps)
-            else:
+            body = _app_body(self.task)
+            if (app_id := self._find()) is None:
                 self._announce()
                 with self.guard.defer_signals():
                     app = self._create(body)
                     app_id = app.id
+                    log.info("Created app %s (%s)", app_id, app.name or self.task.name)
                     with suppress(Exception):  # a retry finds it by its name, too
                         self._announce(app_id)
-                log.info("Created app %s (%s)", app_id, app.name or self.task.name)
             self.link_to(app_id)
             return app_id
+
+    def _find(self) -> str | None:
+        """Return the app of an earlier attempt, or else one that has the name and may be used, if any."""
+        announced = self._announced()
+        if own := str(announced.get("id") or ""):
+            with suppress(RunGenNotFoundError):  # then it was deleted
+                self.hook.perform(outlast(own, partial(get_app, own)))
+                log.info("Using app %s, which an earlier attempt created", own)
+                return own
+        is_retry = bool(announced) or self.ti.try_number > 1
+        apps = self._wait_until_listed(LISTED_WITHIN if is_retry else 0)
+        if apps and announced and not own:
+            own = self._newest(apps).id
+            log.info("Using app %s, which an earlier attempt created", own)
+            return own
+        return self._use(apps) if apps else None
 
     def _announced(self) -> Mapping[str, Any]:
         """Return what an earlier attempt noted of the app that it created, or was about to create."""
@@ -112,7 +121,7 @@ class CreateAppRun(TaskRun[Any]):
 
     def _newest(self, apps: list[App]) -> App:
         """Return the app whose creation was not answered: there was none when the attempt looked before."""
-        if rest := [app.id for app in apps[:-1]]:
+        if rest := [app.id for app in apps[:-1] if workers_of(app) != 0]:
             line = "STILL BILLED: %s named %r may have workers, and may be of another run: %s"
             log.warning(line, format_count(len(rest), "more app"), self.task.name, ", ".join(rest))
         return apps[-1]
@@ -168,22 +177,27 @@ class DeleteAppRun(TaskRun[Any]):
                     self._remove(app_id)
             except RunGenNotFoundError:
                 log.info("App %s is gone already", app_id)
+            except RunGenInputError:  # nothing was sent
+                raise
             except Exception as error:
-                if self._is_stopped:
+                if self._is_stopped or self.guard.is_killed:
                     raise
                 raise still_billed(app_id, error) from None
             else:
                 log.info("Deleted app %s", app_id)
 
+    def cleanup(self) -> str:
+        return "" if self._is_stopped else f"STILL BILLED: app {self.known_app_id} may still have workers."
+
     def _remove(self, app_id: str) -> None:
         poll_interval, deadline = self.task.poll_interval, self.deadline(time.time() + self.task.timeout)
         while True:
-            self._is_stopped = False
             self.hook.perform(stop_app(app_id, poll_interval=poll_interval, deadline=deadline))
             self._is_stopped = True
             try:
                 return self.hook.perform(outlast(app_id, partial(delete_app, app_id)))
             except RunGenConflictError:  # its workers are still on their way out, or somebody scaled it up
+                self._is_stopped = False
                 if time.time() >= deadline:
                     raise
                 self.hook.sleep(poll_interval)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.daemon_threads import ends_within
@@ -89,8 +88,10 @@ class Collecting:
             if job.is_terminal:
                 ended.append(self._run.sink.hold(job))
 
-        self._run.wait.refetch(self._log.app_id, job_ids, note, have_ended=have_ended)
-        self.note_ended(ended)
+        try:
+            self._run.wait.refetch(self._log.app_id, job_ids, note, have_ended=have_ended)
+        finally:  # one job that cannot be fetched ends it all
+            self.note_ended(ended)
 
     def note_event(self, event: Mapping[str, Any]) -> bool:
         """Look at the jobs that the trigger found to be ended, and return whether everything fails."""
@@ -206,8 +207,10 @@ class Collecting:
         known = self._run.ledger.read_reused().union(job.id for job in result.jobs)
         rest = [job_id for job_id in result.job_ids if job_id not in known]
         if running := set(rest).intersection(self._log.jobs.running):
-            with suppress(RunGenError):  # what is known to be over is stored in any case
+            try:
                 self.refetch(sorted(running), have_ended=False)
+            except RunGenError as error:  # what is known to be over is stored in any case
+                log.warning("%s; it is unknown how other jobs are", error.message)
         running = set(self._log.jobs.running)
         self.gather([job_id for job_id in rest if job_id not in running])
         self.note_stored()

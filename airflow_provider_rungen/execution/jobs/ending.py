@@ -19,7 +19,6 @@ from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.attempts import CALL_TIME, call_briefly
 from airflow_provider_rungen.execution.task.job_ids import begin_with_jobs, format_jobs, log_jobs
 from airflow_provider_rungen.execution.task.outcomes import is_misconfigured, rules_out_retry
-from airflow_provider_rungen.execution.task.store_writer import call_patiently
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
 from airflow_provider_rungen.runs.rows import JobState
@@ -65,8 +64,10 @@ class Ending:
         The last attempt does so for as long as the place may fail: nobody after it learns of the jobs.
         """
         is_last = self._run.deferral.follows_others and not self.has_next()
-        read = self._log.read_earlier
-        call_patiently("read the run log", read, lambda: not is_last or self._run.guard.is_stopping())
+        if is_last:
+            self._run.guard.call_patiently("read the run log", self._log.read_earlier)
+        else:
+            self._log.read_earlier()
         known = [record.app_id for record in self._log.home.earlier if record.app_id]
         self.app_id = known[-1] if known else self.app_id
 
