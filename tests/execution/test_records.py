@@ -22,7 +22,8 @@ from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.apps.block import add_costs, read_scale_record
+from airflow_provider_rungen.execution.apps.bill import add_costs
+from airflow_provider_rungen.execution.apps.block import read_scale_record
 from airflow_provider_rungen.execution.archive.stored_jobs import manifest_text, parse_manifest
 from airflow_provider_rungen.execution.jobs.job_ends import ENDS
 from airflow_provider_rungen.execution.ledger.entries import Entry, entry_text, parse_entry

@@ -18,8 +18,9 @@ from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenInputError
-from airflow_provider_rungen.execution.apps.block import Bill, read_scale_record, read_usage
-from airflow_provider_rungen.execution.apps.scale import is_wanted
+from airflow_provider_rungen.execution.apps.bill import Bill, read_usage
+from airflow_provider_rungen.execution.apps.block import read_scale_record
+from airflow_provider_rungen.execution.apps.lifecycle import is_wanted
 from airflow_provider_rungen.execution.task.attempts import Attempt
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,

@@ -15,7 +15,7 @@ from operator_kit import FAST, MODES, submitted, taking
 from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.testing import run_operator
-from airflow_provider_rungen.execution.apps.block import add_costs
+from airflow_provider_rungen.execution.apps.bill import add_costs
 from airflow_provider_rungen.execution.table.result_rows import ResultRow, Status
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,

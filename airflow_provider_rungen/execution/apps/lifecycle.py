@@ -230,6 +230,18 @@ def whole_number(value: Any, name: str) -> int:
     return value
 
 
+def is_wanted(value: Any) -> bool:
+    """
+    Return whether there is something to run: a number or a boolean, which a template may have made text.
+
+    :raises RunGenInputError: it is neither.
+    """
+    if isinstance(value, str):
+        words = {"": False, "none": False, "false": False, "true": True}
+        value = words.get(value.strip().lower(), value)
+    return value is not None and (value if isinstance(value, bool) else whole_number(value, "only_if") > 0)
+
+
 # --- a wait ---
 
 

@@ -33,7 +33,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
 )
 from airflow_provider_rungen.execution.apps.block import is_needed, read_scale_record
-from airflow_provider_rungen.execution.apps.lifecycle import wait_or_defer, whole_number
+from airflow_provider_rungen.execution.apps.lifecycle import is_wanted, wait_or_defer, whole_number
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun
@@ -318,15 +318,3 @@ class ScaleRun(TaskRun[Any]):
                 if isinstance(error, RunGenAppTimeoutError):
                     error.hint = hint
                 raise
-
-
-def is_wanted(value: Any) -> bool:
-    """
-    Return whether there is something to run: a number or a boolean, which a template may have made text.
-
-    :raises RunGenInputError: it is neither.
-    """
-    if isinstance(value, str):
-        words = {"": False, "none": False, "false": False, "true": True}
-        value = words.get(value.strip().lower(), value)
-    return value is not None and (value if isinstance(value, bool) else whole_number(value, "only_if") > 0)

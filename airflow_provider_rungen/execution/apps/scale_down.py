@@ -22,12 +22,11 @@ from airflow_provider_rungen.client.scaling import ask_app, set_workers
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord, is_down
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
+from airflow_provider_rungen.execution.apps.bill import Bill, read_usage
 from airflow_provider_rungen.execution.apps.block import (
-    Bill,
     has_started,
     is_needed,
     pull_record,
-    read_usage,
     task_states,
 )
 from airflow_provider_rungen.execution.apps.lifecycle import still_billed

@@ -319,8 +319,7 @@ class Runner(TaskRun[JobOptions]):
     def cleanup(self) -> str:
         if ended := self.wait.take_ended():
             self.collecting.note_ended(ended)
-        # the kill may come during the look-up of the connection
-        return self.ending.clean_up(is_connected=self.is_connected)
+        return self.ending.clean_up(is_connected=self.is_connected)  # which it may just look up
 
     # --- what is reported ---
 

@@ -16,7 +16,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenInputError,
     RunGenJobTimeoutError,
 )
-from airflow_provider_rungen.execution.apps.block import add_costs
+from airflow_provider_rungen.execution.apps.bill import add_costs
 from airflow_provider_rungen.execution.sinks.batch_result import (
     NOT_SUBMITTED,
     BatchResult,
