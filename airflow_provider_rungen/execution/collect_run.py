@@ -55,7 +55,7 @@ class CollectRun(TaskRun[JobOptions]):
         self.used, self.times = self.usage.to_json, lambda: self.usage.times
         self.wait = JobWait(self, task.defer_for_jobs)
         self.is_single = False  #: Whether one job is named, and not a list.
-        self._shown_ids: Sequence[str | None] = ()
+        self._shown_ids: list[str | None] = []  # of a type that JSON keeps
 
     def execute(self) -> Any:
         """

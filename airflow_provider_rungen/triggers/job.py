@@ -128,7 +128,14 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             log.info("Not canceled, since another attempt waits: jobs %s", ", ".join(kept[:_MAX_LISTED]))
         app_id = await hook.aresolve_app_id(self.app_id)
         rest = [job_id for job_id in job_ids if job_id not in set(kept)]
-        await gather_limited(partial(self._cancel, hook, app_id), rest)
+        if not rest:
+            return
+        # Airflow may close the log of the task before the last answer
+        log.info("Canceling jobs of app %s: %s", app_id, ", ".join(rest[:_MAX_LISTED]))
+        failed: list[str] = []
+        await gather_limited(partial(self._cancel, hook, app_id, failed), rest)
+        if failed:
+            log.error("May still run: jobs %s of app %s", ", ".join(failed[:_MAX_LISTED]), app_id)
 
     def _remains(self) -> str:
         return f"May still run: jobs {clean_text(str(self.job_id), 4000)} of app {self.app_id}"
@@ -171,12 +178,13 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             return None
         return found
 
-    async def _cancel(self, hook: RunGenHook, app_id: str, job_id: str) -> None:
+    async def _cancel(self, hook: RunGenHook, app_id: str, failed: list[str], job_id: str) -> None:
         try:
             await hook.acancel_job(app_id=app_id, job_id=job_id, retry_budget=base.CANCEL_TIME)
             log.info("Canceled job %s of app %s", job_id, app_id)
         except RunGenError as error:
             log.warning("%s", error.message)
+            failed.append(job_id)
 
     async def _push(self, values: Callable[[], dict[str, Any]]) -> bool:
         """Push XComs, and return whether this version of Airflow can. No task fails because of them."""

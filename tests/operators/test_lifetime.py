@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import time
 import warnings
@@ -15,7 +16,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, TaskGroup, TriggerRule, task, task_group
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowFailException,
+    TaskDeferred,
+    TaskGroup,
+    TriggerRule,
+    task,
+    task_group,
+)
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 from conftest import SOON, FakeTaskInstance, Outcome, run_task, signal_when, stopped_when
 from operator_kit import KILLED, failing, hang, kill_when, workers
@@ -235,11 +244,13 @@ class TaskInstance3(FakeTaskInstance):
     def get_task_states(
         self, dag_id: str, map_index: int, task_ids: list[str], run_ids: list[str] | None = None
     ) -> dict[str, dict[str, str | None]]:
-        suffix = f"_{max(map_index or 0, 0)}"  # without an index, Airflow answers for all
+        suffix = r"_\d+" if map_index == -1 else f"_{map_index}"  # without an index, Airflow answers for all
         # all states of mapped tasks, of all runs, are too many
         assert run_ids or not any(task_id.startswith("paint") for task_id in task_ids)
         return {
-            run_id: {each: state for each, state in states.items() if each.removesuffix(suffix) in task_ids}
+            run_id: {
+                each: state for each, state in states.items() if re.sub(f"{suffix}$", "", each) in task_ids
+            }
             for run_id, states in self.states.items()
             if run_ids is None or run_id in run_ids
         }
@@ -253,7 +264,9 @@ class TaskInstance3(FakeTaskInstance):
     def xcom_pull(self, task_ids: Any = None, key: str = "", default: Any = None, **which: Any) -> Any:
         assert key == "scaled"
         name = which.get("run_id", "run")
-        return self.scaled.get(name if task_ids == "app_up" else f"{name} {task_ids}")
+        if task_ids != "app_up":
+            name = f"{name} {task_ids}"
+        return self.scaled.get(f"{name} {which.get('map_indexes')}", self.scaled.get(name))
 
 
 @pytest.fixture
@@ -654,6 +667,86 @@ def test_a_backlog_of_runs_costs_a_few_calls(
         ti.states[f"queued {number}"] = {"app_up": None, "app_down": None, "paint": None}
     assert down() == 0
     assert calls.total() < 25
+
+
+@pytest.fixture
+def up(emulator: Emulator, ti: TaskInstance3) -> Callable[..., Outcome]:
+    """Runs the setup of a block."""
+    ti.task_id, ti.states["run"] = "app_up", {"app_up": "running", "app_down": None}
+    ti.scaled.clear()
+    emulator.service.scale(APP, 0)
+
+    def run(how: Callable[[Any, Any], Outcome] = run_task, **options: Any) -> Outcome:
+        with dag() as d, scaled_app(APP, 2, poll_interval=0.02, **options) as gpu:
+            job("paint")
+        return how(gpu.up, {"ti": ti, "dag": d})
+
+    return run
+
+
+@pytest.mark.parametrize("state", ["success", "running", "failed"])
+def test_a_setup_whose_teardown_was_left_out_of_a_clear_bills_nothing(
+    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, state: str
+) -> None:
+    ti.states["run"]["app_down"] = state
+    error = up().error
+    assert "Nothing would scale the app down: app_down runs or has ended" in str(error)
+    assert "Clear app_down, too" in str(error)
+    assert isinstance(error, AirflowFailException)
+    assert emulator.service.count("update_app") == 0
+
+
+@pytest.mark.parametrize("others", [True, False])
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_setup_that_fails_leaves_the_app_to_a_run_that_needs_it(
+    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, others: bool, is_killed: bool
+) -> None:
+    emulator.service.inject(
+        Fault(on="get_app", status=200, body={"id": APP, "status": "INITIALIZING"}, skip=2, times=None)
+    )
+    if others:
+        ti.run_states["other"] = "running"
+        ti.states["other"] = {"app_up": "running", "app_down": None}
+        ti.scaled["other"] = ScaleRecord(APP, 2, 2).to_json()
+    if is_killed:
+        outcome = up(
+            lambda op, context: kill_when(op, context, lambda: emulator.service.count("get_app") > 4)
+        )
+    else:
+        outcome = up(timeout=0.5)
+    assert outcome.error is not None
+    assert workers(emulator) == (2 if others else 0)
+
+
+def test_a_deferred_setup_leaves_the_app_to_the_teardown(
+    emulator: Emulator, up: Callable[..., Outcome]
+) -> None:
+    slow = {"id": APP, "status": "INITIALIZING"}
+    emulator.service.inject(Fault(on="get_app", status=200, body=slow, skip=2, times=None))
+    with pytest.raises(TaskDeferred) as deferral:
+        up(lambda op, context: op.execute(context), deferrable=True, defer_after=0)
+    assert deferral.value.trigger.serialize()[1]["raised"] is None
+
+
+def test_a_block_leaves_the_app_to_a_mapped_one(emulator: Emulator, ti: TaskInstance3) -> None:
+    with dag() as d:
+
+        @task_group
+        def each(app: str) -> None:
+            with scaled_app(app):
+                job("paint")
+
+        each.expand(app=["another", APP])
+        with scaled_app(APP, poll_interval=0.02, name="one") as one:
+            job("first")
+    ti.task_id = "one_down"
+    ti.states["run"] = {"one_up": "success", "one_down": "running"}
+    for index, app_id in enumerate(("another", APP)):
+        ti.states["run"] |= {f"each.app_up_{index}": "success", f"each.app_down_{index}": None}
+        ti.scaled[f"run each.app_up {index}"] = ScaleRecord(app_id, 1, 0).to_json()
+    ti.scaled["run one_up"] = ScaleRecord(APP, 2, 0).to_json()
+    assert run_task(one.down, {"ti": ti, "dag": d}) == Outcome()
+    assert workers(emulator) == 2
 
 
 def test_a_block_in_a_mapped_group_leaves_the_app_to_the_one_around_it(

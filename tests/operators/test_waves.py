@@ -1810,7 +1810,7 @@ def test_a_ledger_that_comes_or_goes_between_attempts_buys_nothing(
     outcome = task.attempt(**options[not has_ledger])
     if has_ledger:
         assert "An earlier attempt had a ledger" in str(outcome.error)
-        assert len(task.jobs) == made
+        assert (len(task.jobs), task.ti.xcoms["usage"]["jobs"]) == (made, made)
         task.attempt(ledger=ledger)
     assert len(task.jobs) == made + failed
     if has_ledger:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.daemon_threads import batches
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
+from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.execution.task.attempts import teardowns
 from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 from airflow_provider_rungen.runs import records
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
+
+# The states of tasks, by run.
+_States: TypeAlias = Mapping[str, Mapping[str, str | None]]
 
 # The states of a teardown that is still to run.
 _TO_COME = (
@@ -68,6 +72,33 @@ def _read_record(fields: Mapping[str, Any]) -> ScaleRecord:
     )
 
 
+def teardown_of(context: Context, task_id: str) -> Any:
+    """Return the teardown of the block that a setup begins, if any."""
+    return next((down for down in teardowns(context) if down.scale_up_task_id == task_id), None)
+
+
+def check_teardown(run: TaskRun[Any], down: Any, app_id: str) -> None:
+    """
+    Check that the teardown of a block is still to come. A clear of what failed only leaves it out.
+
+    :param run: the attempt of the setup.
+    :raises RunGenAppError: it runs, or has ended.
+    :raises Exception: Airflow failed or hung for too long.
+    """
+    ti = run.ti
+    if not hasattr(ti, "get_task_states"):
+        return
+    ask = partial(task_states, ti, [down.task_id], ti.map_index, run_ids=[ti.run_id])
+    states = run.guard.call_patiently(f"ask whether {down.task_id} is to come", ask)
+    if states.get(ti.run_id, {}).get(down.task_id) not in _TO_COME:
+        raise RunGenAppError(
+            f"Nothing would scale the app down: {down.task_id} runs or has ended; nothing was sent",
+            app_id=app_id,
+            hint=f"Clear {down.task_id}, too: the tasks of the block run after {ti.task_id}",
+            retryable=False,
+        )
+
+
 def is_needed(run: TaskRun[Any], app_id: str) -> bool:
     """
     Return whether another block of the DAG, in any of its runs, has the app up, and will scale it down.
@@ -75,11 +106,12 @@ def is_needed(run: TaskRun[Any], app_id: str) -> bool:
     :param run: the attempt of the setup or teardown that asks.
     :raises Exception: Airflow failed or hung for too long.
     """
-    ask = partial(_is_needed, run.context, app_id)
+    ask = partial(find_others, run.context, app_id)
     return run.guard.call_patiently("ask whether another run needs the app", ask)
 
 
-def _is_needed(context: Context, app_id: str) -> bool:
+def find_others(context: Context, app_id: str) -> bool:
+    """Do what `is_needed` does, once."""
     ti: Any = context["ti"]
     if not hasattr(ti, "get_task_states"):
         return False
@@ -87,30 +119,46 @@ def _is_needed(context: Context, app_id: str) -> bool:
     runs: dict[str, Any] = {"run_ids": [ti.run_id]} if is_alone else {}
     others = []
     for down in teardowns(context):
-        down_id, setup, at = down.task_id, down.scale_up_task_id, ti.map_index
-        if at is not None and down.get_closest_mapped_task_group() is None:
-            at = -1  # it may be around the mapped task group of the one that asks
-        states_of = task_states(ti, [down_id, setup], at, **runs)
-        # a block that scales down right now decides like this one does: both do
-        to_come = {
-            run_id: states.get(setup, "")
-            for run_id, states in states_of.items()
-            if down_id in states and states[down_id] in _TO_COME
-        }
-        if ti.task_id in (down_id, setup):
-            to_come.pop(ti.run_id, None)
-        # most runs of a backlog have not begun, and each record is a call
-        unstarted = [run_id for run_id, state in to_come.items() if not has_started(state)]
-        needing = (to_come.keys() - unstarted) | _at_work(ti, down.jobs_of, unstarted, at)
-        for run_id in sorted(needing):
-            record = pull_record(ti, setup, at, run_id=run_id)
-            is_up = record and record.app_id == app_id and record.active_workers
-            if is_up and ti.get_dagrun_state(ti.dag_id, run_id) == "running":
-                others.append(f"{down_id} of run {run_id}")
+        setup = down.scale_up_task_id
+        for at, states_of in _states_by_index(ti, down, **runs):
+            # a block that scales down right now decides like this one does: both do
+            to_come = {
+                run_id: states.get(setup, "")
+                for run_id, states in states_of.items()
+                if down.task_id in states and states[down.task_id] in _TO_COME
+            }
+            if ti.task_id in (down.task_id, setup):
+                to_come.pop(ti.run_id, None)
+            # most runs of a backlog have not begun, and each record is a call
+            unstarted = [run_id for run_id, state in to_come.items() if not has_started(state)]
+            needing = (to_come.keys() - unstarted) | _at_work(ti, down.jobs_of, unstarted, at)
+            for run_id in sorted(needing):
+                record = pull_record(ti, setup, at, run_id=run_id)
+                is_up = record and record.app_id == app_id and record.active_workers
+                if is_up and ti.get_dagrun_state(ti.dag_id, run_id) == "running":
+                    others.append(f"{down.task_id} of run {run_id}")
     if others:
         line = "STILL BILLED: app %s stays up until %s scales it down"
         log.warning(line, app_id, " or ".join(others))
     return bool(others)
+
+
+def _states_by_index(ti: Any, down: Any, **runs: Any) -> Iterator[tuple[int | None, _States]]:
+    """
+    Yield the states of the two ends of a block, by run, for each map index that counts.
+
+    That is the index of the task that asks, none for a block around its mapped task group, and all indexes of
+    a mapped block if the task is not mapped.
+    """
+    ends, is_mapped = [down.task_id, down.scale_up_task_id], down.get_closest_mapped_task_group() is not None
+    at = ti.map_index if is_mapped or ti.map_index is None else -1
+    found = ti.get_task_states(dag_id=ti.dag_id, task_ids=ends, map_index=at, **runs)
+    indexes = {at}
+    if is_mapped and at == -1:
+        names = {name.removeprefix(f"{down.task_id}_") for states in found.values() for name in states}
+        indexes = {int(name) for name in names if name.isdecimal()}
+    for index in sorted(indexes, key=lambda each: each or 0):
+        yield index, _of_index(found, ends, index)
 
 
 def _at_work(ti: Any, task_ids: Collection[str], run_ids: Iterable[str], map_index: int | None) -> set[str]:
@@ -119,7 +167,7 @@ def _at_work(ti: Any, task_ids: Collection[str], run_ids: Iterable[str], map_ind
 
     A block that is not mapped itself is asked for the tasks at any map index.
     """
-    found: dict[str, dict[str, str | None]] = {}
+    found: dict[str, Mapping[str, str | None]] = {}
     for some in batches(run_ids if task_ids else (), _RUNS_AT_ONCE, len, _MOST_TEXT):
         of_runs = {"dag_id": ti.dag_id, "run_ids": some, "map_index": map_index}
         found |= ti.get_task_states(task_ids=list(task_ids), **of_runs)
@@ -137,11 +185,13 @@ def pull_record(ti: Any, scale_up_task_id: str, map_index: int | None, **of_run:
     return read_scale_record(pulled)
 
 
-def task_states(
-    ti: Any, task_ids: list[str], map_index: int | None, **of_runs: Any
-) -> dict[str, dict[str, str | None]]:
+def task_states(ti: Any, task_ids: list[str], map_index: int | None, **of_runs: Any) -> _States:
     """Return the states of tasks at a map index, by run."""
     states = ti.get_task_states(dag_id=ti.dag_id, task_ids=task_ids, map_index=map_index, **of_runs)
+    return _of_index(states, task_ids, map_index)
+
+
+def _of_index(states: _States, task_ids: list[str], map_index: int | None) -> _States:
     # None is a task in a loop of Airflow 3.4 that is not mapped
     suffix = "" if map_index is None or map_index < 0 else f"_{map_index}"
     return {

@@ -32,11 +32,18 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenNotFoundError,
 )
-from airflow_provider_rungen.execution.apps.block import is_needed, read_scale_record
+from airflow_provider_rungen.execution.apps.block import (
+    check_teardown,
+    find_others,
+    is_needed,
+    read_scale_record,
+    teardown_of,
+)
 from airflow_provider_rungen.execution.apps.lifecycle import is_wanted, wait_or_defer, whole_number
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun
+from airflow_provider_rungen.execution.task.store_writer import reason_of
 from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 
 log = logging.getLogger(__name__)
@@ -75,12 +82,16 @@ class ScaleRun(TaskRun[Any]):
                 self._record = ScaleRecord(app_id)
             if wanted is None:
                 return self._leave(app_id)
+            if wanted and self._down is not None:
+                check_teardown(self, self._down, app_id)
             deadline = self.deadline(time.time() + task.timeout)
             is_up = self._set_workers(app_id, wanted, deadline)
             if is_up and task.wait_until_running:
                 target = AppTarget(app_id, active_workers=wanted)
                 defer_at = time.time() + task.defer_after if task.deferrable else math.inf
-                raised = self._record.to_json() if self._is_to_restore else None
+                # a block has a teardown for that, which knows who else needs the app
+                is_undone = self._is_to_restore and self._down is None
+                raised = self._record.to_json() if is_undone else None
                 wait_or_defer(self, target, defer_at=defer_at, deadline=deadline, raised=raised)
             return self._finish(app_id)
 
@@ -111,6 +122,11 @@ class ScaleRun(TaskRun[Any]):
             record = ScaleRecord(app_id, unknown, history=record.history)
         self._save(record)
         return app_id
+
+    @property
+    def _down(self) -> Any:
+        """What scales the app down after the block, in a block."""
+        return teardown_of(self.context, self.task.task_id)
 
     @property
     def _attempt(self) -> attempts.Attempt:
@@ -252,9 +268,18 @@ class ScaleRun(TaskRun[Any]):
         """Restore the number of workers, or log that they are still billed."""
         record = self._record
         if self._is_to_restore and not self.guard.is_killed:  # then cleanup() has decided
-            self._note(self.hook.perform(restore_workers(record)))
+            if not self._is_left_up():
+                self._note(self.hook.perform(restore_workers(record)))
         elif self._may_be_raised and not isinstance(reason, RunGenNotFoundError):
             log.error("%s", record.still_billed(getattr(reason, "message", reason)))
+
+    def _is_left_up(self) -> bool:
+        """Return whether another block needs the app, so that the teardown has to decide."""
+        try:
+            return self._down is not None and is_needed(self, self._record.app_id)
+        except Exception as error:
+            log.warning("%s", reason_of(error))
+            return False
 
     @property
     def _may_be_raised(self) -> bool:
@@ -279,6 +304,10 @@ class ScaleRun(TaskRun[Any]):
         if self._is_resumed():
             workers = format_count(raised.active_workers, "worker")
             return f"STILL BILLED: app {raised.app_id} keeps {workers} for the next attempt, which resumes."
+        if self._down is not None:
+            ask = partial(find_others, self.context, raised.app_id)
+            if attempts.call_briefly(ask, self.guard.time_left() / 3):
+                return ""
         within = max(self.guard.time_left() - 1, 1)
         restored = self.hook.perform_with_deadline(restore_workers(raised, within=within), within=within)
         attempts.call_briefly(partial(self._write, restored), self.guard.time_left())

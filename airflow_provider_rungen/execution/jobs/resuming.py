@@ -145,9 +145,11 @@ class Resuming:
         states = {row.state(known.writer, known.since) for row in known.table.rows.values()}
         if states.isdisjoint((InputState.RUNNING, InputState.COMPLETED, InputState.UNKNOWN)):
             return digests
+        self._log.jobs.bill(job for row in known.table.rows.values() for job in row.jobs)
         raise RunGenInputError(
             "An earlier attempt had a ledger, and without it its jobs cannot be resumed; nothing was sent",
-            hint=f"Set ledger again, and retry. To submit all inputs again, {self._log.home.how_to_forget}",
+            hint="Set ledger again: then a retry or a clear uses what it submitted. "
+            f"To submit all inputs again, {self._log.home.how_to_forget} without it",
             retryable=True,
         )
 
