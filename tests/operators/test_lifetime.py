@@ -718,6 +718,15 @@ def test_a_setup_that_fails_leaves_the_app_to_a_run_that_needs_it(
     assert workers(emulator) == (2 if others else 0)
 
 
+def test_a_setup_that_fails_says_who_scales_the_app_down(
+    emulator: Emulator, up: Callable[..., Outcome], caplog: pytest.LogCaptureFixture
+) -> None:
+    emulator.service.inject(Fault(on="get_app", status=403, skip=2, times=None))
+    assert up(scale_down_on_failure=False).error is not None
+    assert "STILL BILLED" not in caplog.text
+    assert f"App {APP} may have workers until app_down scales it down: " in caplog.text
+
+
 def test_a_deferred_setup_leaves_the_app_to_the_teardown(
     emulator: Emulator, up: Callable[..., Outcome]
 ) -> None:

@@ -271,7 +271,12 @@ class ScaleRun(TaskRun[Any]):
             if not self._is_left_up():
                 self._note(self.hook.perform(restore_workers(record)))
         elif self._may_be_raised and not isinstance(reason, RunGenNotFoundError):
-            log.error("%s", record.still_billed(getattr(reason, "message", reason)))
+            why = getattr(reason, "message", reason)
+            if self._down is None:
+                log.error("%s", record.still_billed(why))
+            else:
+                line = "App %s may have workers until %s scales it down: %s"
+                log.warning(line, record.app_id, self._down.task_id, why)
 
     def _is_left_up(self) -> bool:
         """Return whether another block needs the app, so that the teardown has to decide."""
@@ -285,9 +290,8 @@ class ScaleRun(TaskRun[Any]):
     def _may_be_raised(self) -> bool:
         record = self._record
         # without a store, nobody knows what an attempt before has done, and no teardown ends it
-        is_unknown = self._store is None and self.ti.try_number > 1 and not self.task.is_setup
-        has_workers = bool(record.active_workers) and is_unknown
-        return record.was_raised or record.sent_at is not None or has_workers
+        is_unknown = self._store is None and self.ti.try_number > 1 and self._down is None
+        return record.was_raised or record.sent_at is not None or bool(record.active_workers and is_unknown)
 
     def page_details(self) -> dict[str, Any]:
         return {"up": self.task.task_id}
@@ -315,12 +319,9 @@ class ScaleRun(TaskRun[Any]):
         return ""
 
     def _is_resumed(self) -> bool:
-        is_resumed = self._store is not None and self._attempt.has_next
-        return (
-            is_resumed
-            and not attempts.is_timing_out()
-            and not attempts.was_ended_by_user(attempts.ask_for_state(self.ti))
-        )
+        if self._store is None or attempts.is_timing_out() or not self._attempt.has_next:
+            return False
+        return not attempts.was_ended_by_user(attempts.ask_for_state(self.ti))
 
     @contextmanager
     def _restoring(self, *, was_deferred: bool = False) -> Iterator[None]:
