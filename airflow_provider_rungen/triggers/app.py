@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from airflow_provider_rungen._airflow import TaskInstanceState
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, TaskInstanceState
 from airflow_provider_rungen.client.scaling import AppTarget, restore_workers, wait_for_app
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.execution.apps.block import read_scale_record
+from airflow_provider_rungen.execution.apps.block import is_to_come, read_scale_record
+from airflow_provider_rungen.execution.task.attempts import states_in_run
 from airflow_provider_rungen.execution.task.outcomes import GO_ON
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.triggers import base
@@ -35,6 +38,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral.
     :param raised: the number of workers to restore if a user marks or clears the task: see `ScaleRecord`.
+    :param down: the teardown that scales the app down in a block. While it is to come, nothing is restored.
     """
 
     rungen_conn_id: str = RunGenHook.default_conn_name
@@ -45,6 +49,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     deadline: float = 0
     deferred_at: float = 0
     raised: dict[str, Any] | None = None
+    down: str | None = None
 
     async def _wait(self, event: dict[str, Any]) -> None:
         target = AppTarget(self.app_id or "", self.status, self.active_workers)
@@ -68,8 +73,20 @@ class RunGenAppTrigger(RunGenBaseTrigger):
         if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
             log.info("Not scaled down, since another attempt waits for the app %s", format_ids(raised.app_id))
             return
+        if await self._is_left_to_teardown():
+            log.info("Left to %s, which scales it down %s", self.down, format_ids(raised.app_id))
+            return
         await hook.asettings()
         within = base.CANCEL_TIME * 0.8
         flow = restore_workers(raised, within=within)
         # a request without an answer must not take all the time
         await asyncio.to_thread(hook.perform_with_deadline, flow, within=within)
+
+    async def _is_left_to_teardown(self) -> bool:
+        """Return whether the teardown will run, which knows who else needs the app."""
+        if self.down is None or not AIRFLOW_V_3_0_PLUS:
+            return False
+        with suppress(Exception):
+            states = await base.ask_airflow(partial(states_in_run, task_id=self.down), self.task_instance)
+            return any(map(is_to_come, states))
+        return False

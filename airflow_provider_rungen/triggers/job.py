@@ -18,7 +18,7 @@ from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
 from airflow_provider_rungen.client.progress import WaitGoal
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.transport import gather_limited
-from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
 from airflow_provider_rungen.execution.task.outcomes import GO_ON, are_all_over, format_ranges
@@ -105,6 +105,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     attempt: str = ""
     end_from_trigger: bool = False
     _usage: Usage = field(default_factory=Usage, init=False)
+    # the jobs that are being canceled, and may still run
+    _open: dict[str, None] | None = field(default=None, init=False)
 
     async def _fired(self, event: dict[str, Any]) -> TriggerEvent:
         used = self._usage.to_json()
@@ -132,13 +134,17 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             return
         # Airflow may close the log of the task before the last answer
         log.info("Canceling jobs of app %s: %s", app_id, ", ".join(rest[:_MAX_LISTED]))
-        failed: list[str] = []
-        await gather_limited(partial(self._cancel, hook, app_id, failed), rest)
-        if failed:
-            log.error("May still run: jobs %s of app %s", ", ".join(failed[:_MAX_LISTED]), app_id)
+        self._open = dict.fromkeys(rest)
+        await gather_limited(partial(self._cancel, hook, app_id), rest)
+        if self._open:
+            log.error("%s", self._remains())
 
     def _remains(self) -> str:
-        return f"May still run: jobs {clean_text(str(self.job_id), 4000)} of app {self.app_id}"
+        jobs = clean_text(str(self.job_id), 4000)
+        if self._open is not None:
+            more = f" and {len(self._open) - _MAX_LISTED} more" if len(self._open) > _MAX_LISTED else ""
+            jobs = f"{', '.join([*self._open][:_MAX_LISTED])}{more}"
+        return f"May still run: jobs {jobs} of app {self.app_id}"
 
     async def _wanted(self, job_ids: list[str], state: str | None) -> list[str]:
         """
@@ -178,13 +184,18 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             return None
         return found
 
-    async def _cancel(self, hook: RunGenHook, app_id: str, failed: list[str], job_id: str) -> None:
+    async def _cancel(self, hook: RunGenHook, app_id: str, job_id: str) -> None:
         try:
-            await hook.acancel_job(app_id=app_id, job_id=job_id, retry_budget=base.CANCEL_TIME)
+            # what is left of the time is for the last line
+            await hook.acancel_job(app_id=app_id, job_id=job_id, retry_budget=base.CANCEL_TIME * 0.8)
             log.info("Canceled job %s of app %s", job_id, app_id)
+        except RunGenConflictError as error:  # it is over
+            log.warning("%s", error.message)
         except RunGenError as error:
             log.warning("%s", error.message)
-            failed.append(job_id)
+            return
+        if self._open is not None:
+            self._open.pop(job_id, None)
 
     async def _push(self, values: Callable[[], dict[str, Any]]) -> bool:
         """Push XComs, and return whether this version of Airflow can. No task fails because of them."""

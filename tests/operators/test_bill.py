@@ -80,7 +80,10 @@ class Block:
         ti.xcom_push = lambda key, value: self.pushed.update({key: value})
         ti.xcom_pull = self._pull
         states = {"run": {"app_up": self.up_state, "app_down": "running"}, **(others or {})}
-        ti.get_task_states = lambda **_: states
+        ti.get_task_states = lambda task_ids, **_: {
+            run_id: {each: state for each, state in known.items() if each in task_ids}
+            for run_id, known in states.items()
+        }
         ti.get_dr_count = lambda **_: len(states)
         ti.get_dagrun_state = lambda *_: "running"
         own: dict[str, Any] = {"app_id": APP, "poll_interval": 0.02, "price": PRICE}

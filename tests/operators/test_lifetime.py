@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -665,6 +666,17 @@ def test_a_backlog_of_runs_costs_a_few_calls(
     ti.run_states["other"] = "running"
     for number in range(1000):
         ti.states[f"queued {number}"] = {"app_up": None, "app_down": None, "paint": None}
+        mapped = {f"each.app_{end}_{index}": None for end in ("up", "down") for index in range(20)}
+        ti.states[f"queued {number}"] |= mapped
+    with dag() as d:
+
+        @task_group
+        def each(n: int) -> None:
+            with scaled_app(APP):
+                job("paint")
+
+        each.expand(n=[*range(20)])
+    context["dag"].tasks.append(d.task_dict["each.app_down"])
     assert down() == 0
     assert calls.total() < 25
 
@@ -691,31 +703,63 @@ def test_a_setup_whose_teardown_was_left_out_of_a_clear_bills_nothing(
     ti.states["run"]["app_down"] = state
     error = up().error
     assert "Nothing would scale the app down: app_down runs or has ended" in str(error)
-    assert "Clear app_down, too" in str(error)
+    assert "Clear app_up with its downstream tasks, and not only failed ones" in str(error)
     assert isinstance(error, AirflowFailException)
     assert emulator.service.count("update_app") == 0
 
 
-@pytest.mark.parametrize("others", [True, False])
-@pytest.mark.parametrize("is_killed", [True, False])
-def test_a_setup_that_fails_leaves_the_app_to_a_run_that_needs_it(
-    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, others: bool, is_killed: bool
+@pytest.fixture
+def slow(emulator: Emulator) -> None:
+    told = {"id": APP, "status": "INITIALIZING"}
+    emulator.service.inject(Fault(on="get_app", status=200, body=told, skip=2, times=None))
+
+
+def test_a_setup_whose_teardown_ends_while_it_scales_up_scales_back(
+    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    emulator.service.inject(
-        Fault(on="get_app", status=200, body={"id": APP, "status": "INITIALIZING"}, skip=2, times=None)
-    )
+    handle = emulator.service.handle
+
+    def end_teardown(method: str, *rest: Any) -> Any:
+        if method == "PUT":
+            ti.states["run"]["app_down"] = "success"
+        return handle(method, *rest)
+
+    monkeypatch.setattr(emulator.service, "handle", end_teardown)
+    assert "Nothing would scale the app down" in str(up().error)
+    assert workers(emulator) == 0
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("case", [(0, True, 2), (0, False, 0), (1, True, 1)])
+def test_a_setup_that_fails_leaves_the_app_to_a_run_that_needs_it(
+    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, case: tuple[int, bool, int]
+) -> None:
+    before, others, want = case
+    emulator.service.scale(APP, before)
     if others:
         ti.run_states["other"] = "running"
         ti.states["other"] = {"app_up": "running", "app_down": None}
         ti.scaled["other"] = ScaleRecord(APP, 2, 2).to_json()
-    if is_killed:
-        outcome = up(
-            lambda op, context: kill_when(op, context, lambda: emulator.service.count("get_app") > 4)
-        )
-    else:
-        outcome = up(timeout=0.5)
-    assert outcome.error is not None
-    assert workers(emulator) == (2 if others else 0)
+    assert up(timeout=0.5).error is not None
+    assert workers(emulator) == want
+
+
+@KILLED
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize(("down", "want"), [(None, 2), ("failed", 0)])
+def test_a_setup_that_is_killed_leaves_the_app_to_its_teardown_if_that_is_to_come(
+    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, down: str | None, want: int
+) -> None:
+    def is_due() -> bool:
+        ti.states["run"]["app_down"] = down
+        return emulator.service.count("get_app") > 4
+
+    def kill(op: Any, context: Any) -> Outcome:
+        return kill_when(op, context, lambda: emulator.service.count("get_app") > 2 and is_due())
+
+    outcome = up(kill)
+    assert workers(emulator) == want
+    assert ("keeps its workers until app_down scales it down" in str(outcome.error)) == (want > 0)
 
 
 def test_a_setup_that_fails_says_who_scales_the_app_down(
@@ -727,14 +771,22 @@ def test_a_setup_that_fails_says_who_scales_the_app_down(
     assert f"App {APP} may have workers until app_down scales it down: " in caplog.text
 
 
-def test_a_deferred_setup_leaves_the_app_to_the_teardown(
-    emulator: Emulator, up: Callable[..., Outcome]
+@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="Airflow before 3.3 tells no trigger of a kill")
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize(("down", "want"), [("", 2), ("up_for_retry", 2), ("failed", 0), (None, 0)])
+def test_a_deferred_setup_leaves_the_app_to_its_teardown_if_that_is_to_come(
+    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, down: str | None, want: int
 ) -> None:
-    slow = {"id": APP, "status": "INITIALIZING"}
-    emulator.service.inject(Fault(on="get_app", status=200, body=slow, skip=2, times=None))
     with pytest.raises(TaskDeferred) as deferral:
         up(lambda op, context: op.execute(context), deferrable=True, defer_after=0)
-    assert deferral.value.trigger.serialize()[1]["raised"] is None
+    trigger: Any = deferral.value.trigger
+    trigger.task_instance = ti
+    ti.states["run"] = {"app_up": "failed", "app_down": down or None}
+    if down is None:  # the run was deleted
+        ti.states.clear()
+    emulator.service.clear_faults()
+    asyncio.run(trigger.on_kill())
+    assert workers(emulator) == want
 
 
 def test_a_block_leaves_the_app_to_a_mapped_one(emulator: Emulator, ti: TaskInstance3) -> None:

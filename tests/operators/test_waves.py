@@ -1211,6 +1211,27 @@ def test_an_attempt_that_cannot_go_on_cancels_its_jobs_or_says_so(
     assert is_said is not knows
 
 
+def test_the_last_attempt_stores_what_completed_whatever_ends_it(
+    make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of Airflow, or of the user's code, too."""
+    task = make(STORED, inputs(4), deferrable=False)
+    task.max_tries = 0
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.0)
+
+    def fail(key: str, _: Any) -> None:
+        while key == "job_ids" and task.ends != {"COMPLETED": 4}:
+            time.sleep(0.01)
+        if key == "job_ids":
+            _fail()
+
+    task.on_push = fail
+    outcome = task.attempt()
+    assert isinstance(outcome.error, RuntimeError)
+    assert task.pictures() == 4
+    assert "A clear submits all 4 inputs again; with on_clear='resume', none" in caplog.text
+
+
 def break_once(
     task: Any,
     broken: str,

@@ -243,6 +243,25 @@ def test_a_user_who_ends_the_task_cancels_its_jobs(
     assert states(rungen_emulator) == [want] * 12
 
 
+@pytest.mark.usefixtures("on_the_wire")
+@pytest.mark.parametrize("limit", [0.5, 20.0], ids=["out of time", "in time"])
+def test_a_trigger_names_the_jobs_that_it_could_not_cancel(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limit: float
+) -> None:
+    monkeypatch.setattr(attempts, "task_state", lambda _: "failed")
+    monkeypatch.setattr(base, "CANCEL_TIME", limit)
+    service = rungen_emulator.service
+    service.scale(APP, 20)
+    ids = submitted(60, 60, 0)
+    while states(rungen_emulator)[2] != "COMPLETED":
+        time.sleep(0.01)
+    kind: Any = {"kind": "hang"} if limit < 1 else {"status": 403}
+    service.inject(Fault(on="cancel", times=None, job_id=ids[0], **kind))
+    asyncio.run(trigger(ids).on_kill())
+    assert states(rungen_emulator) == ["RUNNING", "CANCELED", "COMPLETED"]
+    assert f"May still run: jobs {ids[0]} of app {APP}" in caplog.text
+
+
 def test_the_state_may_be_asked_for_on_the_triggerers_own_loop(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

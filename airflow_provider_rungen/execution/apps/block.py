@@ -12,7 +12,7 @@ from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.daemon_threads import batches
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.exceptions import RunGenAppError
-from airflow_provider_rungen.execution.task.attempts import teardowns
+from airflow_provider_rungen.execution.task.attempts import states_in_run, teardowns
 from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 from airflow_provider_rungen.runs import records
 
@@ -77,26 +77,42 @@ def teardown_of(context: Context, task_id: str) -> Any:
     return next((down for down in teardowns(context) if down.scale_up_task_id == task_id), None)
 
 
-def check_teardown(run: TaskRun[Any], down: Any, app_id: str) -> None:
+def check_teardown(run: TaskRun[Any], app_id: str, wanted: int) -> None:
     """
-    Check that the teardown of a block is still to come. A clear of what failed only leaves it out.
+    Check that what is scaled up will be scaled down. A clear of what failed only leaves the teardown out.
 
-    :param run: the attempt of the setup.
+    :param run: the attempt that scales up; in a block, its setup.
+    :param wanted: the number of workers.
     :raises RunGenAppError: it runs, or has ended.
     :raises Exception: Airflow failed or hung for too long.
     """
-    ti = run.ti
-    if not hasattr(ti, "get_task_states"):
+    down = teardown_of(run.context, run.task.task_id)
+    if down is None or not wanted:
         return
-    ask = partial(task_states, ti, [down.task_id], ti.map_index, run_ids=[ti.run_id])
-    states = run.guard.call_patiently(f"ask whether {down.task_id} is to come", ask)
-    if states.get(ti.run_id, {}).get(down.task_id) not in _TO_COME:
+    ask = partial(state_of, run.context, down.task_id)
+    state = run.guard.call_patiently(f"ask whether {down.task_id} is to come", ask)
+    if state != "" and state not in _TO_COME:
         raise RunGenAppError(
-            f"Nothing would scale the app down: {down.task_id} runs or has ended; nothing was sent",
+            f"Nothing would scale the app down: {down.task_id} runs or has ended",
             app_id=app_id,
-            hint=f"Clear {down.task_id}, too: the tasks of the block run after {ti.task_id}",
+            hint=f"Clear {run.task.task_id} with its downstream tasks, and not only failed ones",
             retryable=False,
         )
+
+
+def state_of(context: Context, task_id: str) -> str | None:
+    """Return the state of a task of this run (at this task's map index); empty if the run has none."""
+    ti: Any = context["ti"]
+    if hasattr(ti, "get_task_states"):  # Airflow 3
+        return next(iter(states_in_run(ti, task_id)), "")
+    dag_run: Any = context["dag_run"]
+    found = dag_run.get_task_instance(task_id, map_index=ti.map_index)
+    return "" if found is None else found.state
+
+
+def is_to_come(state: str | None) -> bool:
+    """Return whether a teardown in this state will still run."""
+    return state in _TO_COME
 
 
 def is_needed(run: TaskRun[Any], app_id: str) -> bool:
@@ -106,12 +122,11 @@ def is_needed(run: TaskRun[Any], app_id: str) -> bool:
     :param run: the attempt of the setup or teardown that asks.
     :raises Exception: Airflow failed or hung for too long.
     """
-    ask = partial(find_others, run.context, app_id)
+    ask = partial(_is_needed, run.context, app_id)
     return run.guard.call_patiently("ask whether another run needs the app", ask)
 
 
-def find_others(context: Context, app_id: str) -> bool:
-    """Do what `is_needed` does, once."""
+def _is_needed(context: Context, app_id: str) -> bool:
     ti: Any = context["ti"]
     if not hasattr(ti, "get_task_states"):
         return False
@@ -125,13 +140,15 @@ def find_others(context: Context, app_id: str) -> bool:
             to_come = {
                 run_id: states.get(setup, "")
                 for run_id, states in states_of.items()
-                if down.task_id in states and states[down.task_id] in _TO_COME
+                if is_to_come(states.get(down.task_id, ""))
             }
             if ti.task_id in (down.task_id, setup):
                 to_come.pop(ti.run_id, None)
             # most runs of a backlog have not begun, and each record is a call
             unstarted = [run_id for run_id, state in to_come.items() if not has_started(state)]
-            needing = (to_come.keys() - unstarted) | _at_work(ti, down.jobs_of, unstarted, at)
+            is_one_of_many = at is not None and at >= 0 and at != ti.map_index
+            at_work = set() if is_one_of_many else _at_work(ti, down.jobs_of, unstarted, at)
+            needing = (to_come.keys() - unstarted) | at_work
             for run_id in sorted(needing):
                 record = pull_record(ti, setup, at, run_id=run_id)
                 is_up = record and record.app_id == app_id and record.active_workers
@@ -183,12 +200,6 @@ def pull_record(ti: Any, scale_up_task_id: str, map_index: int | None, **of_run:
     """Return what the setup of a run has done."""
     pulled = ti.xcom_pull(task_ids=scale_up_task_id, key=SCALED_KEY, map_indexes=map_index, **of_run)
     return read_scale_record(pulled)
-
-
-def task_states(ti: Any, task_ids: list[str], map_index: int | None, **of_runs: Any) -> _States:
-    """Return the states of tasks at a map index, by run."""
-    states = ti.get_task_states(dag_id=ti.dag_id, task_ids=task_ids, map_index=map_index, **of_runs)
-    return _of_index(states, task_ids, map_index)
 
 
 def _of_index(states: _States, task_ids: list[str], map_index: int | None) -> _States:

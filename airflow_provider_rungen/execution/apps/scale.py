@@ -32,13 +32,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenNotFoundError,
 )
-from airflow_provider_rungen.execution.apps.block import (
-    check_teardown,
-    find_others,
-    is_needed,
-    read_scale_record,
-    teardown_of,
-)
+from airflow_provider_rungen.execution.apps import block
 from airflow_provider_rungen.execution.apps.lifecycle import is_wanted, wait_or_defer, whole_number
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, raise_for_event
@@ -82,17 +76,16 @@ class ScaleRun(TaskRun[Any]):
                 self._record = ScaleRecord(app_id)
             if wanted is None:
                 return self._leave(app_id)
-            if wanted and self._down is not None:
-                check_teardown(self, self._down, app_id)
             deadline = self.deadline(time.time() + task.timeout)
+            block.check_teardown(self, app_id, wanted)
             is_up = self._set_workers(app_id, wanted, deadline)
+            block.check_teardown(self, app_id, wanted)  # it may have run meanwhile, and seen no workers
             if is_up and task.wait_until_running:
                 target = AppTarget(app_id, active_workers=wanted)
                 defer_at = time.time() + task.defer_after if task.deferrable else math.inf
-                # a block has a teardown for that, which knows who else needs the app
-                is_undone = self._is_to_restore and self._down is None
-                raised = self._record.to_json() if is_undone else None
-                wait_or_defer(self, target, defer_at=defer_at, deadline=deadline, raised=raised)
+                down = self._down and self._down.task_id
+                raised = self._record.to_json() if self._is_to_restore else None
+                wait_or_defer(self, target, defer_at=defer_at, deadline=deadline, raised=raised, down=down)
             return self._finish(app_id)
 
     def complete(self, event: Mapping[str, Any]) -> str:
@@ -126,7 +119,7 @@ class ScaleRun(TaskRun[Any]):
     @property
     def _down(self) -> Any:
         """What scales the app down after the block, in a block."""
-        return teardown_of(self.context, self.task.task_id)
+        return block.teardown_of(self.context, self.task.task_id)
 
     @property
     def _attempt(self) -> attempts.Attempt:
@@ -140,7 +133,7 @@ class ScaleRun(TaskRun[Any]):
         app = self.hook.perform(get_app_to_raise(app_id, wanted))
         now = time.time()
         has = before = most = workers_of(app)
-        if has is not None and wanted < has and self.task.is_setup and is_needed(self, app_id):
+        if has is not None and wanted < has and self.task.is_setup and block.is_needed(self, app_id):
             wanted = has
         if has != 0 and earlier.was_raised and earlier.covers(has):
             before, most = earlier.before, earlier.active_workers
@@ -231,7 +224,7 @@ class ScaleRun(TaskRun[Any]):
 
     def _read(self, call: Callable[[], Any]) -> ScaleRecord | None:
         try:
-            return read_scale_record(self.guard.call_patiently("read what was done to the app", call))
+            return block.read_scale_record(self.guard.call_patiently("read what was done to the app", call))
         except Exception as error:
             if self.guard.is_killed:
                 raise
@@ -279,9 +272,13 @@ class ScaleRun(TaskRun[Any]):
                 log.warning(line, record.app_id, self._down.task_id, why)
 
     def _is_left_up(self) -> bool:
-        """Return whether another block needs the app, so that the teardown has to decide."""
+        """Return whether the teardown decides, since another block may need the app."""
+        if self._down is None or self._record.before:  # which others had, or still have
+            return False
+        if attempts.is_timing_out():
+            return True  # there is no time to ask
         try:
-            return self._down is not None and is_needed(self, self._record.app_id)
+            return block.is_needed(self, self._record.app_id)
         except Exception as error:
             log.warning("%s", reason_of(error))
             return False
@@ -308,10 +305,10 @@ class ScaleRun(TaskRun[Any]):
         if self._is_resumed():
             workers = format_count(raised.active_workers, "worker")
             return f"STILL BILLED: app {raised.app_id} keeps {workers} for the next attempt, which resumes."
-        if self._down is not None:
-            ask = partial(find_others, self.context, raised.app_id)
-            if attempts.call_briefly(ask, self.guard.time_left() / 3):
-                return ""
+        if (down := self._down) is not None:
+            ask = partial(block.state_of, self.context, down.task_id)
+            if attempts.call_briefly(lambda: block.is_to_come(ask()), self.guard.time_left() / 3):
+                return f"App {raised.app_id} keeps its workers until {down.task_id} scales it down."
         within = max(self.guard.time_left() - 1, 1)
         restored = self.hook.perform_with_deadline(restore_workers(raised, within=within), within=within)
         attempts.call_briefly(partial(self._write, restored), self.guard.time_left())

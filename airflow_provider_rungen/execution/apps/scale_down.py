@@ -27,7 +27,7 @@ from airflow_provider_rungen.execution.apps.block import (
     has_started,
     is_needed,
     pull_record,
-    task_states,
+    state_of,
 )
 from airflow_provider_rungen.execution.apps.lifecycle import still_billed
 from airflow_provider_rungen.execution.task.attempts import Attempt
@@ -90,7 +90,9 @@ class ScaleDownRun(TaskRun[Any]):
             self._record = record
             if record.active_workers is None:
                 return False
-        started = self._ask("ask whether the setup started", partial(self._has_started, setup), True)
+        # without an answer, it may have
+        ask = lambda: has_started(state_of(self.context, setup) or None)  # noqa: E731 - as others are asked
+        started = self._ask("ask whether the setup started", ask, True)
         if record is not None and not started:
             self._old, self._record = record, record.after_clear(None)
         return started or record is not None
@@ -104,17 +106,6 @@ class ScaleDownRun(TaskRun[Any]):
                 raise
             log.warning("Could not %s: %s; going on without", purpose, reason_of(error))
             return otherwise
-
-    def _has_started(self, task_id: str) -> bool:
-        """Return whether a task of this run was ever started, as far as Airflow knows."""
-        ti = self.ti
-        if hasattr(ti, "get_task_states"):  # Airflow 3
-            states = task_states(ti, [task_id], ti.map_index, run_ids=[ti.run_id])
-            state = states.get(ti.run_id, {}).get(task_id)
-        else:
-            dag_run: Any = self.context["dag_run"]
-            state = getattr(dag_run.get_task_instance(task_id, map_index=ti.map_index), "state", None)
-        return has_started(state)
 
     def _scale_down(self) -> bool:
         """Scale the app to zero, unless it has to stay up; return whether it is down."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from airflow_provider_rungen.execution.task.outcomes import rules_out_retry
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.runner import Runner
+
+log = logging.getLogger(__name__)
 
 # What tells already what a clear does.
 _SAYS_SO = re.compile("clear the task|a clear (runs|submits)", re.IGNORECASE)
@@ -85,10 +88,13 @@ class Advice:
 
     def add_to(self, error: Exception) -> None:
         """Add what a clear submits to an error, unless a retry follows, or the error speaks of it."""
-        if not isinstance(error, RunGenError) or _SAYS_SO.search(error.hint) or not self._log.knows_jobs:
+        if not self._log.knows_jobs or _SAYS_SO.search(getattr(error, "hint", "")):
             return
-        if rules_out_retry(error) or not self._log.home.numbers.has_next:
+        has_next = self._log.home.numbers.has_next
+        if isinstance(error, RunGenError) and (rules_out_retry(error) or not has_next):
             error.add_hint(self.clear_hint(""))
+        elif not has_next and not isinstance(error, RunGenError):  # that of Airflow, or of the user's code
+            log.error("%s", self.clear_hint(""))
 
     @property
     def how_to_submit_again(self) -> str:

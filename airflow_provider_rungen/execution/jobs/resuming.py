@@ -148,8 +148,7 @@ class Resuming:
         self._log.jobs.bill(job for row in known.table.rows.values() for job in row.jobs)
         raise RunGenInputError(
             "An earlier attempt had a ledger, and without it its jobs cannot be resumed; nothing was sent",
-            hint="Set ledger again: then a retry or a clear uses what it submitted. "
-            f"To submit all inputs again, {self._log.home.how_to_forget} without it",
+            hint=f"Set ledger again. To submit all inputs again, {self._log.home.how_to_forget} without it",
             retryable=True,
         )
 
@@ -166,8 +165,7 @@ class Resuming:
 
     def _cancel_unwanted(self, unwanted: Sequence[_Unwanted]) -> None:
         """Cancel jobs of earlier plans (``cancel_on_kill``) that are certainly ours, and bill all of them."""
-        running = [each for each in unwanted if each.may_run]
-        if running:
+        if running := [each for each in unwanted if each.may_run]:
             log.info("Inputs or app changed: jobs of the last attempt are not resumed")
         ends, seconds = dict[str, Job](), dict[str, float]()
         for app_id in dict.fromkeys(each.app_id for each in running):

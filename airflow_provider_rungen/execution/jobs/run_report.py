@@ -218,8 +218,10 @@ class RunReport:
     def _has_to_store(self, error: Exception) -> bool:
         """Return whether what completed is stored though the task fails, since no other attempt does it."""
         cause = error if isinstance(error, RunGenError) else error.__cause__
-        if not isinstance(cause, RunGenError) or not self._run.options.wait_for_completion:
+        if not self._run.options.wait_for_completion:
             return False
+        if not isinstance(cause, RunGenError):
+            return not self._run.ending.has_next(error)
         is_lost = isinstance(cause, RunGenJobTimeoutError) or not self._run.ending.has_next(cause)
         return is_lost and not retry.is_refusal(cause)
 

@@ -42,19 +42,29 @@ def task_state(ti: Any) -> str | None:
 
     :param ti: the ``ti`` of a context, or the ``task_instance`` of a trigger.
     """
-    ask = getattr(ti, "get_task_states", None)
-    if ask is None and not AIRFLOW_V_3_0_PLUS:
+    if not AIRFLOW_V_3_0_PLUS and not hasattr(ti, "get_task_states"):
         return _state_from_database(ti)
+    found = states_in_run(ti, ti.task_id)
+    if TaskInstanceState.DEFERRED in found:  # of several, one that may be this one: nothing is undone then
+        return TaskInstanceState.DEFERRED
+    return found[0] if found else None
+
+
+def states_in_run(ti: Any, task_id: str) -> list[str | None]:
+    """
+    Return the state of a task of this run, at this map index, on Airflow 3. It blocks.
+
+    :param ti: see `task_state`.
+    :return: nothing if the run has no such task, or is gone; several for a task in a loop of Airflow 3.4.
+    """
+    ask = getattr(ti, "get_task_states", None)
     if ask is None:  # in a trigger
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
         ask = RuntimeTaskInstance.get_task_states
     # map_index may be None for a task in a loop of Airflow 3.4: Airflow then answers for each index
-    states = ask(dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index)
-    found: list[str | None] = list(states.get(ti.run_id, {}).values())
-    if TaskInstanceState.DEFERRED in found:  # of several, one that may be this one: nothing is undone then
-        return TaskInstanceState.DEFERRED
-    return found[0] if found else None
+    states = ask(dag_id=ti.dag_id, task_ids=[task_id], run_ids=[ti.run_id], map_index=ti.map_index)
+    return list(states.get(ti.run_id, {}).values())
 
 
 def loop_position(ti: Any) -> list[Any]:

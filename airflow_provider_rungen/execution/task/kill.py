@@ -23,6 +23,8 @@ T = TypeVar("T")
 # Airflow kills the process 5 s after the signal. All that a kill does shares these seconds: the last answers
 # and ids, the question for the task's state, the cancels, and what the ledger forgets.
 KILL_TIME = 4.0
+# Seconds that a try of a call to Airflow or a store has at least.
+_LEAST_TRY = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGALRM)
 
 
@@ -119,7 +121,7 @@ class KillGuard:
 
         def try_once() -> T:
             answer = begin(call)
-            if not ends_within(give_up_at - time.monotonic(), answer, self.is_stopping):
+            if not ends_within(max(give_up_at - time.monotonic(), _LEAST_TRY), answer, self.is_stopping):
                 raise RunGenError(f"Could not {purpose}: no answer")
             return answer.result()
 
