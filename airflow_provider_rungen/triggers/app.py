@@ -12,9 +12,10 @@ from typing import Any
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, TaskInstanceState
 from airflow_provider_rungen.client.scaling import AppTarget, restore_workers, wait_for_app
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.execution.apps.block import is_to_come, read_scale_record
+from airflow_provider_rungen.execution.apps.block import decides, read_scale_record
 from airflow_provider_rungen.execution.task.attempts import states_in_run
 from airflow_provider_rungen.execution.task.outcomes import GO_ON
+from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger
@@ -83,10 +84,18 @@ class RunGenAppTrigger(RunGenBaseTrigger):
         await asyncio.to_thread(hook.perform_with_deadline, flow, within=within)
 
     async def _is_left_to_teardown(self) -> bool:
-        """Return whether the teardown will run, which knows who else needs the app."""
+        """Return whether the teardown decides about the app: it knows who else needs that."""
         if self.down is None or not AIRFLOW_V_3_0_PLUS:
             return False
         with suppress(Exception):
-            states = await base.ask_airflow(partial(states_in_run, task_id=self.down), self.task_instance)
-            return any(map(is_to_come, states))
+            decided: bool = await base.ask_airflow(partial(_decides, self.down), self.task_instance)
+            return decided
         return False
+
+
+def _decides(down_id: str, ti: Any) -> bool:
+    from airflow_provider_rungen._airflow import XCom
+
+    which = {"dag_id": ti.dag_id, "task_id": down_id, "run_id": ti.run_id, "map_index": ti.map_index}
+    has_bill = lambda: XCom.get_one(key=BILL_KEY, **which) is not None  # noqa: E731 - asked if need be
+    return any(decides(state, has_bill) for state in states_in_run(ti, down_id))

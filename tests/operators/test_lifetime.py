@@ -240,6 +240,7 @@ class TaskInstance3(FakeTaskInstance):
         super().__init__()
         self.states: dict[str, dict[str, str | None]] = {"run": {"app_up": "success", "app_down": "running"}}
         self.scaled: dict[str, Any] = {}
+        self.bill: Any = None  #: That of the teardown.
         self.run_states: dict[str, str] = {"run": "running"}
 
     def get_task_states(
@@ -263,7 +264,8 @@ class TaskInstance3(FakeTaskInstance):
         return self.run_states[run_id]
 
     def xcom_pull(self, task_ids: Any = None, key: str = "", default: Any = None, **which: Any) -> Any:
-        assert key == "scaled"
+        if key != "scaled":
+            return self.bill if key == BILL_KEY else None
         name = which.get("run_id", "run")
         if task_ids != "app_up":
             name = f"{name} {task_ids}"
@@ -746,12 +748,15 @@ def test_a_setup_that_fails_leaves_the_app_to_a_run_that_needs_it(
 
 @KILLED
 @pytest.mark.usefixtures("slow")
-@pytest.mark.parametrize(("down", "want"), [(None, 2), ("failed", 0)])
+@pytest.mark.parametrize(
+    ("down", "want"), [(None, 2), ("running", 2), ("failed", 0), ("success", 0), ("success with a bill", 2)]
+)
 def test_a_setup_that_is_killed_leaves_the_app_to_its_teardown_if_that_is_to_come(
     emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, down: str | None, want: int
 ) -> None:
     def is_due() -> bool:
-        ti.states["run"]["app_down"] = down
+        ti.states["run"]["app_down"] = down and down.partition(" ")[0]
+        ti.bill = {} if down and "bill" in down else None
         return emulator.service.count("get_app") > 4
 
     def kill(op: Any, context: Any) -> Outcome:
@@ -759,7 +764,7 @@ def test_a_setup_that_is_killed_leaves_the_app_to_its_teardown_if_that_is_to_com
 
     outcome = up(kill)
     assert workers(emulator) == want
-    assert ("keeps its workers until app_down scales it down" in str(outcome.error)) == (want > 0)
+    assert (f"App {APP} is left to app_down" in str(outcome.error)) == (want > 0)
 
 
 def test_a_setup_that_fails_says_who_scales_the_app_down(
@@ -773,7 +778,7 @@ def test_a_setup_that_fails_says_who_scales_the_app_down(
 
 @pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="Airflow before 3.3 tells no trigger of a kill")
 @pytest.mark.usefixtures("slow")
-@pytest.mark.parametrize(("down", "want"), [("", 2), ("up_for_retry", 2), ("failed", 0), (None, 0)])
+@pytest.mark.parametrize(("down", "want"), [("", 2), ("running", 2), ("failed", 0), (None, 0)])
 def test_a_deferred_setup_leaves_the_app_to_its_teardown_if_that_is_to_come(
     emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, down: str | None, want: int
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,7 +13,7 @@ from airflow_provider_rungen.client.daemon_threads import batches
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.execution.task.attempts import states_in_run, teardowns
-from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
+from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY, SCALED_KEY
 from airflow_provider_rungen.runs import records
 
 if TYPE_CHECKING:
@@ -113,6 +113,22 @@ def state_of(context: Context, task_id: str) -> str | None:
 def is_to_come(state: str | None) -> bool:
     """Return whether a teardown in this state will still run."""
     return state in _TO_COME
+
+
+def decides(state: str | None, has_bill: Callable[[], bool]) -> bool:
+    """
+    Return whether a teardown decides about the app, or has: nobody else has to undo what its setup did.
+
+    :param state: its state; empty if the run has none.
+    :param has_bill: returns whether it pushed a bill, as one does that ran, and was not only marked.
+    """
+    return is_to_come(state) or state == TaskInstanceState.RUNNING or (state != "" and has_bill())
+
+
+def is_left_to(run: TaskRun[Any], down_id: str) -> bool:
+    """Return whether the teardown of a block decides about the app, or has. It asks Airflow once."""
+    pull = partial(run.ti.xcom_pull, task_ids=down_id, key=BILL_KEY, map_indexes=run.ti.map_index)
+    return decides(state_of(run.context, down_id), lambda: pull() is not None)
 
 
 def is_needed(run: TaskRun[Any], app_id: str) -> bool:

@@ -306,9 +306,9 @@ class ScaleRun(TaskRun[Any]):
             workers = format_count(raised.active_workers, "worker")
             return f"STILL BILLED: app {raised.app_id} keeps {workers} for the next attempt, which resumes."
         if (down := self._down) is not None:
-            ask = partial(block.state_of, self.context, down.task_id)
-            if attempts.call_briefly(lambda: block.is_to_come(ask()), self.guard.time_left() / 3):
-                return f"App {raised.app_id} keeps its workers until {down.task_id} scales it down."
+            ask = partial(block.is_left_to, self, down.task_id)
+            if attempts.call_briefly(ask, self.guard.time_left() / 3):
+                return f"App {raised.app_id} is left to {down.task_id}, which asks who needs it."
         within = max(self.guard.time_left() - 1, 1)
         restored = self.hook.perform_with_deadline(restore_workers(raised, within=within), within=within)
         attempts.call_briefly(partial(self._write, restored), self.guard.time_left())
