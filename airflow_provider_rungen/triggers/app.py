@@ -39,7 +39,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral.
     :param raised: the number of workers to restore if a user marks or clears the task: see `ScaleRecord`.
-    :param down: the teardown that scales the app down in a block. While it is to come, nothing is restored.
+    :param down: the teardown of the block. If that decides about the app, nothing is restored: see `decides`.
     """
 
     rungen_conn_id: str = RunGenHook.default_conn_name
@@ -96,6 +96,8 @@ class RunGenAppTrigger(RunGenBaseTrigger):
 def _decides(down_id: str, ti: Any) -> bool:
     from airflow_provider_rungen._airflow import XCom
 
-    which = {"dag_id": ti.dag_id, "task_id": down_id, "run_id": ti.run_id, "map_index": ti.map_index}
-    has_bill = lambda: XCom.get_one(key=BILL_KEY, **which) is not None  # noqa: E731 - asked if need be
+    def has_bill() -> bool:
+        which = {"dag_id": ti.dag_id, "task_id": down_id, "run_id": ti.run_id, "map_index": ti.map_index}
+        return XCom.get_one(key=BILL_KEY, **which) is not None
+
     return any(decides(state, has_bill) for state in states_in_run(ti, down_id))

@@ -459,9 +459,12 @@ def test_with_nothing_to_run_the_app_is_left_as_it_is(block: Block) -> None:
     assert (block.bill["worker_seconds"], block.bill["cost"]) == ("0.000", "0.0000")
 
 
-@pytest.mark.parametrize("try_number", [1, 2])
-def test_a_first_attempt_was_not_cleared_though_retries_were_changed(try_number: int) -> None:
-    assert Attempt(try_number, 1, 2).was_cleared is (try_number > 1)
+@pytest.mark.parametrize("clear_number", [0, 1, None])  # other tasks of the run may have been cleared
+@pytest.mark.parametrize(("try_number", "was_cleared"), [(1, False), (2, True)])
+def test_a_first_attempt_was_not_cleared_though_retries_were_changed(
+    try_number: int, was_cleared: bool, clear_number: int | None
+) -> None:
+    assert Attempt(try_number, 1, 2, clear_number).was_cleared is was_cleared
 
 
 def test_a_block_that_is_cleared_while_it_is_up_ends_though_nothing_is_left_to_run(block: Block) -> None:

@@ -91,7 +91,7 @@ def check_teardown(run: TaskRun[Any], app_id: str, wanted: int) -> None:
         return
     ask = partial(state_of, run.context, down.task_id)
     state = run.guard.call_patiently(f"ask whether {down.task_id} is to come", ask)
-    if state != "" and state not in _TO_COME:
+    if state != "" and not is_to_come(state):
         raise RunGenAppError(
             f"Nothing would scale the app down: {down.task_id} runs or has ended",
             app_id=app_id,

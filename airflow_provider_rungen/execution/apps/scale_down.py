@@ -90,9 +90,7 @@ class ScaleDownRun(TaskRun[Any]):
             self._record = record
             if record.active_workers is None:
                 return False
-        # without an answer, it may have
-        ask = lambda: has_started(state_of(self.context, setup) or None)  # noqa: E731 - as others are asked
-        started = self._ask("ask whether the setup started", ask, True)
+        started = self._ask("ask whether the setup started", self._has_setup_started, True)
         if record is not None and not started:
             self._old, self._record = record, record.after_clear(None)
         return started or record is not None
@@ -106,6 +104,9 @@ class ScaleDownRun(TaskRun[Any]):
                 raise
             log.warning("Could not %s: %s; going on without", purpose, reason_of(error))
             return otherwise
+
+    def _has_setup_started(self) -> bool:
+        return has_started(state_of(self.context, self.task.scale_up_task_id) or None)
 
     def _scale_down(self) -> bool:
         """Scale the app to zero, unless it has to stay up; return whether it is down."""
