@@ -177,7 +177,9 @@ class Collecting:
             if is_useless(error):
                 seconds = error.execution_time if isinstance(error, RunGenJobError) else None
                 why = reason_of(error, self._log.app_id, job_id)
-                self._log.end_useless(job_id, end_of(error), seconds=seconds, why=why)
+                jobs.end(job_id, end_of(error), seconds=seconds, why=why)
+                if job_id in jobs.table.input_of and jobs.table.job(job_id).state is JobState.COMPLETED:
+                    jobs.end(job_id, JobState.INVALID, why=why)  # so that a retry runs its input again
         self._wait_for(self._run.ledger.forget_useless(errors))
 
     def _wait_for(self, forgetting: Future[None] | None) -> None:

@@ -103,7 +103,7 @@ class Deferral:
         parts = sorted(task_log.open_parts)
         unsaved = sorted({*jobs.unsaved_parts, *run_log.missing(jobs, parts)})
         # one part is short, and so no outage can hide it
-        carried = run_log.snapshots(jobs, parts if task_log.part_count == 1 else unsaved)
+        carried = run_log.snapshots(jobs, parts if task_log.plan.part_count == 1 else unsaved)
         earlier, place = task_log.home.earlier, task_log.home.place
         running = [jobs.table.row(number).current(jobs.since) for number in jobs.inputs(InputState.RUNNING)]
         return {

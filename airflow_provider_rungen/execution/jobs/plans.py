@@ -122,6 +122,11 @@ class Plan:
             return repeat(PlannedRow(digest=self.digest), len(numbers))
         return map(self.row, numbers)
 
+    @property
+    def part_count(self) -> int:
+        """How many parts the log has."""
+        return -(-self.count // PART_ROWS)
+
     def numbers(self, part: int) -> list[int]:
         """Return the rows of a part of the log that need a job."""
         first = part * PART_ROWS

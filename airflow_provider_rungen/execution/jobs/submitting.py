@@ -211,17 +211,12 @@ class Submitting:
         if self._run.was_deferred:  # nothing was looked up since
             paid.settle(self._log.jobs.inputs(*SUBMITTABLE))
 
-    def _room(self) -> tuple[int, int]:
-        """Return how many inputs may be submitted now, and how many more jobs may be in flight."""
-        limit, state = self._run.options.max_in_flight, self._log.state
-        most = self._log.unsent_count if state.allowance is None else state.allowance
-        if limit is None or not self._run.options.wait_for_completion:
-            return most, state.count
-        return most, limit - len(self._log.jobs.running)
-
     def _submit_some(self, deadline: float) -> bool:
+        options, state = self._run.options, self._log.state
+        most = self._log.unsent_count if state.allowance is None else state.allowance
+        limit = options.max_in_flight if options.wait_for_completion else None
         # only this thread changes the table of jobs, and the inputs are read in another
-        taken, state = self._log.take(*self._room(), self.claimed_by_others), self._log.state
+        taken = self._log.take(most, limit, self.claimed_by_others)
         if not taken:
             return False
         before = self._log.jobs.totals()

@@ -140,14 +140,9 @@ class TaskLog:
 
     # --- the inputs to submit ---
 
-    @property
-    def part_count(self) -> int:
-        """How many parts of the log the plan has."""
-        return -(-self.plan.count // PART_ROWS)
-
     def load_next(self) -> list[int] | None:
         """Load the next part of which nothing was known, and return its inputs; ``None`` after the last."""
-        while self.state.next_part < self.part_count:
+        while self.state.next_part < self.plan.part_count:
             part = self.state.next_part
             self.state.next_part += 1
             if part not in self.loaded:
@@ -158,13 +153,20 @@ class TaskLog:
                 return numbers
         return None
 
-    def take(self, most: int, free: int, without: Collection[int]) -> list[int]:
-        """Return the next inputs to submit. Others may have jobs in flight of what is loaded (``free``)."""
+    def take(self, most: int, limit: int | None, without: Collection[int]) -> list[int]:
+        """
+        Return the next inputs to submit.
+
+        :param most: how many at the most.
+        :param limit: how many jobs may be in flight, those of other runs included; ``None``: any number.
+        :param without: inputs to pass over.
+        """
         found = [number for number in self.jobs.inputs(*SUBMITTABLE) if number not in without]
+        free = self.state.count if limit is None else limit - len(self.jobs.running)
         while len(found) < min(most, free) and (numbers := self.load_next()) is not None:
             states = [self.jobs.state(number) for number in numbers]
             found += [number for number, state in zip(numbers, states, strict=True) if state in SUBMITTABLE]
-            free -= states.count(InputState.RUNNING)
+            free -= states.count(InputState.RUNNING)  # jobs of other runs
         return found[: max(min(most, free), 0)]
 
     @property
@@ -188,7 +190,8 @@ class TaskLog:
 
     def stop_submitting(self) -> int:
         """Submit nothing more, and return how many inputs are not submitted."""
-        unsent, self.state.has_stopped = self.unsent_count, True
+        unsent = self.unsent_count
+        self.state.has_stopped = True
         return unsent
 
     # --- the jobs ---
@@ -222,12 +225,6 @@ class TaskLog:
     def is_stored(self, job_id: str) -> bool:
         """Return whether a job is known to be stored. It is if nothing is left to do in its part."""
         return job_id not in self.jobs.table.input_of or bool(self.jobs.table.job(job_id).stored)
-
-    def end_useless(self, job_id: str, state: JobState, *, seconds: float | None, why: str) -> None:
-        """Note that the result of a job cannot be used, so that a retry runs its input again."""
-        self.jobs.end(job_id, state, seconds=seconds, why=why)
-        if job_id in self.jobs.table.input_of and self.jobs.table.job(job_id).state is JobState.COMPLETED:
-            self.jobs.end(job_id, JobState.INVALID, why=why)
 
     @property
     def completed(self) -> list[str]:
@@ -336,7 +333,7 @@ class TaskLog:
         :param parts: the parts of the log that have them; all if left out.
         :raises DamagedLogError: nothing is there any more of a part that was dropped.
         """
-        open_parts, parts = self.open_parts, iter(range(self.part_count) if parts is None else parts)
+        open_parts, parts = self.open_parts, iter(range(self.plan.part_count) if parts is None else parts)
         while some := list(islice(parts, _PARTS_AT_A_TIME)):
             known = Jobs(self.jobs.plan, self.jobs.writer, since=self.jobs.since, stores=self.stores)
             if closed := set(some) - open_parts:
