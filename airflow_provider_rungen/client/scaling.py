@@ -225,15 +225,21 @@ def get_app_to_raise(app_id: str, wanted: int) -> Flow[App]:
     return (yield from get()) if workers_of(app) == wanted > 0 else app
 
 
-def restore_workers(raised: ScaleRecord, *, within: float | None = None) -> Flow[ScaleRecord]:
+def restore_workers(
+    raised: ScaleRecord, *, needed: int = 0, within: float | None = None
+) -> Flow[ScaleRecord]:
     """
     Set an app back to what it was before it was raised, unless somebody else has set yet another number.
 
+    :param needed: how many workers others need: it is not set to fewer.
     :param within: seconds that all of it may take, as at a kill. They are left to the caller to enforce.
     :return: what is known then. If it is not certain that the app was set back, the log says so, and it is
         still raised.
     """
-    app_id, before, record = raised.app_id, raised.before, raised
+    if not (kept := raised.keeping(needed)).was_raised:
+        return raised
+    raised = record = kept
+    app_id, before = raised.app_id, raised.before
     # the last request needs time for its answer
     retry_budget = RETRY_BUDGET if within is None else within * 0.75
     pause, confirm_within = retry_budget / 4, CONFIRM_TIME if within is None else retry_budget

@@ -29,6 +29,7 @@ class FakeTaskInstance:
     map_index = -1
     try_number = 1
     max_tries = 0
+    dag_run: Any = None
 
     def __init__(self, operator: Any = None, upstream: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         if operator is not None:
@@ -52,6 +53,10 @@ class FakeTaskInstance:
         if task_ids in (None, self.task_id):
             return self.xcoms.get(key, default)
         return self._upstream.get(task_ids, {}).get(key, default)
+
+    def get_dagrun(self) -> Any:
+        """Return the run, as Airflow 2 does."""
+        return self.dag_run
 
     def get_relevant_upstream_map_indexes(self, *_: Any, **__: Any) -> None:
         """Return that no earlier task is mapped, as Airflow 2 asks."""
@@ -220,6 +225,7 @@ def make_context(
         ti = FakeTaskInstance(operator, xcoms)
         macros, accessors = "airflow.macros", "airflow.utils.context"
         dag_run.get_task_instance = lambda task_id, **_: SimpleNamespace(state=states.get(task_id))
+        ti.dag_run = dag_run
     if map_index is not None:
         ti.map_index = map_index
     when, lookups = dag_run.logical_date, import_module(accessors)

@@ -2,8 +2,8 @@
 ## Pay for a GPU only while it works
 
 `create` finds or creates an app, which costs nothing without workers. `plan` counts the pictures that nobody
-has paid for yet. If there are any, the group `app_is_up` gives the app a worker, paints them, and takes the
-worker away, whatever happens.
+has paid for yet. If there are any, the group `app_is_up` gives the app a worker, and paints them. Then
+`app_down` takes the worker away, whatever happens.
 
 - The log of **app billing ends** says what the app cost.
 - **app billing checked** is ended by the scheduler, without a worker, so its log is empty.

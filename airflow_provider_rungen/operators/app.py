@@ -108,7 +108,8 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
     :param poll_interval: seconds between two polls.
     :param timeout: seconds that the app may take to be ``RUNNING``.
     :param scale_down_on_failure: restore the earlier number of workers if the app is not ``RUNNING`` in time,
-        or if the task fails, is killed or is cleared before.
+        or if the task fails, is killed or is cleared before. Blocks of `scaled_app` keep what they need, and
+        a killed setup leaves it to its teardown.
     """
 
     template_fields: Sequence[str] = ("app_id", "active_workers", "only_if", "rungen_conn_id")

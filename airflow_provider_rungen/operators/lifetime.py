@@ -84,8 +84,8 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
     Scale an app up for the tasks of a ``with`` block, and down to zero **whatever happens**.
 
     It puts the tasks of the block into a group ``{name}_is_up``, which does not change their ids. The group
-    begins with a setup, ``{name}_up`` (*billing starts*), and ends with its teardown, ``{name}_down``
-    (*billing ends*). After it, ``{name}_end`` fails the run if one of the two failed. Within a task group of
+    begins with a setup, ``{name}_up`` (*billing starts*). After it comes the teardown, ``{name}_down``
+    (*billing ends*), and ``{name}_end``, which fails the run if one of the two failed. Within a task group of
     yours, no group is added. Tasks of the block wait for the app to be ``RUNNING``. The app is scaled up
     after the tasks that the first tasks of the block wait for.
 
@@ -156,9 +156,12 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             #: The setup that scales up.
             self.up = RunGenScaleAppOperator(task_id=f"{name}_up", **(texts | self._up))
             texts = {"task_display_name": f"{name} billing ends", "doc_md": _DOWN_DOC}
-            #: The teardown that scales down.
+            #: The teardown that scales down. It is not in the group: a user may mark that.
             self.down = RunGenScaleDownOperator(
-                task_id=f"{name}_down", scale_up_task_id=self.up.task_id, **(texts | self._down)
+                task_id=f"{name}_down",
+                scale_up_task_id=self.up.task_id,
+                task_group=self.end.task_group,
+                **(texts | self._down),
             )
             self._group = stack.pop_all()
         # a results table in the block needs the price, too

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, TaskInstanceState
+from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.scaling import AppTarget, restore_workers, wait_for_app
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.execution.apps.block import decides, read_scale_record
-from airflow_provider_rungen.execution.task.attempts import states_in_run
+from airflow_provider_rungen.execution.apps.block import Block, Needs, decide, read_scale_record
 from airflow_provider_rungen.execution.task.outcomes import GO_ON
-from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger
@@ -39,7 +36,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral.
     :param raised: the number of workers to restore if a user marks or clears the task: see `ScaleRecord`.
-    :param down: the teardown of the block. If that decides about the app, nothing is restored: see `decides`.
+    :param blocks: the blocks of the DAG, as `Block` has them, which may need the app then: see `decide`.
     """
 
     rungen_conn_id: str = RunGenHook.default_conn_name
@@ -50,7 +47,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     deadline: float = 0
     deferred_at: float = 0
     raised: dict[str, Any] | None = None
-    down: str | None = None
+    blocks: list[dict[str, Any]] = field(default_factory=list)
 
     async def _wait(self, event: dict[str, Any]) -> None:
         target = AppTarget(self.app_id or "", self.status, self.active_workers)
@@ -74,30 +71,24 @@ class RunGenAppTrigger(RunGenBaseTrigger):
         if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
             log.info("Not scaled down, since another attempt waits for the app %s", format_ids(raised.app_id))
             return
-        if await self._is_left_to_teardown():
-            log.info("Left to %s, which scales it down %s", self.down, format_ids(raised.app_id))
+        down, needs = await self._decide(raised.app_id)
+        if down:
+            log.info("Left to %s, which asks who needs it %s", down, format_ids(raised.app_id))
             return
+        needs.warn(raised.app_id)
         await hook.asettings()
         within = base.CANCEL_TIME * 0.8
-        flow = restore_workers(raised, within=within)
+        flow = restore_workers(raised, needed=needs.workers, within=within)
         # a request without an answer must not take all the time
         await asyncio.to_thread(hook.perform_with_deadline, flow, within=within)
 
-    async def _is_left_to_teardown(self) -> bool:
-        """Return whether the teardown decides about the app: it knows who else needs that."""
-        if self.down is None or not AIRFLOW_V_3_0_PLUS:
-            return False
-        with suppress(Exception):
-            decided: bool = await base.ask_airflow(partial(_decides, self.down), self.task_instance)
-            return decided
-        return False
-
-
-def _decides(down_id: str, ti: Any) -> bool:
-    from airflow_provider_rungen._airflow import XCom
-
-    def has_bill() -> bool:
-        which = {"dag_id": ti.dag_id, "task_id": down_id, "run_id": ti.run_id, "map_index": ti.map_index}
-        return XCom.get_one(key=BILL_KEY, **which) is not None
-
-    return any(decides(state, has_bill) for state in states_in_run(ti, down_id))
+    async def _decide(self, app_id: str) -> tuple[str, Needs]:
+        """Find out who undoes it. Without an answer, this trigger does: nobody else may."""
+        blocks = [Block(**{**each, "jobs": tuple(each["jobs"])}) for each in self.blocks]
+        ask = partial(decide, blocks=blocks, app_id=app_id)
+        try:
+            decided: tuple[str, Needs] = await base.ask_airflow(ask, self.task_instance)
+        except Exception as error:
+            log.warning("Could not ask who else needs app %s: %s", app_id, type(error).__name__)
+            return "", Needs()
+        return decided

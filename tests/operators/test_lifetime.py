@@ -30,11 +30,12 @@ from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 from conftest import SOON, FakeTaskInstance, Outcome, run_task, signal_when, stopped_when
 from operator_kit import KILLED, failing, hang, kill_when, workers
 
+from airflow_provider_rungen._airflow import XCom
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError
-from airflow_provider_rungen.execution.apps import scale_down
-from airflow_provider_rungen.execution.task import store_writer
+from airflow_provider_rungen.execution.apps import block, scale_down
+from airflow_provider_rungen.execution.task import attempts, store_writer
 from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY, PAGE_KEY
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator, scaled_app
 from airflow_provider_rungen.operators.app import RunGenScaleDownOperator
@@ -95,11 +96,12 @@ def test_the_graph_is_a_group_with_documented_tasks_and_plain_ids() -> None:
             job("paint")
         with TaskGroup("group"), scaled_app(APP), TaskGroup("inner"):
             job("load")
-    assert set(d.task_group.children) == {"app_is_up", "app_end", "group"}
+    # a user who marks the group does not mark the teardown
+    assert set(d.task_group.children) == {"app_is_up", "app_down", "app_end", "group"}
     group: Any = d.task_group.children["app_is_up"]
-    assert set(group.children) == {"app_up", "paint", "app_down"}
+    assert set(group.children) == {"app_up", "paint"}
     of_group = ("app_up", "inner.load", "app_down", "app_end")
-    assert set(d.task_dict) == {*group.children, "app_end", *(f"group.{each}" for each in of_group)}
+    assert set(d.task_dict) == {*group.children, "app_down", "app_end", *(f"group.{e}" for e in of_group)}
     tasks: list[Any] = [gpu.up, gpu.down, gpu.end]
     names = ["mine", "app billing ends", "app billing checked"]
     assert [task.task_display_name for task in tasks] == names
@@ -257,8 +259,8 @@ class TaskInstance3(FakeTaskInstance):
             if run_ids is None or run_id in run_ids
         }
 
-    def get_dr_count(self, dag_id: str, states: list[str]) -> int:
-        return list(self.run_states.values()).count("running")
+    def get_dr_count(self, dag_id: str, states: list[str], run_ids: list[str] | None = None) -> int:
+        return [self.run_states[each] for each in run_ids or self.run_states].count("running")
 
     def get_dagrun_state(self, dag_id: str, run_id: str) -> str:
         return self.run_states[run_id]
@@ -414,11 +416,13 @@ def test_a_teardown_that_is_killed_is_loud(emulator: Emulator, context: Any) -> 
 
 @pytest.mark.parametrize(("state", "want"), [("upstream_failed", 2), ("failed", 0)])
 def test_airflow_2_tells_whether_this_run_touched_the_app(
-    down: Callable[..., int], context: Any, state: str, want: int
+    down: Callable[..., int], context: Any, monkeypatch: pytest.MonkeyPatch, state: str, want: int
 ) -> None:
     up = SimpleNamespace(state=state)
     context["ti"] = FakeTaskInstance()  # it cannot be asked
-    context["dag_run"] = SimpleNamespace(get_task_instance=lambda *_, **__: up)
+    context["ti"].get_dagrun = lambda: SimpleNamespace(get_task_instance=lambda *_, **__: up)
+    for module in (attempts, block):
+        monkeypatch.setattr(module, "AIRFLOW_V_3_0_PLUS", False)
     assert down() == want
 
 
@@ -461,7 +465,7 @@ def test_an_app_that_others_need_stays_up_though_the_own_record_cannot_be_read(
     pull, fail = ti.xcom_pull, failing(hang)
     ti.xcom_pull = lambda **which: (pull if "run_id" in which else fail)(**which)
     assert down() == 2
-    assert f"STILL BILLED: app {APP} stays up until app_down of run other" in caplog.text
+    assert f"STILL BILLED: app {APP} keeps 2 workers until app_down of run other" in caplog.text
 
 
 @pytest.mark.usefixtures("impatient")
@@ -611,7 +615,7 @@ def test_a_block_takes_no_workers_from_another_one(
     ti.scaled = {"run big_up": ScaleRecord(APP, 3, 0).to_json()}
     assert run_task(small.up, {"ti": ti, "dag": both}).value == APP
     assert workers(emulator) == want
-    line = f"STILL BILLED: app {APP} stays up until big_down of run run scales it down"
+    line = f"STILL BILLED: app {APP} keeps 3 workers until big_down of run run scales it down"
     assert (line in caplog.messages) == (want == 3)
 
 
@@ -680,7 +684,7 @@ def test_a_backlog_of_runs_costs_a_few_calls(
         each.expand(n=[*range(20)])
     context["dag"].tasks.append(d.task_dict["each.app_down"])
     assert down() == 0
-    assert calls.total() < 25
+    assert calls.total() < 30
 
 
 @pytest.fixture
@@ -710,6 +714,13 @@ def test_a_setup_whose_teardown_was_left_out_of_a_clear_bills_nothing(
     assert emulator.service.count("update_app") == 0
 
 
+def need(ti: TaskInstance3, active_workers: int) -> None:
+    """Add another run that needs the app."""
+    ti.run_states["other"] = "running"
+    ti.states["other"] = {"app_up": "running", "app_down": None}
+    ti.scaled["other"] = ScaleRecord(APP, active_workers, active_workers).to_json()
+
+
 @pytest.fixture
 def slow(emulator: Emulator) -> None:
     told = {"id": APP, "status": "INITIALIZING"}
@@ -732,16 +743,17 @@ def test_a_setup_whose_teardown_ends_while_it_scales_up_scales_back(
 
 
 @pytest.mark.usefixtures("slow")
-@pytest.mark.parametrize("case", [(0, True, 2), (0, False, 0), (1, True, 1)])
+@pytest.mark.parametrize(
+    "case", [(0, 2, 2), (0, 1, 1), (0, 0, 0), (1, 2, 2), (1, 0, 1), (0, 2, 2, "failed"), (0, 1, 1, "failed")]
+)
 def test_a_setup_that_fails_leaves_the_app_to_a_run_that_needs_it(
-    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, case: tuple[int, bool, int]
+    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, case: tuple[Any, ...]
 ) -> None:
-    before, others, want = case
+    before, others, want, *own_run = case
     emulator.service.scale(APP, before)
+    ti.run_states["run"] = own_run[0] if own_run else "running"
     if others:
-        ti.run_states["other"] = "running"
-        ti.states["other"] = {"app_up": "running", "app_down": None}
-        ti.scaled["other"] = ScaleRecord(APP, 2, 2).to_json()
+        need(ti, others)
     assert up(timeout=0.5).error is not None
     assert workers(emulator) == want
 
@@ -749,14 +761,18 @@ def test_a_setup_that_fails_leaves_the_app_to_a_run_that_needs_it(
 @KILLED
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize(
-    ("down", "want"), [(None, 2), ("running", 2), ("failed", 0), ("success", 0), ("success with a bill", 2)]
+    "case", [(None, 0, 2), ("running", 0, 0), ("failed", 0, 0), ("success", 0, 0), ("success", 2, 2)]
 )
 def test_a_setup_that_is_killed_leaves_the_app_to_its_teardown_if_that_is_to_come(
-    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, down: str | None, want: int
+    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, case: tuple[str | None, int, int]
 ) -> None:
+    down, others, want = case
+    ti.bill = {}  # of before a clear: Airflow drops it when the teardown starts
+    if others:
+        need(ti, others)
+
     def is_due() -> bool:
-        ti.states["run"]["app_down"] = down and down.partition(" ")[0]
-        ti.bill = {} if down and "bill" in down else None
+        ti.states["run"]["app_down"] = down
         return emulator.service.count("get_app") > 4
 
     def kill(op: Any, context: Any) -> Outcome:
@@ -764,31 +780,62 @@ def test_a_setup_that_is_killed_leaves_the_app_to_its_teardown_if_that_is_to_com
 
     outcome = up(kill)
     assert workers(emulator) == want
-    assert (f"App {APP} is left to app_down" in str(outcome.error)) == (want > 0)
+    assert (f"App {APP} is left to app_down" in str(outcome.error)) == (down is None)
 
 
+@pytest.mark.parametrize("ends_meanwhile", [False, True])
 def test_a_setup_that_fails_says_who_scales_the_app_down(
-    emulator: Emulator, up: Callable[..., Outcome], caplog: pytest.LogCaptureFixture
+    emulator: Emulator,
+    up: Callable[..., Outcome],
+    ti: TaskInstance3,
+    caplog: pytest.LogCaptureFixture,
+    ends_meanwhile: bool,
 ) -> None:
     emulator.service.inject(Fault(on="get_app", status=403, skip=2, times=None))
+    states = ti.get_task_states
+
+    def end_after(**which: Any) -> Any:
+        found = states(**which)
+        if ends_meanwhile:
+            ti.states["run"]["app_down"] = "success"
+        return found
+
+    ti.get_task_states = end_after  # type: ignore[method-assign, assignment]
     assert up(scale_down_on_failure=False).error is not None
-    assert "STILL BILLED" not in caplog.text
-    assert f"App {APP} may have workers until app_down scales it down: " in caplog.text
+    assert (f"STILL BILLED: app {APP} may still have 2 workers" in caplog.text) == ends_meanwhile
+    line = f"App {APP} may have workers until app_down scales it down: "
+    assert (line in caplog.text) != ends_meanwhile
 
 
 @pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="Airflow before 3.3 tells no trigger of a kill")
 @pytest.mark.usefixtures("slow")
-@pytest.mark.parametrize(("down", "want"), [("", 2), ("running", 2), ("failed", 0), (None, 0)])
+@pytest.mark.parametrize(
+    "case",
+    [("", 0, 2), ("running", 0, 0), ("failed", 0, 0), ("failed", 1, 1), ("failed", 2, 2), (None, 0, 0)],
+)
 def test_a_deferred_setup_leaves_the_app_to_its_teardown_if_that_is_to_come(
-    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, down: str | None, want: int
+    emulator: Emulator,
+    up: Callable[..., Outcome],
+    ti: TaskInstance3,
+    monkeypatch: pytest.MonkeyPatch,
+    case: tuple[str | None, int, int],
 ) -> None:
+    down, others, want = case
     with pytest.raises(TaskDeferred) as deferral:
         up(lambda op, context: op.execute(context), deferrable=True, defer_after=0)
     trigger: Any = deferral.value.trigger
-    trigger.task_instance = ti
+    # what a trigger has cannot be asked
+    trigger.task_instance = SimpleNamespace(dag_id="dag", run_id="run", task_id="app_up", map_index=-1)
+    asked: Any = import_module("airflow.sdk.execution_time.task_runner").RuntimeTaskInstance
+    for name in ("get_task_states", "get_dr_count", "get_dagrun_state"):
+        monkeypatch.setattr(asked, name, getattr(ti, name))
+    pull = lambda run_id, **_: ti.scaled.get(run_id)  # noqa: E731
+    monkeypatch.setattr(XCom, "get_one", pull)
     ti.states["run"] = {"app_up": "failed", "app_down": down or None}
     if down is None:  # the run was deleted
         ti.states.clear()
+    if others:
+        need(ti, others)
     emulator.service.clear_faults()
     asyncio.run(trigger.on_kill())
     assert workers(emulator) == want
@@ -812,7 +859,7 @@ def test_a_block_leaves_the_app_to_a_mapped_one(emulator: Emulator, ti: TaskInst
         ti.scaled[f"run each.app_up {index}"] = ScaleRecord(app_id, 1, 0).to_json()
     ti.scaled["run one_up"] = ScaleRecord(APP, 2, 0).to_json()
     assert run_task(one.down, {"ti": ti, "dag": d}) == Outcome()
-    assert workers(emulator) == 2
+    assert workers(emulator) == 1, "which the mapped one needs"
 
 
 def test_a_block_in_a_mapped_group_leaves_the_app_to_the_one_around_it(

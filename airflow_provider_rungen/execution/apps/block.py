@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from airflow_provider_rungen._airflow import TaskInstanceState
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, TaskInstanceState
 from airflow_provider_rungen.client.daemon_threads import batches
+from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.exceptions import RunGenAppError
-from airflow_provider_rungen.execution.task.attempts import states_in_run, teardowns
-from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY, SCALED_KEY
+from airflow_provider_rungen.execution.task.attempts import asked_of, states_in_run, teardowns
+from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 from airflow_provider_rungen.runs import records
 
 if TYPE_CHECKING:
@@ -21,9 +24,6 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
-
-# The states of tasks, by run.
-_States: TypeAlias = Mapping[str, Mapping[str, str | None]]
 
 # The states of a teardown that is still to run.
 _TO_COME = (
@@ -45,6 +45,47 @@ _NOT_STARTED = (
     TaskInstanceState.UPSTREAM_FAILED,
     TaskInstanceState.REMOVED,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """
+    A block of the DAG, as a trigger can take it along.
+
+    :param up: the task id of its setup.
+    :param down: that of its teardown.
+    :param jobs: those of the tasks whose jobs are on its bill.
+    :param is_mapped: whether it is in a mapped task group.
+    """
+
+    up: str
+    down: str
+    jobs: tuple[str, ...]
+    is_mapped: bool
+
+
+class _Place(NamedTuple):
+    """Where a block has run: in a run, at a map index, or -1."""
+
+    run_id: str
+    map_index: int
+
+
+# The states of some tasks.
+_States: TypeAlias = Mapping[_Place, Mapping[str, str | None]]
+
+
+def blocks_of(context: Context) -> list[Block]:
+    """Return the blocks of the DAG."""
+    return [
+        Block(
+            down.scale_up_task_id,
+            down.task_id,
+            tuple(down.jobs_of),
+            down.get_closest_mapped_task_group() is not None,
+        )
+        for down in teardowns(context)
+    ]
 
 
 # --- what was done to the app ---
@@ -72,42 +113,27 @@ def _read_record(fields: Mapping[str, Any]) -> ScaleRecord:
     )
 
 
-def teardown_of(context: Context, task_id: str) -> Any:
-    """Return the teardown of the block that a setup begins, if any."""
-    return next((down for down in teardowns(context) if down.scale_up_task_id == task_id), None)
+# --- who scales an app down ---
 
 
-def check_teardown(run: TaskRun[Any], app_id: str, wanted: int) -> None:
+def check_teardown(run: TaskRun[Any], down: str, app_id: str) -> None:
     """
     Check that what is scaled up will be scaled down. A clear of what failed only leaves the teardown out.
 
-    :param run: the attempt that scales up; in a block, its setup.
-    :param wanted: the number of workers.
+    :param run: the attempt of the setup.
+    :param down: the teardown.
     :raises RunGenAppError: it runs, or has ended.
     :raises Exception: Airflow failed or hung for too long.
     """
-    down = teardown_of(run.context, run.task.task_id)
-    if down is None or not wanted:
-        return
-    ask = partial(state_of, run.context, down.task_id)
-    state = run.guard.call_patiently(f"ask whether {down.task_id} is to come", ask)
-    if state != "" and not is_to_come(state):
+    ask = partial(states_in_run, run.ti, down)
+    states = run.guard.call_patiently(f"ask whether {down} is to come", ask)
+    if states and not any(map(is_to_come, states)):
         raise RunGenAppError(
-            f"Nothing would scale the app down: {down.task_id} runs or has ended",
+            f"Nothing would scale the app down: {down} runs or has ended",
             app_id=app_id,
             hint=f"Clear {run.task.task_id} with its downstream tasks, and not only failed ones",
             retryable=False,
         )
-
-
-def state_of(context: Context, task_id: str) -> str | None:
-    """Return the state of a task of this run (at this task's map index); empty if the run has none."""
-    ti: Any = context["ti"]
-    if hasattr(ti, "get_task_states"):  # Airflow 3
-        return next(iter(states_in_run(ti, task_id)), "")
-    dag_run: Any = context["dag_run"]
-    found = dag_run.get_task_instance(task_id, map_index=ti.map_index)
-    return "" if found is None else found.state
 
 
 def is_to_come(state: str | None) -> bool:
@@ -115,113 +141,133 @@ def is_to_come(state: str | None) -> bool:
     return state in _TO_COME
 
 
-def decides(state: str | None, has_bill: Callable[[], bool]) -> bool:
-    """
-    Return whether a teardown decides about the app, or has: nobody else has to undo what its setup did.
-
-    :param state: its state; empty if the run has none.
-    :param has_bill: returns whether it pushed a bill, as one does that ran, and was not only marked.
-    """
-    return is_to_come(state) or state == TaskInstanceState.RUNNING or (state != "" and has_bill())
-
-
-def is_left_to(run: TaskRun[Any], down_id: str) -> bool:
-    """Return whether the teardown of a block decides about the app, or has. It asks Airflow once."""
-    pull = partial(run.ti.xcom_pull, task_ids=down_id, key=BILL_KEY, map_indexes=run.ti.map_index)
-    return decides(state_of(run.context, down_id), lambda: pull() is not None)
-
-
-def is_needed(run: TaskRun[Any], app_id: str) -> bool:
-    """
-    Return whether another block of the DAG, in any of its runs, has the app up, and will scale it down.
-
-    :param run: the attempt of the setup or teardown that asks.
-    :raises Exception: Airflow failed or hung for too long.
-    """
-    ask = partial(_is_needed, run.context, app_id)
-    return run.guard.call_patiently("ask whether another run needs the app", ask)
-
-
-def _is_needed(context: Context, app_id: str) -> bool:
-    ti: Any = context["ti"]
-    if not hasattr(ti, "get_task_states"):
-        return False
-    is_alone = ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) < 2
-    runs: dict[str, Any] = {"run_ids": [ti.run_id]} if is_alone else {}
-    others = []
-    for down in teardowns(context):
-        setup = down.scale_up_task_id
-        for at, states_of in _states_by_index(ti, down, **runs):
-            # a block that scales down right now decides like this one does: both do
-            to_come = {
-                run_id: states.get(setup, "")
-                for run_id, states in states_of.items()
-                if is_to_come(states.get(down.task_id, ""))
-            }
-            if ti.task_id in (down.task_id, setup):
-                to_come.pop(ti.run_id, None)
-            # most runs of a backlog have not begun, and each record is a call
-            unstarted = [run_id for run_id, state in to_come.items() if not has_started(state)]
-            is_one_of_many = at is not None and at >= 0 and at != ti.map_index
-            at_work = set() if is_one_of_many else _at_work(ti, down.jobs_of, unstarted, at)
-            needing = (to_come.keys() - unstarted) | at_work
-            for run_id in sorted(needing):
-                record = pull_record(ti, setup, at, run_id=run_id)
-                is_up = record and record.app_id == app_id and record.active_workers
-                if is_up and ti.get_dagrun_state(ti.dag_id, run_id) == "running":
-                    others.append(f"{down.task_id} of run {run_id}")
-    if others:
-        line = "STILL BILLED: app %s stays up until %s scales it down"
-        log.warning(line, app_id, " or ".join(others))
-    return bool(others)
-
-
-def _states_by_index(ti: Any, down: Any, **runs: Any) -> Iterator[tuple[int | None, _States]]:
-    """
-    Yield the states of the two ends of a block, by run, for each map index that counts.
-
-    That is the index of the task that asks, none for a block around its mapped task group, and all indexes of
-    a mapped block if the task is not mapped.
-    """
-    ends, is_mapped = [down.task_id, down.scale_up_task_id], down.get_closest_mapped_task_group() is not None
-    at = ti.map_index if is_mapped or ti.map_index is None else -1
-    found = ti.get_task_states(dag_id=ti.dag_id, task_ids=ends, map_index=at, **runs)
-    indexes = {at}
-    if is_mapped and at == -1:
-        names = {name.removeprefix(f"{down.task_id}_") for states in found.values() for name in states}
-        indexes = {int(name) for name in names if name.isdecimal()}
-    for index in sorted(indexes, key=lambda each: each or 0):
-        yield index, _of_index(found, ends, index)
-
-
-def _at_work(ti: Any, task_ids: Collection[str], run_ids: Iterable[str], map_index: int | None) -> set[str]:
-    """
-    Return the runs in which any of these tasks runs: a clear may leave out tasks that still need the app.
-
-    A block that is not mapped itself is asked for the tasks at any map index.
-    """
-    found: dict[str, Mapping[str, str | None]] = {}
-    for some in batches(run_ids if task_ids else (), _RUNS_AT_ONCE, len, _MOST_TEXT):
-        of_runs = {"dag_id": ti.dag_id, "run_ids": some, "map_index": map_index}
-        found |= ti.get_task_states(task_ids=list(task_ids), **of_runs)
-    return {run_id for run_id, states in found.items() if not _AT_WORK.isdisjoint(states.values())}
-
-
 def has_started(state: str | None) -> bool:
     """Return whether a setup in this state has run, or may have. Its XComs may be of before a clear."""
     return state not in _NOT_STARTED
 
 
-def pull_record(ti: Any, scale_up_task_id: str, map_index: int | None, **of_run: str) -> ScaleRecord | None:
-    """Return what the setup of a run has done."""
-    pulled = ti.xcom_pull(task_ids=scale_up_task_id, key=SCALED_KEY, map_indexes=map_index, **of_run)
-    return read_scale_record(pulled)
+def decide(ti: Any, blocks: Collection[Block], app_id: str) -> tuple[str, Needs]:
+    """
+    Find out who undoes what a setup did that is killed: its teardown, if that is still to come.
+
+    Otherwise the setup does, down to the workers that others need.
+
+    :param ti: the ``ti`` of a context, or the ``task_instance`` of a trigger. It blocks.
+    :return: the teardown that is to come, if any; and otherwise what others need.
+    """
+    down = find_teardown(ti, blocks)
+    return down, Needs() if down else find_needs(ti, blocks, app_id)
 
 
-def _of_index(states: _States, task_ids: list[str], map_index: int | None) -> _States:
-    # None is a task in a loop of Airflow 3.4 that is not mapped
-    suffix = "" if map_index is None or map_index < 0 else f"_{map_index}"
-    return {
-        run_id: {task_id: known[task_id + suffix] for task_id in task_ids if task_id + suffix in known}
-        for run_id, known in states.items()
-    }
+def find_teardown(ti: Any, blocks: Iterable[Block]) -> str:
+    """Return the teardown of the block that a setup begins if that is to come; otherwise nothing."""
+    downs = (block.down for block in blocks if block.up == ti.task_id)
+    return next((down for down in downs if any(map(is_to_come, states_in_run(ti, down)))), "")
+
+
+class Needs(dict[str, int]):
+    """How many workers of an app other blocks have up, by the teardown that will scale them down."""
+
+    @property
+    def workers(self) -> int:
+        """The number that the app has to keep."""
+        return max(self.values(), default=0)
+
+    def warn(self, app_id: str) -> None:
+        """Log who scales the app down."""
+        if self:
+            workers, others = format_count(self.workers, "worker"), " or ".join(self)
+            log.warning("STILL BILLED: app %s keeps %s until %s scales it down", app_id, workers, others)
+
+
+def ask_needs(run: TaskRun[Any], app_id: str) -> Needs:
+    """
+    Find out for a setup or teardown which other blocks need the app: see `find_needs`.
+
+    :raises Exception: Airflow failed or hung for too long.
+    """
+    ask = partial(find_needs, run.ti, blocks_of(run.context), app_id)
+    return run.guard.call_patiently("ask who else needs the app", ask)
+
+
+def find_needs(ti: Any, blocks: Collection[Block], app_id: str) -> Needs:
+    """
+    Find the other blocks of the DAG, in any of its runs, that have the app up, and will scale it down.
+
+    Blocks of mapped task groups see each other at the same map index only. Before Airflow 3 none are found.
+
+    :param ti: that of a block's setup or teardown: see `decide`.
+    """
+    needs = Needs()
+    if not blocks or not (AIRFLOW_V_3_0_PLUS or hasattr(ti, "get_task_states")):
+        return needs
+    airflow = asked_of(ti)
+    count = partial(airflow.get_dr_count, dag_id=ti.dag_id, states=["running"])
+    run_ids = [ti.run_id] if count() == count(run_ids=[ti.run_id]) else None
+    for block in blocks:
+        ends = _find_states(ti, block, (block.up, block.down), run_ids)
+        is_own = ti.task_id in (block.up, block.down)
+        # a block that scales down right now decides like this one does: both do
+        to_come = [
+            place
+            for place, states in ends.items()
+            if block.down in states
+            and is_to_come(states[block.down])
+            and not (is_own and place.run_id == ti.run_id)
+        ]
+        # most runs of a backlog have not begun, and each record is a call
+        idle = {place for place in to_come if not has_started(ends[place].get(block.up, ""))}
+        for place in sorted({*to_come} - idle | _at_work(ti, block, idle)):
+            record = pull_record(ti, block.up, place.map_index, run_id=place.run_id)
+            workers = record.active_workers if record and record.app_id == app_id else None
+            if workers and airflow.get_dagrun_state(ti.dag_id, place.run_id) == "running":
+                name = f"{block.down} of run {place.run_id}"
+                needs[name] = max(workers, needs.get(name, 0))
+    return needs
+
+
+def _at_work(ti: Any, block: Block, places: Collection[_Place]) -> set[_Place]:
+    """
+    Return where a job of the block runs, of these places: a clear may leave out tasks that need the app.
+
+    The jobs of a block that is not mapped itself may be.
+    """
+    found = set[_Place]()
+    run_ids = dict.fromkeys(place.run_id for place in places)
+    for some in batches(run_ids if block.jobs else (), _RUNS_AT_ONCE, len, _MOST_TEXT):
+        for place, states in _find_states(ti, block, block.jobs, some).items():
+            if not _AT_WORK.isdisjoint(states.values()):
+                found.add(place if block.is_mapped else _Place(place.run_id, -1))
+    return found.intersection(places)
+
+
+def _find_states(
+    ti: Any, block: Block, task_ids: Collection[str], run_ids: Collection[str] | None
+) -> _States:
+    """
+    Return the states of tasks of a block, in some runs, or in all.
+
+    If the block and the task that asks are mapped, only those at the index of the latter are found.
+    """
+    which: dict[str, Any] = {} if run_ids is None else {"run_ids": [*run_ids]}
+    # None is a task in a loop of Airflow 3.4 that is not mapped; -1 asks for all indexes
+    which["map_index"] = ti.map_index if block.is_mapped or ti.map_index is None else -1
+    states: defaultdict[_Place, dict[str, str | None]] = defaultdict(dict)
+    answer = asked_of(ti).get_task_states(dag_id=ti.dag_id, task_ids=[*task_ids], **which)
+    for run_id, found in answer.items():
+        for name, state in found.items():
+            task_id, _, index = (name, "", "-1") if name in task_ids else name.rpartition("_")
+            states[_Place(run_id, int(index))][task_id] = state
+    return states
+
+
+def pull_record(ti: Any, up: str, map_index: int | None, **of_run: str) -> ScaleRecord | None:
+    """Return what the setup of a run has done; of this one if no ``run_id`` is given."""
+    if hasattr(ti, "xcom_pull"):
+        value = ti.xcom_pull(task_ids=up, key=SCALED_KEY, map_indexes=map_index, **of_run)
+    else:  # in a trigger
+        from airflow_provider_rungen._airflow import XCom
+
+        which = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": up, "map_index": map_index}
+        value = XCom.get_one(key=SCALED_KEY, **(which | of_run))
+    return read_scale_record(value)

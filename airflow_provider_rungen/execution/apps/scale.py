@@ -7,8 +7,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict, replace
+from functools import cached_property, partial
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
@@ -77,15 +77,15 @@ class ScaleRun(TaskRun[Any]):
             if wanted is None:
                 return self._leave(app_id)
             deadline = self.deadline(time.time() + task.timeout)
-            block.check_teardown(self, app_id, wanted)
+            if wanted and self._down:
+                block.check_teardown(self, self._down, app_id)
             is_up = self._set_workers(app_id, wanted, deadline)
-            block.check_teardown(self, app_id, wanted)  # it may have run meanwhile, and seen no workers
             if is_up and task.wait_until_running:
                 target = AppTarget(app_id, active_workers=wanted)
                 defer_at = time.time() + task.defer_after if task.deferrable else math.inf
-                down = self._down and self._down.task_id
                 raised = self._record.to_json() if self._is_to_restore else None
-                wait_or_defer(self, target, defer_at=defer_at, deadline=deadline, raised=raised, down=down)
+                undo = {"raised": raised, "blocks": list(map(asdict, self._blocks))}
+                wait_or_defer(self, target, defer_at=defer_at, deadline=deadline, **undo)
             return self._finish(app_id)
 
     def complete(self, event: Mapping[str, Any]) -> str:
@@ -116,10 +116,14 @@ class ScaleRun(TaskRun[Any]):
         self._save(record)
         return app_id
 
+    @cached_property
+    def _blocks(self) -> list[block.Block]:
+        return block.blocks_of(self.context)
+
     @property
-    def _down(self) -> Any:
-        """What scales the app down after the block, in a block."""
-        return block.teardown_of(self.context, self.task.task_id)
+    def _down(self) -> str:
+        """What scales the app down, in a block."""
+        return next((each.down for each in self._blocks if each.up == self.task.task_id), "")
 
     @property
     def _attempt(self) -> attempts.Attempt:
@@ -133,8 +137,10 @@ class ScaleRun(TaskRun[Any]):
         app = self.hook.perform(get_app_to_raise(app_id, wanted))
         now = time.time()
         has = before = most = workers_of(app)
-        if has is not None and wanted < has and self.task.is_setup and block.is_needed(self, app_id):
-            wanted = has
+        if has is not None and wanted < has and self.task.is_setup:
+            needs = block.ask_needs(self, app_id)
+            needs.warn(app_id)
+            wanted = max(wanted, min(has, needs.workers))
         if has != 0 and earlier.was_raised and earlier.covers(has):
             before, most = earlier.before, earlier.active_workers
             workers = format_count(most, "worker")
@@ -193,16 +199,18 @@ class ScaleRun(TaskRun[Any]):
         return changed_at if since <= changed_at <= time.time() else since, app
 
     def _finish(self, app_id: str) -> str:
-        if self._store is None:
-            return app_id
-        try:  # it got there: from now on this is what it had
-            self.guard.call_patiently("remove the record", partial(self._store.delete, SCALED_KEY))
+        try:
+            if self._down and self._record.active_workers != 0:  # it may have run meanwhile
+                block.check_teardown(self, self._down, app_id)
+            if self._store is not None:  # it got there: from now on this is what it had
+                self.guard.call_patiently("remove the record", partial(self._store.delete, SCALED_KEY))
+        except RunGenAppError:
+            raise
         except Exception as error:
             if self.guard.is_killed:
                 raise
-            # an attempt after a clear may lower the app to what it had before this one: that bills nothing
-            line = "Could not remove the record: %s. If the task is cleared and fails, it may scale back %s"
-            log.warning(line, type(error).__name__, format_ids(app_id))
+            line = "%s. If the task is cleared and fails, it may scale back %s"
+            log.warning(line, reason_of(error), format_ids(app_id))
         return app_id
 
     # --- the record ---
@@ -258,36 +266,31 @@ class ScaleRun(TaskRun[Any]):
         return bool(self.task.scale_down_on_failure) and self._record.was_raised
 
     def _restore(self, reason: object) -> None:
-        """Restore the number of workers, or log that they are still billed."""
+        """Restore the number of workers, as far as nobody needs them, or log that they are still billed."""
         record = self._record
-        if self._is_to_restore and not self.guard.is_killed:  # then cleanup() has decided
-            if not self._is_left_up():
-                self._note(self.hook.perform(restore_workers(record)))
+        if self._is_to_restore:
+            if self.guard.is_killed or attempts.is_timing_out():
+                return  # cleanup() decides
+            try:
+                needs = block.ask_needs(self, record.app_id)
+            except Exception as error:
+                log.warning("%s", reason_of(error))
+                needs = block.Needs()
+            needs.warn(record.app_id)
+            self._note(self.hook.perform(restore_workers(record, needed=needs.workers)))
         elif self._may_be_raised and not isinstance(reason, RunGenNotFoundError):
             why = getattr(reason, "message", reason)
-            if self._down is None:
-                log.error("%s", record.still_billed(why))
+            ask = partial(block.find_teardown, self.ti, self._blocks)
+            if down := attempts.call_briefly(ask, attempts.CALL_TIME):
+                log.warning("App %s may have workers until %s scales it down: %s", record.app_id, down, why)
             else:
-                line = "App %s may have workers until %s scales it down: %s"
-                log.warning(line, record.app_id, self._down.task_id, why)
-
-    def _is_left_up(self) -> bool:
-        """Return whether the teardown decides, since another block may need the app."""
-        if self._down is None or self._record.before:  # which others had, or still have
-            return False
-        if attempts.is_timing_out():
-            return True  # there is no time to ask
-        try:
-            return block.is_needed(self, self._record.app_id)
-        except Exception as error:
-            log.warning("%s", reason_of(error))
-            return False
+                log.error("%s", record.still_billed(why))
 
     @property
     def _may_be_raised(self) -> bool:
         record = self._record
         # without a store, nobody knows what an attempt before has done, and no teardown ends it
-        is_unknown = self._store is None and self.ti.try_number > 1 and self._down is None
+        is_unknown = self._store is None and self.ti.try_number > 1 and not self._down
         return record.was_raised or record.sent_at is not None or bool(record.active_workers and is_unknown)
 
     def page_details(self) -> dict[str, Any]:
@@ -302,23 +305,23 @@ class ScaleRun(TaskRun[Any]):
         if not (self._is_to_restore and self.is_connected):
             return ""
         raised, self._record = self._record, ScaleRecord("")
+        app, workers = raised.app_id, format_count(raised.active_workers, "worker")
         if self._is_resumed():
-            workers = format_count(raised.active_workers, "worker")
-            return f"STILL BILLED: app {raised.app_id} keeps {workers} for the next attempt, which resumes."
-        if (down := self._down) is not None:
-            ask = partial(block.is_left_to, self, down.task_id)
-            if attempts.call_briefly(ask, self.guard.time_left() / 3):
-                return f"App {raised.app_id} is left to {down.task_id}, which asks who needs it."
+            return f"STILL BILLED: app {app} keeps {workers} for the next attempt, which resumes."
+        ask = partial(block.decide, self.ti, self._blocks, app)
+        down, needs = attempts.call_briefly(ask, self.guard.time_left() / 2) or ("", block.Needs())
+        if down:
+            return f"App {app} is left to {down}, which asks who needs it."
+        needs.warn(app)
         within = max(self.guard.time_left() - 1, 1)
-        restored = self.hook.perform_with_deadline(restore_workers(raised, within=within), within=within)
+        flow = restore_workers(raised, needed=needs.workers, within=within)
+        restored = self.hook.perform_with_deadline(flow, within=within)
         attempts.call_briefly(partial(self._write, restored), self.guard.time_left())
-        self._record = ScaleRecord("")
         return ""
 
     def _is_resumed(self) -> bool:
-        if self._store is None or attempts.is_timing_out() or not self._attempt.has_next:
-            return False
-        return not attempts.was_ended_by_user(attempts.ask_for_state(self.ti))
+        may_be = self._store is not None and self._attempt.has_next and not attempts.is_timing_out()
+        return may_be and not attempts.was_ended_by_user(attempts.ask_for_state(self.ti))
 
     @contextmanager
     def _restoring(self, *, was_deferred: bool = False) -> Iterator[None]:

@@ -20,17 +20,12 @@ from airflow_provider_rungen.client.idleness import (
 from airflow_provider_rungen.client.retry import is_refusal
 from airflow_provider_rungen.client.scaling import ask_app, set_workers
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration, format_ids
-from airflow_provider_rungen.client.workers import ScaleRecord, is_down
+from airflow_provider_rungen.client.workers import ScaleRecord, is_down, workers_of
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
+from airflow_provider_rungen.execution.apps import block
 from airflow_provider_rungen.execution.apps.bill import Bill, read_usage
-from airflow_provider_rungen.execution.apps.block import (
-    has_started,
-    is_needed,
-    pull_record,
-    state_of,
-)
 from airflow_provider_rungen.execution.apps.lifecycle import still_billed
-from airflow_provider_rungen.execution.task.attempts import Attempt
+from airflow_provider_rungen.execution.task.attempts import Attempt, states_in_run
 from airflow_provider_rungen.execution.task.job_ids import untemplated
 from airflow_provider_rungen.execution.task.report import TaskOutcome
 from airflow_provider_rungen.execution.task.run import TaskRun
@@ -83,7 +78,7 @@ class ScaleDownRun(TaskRun[Any]):
         """Read what the setup has done, and return whether there is something to scale down."""
         setup = self.task.scale_up_task_id
         self._record = ScaleRecord(self.known_app_id)
-        read = partial(pull_record, self.ti, setup, self.ti.map_index)
+        read = partial(block.pull_record, self.ti, setup, self.ti.map_index)
         record = self._ask("read what the setup did", read, None)
         self._is_known = record is not None
         if record is not None:
@@ -106,10 +101,10 @@ class ScaleDownRun(TaskRun[Any]):
             return otherwise
 
     def _has_setup_started(self) -> bool:
-        return has_started(state_of(self.context, self.task.scale_up_task_id) or None)
+        return any(map(block.has_started, states_in_run(self.ti, self.task.scale_up_task_id)))
 
     def _scale_down(self) -> bool:
-        """Scale the app to zero, unless it has to stay up; return whether it is down."""
+        """Scale the app down as far as nobody needs it, and return whether it is down."""
         with self.opened():
             app_id = self._record.app_id or self.app_id
             self._record = replace(self._record, app_id=app_id)
@@ -130,28 +125,34 @@ class ScaleDownRun(TaskRun[Any]):
 
     def _set_to_zero(self, app_id: str) -> bool:
         try:
-            is_of_others = is_needed(self, app_id)
-            stays_up = is_of_others or self._is_kept_up(app_id)
+            needs, is_kept_up = block.ask_needs(self, app_id), False
+            waits = self.task.drain or self.task.keep_if_busy
+            if waits and not needs:
+                is_kept_up = self._is_kept_up(app_id)
+                needs = (
+                    block.Needs() if is_kept_up else block.ask_needs(self, app_id)
+                )  # of runs that began meanwhile
             app = self.hook.perform(ask_app(app_id))
             if self._old is not None:
-                self._record = self._old.after_clear(None if is_of_others else app)
+                self._record = self._old.after_clear(None if needs else app)
             self._record = self._record.seen(app, time.time())
-            if stays_up:
+            needs.warn(app_id)
+            # other runs have jobs, too, for which workers that are too many would have to wait
+            if is_kept_up or (needs and (waits or (workers_of(app) or 0) <= needs.workers)):
                 return False
-            app = self.hook.perform(set_workers(app_id, 0, poll_interval=self.task.poll_interval))
-            if not is_down(app):
+            app = self.hook.perform(set_workers(app_id, needs.workers, poll_interval=self.task.poll_interval))
+            if not needs and not is_down(app):
                 return False
-            log.info("Scaled to 0 workers %s", format_ids(app_id))
+            log.info("Scaled to %s %s", format_count(needs.workers, "worker"), format_ids(app_id))
         except RunGenNotFoundError:
             log.info("Gone already %s", format_ids(app_id))
-        self._record = self._record.settled(0, time.time())
-        return True
+            needs = block.Needs()
+        self._record = self._record.settled(needs.workers, time.time())
+        return not needs
 
     def _is_kept_up(self, app_id: str) -> bool:
         """Wait for the app's jobs, as far as asked for, and return whether it has to stay up."""
         task = self.task
-        if not task.drain and not task.keep_if_busy:
-            return False
         by = time.time() + (task.drain_timeout if task.drain else COUNTER_GRACE)
         try:
             left = self.hook.perform(drain_app(app_id, poll_interval=task.poll_interval, deadline=by))
@@ -166,7 +167,7 @@ class ScaleDownRun(TaskRun[Any]):
             return True
         if left != 0:
             log.warning("Scaling down with %s queued or running %s", jobs, format_ids(app_id))
-        return is_needed(self, app_id)  # by a run that began meanwhile
+        return False
 
     def _push_bill(self, record: ScaleRecord, *, is_final: bool) -> None:
         """Push and log what the block cost. It is not worth a failure."""

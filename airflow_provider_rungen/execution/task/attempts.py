@@ -52,19 +52,27 @@ def task_state(ti: Any) -> str | None:
 
 def states_in_run(ti: Any, task_id: str) -> list[str | None]:
     """
-    Return the state of a task of this run, at this map index, on Airflow 3. It blocks.
+    Return the state of a task of this run, at this map index. It blocks.
 
     :param ti: see `task_state`.
     :return: nothing if the run has no such task, or is gone; several for a task in a loop of Airflow 3.4.
     """
-    ask = getattr(ti, "get_task_states", None)
-    if ask is None:  # in a trigger
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-        ask = RuntimeTaskInstance.get_task_states
+    if not AIRFLOW_V_3_0_PLUS and not hasattr(ti, "get_task_states"):
+        found = ti.get_dagrun().get_task_instance(task_id, map_index=ti.map_index)
+        return [] if found is None else [found.state]
     # map_index may be None for a task in a loop of Airflow 3.4: Airflow then answers for each index
-    states = ask(dag_id=ti.dag_id, task_ids=[task_id], run_ids=[ti.run_id], map_index=ti.map_index)
+    which = {"task_ids": [task_id], "run_ids": [ti.run_id], "map_index": ti.map_index}
+    states = asked_of(ti).get_task_states(dag_id=ti.dag_id, **which)
     return list(states.get(ti.run_id, {}).values())
+
+
+def asked_of(ti: Any) -> Any:
+    """Return what answers questions about runs on Airflow 3. In a trigger, that is not its ``ti``."""
+    if hasattr(ti, "get_task_states"):
+        return ti
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    return RuntimeTaskInstance
 
 
 def loop_position(ti: Any) -> list[Any]:

@@ -197,7 +197,7 @@ class TaskRun(Generic[Options]):
 
     def cleanup(self) -> str:
         """
-        Undo what a kill makes useless, within `KillGuard.time_left`, without asking Airflow for anything.
+        Undo what a kill makes useless, within `KillGuard.time_left`. Airflow may not answer.
 
         :return: what the last line of the log says about what is left.
         """
