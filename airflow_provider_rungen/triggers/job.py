@@ -142,6 +142,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     def _remains(self) -> str:
         jobs = clean_text(str(self.job_id), 4000)
         if self._open is not None:
+            if not self._open:
+                return f"No job of app {self.app_id} runs on"
             more = f" and {len(self._open) - _MAX_LISTED} more" if len(self._open) > _MAX_LISTED else ""
             jobs = f"{', '.join([*self._open][:_MAX_LISTED])}{more}"
         return f"May still run: jobs {jobs} of app {self.app_id}"

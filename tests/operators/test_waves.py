@@ -784,6 +784,28 @@ def test_the_last_attempt_cancels_what_two_plans_before_it_bought(make: Make) ->
     assert task.ends == {"CANCELED": 3}
 
 
+@pytest.mark.parametrize("is_cleared", [False, True])
+def test_jobs_that_nobody_waits_for_and_that_are_not_canceled_are_named(
+    make: Make, caplog: pytest.LogCaptureFixture, is_cleared: bool
+) -> None:
+    task = make(BATCH, [*inputs(1), *inputs(3, seconds=60)[1:]], deferrable=True, on_clear="new")
+    task.options["cancel_on_kill"], task.max_tries = False, 0 if is_cleared else 1
+    task.attempt_until_deferred()
+    task.scale(4)
+    while task.ends["COMPLETED"] < 1:
+        time.sleep(0.01)
+    open_ids = [job["id"] for job in task.jobs if job["status"] != "COMPLETED"]
+    if is_cleared:
+        task.clear()
+    else:
+        task.given = [{"prompt": "another"}]
+    caplog.clear()
+    task.attempt_until_deferred()
+    line = next(each for each in caplog.messages if each.startswith("May still run"))
+    assert all(job_id in line for job_id in open_ids)
+    assert task.ends["CANCELED"] == 0
+
+
 def test_the_last_attempt_cancels_what_one_with_a_ledger_bought(make: Make, ledger: dict[str, Any]) -> None:
     task = make(TABLE, inputs(3, seconds=60), **ledger)
     task.attempt_until_deferred(deferrable=True)
@@ -909,6 +931,20 @@ def test_jobs_that_run_on_hold_up_no_attempt_that_fails(make: Make, is_canceled:
 
 
 # --- a ledger ---
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_a_model_that_is_changed_during_a_run_is_warned_of(
+    make: Make, ledger: dict[str, Any], caplog: pytest.LogCaptureFixture, is_changed: bool
+) -> None:
+    task = make(TABLE, inputs(4), **ledger | {"deferrable": True})
+    trigger = task.attempt_until_deferred()
+    if is_changed:
+        with RunGenHook() as hook:
+            hook.update_app(app_id=APP, workflow={"model_url": "https://models.example/other.safetensors"})
+    assert task.go_on(trigger).error is None
+    warned = f"The model of app {APP} was changed during this run" in caplog.text
+    assert warned is is_changed
 
 
 def test_with_a_ledger_a_wave_looks_nothing_up_twice(make: Make, ledger: dict[str, Any]) -> None:
@@ -1211,6 +1247,12 @@ def test_an_attempt_that_cannot_go_on_cancels_its_jobs_or_says_so(
     assert is_said is not knows
 
 
+class OddError(Exception):
+    """An error of the user's code, with an attribute that ours have, too."""
+
+    hint = None
+
+
 def test_the_last_attempt_stores_what_completed_whatever_ends_it(
     make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1223,11 +1265,11 @@ def test_the_last_attempt_stores_what_completed_whatever_ends_it(
         while key == "job_ids" and task.ends != {"COMPLETED": 4}:
             time.sleep(0.01)
         if key == "job_ids":
-            _fail()
+            raise OddError
 
     task.on_push = fail
     outcome = task.attempt()
-    assert isinstance(outcome.error, RuntimeError)
+    assert isinstance(outcome.error, OddError)
     assert task.pictures() == 4
     assert "A clear submits all 4 inputs again; with on_clear='resume', none" in caplog.text
 
@@ -1251,6 +1293,10 @@ def break_once(
         monkeypatch.setattr(task.ti, "xcom_pull", partial(fail_once, task.ti.xcom_pull))
     elif broken == "store":
         task.store.get = partial(fail_once, task.store.get)
+    elif broken == "write to the store":
+        task.store.set = partial(fail_once, task.store.set)
+    elif broken == "write to the destination":
+        monkeypatch.setattr(os, "replace", partial(fail_once, os.replace))
     else:
         fs: Any = ObjectStoragePath.fs
         monkeypatch.setattr(ObjectStoragePath, "fs", property(partial(fail_once, fs.fget)))
@@ -1279,7 +1325,16 @@ def test_a_call_that_fails_once_after_a_deferral_is_made_again(
     assert task.ends == {"COMPLETED": count}
 
 
-@pytest.mark.parametrize("broken", ["store", "connection of the destination", "log"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "store",
+        "write to the store",
+        "connection of the destination",
+        "write to the destination",
+        "log",
+    ],
+)
 def test_a_call_that_fails_once_at_the_begin_of_the_last_attempt_is_made_again(
     make: Make, monkeypatch: pytest.MonkeyPatch, broken: str, disk: Disk
 ) -> None:
@@ -1289,7 +1344,7 @@ def test_a_call_that_fails_once_at_the_begin_of_the_last_attempt_is_made_again(
     if broken == "log":
         disk.faults.append(disk.fail_once)
     else:
-        break_once(task, broken, monkeypatch)
+        break_once(task, broken, monkeypatch, OSError)
     assert task.attempt().error is None
     assert task.ends == {"COMPLETED": 4}
     assert disk.reads == (broken == "log")

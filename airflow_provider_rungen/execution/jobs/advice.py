@@ -88,7 +88,7 @@ class Advice:
 
     def add_to(self, error: Exception) -> None:
         """Add what a clear submits to an error, unless a retry follows, or the error speaks of it."""
-        if not self._log.knows_jobs or _SAYS_SO.search(getattr(error, "hint", "")):
+        if not self._log.knows_jobs or (isinstance(error, RunGenError) and _SAYS_SO.search(error.hint)):
             return
         has_next = self._log.home.numbers.has_next
         if isinstance(error, RunGenError) and (rules_out_retry(error) or not has_next):

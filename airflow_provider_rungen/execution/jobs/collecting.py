@@ -216,6 +216,7 @@ class Collecting:
         running = set(self._log.jobs.running)
         self.gather([job_id for job_id in rest if job_id not in running])
         self.note_stored()
+        self._run.ledger.check_model()
 
     def let_go(self) -> None:
         """Save what is ended, so that it need not be in memory."""

@@ -23,7 +23,9 @@ from airflow_provider_rungen.runs.rows import Writer
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.hooks.rungen import RunGenHook
+    from airflow_provider_rungen.runs.log import RunLog
     from airflow_provider_rungen.runs.part_files import PartFile
 
 log = logging.getLogger(__name__)
@@ -128,11 +130,23 @@ class LogHome:
         if not self.earlier or self._is_elsewhere:
             self._check_missing(place)
 
-    def write_head(self, writer: Writer, plan: str) -> None:
-        """Note in Airflow that there is a log, where it has a store."""
-        if self._store is not None:
-            head = {"attempt": str(writer), "plan": plan, "place": self._place_digest, "secret": self._secret}
-            self._store.set(_HEAD_KEY, head | {"numbers": asdict(self.numbers)})
+    def save(self, run_log: RunLog, plan: Plan, *, with_inputs: bool) -> bool:
+        """
+        Save that an attempt began, and what it is to do.
+
+        :param with_inputs: whether the attempt needs the inputs after a deferral.
+        :return: whether these were saved.
+        """
+        run_log.note()
+        if self._store is not None:  # Airflow is to know that there is a log
+            head: dict[str, Any] = {"attempt": str(run_log.attempt.writer), "plan": plan.digest}
+            head |= {"place": self._place_digest, "secret": self._secret, "numbers": asdict(self.numbers)}
+            self._store.set(_HEAD_KEY, head)
+        in_storage, is_durable = isinstance(self.place, StoragePlace), self.place.is_durable
+        saves_inputs = with_inputs and in_storage and is_durable
+        if is_durable and (plan.count > 1 or in_storage):  # that of one input is known by its name
+            plan.save(self.place, with_inputs=saves_inputs)
+        return saves_inputs
 
     def _check_missing(self, place: StoragePlace | StorePlace | MemoryPlace) -> None:
         """

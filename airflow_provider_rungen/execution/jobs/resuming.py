@@ -177,13 +177,13 @@ class Resuming:
                 seconds |= self._cancel(app_id, ours)
             self._note_ends(app_id, [each for each in ours if each not in self._run.wait.canceled], ends)
         stored = self._run.ledger.stored_ids  # they count with the inputs that reuse them
-        for each in (each for each in unwanted if each.job.id not in stored):
-            job = each.job
+        for job in (each.job for each in unwanted if each.job.id not in stored):
+            state, took = job.state, job.seconds
             if job.id in self._run.wait.canceled:
-                job = replace(job, state=JobState.CANCELED, seconds=seconds.get(job.id))
+                state, took = JobState.CANCELED, seconds.get(job.id)
             elif (end := ends.get(job.id)) is not None:
-                job = replace(job, state=ENDS[end.status], seconds=end.execution_time)
-            self._log.jobs.bill([job])
+                state, took = ENDS[end.status], end.execution_time
+            self._log.jobs.bill([replace(job, state=state, seconds=took)])
 
     def _note_ends(self, app_id: str, job_ids: Sequence[str], ends: dict[str, Job]) -> None:
         """Note those of some jobs that have ended, as far as the service answers."""
@@ -196,6 +196,8 @@ class Resuming:
             self._run.wait.refetch(app_id, job_ids, note, LOOK_TIME, have_ended=False)
         except RunGenError as error:
             log.warning("%s; it is unknown how jobs ended that no input uses", error.message)
+        if not self._run.options.cancel_on_kill:
+            log_jobs(f"May still run, jobs of app {app_id}", [each for each in job_ids if each not in ends])
 
     def _ours(self, unwanted: Sequence[_Unwanted]) -> list[str]:
         """Return the jobs of an app that are ours. The service has the inputs of those that may not be."""
@@ -259,16 +261,16 @@ class Resuming:
                 self._run.wait.refetch(self._app_id, known, self._note, LOOK_TIME, have_ended=False)
             except RunGenError as error:
                 # a wait outlasts what this does not; but whose a job is has to be known first
-                may_wait = self._run.options.wait_for_completion and not any(
-                    map(self._is_strange, jobs.unchecked)
-                )
-                if not may_wait or not retry.is_transient(error):
+                is_strange = any(map(self._is_strange, jobs.unchecked))
+                if is_strange or not self._run.options.wait_for_completion or not retry.is_transient(error):
                     raise
                 log.warning("%s; polled again with the others", error.message)
         self._log_found(known)
         log_jobs(f"Not known any more to app {self._app_id} (another API key or team_id?)", self.lost)
         outdated = [job_id for job_id in jobs.outdated if jobs.may_cancel(job_id)]
-        if outdated and self._run.options.cancel_on_kill:
+        if not self._run.options.cancel_on_kill:
+            log_jobs(f"May still run from before the clear, jobs of app {self._app_id}", outdated)
+        elif outdated:
             log.info("The task was cleared: canceling its earlier jobs, which nobody waits for")
             seconds = self._cancel(self._app_id, outdated)
             for job_id in self._run.wait.canceled.intersection(outdated):
@@ -310,8 +312,7 @@ class Resuming:
 
     def _log_found(self, known: Sequence[str]) -> None:
         jobs, totals = self._log.jobs, self._log.jobs.totals()
-        running = set(jobs.running).intersection(known)
-        completed = max(totals.completed - totals.shared, 0)
+        running, completed = set(jobs.running).intersection(known), max(totals.completed - totals.shared, 0)
         metrics.incr("jobs.resumed", len(running) + completed)
         if self._log.state.count == 1:
             if not known and completed:
@@ -331,8 +332,7 @@ class Resuming:
     def _log_single(self, job_id: str) -> None:
         jobs, ids = self._log.jobs, format_ids(self._app_id, job_id)
         row = jobs.table.rows.get(jobs.table.input_of.get(job_id, -1))
-        job = None if row is None else row.current(jobs.since)
-        if job is None or job.id != job_id:
+        if row is None or (job := row.current(jobs.since)) is None or job.id != job_id:
             return
         match job.state:
             case JobState.LOST:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.sending.paid import Found, PaidInputs
     from airflow_provider_rungen.execution.sources.inputs import KeyOf
     from airflow_provider_rungen.ledger import Ledger
+
+log = logging.getLogger(__name__)
 
 
 class RunLedger:
@@ -64,6 +68,21 @@ class RunLedger:
         self._book = self._make_book(options.ledger, model)
         self.new_ledger = self._book.open(create=create)
         return model
+
+    def check_model(self) -> None:
+        """Warn if the app's model has changed: the ledger has what was made since under the one before."""
+        model, app_id = self._log.run_log.attempt.model, self._run.app_id
+        if self.paid is None or not model or not self._log.jobs.totals().own:
+            return
+        from airflow_provider_rungen.execution.ledger.entries import model_identity
+
+        with suppress(RunGenError):
+            if model_identity(self._run.hook.perform(get_app(app_id, attempts=1))) != model:
+                log.warning(
+                    "The model of app %s was changed during this run: the ledger may have outputs of the new "
+                    "one under the old one. Run these inputs once more with refresh=True",
+                    app_id,
+                )
 
     @property
     def key_of(self) -> KeyOf:

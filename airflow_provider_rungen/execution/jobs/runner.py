@@ -207,10 +207,11 @@ class Runner(TaskRun[JobOptions]):
         if self.ledger.look_up(plan) is not None:
             self.push_page(app_id)
         # not before the look-up, which has to notice that a folder is missing
-        sink.prepare()
+        self.ending.outlast("write to the destination", sink.prepare)
         now = time.time()
         task_log.begin(
             plan,
+            self.ending.outlast,
             app_id=app_id,
             model=model,
             deadline=now + options.timeout,
@@ -273,8 +274,7 @@ class Runner(TaskRun[JobOptions]):
         # outputs are stored while others run, some at a time
         in_flight = max(half, len(running) - max(len(running) // 4, 1)) if task_log.stores else half
         lookup_at = self.submitting.next_lookup
-        shared, failures = frozenset(task_log.shared), task_log.state.failures
-        goal = WaitGoal(in_flight, options.stop_after, failures, shared)
+        goal = WaitGoal(in_flight, options.stop_after, task_log.state.failures, frozenset(task_log.shared))
         ended: list[Job] = []
         try:
             ended = self.wait.wait(

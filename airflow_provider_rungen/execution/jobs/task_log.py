@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.exceptions import RunGenError
@@ -23,10 +24,6 @@ from airflow_provider_rungen.runs.log import RunLog, missing_part, read_attempts
 from airflow_provider_rungen.runs.part_files import PART_ROWS
 from airflow_provider_rungen.runs.place import SupersededError
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState, JobState, Row, Writer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +82,21 @@ class TaskLog:
         self.knows_jobs = self.home.is_durable
 
     def begin(
-        self, plan: Plan, *, app_id: str, model: str, deadline: float, resumes: bool, saves_inputs: bool
+        self,
+        plan: Plan,
+        outlast: Callable[[str, Callable[[], bool]], bool],
+        *,
+        app_id: str,
+        model: str,
+        deadline: float,
+        resumes: bool,
+        saves_inputs: bool,
     ) -> None:
         """
         Begin the attempt, and load what earlier ones know of its plan.
 
         :param plan: what is to be done.
+        :param outlast: calls what saves that; see `Ending.outlast`.
         :param app_id: the app.
         :param model: the identity of its model, if known.
         :param deadline: the deadline (seconds since 1970) of jobs that are submitted now.
@@ -115,13 +121,8 @@ class TaskLog:
             deadline=deadline,
         )
         run_log = RunLog(self.home.place, record, clock=time.time)
-        run_log.note()
-        self.home.write_head(record.writer, plan.digest)
-        # that of one input is known by its name
-        in_storage = isinstance(self.home.place, StoragePlace)
-        if self.home.place.is_durable and (plan.count > 1 or in_storage):
-            self.state.has_inputs = saves_inputs and in_storage
-            plan.save(self.home.place, with_inputs=self.state.has_inputs)
+        save = partial(self.home.save, run_log, plan, with_inputs=saves_inputs)
+        self.state.has_inputs = outlast("write the run log", save)
         self.plan, self.state.deadline = plan, deadline
         self.state.count = sum(row.needs_job for row in plan.rows())
         jobs = Jobs(plan.digest, record.writer, since=record.since, stores=self.stores)
