@@ -92,7 +92,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
     def execute(self, context: Context) -> Any:
         """Call the function, run what it returns, and wait for it."""
         # not DecoratedOperator's: that of Airflow 3.0 pushes by a method that operators no longer have
-        return self._begin(context).execute()
+        return self.done(self._begin(context).execute())
 
     def _call(self, context: Context) -> Any:
         context_merge(context, self.op_kwargs)
@@ -218,7 +218,7 @@ class RunGenTableDecoratedOperator(_RowFunction, RunGenRunTableOperator):
     def execute(self, context: Context) -> Any:
         """Run what is not paid for yet, wait for it, store the outputs, and write the results table."""
         # not DecoratedOperator's, which calls the function and returns what it returns
-        return self._begin(context).execute()
+        return self.done(self._begin(context).execute())
 
 
 class RunGenPlanTableDecoratedOperator(_RowFunction, RunGenRunTableOperator):

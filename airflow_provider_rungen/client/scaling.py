@@ -236,10 +236,10 @@ def restore_workers(
     :return: what is known then. If it is not certain that the app was set back, the log says so, and it is
         still raised.
     """
-    if not (kept := raised.keeping(needed)).was_raised:
+    app_id, before, record = raised.app_id, raised.before, raised
+    if needed >= (raised.active_workers or 0):
         return raised
-    raised = record = kept
-    app_id, before = raised.app_id, raised.before
+    target = max(before or 0, needed)
     # the last request needs time for its answer
     retry_budget = RETRY_BUDGET if within is None else within * 0.75
     pause, confirm_within = retry_budget / 4, CONFIRM_TIME if within is None else retry_budget
@@ -252,10 +252,12 @@ def restore_workers(
         if workers is not None and not raised.covers(workers):
             log.warning("%s", raised.left_at(workers))
             return record.settled(workers, now)
+        if needed and workers is not None and workers <= needed:
+            return record
         if before is None:
             raise RunGenAppError("The number of workers before is unknown", app_id=app_id)
         app = yield from set_workers(
-            app_id, before, poll_interval=pause, within=confirm_within, retry_budget=retry_budget
+            app_id, target, poll_interval=pause, within=confirm_within, retry_budget=retry_budget
         )
     except RunGenNotFoundError:
         log.info("Gone already %s", format_ids(app_id))
@@ -263,10 +265,10 @@ def restore_workers(
     except RunGenError as error:
         log.error("%s", raised.still_billed(error.message))
         return record
-    if not before and not is_down(app):
-        return record
-    log.info("Scaled back to %s %s", format_count(before, "worker"), format_ids(app_id))
-    return record.settled(before, (yield Sleep(0)))
+    if target or is_down(app):
+        log.info("Scaled back to %s %s", format_count(target, "worker"), format_ids(app_id))
+        record = record.settled(target, (yield Sleep(0)))
+    return record
 
 
 def set_workers(

@@ -134,10 +134,6 @@ class ScaleRecord:
         """Return whether the task may have set this number. Fewer may be all that the service had."""
         return workers is None or (self.before or 0) <= workers <= (self.active_workers or 0)
 
-    def keeping(self, workers: int) -> ScaleRecord:
-        """Return the record of what is to be undone if others need so many workers."""
-        return replace(self, before=max(self.before or 0, workers)) if workers else self
-
     def still_billed(self, reason: object) -> str:
         """Return the line of a log that the app may still have the workers."""
         workers = format_count(self.active_workers, "worker")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, BaseOperator, XComArg, conf
 from airflow_provider_rungen.checks import check_names, default_arg_names, parameter_names
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperatorLink, Context
     from airflow_provider_rungen.execution.task.run import TaskRun
     from airflow_provider_rungen.parameters import OperatorArguments
+
+T = TypeVar("T")
 
 # Airflow's own timeout of a deferral names no cause, so it is later than ours.
 DEFERRAL_GRACE = timedelta(minutes=10)
@@ -70,11 +72,17 @@ class RunGenBaseOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Do what the operator is for, and return what its class describes."""
-        return self._begin(context).execute()
+        return self.done(self._begin(context).execute())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on after a wait in the triggerer."""
-        return self._begin(context).complete(event)
+        return self.done(self._begin(context).complete(event))
+
+    def done(self, value: T) -> T:
+        """Note that the task has done what it is for, and return its value."""
+        if self._run is not None:
+            self._run.is_done = True
+        return value
 
     def _make_run(self, context: Context) -> TaskRun[Any]:
         raise NotImplementedError
@@ -155,7 +163,7 @@ class RunGenBaseOperator(BaseOperator):
         """Cancel or undo what the task began, and end it."""
         self._is_killed = True
         if self._run is not None:
-            self._run.guard.kill()
+            self._run.kill()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the run, which belongs to this process."""

@@ -156,11 +156,11 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             #: The setup that scales up.
             self.up = RunGenScaleAppOperator(task_id=f"{name}_up", **(texts | self._up))
             texts = {"task_display_name": f"{name} billing ends", "doc_md": _DOWN_DOC}
-            #: The teardown that scales down. It is not in the group: a user may mark that.
+            #: The teardown that scales down. It is in no group of a block: a user may mark that.
             self.down = RunGenScaleDownOperator(
                 task_id=f"{name}_down",
                 scale_up_task_id=self.up.task_id,
-                task_group=self.end.task_group,
+                task_group=_around_blocks(self.end.task_group),
                 **(texts | self._down),
             )
             self._group = stack.pop_all()
@@ -231,6 +231,13 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         if outer is not None and outer.group_id and outer.prefix_group_id:
             return contextlib.nullcontext()
         return TaskGroup(f"{name}_is_up", prefix_group_id=False, tooltip="The app is billed while these run.")
+
+
+def _around_blocks(group: Any) -> Any:
+    """Return the group around a block and those around it, which do not change ids."""
+    while group is not None and group.group_id and not group.prefix_group_id and group.parent_group:
+        group = group.parent_group
+    return group
 
 
 def _runners_of(task: Any, runners: set[str]) -> Sequence[str]:

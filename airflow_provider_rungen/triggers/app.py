@@ -87,7 +87,8 @@ class RunGenAppTrigger(RunGenBaseTrigger):
         blocks = [Block(**{**each, "jobs": tuple(each["jobs"])}) for each in self.blocks]
         ask = partial(decide, blocks=blocks, app_id=app_id)
         try:
-            decided: tuple[str, Needs] = await base.ask_airflow(ask, self.task_instance)
+            async with asyncio.timeout(base.CANCEL_TIME / 4):
+                decided: tuple[str, Needs] = await base.ask_airflow(ask, self.task_instance)
         except Exception as error:
             log.warning("Could not ask who else needs app %s: %s", app_id, type(error).__name__)
             return "", Needs()

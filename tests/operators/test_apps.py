@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import signal
@@ -14,16 +15,19 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
+    AirflowTaskTimeout,
     TaskDeferred,
 )
 from bad_answers import Fault
-from conftest import KEY, FakeStore, Outcome, TrackedTaskInstance, pairwise, stopped_when
+from conftest import KEY, FakeStore, Outcome, TrackedTaskInstance, pairwise, signal_when, stopped_when
 from operator_kit import FAST, KILLED, MODES, Died, Stage, die, failing, hang, kill_when
 
 from airflow_provider_rungen import triggers
+from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.endpoints import create_app
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
@@ -884,6 +888,46 @@ def test_an_app_is_not_deleted_before_it_is_set_to_zero(gpu: Gpu) -> None:
     assert gpu.run(delete_op()) == Outcome()
     assert APP not in gpu.apps
     assert gpu.sent == [0, 0]
+
+
+@pytest.mark.parametrize(("state", "want"), [("success", 2), ("failed", 0)])
+def test_what_ends_a_slow_callback_of_a_success_undoes_nothing(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, state: str, want: int
+) -> None:
+    op = scale_op(2)
+    assert gpu.run(op).error is None
+    monkeypatch.setattr(attempts, "task_state", lambda _: state)
+    with contextlib.suppress(AirflowException):
+        op.on_kill()
+    assert gpu.apps[APP] == want
+
+
+def test_a_time_limit_leaves_time_to_outlast_an_outage(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody kills a process whose time limit is over."""
+    monkeypatch.setattr(retry, "BACKOFF", 0.5)
+    gpu.fault("update_app", status=503, skip=1, times=3)
+    gpu.tell(times=40, skip=1, status="INITIALIZING")
+    op = scale_op(2)
+
+    def end_time() -> None:
+        raise AirflowTaskTimeout
+
+    with signal_when(signal.SIGALRM, lambda: gpu.service.count("get_app") > 5, end_time):
+        with pytest.raises(AirflowTaskTimeout):
+            op.execute(gpu.context)
+        op.on_kill()
+    assert gpu.apps[APP] == 0
+
+
+@KILLED
+@pytest.mark.usefixtures("on_the_wire")
+def test_a_kill_without_an_answer_of_the_service_says_what_is_billed(
+    gpu: Gpu, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu.fault("update_app", kind="hang", skip=1, times=None)
+    gpu.tell(times=None, skip=1, status="INITIALIZING")
+    gpu.kill(scale_op(2))
+    assert f"STILL BILLED: app {APP} may still have 2 workers" in caplog.text
 
 
 # --- sensor -------------------------------------------------------------------------------------------------

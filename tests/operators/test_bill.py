@@ -333,7 +333,9 @@ def killed_attempt(block: Block, where: str) -> None:
             op.execute(context)
 
 
-@pytest.mark.parametrize("where", ["wait_or_defer", "ScaleRun._note"], ids=["waiting", "right after the PUT"])
+@pytest.mark.parametrize(
+    "where", ["wait_or_defer", "KeptRecord.note"], ids=["waiting", "right after the PUT"]
+)
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_killed_scale_up_is_paid_for(block: Block, where: str, retries: int) -> None:
     killed_attempt(block, where)

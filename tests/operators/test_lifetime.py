@@ -102,6 +102,9 @@ def test_the_graph_is_a_group_with_documented_tasks_and_plain_ids() -> None:
     assert set(group.children) == {"app_up", "paint"}
     of_group = ("app_up", "inner.load", "app_down", "app_end")
     assert set(d.task_dict) == {*group.children, "app_down", "app_end", *(f"group.{e}" for e in of_group)}
+    with dag() as d, scaled_app(APP), scaled_app("another", name="inner"):
+        job("paint")
+    assert {"app_down", "inner_down"} < set(d.task_group.children)
     tasks: list[Any] = [gpu.up, gpu.down, gpu.end]
     names = ["mine", "app billing ends", "app billing checked"]
     assert [task.task_display_name for task in tasks] == names
@@ -597,6 +600,43 @@ def test_an_app_may_stay_up_for_the_jobs_of_others(
 
 
 # other blocks and runs of the DAG
+
+
+def test_a_small_block_beside_a_big_one_keeps_no_more_than_it_needs(
+    emulator: Emulator, ti: TaskInstance3
+) -> None:
+    with dag() as both:
+        with scaled_app(APP, 3, name="big", poll_interval=0.02) as big:
+            job("first")
+        with scaled_app(APP, 1, name="small", poll_interval=0.02) as small:
+            job("second")
+    emulator.service.scale(APP, 3)
+    ti.task_id = "small_up"
+    ti.states["run"] = {"big_up": "success", "big_down": None, "small_up": "running", "small_down": None}
+    ti.scaled = {"run big_up": ScaleRecord(APP, 3, 0).to_json()}
+    assert run_task(small.up, {"ti": ti, "dag": both}).value == APP
+    ti.scaled["run small_up"] = ti.xcoms["scaled"]
+    ti.task_id = "big_down"
+    ti.states["run"] |= {"small_up": "success", "big_down": "running"}
+    assert run_task(big.down, {"ti": ti, "dag": both}).error is None
+    assert workers(emulator) == 1
+
+
+def test_a_block_that_raises_an_app_that_others_have_up_restores_it_to_what_they_need_then(
+    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator.service.scale(APP, 1)
+    need(ti, 1)
+    handle = emulator.service.handle
+
+    def end_the_other(method: str, *rest: Any) -> Any:
+        if method == "PUT":
+            ti.states["other"]["app_down"] = ti.states["run"]["app_down"] = "success"
+        return handle(method, *rest)
+
+    monkeypatch.setattr(emulator.service, "handle", end_the_other)
+    assert up().error is not None
+    assert workers(emulator) == 0
 
 
 @pytest.mark.parametrize(("big_down", "want"), [(None, 3), ("up_for_retry", 3), ("success", 1)])

@@ -1333,6 +1333,7 @@ def test_a_call_that_fails_once_after_a_deferral_is_made_again(
         "connection of the destination",
         "write to the destination",
         "log",
+        "log, when it is loaded",
     ],
 )
 def test_a_call_that_fails_once_at_the_begin_of_the_last_attempt_is_made_again(
@@ -1343,11 +1344,45 @@ def test_a_call_that_fails_once_at_the_begin_of_the_last_attempt_is_made_again(
     task.attempt_until("job_ids")
     if broken == "log":
         disk.faults.append(disk.fail_once)
+    elif broken == "log, when it is loaded":
+        disk.faults.append(partial(disk.fail_at, 2))
     else:
         break_once(task, broken, monkeypatch, OSError)
     assert task.attempt().error is None
     assert task.ends == {"COMPLETED": 4}
-    assert disk.reads == (broken == "log")
+    assert disk.reads == {"log": 1, "log, when it is loaded": 2}.get(broken, 0)
+
+
+@pytest.mark.parametrize("read", [1, 2, 3, 5])
+def test_a_read_of_the_ledger_that_fails_once_at_the_begin_of_the_last_attempt_is_made_again(
+    make: Make, disk: Disk, tmp_path: Path, read: int
+) -> None:
+    ledger = Ledger((tmp_path / "ledger").as_uri())
+    task = make(STORED, inputs(4, seconds=0.5), deferrable=False, ledger=ledger)
+    task.max_tries, disk.files = 1, "/ledger/"
+    task.attempt_until("job_ids")
+    disk.faults.append(partial(disk.fail_at, read))
+    assert task.attempt().error is None
+    assert task.ends == {"COMPLETED": 4}
+    assert disk.reads == read
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+@pytest.mark.parametrize("is_short", [True, False])
+def test_an_outage_of_the_destination_is_no_failure_of_the_inputs(
+    make: Make, disk: Disk, kind: str, is_short: bool
+) -> None:
+    task = make(kind, inputs(4), deferrable=True, max_failed="any")
+    trigger = task.attempt_until_deferred()
+    disk.files = "manifest"
+    disk.faults.append(disk.fail_once if is_short else disk.fail)
+    error = task.go_on(trigger).error
+    assert (error is None) is is_short
+    if is_short:
+        assert task.pictures() == 4
+    disk.faults.clear()
+    assert task.attempt().error is None
+    assert task.created == 4
 
 
 @pytest.mark.parametrize(
@@ -1488,6 +1523,10 @@ class Disk:
     def fail_once(self) -> None:
         self.faults.clear()
         self.fail()
+
+    def fail_at(self, read: int) -> None:
+        if self.reads == read:
+            self.fail_once()
 
 
 @pytest.fixture

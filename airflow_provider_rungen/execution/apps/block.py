@@ -173,11 +173,16 @@ class Needs(dict[str, int]):
         """The number that the app has to keep."""
         return max(self.values(), default=0)
 
-    def warn(self, app_id: str) -> None:
-        """Log who scales the app down."""
+    def warn(self, app_id: str, has: int | None = None) -> None:
+        """
+        Log who scales the app down.
+
+        :param has: how many workers it keeps, if these are not only the needed ones.
+        """
         if self:
-            workers, others = format_count(self.workers, "worker"), " or ".join(self)
-            log.warning("STILL BILLED: app %s keeps %s until %s scales it down", app_id, workers, others)
+            workers = format_count(self.workers if has is None else has, "worker")
+            line = "STILL BILLED: app %s keeps %s until %s scales it down"
+            log.warning(line, app_id, workers, " or ".join(self))
 
 
 def ask_needs(run: TaskRun[Any], app_id: str) -> Needs:
@@ -256,8 +261,11 @@ def _find_states(
     answer = asked_of(ti).get_task_states(dag_id=ti.dag_id, task_ids=[*task_ids], **which)
     for run_id, found in answer.items():
         for name, state in found.items():
-            task_id, _, index = (name, "", "-1") if name in task_ids else name.rpartition("_")
-            states[_Place(run_id, int(index))][task_id] = state
+            task_id, _, index = name.rpartition("_")
+            if name in task_ids:
+                states[_Place(run_id, -1)][name] = state
+            elif index.isdecimal():
+                states[_Place(run_id, int(index))][task_id] = state
     return states
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -33,6 +33,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
 )
 from airflow_provider_rungen.execution.apps import block
+from airflow_provider_rungen.execution.apps.kept_record import KeptRecord
 from airflow_provider_rungen.execution.apps.lifecycle import is_wanted, wait_or_defer, whole_number
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, raise_for_event
@@ -44,17 +45,16 @@ log = logging.getLogger(__name__)
 
 
 class ScaleRun(TaskRun[Any]):
-    """
-    An attempt that scales an app.
+    """An attempt that scales an app."""
 
-    Its record is an XCom, for the worker after a deferral and for the teardown. Airflow wipes that when an
-    attempt starts, so the record is in the task state store, too (Airflow 3.3).
-    """
+    @cached_property
+    def _kept(self) -> KeptRecord:
+        return KeptRecord(self, self._store)
 
-    #: What this attempt and those before it have done to the app.
-    _record = ScaleRecord("")
-    #: Why the record could not be read.
-    _unread: Exception | None = None
+    @property
+    def _record(self) -> ScaleRecord:
+        """What this attempt and those before it have done to the app."""
+        return self._kept.record
 
     def execute(self) -> str:
         """
@@ -67,13 +67,13 @@ class ScaleRun(TaskRun[Any]):
             app_id = self.app_id
             self.link_to(app_id)
             wanted = whole_number(task.active_workers, "active_workers") if is_wanted(task.only_if) else None
-            if self._unread is not None:
+            if self._kept.unread is not None:
                 if wanted != 0:  # whatever was done before, this ends the bill
-                    raise self._unread
-                self._record = ScaleRecord(app_id)
+                    raise self._kept.unread
+                self._kept.record = ScaleRecord(app_id)
             if self._record.app_id != app_id:  # that of an earlier attempt, if any
                 self._restore("the task has another app now")
-                self._record = ScaleRecord(app_id)
+                self._kept.record = ScaleRecord(app_id)
             if wanted is None:
                 return self._leave(app_id)
             deadline = self.deadline(time.time() + task.timeout)
@@ -113,7 +113,7 @@ class ScaleRun(TaskRun[Any]):
             # what it had up before a clear is not known any more: the teardown ends that
             unknown = 0 if self._attempt.was_cleared else None
             record = ScaleRecord(app_id, unknown, history=record.history)
-        self._save(record)
+        self._kept.save(record)
         return app_id
 
     @cached_property
@@ -133,44 +133,51 @@ class ScaleRun(TaskRun[Any]):
         """Set the number if need be, with a record before, and return whether the app goes up."""
         earlier = self._record
         if not wanted and not earlier.was_raised:
-            self._record = replace(earlier, active_workers=None, sent_at=time.time())  # until it is down
+            self._kept.record = replace(earlier, active_workers=None, sent_at=time.time())  # until it is down
         app = self.hook.perform(get_app_to_raise(app_id, wanted))
         now = time.time()
         has = before = most = workers_of(app)
-        if has is not None and wanted < has and self.task.is_setup:
+        own, needs = wanted, block.Needs()
+        if has and has != wanted and self.task.is_setup:
             needs = block.ask_needs(self, app_id)
-            needs.warn(app_id)
-            wanted = max(wanted, min(has, needs.workers))
+            if wanted < has:
+                needs.warn(app_id)
+                wanted = max(wanted, min(has, needs.workers))
         if has != 0 and earlier.was_raised and earlier.covers(has):
             before, most = earlier.before, earlier.active_workers
             workers = format_count(most, "worker")
             log.info("Resuming: an earlier attempt scaled to %s %s", workers, format_ids(app_id))
-        record = ScaleRecord(app_id, wanted, before, None, earlier.seen(app, now).history)
+        # what others have up, they scale down themselves
+        restored = 0 if has and needs.workers >= has else before
+        record = ScaleRecord(app_id, wanted, restored, None, earlier.seen(app, now).history)
         if has == wanted:
             log.info("Has %s already %s", format_count(wanted, "worker"), format_ids(app_id))
         else:
             workers = f"{format_count(has, 'worker')} to {format_count(wanted, 'worker')}"
             log.info("Scaling from %s %s", workers, format_ids(app_id))
         if has == wanted > 0:
-            self._save(record)
+            self._kept.save(record if own == wanted else replace(record, active_workers=own, before=own))
             return True
         # that it has none may be old news: only a request makes sure that nothing is billed
         unconfirmed = replace(record, active_workers=max(wanted, most or 0) or None, sent_at=now)
         if wanted:
-            self._save(unconfirmed)
+            self._kept.save(unconfirmed)
         else:  # what ends the bill does not wait for Airflow
-            self._record = unconfirmed
-        if (sent := self._send(record, deadline)) is not None:
+            self._kept.record = unconfirmed
+        if (sent := self._send(record, before, deadline)) is not None:
             since, app = sent
             is_whole = workers_of(app) in (None, wanted)
-            self._note(record.confirmed(since) if is_whole else record.seen(app, since))
+            self._kept.note(record.confirmed(since) if is_whole else record.seen(app, since))
+        if own < wanted:
+            self._kept.note(replace(self._record, active_workers=own, before=own))
         self.guard.check()  # a kill may have come while Airflow was asked
         return record.was_raised
 
-    def _send(self, record: ScaleRecord, deadline: float) -> tuple[float, App] | None:
+    def _send(self, record: ScaleRecord, before: int | None, deadline: float) -> tuple[float, App] | None:
         """
         Set the number.
 
+        :param before: the number that the app had.
         :return: the first time (seconds since 1970) at which that may have happened, and the app then;
             ``None`` if the service takes the request to raise it and shows the old number, which may change.
         """
@@ -178,7 +185,7 @@ class ScaleRun(TaskRun[Any]):
         limits: dict[str, Any] = {"poll_interval": self.task.poll_interval}
         if record.was_raised:
             left = max(deadline - since, 0)
-            limits |= {"before": record.before, "within": min(CONFIRM_TIME, left / 2)}
+            limits |= {"before": before, "within": min(CONFIRM_TIME, left / 2)}
             limits |= {"retry_budget": min(RETRY_BUDGET, left)}
         try:
             app = self.hook.perform(set_workers(app_id, wanted, **limits))
@@ -191,72 +198,35 @@ class ScaleRun(TaskRun[Any]):
             # refused, but perhaps not the first time it was sent, when the answer was lost
             is_refused = isinstance(error, RunGenAPIError) and 400 <= error.status_code < 500
             has = workers_of(self.hook.perform(ask_app(app_id))) if is_refused else None
-            if record.was_raised and has is not None and has == record.before:
-                self._note(record.settled(has, since))
+            if record.was_raised and has is not None and has == before:
+                self._kept.note(record.settled(has, since))
             raise
         changed_at = changed_at_of(app)
         # the clock of the service may differ
         return changed_at if since <= changed_at <= time.time() else since, app
 
     def _finish(self, app_id: str) -> str:
-        try:
-            if self._down and self._record.active_workers != 0:  # it may have run meanwhile
+        if self._down and self._record.active_workers != 0:  # the teardown may have run meanwhile
+            line = f"If {self._down} is not to come, nobody scales down"
+            with self._going_on(line, app_id):
                 block.check_teardown(self, self._down, app_id)
-            if self._store is not None:  # it got there: from now on this is what it had
+        if self._store is not None:  # it got there: from now on this is what it had
+            # an attempt after a clear may lower the app to what it had before this one: that bills nothing
+            with self._going_on("If the task is cleared and fails, it may scale back", app_id):
                 self.guard.call_patiently("remove the record", partial(self._store.delete, SCALED_KEY))
+        return app_id
+
+    @contextmanager
+    def _going_on(self, line: str, app_id: str) -> Iterator[None]:
+        """Log what follows where Airflow fails for too long, and go on."""
+        try:
+            yield
         except RunGenAppError:
             raise
         except Exception as error:
             if self.guard.is_killed:
                 raise
-            line = "%s. If the task is cleared and fails, it may scale back %s"
-            log.warning(line, reason_of(error), format_ids(app_id))
-        return app_id
-
-    # --- the record ---
-
-    def _load(self, *, was_deferred: bool) -> None:
-        """Load the record of this attempt after a deferral, and otherwise that of an earlier one."""
-        # until it is read, the app may have any number
-        app = self.known_app_id or f"of connection {self.options.rungen_conn_id}"
-        self._record = ScaleRecord(app, sent_at=time.time())
-        found = self._read(partial(self.xcom_pull, SCALED_KEY)) if was_deferred else None
-        if found is None and self._store is not None:
-            found = self._read(partial(self._store.get, SCALED_KEY))
-            if found is not None:
-                self._note(found)  # Airflow has wiped the XCom
-        if found is not None:
-            self._record, self._unread = found, None
-        elif self._unread is None:
-            self._record = ScaleRecord("")
-
-    def _read(self, call: Callable[[], Any]) -> ScaleRecord | None:
-        try:
-            return block.read_scale_record(self.guard.call_patiently("read what was done to the app", call))
-        except Exception as error:
-            if self.guard.is_killed:
-                raise
-            self._unread = error
-            return None
-
-    def _save(self, record: ScaleRecord) -> None:
-        """Save what is about to be done."""
-        self.guard.call_patiently("save what is about to be done", partial(self._write, record))
-        self._record = record
-
-    def _note(self, record: ScaleRecord) -> None:
-        """Save what was done. The bill is not worth a failure."""
-        self._record = record
-        try:
-            self._write(record)
-        except Exception as error:
-            log.warning("Could not save the workers of the app for its bill: %s", type(error).__name__)
-
-    def _write(self, record: ScaleRecord) -> None:
-        value = replace(record, was_cleared=self._attempt.was_cleared).to_json()
-        self.ti.xcom_push(key=SCALED_KEY, value=value)
-        if self._store is not None:
-            self._store.set(SCALED_KEY, value)
+            log.warning("%s. %s %s", reason_of(error), line, format_ids(app_id))
 
     # --- when something goes wrong ---
 
@@ -269,22 +239,41 @@ class ScaleRun(TaskRun[Any]):
         """Restore the number of workers, as far as nobody needs them, or log that they are still billed."""
         record = self._record
         if self._is_to_restore:
-            if self.guard.is_killed or attempts.is_timing_out():
-                return  # cleanup() decides
-            try:
-                needs = block.ask_needs(self, record.app_id)
-            except Exception as error:
-                log.warning("%s", reason_of(error))
-                needs = block.Needs()
-            needs.warn(record.app_id)
-            self._note(self.hook.perform(restore_workers(record, needed=needs.workers)))
+            if self.guard.is_killed:
+                return  # cleanup() has decided
+            down, needs = self._decide(record.app_id)
+            if not down:
+                needs.warn(record.app_id)
+                self._kept.note(self.hook.perform(restore_workers(record, needed=needs.workers)))
         elif self._may_be_raised and not isinstance(reason, RunGenNotFoundError):
             why = getattr(reason, "message", reason)
             ask = partial(block.find_teardown, self.ti, self._blocks)
-            if down := attempts.call_briefly(ask, attempts.CALL_TIME):
+            if down := attempts.call_briefly(ask, attempts.CALL_TIME) or "":
                 log.warning("App %s may have workers until %s scales it down: %s", record.app_id, down, why)
             else:
                 log.error("%s", record.still_billed(why))
+
+    def _decide(self, app_id: str) -> tuple[str, block.Needs]:
+        """
+        Find out who undoes what was done, and what others need: see `block.decide`.
+
+        Without an answer, this attempt does. One that fails in peace does not leave the app to its teardown:
+        that may be a retry and its delay away.
+        """
+        try:
+            if not self.guard.is_killed and not attempts.is_timing_out():
+                return "", block.ask_needs(self, app_id)
+            find_down = partial(block.find_teardown, self.ti, self._blocks)
+            if down := attempts.call_briefly(find_down, self.guard.time_left() / 3):
+                return down, block.Needs()
+            find_needs = partial(block.find_needs, self.ti, self._blocks, app_id)
+            needs = attempts.call_briefly(find_needs, self.guard.time_left() / 3)
+            if needs is None:
+                raise RunGenError("Could not ask who else needs the app: no answer")
+        except Exception as error:
+            log.warning("%s", reason_of(error))
+            return "", block.Needs()
+        return "", needs
 
     @property
     def _may_be_raised(self) -> bool:
@@ -304,19 +293,22 @@ class ScaleRun(TaskRun[Any]):
         """
         if not (self._is_to_restore and self.is_connected):
             return ""
-        raised, self._record = self._record, ScaleRecord("")
+        raised, self._kept.record = self._record, ScaleRecord("")
         app, workers = raised.app_id, format_count(raised.active_workers, "worker")
         if self._is_resumed():
             return f"STILL BILLED: app {app} keeps {workers} for the next attempt, which resumes."
-        ask = partial(block.decide, self.ti, self._blocks, app)
-        down, needs = attempts.call_briefly(ask, self.guard.time_left() / 2) or ("", block.Needs())
+        down, needs = self._decide(app)
         if down:
             return f"App {app} is left to {down}, which asks who needs it."
         needs.warn(app)
         within = max(self.guard.time_left() - 1, 1)
-        flow = restore_workers(raised, needed=needs.workers, within=within)
-        restored = self.hook.perform_with_deadline(flow, within=within)
-        attempts.call_briefly(partial(self._write, restored), self.guard.time_left())
+        try:
+            flow = restore_workers(raised, needed=needs.workers, within=within)
+            restored = self.hook.perform_with_deadline(flow, within=within)
+        except RunGenError as error:
+            log.error("%s", raised.still_billed(error.message))
+            restored = raised
+        attempts.call_briefly(partial(self._kept.write, restored), self.guard.time_left())
         return ""
 
     def _is_resumed(self) -> bool:
@@ -328,7 +320,7 @@ class ScaleRun(TaskRun[Any]):
         """Load the record, and open the hook. Restore the number of workers when anything goes wrong."""
         with self.attempt(), self.guard.working(), self.hook:
             try:
-                self._load(was_deferred=was_deferred)
+                self._kept.load(was_deferred=was_deferred)
                 with self.opened():
                     yield
             except TaskDeferred:
@@ -336,7 +328,7 @@ class ScaleRun(TaskRun[Any]):
             except LoweredError as error:
                 if self._record.was_raised:
                     log.warning("%s", self._record.left_at(error.active_workers))
-                    self._note(self._record.settled(error.active_workers, time.time()))
+                    self._kept.note(self._record.settled(error.active_workers, time.time()))
                 raise
             except BaseException as error:
                 hint = f"Raise timeout (now {format_duration(self.task.timeout)}) if it needs longer"

@@ -136,10 +136,12 @@ class ScaleDownRun(TaskRun[Any]):
             if self._old is not None:
                 self._record = self._old.after_clear(None if needs else app)
             self._record = self._record.seen(app, time.time())
-            needs.warn(app_id)
-            # other runs have jobs, too, for which workers that are too many would have to wait
-            if is_kept_up or (needs and (waits or (workers_of(app) or 0) <= needs.workers)):
+            has = workers_of(app)
+            # who waits for jobs before scaling down does not end the workers that may run them
+            if is_kept_up or (needs and (waits or (has or 0) <= needs.workers)):
+                needs.warn(app_id, has)
                 return False
+            needs.warn(app_id)
             app = self.hook.perform(set_workers(app_id, needs.workers, poll_interval=self.task.poll_interval))
             if not needs and not is_down(app):
                 return False

@@ -276,7 +276,8 @@ class JobArchiver:
             retryable=cause.retryable,
             retry_after=cause.retry_after,
         )
-        error.is_expired = isinstance(cause, RunGenOutputError) and cause.is_expired
+        if isinstance(cause, RunGenOutputError):
+            error.is_expired, error.is_outage = cause.is_expired, cause.is_outage
         return error
 
 

@@ -95,7 +95,9 @@ class Storage:
             raise self._error(f"{type(error).__name__}: {reason}".removesuffix(": ")) from None
 
     def _error(self, reason: str) -> RunGenOutputError:
-        return RunGenOutputError(f"the {self._name} cannot be used: {redact(reason)}", hint=self._hint)
+        error = RunGenOutputError(f"the {self._name} cannot be used: {redact(reason)}", hint=self._hint)
+        error.is_outage = True
+        return error
 
     def prepare(self, *, create: bool = True) -> Self:
         """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin, ends_within
 from airflow_provider_rungen.client.texts import format_count
@@ -18,6 +18,7 @@ from airflow_provider_rungen.execution.jobs.plans import Plan, read_plan
 from airflow_provider_rungen.execution.jobs.task_log import END_TIME
 from airflow_provider_rungen.execution.sending.log_writer import Saver
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, event_error, read_error
+from airflow_provider_rungen.execution.task.store_writer import call_patiently
 from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.runner import MakeSource, Runner
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Seconds by which the clocks of two machines may differ unnoticed.
 _CLOCK_SKEW = 5.0
@@ -250,6 +253,15 @@ class Deferral:
         """Whether jobs may have been submitted before this process."""
         home = self._log.home
         return self._run.was_deferred or (home.is_durable and home.numbers.try_number > 1)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nobody after this attempt learns of the jobs that were submitted before."""
+        return self.follows_others and not self._run.ending.has_next()
+
+    def outlast(self, purpose: str, call: Callable[[], T]) -> T:
+        """Call, on the last attempt again while it fails. A try may take long."""
+        return call_patiently(purpose, call, self._run.guard.is_stopping) if self.is_last else call()
 
     @property
     def unread(self) -> str:

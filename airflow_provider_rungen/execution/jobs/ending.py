@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
 from airflow_provider_rungen.client.daemon_threads import ends_within
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.runner import Runner
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # Seconds of a kill that are left for the ledger after the cancels, and that the cancels have at least.
 _AFTER_CANCEL = 0.4
@@ -61,14 +59,12 @@ class Ending:
 
     def read_earlier(self) -> None:
         """Read which jobs earlier attempts left, and of which app; see `TaskLog.read_earlier`."""
-        self.outlast("read the run log", self._log.read_earlier)
+        if self._run.deferral.is_last:
+            self._run.guard.call_patiently("read the run log", self._log.read_earlier)
+        else:
+            self._log.read_earlier()
         known = [record.app_id for record in self._log.home.earlier if record.app_id]
         self.app_id = known[-1] if known else self.app_id
-
-    def outlast(self, purpose: str, call: Callable[[], T]) -> T:
-        """Call; on the last attempt for as long as it may fail: nobody after it learns of the jobs."""
-        is_last = self._run.deferral.follows_others and not self.has_next()
-        return self._run.guard.call_patiently(purpose, call) if is_last else call()
 
     @property
     def is_durable(self) -> bool:

@@ -190,7 +190,7 @@ class Runner(TaskRun[JobOptions]):
     def _begin(self) -> None:
         self.ending.read_earlier()
         limits = Limits(self)
-        model = self.ledger.open()
+        model = self.deferral.outlast("read the ledger", self.ledger.open)
         self.source = source = self.make_source()
         task_log, options = self.task_log, self.options
         app_id, sink, task_log.state.is_single = self.app_id, self.sink, source.is_single
@@ -204,14 +204,14 @@ class Runner(TaskRun[JobOptions]):
                 # a table says which rows do not fit
                 sink.report(BatchResult([None] * plan.count), plan, error)
                 raise
-        if self.ledger.look_up(plan) is not None:
+        if self.deferral.outlast("read the ledger", lambda: self.ledger.look_up(plan)) is not None:
             self.push_page(app_id)
         # not before the look-up, which has to notice that a folder is missing
-        self.ending.outlast("write to the destination", sink.prepare)
+        self.deferral.outlast("write to the destination", sink.prepare)
         now = time.time()
         task_log.begin(
             plan,
-            self.ending.outlast,
+            self.deferral.outlast,
             app_id=app_id,
             model=model,
             deadline=now + options.timeout,

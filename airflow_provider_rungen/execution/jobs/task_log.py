@@ -84,7 +84,7 @@ class TaskLog:
     def begin(
         self,
         plan: Plan,
-        outlast: Callable[[str, Callable[[], bool]], bool],
+        outlast: Callable[[str, Callable[[], Any]], Any],
         *,
         app_id: str,
         model: str,
@@ -95,8 +95,7 @@ class TaskLog:
         """
         Begin the attempt, and load what earlier ones know of its plan.
 
-        :param plan: what is to be done.
-        :param outlast: calls what saves that; see `Ending.outlast`.
+        :param outlast: reads and saves; see `Deferral.outlast`.
         :param app_id: the app.
         :param model: the identity of its model, if known.
         :param deadline: the deadline (seconds since 1970) of jobs that are submitted now.
@@ -125,11 +124,15 @@ class TaskLog:
         self.state.has_inputs = outlast("write the run log", save)
         self.plan, self.state.deadline = plan, deadline
         self.state.count = sum(row.needs_job for row in plan.rows())
-        jobs = Jobs(plan.digest, record.writer, since=record.since, stores=self.stores)
-        # `read_earlier` has loaded parts of the last plan
-        self.loaded.clear()
-        if earlier:
-            self._read_parts(jobs, plan.numbers)
+
+        def load() -> Jobs:
+            self.loaded.clear()  # `read_earlier` has loaded parts of the last plan
+            jobs = Jobs(plan.digest, record.writer, since=record.since, stores=self.stores)
+            if earlier:
+                self._read_parts(jobs, plan.numbers)
+            return jobs
+
+        jobs = outlast("read the run log", load)
         self.undecided, self.jobs, self.knows_jobs = self.running, jobs, True
         self.known_saver = Saver(jobs, run_log)
 
@@ -160,7 +163,6 @@ class TaskLog:
 
         :param most: how many at the most.
         :param limit: how many jobs may be in flight, those of other runs included; ``None``: any number.
-        :param without: inputs to pass over.
         """
         found = [number for number in self.jobs.inputs(*SUBMITTABLE) if number not in without]
         free = self.state.count if limit is None else limit - len(self.jobs.running)

@@ -133,6 +133,9 @@ def check_inputs(
     """
     if isinstance(unsent := run.report.unsent_error, _LIMITS):
         raise unsent
+    outages = (each for each in errors.values() if isinstance(each, RunGenOutputError) and each.is_outage)
+    if (outage := next(outages, None)) and (run.ending.has_next(outage) or len(errors) == count):
+        raise outage  # no failure that may be allowed
     if run.is_single and errors:
         raise _single_error(run.known_app_id, errors[0])
     max_failed = run.options.max_failed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_rungen._airflow import AirflowException, ObjectStoragePath
@@ -22,6 +23,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.execution.archive.output_store import OutputStore
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.task.outcomes import JOB_IS_OVER, is_useless
+from airflow_provider_rungen.execution.task.store_writer import call_patiently
 from airflow_provider_rungen.schemas import OutputType
 
 if TYPE_CHECKING:
@@ -117,6 +119,8 @@ class Collector:
     ) -> None:
         #: Whether outputs are stored.
         self.stores = options.destination is not None
+        # whether the destination could not be read when jobs were last looked for in it
+        self._has_outage = False
         #: The jobs that cannot be used, or not yet: see `outcomes.is_useless`.
         self.errors: dict[str, RunGenError] = {}
         #: The jobs whose outputs are stored, without inputs, results and outputs.
@@ -189,6 +193,7 @@ class Collector:
 
     def _add_found(self, stored: StoredJob) -> None:
         """Take a job that an earlier attempt has stored. What the log has as stored was checked before."""
+        self._searched.add(stored.job_id)
         rejection = self.errors.get(stored.job_id)
         if not isinstance(rejection, RejectRow):
             log = None if self._options.check is None else cast("Runner", self._run).task_log
@@ -228,12 +233,15 @@ class Collector:
         return completed
 
     def _search(self, app_id: str, job_ids: Sequence[str]) -> None:
-        """Find the jobs that are stored. In an outage, that is the error of the others."""
+        """Find the jobs that are stored. An outage is outlasted, once; then it is the error of the others."""
+        find, guard = partial(self.find_stored, app_id, job_ids), self._run.guard
         try:
-            self.find_stored(app_id, job_ids)
+            call_patiently("read the destination", find, lambda: self._has_outage or guard.is_stopping())
+            self._has_outage = False
         except (RunGenOutputError, RunGenInputError) as error:
             if not error.retryable:
                 raise
+            self._has_outage = True
             self.errors |= dict.fromkeys(self._unsettled(job_ids), error)
 
     def _unsettled(self, job_ids: Iterable[str | None]) -> list[str]:

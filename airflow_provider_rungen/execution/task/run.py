@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from airflow_provider_rungen._airflow import AirflowException, AirflowSkipException, Asset
+from airflow_provider_rungen._airflow import AirflowException, AirflowSkipException, Asset, TaskInstanceState
 from airflow_provider_rungen.client.money import Price, parse_price
 from airflow_provider_rungen.client.texts import clean_text, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
@@ -74,6 +74,7 @@ class TaskRun(Generic[Options]):
         #: Returns the XCom ``rungen_times``.
         self.times: Callable[[], Mapping[str, float]] = dict
         self.is_connected = False  #: Whether a kill need not ask Airflow for the connection.
+        self.is_done = False  #: Whether the task has done what it is for.
         self.note_app(self.options.app_id or "")
 
     @property
@@ -195,6 +196,11 @@ class TaskRun(Generic[Options]):
         limit = self.task.execution_timeout
         return end if limit is None else min(end, time.time() + limit.total_seconds())
 
+    def kill(self) -> None:
+        """End the attempt, unless the task is a success: Airflow ends a callback or listener that is slow."""
+        if not self.is_done or attempts.ask_for_state(self.ti) not in (None, TaskInstanceState.SUCCESS):
+            self.guard.kill()
+
     def cleanup(self) -> str:
         """
         Undo what a kill makes useless, within `KillGuard.time_left`. Airflow may not answer.
@@ -214,11 +220,8 @@ class TaskRun(Generic[Options]):
     def _why_killed(self) -> tuple[str, str]:
         """Return why the attempt was killed, and what to do."""
         if (limit := self.task.execution_timeout) and attempts.is_timing_out():
-            text = format_duration(limit.total_seconds())
-            return (
-                f"Not over in time: execution_timeout ({text}) is over",
-                "Raise execution_timeout if it needs longer",
-            )
+            why = f"execution_timeout ({format_duration(limit.total_seconds())}) is over"
+            return f"Not over in time: {why}", "Raise execution_timeout if it needs longer"
         return (
             "It was stopped: a user marked or cleared it, or its worker was shut down",
             "Clear it if it is still needed, unless a retry follows",
