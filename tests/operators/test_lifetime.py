@@ -724,7 +724,7 @@ def test_a_backlog_of_runs_costs_a_few_calls(
         each.expand(n=[*range(20)])
     context["dag"].tasks.append(d.task_dict["each.app_down"])
     assert down() == 0
-    assert calls.total() < 30
+    assert calls.total() < 60
 
 
 @pytest.fixture
@@ -940,6 +940,21 @@ def test_an_app_is_left_to_a_run_that_begins_while_its_jobs_end(
 
     monkeypatch.setattr(emulator.service, "handle", begin_another)
     assert down(**waits) == 2
+
+
+def test_a_run_that_begins_while_the_app_is_scaled_down_gets_its_workers_back(
+    emulator: Emulator, down: Callable[..., int], ti: TaskInstance3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = emulator.service.handle
+
+    def begin_another(method: str, *rest: Any) -> Any:
+        if method == "PUT":
+            need(ti, 3)
+        return handle(method, *rest)
+
+    monkeypatch.setattr(emulator.service, "handle", begin_another)
+    assert down() == 3
+    assert ti.xcoms[BILL_KEY]["down_at"] is None
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from conftest import (
     APP,
     SOON,
     FakeStore,
+    FakeTaskInstance,
     Outcome,
     TrackedTaskInstance,
     linger,
@@ -46,7 +47,7 @@ from conftest import (
     signal_when,
     stopped_when,
 )
-from operator_kit import KILLED, Attempts, Died, DyingStore, submitted
+from operator_kit import FAST, KILLED, Attempts, Died, DyingStore, submitted
 from places import AttemptStore
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS
@@ -61,7 +62,12 @@ from airflow_provider_rungen.execution.ledger import files
 from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
+from airflow_provider_rungen.operators import (
+    Ledger,
+    RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
+    RunGenRunTableOperator,
+)
 from airflow_provider_rungen.runs.part_files import PART_ROWS
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
@@ -1383,6 +1389,42 @@ def test_an_outage_of_the_destination_is_no_failure_of_the_inputs(
     disk.faults.clear()
     assert task.attempt().error is None
     assert task.created == 4
+
+
+@pytest.mark.parametrize("fails_all", [True, False])
+@pytest.mark.parametrize("has_next", [True, False])
+def test_an_outage_of_the_destination_is_no_failure_of_the_jobs_that_are_collected(
+    make: Make, disk: Disk, tmp_path: Path, has_next: bool, fails_all: bool
+) -> None:
+    task, ti = make(BATCH, inputs(2)), FakeTaskInstance()
+    assert task.attempt().error is None
+    first, second = (job["id"] for job in task.jobs)
+    options = FAST | {"destination": (tmp_path / "out").as_uri(), "max_failed": "any"}
+    collect = RunGenCollectResultsOperator(task_id="collect", job_id=[first, second], **options)
+    ti.max_tries, disk.files = int(has_next), "manifest" if fails_all else f"{first}.*manifest"
+    disk.faults.append(disk.fail)
+    is_allowed = not has_next and not fails_all
+    assert (run_task(collect, {"ti": ti}).error is None) is is_allowed
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EIO])
+def test_a_file_that_can_never_be_stored_makes_no_retry_buy_what_may_fail(
+    make: Make, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    replace, refused = os.replace, set[str]()
+
+    def refuse_one(source: Any, target: Any, **options: Any) -> None:
+        if str(target).endswith(".png"):
+            refused.add(min(refused, default=str(target)))
+        if str(target) in refused:
+            raise OSError(number, os.strerror(number))
+        replace(source, target, **options)
+
+    task = make(STORED, [*inputs(2), *failing(1)], deferrable=False, max_failed="any")
+    monkeypatch.setattr(os, "replace", refuse_one)
+    assert (task.attempt().error is None) is (number == errno.ENAMETOOLONG)
+    assert refused
+    assert task.created == 3
 
 
 @pytest.mark.parametrize(

@@ -180,9 +180,11 @@ class Needs(dict[str, int]):
         :param has: how many workers it keeps, if these are not only the needed ones.
         """
         if self:
-            workers = format_count(self.workers if has is None else has, "worker")
+            others, workers = " or ".join(self), format_count(self.workers if has is None else has, "worker")
             line = "STILL BILLED: app %s keeps %s until %s scales it down"
-            log.warning(line, app_id, workers, " or ".join(self))
+            log.warning(
+                line if has != 0 else "App %s has %s, which is too few for %s", app_id, workers, others
+            )
 
 
 def ask_needs(run: TaskRun[Any], app_id: str) -> Needs:

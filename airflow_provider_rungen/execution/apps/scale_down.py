@@ -17,6 +17,7 @@ from airflow_provider_rungen.client.idleness import (
     drain_app,
     poll_idle_app,
 )
+from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import is_refusal
 from airflow_provider_rungen.client.scaling import ask_app, set_workers
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration, format_ids
@@ -124,33 +125,50 @@ class ScaleDownRun(TaskRun[Any]):
         ends_within(_REPORT_TIME, begin(self.link_to, app_id), self.guard.is_stopping)
 
     def _set_to_zero(self, app_id: str) -> bool:
+        waits = self.task.drain or self.task.keep_if_busy
+        needs = block.Needs()
         try:
-            needs, is_kept_up = block.ask_needs(self, app_id), False
-            waits = self.task.drain or self.task.keep_if_busy
-            if waits and not needs:
-                is_kept_up = self._is_kept_up(app_id)
-                needs = (
-                    block.Needs() if is_kept_up else block.ask_needs(self, app_id)
-                )  # of runs that began meanwhile
+            is_kept_up = waits and not block.ask_needs(self, app_id) and self._is_kept_up(app_id)
             app = self.hook.perform(ask_app(app_id))
+            has = workers_of(app)
+            if not is_kept_up:  # not before: other runs may have begun while the service was waited for
+                needs = block.ask_needs(self, app_id)
             if self._old is not None:
                 self._record = self._old.after_clear(None if needs else app)
             self._record = self._record.seen(app, time.time())
-            has = workers_of(app)
             # who waits for jobs before scaling down does not end the workers that may run them
             if is_kept_up or (needs and (waits or (has or 0) <= needs.workers)):
                 needs.warn(app_id, has)
                 return False
             needs.warn(app_id)
-            app = self.hook.perform(set_workers(app_id, needs.workers, poll_interval=self.task.poll_interval))
+            app = self._set_workers(app_id, needs.workers)
+            if (late := self._ask_again(app_id)).workers > needs.workers:
+                late.warn(app_id)
+                needs, app = late, self._set_workers(app_id, late.workers)
             if not needs and not is_down(app):
                 return False
-            log.info("Scaled to %s %s", format_count(needs.workers, "worker"), format_ids(app_id))
         except RunGenNotFoundError:
             log.info("Gone already %s", format_ids(app_id))
             needs = block.Needs()
         self._record = self._record.settled(needs.workers, time.time())
         return not needs
+
+    def _set_workers(self, app_id: str, active_workers: int) -> App:
+        flow = set_workers(app_id, active_workers, poll_interval=self.task.poll_interval)
+        app = self.hook.perform(flow)
+        if active_workers or is_down(app):
+            log.info("Scaled to %s %s", format_count(active_workers, "worker"), format_ids(app_id))
+        return app
+
+    def _ask_again(self, app_id: str) -> block.Needs:
+        """Find out who began to need the app while its workers were set, if Airflow answers."""
+        try:
+            return block.ask_needs(self, app_id)
+        except Exception as error:
+            if self.guard.is_killed:
+                raise
+            log.warning("%s; a run that has begun meanwhile may lack workers", reason_of(error))
+            return block.Needs()
 
     def _is_kept_up(self, app_id: str) -> bool:
         """Wait for the app's jobs, as far as asked for, and return whether it has to stay up."""

@@ -9,6 +9,7 @@ The methods of `Storage` block: call them in a thread.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
@@ -23,6 +24,8 @@ from airflow_provider_rungen.execution.archive.files import LocalFiles, RemoteFi
 T = TypeVar("T")
 #: The folder of a file and its name. The folder of a file directly in the destination is empty.
 File: TypeAlias = tuple[str, str]
+# What a store says of the name of one file.
+_OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 # How a file that is missing shows. Not PermissionError: s3fs also raises it for expired credentials, a wrong
 # clock and the like.
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -92,12 +95,12 @@ class Storage:
                 raise
             reason = clean_text(redact_error(error, self._text), 200)
             # not chained, because the text of the cause would be logged unredacted
-            raise self._error(f"{type(error).__name__}: {reason}".removesuffix(": ")) from None
+            failure = self._error(f"{type(error).__name__}: {reason}".removesuffix(": "))
+            failure.is_outage = getattr(error, "errno", None) not in _OF_ONE_FILE
+            raise failure from None
 
     def _error(self, reason: str) -> RunGenOutputError:
-        error = RunGenOutputError(f"the {self._name} cannot be used: {redact(reason)}", hint=self._hint)
-        error.is_outage = True
-        return error
+        return RunGenOutputError(f"the {self._name} cannot be used: {redact(reason)}", hint=self._hint)
 
     def prepare(self, *, create: bool = True) -> Self:
         """

@@ -22,6 +22,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
     RunGenSubmissionUnknownError,
 )
+from airflow_provider_rungen.execution.task.attempts import Attempt
 from airflow_provider_rungen.execution.task.outcomes import (
     MAX_FAILED,
     MAX_FAILED_ERROR,
@@ -133,9 +134,7 @@ def check_inputs(
     """
     if isinstance(unsent := run.report.unsent_error, _LIMITS):
         raise unsent
-    outages = (each for each in errors.values() if isinstance(each, RunGenOutputError) and each.is_outage)
-    if (outage := next(outages, None)) and (run.ending.has_next(outage) or len(errors) == count):
-        raise outage  # no failure that may be allowed
+    _check_destination(run, errors, count)
     if run.is_single and errors:
         raise _single_error(run.known_app_id, errors[0])
     max_failed = run.options.max_failed
@@ -156,6 +155,17 @@ def check_inputs(
         hint=where + hint,
         retryable=retryable,
     )
+
+
+def _check_destination(run: TaskRun[Any], errors: Mapping[int, RunGenError], count: int) -> None:
+    """
+    Raise if the destination could not be used, which says nothing of the jobs, and may not be allowed.
+
+    On the last attempt, what the others made is worth more.
+    """
+    outages = [each for each in errors.values() if isinstance(each, RunGenOutputError) and each.is_outage]
+    if outages and (Attempt.of(run.context, run.task).has_next or len(outages) == count):
+        raise outages[0]
 
 
 def _what_next(
@@ -195,6 +205,7 @@ def check_collected(
     :raises RunGenError: more failed, or one has not ended.
     """
     push_failed(run, result.ids, errors)
+    _check_destination(run, errors, len(result.ids))
     allowed = max_failures(max_failed, len(result.ids))
     is_running = any(type(error) is RunGenJobError for error in errors.values())
     if len(errors) > allowed or is_running:
