@@ -248,8 +248,9 @@ class ScaleRun(TaskRun[Any]):
         elif self._may_be_raised and not isinstance(reason, RunGenNotFoundError):
             why = getattr(reason, "message", reason)
             ask = partial(block.find_teardown, self.ti, self._blocks)
-            if down := attempts.call_briefly(ask, attempts.CALL_TIME) or "":
-                log.warning("App %s may have workers until %s scales it down: %s", record.app_id, down, why)
+            if left_to := attempts.call_briefly(ask, attempts.CALL_TIME):
+                line = "App %s may have workers until %s scales it down: %s"
+                log.warning(line, record.app_id, left_to, why)
             else:
                 log.error("%s", record.still_billed(why))
 
@@ -257,8 +258,8 @@ class ScaleRun(TaskRun[Any]):
         """
         Find out who undoes what was done, and what others need: see `block.decide`.
 
-        Without an answer, this attempt does. One that fails in peace does not leave the app to its teardown:
-        that may be a retry and its delay away.
+        Without an answer, this attempt does. One that fails does not leave the app to its teardown, before
+        which retries and their delays may come.
         """
         try:
             if not self.guard.is_killed and not attempts.is_timing_out():
