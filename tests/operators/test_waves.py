@@ -1407,7 +1407,7 @@ def test_an_outage_of_the_destination_is_no_failure_of_the_jobs_that_are_collect
     assert (run_task(collect, {"ti": ti}).error is None) is is_allowed
 
 
-@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EIO])
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EIO, errno.EINVAL])
 def test_a_file_that_can_never_be_stored_makes_no_retry_buy_what_may_fail(
     make: Make, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:

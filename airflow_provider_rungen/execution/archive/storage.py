@@ -24,8 +24,8 @@ from airflow_provider_rungen.execution.archive.files import LocalFiles, RemoteFi
 T = TypeVar("T")
 #: The folder of a file and its name. The folder of a file directly in the destination is empty.
 File: TypeAlias = tuple[str, str]
-# What a store says of the name of one file.
-_OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+# What a store says of the name of one file. Not EINVAL: s3fs makes it of each 400, as for a wrong token.
+_OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EILSEQ)
 # How a file that is missing shows. Not PermissionError: s3fs also raises it for expired credentials, a wrong
 # clock and the like.
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
