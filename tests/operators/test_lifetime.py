@@ -942,19 +942,29 @@ def test_an_app_is_left_to_a_run_that_begins_while_its_jobs_end(
     assert down(**waits) == 2
 
 
-def test_a_run_that_begins_while_the_app_is_scaled_down_gets_its_workers_back(
-    emulator: Emulator, down: Callable[..., int], ti: TaskInstance3, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_run_that_begins_while_the_app_is_scaled_down_gets_its_workers_back_until_it_ends(
+    emulator: Emulator,
+    down: Callable[..., int],
+    ti: TaskInstance3,
+    monkeypatch: pytest.MonkeyPatch,
+    ends: bool,
 ) -> None:
-    handle = emulator.service.handle
+    handle, sent = emulator.service.handle, 0
 
     def begin_another(method: str, *rest: Any) -> Any:
+        nonlocal sent
         if method == "PUT":
+            sent += 1
             need(ti, 3)
+        if ends and sent > 1:
+            ti.states["other"]["app_down"] = "success"
         return handle(method, *rest)
 
     monkeypatch.setattr(emulator.service, "handle", begin_another)
-    assert down() == 3
-    assert ti.xcoms[BILL_KEY]["down_at"] is None
+    assert down() == (0 if ends else 3)
+    assert (ti.xcoms[BILL_KEY]["down_at"] is None) is not ends
+    assert sent == 2 + ends
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 # Seconds that the counters may take to forget a job that has just ended.
 COUNTER_GRACE = 15.0
+# How often what others need may change while the workers are set.
+_MOST_CHANGES = 5
 # Seconds that Airflow may take for the links, and for the bill. One that is only slow is waited for:
 # ``dag.test()`` answers one thread at a time.
 _REPORT_TIME = 20.0
@@ -80,18 +82,18 @@ class ScaleDownRun(TaskRun[Any]):
         setup = self.task.scale_up_task_id
         self._record = ScaleRecord(self.known_app_id)
         read = partial(block.pull_record, self.ti, setup, self.ti.map_index)
-        record = self._ask("read what the setup did", read, None)
+        record = self._ask_airflow("read what the setup did", read, None)
         self._is_known = record is not None
         if record is not None:
             self._record = record
             if record.active_workers is None:
                 return False
-        started = self._ask("ask whether the setup started", self._has_setup_started, True)
+        started = self._ask_airflow("ask whether the setup started", self._has_setup_started, True)
         if record is not None and not started:
             self._old, self._record = record, record.after_clear(None)
         return started or record is not None
 
-    def _ask(self, purpose: str, call: Callable[[], T], otherwise: T) -> T:
+    def _ask_airflow(self, purpose: str, call: Callable[[], T], otherwise: T) -> T:
         """Ask Airflow. If it fails for too long, the app is scaled down without an answer."""
         try:
             return self.guard.call_patiently(purpose, call)
@@ -125,14 +127,13 @@ class ScaleDownRun(TaskRun[Any]):
         ends_within(_REPORT_TIME, begin(self.link_to, app_id), self.guard.is_stopping)
 
     def _set_to_zero(self, app_id: str) -> bool:
-        waits = self.task.drain or self.task.keep_if_busy
-        needs = block.Needs()
+        waits, is_kept_up = self.task.drain or self.task.keep_if_busy, False
         try:
-            is_kept_up = waits and not block.ask_needs(self, app_id) and self._is_kept_up(app_id)
-            app = self.hook.perform(ask_app(app_id))
+            app, needs = self._ask(app_id)
+            if waits and not needs:
+                is_kept_up = self._is_kept_up(app_id)
+                app, needs = self._ask(app_id)
             has = workers_of(app)
-            if not is_kept_up:  # not before: other runs may have begun while the service was waited for
-                needs = block.ask_needs(self, app_id)
             if self._old is not None:
                 self._record = self._old.after_clear(None if needs else app)
             self._record = self._record.seen(app, time.time())
@@ -140,11 +141,7 @@ class ScaleDownRun(TaskRun[Any]):
             if is_kept_up or (needs and (waits or (has or 0) <= needs.workers)):
                 needs.warn(app_id, has)
                 return False
-            needs.warn(app_id)
-            app = self._set_workers(app_id, needs.workers)
-            if (late := self._ask_again(app_id)).workers > needs.workers:
-                late.warn(app_id)
-                needs, app = late, self._set_workers(app_id, late.workers)
+            app, needs = self._set_workers(app_id, needs)
             if not needs and not is_down(app):
                 return False
         except RunGenNotFoundError:
@@ -153,22 +150,33 @@ class ScaleDownRun(TaskRun[Any]):
         self._record = self._record.settled(needs.workers, time.time())
         return not needs
 
-    def _set_workers(self, app_id: str, active_workers: int) -> App:
-        flow = set_workers(app_id, active_workers, poll_interval=self.task.poll_interval)
-        app = self.hook.perform(flow)
-        if active_workers or is_down(app):
-            log.info("Scaled to %s %s", format_count(active_workers, "worker"), format_ids(app_id))
-        return app
+    def _ask(self, app_id: str) -> tuple[App, block.Needs]:
+        """Return the app, and who needs it then: other runs may begin while the service is waited for."""
+        return self.hook.perform(ask_app(app_id)), block.ask_needs(self, app_id)
 
-    def _ask_again(self, app_id: str) -> block.Needs:
-        """Find out who began to need the app while its workers were set, if Airflow answers."""
-        try:
-            return block.ask_needs(self, app_id)
-        except Exception as error:
-            if self.guard.is_killed:
-                raise
-            log.warning("%s; a run that has begun meanwhile may lack workers", reason_of(error))
-            return block.Needs()
+    def _set_workers(self, app_id: str, needs: block.Needs) -> tuple[App, block.Needs]:
+        """
+        Set the workers that others need, until they need no other number.
+
+        Others may begin, and end, while the request is on its way. For them, this teardown is not to come.
+        """
+        for _ in range(_MOST_CHANGES):
+            needs.warn(app_id)
+            flow = set_workers(app_id, needs.workers, poll_interval=self.task.poll_interval)
+            app = self.hook.perform(flow)
+            if needs or is_down(app):
+                log.info("Scaled to %s %s", format_count(needs.workers, "worker"), format_ids(app_id))
+            try:
+                late = block.ask_needs(self, app_id)
+            except Exception as error:
+                if self.guard.is_killed:
+                    raise
+                log.warning("%s; a run that has begun meanwhile may lack workers", reason_of(error))
+                return app, needs
+            if late.workers == needs.workers:
+                return app, late
+            needs = late
+        raise RunGenAppError("Other runs that need the app began and ended all the time", app_id=app_id)
 
     def _is_kept_up(self, app_id: str) -> bool:
         """Wait for the app's jobs, as far as asked for, and return whether it has to stay up."""
