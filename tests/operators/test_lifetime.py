@@ -724,7 +724,7 @@ def test_a_backlog_of_runs_costs_a_few_calls(
         each.expand(n=[*range(20)])
     context["dag"].tasks.append(d.task_dict["each.app_down"])
     assert down() == 0
-    assert calls.total() < 60
+    assert calls.total() < 49
 
 
 @pytest.fixture
@@ -752,6 +752,11 @@ def test_a_setup_whose_teardown_was_left_out_of_a_clear_bills_nothing(
     assert "Clear app_up with its downstream tasks, and not only failed ones" in str(error)
     assert isinstance(error, AirflowFailException)
     assert emulator.service.count("update_app") == 0
+
+
+@pytest.fixture
+def refusing(emulator: Emulator) -> None:
+    emulator.service.inject(Fault(on="get_app", status=403, skip=2, times=None))
 
 
 def need(ti: TaskInstance3, active_workers: int) -> None:
@@ -823,15 +828,15 @@ def test_a_setup_that_is_killed_leaves_the_app_to_its_teardown_if_that_is_to_com
     assert (f"App {APP} is left to app_down" in str(outcome.error)) == (down is None)
 
 
+@pytest.mark.usefixtures("refusing")
 @pytest.mark.parametrize("ends_meanwhile", [False, True])
 def test_a_setup_that_fails_says_who_scales_the_app_down(
-    emulator: Emulator,
     up: Callable[..., Outcome],
     ti: TaskInstance3,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     ends_meanwhile: bool,
 ) -> None:
-    emulator.service.inject(Fault(on="get_app", status=403, skip=2, times=None))
     states = ti.get_task_states
 
     def end_after(**which: Any) -> Any:
@@ -840,7 +845,7 @@ def test_a_setup_that_fails_says_who_scales_the_app_down(
             ti.states["run"]["app_down"] = "success"
         return found
 
-    ti.get_task_states = end_after  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(ti, "get_task_states", end_after)
     assert up(scale_down_on_failure=False).error is not None
     assert (f"STILL BILLED: app {APP} may still have 2 workers" in caplog.text) == ends_meanwhile
     line = f"App {APP} may have workers until app_down scales it down: "
@@ -869,8 +874,7 @@ def test_a_deferred_setup_leaves_the_app_to_its_teardown_if_that_is_to_come(
     asked: Any = import_module("airflow.sdk.execution_time.task_runner").RuntimeTaskInstance
     for name in ("get_task_states", "get_dr_count", "get_dagrun_state"):
         monkeypatch.setattr(asked, name, getattr(ti, name))
-    pull = lambda run_id, **_: ti.scaled.get(run_id)  # noqa: E731
-    monkeypatch.setattr(XCom, "get_one", pull)
+    monkeypatch.setattr(XCom, "get_one", lambda run_id, **_: ti.scaled.get(run_id))
     ti.states["run"] = {"app_up": "failed", "app_down": down or None}
     if down is None:  # the run was deleted
         ti.states.clear()

@@ -150,7 +150,7 @@ def test_the_first_of_two_runs_to_end_leaves_the_app_to_the_other(
     until(lambda: app.active_workers == 2, 60, lambda: str(states(long)))
     short = start("scaled", seconds=1, app_id=app.id)
     assert short.wait_for_end() == "success"
-    assert f"until app_down of run {long.id} scales it down" in short.log(task_id="app_down")
+    assert f"keeps 2 workers until app_down of run {long.id} scales it down" in short.log(task_id="app_down")
     assert app.active_workers == 2
     assert long.wait_for_end() == "success"
     app.assert_over()
