@@ -11,12 +11,13 @@ from itertools import repeat
 from typing import Any, TypedDict
 
 from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.app_polling import AppPoller, outlast
 from airflow_provider_rungen.client.codec import path_segment
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.polling import poll_until
-from airflow_provider_rungen.client.scaling import AppPoller, outlast, set_workers
+from airflow_provider_rungen.client.scaling import set_workers
 from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import describe, is_down, workers_of
 from airflow_provider_rungen.exceptions import (

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
-from airflow_provider_rungen.client.scaling import AppTarget, restore_workers, wait_for_app
+from airflow_provider_rungen.client.app_polling import AppTarget, wait_for_app
+from airflow_provider_rungen.client.scaling import restore_workers
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.execution.apps.block import Block, Needs, decide, read_scale_record
 from airflow_provider_rungen.execution.task.outcomes import GO_ON

@@ -10,18 +10,12 @@ from typing import Any
 import pytest
 from conftest import APP, FakeTime, Via
 
+from airflow_provider_rungen.client.app_polling import AppTarget, wait_for_app
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.idleness import COUNTER_LAG, MAX_MISSING_COUNTERS, drain_app
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import GONE_GRACE, REFUSAL_GRACE
-from airflow_provider_rungen.client.scaling import (
-    CONFIRM_TIME,
-    AppTarget,
-    restore_workers,
-    set_workers,
-    stop_app,
-    wait_for_app,
-)
+from airflow_provider_rungen.client.scaling import CONFIRM_TIME, restore_workers, set_workers, stop_app
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory, describe_workers
 from airflow_provider_rungen.emulator import Fault

@@ -12,8 +12,8 @@ from conftest import run_task
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_rungen.client.app_polling import LoweredError
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.scaling import LoweredError
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,

@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any
 
 from airflow_provider_rungen.client.answers import was_not_accepted
+from airflow_provider_rungen.client.app_polling import AppTarget, outlast, wait_for_app
 from airflow_provider_rungen.client.endpoints import delete_app, get_app
 from airflow_provider_rungen.client.models import App, normalize_status
-from airflow_provider_rungen.client.scaling import AppTarget, outlast, stop_app, wait_for_app
+from airflow_provider_rungen.client.scaling import stop_app
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_ids
 from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import (

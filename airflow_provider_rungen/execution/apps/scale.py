@@ -12,12 +12,11 @@ from functools import cached_property, partial
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
+from airflow_provider_rungen.client.app_polling import AppTarget, LoweredError
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.scaling import (
     CONFIRM_TIME,
-    AppTarget,
-    LoweredError,
     ask_app,
     get_app_to_raise,
     restore_workers,

@@ -10,9 +10,9 @@ from contextlib import suppress
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from airflow_provider_rungen.client.app_polling import outlast
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.endpoints import get_app
-from airflow_provider_rungen.client.scaling import outlast
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.runs.part_files import PART_ROWS
 from airflow_provider_rungen.runs.plan import input_digest
