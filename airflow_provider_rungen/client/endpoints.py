@@ -192,29 +192,29 @@ def create_app(body: Mapping[str, Any]) -> Flow[App]:
     return (yield from call(request, App.from_json))
 
 
-def update_app(app_id: str, body: Mapping[str, Any], *, retry_budget: float = RETRY_BUDGET) -> Flow[App]:
+def update_app(app_id: str, body: Mapping[str, Any], *, attempts: int = ATTEMPTS) -> Flow[App]:
     """
     Change an app.
 
     :param app_id: the app.
     :param body: the fields to change, as for `create_app`.
-    :param retry_budget: seconds after which the request is not sent again.
+    :param attempts: how many times to send the request at most.
     """
     request = _app_request("PUT", app_id, "change the app", body=encode(body, "app"))
     read = partial(App.from_json, app_id=app_id, is_change=True)
-    return (yield from call(request, read, retry_budget=retry_budget))
+    return (yield from call(request, read, attempts=attempts))
 
 
-def scale_app(app_id: str, active_workers: int, *, retry_budget: float = RETRY_BUDGET) -> Flow[App]:
+def scale_app(app_id: str, active_workers: int, *, attempts: int = ATTEMPTS) -> Flow[App]:
     """
     Set the number of an app's workers.
 
     :param app_id: the app.
     :param active_workers: the number to set.
-    :param retry_budget: seconds after which the request is not sent again.
+    :param attempts: how many times to send the request at most.
     """
     body = {"configuration": {"active_workers": active_workers}}
-    return (yield from update_app(app_id, body, retry_budget=retry_budget))
+    return (yield from update_app(app_id, body, attempts=attempts))
 
 
 def delete_app(app_id: str) -> Flow[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 
 from airflow_provider_rungen.client import retry
@@ -51,12 +52,17 @@ def get_app_to_raise(app_id: str, wanted: int) -> Flow[App]:
 
 
 def restore_workers(
-    raised: ScaleRecord, *, needed: int = 0, within: float | None = None
+    raised: ScaleRecord,
+    *,
+    needed: int = 0,
+    ask: Callable[[], int] | None = None,
+    within: float | None = None,
 ) -> Flow[ScaleRecord]:
     """
     Set an app back to what it was before it was raised, unless somebody else has set yet another number.
 
     :param needed: how many workers others need: it is not set to fewer.
+    :param ask: returns how many they need by then: see `set_workers`.
     :param within: seconds that all of it may take, as at a kill. They are left to the caller to enforce.
     :return: what is known then. If it is not certain that the app was set back, the log says so, and it is
         still raised.
@@ -70,6 +76,12 @@ def restore_workers(
     pause, confirm_within = retry_budget / 4, CONFIRM_TIME if within is None else retry_budget
     # what somebody else has set is not to be lost for a single answer, if there is time
     attempts, outlasting = (ATTEMPTS, retry.GONE_GRACE) if within is None else (1, 0.0)
+
+    def ask_again() -> int:
+        nonlocal target
+        target = max(before or 0, needed if ask is None else ask())
+        return target
+
     try:
         app = yield from ask_app(app_id, attempts=attempts, within=outlasting)
         now, workers = (yield Sleep(0)), workers_of(app)
@@ -82,7 +94,12 @@ def restore_workers(
         if before is None:
             raise RunGenAppError("The number of workers before is unknown", app_id=app_id)
         app = yield from set_workers(
-            app_id, target, poll_interval=pause, within=confirm_within, retry_budget=retry_budget
+            app_id,
+            target,
+            ask=ask_again,
+            poll_interval=pause,
+            within=confirm_within,
+            retry_budget=retry_budget,
         )
     except RunGenNotFoundError:
         log.info("Gone already %s", format_ids(app_id))
@@ -100,6 +117,7 @@ def set_workers(
     app_id: str,
     active_workers: int,
     *,
+    ask: Callable[[], int] | None = None,
     before: int | None = None,
     poll_interval: float = PAUSE,
     within: float = CONFIRM_TIME,
@@ -110,6 +128,8 @@ def set_workers(
 
     An app that is set to none is down when `is_down` says so. If it does not, the log says what it still is.
 
+    :param ask: returns the number that is wanted by then. It is called before the request is sent once more,
+        and at the end, and may block. Another number has all of the time again.
     :param before: the number that it had, to leave it to a third that somebody else sets meanwhile.
     :param poll_interval: seconds between two attempts, `PAUSE` at most.
     :param within: seconds after which no further attempt is made.
@@ -117,37 +137,53 @@ def set_workers(
     :raises RunGenAppTimeoutError: the answers named another number until then.
     :raises RunGenNotFoundError: the app is gone.
     """
-    deadline, answer = (yield Sleep(0)) + within, App(app_id)
+    deadline, outlasting = (yield Sleep(0)) + within, min(within, retry_budget)
+    wanted, answer, is_new = active_workers, App(app_id), True
     has: int | None = -1
-    scale = partial(scale_app, app_id, active_workers, retry_budget=retry_budget)
-    within = min(within, retry_budget)
+
+    def put(_: int) -> Flow[App]:
+        nonlocal wanted, is_new
+        if ask is not None and not is_new:
+            wanted = ask()
+        is_new = False
+        return (yield from scale_app(app_id, wanted, attempts=1))
+
+    request = partial(retry.retry, put, retry.is_transient, retry_budget=retry_budget)
     while True:
-        if has != active_workers:
-            answer = yield from outlast(app_id, scale, within=within)
-        try:  # the answer may only repeat the request
-            app = yield from outlast(app_id, partial(get_app, app_id), within=within)
-        except RunGenNotFoundError:
-            raise
-        except RunGenError:
-            if answer.active_workers != active_workers:
-                raise
-            app = answer
+        if has != wanted:
+            answer = yield from outlast(app_id, request, within=outlasting)
+        app = yield from _see(app_id, answer, wanted, outlasting)
         has = answer.active_workers if workers_of(app) is None else workers_of(app)
         if before not in (None, has):
             return app
+        now, last = (yield Sleep(0)), wanted
         # an app that is to stop may name the number, or none, and still have its workers
-        if has in (None, active_workers) and (active_workers or is_down(app)):
-            return app
-        now = yield Sleep(0)
-        if now >= deadline:
-            if has in (None, active_workers):
-                line = "STILL BILLED: app %s may still have workers: it was set to none, and is %s"
-                log.warning(line, app_id, describe(app))
-                return app
-            wanted = format_count(active_workers, "worker")
-            message = f"Not scaled to {wanted}: still {describe(app)} {format_ids(app_id)}"
+        if has in (None, wanted) and (wanted or is_down(app) or now >= deadline):
+            if ask is None or (wanted := ask()) == last:
+                break
+            has, is_new, deadline = -1, True, now + within
+        elif now >= deadline:
+            count = format_count(wanted, "worker")
+            message = f"Not scaled to {count}: still {describe(app)} {format_ids(app_id)}"
             raise RunGenAppTimeoutError(message, app_id=app_id)
-        yield Sleep(min(poll_interval, PAUSE, deadline - now))
+        else:
+            yield Sleep(min(poll_interval, PAUSE, deadline - now))
+    if not wanted and not is_down(app):
+        line = "STILL BILLED: app %s may still have workers: it was set to none, and is %s"
+        log.warning(line, app_id, describe(app))
+    return app
+
+
+def _see(app_id: str, answer: App, wanted: int, within: float) -> Flow[App]:
+    """Get an app, for an answer may only repeat the request. Without any, one that has the number counts."""
+    try:
+        return (yield from outlast(app_id, partial(get_app, app_id), within=within))
+    except RunGenNotFoundError:
+        raise
+    except RunGenError:
+        if answer.active_workers != wanted:
+            raise
+        return answer
 
 
 def stop_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[None]:

@@ -358,10 +358,10 @@ def test_all_of_the_time_is_used(direct: Via, running: str) -> None:
     # the pauses would be 0.05, 0.1, 0.2 and 0.4
     assert direct(endpoints.cancel_job(APP, running, retry_budget=0.5)).status is JobStatus.CANCELED
     assert sum(direct.slept) == pytest.approx(0.5)
-    direct.service.inject(Fault(on="update_app", status=503, headers={"Retry-After": "2"}))
+    direct.service.inject(Fault(on="cancel", status=503, headers={"Retry-After": "2"}))
     with pytest.raises(errors.RunGenServerError):
-        direct(endpoints.scale_app(APP, 1, retry_budget=1.5))
-    assert direct.service.count("update_app") == 1, "unless the service asks for more"
+        direct(endpoints.cancel_job(APP, running, retry_budget=1.5))
+    assert direct.service.count("cancel") == retry.ATTEMPTS + 1, "unless the service asks for more"
 
 
 def test_a_job_that_is_over_or_forgotten_cannot_be_canceled(direct: Via) -> None:

@@ -971,6 +971,57 @@ def test_a_run_that_begins_while_the_app_is_scaled_down_gets_its_workers_back_un
     assert sent == 2 + ends
 
 
+@pytest.fixture
+def sent(emulator: Emulator, ti: TaskInstance3, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What an app is set to. While it is set to none, another run begins, which needs two workers."""
+    handle, numbers = emulator.service.handle, list[int]()
+
+    def begin_another(method: str, path: str, headers: Any, body: bytes) -> Any:
+        if method == "PUT":
+            numbers.append(json.loads(body)["configuration"]["active_workers"])
+            if numbers[-1] == 0:
+                need(ti, 2)
+        return handle(method, path, headers, body)
+
+    monkeypatch.setattr(emulator.service, "handle", begin_another)
+    return numbers
+
+
+@pytest.mark.parametrize(("status", "times"), [(503, 1), (503, 4), (404, 1)])
+def test_a_request_that_fails_is_not_repeated_over_a_run_that_has_begun(
+    emulator: Emulator, down: Callable[..., int], sent: list[int], status: int, times: int
+) -> None:
+    emulator.service.inject(Fault(on="update_app", status=status, times=times))
+    assert down() == 2
+    assert sent == [0] + [2] * times
+
+
+def test_a_run_that_scales_up_while_the_app_stops_keeps_its_workers(
+    emulator: Emulator, down: Callable[..., int], sent: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = emulator.service.handle
+
+    def scale_up_then(method: str, *rest: Any) -> Any:
+        answer = handle(method, *rest)
+        if method == "PUT":
+            emulator.service.scale(APP, 2)
+        return answer
+
+    monkeypatch.setattr(emulator.service, "handle", scale_up_then)
+    assert down() == 2
+    assert sent == [0, 2]
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_setup_that_fails_repeats_no_request_over_a_run_that_has_begun(
+    emulator: Emulator, up: Callable[..., Outcome], sent: list[int]
+) -> None:
+    emulator.service.scale(APP, 0)
+    emulator.service.inject(Fault(on="update_app", status=503, skip=1))
+    assert up(timeout=0.5).error is not None
+    assert (workers(emulator), sent) == (2, [2, 0, 2])
+
+
 @pytest.mark.parametrize(
     ("state", "record", "want"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -16,6 +16,7 @@ from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.execution.task.attempts import asked_of, states_in_run, teardowns
+from airflow_provider_rungen.execution.task.store_writer import reason_of
 from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 from airflow_provider_rungen.runs import records
 
@@ -195,6 +196,33 @@ def ask_needs(run: TaskRun[Any], app_id: str) -> Needs:
     """
     ask = partial(find_needs, run.ti, blocks_of(run.context), app_id)
     return run.guard.call_patiently("ask who else needs the app", ask)
+
+
+def asking(run: TaskRun[Any], app_id: str, needs: Needs) -> Callable[[], int]:
+    """
+    Return a function that asks once more, and returns how many workers others need by then.
+
+    What they need may change while a request is on its way. Without an answer, nothing has.
+
+    :param needs: what they needed before; it is kept up to date.
+    """
+
+    def ask() -> int:
+        before = needs.workers
+        try:
+            found = ask_needs(run, app_id)
+        except Exception as error:
+            if run.guard.is_killed:
+                raise
+            log.warning("%s; a run that has begun meanwhile may lack workers", reason_of(error))
+            return before
+        needs.clear()
+        needs.update(found)
+        if needs.workers != before:
+            needs.warn(app_id)
+        return needs.workers
+
+    return ask
 
 
 def find_needs(ti: Any, blocks: Collection[Block], app_id: str) -> Needs:

@@ -243,7 +243,9 @@ class ScaleRun(TaskRun[Any]):
             down, needs = self._decide(record.app_id)
             if not down:
                 needs.warn(record.app_id)
-                self._kept.note(self.hook.perform(restore_workers(record, needed=needs.workers)))
+                again = block.asking(self, record.app_id, needs)
+                flow = restore_workers(record, needed=needs.workers, ask=again)
+                self._kept.note(self.hook.perform(flow))
         elif self._may_be_raised and not isinstance(reason, RunGenNotFoundError):
             why = getattr(reason, "message", reason)
             ask = partial(block.find_teardown, self.ti, self._blocks)

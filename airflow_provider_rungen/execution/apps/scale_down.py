@@ -39,8 +39,6 @@ T = TypeVar("T")
 
 # Seconds that the counters may take to forget a job that has just ended.
 COUNTER_GRACE = 15.0
-# How often what others need may change while the workers are set.
-_MOST_CHANGES = 5
 # Seconds that Airflow may take for the links, and for the bill. One that is only slow is waited for:
 # ``dag.test()`` answers one thread at a time.
 _REPORT_TIME = 20.0
@@ -141,9 +139,13 @@ class ScaleDownRun(TaskRun[Any]):
             if is_kept_up or (needs and (waits or (has or 0) <= needs.workers)):
                 needs.warn(app_id, has)
                 return False
-            app, needs = self._set_workers(app_id, needs)
+            needs.warn(app_id)
+            ask = block.asking(self, app_id, needs)
+            pause = self.task.poll_interval
+            app = self.hook.perform(set_workers(app_id, needs.workers, ask=ask, poll_interval=pause))
             if not needs and not is_down(app):
                 return False
+            log.info("Scaled to %s %s", format_count(needs.workers, "worker"), format_ids(app_id))
         except RunGenNotFoundError:
             log.info("Gone already %s", format_ids(app_id))
             needs = block.Needs()
@@ -153,30 +155,6 @@ class ScaleDownRun(TaskRun[Any]):
     def _ask(self, app_id: str) -> tuple[App, block.Needs]:
         """Return the app, and who needs it then: other runs may begin while the service is waited for."""
         return self.hook.perform(ask_app(app_id)), block.ask_needs(self, app_id)
-
-    def _set_workers(self, app_id: str, needs: block.Needs) -> tuple[App, block.Needs]:
-        """
-        Set the workers that others need, until they need no other number.
-
-        Others may begin, and end, while the request is on its way. For them, this teardown is not to come.
-        """
-        for _ in range(_MOST_CHANGES):
-            needs.warn(app_id)
-            flow = set_workers(app_id, needs.workers, poll_interval=self.task.poll_interval)
-            app = self.hook.perform(flow)
-            if needs or is_down(app):
-                log.info("Scaled to %s %s", format_count(needs.workers, "worker"), format_ids(app_id))
-            try:
-                late = block.ask_needs(self, app_id)
-            except Exception as error:
-                if self.guard.is_killed:
-                    raise
-                log.warning("%s; a run that has begun meanwhile may lack workers", reason_of(error))
-                return app, needs
-            if late.workers == needs.workers:
-                return app, late
-            needs = late
-        raise RunGenAppError("Other runs that need the app began and ended all the time", app_id=app_id)
 
     def _is_kept_up(self, app_id: str) -> bool:
         """Wait for the app's jobs, as far as asked for, and return whether it has to stay up."""
