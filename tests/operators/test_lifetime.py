@@ -602,9 +602,11 @@ def test_an_app_may_stay_up_for_the_jobs_of_others(
 # other blocks and runs of the DAG
 
 
+@pytest.mark.parametrize("is_named", [True, False])
 def test_a_small_block_beside_a_big_one_keeps_no_more_than_it_needs(
-    emulator: Emulator, ti: TaskInstance3
+    emulator: Emulator, ti: TaskInstance3, is_named: bool
 ) -> None:
+    """Also where the service does not name the number of workers."""
     with dag() as both:
         with scaled_app(APP, 3, name="big", poll_interval=0.02) as big:
             job("first")
@@ -614,7 +616,13 @@ def test_a_small_block_beside_a_big_one_keeps_no_more_than_it_needs(
     ti.task_id = "small_up"
     ti.states["run"] = {"big_up": "success", "big_down": None, "small_up": "running", "small_down": None}
     ti.scaled = {"run big_up": ScaleRecord(APP, 3, 0).to_json()}
+    if not is_named:
+        told = {"id": APP, "status": "RUNNING"}
+        for each in ("get_app", "update_app"):
+            emulator.service.inject(Fault(on=each, status=200, body=told, times=None, taken=True))
     assert run_task(small.up, {"ti": ti, "dag": both}).value == APP
+    assert workers(emulator) == 3
+    emulator.service.clear_faults()
     ti.scaled["run small_up"] = ti.xcoms["scaled"]
     ti.task_id = "big_down"
     ti.states["run"] |= {"small_up": "success", "big_down": "running"}

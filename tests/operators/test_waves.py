@@ -1407,6 +1407,40 @@ def test_an_outage_of_the_destination_is_no_failure_of_the_jobs_that_are_collect
     assert (run_task(collect, {"ti": ti}).error is None) is is_allowed
 
 
+def test_a_read_of_the_destination_that_fails_once_after_a_deferral_fails_no_collection(
+    make: Make, disk: Disk, tmp_path: Path
+) -> None:
+    task, ti = make(BATCH, inputs(2)), FakeTaskInstance()
+    assert task.attempt().error is None
+    (tmp_path / "out").mkdir()  # which the attempt that was deferred has made
+    options = FAST | {"destination": (tmp_path / "out").as_uri()}
+    ids = [job["id"] for job in task.jobs]
+    collect = RunGenCollectResultsOperator(task_id="collect", job_id=ids, **options)
+    disk.files = "manifest"
+    disk.faults.append(disk.fail_once)
+    context: Any = {"ti": ti}
+    assert len(collect.execute_complete(context, {"outcome": "go on", "in_flight": 0})) == 2
+    assert disk.reads > 0
+
+
+def test_a_write_of_the_results_table_that_fails_once_is_made_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a ledger, a clear would buy all again."""
+    task, replace, failed = make(TABLE, inputs(4)), os.replace, list[Any]()
+    task.max_tries = 0
+
+    def fail_once(source: Any, target: Any, **options: Any) -> None:
+        if str(target).endswith("results.jsonl") and not failed:
+            failed.append(target)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target, **options)
+
+    monkeypatch.setattr(os, "replace", fail_once)
+    value = task.attempt().value
+    assert (value["rows"], value["completed"], len(failed)) == (4, 4, 1)
+
+
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EIO, errno.EINVAL])
 def test_a_file_that_can_never_be_stored_makes_no_retry_buy_what_may_fail(
     make: Make, monkeypatch: pytest.MonkeyPatch, number: int

@@ -137,11 +137,11 @@ class ScaleRun(TaskRun[Any]):
         now = time.time()
         has = before = most = workers_of(app)
         own, needs = wanted, block.Needs()
-        if has and has != wanted and self.task.is_setup:
+        if has not in (0, wanted) and self.task.is_setup:
             needs = block.ask_needs(self, app_id)
-            if wanted < has:
+            if has is None or wanted < has:
                 needs.warn(app_id)
-                wanted = max(wanted, min(has, needs.workers))
+                wanted = max(wanted, min(has or needs.workers, needs.workers))
         if has != 0 and earlier.was_raised and earlier.covers(has):
             before, most = earlier.before, earlier.active_workers
             workers = format_count(most, "worker")

@@ -39,6 +39,7 @@ from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.options import CollectOptions
 from airflow_provider_rungen.execution.task.outcomes import MAX_REASONS
 from airflow_provider_rungen.execution.task.report import TaskOutcome
+from airflow_provider_rungen.execution.task.store_writer import call_patiently
 from airflow_provider_rungen.schemas import OutputType
 from airflow_provider_rungen.schemas.output_type import FAILED_COLUMNS, FIXED_COLUMNS, check_columns
 
@@ -230,20 +231,28 @@ class ResultSink(Collector):
 
         :param missing: the error of jobs of which nothing is known.
         """
-        counts, rows = ResultCounts(self._key), self._rows
+        rows, table, guard = self._rows, self._table, self._run.guard
         if rows is None:
-            return counts
+            return ResultCounts(self._key)
 
         def result_rows() -> Iterator[ResultRow]:
             return self._result_rows(rows, result, plan, missing)
 
-        if self._table is not None:
+        counts = ResultCounts(self._key)
+        if table is not None:
             columns = dict(zip(plan.manifest.columns, plan.manifest.types, strict=True))
             if self._runner is None:
                 columns["label"] = "text"
             self._price = self._run.find_price()
-            self._table.write(counts.count(add_costs(result_rows(), self._price)), columns)
-            self._run.push("results", redact(self._table.uri))
+
+            def write() -> ResultCounts:
+                counts = ResultCounts(self._key)
+                table.write(counts.count(add_costs(result_rows(), self._price)), columns)
+                return counts
+
+            # an attempt that has failed ends soon
+            counts = call_patiently("save the results", write, lambda: bool(missing) or guard.is_stopping())
+            self._run.push("results", redact(table.uri))
             if self._runner is not None:
                 self._run.failed_rows = counts.first_failed
                 self._run.push_quietly("failed", counts.first_failed, "what failed")
