@@ -291,5 +291,5 @@ class RunGenOutputError(RunGenJobError):
     default_hint = ""
     #: Whether the URL of an output expired, so that only a new job can bring it back.
     is_expired = False
-    #: Whether the destination could not be used, which says nothing about the job.
+    #: Whether the destination, or the host of the file, was out, which says nothing about the job.
     is_outage = False

@@ -276,7 +276,9 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunGenOutputError(f"it cannot be written to disk ({error.strerror})") from None
+        failure = RunGenOutputError(f"it cannot be written to disk ({error.strerror})")
+        failure.is_outage = True
+        raise failure from None
 
 
 def _tls(verify: bool | str) -> ssl.SSLContext | bool:

@@ -20,6 +20,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenForbiddenError,
     RunGenNotFoundError,
+    RunGenOutputError,
     RunGenResponseError,
 )
 
@@ -39,6 +40,8 @@ GONE_GRACE = 30.0
 UNSURE_GRACE = 300.0
 #: How the service answers for a job that it does not find: an id that cannot be one is a bad request.
 NOT_FOUND = (RunGenNotFoundError, RunGenBadRequestError)
+# The statuses of a service that asks to come back later.
+_BUSY = (408, 429)
 
 
 @dataclass(slots=True)
@@ -148,6 +151,14 @@ def retry(
 def is_transient(error: RunGenError) -> bool:
     """Return whether the same request may succeed later."""
     return isinstance(error, (RunGenConnectionError, RunGenResponseError, RunGenAPIError)) and error.retryable
+
+
+def is_outage(error: RunGenError) -> bool:
+    """Return whether the service, a host of files or a storage was out, which says nothing about a job."""
+    if isinstance(error, RunGenOutputError):
+        return error.is_outage
+    is_busy = isinstance(error, RunGenAPIError) and (error.status_code >= 500 or error.status_code in _BUSY)
+    return error.retryable and (is_busy or isinstance(error, RunGenConnectionError))
 
 
 def is_refusal(error: object) -> TypeGuard[RunGenForbiddenError]:

@@ -361,6 +361,7 @@ def test_a_full_disk_is_no_fault_of_the_network(host: Host) -> None:
     outcome, _ = fetch(host.url, file=Full())
     assert type(outcome) is RunGenOutputError
     assert outcome.retryable
+    assert outcome.is_outage
     assert "cannot be written to disk (No space" in str(outcome)
 
 

@@ -276,8 +276,7 @@ class JobArchiver:
             retryable=cause.retryable,
             retry_after=cause.retry_after,
         )
-        if isinstance(cause, RunGenOutputError):
-            error.is_expired, error.is_outage = cause.is_expired, cause.is_outage
+        error.is_expired, error.is_outage = getattr(cause, "is_expired", False), retry.is_outage(cause)
         return error
 
 

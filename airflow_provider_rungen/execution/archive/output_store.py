@@ -217,9 +217,10 @@ class OutputStore:
         try:
             if self._failures_in_a_row >= max(OUTAGE_FAILURES, 2 * self.max_concurrency):
                 reason = f"the last {self._failures_in_a_row} jobs could not be stored"
-                raise RunGenOutputError(
-                    f"Skipped: {reason} {format_ids(app_id, job_id)}", app_id=app_id, job_id=job_id
-                )
+                skipped = f"Skipped: {reason} {format_ids(app_id, job_id)}"
+                outage = RunGenOutputError(skipped, app_id=app_id, job_id=job_id)
+                outage.is_outage = True
+                raise outage
             job = await self.hook.aperform(polling.get_known_job(app_id, job_id))
             execution_time = job.execution_time
             job.raise_for_status()

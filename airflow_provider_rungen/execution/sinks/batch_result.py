@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.retry import is_outage
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -134,7 +135,7 @@ def check_inputs(
     """
     if isinstance(unsent := run.report.unsent_error, _LIMITS):
         raise unsent
-    _check_destination(run, errors, count)
+    _check_outages(run, result, errors, count)
     if run.is_single and errors:
         raise _single_error(run.known_app_id, errors[0])
     max_failed = run.options.max_failed
@@ -157,14 +158,16 @@ def check_inputs(
     )
 
 
-def _check_destination(run: TaskRun[Any], errors: Mapping[int, RunGenError], count: int) -> None:
+def _check_outages(
+    run: TaskRun[Any], result: BatchResult, errors: Mapping[int, RunGenError], count: int
+) -> None:
     """
-    Raise if the destination could not be used, which says nothing of the jobs, and may not be allowed.
+    Raise if an outage kept results of jobs away, which says nothing of the jobs, and may not be allowed.
 
-    On the last attempt, what the others made is worth more.
+    On the last attempt, what the others made is worth more, if they made anything.
     """
-    outages = [each for each in errors.values() if isinstance(each, RunGenOutputError) and each.is_outage]
-    if outages and (Attempt.of(run.context, run.task).has_next or len(outages) == count):
+    outages = [each for index, each in errors.items() if result.ids[index] is not None and is_outage(each)]
+    if outages and (Attempt.of(run.context, run.task).has_next or len(errors) == count):
         raise outages[0]
 
 
@@ -205,7 +208,7 @@ def check_collected(
     :raises RunGenError: more failed, or one has not ended.
     """
     push_failed(run, result.ids, errors)
-    _check_destination(run, errors, len(result.ids))
+    _check_outages(run, result, errors, len(result.ids))
     allowed = max_failures(max_failed, len(result.ids))
     is_running = any(type(error) is RunGenJobError for error in errors.values())
     if len(errors) > allowed or is_running:
