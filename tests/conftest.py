@@ -448,6 +448,7 @@ _SHORT_WAITS = {
     "client.retry.BACKOFF": 0.05,
     "client.retry.REFUSAL_GRACE": 0.5,
     "client.retry.GONE_GRACE": 0.5,
+    "client.scaling.CONFIRM_TIME": 2.0,
     "client.poll_state.RESULT_GRACE": 0.5,
     "client.polling.FETCH_BUDGET": 2.0,
     "execution.jobs.resuming.LOOK_TIME": 0.5,

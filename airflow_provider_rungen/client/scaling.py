@@ -108,8 +108,9 @@ def restore_workers(
         log.error("%s", raised.still_billed(error.message))
         return record
     if target or is_down(app):
-        log.info("Scaled back to %s %s", format_count(target, "worker"), format_ids(app_id))
-        record = record.settled(target, (yield Sleep(0)))
+        log.info("Scaled to %s %s", format_count(target, "worker"), format_ids(app_id))
+        # what others have set beyond that is theirs
+        record = record.settled(min(target, raised.active_workers or 0), (yield Sleep(0)))
     return record
 
 
@@ -120,7 +121,7 @@ def set_workers(
     ask: Callable[[], int] | None = None,
     before: int | None = None,
     poll_interval: float = PAUSE,
-    within: float = CONFIRM_TIME,
+    within: float | None = None,
     retry_budget: float = RETRY_BUDGET,
 ) -> Flow[App]:
     """
@@ -132,19 +133,31 @@ def set_workers(
         and at the end, and may block. Another number has all of the time again.
     :param before: the number that it had, to leave it to a third that somebody else sets meanwhile.
     :param poll_interval: seconds between two attempts, `PAUSE` at most.
-    :param within: seconds after which no further attempt is made.
+    :param within: seconds after which no further attempt is made; `CONFIRM_TIME` by default.
     :param retry_budget: seconds after which a request that fails is not sent again.
     :raises RunGenAppTimeoutError: the answers named another number until then.
     :raises RunGenNotFoundError: the app is gone.
     """
+    within = CONFIRM_TIME if within is None else within
     deadline, outlasting = (yield Sleep(0)) + within, min(within, retry_budget)
     wanted, answer, is_new = active_workers, App(app_id), True
     has: int | None = -1
 
+    def is_changed() -> Flow[bool]:
+        """Return whether another number is wanted now. The time of the question does not count."""
+        nonlocal wanted, deadline
+        if ask is None:
+            return False
+        last, begun_at = wanted, (yield Sleep(0))
+        wanted = ask()
+        now = yield Sleep(0)
+        deadline = now + within if wanted != last else deadline + now - begun_at
+        return wanted != last
+
     def put(_: int) -> Flow[App]:
-        nonlocal wanted, is_new
-        if ask is not None and not is_new:
-            wanted = ask()
+        nonlocal is_new
+        if not is_new:
+            yield from is_changed()
         is_new = False
         return (yield from scale_app(app_id, wanted, attempts=1))
 
@@ -156,12 +169,12 @@ def set_workers(
         has = answer.active_workers if workers_of(app) is None else workers_of(app)
         if before not in (None, has):
             return app
-        now, last = (yield Sleep(0)), wanted
+        now = yield Sleep(0)
         # an app that is to stop may name the number, or none, and still have its workers
         if has in (None, wanted) and (wanted or is_down(app) or now >= deadline):
-            if ask is None or (wanted := ask()) == last:
+            if not (yield from is_changed()):
                 break
-            has, is_new, deadline = -1, True, now + within
+            has, is_new = -1, True
         elif now >= deadline:
             count = format_count(wanted, "worker")
             message = f"Not scaled to {count}: still {describe(app)} {format_ids(app_id)}"

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.redaction import redact
@@ -31,7 +30,6 @@ from airflow_provider_rungen.execution.task.outcomes import (
 )
 from airflow_provider_rungen.execution.task.report import Usage
 from airflow_provider_rungen.execution.task.run import TaskRun
-from airflow_provider_rungen.execution.task.store_writer import call_patiently
 from airflow_provider_rungen.execution.task.xcom_keys import MAX_PAGE_JOBS
 
 if TYPE_CHECKING:
@@ -129,8 +127,7 @@ class CollectRun(TaskRun[JobOptions]):
         """Take the jobs that were stored before, and return the others."""
         if not sink.stores:
             return job_ids
-        find = partial(sink.find_stored, app_id, job_ids)
-        unstored = dict.fromkeys(call_patiently("read the destination", find, self.guard.is_stopping))
+        unstored = dict.fromkeys(sink.find_patiently(app_id, job_ids))
         if found := [job_id for job_id in job_ids if job_id not in unstored]:
             log.info("Found %s: stored in %s", format_jobs(found), redact(str(self.options.destination)))
         return list(unstored)

@@ -32,6 +32,7 @@ from airflow_provider_rungen.exceptions import (
 def _real_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.GONE_GRACE", GONE_GRACE)
     monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", REFUSAL_GRACE)
+    monkeypatch.setattr("airflow_provider_rungen.client.scaling.CONFIRM_TIME", CONFIRM_TIME)
     monkeypatch.setattr("airflow_provider_rungen.client.idleness.COUNTER_LAG", COUNTER_LAG)
 
 
@@ -208,6 +209,8 @@ def puts(sent: list[Request]) -> list[Any]:
     return [body["configuration"]["active_workers"] for body in bodies]
 
 
+# An app that was set to none, and still has workers.
+STOPS = app("RUNNING", 0, workers={"ready": 2, "idle": 2})
 RAISED = ScaleRecord(APP, 3, 1, history=WorkerHistory(((0.0, 3),)))
 
 
@@ -320,17 +323,46 @@ def test_a_number_of_workers_is_set_until_an_answer_confirms_it() -> None:
     assert clock.slept[-12:] == [5.0] * 12
 
 
+@pytest.mark.parametrize(
+    ("answers", "wants", "want"),
+    [
+        # answers of a replica that lags behind, and of one that is out, cost no time of the question
+        ([503, app(), app("RUNNING", 2), app("STOPPED", 0)], [0], [0, 0, 0]),
+        ([app(), STOPS, STOPS, app("STOPPED", 0)], [0], [0]),
+        # what is wanted then is set, with all of the time again
+        ([503, app(), app("RUNNING", 2), app("RUNNING", 3)], [3], [0, 3, 3]),
+        ([app(), app("STOPPED", 0), app(), app("STOPPED", 0), app("RUNNING", 2)], [2], [0, 2, 2]),
+        ([app(), *[STOPS] * 11, app("RUNNING", 3), app(), STOPS, app("RUNNING", 2)], [2], [0, 2, 2]),
+        ([app(), app("STOPPED", 0), app(), app("RUNNING", 2), app(), app("STOPPED", 0)], [2, 0], [0, 2, 0]),
+    ],
+)
+def test_who_needs_an_app_is_asked_before_a_request_is_repeated_and_at_the_end(
+    answers: list[Any], wants: list[int], want: list[int]
+) -> None:
+    clock, asked = FakeTime(), list[int]()
+
+    def ask() -> int:
+        asked.append(wants[min(len(asked), len(wants) - 1)])
+        clock.now += 61
+        return asked[-1]
+
+    found, sent = play(set_workers(APP, 0, ask=ask), answers, clock)
+    assert puts(sent) == want
+    assert found.active_workers == want[-1]
+    assert len(asked) == len(want), "once for each that is repeated, and at the end"
+
+
 def test_an_app_whose_workers_stay_is_not_down(caplog: Log) -> None:
-    stays, old = app("RUNNING", 0, workers={"ready": 2, "idle": 2}), app("RUNNING", 2)
-    for answers in ([old, stays, app("STOPPED", 0)], [old, stays, app("RUNNING", 0, workers={"idle": 0})]):
+    old = app("RUNNING", 2)
+    for answers in ([old, STOPS, app("STOPPED", 0)], [old, STOPS, app("RUNNING", 0, workers={"idle": 0})]):
         assert puts(play(set_workers(APP, 0), answers)[1]) == [0]
     # that answer may have been old
-    assert puts(play(set_workers(APP, 0), [old, stays, old, old, app("STOPPED", 0)])[1]) == [0, 0]
+    assert puts(play(set_workers(APP, 0), [old, STOPS, old, old, app("STOPPED", 0)])[1]) == [0, 0]
     assert not caplog.messages
-    play(set_workers(APP, 0), [stays])
+    play(set_workers(APP, 0), [STOPS])
     said = f"STILL BILLED: app {APP} may still have workers: it was set to none, and is RUNNING, 0 workers: 2"
     assert said in caplog.text
-    record, _ = play(restore_workers(ScaleRecord(APP, 2, 0)), [old, stays])
+    record, _ = play(restore_workers(ScaleRecord(APP, 2, 0)), [old, STOPS])
     assert record.was_raised
 
 

@@ -48,6 +48,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.execution.archive import job_archiver, output_store, stored_jobs
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, manifest_text, parse_manifest
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.outcomes import is_useless
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
@@ -510,8 +511,9 @@ def test_the_service_is_asked_for_the_others_alone(archive: Archive, deferrable:
 
 @pytest.mark.parametrize("options", [{}, {"wait_for_completion": False, "max_failed": 1}], ids=str)
 def test_a_store_that_cannot_be_read_fails_the_task_and_can_be_tried_again(
-    archive: Archive, uploads: ObjectStore, options: dict[str, Any]
+    archive: Archive, uploads: ObjectStore, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.5)
     [job_id] = submitted(job())
     first = archive.collect(job_id, "memory://bucket/x").value
     before = len(archive.service.records())

@@ -979,16 +979,21 @@ def test_a_run_that_begins_while_the_app_is_scaled_down_gets_its_workers_back_un
     assert sent == 2 + ends
 
 
+class Sent(list[int]):
+    """What an app is set to. While it is set to none, another run begins, which needs some workers."""
+
+    needed = 2
+
+
 @pytest.fixture
-def sent(emulator: Emulator, ti: TaskInstance3, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What an app is set to. While it is set to none, another run begins, which needs two workers."""
-    handle, numbers = emulator.service.handle, list[int]()
+def sent(emulator: Emulator, ti: TaskInstance3, monkeypatch: pytest.MonkeyPatch) -> Sent:
+    handle, numbers = emulator.service.handle, Sent()
 
     def begin_another(method: str, path: str, headers: Any, body: bytes) -> Any:
         if method == "PUT":
             numbers.append(json.loads(body)["configuration"]["active_workers"])
             if numbers[-1] == 0:
-                need(ti, 2)
+                need(ti, numbers.needed)
         return handle(method, path, headers, body)
 
     monkeypatch.setattr(emulator.service, "handle", begin_another)
@@ -997,7 +1002,7 @@ def sent(emulator: Emulator, ti: TaskInstance3, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("status", "times"), [(503, 1), (503, 4), (404, 1)])
 def test_a_request_that_fails_is_not_repeated_over_a_run_that_has_begun(
-    emulator: Emulator, down: Callable[..., int], sent: list[int], status: int, times: int
+    emulator: Emulator, down: Callable[..., int], sent: Sent, status: int, times: int
 ) -> None:
     emulator.service.inject(Fault(on="update_app", status=status, times=times))
     assert down() == 2
@@ -1005,7 +1010,7 @@ def test_a_request_that_fails_is_not_repeated_over_a_run_that_has_begun(
 
 
 def test_a_run_that_scales_up_while_the_app_stops_keeps_its_workers(
-    emulator: Emulator, down: Callable[..., int], sent: list[int], monkeypatch: pytest.MonkeyPatch
+    emulator: Emulator, down: Callable[..., int], sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = emulator.service.handle
 
@@ -1022,12 +1027,14 @@ def test_a_run_that_scales_up_while_the_app_stops_keeps_its_workers(
 
 @pytest.mark.usefixtures("slow")
 def test_a_setup_that_fails_repeats_no_request_over_a_run_that_has_begun(
-    emulator: Emulator, up: Callable[..., Outcome], sent: list[int]
+    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, sent: Sent
 ) -> None:
     emulator.service.scale(APP, 0)
     emulator.service.inject(Fault(on="update_app", status=503, skip=1))
+    sent.needed = 1
     assert up(timeout=0.5).error is not None
-    assert (workers(emulator), sent) == (2, [2, 0, 2])
+    assert (workers(emulator), sent) == (1, [2, 0, 1])
+    assert ti.xcoms["scaled"]["active_workers"] == 1, "the others restore that"
 
 
 @pytest.mark.parametrize(

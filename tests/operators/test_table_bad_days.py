@@ -265,7 +265,10 @@ def test_an_app_that_cannot_be_read_costs_nothing(run: Run, kind: str) -> None:
 # --- storage that fails ---
 
 
-def test_a_results_table_that_cannot_be_written_costs_nothing(run: Run, mode: bool) -> None:
+def test_a_results_table_that_cannot_be_written_costs_nothing(
+    run: Run, mode: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.3)
     task = run(products(3), deferrable=mode)
     blocked = task.folder / "photos" / "results.jsonl"
     (blocked / "x").mkdir(parents=True)

@@ -21,7 +21,7 @@ from importlib import import_module
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pydantic
 import pytest
@@ -56,9 +56,15 @@ from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.decorators import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.emulator.messages import Reply
-from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import (
+    RunGenConfigError,
+    RunGenError,
+    RunGenJobTimeoutError,
+    RunGenOutputError,
+)
 from airflow_provider_rungen.execution.jobs import submitting
 from airflow_provider_rungen.execution.ledger import files
+from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks import RunGenHook
@@ -1407,31 +1413,62 @@ def test_an_outage_of_the_destination_is_no_failure_of_the_jobs_that_are_collect
     assert (run_task(collect, {"ti": ti}).error is None) is is_allowed
 
 
-def test_a_read_of_the_destination_that_fails_once_after_a_deferral_fails_no_collection(
-    make: Make, disk: Disk, tmp_path: Path
-) -> None:
-    task, ti = make(BATCH, inputs(2)), FakeTaskInstance()
+@pytest.fixture
+def collected(make: Make, tmp_path: Path) -> Callable[[], int]:
+    """Collect two jobs after a deferral, and return how many have a result."""
+    task = make(BATCH, inputs(2))
     assert task.attempt().error is None
     (tmp_path / "out").mkdir()  # which the attempt that was deferred has made
-    options = FAST | {"destination": (tmp_path / "out").as_uri()}
-    ids = [job["id"] for job in task.jobs]
+    ids, places = [job["id"] for job in task.jobs], {"destination": "out", "results": "results.jsonl"}
+    options = FAST | {name: (tmp_path / place).as_uri() for name, place in places.items()}
     collect = RunGenCollectResultsOperator(task_id="collect", job_id=ids, **options)
+
+    def go_on() -> int:
+        context: Any = {"ti": FakeTaskInstance()}
+        value = collect.execute_complete(context, {"outcome": "go on", "in_flight": 0})
+        return cast("int", value["completed"])
+
+    return go_on
+
+
+def test_a_read_of_the_destination_that_fails_once_after_a_deferral_is_made_again(
+    collected: Callable[[], int], disk: Disk
+) -> None:
     disk.files = "manifest"
     disk.faults.append(disk.fail_once)
-    context: Any = {"ti": ti}
-    assert len(collect.execute_complete(context, {"outcome": "go on", "in_flight": 0})) == 2
+    assert collected() == 2
     assert disk.reads > 0
 
 
-def test_a_write_of_the_results_table_that_fails_once_is_made_again(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+def test_a_job_that_is_stored_is_not_lost_when_its_row_cannot_be_kept_once(
+    collected: Callable[[], int], rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert collected() == 2
+    add, failed = Spool.add, list[bytes]()
+
+    def fail_once(spool: Spool, content: bytes) -> Any:
+        if not failed:
+            failed.append(content)
+            raise RunGenOutputError("the disk is full")
+        return add(spool, content)
+
+    rungen_emulator.service.inject(Fault(on="get", status=404, times=None))  # it has forgotten them
+    monkeypatch.setattr(Spool, "add", fail_once)
+    assert collected() == 2
+    assert failed
+
+
+@pytest.mark.parametrize("table", ["results.jsonl", "failed.jsonl"])
+def test_a_write_of_a_table_that_fails_once_is_made_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: str
 ) -> None:
     """Without a ledger, a clear would buy all again."""
-    task, replace, failed = make(TABLE, inputs(4)), os.replace, list[Any]()
+    failed_table = (tmp_path / "out" / "failed.jsonl").as_uri()
+    task, replace, failed = make(TABLE, inputs(4), failed_table=failed_table), os.replace, list[Any]()
     task.max_tries = 0
 
     def fail_once(source: Any, target: Any, **options: Any) -> None:
-        if str(target).endswith("results.jsonl") and not failed:
+        if str(target).endswith(table) and not failed:
             failed.append(target)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         replace(source, target, **options)
@@ -1439,6 +1476,36 @@ def test_a_write_of_the_results_table_that_fails_once_is_made_again(
     monkeypatch.setattr(os, "replace", fail_once)
     value = task.attempt().value
     assert (value["rows"], value["completed"], len(failed)) == (4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("case", "is_allowed"),
+    [
+        *(((kind, 4, broken, 1), False) for kind in (STORED, TABLE) for broken in ("all", "one")),
+        *(((TABLE, 4, broken, 0), broken == "one") for broken in ("all", "one", "all but a failed one")),
+        *(((TABLE, 40, "all", retries), False) for retries in (0, 1)),  # most are not even tried
+    ],
+    ids=str,
+)
+def test_an_outage_of_the_host_of_outputs_is_no_failure_of_the_inputs(
+    make: Make, monkeypatch: pytest.MonkeyPatch, case: tuple[str, int, str, int], is_allowed: bool
+) -> None:
+    kind, count, broken, retries = case
+    bad = failing(1) if "failed" in broken else []
+    task = make(kind, [*inputs(count - len(bad)), *bad], deferrable=False, max_failed="any")
+    task.max_tries, task.workers = retries, 100
+    service, handle = task.emulator.service, task.emulator.service.handle
+
+    def break_first(method: str, path: str, *rest: Any) -> Any:
+        first = task.jobs[0]["id"] if broken == "one" and "/outputs/" in path else ""
+        return Reply(503) if "/outputs/" in path and first in path else handle(method, path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "handle", break_first)
+        assert (task.attempt().error is None) is is_allowed
+    if retries:
+        assert task.attempt().error is None
+        assert (task.pictures(), task.created) == (count - len(bad), count + len(bad))
 
 
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EIO, errno.EINVAL])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ _AT_WORK = frozenset((TaskInstanceState.RUNNING, TaskInstanceState.DEFERRED))
 _RUNS_AT_ONCE = 100
 # The characters of their ids, which are in a URL.
 _MOST_TEXT = 3000
+# Seconds that Airflow may fail or hang when it is asked again: meanwhile an app may be billed.
+_ASK_AGAIN_TIME = 10.0
 # The states of a setup that has not run, at least since it was cleared.
 _NOT_STARTED = (
     None,
@@ -188,14 +191,15 @@ class Needs(dict[str, int]):
             )
 
 
-def ask_needs(run: TaskRun[Any], app_id: str) -> Needs:
+def ask_needs(run: TaskRun[Any], app_id: str, within: float = math.inf) -> Needs:
     """
     Find out for a setup or teardown which other blocks need the app: see `find_needs`.
 
+    :param within: see `KillGuard.call_patiently`.
     :raises Exception: Airflow failed or hung for too long.
     """
     ask = partial(find_needs, run.ti, blocks_of(run.context), app_id)
-    return run.guard.call_patiently("ask who else needs the app", ask)
+    return run.guard.call_patiently("ask who else needs the app", ask, within)
 
 
 def asking(run: TaskRun[Any], app_id: str, needs: Needs) -> Callable[[], int]:
@@ -208,18 +212,17 @@ def asking(run: TaskRun[Any], app_id: str, needs: Needs) -> Callable[[], int]:
     """
 
     def ask() -> int:
-        before = needs.workers
         try:
-            found = ask_needs(run, app_id)
+            found = ask_needs(run, app_id, _ASK_AGAIN_TIME)
         except Exception as error:
             if run.guard.is_killed:
                 raise
             log.warning("%s; a run that has begun meanwhile may lack workers", reason_of(error))
-            return before
-        needs.clear()
-        needs.update(found)
-        if needs.workers != before:
-            needs.warn(app_id)
+            return needs.workers
+        if found != needs:
+            found.warn(app_id)
+            needs.clear()
+            needs.update(found)
         return needs.workers
 
     return ask

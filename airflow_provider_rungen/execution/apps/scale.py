@@ -13,6 +13,7 @@ from typing import Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
 from airflow_provider_rungen.client.app_polling import AppTarget, LoweredError
+from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.scaling import (
@@ -139,7 +140,7 @@ class ScaleRun(TaskRun[Any]):
         own, needs = wanted, block.Needs()
         if has not in (0, wanted) and self.task.is_setup:
             needs = block.ask_needs(self, app_id)
-            if has is None or wanted < has:
+            if needs.workers > wanted and (has is None or wanted < has):
                 needs.warn(app_id)
                 wanted = max(wanted, min(has or needs.workers, needs.workers))
         if has != 0 and earlier.was_raised and earlier.covers(has):
@@ -265,17 +266,12 @@ class ScaleRun(TaskRun[Any]):
         try:
             if not self.guard.is_killed and not attempts.is_timing_out():
                 return "", block.ask_needs(self, app_id)
-            find_down = partial(block.find_teardown, self.ti, self._blocks)
-            if down := attempts.call_briefly(find_down, self.guard.time_left() / 3):
-                return down, block.Needs()
-            find_needs = partial(block.find_needs, self.ti, self._blocks, app_id)
-            needs = attempts.call_briefly(find_needs, self.guard.time_left() / 3)
-            if needs is None:
-                raise RunGenError("Could not ask who else needs the app: no answer")
+            decide = partial(block.decide, self.ti, self._blocks, app_id)
+            # the other half of the time is for the service
+            return begin(decide).result(self.guard.time_left() / 2)
         except Exception as error:
-            log.warning("%s", reason_of(error))
+            log.warning("Could not ask who else needs app %s: %s", app_id, type(error).__name__)
             return "", block.Needs()
-        return "", needs
 
     @property
     def _may_be_raised(self) -> bool:

@@ -187,18 +187,27 @@ class Collector:
             self._searched.update(unsure)
         return [each for each in job_ids if each not in self._taken]
 
+    def find_patiently(self, app_id: str, job_ids: Sequence[str]) -> list[str]:
+        """Do the same, and outlast an outage, once."""
+        find, guard = partial(self.find_stored, app_id, job_ids), self._run.guard
+
+        def gives_up() -> bool:
+            return self._has_outage or guard.is_stopping()
+
+        return call_patiently("read the destination", find, gives_up, RunGenError)
+
     def add_stored(self, stored: StoredJob) -> None:
         """Take a job that the ledger has, and that no check rejects."""
         self._add_stored(stored if self._store is None else self._store.read(stored) or stored)
 
     def _add_found(self, stored: StoredJob) -> None:
         """Take a job that an earlier attempt has stored. What the log has as stored was checked before."""
-        self._searched.add(stored.job_id)
         rejection = self.errors.get(stored.job_id)
         if not isinstance(rejection, RejectRow):
             log = None if self._options.check is None else cast("Runner", self._run).task_log
             rejection = None if log is None or log.is_stored(stored.job_id) else self._find_rejection(stored)
         self._add_stored(stored, rejection)
+        self._searched.add(stored.job_id)
 
     def _add_stored(self, stored: StoredJob, rejection: RunGenError | None = None) -> None:
         """Take a stored job, whose result is as it is used."""
@@ -233,10 +242,9 @@ class Collector:
         return completed
 
     def _search(self, app_id: str, job_ids: Sequence[str]) -> None:
-        """Find the jobs that are stored. An outage is outlasted, once; then it is the error of the others."""
-        find, guard = partial(self.find_stored, app_id, job_ids), self._run.guard
+        """Find the jobs that are stored. An outage that lasts is the error of the others."""
         try:
-            call_patiently("read the destination", find, lambda: self._has_outage or guard.is_stopping())
+            self.find_patiently(app_id, job_ids)
             self._has_outage = False
         except (RunGenOutputError, RunGenInputError) as error:
             if not error.retryable:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_rungen.client.models import Job
@@ -231,39 +232,36 @@ class ResultSink(Collector):
 
         :param missing: the error of jobs of which nothing is known.
         """
-        rows, table, guard = self._rows, self._table, self._run.guard
+        counts, rows = ResultCounts(self._key), self._rows
         if rows is None:
-            return ResultCounts(self._key)
+            return counts
 
         def result_rows() -> Iterator[ResultRow]:
             return self._result_rows(rows, result, plan, missing)
 
-        counts = ResultCounts(self._key)
-        if table is not None:
+        def counted_rows() -> Iterator[ResultRow]:
+            nonlocal counts
+            counts = ResultCounts(self._key)
+            return counts.count(add_costs(result_rows(), self._price))
+
+        def failed_rows() -> Iterator[ResultRow]:
+            return _with_inputs(filter(attrgetter("is_failed"), result_rows()), plan)
+
+        if self._table is not None:
             columns = dict(zip(plan.manifest.columns, plan.manifest.types, strict=True))
             if self._runner is None:
                 columns["label"] = "text"
             self._price = self._run.find_price()
-
-            def write() -> ResultCounts:
-                counts = ResultCounts(self._key)
-                table.write(counts.count(add_costs(result_rows(), self._price)), columns)
-                return counts
-
-            # an attempt that has failed ends soon
-            counts = call_patiently("save the results", write, lambda: bool(missing) or guard.is_stopping())
-            self._run.push("results", redact(table.uri))
+            is_over = bool(missing)
+            self._write_table(self._table, counted_rows, columns, is_over=is_over)
+            self._run.push("results", redact(self._table.uri))
             if self._runner is not None:
                 self._run.failed_rows = counts.first_failed
                 self._run.push_quietly("failed", counts.first_failed, "what failed")
             if self._failed_table is not None:
-                failed = (
-                    replace(row, typed={"input": json_text(redact_value(plan.input(row.index)))})
-                    for row in result_rows()
-                    if row.is_failed
-                )
                 try:
-                    self._failed_table.write(failed, {name: columns[name] for name in self._key})
+                    key = {name: columns[name] for name in self._key}
+                    self._write_table(self._failed_table, failed_rows, key, is_over=is_over)
                 except RunGenError:
                     self._push_summary(counts)
                     raise
@@ -271,6 +269,26 @@ class ResultSink(Collector):
         if self._sheet is not None:
             self._sheet.write(result_rows, self._run.ti, self._run.known_app_id)
         return counts
+
+    def _write_table(
+        self,
+        table: ResultsTable,
+        rows: Callable[[], Iterator[ResultRow]],
+        columns: Mapping[str, str],
+        *,
+        is_over: bool,
+    ) -> None:
+        """
+        Write a table, and again while the storage fails: a clear may buy all that is in it.
+
+        :param rows: makes the rows.
+        :param is_over: whether the attempt has failed already, and is to end soon.
+        """
+
+        def gives_up() -> bool:
+            return is_over or self._run.guard.is_stopping()
+
+        call_patiently("save the results", lambda: table.write(rows(), columns), gives_up, RunGenError)
 
     def _result_rows(
         self, rows: JobRows, result: BatchResult, plan: Plan, missing: str
@@ -300,3 +318,8 @@ class ResultSink(Collector):
             if row.is_failed:
                 self._row_errors[number] = failure
             yield row
+
+
+def _with_inputs(rows: Iterable[ResultRow], plan: Plan) -> Iterator[ResultRow]:
+    for row in rows:
+        yield replace(row, typed={"input": json_text(redact_value(plan.input(row.index)))})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -109,15 +110,16 @@ class KillGuard:
             for number in handlers:
                 signal.signal(number, self._defer)
 
-    def call_patiently(self, purpose: str, call: Callable[[], T]) -> T:
+    def call_patiently(self, purpose: str, call: Callable[[], T], within: float = math.inf) -> T:
         """
         Call Airflow or a store until it works, as long as that may fail or hang. A kill or a limit ends it.
 
         :param purpose: what the call is for, as an infinitive for log and errors.
         :param call: makes one try.
+        :param within: seconds that it may take, if they are fewer than usual.
         :raises Exception: it failed or hung for too long, or the attempt is about to end.
         """
-        give_up_at = time.monotonic() + store_writer.STORE_RETRY_BUDGET
+        give_up_at = time.monotonic() + min(within, store_writer.STORE_RETRY_BUDGET)
 
         def try_once() -> T:
             answer = begin(call)

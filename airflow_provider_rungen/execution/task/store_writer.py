@@ -92,23 +92,28 @@ class Patience:
         return pause if time.monotonic() + pause <= self._give_up_at else None
 
 
-def call_patiently(purpose: str, call: Callable[[], T], gives_up: Callable[[], bool]) -> T:
+def call_patiently(
+    purpose: str,
+    call: Callable[[], T],
+    gives_up: Callable[[], bool],
+    kind: type[Exception] = Exception,
+) -> T:
     """
     Call Airflow or a store, and block, until it works.
 
     :param purpose: see `call_store`.
     :param call: makes one try.
     :param gives_up: returns whether to make no other try.
+    :param kind: the errors that may pass. By default it is any, since that of an XCom backend may be.
     :raises Exception: it failed for too long, or will always fail.
     """
     patience = Patience(purpose, STORE_RETRY_BUDGET)
     while True:
         try:
             return call()
-        except Exception as error:
+        except kind as error:
             failure = error
         # not while it is handled: another error may be, which says that the time is up
-        # any other may pass: that of an XCom backend may be of any kind
         is_final = isinstance(failure, DamagedLogError) or not getattr(failure, "retryable", True)
         if is_final or gives_up() or (pause := patience.pause_after(failure)) is None:
             raise failure
