@@ -11,6 +11,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from importlib import import_module
 from types import SimpleNamespace
@@ -980,8 +981,9 @@ def test_a_run_that_begins_while_the_app_is_scaled_down_gets_its_workers_back_un
 
 
 class Sent(list[int]):
-    """What an app is set to. While it is set to none, another run begins, which needs some workers."""
+    """What an app is set to. While it is set to some number, another run begins, which needs workers."""
 
+    begins_at = 0
     needed = 2
 
 
@@ -992,7 +994,7 @@ def sent(emulator: Emulator, ti: TaskInstance3, monkeypatch: pytest.MonkeyPatch)
     def begin_another(method: str, path: str, headers: Any, body: bytes) -> Any:
         if method == "PUT":
             numbers.append(json.loads(body)["configuration"]["active_workers"])
-            if numbers[-1] == 0:
+            if numbers[-1] == numbers.begins_at:
                 need(ti, numbers.needed)
         return handle(method, path, headers, body)
 
@@ -1002,11 +1004,41 @@ def sent(emulator: Emulator, ti: TaskInstance3, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("status", "times"), [(503, 1), (503, 4), (404, 1)])
 def test_a_request_that_fails_is_not_repeated_over_a_run_that_has_begun(
-    emulator: Emulator, down: Callable[..., int], sent: Sent, status: int, times: int
+    emulator: Emulator,
+    down: Callable[..., int],
+    sent: Sent,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    status: int,
+    times: int,
 ) -> None:
     emulator.service.inject(Fault(on="update_app", status=status, times=times))
     assert down() == 2
     assert sent == [0] + [2] * times
+    line = f"STILL BILLED: app {APP} keeps 2 workers until app_down of run other scales it down"
+    assert caplog.messages.count(line) == 1
+
+
+def test_an_app_keeps_what_others_need_if_airflow_fails_when_it_is_asked_again(
+    emulator: Emulator,
+    down: Callable[..., int],
+    ti: TaskInstance3,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.execution.apps.block._ASK_AGAIN_TIME", 0.1)
+    need(ti, 1)
+    handle = emulator.service.handle
+
+    def fail(method: str, *rest: Any) -> Any:
+        if method == "PUT":
+            monkeypatch.setattr(ti, "get_task_states", lambda **_: 1 / 0)
+        return handle(method, *rest)
+
+    monkeypatch.setattr(emulator.service, "handle", fail)
+    emulator.service.inject(Fault(on="update_app", status=503))
+    assert down() == 1
+    assert "ZeroDivisionError: division by zero; a run that has begun meanwhile may lack" in caplog.text
 
 
 def test_a_run_that_scales_up_while_the_app_stops_keeps_its_workers(
@@ -1023,6 +1055,28 @@ def test_a_run_that_scales_up_while_the_app_stops_keeps_its_workers(
     monkeypatch.setattr(emulator.service, "handle", scale_up_then)
     assert down() == 2
     assert sent == [0, 2]
+
+
+def test_a_setup_that_lowers_the_app_repeats_no_request_over_a_run_that_has_begun(
+    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, sent: Sent
+) -> None:
+    emulator.service.scale(APP, 3)
+    emulator.service.inject(Fault(on="update_app", status=503))
+    sent.begins_at, sent.needed = 2, 3
+    assert up().error is None
+    assert (workers(emulator), sent) == (3, [2, 3])
+    assert ti.xcoms["scaled"]["active_workers"] == 2, "its own"
+
+
+@pytest.mark.parametrize(
+    "answer", [Fault(on="get_app", status=503), Fault(on="get_app", status=200, body={"id": APP})]
+)
+def test_a_teardown_that_does_not_know_the_number_lowers_the_app_to_what_others_need(
+    emulator: Emulator, down: Callable[..., int], ti: TaskInstance3, answer: Fault
+) -> None:
+    need(ti, 1)
+    emulator.service.inject(replace(answer))
+    assert down() == 1
 
 
 @pytest.mark.usefixtures("slow")

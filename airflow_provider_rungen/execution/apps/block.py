@@ -202,13 +202,14 @@ def ask_needs(run: TaskRun[Any], app_id: str, within: float = math.inf) -> Needs
     return run.guard.call_patiently("ask who else needs the app", ask, within)
 
 
-def asking(run: TaskRun[Any], app_id: str, needs: Needs) -> Callable[[], int]:
+def asking(run: TaskRun[Any], app_id: str, needs: Needs, least: int = 0) -> Callable[[], int]:
     """
-    Return a function that asks once more, and returns how many workers others need by then.
+    Return a function that asks once more, and returns how many workers the app is to have by then.
 
-    What they need may change while a request is on its way. Without an answer, nothing has.
+    What others need may change while a request is on its way. Without an answer, nothing has.
 
     :param needs: what they needed before; it is kept up to date.
+    :param least: how many the task itself needs.
     """
 
     def ask() -> int:
@@ -218,12 +219,12 @@ def asking(run: TaskRun[Any], app_id: str, needs: Needs) -> Callable[[], int]:
             if run.guard.is_killed:
                 raise
             log.warning("%s; a run that has begun meanwhile may lack workers", reason_of(error))
-            return needs.workers
-        if found != needs:
+            return max(least, needs.workers)
+        if found != needs and found.workers > least:
             found.warn(app_id)
-            needs.clear()
-            needs.update(found)
-        return needs.workers
+        needs.clear()
+        needs.update(found)
+        return max(least, needs.workers)
 
     return ask
 

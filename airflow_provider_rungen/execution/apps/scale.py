@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -164,7 +164,8 @@ class ScaleRun(TaskRun[Any]):
             self._kept.save(unconfirmed)
         else:  # what ends the bill does not wait for Airflow
             self._kept.record = unconfirmed
-        if (sent := self._send(record, before, deadline)) is not None:
+        ask = block.asking(self, app_id, needs, own) if self.task.is_setup else None
+        if (sent := self._send(record, before, deadline, ask)) is not None:
             since, app = sent
             is_whole = workers_of(app) in (None, wanted)
             self._kept.note(record.confirmed(since) if is_whole else record.seen(app, since))
@@ -173,16 +174,19 @@ class ScaleRun(TaskRun[Any]):
         self.guard.check()  # a kill may have come while Airflow was asked
         return record.was_raised
 
-    def _send(self, record: ScaleRecord, before: int | None, deadline: float) -> tuple[float, App] | None:
+    def _send(
+        self, record: ScaleRecord, before: int | None, deadline: float, ask: Callable[[], int] | None
+    ) -> tuple[float, App] | None:
         """
         Set the number.
 
         :param before: the number that the app had.
+        :param ask: see `set_workers`.
         :return: the first time (seconds since 1970) at which that may have happened, and the app then;
             ``None`` if the service takes the request to raise it and shows the old number, which may change.
         """
         app_id, wanted, since = record.app_id, record.active_workers or 0, time.time()
-        limits: dict[str, Any] = {"poll_interval": self.task.poll_interval}
+        limits: dict[str, Any] = {"poll_interval": self.task.poll_interval, "ask": ask}
         if record.was_raised:
             left = max(deadline - since, 0)
             limits |= {"before": before, "within": min(CONFIRM_TIME, left / 2)}

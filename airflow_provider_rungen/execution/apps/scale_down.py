@@ -137,7 +137,7 @@ class ScaleDownRun(TaskRun[Any]):
                 self._record = self._old.after_clear(None if needs else app)
             self._record = self._record.seen(app, time.time())
             # who waits for jobs before scaling down does not end the workers that may run them
-            if is_kept_up or (needs and (waits or (has or 0) <= needs.workers)):
+            if is_kept_up or (needs and (waits or (has is not None and has <= needs.workers))):
                 needs.warn(app_id, has)
                 return False
             needs.warn(app_id)
