@@ -135,7 +135,6 @@ def check_inputs(
     """
     if isinstance(unsent := run.report.unsent_error, _LIMITS):
         raise unsent
-    _check_outages(run, result, errors, count)
     if run.is_single and errors:
         raise _single_error(run.known_app_id, errors[0])
     max_failed = run.options.max_failed
@@ -146,6 +145,7 @@ def check_inputs(
         log.error("%s", error)
     why = join_reasons(reasons, len(errors)) if reasons else _reasons(errors)
     if len(errors) <= (allowed := max_failures(max_failed, count)):
+        _check_outages(run, result, errors, count)
         _warn_of_failures(len(errors), count, what, why)
         return
     retryable, hint = _what_next(run, result, errors, what)
@@ -162,13 +162,13 @@ def _check_outages(
     run: TaskRun[Any], result: BatchResult, errors: Mapping[int, RunGenError], count: int
 ) -> None:
     """
-    Raise if an outage kept results of jobs away, which says nothing of the jobs, and may not be allowed.
+    Raise if failures that are allowed are those of an outage, which says nothing of the jobs.
 
     On the last attempt, what the others made is worth more, if they made anything.
     """
     outages = [each for index, each in errors.items() if result.ids[index] is not None and is_outage(each)]
     if outages and (Attempt.of(run.context, run.task).has_next or len(errors) == count):
-        raise outages[0]
+        raise combined_error(outages, len(outages), "were not collected")
 
 
 def _what_next(
@@ -208,7 +208,6 @@ def check_collected(
     :raises RunGenError: more failed, or one has not ended.
     """
     push_failed(run, result.ids, errors)
-    _check_outages(run, result, errors, len(result.ids))
     allowed = max_failures(max_failed, len(result.ids))
     is_running = any(type(error) is RunGenJobError for error in errors.values())
     if len(errors) > allowed or is_running:
@@ -218,6 +217,7 @@ def check_collected(
         named = [error for error in of_jobs if are_permanent or not is_permanent(error)]
         limit = f" ({allowed} of {len(result.ids)} may fail)" if max_failed else ""
         raise combined_error(named, len(named), f"were not collected{limit}")
+    _check_outages(run, result, errors, len(result.ids))
     _warn_of_failures(len(errors), len(result.ids), "jobs", _reasons(errors))
 
 
