@@ -1068,6 +1068,17 @@ def test_a_setup_that_lowers_the_app_repeats_no_request_over_a_run_that_has_begu
     assert ti.xcoms["scaled"]["active_workers"] == 2, "its own"
 
 
+def test_a_setup_that_lowers_the_app_waits_until_it_is_up(
+    emulator: Emulator, up: Callable[..., Outcome]
+) -> None:
+    emulator.service.scale(APP, 3)
+    starting = {"id": APP, "status": "INITIALIZING", "configuration": {"active_workers": 2}}
+    emulator.service.inject(Fault(on="get_app", status=200, body=starting, skip=1, times=None))
+    assert "Not RUNNING in time" in str(up(timeout=0.5).error)
+    emulator.service.clear_faults()
+    assert up().error is None
+
+
 @pytest.mark.parametrize(
     "answer", [Fault(on="get_app", status=503), Fault(on="get_app", status=200, body={"id": APP})]
 )

@@ -130,7 +130,7 @@ class ScaleRun(TaskRun[Any]):
         return attempts.Attempt.of(self.context, self.task)
 
     def _set_workers(self, app_id: str, wanted: int, deadline: float) -> bool:
-        """Set the number if need be, with a record before, and return whether the app goes up."""
+        """Set the number if need be, with a record before, and return whether the app is to get up."""
         earlier = self._record
         if not wanted and not earlier.was_raised:
             self._kept.record = replace(earlier, active_workers=None, sent_at=time.time())  # until it is down
@@ -172,7 +172,7 @@ class ScaleRun(TaskRun[Any]):
         if own < wanted:
             self._kept.note(replace(self._record, active_workers=own, before=own))
         self.guard.check()  # a kill may have come while Airflow was asked
-        return record.was_raised
+        return record.was_raised or bool(wanted and self.task.is_setup)
 
     def _send(
         self, record: ScaleRecord, before: int | None, deadline: float, ask: Callable[[], int] | None
