@@ -40,8 +40,6 @@ GONE_GRACE = 30.0
 UNSURE_GRACE = 300.0
 #: How the service answers for a job that it does not find: an id that cannot be one is a bad request.
 NOT_FOUND = (RunGenNotFoundError, RunGenBadRequestError)
-# The statuses of a service that asks to come back later.
-_BUSY = (408, 429)
 
 
 @dataclass(slots=True)
@@ -155,10 +153,7 @@ def is_transient(error: RunGenError) -> bool:
 
 def is_outage(error: RunGenError) -> bool:
     """Return whether the service, a host of files or a storage was out, which says nothing about a job."""
-    if isinstance(error, RunGenOutputError):
-        return error.is_outage
-    is_busy = isinstance(error, RunGenAPIError) and (error.status_code >= 500 or error.status_code in _BUSY)
-    return error.retryable and (is_busy or isinstance(error, RunGenConnectionError))
+    return error.is_outage if isinstance(error, RunGenOutputError) else is_transient(error)
 
 
 def is_refusal(error: object) -> TypeGuard[RunGenForbiddenError]:

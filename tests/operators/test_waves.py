@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.abc import MetaPathFinder
@@ -1506,6 +1507,49 @@ def test_an_outage_of_the_host_of_outputs_is_no_failure_of_the_inputs(
     if retries:
         assert task.attempt().error is None
         assert (task.pictures(), task.created) == (count - len(bad), count + len(bad))
+
+
+def test_a_check_that_fails_in_a_retry_fails_it_whatever_may_fail(make: Make) -> None:
+    calls = list[Any]()
+
+    def check(result: Any, _: Any) -> None:
+        calls.append(result)
+        if len(calls) in (1, 3):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    task = make(TABLE, inputs(4), deferrable=False, check=check, max_failed="any")
+    for _ in range(2):
+        assert "check failed: OSError" in str(task.attempt().error)
+    assert task.attempt().value["completed"] == 4
+    assert task.created == 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "max_failed"),
+    [
+        *((Fault(on="get", status=status, times=None), "any") for status in (402, 429, 503)),
+        (Fault(on="get", status=200, body="<html>", times=None), "any"),
+        (Fault(on="get", kind="reset_before", times=None), 3),
+    ],
+    ids=str,
+)
+def test_an_outage_of_the_service_is_no_failure_of_the_jobs_that_are_collected(
+    make: Make, rungen_emulator: Emulator, tmp_path: Path, fault: Fault, max_failed: Any
+) -> None:
+    task, ti = make(BATCH, inputs(4)), FakeTaskInstance()
+    assert task.attempt().error is None
+    ids = [job["id"] for job in task.jobs]
+    options = FAST | {"destination": (tmp_path / "out").as_uri(), "max_failed": max_failed}
+    collect = RunGenCollectResultsOperator(task_id="collect", job_id=ids, **options)
+    (tmp_path / "out").mkdir()
+    ti.max_tries = 1
+    for each in ids[1:]:
+        rungen_emulator.service.inject(replace(fault, job_id=each))
+    context: Any = {"ti": ti}
+    with pytest.raises(RunGenError):
+        collect.execute_complete(context, {"outcome": "go on", "in_flight": 0})
+    rungen_emulator.service.clear_faults()
+    assert len(collect.execute_complete(context, {"outcome": "go on", "in_flight": 0})) == 4
 
 
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EIO, errno.EINVAL])

@@ -164,10 +164,11 @@ def _check_outages(
     """
     Raise if failures that are allowed are those of an outage, which says nothing of the jobs.
 
-    On the last attempt, what the others made is worth more, if they made anything.
+    On the last attempt, what the others made is worth more, unless the outage took nearly all.
     """
     outages = [each for index, each in errors.items() if result.ids[index] is not None and is_outage(each)]
-    if outages and (Attempt.of(run.context, run.task).has_next or len(errors) == count):
+    took_all = len(errors) == count < 2 * len(outages)
+    if outages and (Attempt.of(run.context, run.task).has_next or took_all):
         raise combined_error(outages, len(outages), "were not collected")
 
 

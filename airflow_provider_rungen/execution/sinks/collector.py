@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 _MAX_REASON_CHARS = 200
 
 
+# How a destination fails.
+_OF_STORAGE = (RunGenOutputError, RunGenInputError)
+
+
 class ResultCheck:
     """
     The function ``check`` of a table.
@@ -194,7 +198,8 @@ class Collector:
         def gives_up() -> bool:
             return self._has_outage or guard.is_stopping()
 
-        return call_patiently("read the destination", find, gives_up, RunGenError)
+        # a check that fails is the user's, and fails the attempt
+        return call_patiently("read the destination", find, gives_up, _OF_STORAGE)
 
     def add_stored(self, stored: StoredJob) -> None:
         """Take a job that the ledger has, and that no check rejects."""
@@ -246,7 +251,7 @@ class Collector:
         try:
             self.find_patiently(app_id, job_ids)
             self._has_outage = False
-        except (RunGenOutputError, RunGenInputError) as error:
+        except _OF_STORAGE as error:
             if not error.retryable:
                 raise
             self._has_outage = True

@@ -16,6 +16,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenInputError,
     RunGenJobTimeoutError,
+    RunGenOutputError,
 )
 from airflow_provider_rungen.execution.apps.bill import add_costs
 from airflow_provider_rungen.execution.sinks.batch_result import (
@@ -288,7 +289,7 @@ class ResultSink(Collector):
         def gives_up() -> bool:
             return is_over or self._run.guard.is_stopping()
 
-        call_patiently("save the results", lambda: table.write(rows(), columns), gives_up, RunGenError)
+        call_patiently("save the results", lambda: table.write(rows(), columns), gives_up, RunGenOutputError)
 
     def _result_rows(
         self, rows: JobRows, result: BatchResult, plan: Plan, missing: str
