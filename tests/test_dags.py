@@ -80,6 +80,7 @@ class Runs:
             **{name: (f"rungen_{name}", {}, {}) for name in ("failing", "retried")},
             "chained": ("rungen_chained", {}, {"folder": str(self.chain), "without": 2}),
             "scaled": ("rungen_scaled", {}, {"results": str(self.costs)}),
+            "branches": ("rungen_branches", {}, {}),
             "first night": ("rungen_catalogue", {}, {}),
             "second night": ("rungen_catalogue", {}, changed),
             **{name: ("rungen_descriptions", {}, {}) for name in ("descriptions", "descriptions again")},
@@ -146,7 +147,8 @@ class Runs:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     with Emulator(OddService(job_seconds=0.1)) as emulator:
         emulator.service.add_app("gpu", init_seconds=0.5)
-        emulator.service.add_app("idle")
+        for name in ("idle", "leaf", "inner"):
+            emulator.service.add_app(name)
         yield Runs(tmp_path_factory.mktemp("reports"), emulator)
 
 
@@ -172,7 +174,7 @@ def test_no_job_was_made_twice(runs: Runs) -> None:
         FORM["prompt"],
     )
     jobs = [prompt for prompt in runs.prompts() if prompt not in ("again", *examples)]
-    assert len(jobs) == 4 * len(WAYS) + (11 if AIRFLOW_V_3_0_PLUS else 9)
+    assert len(jobs) == 4 * len(WAYS) + (12 if AIRFLOW_V_3_0_PLUS else 10)
     assert runs.emulator.service.count("run") == runs.emulator.service.stats()["jobs_created"]
 
 
@@ -221,6 +223,15 @@ def test_an_app_is_scaled_down_when_its_tasks_failed_and_left_alone_when_it_was_
     assert [count for count in runs.updates() if count == "gpu"] == ["gpu"] * 2
 
 
+def test_a_branch_in_a_block_does_not_skip_scaling_down(runs: Runs) -> None:
+    states = runs.states["branches"]
+    skipped = {task_id for task_id, state in states.items() if state == "skipped"}
+    assert skipped == {"quality_chosen[-1]", "alert[-1]", "paint_big[-1]"}
+    assert [runs.updates().count(app) for app in ("leaf", "inner")] == [2, 2], "up and down"
+    active = runs.emulator.service.stats()["active_workers"]
+    assert (active["leaf"], active["inner"]) == (0, 0)
+
+
 def test_the_bill_has_the_jobs_of_mapped_tasks(runs: Runs) -> None:
     bill = runs.report("scaled")["bill"]
     assert bill["jobs"] == 2 + 2 + 1
@@ -262,7 +273,7 @@ def test_the_second_run_of_the_scaled_app_pays_for_nothing(runs: Runs) -> None:
     assert [runs.value(name, "plan") for name in ("gpu once", "gpu twice")] == [3, 0]
     # each once; they are sent side by side, in no order
     assert sorted(prompt for prompt in runs.prompts() if prompt in NIGHT) == sorted(NIGHT)
-    [app] = [app for app in runs.updates() if app not in ("gpu", "idle")][::2]
+    [app] = [app for app in runs.updates() if app not in ("gpu", "idle", "leaf", "inner")][::2]
     assert runs.updates().count(app) == 2, "up and down, once"
 
 

@@ -247,15 +247,15 @@ def find_job_sources(*values: Any) -> list[str]:
 
 def is_of_provider(task: Any) -> bool:
     """Return whether a task of a DAG, mapped or not, is of this provider."""
-    return issubclass(_class_of(task), RunGenBaseOperator)
+    return issubclass(class_of(task), RunGenBaseOperator)
 
 
 def is_job_consumer(task: Any) -> bool:
     """Return whether a task of a DAG, mapped or not, only waits for, collects or cancels jobs of others."""
-    return hasattr(_class_of(task), "job_sources")
+    return hasattr(class_of(task), "job_sources")
 
 
-def _class_of(task: Any) -> Any:
+def class_of(task: Any) -> Any:
     """Return the class of a task. A mapped one names it."""
     return getattr(task, "operator_class", type(task))
 

@@ -18,7 +18,7 @@ from airflow_provider_rungen._airflow import (
 )
 from airflow_provider_rungen.checks import check_names, parameter_names
 from airflow_provider_rungen.operators.app import RunGenScaleAppOperator, RunGenScaleDownOperator
-from airflow_provider_rungen.operators.base import is_job_consumer, is_of_provider, job_sources_of
+from airflow_provider_rungen.operators.base import class_of, is_job_consumer, is_of_provider, job_sources_of
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ ends with the bill. If this task fails, the app may still be billed. The log say
 _END_DOC = """\
 Succeeds when `{name}_up` and `{name}_down` did. Otherwise it fails the run: the app may still be billed. The
 scheduler ends this task by itself, without a worker. That is why **its log is empty**.
+"""
+
+_CHOSEN_DOC = """\
+The branch before it skips this task, and not `{down}`: that has to run.
 """
 
 
@@ -192,8 +196,12 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
                     if not before.get_flat_relative_ids(upstream=True) & inside.keys():
                         self.up.set_upstream(before)
                 self.up.set_downstream(task)
+            is_last = not task.downstream_task_ids & inside.keys()
+            if _may_skip(task):
+                if is_last:
+                    self.down.set_upstream(self._add_after(task))
             # before 3.3, Airflow only lets a teardown wait for the tasks right before it
-            if not AIRFLOW_V_3_3_PLUS or not task.downstream_task_ids & inside.keys():
+            elif is_last or not AIRFLOW_V_3_3_PLUS:
                 self.down.set_upstream(task)
         self._bill_jobs_of(inside)
 
@@ -225,12 +233,31 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         self.dag = self.end.dag
         return name
 
+    def _add_after(self, branch: Any) -> Any:
+        """Add a task between a branch and the teardown, which the branch would skip otherwise."""
+        after = RunGenNoOpOperator(
+            task_id=f"{branch.label}_chosen",
+            doc_md=_CHOSEN_DOC.format(down=self.down.task_id),
+            dag=self.dag,
+            task_group=branch.task_group,
+            **_NO_WORKER,
+        )
+        after.set_upstream(branch)
+        return after
+
     def _make_group(self, name: str) -> AbstractContextManager[Any]:
         """Return the group of the block, or a null context within a group of the user."""
         outer: Any = self.end.task_group
         if outer is not None and outer.group_id and outer.prefix_group_id:
             return contextlib.nullcontext()
         return TaskGroup(f"{name}_is_up", prefix_group_id=False, tooltip="The app is billed while these run.")
+
+
+def _may_skip(task: Any) -> bool:
+    """Return whether a task may skip those right after it, teardowns, too: a branch does."""
+    # Airflow has several classes of that name; a sensor skips itself only
+    bases = {base.__name__ for base in class_of(task).__mro__}
+    return "SkipMixin" in bases and "BaseSensorOperator" not in bases
 
 
 def _around_blocks(group: Any) -> Any:

@@ -132,6 +132,22 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
         never.override(task_id="never_too")()
     work >> fail.override(task_id="fail_before")() >> idle.up
 
+with DAG("rungen_branches", schedule=None, start_date=START) as branches:
+
+    @task.branch
+    def choose(*task_ids: str) -> list[str]:
+        return list(task_ids)
+
+    # a branch that ends the block, and one in it, neither of which chooses a task of it
+    with scaled_app("leaf", 1, name="leaf", poll_interval=0.05):
+        last = RunGenRunJobOperator(task_id="paint_first", app_id="leaf", input={"prompt": "x"}, **FAST)
+        quality: Any = choose.override(task_id="quality")("publish")
+        last >> quality
+    quality >> [never.override(task_id=name)() for name in ("publish", "alert")]
+    with scaled_app("inner", 1, name="inner", poll_interval=0.05):
+        which: Any = choose.override(task_id="which")()
+        which >> RunGenRunJobOperator(task_id="paint_big", app_id="inner", input={"prompt": "x"}, **FAST)
+
 with DAG("rungen_chained", schedule=None, start_date=START) as chained:
     CHAIN: dict[str, Any] = {"key": "id", "app_id": "llama-text", "deferrable": True, **FAST}
     first = RunGenRunTableOperator(
