@@ -28,6 +28,7 @@ from airflow_provider_rungen.client.address_policy import is_local_name, is_loop
 from airflow_provider_rungen.client.answers import describe_cause, retry_after
 from airflow_provider_rungen.client.bodies import Decoder, UnknownEncodingError
 from airflow_provider_rungen.client.flow import Response
+from airflow_provider_rungen.client.outages import is_of_one_file
 from airflow_provider_rungen.client.output_urls import (
     MAX_CONTENT_TYPE_CHARS,
     content_type_of,
@@ -277,7 +278,7 @@ def _disk_errors() -> Iterator[None]:
         yield
     except OSError as error:
         failure = RunGenOutputError(f"it cannot be written to disk ({error.strerror})")
-        failure.is_outage = True
+        failure.is_outage = not is_of_one_file(error)
         raise failure from None
 
 

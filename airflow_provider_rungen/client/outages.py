@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import zlib
 
@@ -12,6 +13,14 @@ _PERMANENT = (
     *(FileNotFoundError, IsADirectoryError, NotADirectoryError, gzip.BadGzipFile, zlib.error, EOFError),
     *(ImportError, NotImplementedError, TypeError, ValueError, RecursionError),
 )
+# What a store says of one file, of its name or its size. Not EINVAL: s3fs makes it of each 400, as for a
+# wrong token.
+_OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EFBIG)
+
+
+def is_of_one_file(error: BaseException) -> bool:
+    """Return whether storage refuses one file, and may take others."""
+    return getattr(error, "errno", None) in _OF_ONE_FILE
 
 
 def may_pass(error: BaseException) -> bool:

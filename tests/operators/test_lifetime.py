@@ -1069,12 +1069,13 @@ def test_a_setup_that_lowers_the_app_repeats_no_request_over_a_run_that_has_begu
 
 
 def test_a_setup_that_lowers_the_app_waits_until_it_is_up(
-    emulator: Emulator, up: Callable[..., Outcome]
+    emulator: Emulator, up: Callable[..., Outcome], caplog: pytest.LogCaptureFixture
 ) -> None:
     emulator.service.scale(APP, 3)
     starting = {"id": APP, "status": "INITIALIZING", "configuration": {"active_workers": 2}}
     emulator.service.inject(Fault(on="get_app", status=200, body=starting, skip=1, times=None))
     assert "Not RUNNING in time" in str(up(timeout=0.5).error)
+    assert f"App {APP} may have workers until app_down scales it down: Not RUNNING in time" in caplog.text
     emulator.service.clear_faults()
     assert up().error is None
 
@@ -1091,15 +1092,46 @@ def test_a_teardown_that_does_not_know_the_number_lowers_the_app_to_what_others_
 
 
 @pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("needed", [1, 3])
 def test_a_setup_that_fails_repeats_no_request_over_a_run_that_has_begun(
-    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, sent: Sent
+    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, sent: Sent, needed: int
 ) -> None:
     emulator.service.scale(APP, 0)
     emulator.service.inject(Fault(on="update_app", status=503, skip=1))
-    sent.needed = 1
+    sent.needed = needed
     assert up(timeout=0.5).error is not None
-    assert (workers(emulator), sent) == (1, [2, 0, 1])
-    assert ti.xcoms["scaled"]["active_workers"] == 1, "the others restore that"
+    assert (workers(emulator), sent) == (needed, [2, 0, needed])
+    assert ti.xcoms["scaled"]["active_workers"] == min(needed, 2), "what this one has set, or less"
+
+
+def test_a_setup_that_raises_says_for_whom_it_sets_more(
+    emulator: Emulator,
+    up: Callable[..., Outcome],
+    ti: TaskInstance3,
+    sent: Sent,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    emulator.service.scale(APP, 1)
+    need(ti, 5)
+    emulator.service.inject(Fault(on="update_app", status=503))
+    assert up().error is None
+    assert sent == [2, 5]
+    assert f"STILL BILLED: app {APP} keeps 5 workers until app_down of run other" in caplog.text
+
+
+def test_a_setup_of_no_workers_does_not_wait_for_the_app(
+    emulator: Emulator, ti: TaskInstance3, sent: Sent
+) -> None:
+    with dag() as d, scaled_app(APP, 1, poll_interval=0.02, timeout=0.5) as gpu:
+        job("first")
+    gpu.up.active_workers = 0
+    emulator.service.scale(APP, 4)
+    need(ti, 2)
+    emulator.service.inject(
+        Fault(on="get_app", status=200, body={"id": APP, "status": "INITIALIZING"}, skip=1, times=None)
+    )
+    assert run_task(gpu.up, {"ti": ti, "dag": d}).error is None
+    assert sent == [2]
 
 
 @pytest.mark.parametrize(

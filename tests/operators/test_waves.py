@@ -1381,6 +1381,22 @@ def test_a_read_of_the_ledger_that_fails_once_at_the_begin_of_the_last_attempt_i
 
 
 @pytest.mark.parametrize("kind", [STORED, TABLE])
+def test_a_destination_that_takes_no_files_after_a_deferral_has_an_outage(
+    make: Make, disk: Disk, kind: str
+) -> None:
+    """Whatever it still lets be read, and though the log can be written."""
+    task = make(kind, inputs(4), deferrable=True, max_failed="any")
+    trigger = task.attempt_until_deferred()
+    disk.files = r"/out/(?!\.rungen).*\.part"
+    disk.faults.append(disk.fail)
+    assert "4 jobs were not collected" in str(task.go_on(trigger).error)
+    assert disk.reads > 0
+    disk.faults.clear()
+    assert task.attempt().error is None
+    assert (task.pictures(), task.created) == (4, 4)
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("is_short", [True, False])
 def test_an_outage_of_the_destination_is_no_failure_of_the_inputs(
     make: Make, disk: Disk, kind: str, is_short: bool
@@ -1484,27 +1500,37 @@ def test_a_write_of_a_table_that_fails_once_is_made_again(
     [
         *(((kind, 4, broken, 1), False) for kind in (STORED, TABLE) for broken in ("all", "one")),
         *(((TABLE, 4, broken, 0), broken == "one") for broken in ("all", "one", "all but a failed one")),
-        *(((TABLE, 40, "all", retries), False) for retries in (0, 1)),  # most are not even tried
+        *(((TABLE, 24, "all", retries), False) for retries in (0, 1)),  # some are not even tried
+        *(((TABLE, 24, "all, as it is refused", retries), True) for retries in (0, 1)),
     ],
     ids=str,
 )
 def test_an_outage_of_the_host_of_outputs_is_no_failure_of_the_inputs(
     make: Make, monkeypatch: pytest.MonkeyPatch, case: tuple[str, int, str, int], is_allowed: bool
 ) -> None:
+    """But a host that refuses a file says something of it."""
     kind, count, broken, retries = case
     bad = failing(1) if "failed" in broken else []
-    task = make(kind, [*inputs(count - len(bad)), *bad], deferrable=False, max_failed="any")
+    task = make(
+        kind, [*inputs(count - len(bad)), *bad], deferrable=False, max_failed="any", max_concurrency=4
+    )
     task.max_tries, task.workers = retries, 100
     service, handle = task.emulator.service, task.emulator.service.handle
+    status = 403 if broken == "all, as it is refused" else 503
 
     def break_first(method: str, path: str, *rest: Any) -> Any:
         first = task.jobs[0]["id"] if broken == "one" and "/outputs/" in path else ""
-        return Reply(503) if "/outputs/" in path and first in path else handle(method, path, *rest)
+        is_broken = "/outputs/" in path and first in path
+        return Reply(status) if is_broken else handle(method, path, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(service, "handle", break_first)
-        assert (task.attempt().error is None) is is_allowed
-    if retries:
+        error = task.attempt().error
+    assert (error is None) is is_allowed
+    if not is_allowed and broken != "one":
+        assert f"{count - len(bad)} jobs were not collected: " in str(error)
+        assert f"answered {status}" in str(error)
+    if not is_allowed and retries:
         assert task.attempt().error is None
         assert (task.pictures(), task.created) == (count - len(bad), count + len(bad))
 
@@ -1552,7 +1578,7 @@ def test_an_outage_of_the_service_is_no_failure_of_the_jobs_that_are_collected(
     assert len(collect.execute_complete(context, {"outcome": "go on", "in_flight": 0})) == 4
 
 
-@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EIO, errno.EINVAL])
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EFBIG, errno.EIO, errno.EINVAL])
 def test_a_file_that_can_never_be_stored_makes_no_retry_buy_what_may_fail(
     make: Make, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -1567,7 +1593,7 @@ def test_a_file_that_can_never_be_stored_makes_no_retry_buy_what_may_fail(
 
     task = make(STORED, [*inputs(2), *failing(1)], deferrable=False, max_failed="any")
     monkeypatch.setattr(os, "replace", refuse_one)
-    assert (task.attempt().error is None) is (number == errno.ENAMETOOLONG)
+    assert (task.attempt().error is None) is (number in (errno.ENAMETOOLONG, errno.EFBIG))
     assert refused
     assert task.created == 3
 

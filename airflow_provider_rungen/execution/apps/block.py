@@ -202,29 +202,36 @@ def ask_needs(run: TaskRun[Any], app_id: str, within: float = math.inf) -> Needs
     return run.guard.call_patiently("ask who else needs the app", ask, within)
 
 
-def asking(run: TaskRun[Any], app_id: str, needs: Needs, least: int = 0) -> Callable[[], int]:
+def asking(
+    run: TaskRun[Any], app_id: str, needs: Needs, own: int = 0, number: int | None = None
+) -> Callable[[], int]:
     """
     Return a function that asks once more, and returns how many workers the app is to have by then.
 
     What others need may change while a request is on its way. Without an answer, nothing has.
 
     :param needs: what they needed before; it is kept up to date.
-    :param least: how many the task itself needs.
+    :param own: how many the task itself needs.
+    :param number: how many the app was to have before, if it is not what others needed.
     """
+    last = needs.workers if number is None else number
 
     def ask() -> int:
+        nonlocal last
         try:
             found = ask_needs(run, app_id, _ASK_AGAIN_TIME)
         except Exception as error:
             if run.guard.is_killed:
                 raise
             log.warning("%s; a run that has begun meanwhile may lack workers", reason_of(error))
-            return max(least, needs.workers)
-        if found != needs and found.workers > least:
+            return last
+        wanted = max(own, found.workers)
+        if found.workers > own and (found != needs or wanted != last):
             found.warn(app_id)
         needs.clear()
         needs.update(found)
-        return max(least, needs.workers)
+        last = wanted
+        return wanted
 
     return ask
 

@@ -164,7 +164,7 @@ class ScaleRun(TaskRun[Any]):
             self._kept.save(unconfirmed)
         else:  # what ends the bill does not wait for Airflow
             self._kept.record = unconfirmed
-        ask = block.asking(self, app_id, needs, own) if self.task.is_setup else None
+        ask = block.asking(self, app_id, needs, own, wanted) if self.task.is_setup else None
         if (sent := self._send(record, before, deadline, ask)) is not None:
             since, app = sent
             is_whole = workers_of(app) in (None, wanted)
@@ -172,7 +172,7 @@ class ScaleRun(TaskRun[Any]):
         if own < wanted:
             self._kept.note(replace(self._record, active_workers=own, before=own))
         self.guard.check()  # a kill may have come while Airflow was asked
-        return record.was_raised or bool(wanted and self.task.is_setup)
+        return record.was_raised or bool(own and self.task.is_setup)
 
     def _send(
         self, record: ScaleRecord, before: int | None, deadline: float, ask: Callable[[], int] | None
@@ -280,9 +280,9 @@ class ScaleRun(TaskRun[Any]):
     @property
     def _may_be_raised(self) -> bool:
         record = self._record
-        # without a store, nobody knows what an attempt before has done, and no teardown ends it
-        is_unknown = self._store is None and self.ti.try_number > 1 and not self._down
-        return record.was_raised or record.sent_at is not None or bool(record.active_workers and is_unknown)
+        # without a store, nobody knows what an attempt before has done; a block has it up, whoever raised it
+        is_up = self._down or (self._store is None and self.ti.try_number > 1)
+        return record.was_raised or record.sent_at is not None or bool(record.active_workers and is_up)
 
     def page_details(self) -> dict[str, Any]:
         return {"up": self.task.task_id}

@@ -21,9 +21,15 @@ from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.client.poll_state import concerns_one_job
 from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, pace
 from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.retry import is_outage
 from airflow_provider_rungen.client.texts import format_bytes, format_count, format_duration, format_ids
 from airflow_provider_rungen.client.transport import gather_limited, watched
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenOutputError
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenInputError,
+    RunGenJobError,
+    RunGenOutputError,
+)
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
 from airflow_provider_rungen.schemas import OutputType
@@ -104,7 +110,8 @@ class OutputStore:
         self.fits = "" if output is None else output.digest
         self._is_prepared = False
         self._errors: dict[str, RunGenError] = {}
-        self._failures_in_a_row = 0
+        # errors since the last job that was stored; only those that may be of an outage
+        self._in_a_row: list[RunGenError] = []
         self._seconds = 0.0
 
     def prepare(self, *, create: bool = True) -> None:
@@ -133,7 +140,12 @@ class OutputStore:
         found = read_stored_jobs(self.storage, dict.fromkeys(job_ids, app_id), note, are_remembered=False)
         if len(found) < len(job_ids):
             # a folder that is not there has none of them, but it may be a mount that is missing
-            self.prepare(create=False)
+            try:
+                self.prepare(create=False)
+            except RunGenInputError as error:
+                outage = RunGenOutputError(error.message, hint=error.hint, retryable=error.retryable)
+                outage.is_outage = True
+                raise outage from None
 
     def read(self, stored: StoredJob) -> StoredJob | None:
         """
@@ -167,7 +179,7 @@ class OutputStore:
 
         :raises RunGenError: an error that concerns all jobs and is not retryable, or one of the check.
         """
-        self._errors, self._failures_in_a_row = {}, 0
+        self._errors, self._in_a_row = {}, []
         begun_at = time.monotonic()
         # a kill is let through between two steps, so that it leaves no half file
         with self._guard.defer_signals():
@@ -214,13 +226,10 @@ class OutputStore:
         from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
 
         execution_time: float | None = None
+        if len(self._in_a_row) >= max(OUTAGE_FAILURES, 2 * self.max_concurrency):
+            self._errors[job_id] = self._skipped(app_id, job_id)
+            return
         try:
-            if self._failures_in_a_row >= max(OUTAGE_FAILURES, 2 * self.max_concurrency):
-                reason = f"the last {self._failures_in_a_row} jobs could not be stored"
-                skipped = f"Skipped: {reason} {format_ids(app_id, job_id)}"
-                outage = RunGenOutputError(skipped, app_id=app_id, job_id=job_id)
-                outage.is_outage = True
-                raise outage
             job = await self.hook.aperform(polling.get_known_job(app_id, job_id))
             execution_time = job.execution_time
             job.raise_for_status()
@@ -236,9 +245,9 @@ class OutputStore:
             self._errors[job_id] = error
             # how a job ended, and a permanent error, are no sign of an outage
             if error.retryable and (not is_of_job or isinstance(error, RunGenOutputError)):
-                self._failures_in_a_row += 1
+                self._in_a_row.append(error)
         else:
-            self._failures_in_a_row = 0
+            self._in_a_row.clear()
             self.figures.jobs += 1
             with self._guard.allow_signals():
                 stored, rejection = self.read(stored) or stored, None
@@ -246,6 +255,14 @@ class OutputStore:
                 async with self._checking:
                     rejection = await in_daemon_thread(self._check, stored)
             self._on_stored(stored, rejection)
+
+    def _skipped(self, app_id: str, job_id: str) -> RunGenOutputError:
+        """Return the error of a job that is not tried, since too many before it could not be stored."""
+        last = self._in_a_row[-1]
+        reason = f"Skipped like others after {len(self._in_a_row)} in a row failed; the last: {last.message}"
+        error = RunGenOutputError(f"{reason} {format_ids(app_id, job_id)}", app_id=app_id, job_id=job_id)
+        error.is_outage = is_outage(last)
+        return error
 
     def log_total(self) -> None:
         """Log what was stored."""

@@ -9,13 +9,12 @@ The methods of `Storage` block: call them in a thread.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin, run_concurrently
-from airflow_provider_rungen.client.outages import may_pass
+from airflow_provider_rungen.client.outages import is_of_one_file, may_pass
 from airflow_provider_rungen.client.redaction import redact, redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
@@ -24,8 +23,6 @@ from airflow_provider_rungen.execution.archive.files import LocalFiles, RemoteFi
 T = TypeVar("T")
 #: The folder of a file and its name. The folder of a file directly in the destination is empty.
 File: TypeAlias = tuple[str, str]
-# What a store says of the name of one file. Not EINVAL: s3fs makes it of each 400, as for a wrong token.
-_OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EILSEQ)
 # How a file that is missing shows. Not PermissionError: s3fs also raises it for expired credentials, a wrong
 # clock and the like.
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -96,7 +93,7 @@ class Storage:
             reason = clean_text(redact_error(error, self._text), 200)
             # not chained, because the text of the cause would be logged unredacted
             failure = self._error(f"{type(error).__name__}: {reason}".removesuffix(": "))
-            failure.is_outage = getattr(error, "errno", None) not in _OF_ONE_FILE
+            failure.is_outage = not is_of_one_file(error)
             raise failure from None
 
     def _error(self, reason: str) -> RunGenOutputError:

@@ -145,8 +145,10 @@ def check_inputs(
         log.error("%s", error)
     why = join_reasons(reasons, len(errors)) if reasons else _reasons(errors)
     if len(errors) <= (allowed := max_failures(max_failed, count)):
-        _check_outages(run, result, errors, count)
         _warn_of_failures(len(errors), count, what, why)
+        if result.stopped is None:  # what that leaves out is accepted, too
+            _check_outages(run, result, errors, count)
+            _check_fates(run, errors)
         return
     retryable, hint = _what_next(run, result, errors, what)
     raise RunGenJobFailedError(
@@ -164,12 +166,19 @@ def _check_outages(
     """
     Raise if failures that are allowed are those of an outage, which says nothing of the jobs.
 
-    On the last attempt, what the others made is worth more, unless the outage took nearly all.
+    On the last attempt, what the others made is worth more, unless nothing is left, mostly for the outage.
     """
     outages = [each for index, each in errors.items() if result.ids[index] is not None and is_outage(each)]
-    took_all = len(errors) == count < 2 * len(outages)
+    took_all = len(errors) == count <= 2 * len(outages)
     if outages and (Attempt.of(run.context, run.task).has_next or took_all):
         raise combined_error(outages, len(outages), "were not collected")
+
+
+def _check_fates(run: Runner, errors: Mapping[int, RunGenError]) -> None:
+    """Raise if a retry submits inputs again whose fate is unknown."""
+    unknown = [each for each in errors.values() if isinstance(each, RunGenSubmissionUnknownError)]
+    if unknown and run.options.on_unknown_submission == "resubmit" and run.ending.has_next():
+        raise run.advice.explain_unknown(unknown[0])
 
 
 def _what_next(
@@ -218,8 +227,8 @@ def check_collected(
         named = [error for error in of_jobs if are_permanent or not is_permanent(error)]
         limit = f" ({allowed} of {len(result.ids)} may fail)" if max_failed else ""
         raise combined_error(named, len(named), f"were not collected{limit}")
-    _check_outages(run, result, errors, len(result.ids))
     _warn_of_failures(len(errors), len(result.ids), "jobs", _reasons(errors))
+    _check_outages(run, result, errors, len(result.ids))
 
 
 def push_failed(

@@ -16,7 +16,6 @@ from airflow_provider_rungen.client.texts import clean_text, format_ids
 from airflow_provider_rungen.exceptions import (
     RejectRow,
     RunGenError,
-    RunGenInputError,
     RunGenOutputError,
     RunGenResultError,
 )
@@ -36,10 +35,6 @@ if TYPE_CHECKING:
 
 
 _MAX_REASON_CHARS = 200
-
-
-# How a destination fails.
-_OF_STORAGE = (RunGenOutputError, RunGenInputError)
 
 
 class ResultCheck:
@@ -199,7 +194,7 @@ class Collector:
             return self._has_outage or guard.is_stopping()
 
         # a check that fails is the user's, and fails the attempt
-        return call_patiently("read the destination", find, gives_up, _OF_STORAGE)
+        return call_patiently("read the destination", find, gives_up, RunGenOutputError)
 
     def add_stored(self, stored: StoredJob) -> None:
         """Take a job that the ledger has, and that no check rejects."""
@@ -251,7 +246,7 @@ class Collector:
         try:
             self.find_patiently(app_id, job_ids)
             self._has_outage = False
-        except _OF_STORAGE as error:
+        except RunGenOutputError as error:
             if not error.retryable:
                 raise
             self._has_outage = True

@@ -96,7 +96,7 @@ def call_patiently(
     purpose: str,
     call: Callable[[], T],
     gives_up: Callable[[], bool],
-    kinds: type[Exception] | tuple[type[Exception], ...] = Exception,
+    kind: type[Exception] = Exception,
 ) -> T:
     """
     Call Airflow or a store, and block, until it works.
@@ -104,14 +104,14 @@ def call_patiently(
     :param purpose: see `call_store`.
     :param call: makes one try.
     :param gives_up: returns whether to make no other try.
-    :param kinds: the errors that may pass. By default all, since that of an XCom backend may be any.
+    :param kind: the errors that may pass. By default all, since that of an XCom backend may be any.
     :raises Exception: it failed for too long, or will always fail.
     """
     patience = Patience(purpose, STORE_RETRY_BUDGET)
     while True:
         try:
             return call()
-        except kinds as error:
+        except kind as error:
             failure = error
         # not while it is handled: another error may be, which says that the time is up
         is_final = isinstance(failure, DamagedLogError) or not getattr(failure, "retryable", True)
