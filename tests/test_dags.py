@@ -56,6 +56,8 @@ WAYS: dict[str, dict[str, Any]] = {
         }
     },
 }
+# The apps of blocks with branches.
+BRANCHED = ("leaf", "group", "inner")
 NIGHT = ["a harbor at dawn", "a market in the rain", "a mountain hut at night"]
 # What a user types into the form of the first job. Prompts are no templates.
 FORM = {"prompt": "{{ 7 * 7 }}", "width": 320, "height": 256, "seed": 12}
@@ -147,7 +149,7 @@ class Runs:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     with Emulator(OddService(job_seconds=0.1)) as emulator:
         emulator.service.add_app("gpu", init_seconds=0.5)
-        for name in ("idle", "leaf", "inner"):
+        for name in ("idle", *BRANCHED):
             emulator.service.add_app(name)
         yield Runs(tmp_path_factory.mktemp("reports"), emulator)
 
@@ -174,7 +176,7 @@ def test_no_job_was_made_twice(runs: Runs) -> None:
         FORM["prompt"],
     )
     jobs = [prompt for prompt in runs.prompts() if prompt not in ("again", *examples)]
-    assert len(jobs) == 4 * len(WAYS) + (12 if AIRFLOW_V_3_0_PLUS else 10)
+    assert len(jobs) == 4 * len(WAYS) + (13 if AIRFLOW_V_3_0_PLUS else 11)
     assert runs.emulator.service.count("run") == runs.emulator.service.stats()["jobs_created"]
 
 
@@ -226,10 +228,11 @@ def test_an_app_is_scaled_down_when_its_tasks_failed_and_left_alone_when_it_was_
 def test_a_branch_in_a_block_does_not_skip_scaling_down(runs: Runs) -> None:
     states = runs.states["branches"]
     skipped = {task_id for task_id, state in states.items() if state == "skipped"}
-    assert skipped == {"quality_chosen[-1]", "alert[-1]", "paint_big[-1]"}
-    assert [runs.updates().count(app) for app in ("leaf", "inner")] == [2, 2], "up and down"
+    chosen = {"quality_chosen[-1]", "check.quality_chosen[-1]"}
+    assert skipped == {*chosen, "alert[-1]", "alert_too[-1]", "paint_big[-1]"}
     active = runs.emulator.service.stats()["active_workers"]
-    assert (active["leaf"], active["inner"]) == (0, 0)
+    for app in BRANCHED:
+        assert (runs.updates().count(app), active[app]) == (2, 0), "up and down"
 
 
 def test_the_bill_has_the_jobs_of_mapped_tasks(runs: Runs) -> None:
@@ -273,7 +276,7 @@ def test_the_second_run_of_the_scaled_app_pays_for_nothing(runs: Runs) -> None:
     assert [runs.value(name, "plan") for name in ("gpu once", "gpu twice")] == [3, 0]
     # each once; they are sent side by side, in no order
     assert sorted(prompt for prompt in runs.prompts() if prompt in NIGHT) == sorted(NIGHT)
-    [app] = [app for app in runs.updates() if app not in ("gpu", "idle", "leaf", "inner")][::2]
+    [app] = [app for app in runs.updates() if app not in ("gpu", "idle", *BRANCHED)][::2]
     assert runs.updates().count(app) == 2, "up and down, once"
 
 

@@ -243,6 +243,9 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             **_NO_WORKER,
         )
         after.set_upstream(branch)
+        # a teardown is no leaf of a task group: what follows that still follows the branch
+        after.as_teardown()
+        after.trigger_rule = TriggerRule.ALL_SUCCESS
         return after
 
     def _make_group(self, name: str) -> AbstractContextManager[Any]:
@@ -255,9 +258,9 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
 
 def _may_skip(task: Any) -> bool:
     """Return whether a task may skip those right after it, teardowns, too: a branch does."""
-    # Airflow has several classes of that name; a sensor skips itself only
+    # Airflow has several classes of that name; a sensor that is no branch skips itself only
     bases = {base.__name__ for base in class_of(task).__mro__}
-    return "SkipMixin" in bases and "BaseSensorOperator" not in bases
+    return "BranchMixIn" in bases or ("SkipMixin" in bases and "BaseSensorOperator" not in bases)
 
 
 def _around_blocks(group: Any) -> Any:

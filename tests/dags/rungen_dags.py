@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.sdk import DAG, TaskGroup, task
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
 from airflow_provider_rungen.operators import (
@@ -144,6 +144,12 @@ with DAG("rungen_branches", schedule=None, start_date=START) as branches:
         quality: Any = choose.override(task_id="quality")("publish")
         last >> quality
     quality >> [never.override(task_id=name)() for name in ("publish", "alert")]
+    # what follows a group follows the branch that ends it
+    with scaled_app("group", 1, name="group", poll_interval=0.05), TaskGroup("check") as check:
+        group_last = RunGenRunJobOperator(task_id="paint_too", app_id="group", input={"prompt": "x"}, **FAST)
+        group_quality: Any = choose.override(task_id="quality")("publish_too")
+        group_last >> group_quality
+    check >> [never.override(task_id=name)() for name in ("publish_too", "alert_too")]
     with scaled_app("inner", 1, name="inner", poll_interval=0.05):
         which: Any = choose.override(task_id="which")()
         which >> RunGenRunJobOperator(task_id="paint_big", app_id="inner", input={"prompt": "x"}, **FAST)
