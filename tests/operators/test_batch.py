@@ -410,7 +410,6 @@ def test_an_unknown_fate_is_a_failure_of_its_input_alone(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_failed": "any"}, "A retry runs only what has no job, and may pay twice for 2 inputs"),
         ({}, "A retry runs only these again, and may pay twice for 2 inputs of unknown fate"),
         (
             {"on_unknown_submission": "fail"},

@@ -1578,6 +1578,46 @@ def test_an_outage_of_the_service_is_no_failure_of_the_jobs_that_are_collected(
     assert len(collect.execute_complete(context, {"outcome": "go on", "in_flight": 0})) == 4
 
 
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_run_that_was_stopped_fails_if_an_outage_took_what_had_completed(make: Make, retries: int) -> None:
+    given = [*inputs(4, seconds=0), *failing(20, seconds=0.3)]
+    task = make(TABLE, given, deferrable=False, max_failed="any", stop_after=4, max_in_flight=4)
+    task.max_tries, task.workers = retries, 100
+    task.emulator.service.inject(Fault(on="output", status=503, times=None))
+    error = task.attempt().error
+    assert (error is not None) is bool(retries)
+    if retries:
+        assert "Stopped: 4 jobs in a row failed" in str(error)
+        task.emulator.service.clear_faults()
+        assert task.attempt().value["completed"] == 4
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+@pytest.mark.parametrize(("status", "retries"), [(403, 1), (503, 0)])
+def test_files_that_cannot_be_fetched_keep_no_other_from_being_stored(
+    make: Make, monkeypatch: pytest.MonkeyPatch, kind: str, status: int, retries: int
+) -> None:
+    """Though many come first, and in a row."""
+    task = make(kind, inputs(60, seconds=0), deferrable=False, max_failed="any", max_concurrency=4)
+    task.max_tries, task.workers = retries, 100
+    service, handle = task.emulator.service, task.emulator.service.handle
+    tried = list[str]()
+
+    def break_first(method: str, path: str, *rest: Any) -> Any:
+        if "/outputs/" in path:
+            job_id = path.split("/")[2]
+            if job_id not in tried:
+                tried.append(job_id)
+            if job_id in tried[:20]:
+                return Reply(status)
+        return handle(method, path, *rest)
+
+    monkeypatch.setattr(service, "handle", break_first)
+    assert task.attempt().error is None
+    assert task.pictures() == 40 if status == 403 else task.pictures() > 20
+    assert task.created == 60
+
+
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EFBIG, errno.EIO, errno.EINVAL])
 def test_a_file_that_can_never_be_stored_makes_no_retry_buy_what_may_fail(
     make: Make, monkeypatch: pytest.MonkeyPatch, number: int

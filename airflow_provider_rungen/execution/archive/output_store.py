@@ -110,8 +110,9 @@ class OutputStore:
         self.fits = "" if output is None else output.digest
         self._is_prepared = False
         self._errors: dict[str, RunGenError] = {}
-        # errors since the last job that was stored; only those that may be of an outage
-        self._in_a_row: list[RunGenError] = []
+        # outages since the last job that was stored, and how many jobs were skipped for them
+        self._outages: list[RunGenError] = []
+        self._skipped = 0
         self._seconds = 0.0
 
     def prepare(self, *, create: bool = True) -> None:
@@ -179,7 +180,7 @@ class OutputStore:
 
         :raises RunGenError: an error that concerns all jobs and is not retryable, or one of the check.
         """
-        self._errors, self._in_a_row = {}, []
+        self._errors, self._outages, self._skipped = {}, [], 0
         begun_at = time.monotonic()
         # a kill is let through between two steps, so that it leaves no half file
         with self._guard.defer_signals():
@@ -226,8 +227,13 @@ class OutputStore:
         from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
 
         execution_time: float | None = None
-        if len(self._in_a_row) >= max(OUTAGE_FAILURES, 2 * self.max_concurrency):
-            self._errors[job_id] = self._skipped(app_id, job_id)
+        if self._is_skipped():
+            last = self._outages[-1].message
+            reason = f"Skipped like others, after {len(self._outages)} were not stored; the last: {last}"
+            message = f"{reason} {format_ids(app_id, job_id)}"
+            outage = RunGenOutputError(message, app_id=app_id, job_id=job_id)
+            outage.is_outage = True
+            self._errors[job_id] = outage
             return
         try:
             job = await self.hook.aperform(polling.get_known_job(app_id, job_id))
@@ -238,16 +244,16 @@ class OutputStore:
                     self._output.read(job)
             stored = await JobArchiver(self, job).run()
         except RunGenError as error:
-            if is_of_job := isinstance(error, RunGenJobError):
+            if isinstance(error, RunGenJobError):
                 error.execution_time = execution_time
             elif not error.retryable and not concerns_one_job(error):
                 raise
             self._errors[job_id] = error
-            # how a job ended, and a permanent error, are no sign of an outage
-            if error.retryable and (not is_of_job or isinstance(error, RunGenOutputError)):
-                self._in_a_row.append(error)
+            if is_outage(error):
+                self._outages.append(error)
         else:
-            self._in_a_row.clear()
+            self._outages.clear()
+            self._skipped = 0
             self.figures.jobs += 1
             with self._guard.allow_signals():
                 stored, rejection = self.read(stored) or stored, None
@@ -256,13 +262,12 @@ class OutputStore:
                     rejection = await in_daemon_thread(self._check, stored)
             self._on_stored(stored, rejection)
 
-    def _skipped(self, app_id: str, job_id: str) -> RunGenOutputError:
-        """Return the error of a job that is not tried, since too many before it could not be stored."""
-        last = self._in_a_row[-1]
-        reason = f"Skipped like others after {len(self._in_a_row)} in a row failed; the last: {last.message}"
-        error = RunGenOutputError(f"{reason} {format_ids(app_id, job_id)}", app_id=app_id, job_id=job_id)
-        error.is_outage = is_outage(last)
-        return error
+    def _is_skipped(self) -> bool:
+        """Return whether a job is not tried, for an outage. Ever less often one is: it may be over."""
+        if len(self._outages) < max(OUTAGE_FAILURES, 2 * self.max_concurrency):
+            return False
+        self._skipped += 1
+        return self._skipped < OUTAGE_FAILURES or self._skipped.bit_count() > 1
 
     def log_total(self) -> None:
         """Log what was stored."""

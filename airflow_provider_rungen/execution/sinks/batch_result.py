@@ -138,17 +138,17 @@ def check_inputs(
     if run.is_single and errors:
         raise _single_error(run.known_app_id, errors[0])
     max_failed = run.options.max_failed
+    outage = _find_outage(run, result, errors, count)
     if result.stopped is not None:
         error = _stop_error(run, result.stopped, errors, count, where)
-        if max_failed != "any":
+        if max_failed != "any" or outage is not None:
             raise error
         log.error("%s", error)
     why = join_reasons(reasons, len(errors)) if reasons else _reasons(errors)
     if len(errors) <= (allowed := max_failures(max_failed, count)):
         _warn_of_failures(len(errors), count, what, why)
-        if result.stopped is None:  # what that leaves out is accepted, too
-            _check_outages(run, result, errors, count)
-            _check_fates(run, errors)
+        if outage is not None:
+            raise outage
         return
     retryable, hint = _what_next(run, result, errors, what)
     raise RunGenJobFailedError(
@@ -160,25 +160,19 @@ def check_inputs(
     )
 
 
-def _check_outages(
+def _find_outage(
     run: TaskRun[Any], result: BatchResult, errors: Mapping[int, RunGenError], count: int
-) -> None:
+) -> RunGenError | None:
     """
-    Raise if failures that are allowed are those of an outage, which says nothing of the jobs.
+    Return the outage that may not be allowed as a failure, for it says nothing of the jobs.
 
     On the last attempt, what the others made is worth more, unless nothing is left, mostly for the outage.
     """
     outages = [each for index, each in errors.items() if result.ids[index] is not None and is_outage(each)]
     took_all = len(errors) == count <= 2 * len(outages)
     if outages and (Attempt.of(run.context, run.task).has_next or took_all):
-        raise combined_error(outages, len(outages), "were not collected")
-
-
-def _check_fates(run: Runner, errors: Mapping[int, RunGenError]) -> None:
-    """Raise if a retry submits inputs again whose fate is unknown."""
-    unknown = [each for each in errors.values() if isinstance(each, RunGenSubmissionUnknownError)]
-    if unknown and run.options.on_unknown_submission == "resubmit" and run.ending.has_next():
-        raise run.advice.explain_unknown(unknown[0])
+        return combined_error(outages, len(outages), "were not collected")
+    return None
 
 
 def _what_next(
@@ -228,7 +222,8 @@ def check_collected(
         limit = f" ({allowed} of {len(result.ids)} may fail)" if max_failed else ""
         raise combined_error(named, len(named), f"were not collected{limit}")
     _warn_of_failures(len(errors), len(result.ids), "jobs", _reasons(errors))
-    _check_outages(run, result, errors, len(result.ids))
+    if (outage := _find_outage(run, result, errors, len(result.ids))) is not None:
+        raise outage
 
 
 def push_failed(
