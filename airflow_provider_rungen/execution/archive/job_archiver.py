@@ -94,7 +94,7 @@ class JobArchiver:
                 now = time.monotonic()
                 failures += 1
                 give_up_at = min(give_up_at, now + retry.RETRY_BUDGET)
-                if not error.retryable or failures == retry.ATTEMPTS or now + delay > give_up_at:
+                if not error.retryable or failures >= self._store.attempts or now + delay > give_up_at:
                     raise
                 log.warning("Retrying in %s: %s", format_duration(delay), error.message)
             await asyncio.sleep(delay)

@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from airflow_provider_rungen.client import polling
+from airflow_provider_rungen.client import polling, retry
 from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.client.poll_state import concerns_one_job
 from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, pace
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.client.retry import is_outage
 from airflow_provider_rungen.client.texts import format_bytes, format_count, format_duration, format_ids
 from airflow_provider_rungen.client.transport import gather_limited, watched
 from airflow_provider_rungen.exceptions import (
@@ -44,6 +43,8 @@ log = logging.getLogger(__name__)
 Check: TypeAlias = Callable[[StoredJob], RunGenError | None]
 # So many failures in a row are an outage, and not single broken files.
 OUTAGE_FAILURES = 16
+# After so many skipped jobs one is tried, and again whenever their number has doubled: a power of two.
+_MOST_SKIPS = 32
 
 
 @dataclass
@@ -110,9 +111,11 @@ class OutputStore:
         self.fits = "" if output is None else output.digest
         self._is_prepared = False
         self._errors: dict[str, RunGenError] = {}
-        # outages since the last job that was stored, and how many jobs were skipped for them
-        self._outages: list[RunGenError] = []
-        self._skipped = 0
+        # what may pass and kept jobs from being stored, since the last one that was
+        self._failures: list[RunGenError] = []
+        # the jobs that a pass has skipped, and how many since the last one that was tried in their place
+        self._skipped: list[str] = []
+        self._skips = 0
         self._seconds = 0.0
 
     def prepare(self, *, create: bool = True) -> None:
@@ -180,7 +183,7 @@ class OutputStore:
 
         :raises RunGenError: an error that concerns all jobs and is not retryable, or one of the check.
         """
-        self._errors, self._outages, self._skipped = {}, [], 0
+        self._errors, self._failures, self._skips = {}, [], 0
         begun_at = time.monotonic()
         # a kill is let through between two steps, so that it leaves no half file
         with self._guard.defer_signals():
@@ -200,13 +203,21 @@ class OutputStore:
             self.hook.settings, max_bytes=self._options.max_output_bytes, at_once=self.max_concurrency
         )
 
-        store_one = partial(self._store_one, app_id)
-        work = gather_limited(store_one, job_ids, self.max_concurrency)
         try:
-            await watched(work, self._watch(len(job_ids)))
+            await watched(self._store_all(app_id, job_ids), self._watch(len(job_ids)))
         finally:
             await self.downloader.close()
             await self.hook.aclose()
+
+    async def _store_all(self, app_id: str, job_ids: Sequence[str]) -> None:
+        """Store jobs. Those that were skipped are tried from the other end, as long as that stores any."""
+        todo, has_tried_again = [*job_ids], False
+        while todo:
+            stored, self._skipped = self.figures.jobs, []
+            await gather_limited(partial(self._store_one, app_id), todo, self.max_concurrency)
+            if has_tried_again and self.figures.jobs == stored:
+                break
+            todo, has_tried_again, self._skips = self._skipped[::-1], True, _MOST_SKIPS - 1
 
     def _watch(self, count: int) -> Callable[[], None]:
         """Return what raises if the task is killed, and logs how far the storing of so many jobs is."""
@@ -228,10 +239,11 @@ class OutputStore:
 
         execution_time: float | None = None
         if self._is_skipped():
-            last = self._outages[-1].message
-            reason = f"Skipped like others, after {len(self._outages)} were not stored; the last: {last}"
-            message = f"{reason} {format_ids(app_id, job_id)}"
+            last, count = self._failures[-1].message, len(self._failures)
+            message = f"Skipped like others, after {count} were not stored; the last: {last}"
+            message = f"{message} {format_ids(app_id, job_id)}"
             outage = RunGenOutputError(message, app_id=app_id, job_id=job_id)
+            self._skipped.append(job_id)
             outage.is_outage = True
             self._errors[job_id] = outage
             return
@@ -244,16 +256,18 @@ class OutputStore:
                     self._output.read(job)
             stored = await JobArchiver(self, job).run()
         except RunGenError as error:
-            if isinstance(error, RunGenJobError):
+            if is_of_job := isinstance(error, RunGenJobError):
                 error.execution_time = execution_time
             elif not error.retryable and not concerns_one_job(error):
                 raise
             self._errors[job_id] = error
-            if is_outage(error):
-                self._outages.append(error)
+            # how a job ended, and a permanent error, say nothing of the next one
+            if error.retryable and (not is_of_job or isinstance(error, RunGenOutputError)):
+                self._failures.append(error)
         else:
-            self._outages.clear()
-            self._skipped = 0
+            self._errors.pop(job_id, None)
+            self._failures.clear()
+            self._skips = 0
             self.figures.jobs += 1
             with self._guard.allow_signals():
                 stored, rejection = self.read(stored) or stored, None
@@ -262,12 +276,21 @@ class OutputStore:
                     rejection = await in_daemon_thread(self._check, stored)
             self._on_stored(stored, rejection)
 
+    @property
+    def _most_failures(self) -> int:
+        return max(OUTAGE_FAILURES, 2 * self.max_concurrency)
+
+    @property
+    def attempts(self) -> int:
+        """How often a job is tried: twice if all before it failed, with its URLs and with new ones."""
+        return retry.ATTEMPTS if len(self._failures) < self._most_failures else 2
+
     def _is_skipped(self) -> bool:
         """Return whether a job is not tried, for an outage. Ever less often one is: it may be over."""
-        if len(self._outages) < max(OUTAGE_FAILURES, 2 * self.max_concurrency):
+        if sum(map(retry.is_outage, self._failures)) < self._most_failures:
             return False
-        self._skipped += 1
-        return self._skipped < OUTAGE_FAILURES or self._skipped.bit_count() > 1
+        self._skips += 1
+        return self._skips < _MOST_SKIPS or self._skips.bit_count() > 1
 
     def log_total(self) -> None:
         """Log what was stored."""
