@@ -111,8 +111,9 @@ class OutputStore:
         self.fits = "" if output is None else output.digest
         self._is_prepared = False
         self._errors: dict[str, RunGenError] = {}
-        # what may pass and kept jobs from being stored, since the last one that was
-        self._failures: list[RunGenError] = []
+        # since the last job that was stored: how many failed that may not again, and the outages among these
+        self._failures = 0
+        self._outages: list[RunGenError] = []
         # the jobs that a pass has skipped, and how many since the last one that was tried in their place
         self._skipped: list[str] = []
         self._skips = 0
@@ -183,7 +184,7 @@ class OutputStore:
 
         :raises RunGenError: an error that concerns all jobs and is not retryable, or one of the check.
         """
-        self._errors, self._failures, self._skips = {}, [], 0
+        self._errors, self._failures, self._outages, self._skips = {}, 0, [], 0
         begun_at = time.monotonic()
         # a kill is let through between two steps, so that it leaves no half file
         with self._guard.defer_signals():
@@ -239,13 +240,8 @@ class OutputStore:
 
         execution_time: float | None = None
         if self._is_skipped():
-            last, count = self._failures[-1].message, len(self._failures)
-            message = f"Skipped like others, after {count} were not stored; the last: {last}"
-            message = f"{message} {format_ids(app_id, job_id)}"
-            outage = RunGenOutputError(message, app_id=app_id, job_id=job_id)
             self._skipped.append(job_id)
-            outage.is_outage = True
-            self._errors[job_id] = outage
+            self._errors[job_id] = self._skip_error(app_id, job_id)
             return
         try:
             job = await self.hook.aperform(polling.get_known_job(app_id, job_id))
@@ -263,11 +259,13 @@ class OutputStore:
             self._errors[job_id] = error
             # how a job ended, and a permanent error, say nothing of the next one
             if error.retryable and (not is_of_job or isinstance(error, RunGenOutputError)):
-                self._failures.append(error)
+                self._failures += 1
+            if retry.is_outage(error):
+                self._outages.append(error)
         else:
             self._errors.pop(job_id, None)
-            self._failures.clear()
-            self._skips = 0
+            self._failures = self._skips = 0
+            self._outages.clear()
             self.figures.jobs += 1
             with self._guard.allow_signals():
                 stored, rejection = self.read(stored) or stored, None
@@ -283,14 +281,21 @@ class OutputStore:
     @property
     def attempts(self) -> int:
         """How often a job is tried: twice if all before it failed, with its URLs and with new ones."""
-        return retry.ATTEMPTS if len(self._failures) < self._most_failures else 2
+        return retry.ATTEMPTS if self._failures < self._most_failures else 2
 
     def _is_skipped(self) -> bool:
         """Return whether a job is not tried, for an outage. Ever less often one is: it may be over."""
-        if sum(map(retry.is_outage, self._failures)) < self._most_failures:
+        if len(self._outages) < self._most_failures:
             return False
         self._skips += 1
         return self._skips < _MOST_SKIPS or self._skips.bit_count() > 1
+
+    def _skip_error(self, app_id: str, job_id: str) -> RunGenOutputError:
+        count, last = len(self._outages), self._outages[-1].message
+        reason = f"Skipped like others, after {count} were not stored; the last: {last}"
+        error = RunGenOutputError(f"{reason} {format_ids(app_id, job_id)}", app_id=app_id, job_id=job_id)
+        error.is_outage = True
+        return error
 
     def log_total(self) -> None:
         """Log what was stored."""
