@@ -166,6 +166,15 @@ def test_failures_that_are_allowed_are_told(make: Make, mode: bool, max_failed: 
     assert task.failed == FAILED_OF_40
 
 
+def test_an_input_that_a_page_refuses_is_a_failure_and_no_outage(make: Make) -> None:
+    task = make(prompts(2), max_concurrency=1, max_failed=1)
+    task.emulator.service.inject(Fault(on="run", status=413, kind="html"))
+    task.emulator.service.inject(Fault(on="run", status=413, kind="html", skip=1))
+    ids = task.attempt().value
+    assert ids[0] is None
+    assert ids[1] is not None
+
+
 @pytest.mark.parametrize("max_failed", [-1, 1.0, 1.5, True, "1", float("nan")])
 def test_a_max_failed_that_is_none_is_told_when_the_dag_is_parsed(max_failed: Any) -> None:
     with pytest.raises(ValueError, match="max_failed"):

@@ -1068,6 +1068,16 @@ def test_a_setup_that_lowers_the_app_repeats_no_request_over_a_run_that_has_begu
     assert ti.xcoms["scaled"]["active_workers"] == 2, "its own"
 
 
+def test_a_setup_that_lowers_the_app_names_nobody_who_needs_less(
+    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, caplog: pytest.LogCaptureFixture
+) -> None:
+    emulator.service.scale(APP, 3)
+    need(ti, 1)
+    assert up().error is None
+    assert workers(emulator) == 2
+    assert "STILL BILLED" not in caplog.text
+
+
 def test_a_setup_that_lowers_the_app_waits_until_it_is_up(
     emulator: Emulator, up: Callable[..., Outcome], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1116,6 +1126,7 @@ def test_a_setup_that_raises_says_for_whom_it_sets_more(
     emulator.service.inject(Fault(on="update_app", status=503))
     assert up().error is None
     assert sent == [2, 5]
+    assert ti.xcoms["scaled"]["changes"][-1]["workers"] == 5
     assert f"STILL BILLED: app {APP} keeps 5 workers until app_down of run other" in caplog.text
 
 

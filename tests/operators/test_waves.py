@@ -1381,6 +1381,20 @@ def test_a_read_of_the_ledger_that_fails_once_at_the_begin_of_the_last_attempt_i
 
 
 @pytest.mark.parametrize("kind", [STORED, TABLE])
+def test_an_outage_of_the_destination_is_outlasted_once_after_each_deferral(
+    make: Make, disk: Disk, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    task = make(kind, inputs(4), deferrable=True)
+    trigger = task.attempt_until_deferred()
+    disk.files = r"/out/(?!\.rungen)"
+    disk.faults.append(disk.fail)
+    assert "4 of 4" in str(task.go_on(trigger).error)
+    outlasted = caplog.text.count("Could not read the destination")
+    assert outlasted == caplog.text.count("Waiting in the triggerer") > 0
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE])
 def test_a_destination_that_takes_no_files_after_a_deferral_has_an_outage(
     make: Make, disk: Disk, kind: str
 ) -> None:

@@ -130,8 +130,7 @@ class ScaleDownRun(TaskRun[Any]):
             app, needs = self._ask(app_id)
             if waits and not needs:
                 is_kept_up = self._is_kept_up(app_id)
-                if not is_kept_up:
-                    app, needs = self._ask(app_id)
+                app, needs = self._ask(app_id)
             has = workers_of(app)
             if self._old is not None:
                 self._record = self._old.after_clear(None if needs else app)
