@@ -1513,6 +1513,7 @@ def test_a_write_of_a_table_that_fails_once_is_made_again(
     ("case", "is_allowed"),
     [
         *(((kind, 4, broken, 1), False) for kind in (STORED, TABLE) for broken in ("all", "one")),
+        ((TABLE, 4, "all but a failed one", 1), False),
         *(((TABLE, 4, broken, 0), broken == "one") for broken in ("all", "one", "all but a failed one")),
         *(((TABLE, 24, "all", retries), False) for retries in (0, 1)),  # some are not even tried
         *(((TABLE, 24, "all, as it is refused", retries), True) for retries in (0, 1)),
@@ -1545,6 +1546,8 @@ def test_an_outage_of_the_host_of_outputs_is_no_failure_of_the_inputs(
         assert f"{count - len(bad)} jobs were not collected: " in str(error)
         assert f"answered {status}" in str(error)
     if not is_allowed and retries:
+        runs = "what failed otherwise" if bad else "no job"
+        assert str(error).endswith(f" A retry runs {runs} again, and downloads the outputs.")
         assert task.attempt().error is None
         assert (task.pictures(), task.created) == (count - len(bad), count + len(bad))
 

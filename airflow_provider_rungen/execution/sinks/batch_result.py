@@ -148,6 +148,9 @@ def check_inputs(
     if len(errors) <= (allowed := max_failures(max_failed, count)):
         _warn_of_failures(len(errors), count, what, why)
         if outage is not None:
+            outage = outage.revised(outage.message, hint=outage.hint, retryable=outage.retryable)
+            some = "what failed otherwise again, and downloads the outputs"
+            outage.add_hint(_retry_hint(run, result, errors, what, some))
             raise outage
         return
     retryable, hint = _what_next(run, result, errors, what)
@@ -188,9 +191,7 @@ def _what_next(
         if result.ids[index] in ended and (run.options.ledger or not isinstance(error, RunGenOutputError))
     }
     if any(error.retryable or index in worth_a_job for index, error in errors.items()):
-        buys = any((job_id := result.ids[index]) is None or job_id in ended for index in errors)
-        some = "only these again" if buys else "no job again, and downloads the outputs"
-        return True, run.advice.retry_hint(some, f"all {what} again", buys=buys)
+        return True, _retry_hint(run, result, errors, what, "only these again")
     # what keeps a result from being returned says how it can be; what gives an input up, how it is not
     helpful = (
         error
@@ -199,6 +200,20 @@ def _what_next(
     )
     first = next(helpful, None)
     return False, run.advice.clear_hint(is_last=True) if first is None else first.hint
+
+
+def _retry_hint(
+    run: Runner, result: BatchResult, errors: Mapping[int, RunGenError], what: str, some: str
+) -> str:
+    """
+    Return what a retry does about inputs that failed.
+
+    :param some: what it runs, if it has to buy jobs and finds what this attempt did.
+    """
+    ended = {job.id for job in result.jobs}
+    buys = any((job_id := result.ids[index]) is None or job_id in ended for index in errors)
+    some = some if buys else "no job again, and downloads the outputs"
+    return run.advice.retry_hint(some, f"all {what} again", buys=buys)
 
 
 def check_collected(
