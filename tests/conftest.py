@@ -455,6 +455,7 @@ _SHORT_WAITS = {
     "client.idleness.COUNTER_LAG": 0.1,
     "execution.jobs.job_wait.FIRST_INTERVAL": 0.05,
     "execution.sending.sender.PAGE_PAUSE": 0.1,
+    "execution.archive.output_store.OUTAGE_TIME": 2.0,
 }
 
 

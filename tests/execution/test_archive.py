@@ -726,14 +726,38 @@ def test_a_fault_that_does_not_pass_may_the_next_time_and_the_rest_is_kept(archi
     assert archive.fetches[f"/outputs/{good}/0.png"] == 1
 
 
-def test_an_outage_stops_before_everything_was_tried(archive: Archive) -> None:
+@pytest.mark.parametrize("status", [503, 403])
+def test_an_outage_of_many_is_outlasted(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(output_store, "OUTAGE_TIME", 30.0)
+    ids = submitted(*[job() for _ in range(40)])
+    archive.inject(status=status, times=retry.ATTEMPTS * 40)
+    assert archive.collect(ids, max_concurrency=4).error is None
+    assert set(archive.fetches.values()) == {retry.ATTEMPTS + 1}
+
+
+def test_an_outage_that_lasts_ends_before_everything_was_tried(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_store, "OUTAGE_TIME", 0.0)
     ids = submitted(*[job() for _ in range(40)])
     archive.inject(status=503, times=None)
-    error = archive.collect(ids, max_concurrency=2).error
-    assert type(error) is RunGenOutputError
-    assert error.retryable
-    assert "40 jobs were not collected" in str(error)
-    assert len(archive.fetches) <= output_store.OUTAGE_FAILURES + 2
+    for _ in range(2):
+        error = archive.collect(ids, max_concurrency=2).error
+        assert type(error) is RunGenOutputError
+        assert error.retryable
+        assert "40 jobs were not collected" in str(error)
+    assert set(archive.fetches.values()) == {1, 2}, "not the same again"
+    assert archive.fetches.total() <= 2 * (output_store.OUTAGE_FAILURES + 2)
+
+
+def test_a_host_that_asks_for_a_long_pause_holds_no_other_up(archive: Archive) -> None:
+    slow, other = submitted(job(), job())
+    archive.inject(status=429, headers={"Retry-After": "3600"}, times=None, job_id=slow)
+    archive.inject(status=503, job_id=other)
+    assert archive.collect([slow, other], max_failed=1).value[1]["job_id"] == other
+    assert archive.fetches == {f"/outputs/{slow}/0.png": 1, f"/outputs/{other}/0.png": 2}
 
 
 def test_a_few_that_are_broken_are_no_outage(archive: Archive) -> None:
@@ -742,6 +766,7 @@ def test_a_few_that_are_broken_are_no_outage(archive: Archive) -> None:
         archive.inject(status=503, times=None, job_id=job_id)
     outcome = archive.collect(ids, max_concurrency=1, max_failed=3)
     assert [small and small["job_id"] for small in outcome.value] == [None] * 3 + ids[3:]
+    assert Counter(archive.fetches.values()) == {retry.ATTEMPTS: 3, 1: 3}
 
 
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 407, 410, 451])
@@ -840,6 +865,14 @@ def test_a_refused_output_has_expired_if_its_time_is_over_or_its_host_says_so(
         assert "expired" not in text
         assert "check that the worker may reach it" in text
         assert "buys nothing" in text
+
+
+def test_many_outputs_that_have_expired_are_all_given_up(archive: Archive) -> None:
+    ids = submitted(*[job() for _ in range(output_store.OUTAGE_FAILURES + 4)])
+    archive.inject(status=400, body=EXPIRED, times=None)
+    error = archive.collect(ids, max_concurrency=1, max_failed=len(ids) - 1).error
+    assert type(error) is AirflowFailException
+    assert set(archive.fetches.values()) == {2}
 
 
 @pytest.mark.parametrize("place", ["init_image", "parameters", "source"])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,7 +21,7 @@ from airflow_provider_rungen.client.output_urls import (
     redact_value,
 )
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.client.texts import format_duration, format_ids
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import (
@@ -57,20 +54,22 @@ class JobArchiver:
 
     :param store: what all jobs share: storage, downloader, limits and figures.
     :param job: the completed job.
+    :param is_first: whether it was not tried before, so that its URLs may be old.
     :raises RunGenOutputError: it has too many outputs.
     """
 
-    def __init__(self, store: OutputStore, job: Job) -> None:
+    def __init__(self, store: OutputStore, job: Job, *, is_first: bool) -> None:
         self._store = store
         self._storage = store.storage
-        self._job = job
+        self.job = job
         self._outputs = find_outputs(job.result, MAX_OUTPUTS + 1)
         if len(self._outputs) > MAX_OUTPUTS:
             message = f"it has more than {MAX_OUTPUTS:,} outputs, which is the limit"
             hint = "Let the model return fewer outputs, or one archive of them"
             raise self._error(RunGenOutputError(message, hint=hint, retryable=False))
         # by URL, the one that replaces it; None until the service was asked for new ones
-        self._renewed_urls: dict[str, str] | None = None
+        self._renewed_urls: dict[str, str] | None = None if is_first else {}
+        self._was_tried = False
         # what is in storage; None until it was read
         self._stored: StoredJob | None = None
         # the manifest entries of the stored files, by name
@@ -78,37 +77,27 @@ class JobArchiver:
 
     async def run(self) -> StoredJob:
         """
-        Store the outputs that are not stored yet, and return what is stored.
+        Try to store the outputs that are not stored yet, and return what is stored.
 
-        After a retryable error, the rest is tried again with new URLs, as often as an API request.
+        The next call tries the rest, with new URLs.
 
         :raises RunGenOutputError: an output, or the manifest, could not be stored.
         """
-        failures, give_up_at = 0, math.inf
-        while True:
-            try:
-                return await self._store_missing()
-            except RunGenOutputError as error:
-                cause = error.__cause__
-                delay = retry.retry_delay(failures, cause if isinstance(cause, RunGenError) else error)
-                now = time.monotonic()
-                failures += 1
-                give_up_at = min(give_up_at, now + retry.RETRY_BUDGET)
-                if not error.retryable or failures >= self._store.attempts or now + delay > give_up_at:
-                    raise
-                log.warning("Retrying in %s: %s", format_duration(delay), error.message)
-            await asyncio.sleep(delay)
+        if self._was_tried:
             try:
                 await self._renew_urls()
             except RunGenError as error:
                 # the old ones may do, and the next attempt asks for the job again
                 log.warning("Could not renew the URLs of outputs: %s", error.message)
+        self._was_tried = True
+        return await self._store_missing()
 
     async def _store_missing(self) -> StoredJob:
         try:
             if self._stored is None:
                 self._stored = await in_daemon_thread(self._load)
-                self._store.figures.add(self._entries.values(), are_new=False)
+                if self._renewed_urls is None:
+                    self._store.figures.add(self._entries.values(), are_new=False)
             failed = await self._download_missing()
             outputs = [self._entries[each.name] for each in self._outputs if each.name in self._entries]
             stored = self._stored
@@ -127,7 +116,7 @@ class JobArchiver:
 
     def _load(self) -> StoredJob:
         """Return what an earlier attempt has stored, and note the entries of its files."""
-        storage, job = self._storage, self._job
+        storage, job = self._storage, self.job
         storage.remove_leftovers(job.id)
         content = storage.read_all([(job.id, MANIFEST)], MAX_MANIFEST_BYTES).get((job.id, MANIFEST))
         uri = storage.uri_of(job.id, MANIFEST)
@@ -146,7 +135,7 @@ class JobArchiver:
 
     def _save(self, outputs: list[Mapping[str, Any]], before: StoredJob, *, is_complete: bool) -> StoredJob:
         """Write the manifest, with URIs of files in place of their URLs, and return it as it is read."""
-        job, uris = self._job, {each["at"]: each["uri"] for each in outputs}
+        job, uris = self.job, {each["at"]: each["uri"] for each in outputs}
         uri = self._storage.uri_of(job.id, MANIFEST)
         fields = {
             "job_id": job.id,
@@ -202,7 +191,7 @@ class JobArchiver:
 
     async def _store_output(self, output: Output) -> dict[str, Any]:
         """Store a file, and return its manifest entry."""
-        storage, job_id = self._storage, self._job.id
+        storage, job_id = self._storage, self.job.id
         url = (self._renewed_urls or {}).get(output.url, output.url)
         with storage.incoming(job_id, output.name) as (file, path):
             try:
@@ -222,7 +211,7 @@ class JobArchiver:
 
     async def _renew_urls(self) -> None:
         """Ask the service for the URLs again, since they may have expired."""
-        job = self._job
+        job = self.job
         renewed = await self._store.hook.aperform(endpoints.get_job(job.app_id, job.id))
         # by place, because one URL in two places may have become two
         pairs = zip(find_urls(job.result), find_urls(renewed.result), strict=False)
@@ -231,7 +220,7 @@ class JobArchiver:
     @cached_property
     def _repeated(self) -> dict[str, str]:
         """The URLs of the input that the result repeats, with their places in the input."""
-        given = {url: at.removeprefix("result") for at, url in find_urls(self._job.input)}
+        given = {url: at.removeprefix("result") for at, url in find_urls(self.job.input)}
         return {each.url: given[each.url] for each in self._outputs if each.url in given}
 
     def _may_leave_out(self, output: Output) -> bool:
@@ -253,7 +242,7 @@ class JobArchiver:
         Otherwise, a proxy may have refused it, and the job that was paid for must not be given up. Nor must
         it for a URL of the input, which a new job would repeat.
         """
-        expires_at, when = expiry_time(url, self._job.created_at), ""
+        expires_at, when = expiry_time(url, self.job.created_at), ""
         is_past = expires_at is not None and expires_at <= datetime.now(UTC)
         is_over = (is_past or refusal.is_expired) and output.url not in self._repeated
         if self._renewed_urls is None or not is_over:
@@ -267,7 +256,7 @@ class JobArchiver:
         return error
 
     def _error(self, cause: RunGenError, place: str = "") -> RunGenOutputError:
-        job = self._job
+        job = self.job
         error = RunGenOutputError(
             f"Could not store the outputs: {place}{cause.message} {format_ids(job.app_id, job.id)}",
             app_id=job.app_id,

@@ -1,6 +1,6 @@
 """Find and store the outputs of jobs in the destination of one attempt.
 
-A limited number of jobs is stored at a time, each on its own, until an outage.
+A limited number of jobs is stored at a time. What fails and may pass is tried again, all of it at once.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,16 +36,17 @@ from airflow_provider_rungen.schemas import OutputType
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.download import Downloader
+    from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
     from airflow_provider_rungen.execution.task.options import CollectOptions
     from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
 
 Check: TypeAlias = Callable[[StoredJob], RunGenError | None]
-# So many failures in a row are an outage, and not single broken files.
+# So many failures may be an outage, and fewer are single broken files.
 OUTAGE_FAILURES = 16
-# After so many skipped jobs one is tried, and again whenever their number has doubled: a power of two.
-_MOST_SKIPS = 32
+# Seconds for which an outage is outlasted.
+OUTAGE_TIME = retry.RETRY_BUDGET
 
 
 @dataclass
@@ -110,14 +112,15 @@ class OutputStore:
         #: The digest of what every result is.
         self.fits = "" if output is None else output.digest
         self._is_prepared = False
+        # what is final, and what failed when all were last tried and may pass, by job
         self._errors: dict[str, RunGenError] = {}
-        # since the last job that was stored: how many failed that may not again, and the outages among these
-        self._failures = 0
+        self._failed: dict[str, RunGenError] = {}
+        # the first that failed, to be gone on with
+        self._archivers: dict[str, JobArchiver] = {}
+        # since the last job that was stored: when one failed first that may pass, and the outages
+        self._failing_since: float | None = None
         self._outages: list[RunGenError] = []
-        # the jobs that a pass has skipped, and how many since the last one that was tried in their place
-        self._skipped: list[str] = []
-        self._skips = 0
-        self._seconds = 0.0
+        self._began_at = self._seconds = 0.0
 
     def prepare(self, *, create: bool = True) -> None:
         """
@@ -184,7 +187,7 @@ class OutputStore:
 
         :raises RunGenError: an error that concerns all jobs and is not retryable, or one of the check.
         """
-        self._errors, self._failures, self._outages, self._skips = {}, 0, [], 0
+        self._errors, self._failing_since, self._outages = {}, None, []
         begun_at = time.monotonic()
         # a kill is let through between two steps, so that it leaves no half file
         with self._guard.defer_signals():
@@ -207,18 +210,34 @@ class OutputStore:
         try:
             await watched(self._store_all(app_id, job_ids), self._watch(len(job_ids)))
         finally:
+            self._archivers.clear()
             await self.downloader.close()
             await self.hook.aclose()
 
     async def _store_all(self, app_id: str, job_ids: Sequence[str]) -> None:
-        """Store jobs. Those that were skipped are tried from the other end, as long as that stores any."""
-        todo, has_tried_again = [*job_ids], False
+        """
+        Try to store jobs: each `ATTEMPTS` times, and for `OUTAGE_TIME` where most of many fail.
+
+        They share the pauses, so that many take no longer than one.
+        """
+        # an attempt that an outage ends does not try the same jobs as the one before
+        todo, failures = random.sample(job_ids, len(job_ids)), 0
         while todo:
-            stored, self._skipped = self.figures.jobs, []
-            await gather_limited(partial(self._store_one, app_id), todo, self.max_concurrency)
-            if has_tried_again and self.figures.jobs == stored:
-                break
-            todo, has_tried_again, self._skips = self._skipped[::-1], True, _MOST_SKIPS - 1
+            before, self._failed, self._began_at = self.figures.jobs, {}, time.monotonic()
+            store = partial(self._store_one, app_id, is_first=failures == 0)
+            await gather_limited(store, todo, self.max_concurrency)
+            stored, now = self.figures.jobs - before, time.monotonic()
+            failures, failed = 1 if stored else failures + 1, self._failed
+            is_over = failures >= retry.ATTEMPTS and len(failed) < max(self._most_failures, stored)
+            left = 0.0 if is_over else (self._failing_since or now) + OUTAGE_TIME - now
+            todo = [each for each, error in failed.items() if retry.asked_pause(error) < left]
+            self._errors |= {each: failed[each] for each in failed.keys() - todo}
+            if todo:
+                pause = max(retry.retry_delay(failures - 1, failed[each]) for each in todo)
+                pause, what = min(pause, left), format_count(len(todo), "job")
+                line = "Storing %s once more in %s: %s"
+                log.warning(line, what, format_duration(pause), failed[todo[0]].message)
+                await asyncio.sleep(pause)
 
     def _watch(self, count: int) -> Callable[[], None]:
         """Return what raises if the task is killed, and logs how far the storing of so many jobs is."""
@@ -235,37 +254,44 @@ class OutputStore:
 
         return look
 
-    async def _store_one(self, app_id: str, job_id: str) -> None:
+    async def _store_one(self, app_id: str, job_id: str, *, is_first: bool) -> None:
         from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
 
         execution_time: float | None = None
-        if self._is_skipped():
-            self._skipped.append(job_id)
-            self._errors[job_id] = self._skip_error(app_id, job_id)
+        if self._is_out():
+            self._failed[job_id] = self._skip_error(app_id, job_id)
             return
         try:
-            job = await self.hook.aperform(polling.get_known_job(app_id, job_id))
-            execution_time = job.execution_time
-            job.raise_for_status()
-            if self._output is not None:
-                with self._guard.allow_signals():  # a function of the user's may hang
-                    self._output.read(job)
-            stored = await JobArchiver(self, job).run()
+            if (archiver := self._archivers.get(job_id)) is None:
+                job = await self.hook.aperform(polling.get_known_job(app_id, job_id))
+                execution_time = job.execution_time
+                job.raise_for_status()
+                if self._output is not None:
+                    with self._guard.allow_signals():  # a function of the user's may hang
+                        self._output.read(job)
+                archiver = JobArchiver(self, job, is_first=is_first)
+            execution_time = archiver.job.execution_time
+            stored = await archiver.run()
         except RunGenError as error:
             if is_of_job := isinstance(error, RunGenJobError):
                 error.execution_time = execution_time
             elif not error.retryable and not concerns_one_job(error):
                 raise
-            self._errors[job_id] = error
             # how a job ended, and a permanent error, say nothing of the next one
-            if error.retryable and (not is_of_job or isinstance(error, RunGenOutputError)):
-                self._failures += 1
+            if not error.retryable or (is_of_job and not isinstance(error, RunGenOutputError)):
+                self._errors[job_id] = error
+                return
+            self._failed[job_id] = error
+            self._failing_since = self._failing_since or time.monotonic()
             if retry.is_outage(error):
                 self._outages.append(error)
+            # all of them may not fit into memory
+            if archiver is not None and len(self._archivers) < self._most_failures:
+                self._archivers[job_id] = archiver
         else:
-            self._errors.pop(job_id, None)
-            self._failures = self._skips = 0
+            self._failing_since = None
             self._outages.clear()
+            self._archivers.pop(job_id, None)
             self.figures.jobs += 1
             with self._guard.allow_signals():
                 stored, rejection = self.read(stored) or stored, None
@@ -278,17 +304,11 @@ class OutputStore:
     def _most_failures(self) -> int:
         return max(OUTAGE_FAILURES, 2 * self.max_concurrency)
 
-    @property
-    def attempts(self) -> int:
-        """How often a job is tried: twice if all before it failed, with its URLs and with new ones."""
-        return retry.ATTEMPTS if self._failures < self._most_failures else 2
-
-    def _is_skipped(self) -> bool:
-        """Return whether a job is not tried, for an outage. Ever less often one is: it may be over."""
-        if len(self._outages) < self._most_failures:
+    def _is_out(self) -> bool:
+        """Return whether there is an outage that has lasted too long to try all jobs."""
+        if len(self._outages) < self._most_failures or self._failing_since is None:
             return False
-        self._skips += 1
-        return self._skips < _MOST_SKIPS or self._skips.bit_count() > 1
+        return time.monotonic() > max(self._failing_since, self._began_at) + OUTAGE_TIME
 
     def _skip_error(self, app_id: str, job_id: str) -> RunGenOutputError:
         count, last = len(self._outages), self._outages[-1].message

@@ -148,7 +148,6 @@ def check_inputs(
     if len(errors) <= (allowed := max_failures(max_failed, count)):
         _warn_of_failures(len(errors), count, what, why)
         if outage is not None:
-            outage = outage.revised(outage.message, hint=outage.hint, retryable=outage.retryable)
             some = "what failed otherwise again, and downloads the outputs"
             outage.add_hint(_retry_hint(run, result, errors, what, some))
             raise outage
