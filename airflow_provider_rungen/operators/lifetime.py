@@ -114,8 +114,8 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
     :param options: parameters of `RunGenScaleAppOperator` for scaling up: ``timeout``, ``deferrable``,
         ``retries``, ….
     :raises TypeError: one of ``options`` is unknown.
-    :raises ValueError: ``price`` is no price; or the DAG has a ``dagrun_timeout``, at which Airflow skips
-        teardowns, too.
+    :raises ValueError: ``price`` is no price; the DAG has a ``dagrun_timeout``, at which Airflow skips
+        teardowns, too; or a task of the block has ``depends_on_past``, and may wait forever.
     """
 
     def __init__(
@@ -189,6 +189,13 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             return
         tasks = self.dag.task_dict
         inside = {task_id: task for task_id, task in tasks.items() if task_id not in self._before}
+        waiting = [each for each, task in inside.items() if task.depends_on_past or task.wait_for_downstream]
+        if waiting:
+            raise ValueError(
+                f"{self.dag.dag_id}: with depends_on_past, a task waits forever after a run in which it "
+                "failed, and the app is billed meanwhile. Set it for tasks before scaled_app's block, and "
+                f"not for {', '.join(waiting)}"
+            )
         for task in inside.values():
             if not task.upstream_task_ids & inside.keys():
                 for before in task.upstream_list:

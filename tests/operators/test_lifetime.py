@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -213,7 +214,7 @@ def test_default_args_have_no_say_in_scaling_down() -> None:
         "poll_interval": 1,
     }
     with dag(default_args=defaults) as d, scaled_app(APP, deferrable=True, retries=3, timeout=60) as gpu:
-        job("first")
+        job("first", depends_on_past=False, wait_for_downstream=False)
     down: Any = d.task_dict["app_down"]
     assert down.retries >= 5
     assert down.retry_delay <= timedelta(minutes=1)
@@ -234,6 +235,21 @@ def test_a_dag_that_would_skip_the_teardown_is_refused() -> None:
         scaled_app(APP),
     ):
         pass
+
+
+@pytest.mark.parametrize("option", ["depends_on_past", "wait_for_downstream"])
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_a_task_of_a_block_that_may_wait_forever_is_refused(option: str, *, is_mapped: bool) -> None:
+    options: dict[str, Any] = {"task_id": "later", "app_id": APP, option: True}
+    with dag(), contextlib.ExitStack() as block:
+        block.enter_context(scaled_app(APP))
+        job("first")
+        if is_mapped:
+            RunGenRunJobOperator.partial(**options).expand(input=[{}])
+        else:
+            RunGenRunJobOperator(input={}, **options)
+        with pytest.raises(ValueError, match=r"depends_on_past, .* and not for later$"):
+            block.close()
 
 
 # --- the teardown -------------------------------------------------------------------------------------------
