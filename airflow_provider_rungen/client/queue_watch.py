@@ -141,7 +141,7 @@ def timeout_error(
     status = None if state is None else state.status
     has_workers = app is None or workers_of(app) != 0
     kind: type[RunGenJobTimeoutError]
-    kind, event, option = RunGenJobTimeoutError, "Not over in time", "timeout"
+    kind, event, option = RunGenJobTimeoutError, "Not over in time", "timeout or execution_timeout"
     reasons = ["status unknown"]
     if queued_for is not None:
         kind, event, option = RunGenJobQueuedTimeoutError, "Queued for too long", "queued_timeout"

@@ -131,7 +131,7 @@ def test_a_timeout_names_status_time_and_workers(direct: Via) -> None:
     )
     assert timeout_of(queued) == (
         f"Not over in time: QUEUED for 2 min, 1 worker: running (job {queued}, app {APP}). "
-        "Give the app more workers. Raise timeout if it needs longer."
+        "Give the app more workers. Raise timeout or execution_timeout if it needs longer."
     )
     direct.service.inject(Fault(on="get", status=503, times=None))
     assert "status unknown, the last poll failed: Could not get the" in timeout_of(queued)

@@ -153,6 +153,7 @@ def test_a_job_that_fails_or_that_somebody_else_cancels_fails_the_task(
 
 
 @MODES
+@pytest.mark.parametrize("workers", [0, 1], ids=["queued", "running"])
 @pytest.mark.parametrize(
     "limit",
     [
@@ -162,7 +163,10 @@ def test_a_job_that_fails_or_that_somebody_else_cancels_fails_the_task(
     ],
 )
 @pytest.mark.feature("timeout")
-def test_a_job_that_takes_too_long_is_canceled(stage: Stage, deferrable: bool, limit: dict[str, Any]) -> None:
+def test_a_job_that_takes_too_long_is_canceled(
+    stage: Stage, deferrable: bool, workers: int, limit: dict[str, Any]
+) -> None:
+    stage.service.scale(APP, workers)
     started = time.monotonic()
     op = run_op(input=LONG, wait_for_completion=True, deferrable=deferrable, **limit)
     error = stage.run(op).error
