@@ -69,9 +69,12 @@ class _Found:
             return manifest.execution_seconds
         return answer.execution_time if isinstance(answer, Job) and answer.is_terminal else None
 
-    def has_ended(self, job_id: str) -> bool:
+    def end_of(self, job_id: str) -> str:
+        """Return how a job ended; empty if that is not known."""
         answer = self.answers.get(job_id)
-        return job_id in self.manifests or (isinstance(answer, Job) and answer.is_terminal)
+        if job_id in self.manifests:
+            return "completed"
+        return answer.status.value.lower() if isinstance(answer, Job) and answer.is_terminal else ""
 
 
 def _untimed(rows: Sequence[JobView]) -> list[JobView]:
@@ -120,6 +123,7 @@ async def task_page(gathering: Gathering, urls: Urls, query: Query) -> dict[str,
     # what the task spent does not depend on what is filtered
     more = _untimed(jobs.rows) if trouble and query.parameters else []
     found = await _look_up(gathering, urls, [*rows, *more], failed=failed_jobs, may_run=may_run)
+    ends = {job_id: end for job_id in may_run if (end := found.end_of(job_id))}
     # not in the event loop: there may be many large inputs and results
     shown, groups = await run_in_threadpool(
         lambda: ([*map(found.view, rows)], group_failures(map(found.view, failed)))
@@ -136,13 +140,11 @@ async def task_page(gathering: Gathering, urls: Urls, query: Query) -> dict[str,
         "task": task,
         "failures": groups,
         "failures_scope": jobs.failed_scope,
-        "progress": _progress(
-            task, jobs, found, sum(map(found.has_ended, may_run)), trouble.failure.unknown if trouble else 0
-        ),
+        "progress": _progress(task, jobs, found, [*ends.values()], trouble.failure.unknown if trouble else 0),
         "failure": trouble and trouble.failure,
         "outlook": outlook(task, found.with_times(jobs), trouble) if trouble else (),
         "billing": await billing_of(gathering),
-        "still_billing": [job_id for job_id in may_run if not found.has_ended(job_id)],
+        "still_billing": [job_id for job_id in may_run if job_id not in ends],
         "is_reported": bool(trouble and trouble.is_reported),
         "may_run_elsewhere": bool(trouble and not trouble.is_reported and not jobs.is_counted),
         "notice": gathering.notice,
@@ -207,12 +209,12 @@ def _open_jobs(task: TaskRecord, rows: Sequence[JobView]) -> list[str]:
 
 
 def _progress(
-    task: TaskRecord, jobs: PageRows, found: _Found, ended: int = 0, in_doubt: int = 0
+    task: TaskRecord, jobs: PageRows, found: _Found, ends: Sequence[str] = (), in_doubt: int = 0
 ) -> Progress | None:
     """
     Return how many jobs of a task have each status; ``None`` if that is not known.
 
-    :param ended: how many of those that the log has as running are known to have ended.
+    :param ends: how jobs ended that the log has as running, as far as that is known.
     :param in_doubt: how many inputs may have a job whose id is not known, as the task reported.
     """
     counts, copies = jobs.counts, jobs.copies
@@ -220,21 +222,21 @@ def _progress(
         seen = Counter(map(found.status, jobs.rows))
         # the counts of the run log are better than rows whose status is not known
         if task.is_moving or UNKNOWN not in seen or not counts:
-            counts, copies, ended = seen, 0, 0
+            counts, copies, ends = seen, 0, ()
     total = max(jobs.total, task.page.rows) - copies
     if not total or not jobs.is_counted:
         return None
-    names = ("canceled", "skipped", "running", "queued")
+    names = ("completed", "canceled", "skipped", "running", "queued")
     rest = total - sum(count for name, count in counts.items() if name not in (IN_DOUBT, NOT_SUBMITTED))
     unknown = counts.get(UNKNOWN, 0)
-    ended = min(ended, unknown)
+    ended = Counter(ends[:unknown])
+    counts = Counter(counts) + ended
     return Progress(
         total=total,
-        failed=sum(counts.get(name, 0) for name in ("failed", "refused", "given up")),
+        failed=sum(counts[name] for name in ("failed", "refused", "given up")),
         reused=jobs.reused,
         is_moving=task.is_moving,
-        completed=counts.get("completed", 0) + ended,
-        unknown=unknown - ended,
-        in_doubt=max(counts.get(IN_DOUBT, 0), min(in_doubt, rest)),
-        **{name: counts.get(name, 0) for name in names},
+        unknown=unknown - ended.total(),
+        in_doubt=max(counts[IN_DOUBT], min(in_doubt, rest)),
+        **{name: counts[name] for name in names},
     )

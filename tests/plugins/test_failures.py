@@ -11,11 +11,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import APP
+from conftest import APP, SOON
 
 from airflow_provider_rungen._airflow import AirflowTaskTimeout
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.emulator.fakes import FakeStore
+from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
@@ -295,6 +296,26 @@ def test_jobs_of_a_lost_worker_are_counted_alike_on_each_page(world: World, page
     assert "job-150 job-151 " in listed
     assert listed.endswith("and 60 more ")
     assert "A retry uses the jobs that it submitted, and so does a clear with on_clear='resume'" in text
+
+
+@pytest.mark.parametrize("page", [1, 2])
+def test_jobs_that_ended_after_a_task_was_marked_are_counted_by_how_they_ended(
+    world: World, page: int
+) -> None:
+    world.emulator.service.scale(APP, 12)
+    ended = [given("completed"), *[given("failed", fail="out of memory")] * 3]
+    ids = submit(*ended, *[given(str(number), seconds=60) for number in range(7)])
+    with RunGenHook() as hook:
+        for job_id in ids[:4]:
+            hook.wait_for_job(job_id=job_id, poll_interval=0.02, timeout=SOON)
+        for job_id in ids[4:9]:
+            hook.cancel_job(job_id=job_id)
+    write_log(world.ti, world.folder, [OPEN] * 11 + [DONE] * 109, ids=ids)
+    about = {"connection": "rungen_default", "app": APP, "destination": world.folder.as_uri()}
+    path = world.save("failed", xcoms={"rungen_page": about})
+    text = words_of(world.get(f"{path}?page={page}").text)
+    for words in ("110 completed", "3 failed", "5 canceled", "2 may still run"):
+        assert words in text
 
 
 @pytest.mark.parametrize("count", [6, 120])
