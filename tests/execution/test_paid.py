@@ -422,6 +422,27 @@ def test_the_claim_of_a_run_that_was_killed_ends(base: str, monkeypatch: pytest.
     assert claimed(late, 2) == set()
 
 
+def test_inputs_that_a_killed_run_may_have_bought_are_warned_of_once(
+    base: str, clock: FakeTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed, retry, run = Run(base, A), Run(base, A, turn=2), Run(base, B)
+    killed.look_up(0, 1, 2, 3)
+    retry.look_up(0, 1, 2, 3)
+    retry.buy(2, "job-2")
+    retry.paid.release([3])
+    run.look_up(0, 1, 2, 3)
+    assert not messages(caplog)
+    clock.now += files.CLAIM_TIME
+    run.look_up(0, 1, 3)
+    run.paid.renew([0, 1])
+    assert claimed(run, 4) == {0, 1, 3}
+    Run(base, "c" * 36, refresh=True).look_up(0, 1, 3)  # it buys all again anyway
+    assert messages(caplog) == [
+        "Fate unknown: another run may have created the jobs for 2 inputs. Submitting again, which may "
+        "run and bill twice (app flux)"
+    ]
+
+
 @pytest.mark.parametrize("is_renewed", [False, True])
 def test_the_time_that_a_claim_is_waited_for_counts_over_deferrals(
     base: str, clock: FakeTime, is_renewed: bool

@@ -271,7 +271,7 @@ def test_an_unknown_fate_is_its_own_error_and_resubmitted_with_a_warning(
     assert len(task.job_ids()) == 1
     with caplog.at_level(logging.WARNING):
         assert task.attempt().value == task.job_ids()[1]
-    assert any("which may run and bill it twice" in line for line in caplog.messages)
+    assert any("which may run and bill twice" in line for line in caplog.messages)
     assert task.attempt().value == task.job_ids()[1]
 
 

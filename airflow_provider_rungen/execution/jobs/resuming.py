@@ -22,7 +22,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.jobs.job_ends import ENDS
 from airflow_provider_rungen.execution.jobs.plans import read_digests
-from airflow_provider_rungen.execution.task.job_ids import log_jobs
+from airflow_provider_rungen.execution.task.job_ids import log_jobs, warn_of_resubmission
 from airflow_provider_rungen.runs import rows
 from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
 from airflow_provider_rungen.runs.plan import are_of_one_kind, input_digest
@@ -246,11 +246,8 @@ class Resuming:
             hint = self._run.advice.how_to_submit_again
             raise RunGenSubmissionUnknownError(message, hint=hint, retryable=False)
         if unknown:
-            log.warning(
-                "Fate unknown: an earlier attempt may have created the job%s. Submitting it again, which may "
-                "run and bill it twice %s",
-                *("" if is_single else f"s for {len(unknown)} inputs", format_ids(app_id)),
-            )
+            created = "job" if is_single else f"jobs for {format_count(len(unknown), 'input')}"
+            warn_of_resubmission("an earlier attempt", created, app_id)
 
     def refetch(self) -> None:
         """Ask the service how the jobs are that may run, and whose they are. Cancel the outdated ones."""

@@ -118,6 +118,18 @@ def kept_of(entry: Entry | None) -> Entry | None:
     return entry if entry is None or entry.manifest or entry.failures else entry.replaces
 
 
+def is_claim_of_others(entry: Entry | None, app_id: str, run: str) -> bool:
+    """
+    Return whether an entry is the claim of another task run.
+
+    :param app_id: the app that both use: nobody can wait for the jobs of another one.
+    :param run: the token of this task run.
+    """
+    if entry is None or entry.job_id or is_same_task(entry.run, run):
+        return False
+    return entry.app_id == app_id
+
+
 def file_of(key: str) -> tuple[str, str]:
     """Return the folder and the name of the file of an entry."""
     return key[:2], f"{key}.json"

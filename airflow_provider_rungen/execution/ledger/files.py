@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TypeAlias
 
@@ -30,6 +31,8 @@ Watched: TypeAlias = Mapping[str, tuple[str, float]]
 
 # Seconds after which a claim without a job no longer counts: whoever made it was killed.
 CLAIM_TIME = 240.0
+# Seconds that the clocks of two workers may differ. An older claim need not be looked at for `CLAIM_TIME`.
+_CLOCK_SKEW = 2 * 86_400.0
 # To list all shards takes about as many requests as to read so many entries.
 _MAX_DIRECT = 256
 # The names in so many folders, and so many entries, are in memory at a time.
@@ -171,8 +174,14 @@ class LedgerFiles:
 
     # --- the files of others ---
 
-    def is_abandoned(self, name: str, text: bytes) -> bool:
-        """Return whether another run was killed: its file has had the same text for `CLAIM_TIME`."""
+    def is_abandoned(self, name: str, text: bytes, entry: Entry | None = None) -> bool:
+        """
+        Return whether another run was killed: its file has had the same text for `CLAIM_TIME`.
+
+        :param entry: the entry in the file, if it is one.
+        """
+        if entry is not None and (datetime.now(UTC) - entry.at).total_seconds() >= _CLOCK_SKEW:
+            return True
         digest = _digest(text)
         if name not in self.unchanged or self.unchanged[name][0] != digest:
             self.unchanged[name] = digest, time.monotonic()

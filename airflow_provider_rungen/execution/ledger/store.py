@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.client.texts import clean_text, format_count
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
@@ -24,6 +24,7 @@ from airflow_provider_rungen.execution.ledger.entries import (
     Entry,
     check_header,
     destination_of,
+    is_claim_of_others,
     is_manifest_uri,
     is_same_task,
     kept_of,
@@ -31,6 +32,7 @@ from airflow_provider_rungen.execution.ledger.entries import (
     parse_entry,
 )
 from airflow_provider_rungen.execution.ledger.files import LedgerFiles
+from airflow_provider_rungen.execution.task.job_ids import warn_of_resubmission
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.ledger import Ledger
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MAX_REASON = 300
-# Seconds that the clocks of two workers may differ. An older claim need not be looked at for `CLAIM_TIME`.
-_CLOCK_SKEW = 2 * 86_400.0
 
 
 class LedgerStore:
@@ -236,24 +236,24 @@ class LedgerStore:
         """
         texts = dict(self.files.texts(keys))
         free = {key: text for key, text in texts.items() if not self._is_claimed(app_id, key, text)}
-        replaces = {key: kept_of(parse_entry(key, text)) for key, text in free.items()}
-        claims = {key: (text, self._entry(app_id, "", replaces[key])) for key, text in free.items()}
+        entries = {key: parse_entry(key, text) for key, text in free.items()}
+        claims = {key: (free[key], self._entry(app_id, "", kept_of(each))) for key, each in entries.items()}
         claimed = self.files.replace(claims)
-        self._replaced |= {key: kept for key in claimed if (kept := replaces[key])}
+        self._replaced |= {key: kept for key in claimed if (kept := kept_of(entries[key]))}
+        left = sum(is_claim_of_others(entries[key], app_id, self._run) for key in claimed)
+        if left and not self._ledger.refresh:
+            warn_of_resubmission("another run", f"jobs for {format_count(left, 'input')}", app_id)
         missing = set(keys) - texts.keys()
         return claimed | (self.files.create(missing, self._entry(app_id)) if missing else set())
 
     def _is_claimed(self, app_id: str, key: str, text: bytes) -> bool:
         """Return whether another run has claimed an input, or has submitted it since it was looked up."""
         entry = parse_entry(key, text)
-        if entry is None:
-            is_claim = not text  # it is being written
-        elif entry.job_id:
+        if entry is not None and entry.job_id:
             return entry.job_id not in self._known
-        else:
-            is_of_others = entry.app_id == app_id and not self.is_of_task(entry)
-            is_claim = is_of_others and (datetime.now(UTC) - entry.at).total_seconds() < _CLOCK_SKEW
-        return is_claim and not self._ledger.refresh and not self.files.is_abandoned(key, text)
+        # an empty one is being written
+        is_claim = is_claim_of_others(entry, app_id, self._run) if entry else not text
+        return is_claim and not self._ledger.refresh and not self.files.is_abandoned(key, text, entry)
 
     # --- writing ---
 

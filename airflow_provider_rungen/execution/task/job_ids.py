@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from airflow_provider_rungen.client.codec import path_segment
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenInputError
 
 log = logging.getLogger(__name__)
@@ -103,3 +104,16 @@ def log_jobs(what: str, job_ids: Sequence[str]) -> None:
     """Warn about jobs, and name all of them, some in a line."""
     for start in range(0, len(job_ids), _IDS_IN_A_LINE):
         log.warning("%s: %s", what, ", ".join(job_ids[start : start + _IDS_IN_A_LINE]))
+
+
+def warn_of_resubmission(who: str, jobs: str, app_id: str) -> None:
+    """
+    Warn that inputs are submitted again of which it is unknown whether they have jobs.
+
+    :param who: who may have created the jobs.
+    :param jobs: which ones.
+    """
+    log.warning(
+        "Fate unknown: %s may have created the %s. Submitting again, which may run and bill twice %s",
+        *(who, jobs, format_ids(app_id)),
+    )
