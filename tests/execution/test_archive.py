@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -752,6 +753,24 @@ def test_an_outage_that_lasts_ends_before_everything_was_tried(
     assert archive.fetches.total() <= 2 * (output_store.OUTAGE_FAILURES + 2)
 
 
+def test_few_of_the_results_that_cannot_be_stored_are_in_memory(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = submitted(*[job() for _ in range(60)])
+    archive.inject(status=503, times=None)
+    handle, at_once = archive.service.handle, list[int]()
+
+    def count(*request: Any) -> Any:
+        if archive.fetches.total() in (60, 100):
+            gc.collect()
+            at_once.append(sum(isinstance(each, job_archiver.JobArchiver) for each in gc.get_objects()))
+        return handle(*request)
+
+    monkeypatch.setattr(archive.service, "handle", count)
+    assert archive.collect(ids, max_concurrency=1).error is not None
+    assert 0 < max(at_once) <= output_store.OUTAGE_FAILURES + 2
+
+
 def test_a_host_that_asks_for_a_long_pause_holds_no_other_up(archive: Archive) -> None:
     slow, other = submitted(job(), job())
     archive.inject(status=429, headers={"Retry-After": "3600"}, times=None, job_id=slow)
@@ -1032,7 +1051,7 @@ def test_the_log_shows_the_progress(
     caplog.set_level("INFO")
     monkeypatch.setattr(output_store, "PROGRESS_INTERVAL", 0.0)
     ids = submitted(*[job() for _ in range(5)])
-    archive.inject(kind="drip", job_id=ids[4], drip_seconds=0.0005)
+    archive.inject(kind="drip", times=None, drip_seconds=0.0005)
     archive.collect(ids, max_concurrency=1)
     lines = [line for line in caplog.messages if line.startswith("Stored")]
     assert any("of 4 of 5 jobs" in line and "left" in line for line in lines)

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -119,7 +120,7 @@ class OutputStore:
         self._archivers: dict[str, JobArchiver] = {}
         # since the last job that was stored: when one failed first that may pass, and the outages
         self._failing_since: float | None = None
-        self._outages: list[RunGenError] = []
+        self._outages, self._last_outage = 0, ""
         self._began_at = self._seconds = 0.0
 
     def prepare(self, *, create: bool = True) -> None:
@@ -187,7 +188,7 @@ class OutputStore:
 
         :raises RunGenError: an error that concerns all jobs and is not retryable, or one of the check.
         """
-        self._errors, self._failing_since, self._outages = {}, None, []
+        self._errors, self._failing_since, self._outages = {}, None, 0
         begun_at = time.monotonic()
         # a kill is let through between two steps, so that it leaves no half file
         with self._guard.defer_signals():
@@ -272,7 +273,8 @@ class OutputStore:
                 archiver = JobArchiver(self, job, is_first=is_first)
             execution_time = archiver.job.execution_time
             stored = await archiver.run()
-        except RunGenError as error:
+        except RunGenError as failure:
+            error = copy(failure)  # its traceback refers to the result
             if is_of_job := isinstance(error, RunGenJobError):
                 error.execution_time = execution_time
             elif not error.retryable and not concerns_one_job(error):
@@ -284,13 +286,13 @@ class OutputStore:
             self._failed[job_id] = error
             self._failing_since = self._failing_since or time.monotonic()
             if retry.is_outage(error):
-                self._outages.append(error)
+                self._outages, self._last_outage = self._outages + 1, error.message
             # all of them may not fit into memory
             if archiver is not None and len(self._archivers) < self._most_failures:
                 self._archivers[job_id] = archiver
         else:
             self._failing_since = None
-            self._outages.clear()
+            self._outages = 0
             self._archivers.pop(job_id, None)
             self.figures.jobs += 1
             with self._guard.allow_signals():
@@ -306,13 +308,12 @@ class OutputStore:
 
     def _is_out(self) -> bool:
         """Return whether there is an outage that has lasted too long to try all jobs."""
-        if len(self._outages) < self._most_failures or self._failing_since is None:
+        if self._outages < self._most_failures or self._failing_since is None:
             return False
         return time.monotonic() > max(self._failing_since, self._began_at) + OUTAGE_TIME
 
     def _skip_error(self, app_id: str, job_id: str) -> RunGenOutputError:
-        count, last = len(self._outages), self._outages[-1].message
-        reason = f"Skipped like others, after {count} were not stored; the last: {last}"
+        reason = f"Skipped like others, after {self._outages} were not stored; the last: {self._last_outage}"
         error = RunGenOutputError(f"{reason} {format_ids(app_id, job_id)}", app_id=app_id, job_id=job_id)
         error.is_outage = True
         return error
