@@ -115,7 +115,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         ``retries``, ….
     :raises TypeError: one of ``options`` is unknown.
     :raises ValueError: ``price`` is no price; the DAG has a ``dagrun_timeout``, at which Airflow skips
-        teardowns, too; or a task of the block has ``depends_on_past``, and may wait forever.
+        teardowns, too; or a task that `down` waits for has ``depends_on_past``, and may wait forever.
     """
 
     def __init__(
@@ -189,13 +189,6 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             return
         tasks = self.dag.task_dict
         inside = {task_id: task for task_id, task in tasks.items() if task_id not in self._before}
-        waiting = [each for each, task in inside.items() if task.depends_on_past or task.wait_for_downstream]
-        if waiting:
-            raise ValueError(
-                f"{self.dag.dag_id}: with depends_on_past, a task waits forever after a run in which it "
-                "failed, and the app is billed meanwhile. Set it for tasks before scaled_app's block, and "
-                f"not for {', '.join(waiting)}"
-            )
         for task in inside.values():
             if not task.upstream_task_ids & inside.keys():
                 for before in task.upstream_list:
@@ -210,7 +203,19 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             # before 3.3, Airflow only lets a teardown wait for the tasks right before it
             elif is_last or not AIRFLOW_V_3_3_PLUS:
                 self.down.set_upstream(task)
+        self._check_waits()
         self._bill_jobs_of(inside)
+
+    def _check_waits(self) -> None:
+        """Check that nothing which the teardown waits for, once the app is up, waits for another run."""
+        before, awaited = (each.get_flat_relative_ids(upstream=True) for each in (self.up, self.down))
+        tasks = map(self.dag.get_task, sorted(awaited - before - {self.up.task_id}))
+        if waiting := [each.task_id for each in tasks if each.depends_on_past or each.wait_for_downstream]:
+            raise ValueError(
+                f"{self.dag.dag_id}: with depends_on_past, a task waits forever after a run in which it "
+                "failed, and the app is billed meanwhile. Set it only for tasks that come before "
+                f"{self.up.task_id}, and not for {', '.join(waiting)}"
+            )
 
     def _bill_jobs_of(self, inside: Mapping[str, Any]) -> None:
         """Pass the tasks to the bill. Those of an inner block, or of one further up, are on its bill."""

@@ -238,17 +238,23 @@ def test_a_dag_that_would_skip_the_teardown_is_refused() -> None:
 
 
 @pytest.mark.parametrize("option", ["depends_on_past", "wait_for_downstream"])
-@pytest.mark.parametrize("is_mapped", [False, True])
-def test_a_task_of_a_block_that_may_wait_forever_is_refused(option: str, *, is_mapped: bool) -> None:
+@pytest.mark.parametrize("where", ["inside", "mapped", "beside"])
+def test_a_task_that_a_block_may_wait_for_forever_is_refused(option: str, where: str) -> None:
     options: dict[str, Any] = {"task_id": "later", "app_id": APP, option: True}
     with dag(), contextlib.ExitStack() as block:
+        check = job("check", **{option: True})
+        if where == "beside":
+            later = job(**options)
         block.enter_context(scaled_app(APP))
-        job("first")
-        if is_mapped:
+        first, last = job("first"), job("last")
+        check >> first >> last
+        if where == "beside":
+            later >> last
+        elif where == "mapped":
             RunGenRunJobOperator.partial(**options).expand(input=[{}])
         else:
-            RunGenRunJobOperator(input={}, **options)
-        with pytest.raises(ValueError, match=r"depends_on_past, .* and not for later$"):
+            job(**options) >> last
+        with pytest.raises(ValueError, match=r"depends_on_past, .* before app_up, and not for later$"):
             block.close()
 
 
