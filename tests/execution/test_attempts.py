@@ -95,8 +95,12 @@ def test_a_retry_follows_a_success_that_airflow_could_not_save() -> None:
 
 
 @pytest.mark.parametrize("knows_clears", [True, False])
-def test_a_retry_follows_a_failure_for_good_that_airflow_could_not_save(knows_clears: bool) -> None:
-    ti = TaskInstance(2, knows_clears=knows_clears)
+@pytest.mark.parametrize("retries", [0, 1, 2])
+def test_a_retry_follows_a_failure_for_good_that_airflow_could_not_save(
+    retries: int, knows_clears: bool
+) -> None:
+    """Also after the last attempt, which Airflow then counts as none."""
+    ti = TaskInstance(retries, knows_clears=knows_clears)
     ti.note(End.FAILED)
     ti.retry()
     assert ti.was_cleared is not knows_clears, "without the number of clears, it may be one"

@@ -215,7 +215,7 @@ class Attempt:
             return False  # the same attempt once more
         would_be_the_same = self.max_tries - (self.try_number - 1) == self.retries
         may_be_retry = self.clear_number is not None and self.clear_number == earlier.clear_number
-        is_unheard = may_be_retry and earlier.has_next and not would_be_the_same
+        is_unheard = may_be_retry and not would_be_the_same
         if end is End.CLEARED or (end is End.FAILED and not is_unheard):
             return True
         if self.clear_number is None or earlier.clear_number is None:
