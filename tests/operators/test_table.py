@@ -107,6 +107,21 @@ def test_more_misfits_than_may_fail_are_in_the_table_and_nothing_is_sent(run: Ru
     assert task.column("status") == ["failed", "skipped", "refused", "failed"]
 
 
+@pytest.mark.parametrize("failed_table", ["failed.jsonl", None])
+def test_more_misfits_than_may_fail_leave_the_results_of_the_last_run(
+    run: Run, tmp_path: Path, failed_table: str | None
+) -> None:
+    task = run(products(4))
+    assert task.attempt().error is None
+    other = run(products(4), to_input=to_input, input_schema=PROMPT)
+    name = failed_table and (other.folder / failed_table).as_uri()
+    assert isinstance(other.attempt(failed_table=name).error, AirflowFailException)
+    assert other.column("status") == ["completed"] * 4
+    assert [row["key"] for row in other.ti.xcoms["failed"]] == ["sku-0", "sku-2", "sku-3"]
+    if failed_table is not None:
+        assert len((other.folder / failed_table).read_text().splitlines()) == 3
+
+
 def test_the_table_is_written_when_the_task_fails(run: Run, mode: bool) -> None:
     bad: Any = lambda row: FAILS if row["sku"] == "sku-1" else picture(row)  # noqa: E731
     task = run(products(3), deferrable=mode, to_input=bad)

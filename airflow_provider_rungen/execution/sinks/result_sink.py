@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
@@ -254,8 +255,11 @@ class ResultSink(Collector):
                 columns["label"] = "text"
             self._price = self._run.find_price()
             is_over = bool(missing)
-            self._write_table(self._table, counted_rows, columns, is_over=is_over)
-            self._run.push("results", redact(self._table.uri))
+            if is_over and not any(result.ids) and self._table.exists():
+                deque(counted_rows(), maxlen=0)  # what the last run wrote stays
+            else:
+                self._write_table(self._table, counted_rows, columns, is_over=is_over)
+                self._run.push("results", redact(self._table.uri))
             if self._runner is not None:
                 self._run.failed_rows = counts.first_failed
                 self._run.push_quietly("failed", counts.first_failed, "what failed")

@@ -233,6 +233,10 @@ class ResultsTable:
         """
         self._storage.prepare()
 
+    def exists(self) -> bool:
+        """Return whether there is one."""
+        return bool(self._storage.sizes_of([("", self._name)]))
+
     def write(self, rows: Iterable[ResultRow], source: Mapping[str, str] = MappingProxyType({})) -> None:
         """
         Write the table. It replaces an older one once it is complete.
