@@ -146,11 +146,11 @@ def check_inputs(
         log.error("%s", error)
     why = join_reasons(reasons, len(errors)) if reasons else _reasons(errors)
     if len(errors) <= (allowed := max_failures(max_failed, count)):
-        _warn_of_failures(len(errors), count, what, why)
         if outage is not None:
             some = "what failed otherwise again, and downloads the outputs"
             outage.add_hint(_retry_hint(run, result, errors, what, some))
             raise outage
+        _warn_of_failures(len(errors), count, what, why)
         return
     retryable, hint = _what_next(run, result, errors, what)
     raise RunGenJobFailedError(
@@ -235,9 +235,9 @@ def check_collected(
         named = [error for error in of_jobs if are_permanent or not is_permanent(error)]
         limit = f" ({allowed} of {len(result.ids)} may fail)" if max_failed else ""
         raise combined_error(named, len(named), f"were not collected{limit}")
-    _warn_of_failures(len(errors), len(result.ids), "jobs", _reasons(errors))
     if (outage := _find_outage(run, result, errors, len(result.ids))) is not None:
         raise outage
+    _warn_of_failures(len(errors), len(result.ids), "jobs", _reasons(errors))
 
 
 def push_failed(
