@@ -174,16 +174,20 @@ class JobArchiver:
         failed: list[tuple[RunGenError, Output]] = []
 
         async def store(output: Output) -> None:
-            try:
-                async with self._store.slots:
+            async with self._store.slots:
+                if self._store.is_out():
+                    failed.append((self._store.skip_error(), output))
+                    return
+                try:
                     self._entries[output.name] = entry = await self._store_output(output)
-            except RunGenError as error:
-                if isinstance(error, _UNREADABLE) and self._may_leave_out(output):
-                    log.warning("Left out: %s, which repeats the input: %s", output.at, error.message)
+                except RunGenError as error:
+                    if isinstance(error, _UNREADABLE) and self._may_leave_out(output):
+                        log.warning("Left out: %s, which repeats the input: %s", output.at, error.message)
+                    else:
+                        self._store.note_failure(error)
+                        failed.append((error, output))
                 else:
-                    failed.append((error, output))
-            else:
-                self._store.figures.add([entry])
+                    self._store.add_file(entry)
 
         missing = [output for output in self._outputs if output.name not in self._entries]
         await gather_limited(store, missing, self._store.max_concurrency)
@@ -256,17 +260,25 @@ class JobArchiver:
         return error
 
     def _error(self, cause: RunGenError, place: str = "") -> RunGenOutputError:
-        job = self.job
-        error = RunGenOutputError(
-            f"Could not store the outputs: {place}{cause.message} {format_ids(job.app_id, job.id)}",
-            app_id=job.app_id,
-            job_id=job.id,
-            hint=cause.hint,
-            retryable=cause.retryable,
-            retry_after=cause.retry_after,
-        )
-        error.is_expired, error.is_outage = getattr(cause, "is_expired", False), retry.is_outage(cause)
-        return error
+        return storing_error(self.job.app_id, self.job.id, cause, place)
+
+
+def storing_error(app_id: str, job_id: str, cause: RunGenError, place: str = "") -> RunGenOutputError:
+    """
+    Return the error of a job whose outputs could not be stored.
+
+    :param place: where in the result the output is that could not.
+    """
+    error = RunGenOutputError(
+        f"Could not store the outputs: {place}{cause.message} {format_ids(app_id, job_id)}",
+        app_id=app_id,
+        job_id=job_id,
+        hint=cause.hint,
+        retryable=cause.retryable,
+        retry_after=cause.retry_after,
+    )
+    error.is_expired, error.is_outage = getattr(cause, "is_expired", False), retry.is_outage(cause)
+    return error
 
 
 def _retry_order(failed: tuple[RunGenError, Output]) -> tuple[bool, float]:

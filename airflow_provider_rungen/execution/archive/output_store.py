@@ -23,7 +23,7 @@ from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.client.poll_state import concerns_one_job
 from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, pace
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.client.texts import format_bytes, format_count, format_duration, format_ids
+from airflow_provider_rungen.client.texts import format_bytes, format_count, format_duration
 from airflow_provider_rungen.client.transport import gather_limited, watched
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -118,7 +118,7 @@ class OutputStore:
         self._failed: dict[str, RunGenError] = {}
         # the first that failed, to be gone on with
         self._archivers: dict[str, JobArchiver] = {}
-        # since the last job that was stored: when one failed first that may pass, and the outages
+        # when something failed first since a job was stored, and the outages since a file was
         self._failing_since: float | None = None
         self._outages, self._last_outage = 0, ""
         self._began_at = self._seconds = 0.0
@@ -256,11 +256,11 @@ class OutputStore:
         return look
 
     async def _store_one(self, app_id: str, job_id: str, *, is_first: bool) -> None:
-        from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
+        from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver, storing_error
 
         execution_time: float | None = None
-        if self._is_out():
-            self._failed[job_id] = self._skip_error(app_id, job_id)
+        if self.is_out():
+            self._failed[job_id] = storing_error(app_id, job_id, self.skip_error())
             return
         try:
             if (archiver := self._archivers.get(job_id)) is None:
@@ -284,15 +284,12 @@ class OutputStore:
                 self._errors[job_id] = error
                 return
             self._failed[job_id] = error
-            self._failing_since = self._failing_since or time.monotonic()
-            if retry.is_outage(error):
-                self._outages, self._last_outage = self._outages + 1, error.message
+            self.note_failure(error)
             # all of them may not fit into memory
             if archiver is not None and len(self._archivers) < self._most_failures:
                 self._archivers[job_id] = archiver
         else:
-            self._failing_since = None
-            self._outages = 0
+            self._failing_since, self._outages = None, 0
             self._archivers.pop(job_id, None)
             self.figures.jobs += 1
             with self._guard.allow_signals():
@@ -306,15 +303,27 @@ class OutputStore:
     def _most_failures(self) -> int:
         return max(OUTAGE_FAILURES, 2 * self.max_concurrency)
 
-    def _is_out(self) -> bool:
-        """Return whether there is an outage that has lasted too long to try all jobs."""
+    def note_failure(self, error: RunGenError) -> None:
+        """Note that a file, or a job, could not be stored."""
+        if error.retryable:
+            self._failing_since = self._failing_since or time.monotonic()
+        if retry.is_outage(error):
+            self._outages, self._last_outage = self._outages + 1, error.message
+
+    def add_file(self, entry: Mapping[str, Any]) -> None:
+        """Count a file that was stored."""
+        self.figures.add([entry])
+        self._outages = 0
+
+    def is_out(self) -> bool:
+        """Return whether there is an outage that has lasted too long to try everything."""
         if self._outages < self._most_failures or self._failing_since is None:
             return False
         return time.monotonic() > max(self._failing_since, self._began_at) + OUTAGE_TIME
 
-    def _skip_error(self, app_id: str, job_id: str) -> RunGenOutputError:
-        reason = f"Skipped like others, after {self._outages} were not stored; the last: {self._last_outage}"
-        error = RunGenOutputError(f"{reason} {format_ids(app_id, job_id)}", app_id=app_id, job_id=job_id)
+    def skip_error(self) -> RunGenOutputError:
+        """Return the error of what is not tried, for there is such an outage."""
+        error = RunGenOutputError(f"skipped, for others could not be stored; the last: {self._last_outage}")
         error.is_outage = True
         return error
 
