@@ -746,13 +746,18 @@ def test_a_connection_that_breaks_cancels_no_job_and_is_tried_again(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_clear_after_the_last_failure_runs_a_new_job(task: Task) -> None:
+@pytest.mark.parametrize("is_cleared", [True, False])
+def test_a_clear_after_the_last_failure_runs_a_new_job(task: Task, *, is_cleared: bool) -> None:
+    """And no other attempt, which comes if Airflow did not learn how the last one ended."""
     task.options["input"] = INPUT | {"emulator": {"seconds": 0.2}}
     task.on_push = lose_the_api_server
     task.tries = 2
     assert isinstance(task.attempt(cancel_on_kill=False).error, OSError)
     task.on_push = None
-    assert task.attempt().value == task.job_ids()[1]
+    if is_cleared:
+        task.clear()
+    assert task.attempt().value == task.job_ids()[is_cleared]
+    assert len(task.job_ids()) == 1 + is_cleared
 
 
 def test_a_cleared_task_resumes_where_it_is_told_to(task: Task) -> None:

@@ -1521,7 +1521,11 @@ def test_a_write_of_a_table_that_fails_once_is_made_again(
     ids=str,
 )
 def test_an_outage_of_the_host_of_outputs_is_no_failure_of_the_inputs(
-    make: Make, monkeypatch: pytest.MonkeyPatch, case: tuple[str, int, str, int], is_allowed: bool
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    case: tuple[str, int, str, int],
+    is_allowed: bool,
 ) -> None:
     """But a host that refuses a file says something of it."""
     kind, count, broken, retries = case
@@ -1542,6 +1546,7 @@ def test_an_outage_of_the_host_of_outputs_is_no_failure_of_the_inputs(
         patch.setattr(service, "handle", break_first)
         error = task.attempt().error
     assert (error is None) is is_allowed
+    assert ("as max_failed allows" in caplog.text) is is_allowed
     if not is_allowed and broken != "one":
         assert f"{count - len(bad)} jobs were not collected: " in str(error)
         assert f"answered {status}" in str(error)
