@@ -79,6 +79,11 @@ class RunGenNoOpOperator(BaseOperator):
     def execute(self, context: Context) -> None: ...
 
 
+# With these, a task need not wait for all before it.
+_WAITING_FOR_SOME = (
+    *(TriggerRule.ONE_SUCCESS, TriggerRule.ONE_FAILED, TriggerRule.ONE_DONE),
+    TriggerRule.ALWAYS,
+)
 # Tasks of this provider that have no jobs.
 _WITHOUT_JOBS = (RunGenScaleAppOperator, RunGenScaleDownOperator)
 
@@ -208,13 +213,19 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
 
     def _check_waits(self) -> None:
         """Check that nothing which the teardown waits for, once the app is up, waits for another run."""
-        before, awaited = (each.get_flat_relative_ids(upstream=True) for each in (self.up, self.down))
-        tasks = map(self.dag.get_task, sorted(awaited - before - {self.up.task_id}))
-        if waiting := [each.task_id for each in tasks if each.depends_on_past or each.wait_for_downstream]:
+        seen, waiting = _ended_before(self.up) | {self.up}, list[str]()
+        rest: list[Any] = [self.down]
+        while rest:
+            task = rest.pop()
+            if task.depends_on_past or task.wait_for_downstream:
+                waiting.append(task.task_id)
+            rest += (found := set(task.upstream_list) - seen)
+            seen |= found
+        if waiting:
             raise ValueError(
                 f"{self.dag.dag_id}: with depends_on_past, a task waits forever after a run in which it "
-                "failed, and the app is billed meanwhile. Set it only for tasks that come before "
-                f"{self.up.task_id}, and not for {', '.join(waiting)}"
+                "failed, and the app is billed meanwhile. Set it only for tasks that have ended before "
+                f"{self.up.task_id}, and not for {', '.join(sorted(waiting))}"
             )
 
     def _bill_jobs_of(self, inside: Mapping[str, Any]) -> None:
@@ -266,6 +277,20 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         if outer is not None and outer.group_id and outer.prefix_group_id:
             return contextlib.nullcontext()
         return TaskGroup(f"{name}_is_up", prefix_group_id=False, tooltip="The app is billed while these run.")
+
+
+def _ended_before(task: Any) -> set[Any]:
+    """Return the tasks that have ended when a task runs, as far as that is certain."""
+    ended, ran = set[Any](), [task]
+    while ran:
+        task = ran.pop()
+        if task.trigger_rule in _WAITING_FOR_SOME:
+            continue
+        before = set(task.upstream_list) - ended
+        ended |= before
+        if task.trigger_rule == TriggerRule.ALL_SUCCESS:  # others may have been skipped, before their time
+            ran += before
+    return ended
 
 
 def _may_skip(task: Any) -> bool:

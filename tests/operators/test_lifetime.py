@@ -238,23 +238,31 @@ def test_a_dag_that_would_skip_the_teardown_is_refused() -> None:
 
 
 @pytest.mark.parametrize("option", ["depends_on_past", "wait_for_downstream"])
-@pytest.mark.parametrize("where", ["inside", "mapped", "beside"])
+@pytest.mark.parametrize("where", ["inside", "mapped", "beside", "one_success", "skipped"])
 def test_a_task_that_a_block_may_wait_for_forever_is_refused(option: str, where: str) -> None:
     options: dict[str, Any] = {"task_id": "later", "app_id": APP, option: True}
     with dag(), contextlib.ExitStack() as block:
-        check = job("check", **{option: True})
-        if where == "beside":
+        check, before, fast = job("check", **{option: True}), job("before"), job("fast")
+        check >> before
+        if where in ("beside", "one_success", "skipped"):
             later = job(**options)
-        block.enter_context(scaled_app(APP))
+        rule = where if where == "one_success" else "none_failed_min_one_success"
+        block.enter_context(scaled_app(APP, trigger_rule=rule))
         first, last = job("first"), job("last")
-        check >> first >> last
-        if where == "beside":
-            later >> last
+        before >> first >> last
+        if where == "inside":
+            job(**options)
         elif where == "mapped":
             RunGenRunJobOperator.partial(**options).expand(input=[{}])
+        elif where == "one_success":
+            [fast, later] >> first
+        elif where == "skipped":
+            later >> fast >> first  # if another skips it at once
+            later >> last
         else:
-            job(**options) >> last
-        with pytest.raises(ValueError, match=r"depends_on_past, .* before app_up, and not for later$"):
+            later >> last
+        names = "check, later" if where == "one_success" else "later"
+        with pytest.raises(ValueError, match=rf"depends_on_past, .* before app_up, and not for {names}$"):
             block.close()
 
 
