@@ -755,6 +755,16 @@ def test_an_outage_that_lasts_ends_before_everything_was_tried(
     assert archive.fetches.total() <= 2 * (output_store.OUTAGE_FAILURES + 2)
 
 
+def test_a_moment_in_which_all_downloads_fail_is_no_outage_that_has_lasted(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_store, "OUTAGE_TIME", 0.0)
+    ids = submitted(*[job() for _ in range(40)])
+    archive.inject(status=503, times=output_store.OUTAGE_FAILURES - 1)
+    assert archive.collect(ids, max_concurrency=8, max_failed=15).error is None
+    assert len(archive.fetches) == 40
+
+
 def test_few_of_the_results_that_cannot_be_stored_are_in_memory(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:

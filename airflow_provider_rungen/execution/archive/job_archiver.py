@@ -105,6 +105,7 @@ class JobArchiver:
             if found != (outputs, not failed, 0) or self._store.read(stored) is None:
                 self._stored = await in_daemon_thread(self._save, outputs, stored, is_complete=not failed)
         except RunGenOutputError as error:
+            self._store.note_failure(error)
             raise self._error(error) from error
         if failed:
             # what no retry can help, or what asks for the longest wait

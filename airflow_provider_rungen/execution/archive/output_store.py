@@ -120,7 +120,8 @@ class OutputStore:
         self._archivers: dict[str, JobArchiver] = {}
         # when something failed first since a job was stored, and the outages since a file was
         self._failing_since: float | None = None
-        self._outages, self._last_outage = 0, ""
+        self._outages = 0
+        self._last_outage: RunGenError | None = None
         self._began_at = self._seconds = 0.0
 
     def prepare(self, *, create: bool = True) -> None:
@@ -284,7 +285,8 @@ class OutputStore:
                 self._errors[job_id] = error
                 return
             self._failed[job_id] = error
-            self.note_failure(error)
+            if archiver is None:  # else it has noted each failure
+                self.note_failure(error)
             # all of them may not fit into memory
             if archiver is not None and len(self._archivers) < self._most_failures:
                 self._archivers[job_id] = archiver
@@ -304,11 +306,11 @@ class OutputStore:
         return max(OUTAGE_FAILURES, 2 * self.max_concurrency)
 
     def note_failure(self, error: RunGenError) -> None:
-        """Note that a file, or a job, could not be stored."""
+        """Note that a file could not be stored, or a job for another reason."""
         if error.retryable:
             self._failing_since = self._failing_since or time.monotonic()
         if retry.is_outage(error):
-            self._outages, self._last_outage = self._outages + 1, error.message
+            self._outages, self._last_outage = self._outages + 1, error
 
     def add_file(self, entry: Mapping[str, Any]) -> None:
         """Count a file that was stored."""
@@ -323,7 +325,9 @@ class OutputStore:
 
     def skip_error(self) -> RunGenOutputError:
         """Return the error of what is not tried, for there is such an outage."""
-        error = RunGenOutputError(f"skipped, for others could not be stored; the last: {self._last_outage}")
+        last = self._last_outage or RunGenOutputError()
+        message = f"skipped, for others could not be stored; the last: {last.message}"
+        error = RunGenOutputError(message, hint=last.hint)
         error.is_outage = True
         return error
 
