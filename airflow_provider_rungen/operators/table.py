@@ -52,7 +52,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     ``invalid``, ``rejected``, ``given_up``, ``skipped``), ``error``, ``job_id``, ``reused``, ``outputs``
     (stored URIs, without a connection), ``output`` (the first), ``sha256`` (of the first), ``result`` (JSON
     text, without signed URLs), ``execution_seconds``, ``cost``, ``created_at``, and the properties of
-    ``output_type``. It is written atomically, also when the task fails, unless no row got a job.
+    ``output_type``. It is written atomically, also when the task fails, unless no row got a job or
+    was refused by the service.
 
     When it fails after that, its ``return_value`` and the XCom ``failed`` are pushed anyway, and its
     exception has the first 1,000 rows that failed as ``failed_rows``.

@@ -117,6 +117,7 @@ def test_more_misfits_than_may_fail_leave_the_results_of_the_last_run(
     name = failed_table and (other.folder / failed_table).as_uri()
     assert isinstance(other.attempt(failed_table=name).error, AirflowFailException)
     assert other.column("status") == ["completed"] * 4
+    assert other.ti.xcoms.keys().isdisjoint({"results", "return_value"})
     assert [row["key"] for row in other.ti.xcoms["failed"]] == ["sku-0", "sku-2", "sku-3"]
     if failed_table is not None:
         assert len((other.folder / failed_table).read_text().splitlines()) == 3

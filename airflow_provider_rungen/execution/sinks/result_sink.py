@@ -104,7 +104,7 @@ class ResultSink(Collector):
         self._sheet = SheetWriter(options.destination, key) if has_sheet else None
         self._key = key
         self._runner = cast("Runner", run) if usage is None else None
-        self._is_written = False
+        self._is_written = self._is_kept = False
         self._price: Price | None = None
         # why rows have no result, by index
         self._row_errors: dict[int, RunGenError] = {}
@@ -190,7 +190,7 @@ class ResultSink(Collector):
 
     def _push_summary(self, counts: ResultCounts) -> None:
         """Push what a task with a table returns, when it fails and so returns nothing."""
-        if self._table is not None and self._run.task.do_xcom_push:
+        if self._table is not None and not self._is_kept and self._run.task.do_xcom_push:
             self._run.push_quietly("return_value", self._summary(self._table, counts), "the summary")
 
     def _value(self, result: BatchResult) -> Any:
@@ -256,7 +256,9 @@ class ResultSink(Collector):
             self._price = self._run.find_price()
             is_over = bool(missing)
             if is_over and not any(result.ids) and self._table.exists():
-                deque(counted_rows(), maxlen=0)  # what the last run wrote stays
+                deque(counted_rows(), maxlen=0)
+                self._is_kept = True
+                log.warning("No row got a job: %s stays as it was", redact(self._table.uri))
             else:
                 self._write_table(self._table, counted_rows, columns, is_over=is_over)
                 self._run.push("results", redact(self._table.uri))
