@@ -81,7 +81,9 @@ class RunGenNoOpOperator(BaseOperator):
 
 # With these, a task need not wait for all before it.
 _WAITING_FOR_SOME = (
-    *(TriggerRule.ONE_SUCCESS, TriggerRule.ONE_FAILED, TriggerRule.ONE_DONE),
+    TriggerRule.ONE_SUCCESS,
+    TriggerRule.ONE_FAILED,
+    TriggerRule.ONE_DONE,
     TriggerRule.ALWAYS,
 )
 # Tasks of this provider that have no jobs.
@@ -213,13 +215,12 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
 
     def _check_waits(self) -> None:
         """Check that nothing which the teardown waits for, once the app is up, waits for another run."""
-        seen, waiting = _ended_before(self.up) | {self.up}, list[str]()
-        rest: list[Any] = [self.down]
+        seen, rest, waiting = {self.up.task_id, *_ended_before(self.up)}, [self.down.task_id], []
         while rest:
-            task = rest.pop()
+            task = self.dag.get_task(rest.pop())
             if task.depends_on_past or task.wait_for_downstream:
                 waiting.append(task.task_id)
-            rest += (found := set(task.upstream_list) - seen)
+            rest += (found := task.upstream_task_ids - seen)
             seen |= found
         if waiting:
             raise ValueError(
@@ -279,14 +280,12 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         return TaskGroup(f"{name}_is_up", prefix_group_id=False, tooltip="The app is billed while these run.")
 
 
-def _ended_before(task: Any) -> set[Any]:
-    """Return the tasks that have ended when a task runs, as far as that is certain."""
-    ended, ran = set[Any](), [task]
+def _ended_before(task: Any) -> set[str]:
+    """Return the ids of the tasks that have ended when a task runs, as far as that is certain."""
+    ended, ran, get = set[str](), [task.task_id], task.dag.get_task
     while ran:
-        task = ran.pop()
-        if task.trigger_rule in _WAITING_FOR_SOME:
-            continue
-        before = set(task.upstream_list) - ended
+        task = get(ran.pop())
+        before = set() if task.trigger_rule in _WAITING_FOR_SOME else task.upstream_task_ids - ended
         ended |= before
         if task.trigger_rule == TriggerRule.ALL_SUCCESS:  # others may have been skipped, before their time
             ran += before
