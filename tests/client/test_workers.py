@@ -56,7 +56,7 @@ def test_after_a_clear_a_history_counts_if_the_app_has_been_up_since(
         # a clock that is slow, and one that is fast
         *((app(0, 990.0), 0), (app(0, 1120.0), 2 * 100)),
         # a service that does not say when
-        *((app(0), 2 * 100), (app(0, 500.0), 2 * 100)),
+        *((app(0), 2 * 100), (app(0, 500.0), 2 * 100), (app(0, 1001.0), 2 * 100)),
     ],
 )
 def test_another_number_counts_since_the_app_was_changed(seen: App, worker_seconds: float) -> None:
