@@ -282,13 +282,16 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
 
 def _ended_before(task: Any) -> set[str]:
     """Return the ids of the tasks that have ended when a task runs, as far as that is certain."""
-    ended, ran, get = set[str](), [task.task_id], task.dag.get_task
-    while ran:
-        task = get(ran.pop())
-        before = set() if task.trigger_rule in _WAITING_FOR_SOME else task.upstream_task_ids - ended
-        ended |= before
-        if task.trigger_rule == TriggerRule.ALL_SUCCESS:  # others may have been skipped, before their time
-            ran += before
+    ended, get = set[str](), task.dag.get_task
+    # the tasks that have ended, and whether they have run: they may have been skipped instead
+    rest = [(task.task_id, True)]
+    while rest:
+        task_id, has_run = rest.pop()
+        rule, before = get(task_id).trigger_rule, get(task_id).upstream_task_ids
+        waits_for_all = has_run and rule not in _WAITING_FOR_SOME
+        if waits_for_all or (len(before) == 1 and rule != TriggerRule.ALWAYS):
+            rest += [(each, has_run and rule == TriggerRule.ALL_SUCCESS) for each in before - ended]
+            ended |= before
     return ended
 
 
