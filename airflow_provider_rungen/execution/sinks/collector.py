@@ -184,6 +184,7 @@ class Collector:
         if self._store is not None and unsure:
             self._store.find(app_id, unsure, self._add_found)
             self._searched.update(unsure)
+            self._has_outage = False
         return [each for each in job_ids if each not in self._taken]
 
     def find_patiently(self, app_id: str, job_ids: Sequence[str]) -> list[str]:
@@ -245,7 +246,6 @@ class Collector:
         """Find the jobs that are stored. An outage that lasts is the error of the others."""
         try:
             self.find_patiently(app_id, job_ids)
-            self._has_outage = False
         except RunGenOutputError as error:
             if not error.retryable:
                 raise
