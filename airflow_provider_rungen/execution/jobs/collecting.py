@@ -44,6 +44,7 @@ class Collecting:
         self._remembering: tuple[Future[None] | None, list[str]] = (None, [])
         # what the ledger forgets
         self._forgetting: Future[None] | None = None
+        self._has_rest = True
 
     def find_unstored(self, stored: list[str] | None = None) -> None:
         """
@@ -204,6 +205,8 @@ class Collecting:
 
     def collect_rest(self) -> None:
         """Collect the jobs that are ended, and nobody has collected yet."""
+        if not self._has_rest:  # the results say already what could not be collected
+            return
         result = self._run.report.result()
         # of these, no more is to be learned now: stored files do not make a rejected job a good one
         known = self._run.ledger.read_reused().union(job.id for job in result.jobs)
@@ -217,6 +220,7 @@ class Collecting:
         self.gather([job_id for job_id in rest if job_id not in running])
         self.note_stored()
         self._run.ledger.check_model()
+        self._has_rest = False
 
     def let_go(self) -> None:
         """Save what is ended, so that it need not be in memory."""
