@@ -47,6 +47,11 @@ def test_after_a_clear_a_history_counts_if_the_app_has_been_up_since(
     assert (record.history.changes, record.was_cleared) == (changes, True)
 
 
+def test_the_second_in_which_workers_were_raised_is_that_of_no_later_change() -> None:
+    record = ScaleRecord(APP, 2, 0, history=WorkerHistory(((1000.0, 0), (1001.4, 2))))
+    assert record.seen(app(0, 1001.0), 1101.4).history.worker_seconds(1101.4) == pytest.approx(2 * 100)
+
+
 @pytest.mark.parametrize(
     ("seen", "worker_seconds"),
     [
