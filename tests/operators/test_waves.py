@@ -1841,6 +1841,19 @@ def test_a_log_that_cannot_be_read_for_a_moment_is_read_again_after_a_deferral(
     assert task.ends == {"COMPLETED": count}
 
 
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+def test_a_log_that_cannot_be_read_for_a_moment_fails_no_last_attempt(
+    make: Make, kind: str, disk: Disk
+) -> None:
+    count = 2 * PART_ROWS
+    task = make(kind, inputs(count), deferrable=False, max_in_flight=PART_ROWS)
+    task.max_tries, task.workers = 0, 100
+    disk.faults.append(disk.fail_once)
+    assert task.attempt().error is None
+    assert disk.reads == 1
+    assert task.ends == {"COMPLETED": count}
+
+
 @pytest.mark.parametrize("max_tries", [0, 2], ids=["last", "retry"])
 def test_a_log_that_cannot_be_read_after_a_deferral_is_left_to_a_retry_or_its_jobs_are_counted(
     make: Make, max_tries: int, disk: Disk

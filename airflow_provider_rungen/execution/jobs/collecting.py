@@ -44,7 +44,8 @@ class Collecting:
         self._remembering: tuple[Future[None] | None, list[str]] = (None, [])
         # what the ledger forgets
         self._forgetting: Future[None] | None = None
-        self._has_rest = True
+        # the jobs that ran when the rest was collected
+        self._left: set[str] | None = None
 
     def find_unstored(self, stored: list[str] | None = None) -> None:
         """
@@ -204,13 +205,13 @@ class Collecting:
                 self._log.jobs.store(job_id)
 
     def collect_rest(self) -> None:
-        """Collect the jobs that are ended, and nobody has collected yet."""
-        if not self._has_rest:  # the results say already what could not be collected
-            return
+        """Collect the jobs that are ended, and nobody has collected yet; a second time those that ran."""
         result = self._run.report.result()
         # of these, no more is to be learned now: stored files do not make a rejected job a good one
         known = self._run.ledger.read_reused().union(job.id for job in result.jobs)
         rest = [job_id for job_id in result.job_ids if job_id not in known]
+        if self._left is not None:  # the results say already why others were not
+            rest = [job_id for job_id in rest if job_id in self._left]
         if running := set(rest).intersection(self._log.jobs.running):
             try:
                 self.refetch(sorted(running), have_ended=False)
@@ -220,7 +221,7 @@ class Collecting:
         self.gather([job_id for job_id in rest if job_id not in running])
         self.note_stored()
         self._run.ledger.check_model()
-        self._has_rest = False
+        self._left = running.intersection(rest)
 
     def let_go(self) -> None:
         """Save what is ended, so that it need not be in memory."""

@@ -134,7 +134,11 @@ class RunReport:
         """Return how far the task has come."""
         task_log, plan = self._run.task_log, self._run.task_log.plan
         open_parts = task_log.open_parts
-        self._add_closed(set(range(task_log.plan.part_count)) - open_parts - self._closed_parts)
+        closed = set(range(task_log.plan.part_count)) - open_parts - self._closed_parts
+        if self._run.ending.has_next():
+            self._add_closed(closed)
+        else:  # a clear may buy all again
+            self._run.guard.call_patiently("read the run log", lambda: self._add_closed(closed))
         known = self._closed.copy()
         self._add_rows(known, task_log.rows(sorted(open_parts)))
         claimed, why = self._run.submitting.claimed_by_others, self.unsent_error
