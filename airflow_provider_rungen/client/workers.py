@@ -163,8 +163,9 @@ class ScaleRecord:
                 history = history.changed(self.active_workers or 0, self.sent_at)
         if workers is not None:
             last = history.changes[-1][0] if history.changes else now
-            # the very second of the last change says that none has come since
-            is_changed = changed_at >= last - _CLOCK_SKEW and not last - 1 < changed_at <= last
+            # the very second of a confirmed change says that none has come since
+            is_same = self.sent_at is None and last - 1 < changed_at <= last
+            is_changed = changed_at >= last - _CLOCK_SKEW and not is_same
             history = history.changed(workers, min(max(changed_at, last), now) if is_changed else now)
         return replace(self, sent_at=None, history=history)
 
