@@ -35,6 +35,7 @@ from operator_kit import KILLED, failing, hang, kill_when, workers
 from airflow_provider_rungen._airflow import XCom
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator.fakes import FakeStore
 from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.execution.apps import block, scale_down
 from airflow_provider_rungen.execution.task import attempts, store_writer
@@ -675,6 +676,31 @@ def test_a_block_that_raises_an_app_that_others_have_up_restores_it_to_what_they
 
     monkeypatch.setattr(emulator.service, "handle", end_the_other)
     assert up().error is not None
+    assert workers(emulator) == 0
+
+
+def test_a_block_that_raised_an_app_believes_no_single_answer_that_it_is_as_others_need_it(
+    emulator: Emulator, down: Callable[..., int], ti: TaskInstance3
+) -> None:
+    need(ti, 1)
+    old = {"id": APP, "status": "RUNNING", "configuration": {"active_workers": 1}}
+    emulator.service.inject(Fault(on="get_app", status=200, body=old))
+    assert down() == 1
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="an attempt knows nothing of those before it")
+@pytest.mark.usefixtures("slow")
+def test_an_app_that_a_retry_does_not_take_any_more_is_scaled_back(
+    emulator: Emulator, ti: TaskInstance3
+) -> None:
+    ti.task_id, ti.states["run"] = "app_up", {"app_up": "running", "app_down": None}
+    ti.scaled.clear()
+    context: Any = {"ti": ti, "task_state_store": FakeStore()}
+    emulator.service.scale(APP, 0)
+    for app_id in (APP, "another"):
+        with dag() as d, scaled_app(app_id, 2, timeout=0.3, scale_down_on_failure=False) as gpu:
+            job("paint")
+        assert run_task(gpu.up, context | {"dag": d}).error is not None
     assert workers(emulator) == 0
 
 

@@ -72,7 +72,7 @@ class ScaleRun(TaskRun[Any]):
                     raise self._kept.unread
                 self._kept.record = ScaleRecord(app_id)
             if self._record.app_id != app_id:  # that of an earlier attempt, if any
-                self._restore("the task has another app now")
+                self._restore("the task has another app now", is_left=True)
                 self._kept.record = ScaleRecord(app_id)
             if wanted is None:
                 return self._leave(app_id)
@@ -239,10 +239,14 @@ class ScaleRun(TaskRun[Any]):
         """Whether the number of workers is restored when something goes wrong."""
         return bool(self.task.scale_down_on_failure) and self._record.was_raised
 
-    def _restore(self, reason: object) -> None:
-        """Restore the number of workers, as far as nobody needs them, or log that they are still billed."""
+    def _restore(self, reason: object, *, is_left: bool = False) -> None:
+        """
+        Restore the number of workers, as far as nobody needs them, or log that they are still billed.
+
+        :param is_left: whether the app is that of no attempt any more, nor of the teardown.
+        """
         record = self._record
-        if self._is_to_restore:
+        if self._is_to_restore or (is_left and self._down and record.was_raised):
             if self.guard.is_killed:
                 return  # cleanup() has decided
             down, needs = self._decide(record.app_id)
