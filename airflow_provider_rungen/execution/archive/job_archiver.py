@@ -69,7 +69,6 @@ class JobArchiver:
             raise self._error(RunGenOutputError(message, hint=hint, retryable=False))
         # by URL, the one that replaces it; None until the service was asked for new ones
         self._renewed_urls: dict[str, str] | None = None if is_first else {}
-        self._was_tried = False
         # what is in storage; None until it was read
         self._stored: StoredJob | None = None
         # the manifest entries of the stored files, by name
@@ -79,20 +78,8 @@ class JobArchiver:
         """
         Try to store the outputs that are not stored yet, and return what is stored.
 
-        The next call tries the rest, with new URLs.
-
         :raises RunGenOutputError: an output, or the manifest, could not be stored.
         """
-        if self._was_tried:
-            try:
-                await self._renew_urls()
-            except RunGenError as error:
-                # the old ones may do, and the next attempt asks for the job again
-                log.warning("Could not renew the URLs of outputs: %s", error.message)
-        self._was_tried = True
-        return await self._store_missing()
-
-    async def _store_missing(self) -> StoredJob:
         try:
             if self._stored is None:
                 self._stored = await in_daemon_thread(self._load)
@@ -214,10 +201,15 @@ class JobArchiver:
             "content_type": download.content_type,
         }
 
-    async def _renew_urls(self) -> None:
-        """Ask the service for the URLs again, since they may have expired."""
+    async def renew_urls(self) -> None:
+        """Ask the service for the URLs again, before another try, since they may have expired."""
         job = self.job
-        renewed = await self._store.hook.aperform(endpoints.get_job(job.app_id, job.id))
+        try:
+            renewed = await self._store.hook.aperform(endpoints.get_job(job.app_id, job.id))
+        except RunGenError as error:
+            # the old ones may do, and the next attempt asks for the job again
+            log.warning("Could not renew the URLs of outputs: %s", error.message)
+            return
         # by place, because one URL in two places may have become two
         pairs = zip(find_urls(job.result), find_urls(renewed.result), strict=False)
         self._renewed_urls = {old: new for (at, old), (new_at, new) in pairs if at == new_at}

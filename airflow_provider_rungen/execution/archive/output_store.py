@@ -264,7 +264,9 @@ class OutputStore:
             self._failed[job_id] = storing_error(app_id, job_id, self.skip_error())
             return
         try:
-            if (archiver := self._archivers.get(job_id)) is None:
+            if (archiver := self._archivers.get(job_id)) is not None:
+                await archiver.renew_urls()
+            else:
                 job = await self.hook.aperform(polling.get_known_job(app_id, job_id))
                 execution_time = job.execution_time
                 job.raise_for_status()
