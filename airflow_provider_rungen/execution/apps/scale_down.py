@@ -136,9 +136,9 @@ class ScaleDownRun(TaskRun[Any]):
                 self._record = self._old.after_clear(None if needs else app)
             self._record = self._record.seen(app, time.time())
             # who waits for jobs before scaling down does not end the workers that may run them
-            # a single answer that others need all there is may be old
-            raised = max(needs.workers, self._record.active_workers or 0)
-            is_needed = has is not None and (has < needs.workers or has == needs.workers == raised)
+            # though a single answer that has no more than others need may be old, if this one had more
+            own = self._record.active_workers or 0
+            is_needed = has is not None and (has < needs.workers or has == needs.workers >= own)
             if is_kept_up or (needs and (waits or is_needed)):
                 needs.warn(app_id, has)
                 return False
