@@ -1827,29 +1827,19 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
 
 
+@pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
 @pytest.mark.parametrize("kind", [STORED, TABLE])
-def test_a_log_that_cannot_be_read_for_a_moment_is_read_again_after_a_deferral(
-    make: Make, kind: str, disk: Disk
+def test_a_log_that_cannot_be_read_for_a_moment_is_read_again_in_the_last_attempt(
+    make: Make, kind: str, disk: Disk, *, deferrable: bool
 ) -> None:
+    """After a deferral, and where parts of it were let go meanwhile."""
     count = 2 * PART_ROWS
-    task = make(kind, inputs(count), deferrable=True, max_in_flight=count)
+    task = make(kind, inputs(count), deferrable=deferrable, max_in_flight=count if deferrable else PART_ROWS)
     task.max_tries, task.workers = 0, 100
-    trigger = task.attempt_until_deferred()
+    trigger = task.attempt_until_deferred() if deferrable else None
     disk.faults.append(disk.fail_once)
-    assert task.go_on(trigger).error is None
-    assert disk.reads == 1
-    assert task.ends == {"COMPLETED": count}
-
-
-@pytest.mark.parametrize("kind", [STORED, TABLE])
-def test_a_log_that_cannot_be_read_for_a_moment_fails_no_last_attempt(
-    make: Make, kind: str, disk: Disk
-) -> None:
-    count = 2 * PART_ROWS
-    task = make(kind, inputs(count), deferrable=False, max_in_flight=PART_ROWS)
-    task.max_tries, task.workers = 0, 100
-    disk.faults.append(disk.fail_once)
-    assert task.attempt().error is None
+    outcome = task.attempt() if trigger is None else task.go_on(trigger)
+    assert outcome.error is None
     assert disk.reads == 1
     assert task.ends == {"COMPLETED": count}
 
