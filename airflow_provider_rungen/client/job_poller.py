@@ -302,6 +302,7 @@ class JobPoller:
     def _note_error(self, job_id: str, error: RunGenError) -> None:
         """Note an error that no waiting can change."""
         if concerns_one_job(error):
+            self.log(logging.WARNING, error.message, job_id)
             try:
                 self._end(self.on_finished(failed_by(error, self.app_id, job_id)))
                 return

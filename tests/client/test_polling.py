@@ -551,10 +551,14 @@ def test_a_single_poll_outlasts_a_replica_that_lags_behind() -> None:
     assert world.now < 12
 
 
-def test_a_job_that_is_gone_counts_as_failed_among_others_and_a_refused_key_ends_the_wait() -> None:
+def test_a_job_that_is_gone_counts_as_failed_among_others_and_a_refused_key_ends_the_wait(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     world = World(in_order(20))
     world.refuse = lambda _: {"job-0": 404}
     jobs = wait(world)
+    assert "404" in caplog.text
+    assert "(job job-0, app" in caplog.text
     assert [job.status for job in jobs] == ["FAILED", *["COMPLETED"] * 19]
     assert "404" in jobs[0].error
     with pytest.raises(RunGenNotFoundError):

@@ -350,8 +350,8 @@ class Life:
         for number, change in self.script.changes:
             if number == attempt:
                 match change:
-                    case "shuffle":
-                        self.random.shuffle(self.source)
+                    case "shuffle":  # in the same way, whatever has happened before
+                        random.Random(self.script.seed + attempt).shuffle(self.source)  # noqa: S311 - see above
                     case "drop":
                         del self.source[: len(self.source) // 3]
                     case "add":
