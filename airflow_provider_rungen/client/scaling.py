@@ -89,7 +89,7 @@ def restore_workers(
         if workers is not None and not raised.covers(workers):
             log.warning("%s", raised.left_at(workers))
             return record.settled(workers, now)
-        if needed and workers is not None and workers <= needed:
+        if workers is not None and workers < needed:  # just as many may be old news
             return record
         if before is None:
             raise RunGenAppError("The number of workers before is unknown", app_id=app_id)

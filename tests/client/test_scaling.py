@@ -233,6 +233,15 @@ def test_an_app_is_lowered_unless_somebody_else_has_set_it(answer: Any, sent: li
     assert record.history.changes[-1][1] == record.active_workers
 
 
+@pytest.mark.parametrize(("has", "sent"), [(3, [2]), (2, [2]), (1, [])])
+def test_an_app_is_lowered_to_what_others_need_though_an_old_answer_says_it_has_that(
+    has: int, sent: list[int]
+) -> None:
+    record = ScaleRecord(APP, 3, 0)
+    _, requests = play(restore_workers(record, needed=2), [app("RUNNING", has), app("RUNNING", 2)])
+    assert puts(requests) == sent
+
+
 def test_a_lowering_that_fails_or_has_no_number_is_loud(caplog: Log) -> None:
     record, _ = play(restore_workers(RAISED), [app("RUNNING", 3), 403])
     assert record.was_raised

@@ -688,20 +688,66 @@ def test_a_block_that_raised_an_app_believes_no_single_answer_that_it_is_as_othe
     assert down() == 1
 
 
-@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="an attempt knows nothing of those before it")
-@pytest.mark.usefixtures("slow")
-def test_an_app_that_a_retry_does_not_take_any_more_is_scaled_back(
-    emulator: Emulator, ti: TaskInstance3
-) -> None:
+@pytest.fixture
+def move(emulator: Emulator, ti: TaskInstance3) -> Callable[[str], BaseException | None]:
+    """Run the next attempt of a setup, whose app does not get up, and return its error."""
     ti.task_id, ti.states["run"] = "app_up", {"app_up": "running", "app_down": None}
     ti.scaled.clear()
     context: Any = {"ti": ti, "task_state_store": FakeStore()}
     emulator.service.scale(APP, 0)
-    for app_id in (APP, "another"):
+
+    def attempt(app_id: str) -> BaseException | None:
         with dag() as d, scaled_app(app_id, 2, timeout=0.3, scale_down_on_failure=False) as gpu:
             job("paint")
-        assert run_task(gpu.up, context | {"dag": d}).error is not None
+        return run_task(gpu.up, context | {"dag": d}).error
+
+    return attempt
+
+
+KNOWS_EARLIER = pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="nothing is known of earlier attempts")
+
+
+@KNOWS_EARLIER
+@pytest.mark.usefixtures("slow")
+def test_an_app_that_a_retry_does_not_take_any_more_is_scaled_back(
+    emulator: Emulator, move: Callable[[str], BaseException | None]
+) -> None:
+    assert move(APP) is not None
+    assert move("another") is not None
     assert workers(emulator) == 0
+
+
+@KNOWS_EARLIER
+@pytest.mark.usefixtures("slow")
+def test_an_app_that_a_retry_cannot_scale_back_is_that_of_the_next_and_of_the_teardown(
+    emulator: Emulator,
+    ti: TaskInstance3,
+    move: Callable[[str], BaseException | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert move(APP) is not None
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.001)
+    emulator.service.inject(Fault(on="update_app", status=403, times=None))
+    error = move("another")
+    assert isinstance(error, RunGenAppError)
+    assert (error.app_id, error.retryable, workers(emulator)) == (APP, True, 2)
+    assert ti.xcoms["scaled"]["app_id"] == APP, "the teardown scales it down"
+    emulator.service.clear_faults()
+    assert move("another") is not None, "there is no such app"
+    assert workers(emulator) == 0
+
+
+@KNOWS_EARLIER
+@pytest.mark.usefixtures("slow")
+def test_an_app_that_had_its_workers_before_stays_as_it_was(
+    emulator: Emulator, move: Callable[[str], BaseException | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    emulator.service.scale(APP, 2)
+    assert move(APP) is not None
+    caplog.clear()
+    assert move("another") is not None
+    assert workers(emulator) == 2
+    assert f"App {APP} may have workers" not in caplog.text
 
 
 @pytest.mark.parametrize(("big_down", "want"), [(None, 3), ("up_for_retry", 3), ("success", 1)])

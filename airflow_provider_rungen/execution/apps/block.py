@@ -12,11 +12,11 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, TaskInstanceState
-from airflow_provider_rungen.client.daemon_threads import batches
+from airflow_provider_rungen.client.daemon_threads import batches, begin
 from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.exceptions import RunGenAppError
-from airflow_provider_rungen.execution.task.attempts import asked_of, states_in_run, teardowns
+from airflow_provider_rungen.execution.task.attempts import asked_of, is_timing_out, states_in_run, teardowns
 from airflow_provider_rungen.execution.task.store_writer import reason_of
 from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 from airflow_provider_rungen.runs import records
@@ -161,6 +161,23 @@ def decide(ti: Any, blocks: Collection[Block], app_id: str) -> tuple[str, Needs]
     """
     down = find_teardown(ti, blocks)
     return down, Needs() if down else find_needs(ti, blocks, app_id)
+
+
+def decide_in_time(run: TaskRun[Any], blocks: Collection[Block], app_id: str) -> tuple[str, Needs]:
+    """
+    Find out for a setup that ends who undoes what it did, and what others need: see `decide`.
+
+    Without an answer, it does itself. One that fails does not leave the app to its teardown, before which
+    retries and their delays may come.
+    """
+    try:
+        if not run.guard.is_killed and not is_timing_out():
+            return "", ask_needs(run, app_id)
+        # the other half of the time is for the service
+        return begin(decide, run.ti, blocks, app_id).result(run.guard.time_left() / 2)
+    except Exception as error:
+        log.warning("Could not ask who else needs app %s: %s", app_id, type(error).__name__)
+        return "", Needs()
 
 
 def find_teardown(ti: Any, blocks: Iterable[Block]) -> str:

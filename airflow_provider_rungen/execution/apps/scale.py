@@ -13,7 +13,6 @@ from typing import Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
 from airflow_provider_rungen.client.app_polling import AppTarget, LoweredError
-from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.scaling import (
@@ -72,7 +71,7 @@ class ScaleRun(TaskRun[Any]):
                     raise self._kept.unread
                 self._kept.record = ScaleRecord(app_id)
             if self._record.app_id != app_id:  # that of an earlier attempt, if any
-                self._restore("the task has another app now", is_left=True)
+                self._leave_behind()
                 self._kept.record = ScaleRecord(app_id)
             if wanted is None:
                 return self._leave(app_id)
@@ -239,47 +238,44 @@ class ScaleRun(TaskRun[Any]):
         """Whether the number of workers is restored when something goes wrong."""
         return bool(self.task.scale_down_on_failure) and self._record.was_raised
 
-    def _restore(self, reason: object, *, is_left: bool = False) -> None:
+    def _leave_behind(self) -> None:
         """
-        Restore the number of workers, as far as nobody needs them, or log that they are still billed.
+        Restore the app of an earlier attempt: it is that of no attempt any more, nor of the teardown.
 
-        :param is_left: whether the app is that of no attempt any more, nor of the teardown.
+        :raises RunGenAppError: it may still be raised, and nobody else scales it down.
         """
-        record = self._record
-        if self._is_to_restore or (is_left and self._down and record.was_raised):
-            if self.guard.is_killed:
-                return  # cleanup() has decided
-            down, needs = self._decide(record.app_id)
-            if not down:
-                needs.warn(record.app_id)
-                again = block.asking(self, record.app_id, needs)
-                flow = restore_workers(record, needed=needs.workers, ask=again)
-                self._kept.note(self.hook.perform(flow))
+        if self._record.was_raised and (self._down or self._is_to_restore):
+            is_shared, app_id = self._undo(), self._record.app_id
+            if self._record.was_raised and not is_shared:
+                message = f"App {app_id}, of an earlier attempt, may still have workers"
+                raise RunGenAppError(message, app_id=app_id, retryable=True)
+        elif not self._down:
+            self._restore("the task has another app now")
+
+    def _restore(self, reason: object) -> None:
+        """Restore the number of workers, as far as nobody needs them, or log that they are still billed."""
+        if self._is_to_restore:
+            if not self.guard.is_killed:  # otherwise cleanup() has decided
+                self._undo()
         elif self._may_be_raised and not isinstance(reason, RunGenNotFoundError):
             why = getattr(reason, "message", reason)
             ask = partial(block.find_teardown, self.ti, self._blocks)
             if left_to := attempts.call_briefly(ask, attempts.CALL_TIME):
                 line = "App %s may have workers until %s scales it down: %s"
-                log.warning(line, record.app_id, left_to, why)
+                log.warning(line, self._record.app_id, left_to, why)
             else:
-                log.error("%s", record.still_billed(why))
+                log.error("%s", self._record.still_billed(why))
 
-    def _decide(self, app_id: str) -> tuple[str, block.Needs]:
-        """
-        Find out who undoes what was done, and what others need: see `block.decide`.
-
-        Without an answer, this attempt does. One that fails does not leave the app to its teardown, before
-        which retries and their delays may come.
-        """
-        try:
-            if not self.guard.is_killed and not attempts.is_timing_out():
-                return "", block.ask_needs(self, app_id)
-            decide = partial(block.decide, self.ti, self._blocks, app_id)
-            # the other half of the time is for the service
-            return begin(decide).result(self.guard.time_left() / 2)
-        except Exception as error:
-            log.warning("Could not ask who else needs app %s: %s", app_id, type(error).__name__)
-            return "", block.Needs()
+    def _undo(self) -> bool:
+        """Restore the number of workers, as far as nobody needs them. Return whether anybody does."""
+        record = self._record
+        down, needs = block.decide_in_time(self, self._blocks, record.app_id)
+        if not down:
+            needs.warn(record.app_id)
+            again = block.asking(self, record.app_id, needs)
+            flow = restore_workers(record, needed=needs.workers, ask=again)
+            self._kept.note(self.hook.perform(flow))
+        return bool(down or needs)
 
     @property
     def _may_be_raised(self) -> bool:
@@ -303,7 +299,7 @@ class ScaleRun(TaskRun[Any]):
         app, workers = raised.app_id, format_count(raised.active_workers, "worker")
         if self._is_resumed():
             return f"STILL BILLED: app {app} keeps {workers} for the next attempt, which resumes."
-        down, needs = self._decide(app)
+        down, needs = block.decide_in_time(self, self._blocks, app)
         if down:
             return f"App {app} is left to {down}, which asks who needs it."
         needs.warn(app)
