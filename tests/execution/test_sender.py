@@ -470,6 +470,7 @@ def test_an_input_of_unknown_fate_stays_announced_and_is_not_sent_again(make: Ma
     assert sorted(scene.posts) == list(range(8))
     assert {1, 3} == made.errors.keys() == set(scene.later().inputs(InputState.UNKNOWN))
     assert all(isinstance(error, RunGenSubmissionUnknownError) for error in made.errors.values())
+    assert f"job {job_id(0)}, as did that of inputs[0]: see whose it is" in str(made.errors[3])
 
 
 def test_a_refused_key_ends_it_and_leaves_nothing_unknown(make: Make) -> None:

@@ -804,4 +804,4 @@ def test_an_answer_that_names_the_job_of_an_earlier_attempt_is_of_unknown_fate(e
     emulator.service.inject(Fault(on="run", status=201, body={"id": job_id}))
     error = task.attempt().error
     assert isinstance(error, RunGenSubmissionUnknownError)
-    assert job_id in str(error)
+    assert f"job {job_id}, as did an earlier one" in str(error)

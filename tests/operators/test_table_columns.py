@@ -13,7 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+)
 from conftest import pairwise
 from operator_kit import Table, picture, products
 from pydantic import BaseModel
@@ -327,10 +331,20 @@ def test_a_check_that_fails_says_what_buys_again(
     assert task.created == (2 if buys_again else 1)
 
 
-def test_a_check_may_decide_how_the_task_ends(run: Run) -> None:
+@MODES
+@pytest.mark.parametrize("kind", [AirflowSkipException, AirflowFailException, AirflowException])
+def test_a_check_may_decide_how_the_task_ends(run: Run, mode: bool, kind: type[Exception]) -> None:
     check = Checks()
-    check.error = AirflowSkipException("nobody needs them today")
-    assert isinstance(run(products(1), check=check).attempt().error, AirflowSkipException)
+    check.error = kind("nobody needs them today")
+    task = run(products(8), check=check, deferrable=mode)
+    task.max_tries = 0
+    assert type(task.attempt().error) is kind
+    assert len(check.asked) == 1
+    assert len(task.written) == 8
+    check.error = None
+    task.next_run("night 2")
+    assert task.attempt().error is None
+    assert task.created == 8, "all were stored"
 
 
 def test_a_stop_counts_rejected_rows(run: Run) -> None:

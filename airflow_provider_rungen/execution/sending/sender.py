@@ -208,9 +208,13 @@ class Sender:
     def _note_job(self, number: int, job: Job) -> None:
         if not self.saver.jobs.accept(number, job.id):
             # the first keeps it: one of the two has no job, or an unknown one
+            other = self.saver.jobs.table.input_of.get(job.id)
+            whose = {None: "that of another input", number: "an earlier one"}.get(
+                other, f"that of inputs[{other}]"
+            )
             raise RunGenSubmissionUnknownError(
                 f"Fate unknown: RunGen may have created a job of app {self.app_id}. Its answer names "
-                f"job {job.id}, which is that of another input (with a ledger, equal inputs share one)",
+                f"job {job.id}, as did {whose}: see whose it is (with a ledger, equal inputs share one)",
                 hint="Look at the app's jobs first",
             )
         self._writer.add(number, job.id)

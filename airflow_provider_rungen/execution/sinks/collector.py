@@ -60,6 +60,7 @@ class ResultCheck:
         Return why a job is rejected. Once the function has failed, it is not called again.
 
         :raises RunGenError: the function failed. A retry asks it again.
+        :raises AirflowException: the function raised it.
         """
         if self._function is None or self._failure is not None:
             return self._failure
@@ -75,9 +76,6 @@ class ResultCheck:
             rejection = RejectRow(_text(error.message) or "rejected", app_id=job.app_id, job_id=job_id)
             rejection.execution_time = seconds
             return rejection
-        except AirflowException as error:  # the function decides how the task ends
-            error.add_note(f"check raised this for {ids}")
-            raise
         except Exception as error:
             self._failure = RunGenError(
                 f"check failed: {_text(f'{type(error).__name__}: {error}')} {ids}",
@@ -85,6 +83,9 @@ class ResultCheck:
                 app_id=job.app_id,
                 job_id=job_id,
             )
+            if isinstance(error, AirflowException):  # the function decides how the task ends
+                error.add_note(f"check raised this for {ids}")
+                raise
             raise self._failure from error
         return None
 
