@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from airflow_provider_rungen.client import retry
@@ -109,8 +110,9 @@ def restore_workers(
         return record
     if target or is_down(app):
         log.info("Scaled to %s %s", format_count(target, "worker"), format_ids(app_id))
-        # what others have set beyond that is theirs
-        record = record.settled(min(target, raised.active_workers or 0), (yield Sleep(0)))
+        # what others have set beyond that is theirs; what they leave when they end is still to be restored
+        least = min(target, raised.active_workers or 0)
+        record = replace(record.settled(least, (yield Sleep(0))), before=min(before or 0, least))
     return record
 
 

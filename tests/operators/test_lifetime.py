@@ -376,10 +376,21 @@ def test_a_block_that_does_not_begin_again_after_a_clear_is_not_billed_again(
 ) -> None:
     emulator.service.scale(APP, workers_now)
     ti.states["run"]["app_up"] = up
+    ti.try_number, ti.max_tries = 2, 11
     assert down() == 0
     bill = ti.xcoms[BILL_KEY]
     assert bill["down_at"]
     assert float(bill["worker_seconds"]) < 60, "not those of before, which were an hour"
+
+
+def test_a_setup_that_waits_for_its_retry_when_the_run_is_marked_is_billed(
+    emulator: Emulator, down: Callable[..., int], ti: TaskInstance3
+) -> None:
+    emulator.service.scale(APP, 0)
+    ti.states["run"]["app_up"] = "skipped"
+    ti.scaled["run"] = ScaleRecord(APP, 0, 0, history=WorkerHistory(((100.0, 2), (400.0, 0)))).to_json()
+    assert down() == 0
+    assert float(ti.xcoms[BILL_KEY]["worker_seconds"]) == 600
 
 
 def test_an_app_of_before_a_clear_that_is_gone_is_not_billed_again(
@@ -387,6 +398,7 @@ def test_an_app_of_before_a_clear_that_is_gone_is_not_billed_again(
 ) -> None:
     ti.scaled["run"]["app_id"] = "gone"
     ti.states["run"]["app_up"] = "upstream_failed"
+    ti.try_number, ti.max_tries = 2, 11
     down()
     assert (ti.xcoms[BILL_KEY]["worker_seconds"], ti.xcoms[BILL_KEY]["up_at"]) == ("0.000", None)
 
@@ -689,15 +701,15 @@ def test_a_block_that_raised_an_app_believes_no_single_answer_that_it_is_as_othe
 
 
 @pytest.fixture
-def move(emulator: Emulator, ti: TaskInstance3) -> Callable[[str], BaseException | None]:
+def move(emulator: Emulator, ti: TaskInstance3) -> Callable[..., BaseException | None]:
     """Run the next attempt of a setup, whose app does not get up, and return its error."""
     ti.task_id, ti.states["run"] = "app_up", {"app_up": "running", "app_down": None}
     ti.scaled.clear()
     context: Any = {"ti": ti, "task_state_store": FakeStore()}
     emulator.service.scale(APP, 0)
 
-    def attempt(app_id: str) -> BaseException | None:
-        with dag() as d, scaled_app(app_id, 2, timeout=0.3, scale_down_on_failure=False) as gpu:
+    def attempt(app_id: str, *, undoes: bool = False) -> BaseException | None:
+        with dag() as d, scaled_app(app_id, 2, timeout=0.3, scale_down_on_failure=undoes) as gpu:
             job("paint")
         return run_task(gpu.up, context | {"dag": d}).error
 
@@ -710,7 +722,7 @@ KNOWS_EARLIER = pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="nothing is kn
 @KNOWS_EARLIER
 @pytest.mark.usefixtures("slow")
 def test_an_app_that_a_retry_does_not_take_any_more_is_scaled_back(
-    emulator: Emulator, move: Callable[[str], BaseException | None]
+    emulator: Emulator, move: Callable[..., BaseException | None]
 ) -> None:
     assert move(APP) is not None
     assert move("another") is not None
@@ -722,7 +734,7 @@ def test_an_app_that_a_retry_does_not_take_any_more_is_scaled_back(
 def test_an_app_that_a_retry_cannot_scale_back_is_that_of_the_next_and_of_the_teardown(
     emulator: Emulator,
     ti: TaskInstance3,
-    move: Callable[[str], BaseException | None],
+    move: Callable[..., BaseException | None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert move(APP) is not None
@@ -738,9 +750,25 @@ def test_an_app_that_a_retry_cannot_scale_back_is_that_of_the_next_and_of_the_te
 
 
 @KNOWS_EARLIER
+def test_an_app_that_was_left_at_what_others_need_is_scaled_back_once_they_do_not(
+    emulator: Emulator, ti: TaskInstance3, move: Callable[..., BaseException | None]
+) -> None:
+    emulator.service.add_app(APP, init_seconds=60)
+    emulator.service.scale(APP, 1)
+    need(ti, 1)
+    assert move(APP, undoes=True) is not None
+    assert workers(emulator) == 1
+    assert ti.xcoms["scaled"]["active_workers"] == 1
+    ti.states["other"]["app_down"] = "success"
+    assert move("another", undoes=True) is not None
+    assert workers(emulator) == 0
+    assert ti.xcoms["scaled"]["active_workers"] is None, "nobody leaves it to this block any more"
+
+
+@KNOWS_EARLIER
 @pytest.mark.usefixtures("slow")
 def test_an_app_that_had_its_workers_before_stays_as_it_was(
-    emulator: Emulator, move: Callable[[str], BaseException | None], caplog: pytest.LogCaptureFixture
+    emulator: Emulator, move: Callable[..., BaseException | None], caplog: pytest.LogCaptureFixture
 ) -> None:
     emulator.service.scale(APP, 2)
     assert move(APP) is not None

@@ -70,8 +70,9 @@ class ScaleRun(TaskRun[Any]):
                 if wanted != 0:  # whatever was done before, this ends the bill
                     raise self._kept.unread
                 self._kept.record = ScaleRecord(app_id)
-            if self._record.app_id != app_id:  # that of an earlier attempt, if any
-                self._leave_behind()
+            if self._record.app_id != app_id:
+                if self._record.app_id:
+                    self._leave_behind()
                 self._kept.record = ScaleRecord(app_id)
             if wanted is None:
                 return self._leave(app_id)
@@ -251,6 +252,7 @@ class ScaleRun(TaskRun[Any]):
                 raise RunGenAppError(message, app_id=app_id, retryable=True)
         elif not self._down:
             self._restore("the task has another app now")
+        self._kept.note(ScaleRecord(self._record.app_id))  # others ask who needs it
 
     def _restore(self, reason: object) -> None:
         """Restore the number of workers, as far as nobody needs them, or log that they are still billed."""

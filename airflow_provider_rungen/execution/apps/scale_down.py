@@ -87,7 +87,9 @@ class ScaleDownRun(TaskRun[Any]):
             if record.active_workers is None:
                 return False
         started = self._ask_airflow("ask whether the setup started", self._has_setup_started, True)
-        if record is not None and not started:
+        was_cleared = Attempt.of(self.context, self.task).was_cleared
+        # one that waits for a retry when the run is marked is skipped, too
+        if record is not None and not started and was_cleared:
             self._old, self._record = record, record.after_clear(None)
         return started or record is not None
 
