@@ -73,7 +73,6 @@ class CollectRun(TaskRun[JobOptions]):
         """
         job_id = self.task.job_id
         with self.attempt(*JOB_IS_OVER), self.opened():
-            self.task.check_tables(self.context)
             app_id, ids = (event or {}).get("app_id") or self.app_id, self._ids(job_id)
             job_ids = [each for each in dict.fromkeys(ids) if each is not None]
             self.usage.note_submitted(job_ids)

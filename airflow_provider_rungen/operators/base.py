@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, BaseOperator, XComArg, conf
 from airflow_provider_rungen.checks import check_names, default_arg_names, parameter_names
-from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 from airflow_provider_rungen.rows import SqlRows
@@ -32,11 +30,6 @@ DEFAULT_DEFERRABLE: bool = conf.getboolean("operators", "default_deferrable", fa
 LIMITS = ("limit", "max_jobs", "max_cost")
 APP_LINKS = (RunGenResultsLink(), RunGenAppLink())
 JOB_LINKS = (RunGenResultsLink(), RunGenJobLink(), RunGenAppLink())
-# Attributes of a task instance that differ between mapped tasks, in a way that only Airflow knows.
-_UNIQUE = {
-    *("external_executor_id", "id", "job_id", "key", "log_url", "mark_success_url", "pid", "queued_dttm"),
-    *("rendered_map_index", "start_date"),
-}
 
 
 class RunGenBaseOperator(BaseOperator):
@@ -117,39 +110,6 @@ class RunGenBaseOperator(BaseOperator):
             content = replace(content)
         return super().render_template(content, *args, **kwargs)
 
-    def check_tables(self, context: Context) -> None:
-        """
-        Refuse a table that each of the tasks of an ``expand`` would replace, even if there is only one now.
-
-        The tasks of a mapped task group are not checked.
-
-        :raises RunGenInputError: ``results`` or ``failed_table`` is the same for another one of them.
-        """
-        dag: Any = context.get("dag")
-        mapped = None if dag is None else dag.task_dict.get(self.task_id)
-        given: Mapping[str, Any] = getattr(mapped, "partial_kwargs", {})
-        for name in ("results", "failed_table"):
-            own = getattr(self, name, None)
-            if own is None or given.get(name) is None:
-                continue
-            if str(own) == self._render_for_another(given[name], mapped, context):
-                raise RunGenInputError(
-                    f"{name}: each of the mapped tasks would replace the table of the others",
-                    hint="Write {{ ti.map_index }} into its name",
-                )
-
-    def _render_for_another(self, given: Any, mapped: Any, context: Context) -> str | None:
-        """Return a parameter as another task of the ``expand`` has it; ``None`` if that is unknown."""
-        other: Any = copy(context)
-        other["task"] = mapped  # it has no values of `expand`, which templates may read
-        try:
-            other["ti"] = other["task_instance"] = _OtherTaskInstance(context["ti"], mapped)
-            return str(self.render_template(given, other))
-        except Exception:
-            if self._is_killed:
-                raise
-            return None
-
     @property
     def all_job_sources(self) -> Sequence[str]:
         """The tasks that ran the jobs which this one waits for, collects or cancels, also if it is mapped."""
@@ -205,23 +165,6 @@ class RunGenBaseOperator(BaseOperator):
     def _defer_to(self, trigger: Any, seconds: float) -> NoReturn:
         timeout = timedelta(seconds=max(seconds, 0)) + DEFERRAL_GRACE
         self.defer(trigger=trigger, method_name="execute_complete", timeout=timeout)
-
-
-class _OtherTaskInstance:
-    """
-    Another task instance of an ``expand``, for templates.
-
-    :param ti: the one of this task.
-    :param mapped: the mapped task.
-    """
-
-    def __init__(self, ti: Any, mapped: Any) -> None:
-        self._ti, self.map_index, self.task = ti, ti.map_index + 1, mapped
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _UNIQUE:
-            raise AttributeError(name)
-        return getattr(self._ti, name)
 
 
 def check_deferrable(*, deferrable: bool, wait_for_completion: bool, kwargs: OperatorArguments) -> None:

@@ -201,7 +201,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         from airflow_provider_rungen.execution.sources.table_rows import TableRows
         from airflow_provider_rungen.schemas import Schema
 
-        self.check_tables(context)
         table = self.table
         if isinstance(table, RowFunction):
             table = partial(table.function, **determine_kwargs(table.function, (), context))
