@@ -142,6 +142,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     operator_extra_links = JOB_LINKS
     # results go to the table, not to XCom
     max_xcom_bytes = 0
+    #: The parameters that name tables which the task writes.
+    written_tables: Sequence[str] = ("results", "failed_table")
 
     def __init__(
         self,
@@ -225,8 +227,14 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         if self.results is not None:
             return str(self.results)
         # mapped tasks may have one destination
-        name = "results" if ti.map_index in (None, -1) else f"results-{ti.map_index}"
-        return f"{str(self.destination).removesuffix('/')}/{name}.jsonl"
+        is_mapped = ti.map_index not in (None, -1)
+        default = self.default_results
+        return f"{default.removesuffix('.jsonl')}-{ti.map_index}.jsonl" if is_mapped else default
+
+    @property
+    def default_results(self) -> str:
+        """The results table without ``results``."""
+        return f"{str(self.destination).removesuffix('/')}/results.jsonl"
 
     def _make_run(self, context: Context) -> Runner:
         from airflow_provider_rungen.client.redaction import redact
@@ -266,6 +274,8 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
     The parameters are those of `RunGenRunTableOperator`. If it would buy more than ``max_jobs`` or
     ``max_cost`` allows, this task fails in the same way, so that no GPU starts for a refused run.
     """
+
+    written_tables = ()
 
     def execute(self, context: Context) -> int:
         """Read the table, and look its inputs up in the ledger."""

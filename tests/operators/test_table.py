@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset
 from bad_answers import Fault
-from conftest import FakeStore
+from conftest import FakeStore, FakeTaskInstance, run_task
 from operator_kit import KILLED, Table, picture, products, submitted
 from pydantic import BaseModel, field_validator
 
@@ -465,6 +465,49 @@ def test_mapped_tasks_write_no_table_that_they_share(
     assert rungen_emulator.service.stats()["jobs_created"] == 2
     assert attempt(f"{tmp_path}/t{{{{ ti.map_index }}}}.jsonl") == [None, None]
     assert all((tmp_path / f"t{index}.jsonl").exists() for index in range(2))
+
+
+@pytest.mark.parametrize("place", ["results", "destination", "failed_table", "results of a collector"])
+@pytest.mark.parametrize(
+    ("state", "is_refused"),
+    [
+        *((state, True) for state in ("running", "deferred", "success")),
+        *((state, False) for state in ("failed", "skipped", None)),
+    ],
+)
+def test_a_task_writes_no_table_of_another_one(
+    rungen_emulator: Emulator, tmp_path: Path, place: str, state: str | None, is_refused: bool
+) -> None:
+    ti: Any = FakeTaskInstance()
+    ti.task_id, states = "second", {"first": state, "plan": "success"}
+    ti.get_task_states = lambda task_ids, **_: {"run": {each: states[each] for each in task_ids}}
+
+    def attempt(name: str) -> BaseException | None:
+        shared = f"{tmp_path}/{name}.jsonl"
+        collects = place == "results of a collector"
+        given: dict[str, Any] = {"table": products(1), "key": "sku", "to_input": picture}
+        given |= {"destination": f"{tmp_path}/{{{{ task.task_id }}}}"}
+        given |= {"results": shared} if collects else {place: shared}
+        with DAG("dag", schedule=None) as d:
+            RunGenRunTableOperator(task_id="first", **given)
+            RunGenPlanTableOperator(task_id="plan", **given)
+            op: Any = (
+                RunGenCollectResultsOperator(task_id="second", job_id=ids, results=shared)
+                if collects
+                else RunGenRunTableOperator(task_id="second", **given)
+            )
+        context: Any = {"ti": ti, "task": op, "dag": d, "run_id": ti.run_id}
+        op.render_template_fields(context)
+        return run_task(op, context).error
+
+    ids = submitted({"prompt": "a"})
+    error = attempt("t")
+    if is_refused:
+        assert "task 'first' of this run writes the same table" in str(error)
+        assert rungen_emulator.service.stats()["jobs_created"] == 1, "nothing is bought"
+    else:
+        assert error is None
+    assert attempt("t-{{ task.task_id }}-{{ ti.task_id }}") is None
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ class ResultCheck:
     ) -> None:
         self._function = function
         self._retry_hint = retry_hint
-        self._failure: RunGenError | None = None
+        # why jobs are not checked any more
+        self._unchecked: RunGenError | None = None
 
     def __call__(self, job: Job | StoredJob) -> RunGenError | None:
         """
@@ -62,8 +63,8 @@ class ResultCheck:
         :raises RunGenError: the function failed. A retry asks it again.
         :raises AirflowException: the function raised it.
         """
-        if self._function is None or self._failure is not None:
-            return self._failure
+        if self._function is None or self._unchecked is not None:
+            return self._unchecked
         if isinstance(job, StoredJob):
             job_id, seconds = job.job_id, job.execution_seconds
             files = [ObjectStoragePath(output["uri"]) for output in job.outputs]
@@ -76,17 +77,18 @@ class ResultCheck:
             rejection = RejectRow(_text(error.message) or "rejected", app_id=job.app_id, job_id=job_id)
             rejection.execution_time = seconds
             return rejection
+        except AirflowException as error:  # the function decides how the task ends
+            self._unchecked = RunGenError(f"not checked: check failed for job {job_id}")
+            error.add_note(f"check raised this for {ids}")
+            raise
         except Exception as error:
-            self._failure = RunGenError(
+            self._unchecked = RunGenError(f"not checked: check failed for job {job_id}")
+            raise RunGenError(
                 f"check failed: {_text(f'{type(error).__name__}: {error}')} {ids}",
                 hint=f"Correct the function. {self._retry_hint()}",
                 app_id=job.app_id,
                 job_id=job_id,
-            )
-            if isinstance(error, AirflowException):  # the function decides how the task ends
-                error.add_note(f"check raised this for {ids}")
-                raise
-            raise self._failure from error
+            ) from error
         return None
 
 

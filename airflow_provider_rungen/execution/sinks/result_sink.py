@@ -38,7 +38,7 @@ from airflow_provider_rungen.execution.table.result_rows import (
     Status,
 )
 from airflow_provider_rungen.execution.table.results_table import ResultsTable, json_text
-from airflow_provider_rungen.execution.table.written_tables import check_mapped
+from airflow_provider_rungen.execution.table.written_tables import check_tables
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.options import CollectOptions
 from airflow_provider_rungen.execution.task.outcomes import MAX_REASONS
@@ -122,7 +122,7 @@ class ResultSink(Collector):
             raise excess
 
     def prepare(self) -> None:
-        check_mapped(self._run)
+        check_tables(self._run)
         super().prepare()
         folders = {str(self._options.destination).removesuffix("/")}
         for table in filter(None, (self._table, self._failed_table)):
