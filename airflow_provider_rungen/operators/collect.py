@@ -85,7 +85,6 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     template_fields: Sequence[str] = ("app_id", "destination", "job_id", "results", "rungen_conn_id")
     #: The parameters that name tables which the task writes.
     written_tables: Sequence[str] = ("results",)
-    default_results = None  #: The results table without ``results``.
     operator_extra_links = JOB_LINKS
 
     #: The tasks that ran its jobs, as far as ``.output`` tells.

@@ -224,17 +224,21 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         )
 
     def _results_uri(self, ti: Any) -> str:
-        if self.results is not None:
-            return str(self.results)
-        # mapped tasks may have one destination
-        is_mapped = ti.map_index not in (None, -1)
-        default = self.default_results
-        return f"{default.removesuffix('.jsonl')}-{ti.map_index}.jsonl" if is_mapped else default
+        return (
+            self.default_results(self.destination, ti.map_index)
+            if self.results is None
+            else str(self.results)
+        )
 
-    @property
-    def default_results(self) -> str:
-        """The results table without ``results``."""
-        return f"{str(self.destination).removesuffix('/')}/results.jsonl"
+    @staticmethod
+    def default_results(destination: object, index: object = None) -> str:
+        """
+        Return the results table without ``results``: mapped tasks may have one destination.
+
+        :param index: the map index, if any.
+        """
+        end = "" if index in (None, -1) else f"-{index}"
+        return f"{str(destination).removesuffix('/')}/results{end}.jsonl"
 
     def _make_run(self, context: Context) -> Runner:
         from airflow_provider_rungen.client.redaction import redact

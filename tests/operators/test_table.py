@@ -467,28 +467,47 @@ def test_mapped_tasks_write_no_table_that_they_share(
     assert all((tmp_path / f"t{index}.jsonl").exists() for index in range(2))
 
 
+class InRun(FakeTaskInstance):
+    """A task instance beside which others run."""
+
+    task_id = "second"
+
+    def __init__(self, **states: str | None) -> None:
+        super().__init__()
+        self.states = states
+
+    def get_task_states(self, task_ids: list[str], map_index: int, **_: Any) -> dict[str, Any]:
+        end = "" if map_index == -1 else f"_{map_index}"
+        return {"run": {f"{each}{end}": self.states[each] for each in task_ids}}
+
+
+def error_of(op: Any, ti: InRun, **more: Any) -> BaseException | None:
+    """Run a task with what Airflow gives it."""
+    op = op.prepare_for_execution()
+    context: Any = {"ti": ti, "task": op, "dag": op.dag, "run_id": ti.run_id, **more}
+    op.render_template_fields(context)
+    return run_task(op, context).error
+
+
 @pytest.mark.parametrize("place", ["results", "destination", "failed_table", "results of a collector"])
 @pytest.mark.parametrize(
     ("state", "is_refused"),
     [
-        *((state, True) for state in ("running", "deferred", "success")),
+        *((state, True) for state in ("running", "deferred", "success", "up_for_retry")),
         *((state, False) for state in ("failed", "skipped", None)),
     ],
 )
 def test_a_task_writes_no_table_of_another_one(
     rungen_emulator: Emulator, tmp_path: Path, place: str, state: str | None, is_refused: bool
 ) -> None:
-    ti: Any = FakeTaskInstance()
-    ti.task_id, states = "second", {"first": state, "plan": "success"}
-    ti.get_task_states = lambda task_ids, **_: {"run": {each: states[each] for each in task_ids}}
+    collects = place == "results of a collector"
 
     def attempt(name: str) -> BaseException | None:
         shared = f"{tmp_path}/{name}.jsonl"
-        collects = place == "results of a collector"
         given: dict[str, Any] = {"table": products(1), "key": "sku", "to_input": picture}
         given |= {"destination": f"{tmp_path}/{{{{ task.task_id }}}}"}
         given |= {"results": shared} if collects else {place: shared}
-        with DAG("dag", schedule=None) as d:
+        with DAG("dag", schedule=None):
             RunGenRunTableOperator(task_id="first", **given)
             RunGenPlanTableOperator(task_id="plan", **given)
             op: Any = (
@@ -496,9 +515,7 @@ def test_a_task_writes_no_table_of_another_one(
                 if collects
                 else RunGenRunTableOperator(task_id="second", **given)
             )
-        context: Any = {"ti": ti, "task": op, "dag": d, "run_id": ti.run_id}
-        op.render_template_fields(context)
-        return run_task(op, context).error
+        return error_of(op, InRun(first=state, plan="success"))
 
     ids = submitted({"prompt": "a"})
     error = attempt("t")
@@ -508,6 +525,47 @@ def test_a_task_writes_no_table_of_another_one(
     else:
         assert error is None
     assert attempt("t-{{ task.task_id }}-{{ ti.task_id }}") is None
+
+
+@pytest.mark.usefixtures("rungen_emulator")
+@pytest.mark.parametrize(
+    ("name", "is_refused"),
+    [
+        ("{{ task_instance_key_str }}", False),
+        ("{{ params.style }}", False),
+        ("{{ params.language }}", True),
+        ("{{ run_id }}", True),
+    ],
+)
+def test_a_table_with_what_airflow_gives_each_task_is_its_own(
+    tmp_path: Path, name: str, is_refused: bool
+) -> None:
+    with DAG("dag", schedule=None):
+        for task_id in ("first", "second"):
+            params = {"language": "en"} | ({"style": task_id} if "style" in name else {})
+            op = RunGenRunTableOperator(
+                task_id=task_id,
+                table=products(1),
+                key="sku",
+                to_input=picture,
+                destination=f"{tmp_path}/{name}",
+                params=params,
+            )
+    error = error_of(op, InRun(first="success"), params=op.params, task_instance_key_str="dag__second__1")
+    assert (error is not None) == is_refused, error
+
+
+@pytest.mark.usefixtures("rungen_emulator")
+def test_mapped_tasks_write_no_table_of_another_mapped_one(tmp_path: Path) -> None:
+    with DAG("dag", schedule=None) as d:
+        for task_id in ("first", "second"):
+            RunGenRunTableOperator.partial(
+                task_id=task_id, key="sku", to_input=picture, destination=str(tmp_path)
+            ).expand(table=[products(1), products(2)])
+    ti = InRun(first="success")
+    ti.map_index = 1
+    error = run_operator(d.task_dict["second"], map_index=1, context={"ti": ti}).error
+    assert "task 'first' of this run writes the same table" in str(error)
 
 
 @pytest.mark.parametrize(

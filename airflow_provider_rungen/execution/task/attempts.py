@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -55,15 +55,31 @@ def states_in_run(ti: Any, task_id: str) -> list[str | None]:
     Return the state of a task of this run, at this map index. It blocks.
 
     :param ti: see `task_state`.
-    :return: nothing if the run has no such task, or is gone; several for a task in a loop of Airflow 3.4.
+    :return: nothing if the run has no such task, or is gone; several for a task in a loop of Airflow 3.4, or
+        for one that is mapped, if this one is not.
     """
+    return states_by_task(ti, [task_id])[task_id]
+
+
+def states_by_task(ti: Any, task_ids: Sequence[str]) -> dict[str, list[str | None]]:
+    """Return the states of tasks of this run, by task: see `states_in_run`."""
+    states: dict[str, list[str | None]] = {task_id: [] for task_id in task_ids}
     if not AIRFLOW_V_3_0_PLUS and not hasattr(ti, "get_task_states"):
-        found = ti.get_dagrun().get_task_instance(task_id, map_index=ti.map_index)
-        return [] if found is None else [found.state]
+        dag_run = ti.get_dagrun()
+        for task_id in task_ids:
+            if (found := dag_run.get_task_instance(task_id, map_index=ti.map_index)) is not None:
+                states[task_id].append(found.state)
+        return states
     # map_index may be None for a task in a loop of Airflow 3.4: Airflow then answers for each index
-    which = {"task_ids": [task_id], "run_ids": [ti.run_id], "map_index": ti.map_index}
-    states = asked_of(ti).get_task_states(dag_id=ti.dag_id, **which)
-    return list(states.get(ti.run_id, {}).values())
+    which = {"task_ids": [*task_ids], "run_ids": [ti.run_id], "map_index": ti.map_index}
+    answer = asked_of(ti).get_task_states(dag_id=ti.dag_id, **which)
+    for name, state in answer.get(ti.run_id, {}).items():
+        task_id, _, index = name.rpartition("_")
+        if name in states:
+            states[name].append(state)
+        elif index.isdecimal() and task_id in states:
+            states[task_id].append(state)
+    return states
 
 
 def asked_of(ti: Any) -> Any:
