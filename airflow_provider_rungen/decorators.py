@@ -225,6 +225,7 @@ class RunGenPlanTableDecoratedOperator(_RowFunction, RunGenRunTableOperator):
     """Return how many jobs `RunGenTableDecoratedOperator` would run; see `RunGenPlanTableOperator`."""
 
     custom_operator_name = "@task.rungen_table.plan"
+    written_tables = ()
 
     def execute(self, context: Context) -> int:
         """Read the table, and look its inputs up in the ledger."""
