@@ -115,6 +115,7 @@ class ScaleRecord:
     :param sent_at: the time (seconds since 1970) from which the app may have the number, until that is known.
     :param history: the workers that the app had, in earlier attempts, too.
     :param was_cleared: whether the task ran before a clear, too, of which the record knows nothing.
+    :param clear_number: how often tasks of the DAG run had been cleared by then, if that is known.
     """
 
     app_id: str
@@ -123,6 +124,7 @@ class ScaleRecord:
     sent_at: float | None = None
     history: WorkerHistory = WorkerHistory()
     was_cleared: bool = False
+    clear_number: int | None = None
 
     @property
     def was_raised(self) -> bool:
@@ -201,4 +203,5 @@ class ScaleRecord:
             "sent_at": self.sent_at,
             "changes": [{"at": at, "workers": workers} for at, workers in self.history.changes],
             "was_cleared": self.was_cleared,
+            "clear_number": self.clear_number,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, RunGenBaseOperator
@@ -161,6 +161,8 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
 
     #: For each task of the block that runs, collects or waits for jobs, the tasks that run them.
     jobs_of: Mapping[str, Sequence[str]] = MappingProxyType({})
+    #: Why templates could not be rendered, by parameter.
+    unrendered: Mapping[str, Exception] = MappingProxyType({})
 
     def __init__(
         self,
@@ -177,6 +179,17 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         set_parameters(self, locals())
+
+    def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
+        """Render the templates that can be rendered: an app that is up is scaled down without the others."""
+        env = jinja_env or self.get_template_env()
+        failures: dict[str, Exception] = {}
+        for name in self.template_fields:
+            try:
+                setattr(self, name, self.render_template(getattr(self, name), context, env))
+            except Exception as error:
+                failures[name] = error
+        self.unrendered = failures
 
     def _make_run(self, context: Context) -> ScaleDownRun:
         from airflow_provider_rungen.execution.apps.scale_down import ScaleDownRun

@@ -50,18 +50,23 @@ class Block:
         self.usage: dict[str, Any] = {}
         self.pushed: dict[str, Any] = {}
         self._up: Any = FakeTaskInstance()
-        self._attempts = 0
+        self._attempts = self._cleared_after = self._clears = 0
+
+    def clear(self) -> None:
+        """Clear the block, as a user does."""
+        self._clears, self._cleared_after = self._clears + 1, self._attempts
 
     def attempt_up(self, **options: Any) -> tuple[RunGenScaleAppOperator, Any]:
         """Return a new attempt of the setup, and its context."""
         self.up_state = "running"
         self._attempts += 1
         self._up = ti = FakeTaskInstance()
-        ti.task_id, ti.try_number, ti.max_tries = "app_up", self._attempts, 3
+        ti.task_id, ti.try_number, ti.max_tries = "app_up", self._attempts, self._cleared_after + 3
         own: dict[str, Any] = {"app_id": APP, "active_workers": 2, "retries": 3, **FAST}
         op = RunGenScaleAppOperator(task_id="app_up", **(own | options))
         op.is_setup = True
-        return op, {"ti": ti, "task_instance": ti, "task_state_store": self.store}
+        dag_run = SimpleNamespace(clear_number=self._clears)
+        return op, {"ti": ti, "task_instance": ti, "task_state_store": self.store, "dag_run": dag_run}
 
     def up(self, **options: Any) -> Outcome:
         outcome = run_task(*self.attempt_up(**options))
@@ -322,6 +327,20 @@ def test_the_workers_of_another_app_are_not_on_the_bill(block: Block) -> None:
     assert block.down() == Outcome()
     assert block.bill["app_id"] == "another"
     assert block.worker_seconds == pytest.approx(200, abs=TOLERANCE)
+
+
+@pytest.mark.usefixtures("stuck")
+def test_a_setup_that_failed_and_was_cleared_is_billed_from_the_clear_on(block: Block) -> None:
+    failed_attempt(block)
+    failed_attempt(block)
+    assert block.down() == Outcome()
+    assert block.worker_seconds == pytest.approx(before := block.billed, abs=TOLERANCE)
+    block.clear()
+    block.clock.advance(1000)
+    failed_attempt(block)
+    failed_attempt(block)
+    assert block.down(tries=1) == Outcome()
+    assert block.worker_seconds == pytest.approx(block.billed - before, abs=TOLERANCE)
 
 
 def killed_attempt(block: Block, where: str) -> None:

@@ -393,6 +393,36 @@ def test_a_setup_that_waits_for_its_retry_when_the_run_is_marked_is_billed(
     assert float(ti.xcoms[BILL_KEY]["worker_seconds"]) == 600
 
 
+def test_a_setup_that_waits_for_its_retry_after_a_clear_when_the_run_is_marked_is_billed(
+    emulator: Emulator, context: Any, ti: TaskInstance3
+) -> None:
+    emulator.service.scale(APP, 0)
+    ti.states["run"]["app_up"] = "skipped"
+    ti.try_number, ti.max_tries = 2, 11
+    history = WorkerHistory(((100.0, 2), (400.0, 0)))
+    for clears in (2, 1):  # when the record was written
+        ti.scaled["run"] = ScaleRecord(APP, 0, 0, history=history, clear_number=clears).to_json()
+        assert run_task(down_op(), context | {"dag_run": SimpleNamespace(clear_number=2)}).error is None
+        assert float(ti.xcoms[BILL_KEY]["worker_seconds"]) == (600 if clears == 2 else 0)
+
+
+@pytest.mark.parametrize("name", ["price", "app_id", "rungen_conn_id"])
+def test_a_teardown_whose_templates_cannot_be_rendered_scales_down_or_is_loud(
+    emulator: Emulator, context: Any, ti: TaskInstance3, name: str
+) -> None:
+    op = down_op(**{name: "{{ 1 / 0 }}"})
+    outcome = run_task(op, context)
+    assert f"Could not render {name}: ZeroDivisionError" in outcome.log
+    if name == "rungen_conn_id":
+        assert str(outcome.error).startswith(LOUD)
+    else:
+        assert (outcome.error, workers(emulator)) == (None, 0)
+    ti.scaled.clear()
+    error = run_task(op, context).error
+    assert (error is None) == (name == "price")
+    assert error is None or str(error).startswith("STILL BILLED: app ")
+
+
 def test_an_app_of_before_a_clear_that_is_gone_is_not_billed_again(
     down: Callable[..., int], ti: TaskInstance3
 ) -> None:

@@ -102,7 +102,7 @@ def read_scale_record(value: Any) -> ScaleRecord | None:
 
 def _read_record(fields: Mapping[str, Any]) -> ScaleRecord:
     numbers = {name: fields[name] for name in ("active_workers", "before")}
-    sent_at = fields["sent_at"]
+    sent_at, clear_number = fields["sent_at"], fields["clear_number"]
     changes = [
         (records.seconds(change["at"], "at"), records.count(change["workers"], "workers"))
         for change in fields["changes"]
@@ -114,6 +114,7 @@ def _read_record(fields: Mapping[str, Any]) -> ScaleRecord:
         # two changes at one time stay in their order
         history=WorkerHistory(tuple(sorted(changes, key=itemgetter(0)))),
         was_cleared=fields.get("was_cleared") is True,
+        clear_number=None if clear_number is None else records.count(clear_number, "clear_number"),
     )
 
 

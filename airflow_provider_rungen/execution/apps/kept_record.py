@@ -38,6 +38,21 @@ class KeptRecord:
         self.record = ScaleRecord("")
         #: Why it could not be read.
         self.unread: Exception | None = None
+        # see `ScaleRecord`
+        self._clear_number = self._attempt.clear_number
+
+    @property
+    def _attempt(self) -> Attempt:
+        return Attempt.of(self._run.context, self._run.task)
+
+    @property
+    def is_old(self) -> bool:
+        """Whether the task was cleared after the record was written."""
+        return self._attempt.was_cleared and self._clear_number != self._attempt.clear_number
+
+    def begin_again(self) -> None:
+        """Note that what is written from now on is of after the clear."""
+        self._clear_number = self._attempt.clear_number
 
     def load(self, *, was_deferred: bool) -> None:
         """Load the record of this attempt after a deferral, and otherwise that of an earlier one."""
@@ -48,6 +63,7 @@ class KeptRecord:
         if found is None and self._store is not None:
             found = self._read(partial(self._store.get, SCALED_KEY))
             if found is not None:
+                self._clear_number = found.clear_number
                 self.note(found)  # Airflow has wiped the XCom
         if found is not None:
             self.record, self.unread = found, None
@@ -78,8 +94,8 @@ class KeptRecord:
 
     def write(self, record: ScaleRecord) -> None:
         """Write it where it is kept."""
-        was_cleared = Attempt.of(self._run.context, self._run.task).was_cleared
-        value = replace(record, was_cleared=was_cleared).to_json()
+        was_cleared, clear_number = self._attempt.was_cleared, self._clear_number
+        value = replace(record, was_cleared=was_cleared, clear_number=clear_number).to_json()
         self._run.ti.xcom_push(key=SCALED_KEY, value=value)
         if self._store is not None:
             self._store.set(SCALED_KEY, value)

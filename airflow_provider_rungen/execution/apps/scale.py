@@ -136,6 +136,9 @@ class ScaleRun(TaskRun[Any]):
             self._kept.record = replace(earlier, active_workers=None, sent_at=time.time())  # until it is down
         app = self.hook.perform(get_app_to_raise(app_id, wanted))
         now = time.time()
+        if self._kept.is_old:
+            earlier = earlier.after_clear(app)
+            self._kept.begin_again()
         has = before = most = workers_of(app)
         own, needs = wanted, block.Needs()
         if has not in (0, wanted) and self.task.is_setup:
