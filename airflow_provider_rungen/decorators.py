@@ -225,7 +225,7 @@ class RunGenPlanTableDecoratedOperator(_RowFunction, RunGenRunTableOperator):
     """Return how many jobs `RunGenTableDecoratedOperator` would run; see `RunGenPlanTableOperator`."""
 
     custom_operator_name = "@task.rungen_table.plan"
-    written_tables = ()
+    writes_tables = False
 
     def execute(self, context: Context) -> int:
         """Read the table, and look its inputs up in the ledger."""
@@ -246,7 +246,7 @@ class TableTask(_TaskDecorator[..., Any, Any]):
 
         It is called, mapped and overridden in the same way: ``photos.plan("outdoor")``.
         """
-        plan = self.override(task_id=f"{self.kwargs['task_id']}_plan", outlets=None)
+        plan = self.override(task_id=f"{self.kwargs['task_id']}_plan", outlets=[])
         plan.operator_class = RunGenPlanTableDecoratedOperator
         return plan
 

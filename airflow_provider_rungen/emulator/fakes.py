@@ -225,6 +225,8 @@ def make_context(
         ti = FakeTaskInstance(operator, xcoms)
         macros, accessors = "airflow.macros", "airflow.utils.context"
         dag_run.get_task_instance = lambda task_id, **_: SimpleNamespace(state=states.get(task_id))
+        instances = [SimpleNamespace(task_id=each, map_index=-1, state=states[each]) for each in states]
+        dag_run.get_task_instances = lambda: instances
         ti.dag_run = dag_run
     if map_index is not None:
         ti.map_index = map_index

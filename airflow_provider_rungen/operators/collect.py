@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from airflow_provider_rungen.checks import check_output_columns, set_parameters
 from airflow_provider_rungen.operators.base import (
@@ -83,8 +83,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     """
 
     template_fields: Sequence[str] = ("app_id", "destination", "job_id", "results", "rungen_conn_id")
-    #: The parameters that name tables which the task writes.
-    written_tables: Sequence[str] = ("results",)
+    writes_tables: ClassVar[bool] = True
     operator_extra_links = JOB_LINKS
 
     #: The tasks that ran its jobs, as far as ``.output`` tells.

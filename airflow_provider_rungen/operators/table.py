@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_provider_rungen.checks import check_output_columns, set_parameters
 from airflow_provider_rungen.client.money import to_limit
@@ -142,8 +142,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     operator_extra_links = JOB_LINKS
     # results go to the table, not to XCom
     max_xcom_bytes = 0
-    #: The parameters that name tables which the task writes.
-    written_tables: Sequence[str] = ("results", "failed_table")
+    writes_tables: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -224,28 +223,18 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         )
 
     def _results_uri(self, ti: Any) -> str:
-        return (
-            self.default_results(self.destination, ti.map_index)
-            if self.results is None
-            else str(self.results)
-        )
-
-    @staticmethod
-    def default_results(destination: object, index: object = None) -> str:
-        """
-        Return the results table without ``results``: mapped tasks may have one destination.
-
-        :param index: the map index, if any.
-        """
-        end = "" if index in (None, -1) else f"-{index}"
-        return f"{str(destination).removesuffix('/')}/results{end}.jsonl"
+        if self.results is not None:
+            return str(self.results)
+        # mapped tasks may have one destination
+        name = "results" if ti.map_index in (None, -1) else f"results-{ti.map_index}"
+        return f"{str(self.destination).removesuffix('/')}/{name}.jsonl"
 
     def _make_run(self, context: Context) -> Runner:
         from airflow_provider_rungen.client.redaction import redact
         from airflow_provider_rungen.execution.jobs.runner import Runner
         from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
 
-        uri = self._results_uri(context["ti"])
+        uri, failed = self._results_uri(context["ti"]), self.failed_table
         return Runner(
             self,
             context,
@@ -253,7 +242,11 @@ class RunGenRunTableOperator(RunGenBaseOperator):
             partial(ResultSink, table=uri, key=self.key),
             folder=uri.rpartition("/")[0] if self.destination is None else self.destination,
             pushes_ids=False,
-            page={"results": redact(uri), "key": list(self.key)},
+            page={
+                "results": redact(uri),
+                "failed_table": failed and redact(str(failed)),
+                "key": list(self.key),
+            },
         )
 
     def _plan(self, context: Context) -> int:
@@ -279,7 +272,7 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
     ``max_cost`` allows, this task fails in the same way, so that no GPU starts for a refused run.
     """
 
-    written_tables = ()
+    writes_tables = False
 
     def execute(self, context: Context) -> int:
         """Read the table, and look its inputs up in the ledger."""

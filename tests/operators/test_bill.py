@@ -341,6 +341,10 @@ def test_a_setup_that_failed_and_was_cleared_is_billed_from_the_clear_on(block: 
     failed_attempt(block)
     assert block.down(tries=1) == Outcome()
     assert block.worker_seconds == pytest.approx(block.billed - before, abs=TOLERANCE)
+    block.clear()
+    assert block.up(only_if=0).error is None
+    assert block.down(tries=2) == Outcome()
+    assert block.worker_seconds == 0
 
 
 def killed_attempt(block: Block, where: str) -> None:

@@ -443,6 +443,7 @@ def test_a_function_is_planned_as_it_runs(run: Run) -> None:
         mapped: Any = photos.plan.expand(style=["indoor", "outdoor"])
         plan >> photos("outdoor")
     assert {"photos", "photos_plan", "all_plan", "photos_plan__1"} == set(dag.task_dict)
+    assert dag.task_dict["photos_plan__1"].outlets == [], "Airflow adds them to a list"
     assert [plan.operator.retries, other.operator.retries] == [2, 0]
     assert run_operator(plan).value == 2
     assert run_operator(dag.task_dict["photos"]).error is None

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset
 from bad_answers import Fault
-from conftest import FakeStore, FakeTaskInstance, run_task
+from conftest import FakeStore, FakeTaskInstance
 from operator_kit import KILLED, Table, picture, products, submitted
 from pydantic import BaseModel, field_validator
 
@@ -468,25 +468,32 @@ def test_mapped_tasks_write_no_table_that_they_share(
 
 
 class InRun(FakeTaskInstance):
-    """A task instance beside which others run."""
+    """The instance of the task ``second``, beside others of its run."""
 
     task_id = "second"
 
-    def __init__(self, **states: str | None) -> None:
+    def __init__(self, pages: Mapping[str, Any], **states: str | None) -> None:
         super().__init__()
-        self.states = states
+        self.pages, self.states = pages, states
 
     def get_task_states(self, task_ids: list[str], map_index: int, **_: Any) -> dict[str, Any]:
-        end = "" if map_index == -1 else f"_{map_index}"
-        return {"run": {f"{each}{end}": self.states[each] for each in task_ids}}
+        assert map_index == -1
+        return {
+            "run": {name: state for name, state in self.states.items() if name.startswith(tuple(task_ids))}
+        }
+
+    def xcom_pull(
+        self, task_ids: Any = None, key: str = "return_value", default: Any = None, **_: Any
+    ) -> Any:
+        return self.pages[task_ids] if key == "rungen_page" else self.xcoms.get(key, default)
 
 
-def error_of(op: Any, ti: InRun, **more: Any) -> BaseException | None:
-    """Run a task with what Airflow gives it."""
-    op = op.prepare_for_execution()
-    context: Any = {"ti": ti, "task": op, "dag": op.dag, "run_id": ti.run_id, **more}
-    op.render_template_fields(context)
-    return run_task(op, context).error
+def error_of(op: Any, ti: Any = None, **more: Any) -> tuple[BaseException | None, Any]:
+    """Run a task with what Airflow gives it, and return its error and its page."""
+    ti = ti or InRun({})
+    context = {"ti": ti, "run_id": ti.run_id, **more}
+    outcome = run_operator(op, map_index=more.get("map_index"), context=context)
+    return outcome.error, ti.xcoms.get("rungen_page")
 
 
 @pytest.mark.parametrize("place", ["results", "destination", "failed_table", "results of a collector"])
@@ -508,64 +515,89 @@ def test_a_task_writes_no_table_of_another_one(
         given |= {"destination": f"{tmp_path}/{{{{ task.task_id }}}}"}
         given |= {"results": shared} if collects else {place: shared}
         with DAG("dag", schedule=None):
-            RunGenRunTableOperator(task_id="first", **given)
+            first = RunGenRunTableOperator(task_id="first", **given)
             RunGenPlanTableOperator(task_id="plan", **given)
-            op: Any = (
+            second: Any = (
                 RunGenCollectResultsOperator(task_id="second", job_id=ids, results=shared)
                 if collects
                 else RunGenRunTableOperator(task_id="second", **given)
             )
-        return error_of(op, InRun(first=state, plan="success"))
+        error, page = error_of(first)
+        assert error is None
+        return error_of(second, InRun({"first": page}, first=state, plan="success"))[0]
 
     ids = submitted({"prompt": "a"})
     error = attempt("t")
     if is_refused:
         assert "task 'first' of this run writes the same table" in str(error)
-        assert rungen_emulator.service.stats()["jobs_created"] == 1, "nothing is bought"
+        assert rungen_emulator.service.stats()["jobs_created"] == 2, "it buys nothing"
     else:
         assert error is None
-    assert attempt("t-{{ task.task_id }}-{{ ti.task_id }}") is None
+    assert attempt("t-{{ task.task_id }}-{{ task_instance_key_str }}") is None
 
 
 @pytest.mark.usefixtures("rungen_emulator")
-@pytest.mark.parametrize(
-    ("name", "is_refused"),
-    [
-        ("{{ task_instance_key_str }}", False),
-        ("{{ params.style }}", False),
-        ("{{ params.language }}", True),
-        ("{{ run_id }}", True),
-    ],
-)
-def test_a_table_with_what_airflow_gives_each_task_is_its_own(
-    tmp_path: Path, name: str, is_refused: bool
-) -> None:
-    with DAG("dag", schedule=None):
-        for task_id in ("first", "second"):
-            params = {"language": "en"} | ({"style": task_id} if "style" in name else {})
-            op = RunGenRunTableOperator(
-                task_id=task_id,
-                table=products(1),
-                key="sku",
-                to_input=picture,
-                destination=f"{tmp_path}/{name}",
-                params=params,
-            )
-    error = error_of(op, InRun(first="success"), params=op.params, task_instance_key_str="dag__second__1")
-    assert (error is not None) == is_refused, error
-
-
-@pytest.mark.usefixtures("rungen_emulator")
-def test_mapped_tasks_write_no_table_of_another_mapped_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["partial", "destination", "expand_kwargs"])
+def test_mapped_tasks_write_no_table_of_another_mapped_one(tmp_path: Path, way: str) -> None:
+    places, tables = [f"{tmp_path}/{n}" for n in range(2)], [products(1), products(2)]
     with DAG("dag", schedule=None) as d:
         for task_id in ("first", "second"):
-            RunGenRunTableOperator.partial(
-                task_id=task_id, key="sku", to_input=picture, destination=str(tmp_path)
-            ).expand(table=[products(1), products(2)])
-    ti = InRun(first="success")
+            given = {"destination": str(tmp_path)} if way == "partial" else {}
+            kind = RunGenRunTableOperator.partial(task_id=task_id, key="sku", to_input=picture, **given)
+            if way == "partial":
+                kind.expand(table=tables)
+            elif way == "destination":
+                kind.expand(table=tables[:1], destination=places)
+            else:
+                kind.expand_kwargs(
+                    [
+                        {"table": table, "destination": place}
+                        for table, place in zip(tables, places, strict=True)
+                    ]
+                )
+    first, second = (d.task_dict[task_id] for task_id in ("first", "second"))
+    pages = []
+    for index in range(2):
+        ti = InRun({})
+        ti.map_index = index
+        error, page = error_of(first, ti, map_index=index)
+        assert error is None
+        pages.append(page)
+    ti = InRun(
+        {"first": pages, "second": [pages[1]]}, first_0="failed", first_1="success", second_1="running"
+    )
     ti.map_index = 1
-    error = run_operator(d.task_dict["second"], map_index=1, context={"ti": ti}).error
-    assert "task 'first' of this run writes the same table" in str(error)
+    assert "task 'first' of this run writes the same table" in str(error_of(second, ti, map_index=1)[0])
+
+
+@pytest.mark.usefixtures("rungen_emulator")
+@pytest.mark.parametrize(("state", "is_refused"), [("success", True), ("failed", False)])
+def test_a_mapped_task_writes_no_table_that_another_one_was_given(
+    tmp_path: Path, state: str, is_refused: bool
+) -> None:
+    with DAG("dag", schedule=None):
+        mapped: Any = RunGenRunTableOperator.partial(
+            task_id="second", key="sku", to_input=picture, destination=str(tmp_path)
+        ).expand_kwargs([{"table": products(n), "results": f"{tmp_path}/t.jsonl"} for n in (1, 2)])
+    ti = InRun({})
+    ti.map_index = 0
+    error, page = error_of(mapped, ti, map_index=0)
+    assert error is None
+    ti = InRun({"second": [page, page]}, second_0=state, second_1="running")
+    ti.map_index = 1
+    error, _ = error_of(mapped, ti, map_index=1)
+    assert ("each of the mapped tasks would replace the table" in str(error)) == is_refused, error
+
+
+@pytest.mark.usefixtures("rungen_emulator")
+def test_airflow_that_does_not_answer_holds_up_no_table(tmp_path: Path) -> None:
+    with DAG("dag", schedule=None):
+        for task_id in ("first", "second"):
+            op = RunGenRunTableOperator(
+                task_id=task_id, table=products(1), key="sku", to_input=picture, destination=str(tmp_path)
+            )
+    # nobody knows the page of the other
+    assert error_of(op, InRun({}, first="success"))[0] is None
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,9 @@ class KeptRecord:
             found = self._read(partial(self._store.get, SCALED_KEY))
             if found is not None:
                 self._clear_number = found.clear_number
+                if self.is_old and not found.was_raised:  # otherwise it may still be up
+                    found = found.after_clear(None)
+                    self.begin_again()
                 self.note(found)  # Airflow has wiped the XCom
         if found is not None:
             self.record, self.unread = found, None

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
-from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.task.attempts import states_by_task
+from airflow_provider_rungen.client.daemon_threads import begin, ends_within
+from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
+from airflow_provider_rungen.execution.task.attempts import states_by_name
+from airflow_provider_rungen.execution.task.store_writer import reason_of
+from airflow_provider_rungen.execution.task.xcom_keys import PAGE_KEY
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.task.run import TaskRun
 
-# Attributes of a task instance that differ between tasks, in a way that only Airflow knows.
+log = logging.getLogger(__name__)
+
+# The parameters that name tables, which are in the XCom `PAGE_KEY`, too.
+_NAMES = ("results", "failed_table")
+# Attributes of a task instance that differ between mapped tasks, in a way that only Airflow knows.
 _UNIQUE = {
     *("external_executor_id", "id", "job_id", "key", "log_url", "mark_success_url", "pid", "queued_dttm"),
     *("rendered_map_index", "start_date"),
 }
-# What else Airflow gives each task. ``params`` are those of the task, too.
-_OF_TASK = (
-    *("task_instance_key_str", "inlets", "outlets", "inlet_events", "outlet_events", "map_index_template"),
-    *("expanded_ti_count", "params"),
-)
 # The states of a task whose table is in use. Of two in branches, one is skipped; a fallback comes after a
 # failure.
 _IN_USE = {
     *(TaskInstanceState.RUNNING, TaskInstanceState.DEFERRED, TaskInstanceState.UP_FOR_RETRY),
     TaskInstanceState.SUCCESS,
 }
+# Seconds that Airflow may fail or hang when it is asked for other tasks. Hardly ever do two share a table.
+_ASK_TIME = 10.0
 
 
 def check_tables(run: TaskRun[Any]) -> None:
@@ -38,94 +44,107 @@ def check_tables(run: TaskRun[Any]) -> None:
 
     The tasks of a mapped task group are not checked.
 
-    :param run: an attempt of a task that writes tables.
+    :param run: an attempt of a task that writes tables, which has pushed its page.
     :raises RunGenInputError: one of them is that of another task, too.
-    :raises Exception: Airflow failed or hung for too long.
     """
     dag: Any = run.context.get("dag")
     definition = None if dag is None else dag.task_dict.get(run.task.task_id)
-    own = _tables_of(run.task, run.ti.map_index)
-    for name, text in _tables_of(definition).items():
-        if hasattr(definition, "partial_kwargs") and _is_same(run, own[name], text, definition, definition):
-            raise RunGenInputError(
-                f"{name}: each of the mapped tasks would replace the table of the others",
-                hint="Write {{ ti.map_index }} into its name",
-            )
-        others = [each for each in dag.tasks if each is not definition]
-        for other in _in_use(run, [each for each in others if str(text) in _texts_of(each)]):
-            if _is_same(run, own[name], text, other, definition):
+    if definition is None:
+        return
+    own, given = _tables_of(run.page_details()), getattr(definition, "partial_kwargs", {})
+    for name in own:
+        if given.get(name) is not None and _is_same_for_another(run, name, given[name], definition):
+            raise _mapped_error(name)
+    try:
+        others = [*_find_others(run, dag, definition, own)]
+    except Exception as error:
+        if run.guard.is_killed:
+            raise
+        log.warning("Could not ask which tasks write the same table: %s", reason_of(error))
+        return
+    for task_id, tables in others:
+        for name, table in own.items():
+            if table in tables.values() and task_id == run.task.task_id:
+                raise _mapped_error(name)
+            if table in tables.values():
                 raise RunGenInputError(
-                    f"{name}: task {other.task_id!r} of this run writes the same table",
+                    f"{name}: task {task_id!r} of this run writes the same table",
                     hint="Give each task a table of its own, for example with {{ task.task_id }} in its name",
                 )
 
 
-def _tables_of(task: Any, index: int | None = None) -> dict[str, Any]:
-    """
-    Return the tables that a task writes, by parameter: of a mapped one, those that are not mapped.
-
-    :param task: a task that runs, or one of a DAG, whose templates are not rendered.
-    :param index: the map index of a task that runs.
-    """
-    kind, given = getattr(task, "operator_class", type(task)), getattr(task, "partial_kwargs", None)
-    names = getattr(kind, "written_tables", ())
-    found = {name: getattr(task, name) if given is None else given.get(name) for name in names}
-    if hasattr(kind, "default_results") and found.get("results", "") is None:
-        if given is None:
-            found["results"] = kind.default_results(task.destination, index)
-        elif "destination" in given and not _is_mapped(task, "results"):
-            found["results"] = kind.default_results(given["destination"], "{{ ti.map_index }}")
-    return {name: value for name, value in found.items() if value is not None}
+def _mapped_error(name: str) -> RunGenInputError:
+    return RunGenInputError(
+        f"{name}: each of the mapped tasks would replace the table of the others",
+        hint="Write {{ ti.map_index }} into its name",
+    )
 
 
-def _texts_of(task: Any) -> list[str]:
-    return [str(value) for value in _tables_of(task).values()]
+def _tables_of(page: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tables of a task, by parameter."""
+    return {name: table for name in _NAMES if isinstance(table := page.get(name), str)}
 
 
-def _is_mapped(task: Any, name: str) -> bool:
-    """Return whether a parameter of a task differs between the tasks of its ``expand``, if it is mapped."""
-    expanded = getattr(getattr(task, "expand_input", None), "value", {})
-    return name in expanded if isinstance(expanded, Mapping) else True  # expand_kwargs
+def _find_others(
+    run: TaskRun[Any], dag: Any, definition: Any, own: dict[str, str]
+) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Yield the tables of other tasks of the run that are in use, with the ids of the tasks."""
+
+    def ask(call: Callable[[], Any]) -> Any:
+        if not ends_within(_ASK_TIME, answer := begin(call), run.guard.is_stopping):
+            raise RunGenError("no answer")
+        return answer.result()
+
+    own_id, own_name = definition.task_id, f"{definition.task_id}_{run.ti.map_index}"
+    given = getattr(definition, "partial_kwargs", None)
+    # otherwise each of the `expand` is known to have tables of its own
+    is_asked = given is not None and any(
+        getattr(run.task, name, None) is not None and given.get(name) is None for name in _NAMES
+    )
+    writers = (task for task in dag.tasks if getattr(_class_of(task), "writes_tables", False))
+    task_ids = [each.task_id for each in writers if each is not definition or is_asked]
+    states = ask(partial(states_by_name, run.ti, task_ids)) if task_ids else {}
+    for task_id in task_ids:
+        in_use = (name for name, state in states.items() if state in _IN_USE and name != own_name)
+        if not any(name == task_id or re.fullmatch(rf"{re.escape(task_id)}_\d+", name) for name in in_use):
+            continue
+        pulled = ask(partial(run.ti.xcom_pull, task_ids=task_id, key=PAGE_KEY))
+        pages = [pulled] if isinstance(pulled, Mapping) else [*(pulled or ())]
+        tables = [_tables_of(page) for page in pages if isinstance(page, Mapping)]
+        if task_id == own_id and own in tables:
+            tables.remove(own)
+        yield from ((task_id, each) for each in tables)
 
 
-def _in_use(run: TaskRun[Any], tasks: list[Any]) -> list[Any]:
-    """Return those of some tasks whose tables are in use."""
-    if not tasks:
-        return []
-    ask = partial(states_by_task, run.ti, [task.task_id for task in tasks])
-    states = run.guard.call_patiently("ask which tasks have run", ask)
-    return [task for task in tasks if not _IN_USE.isdisjoint(states[task.task_id])]
+def _class_of(task: Any) -> Any:
+    return getattr(task, "operator_class", type(task))
 
 
-def _is_same(run: TaskRun[Any], own: Any, given: Any, task: Any, definition: Any) -> bool:
-    """Return whether a parameter is the same for another task, or for another one of the ``expand``."""
+def _is_same_for_another(run: TaskRun[Any], name: str, given: Any, mapped: Any) -> bool:
+    """Return whether a parameter is the same for another task of the ``expand``, as far as that is known."""
     other: Any = copy(run.context)
-    other["task"] = task  # if it is mapped, it has no values of `expand`, which templates may read
-    has_params = task.params == definition.params and not _is_mapped(task, "params")
-    for name in _OF_TASK:
-        if name in other and not (name == "params" and has_params):
-            del other[name]
+    other["task"] = mapped  # it has no values of `expand`, which templates may read
+    if "params" in other and "params" in getattr(mapped.expand_input, "value", ()):
+        del other["params"]
     try:
-        other["ti"] = other["task_instance"] = _OtherTaskInstance(run.ti, task, run.task.task_id)
-        return str(own) == str(run.task.render_template(given, other))
+        other["ti"] = other["task_instance"] = _OtherTaskInstance(run.ti, mapped)
+        return str(getattr(run.task, name)) == str(run.task.render_template(given, other))
     except Exception:
         if run.guard.is_killed:
             raise
-        return False  # nobody knows
+        return False
 
 
 class _OtherTaskInstance:
     """
-    The instance of another task, or of another one of an ``expand``, for templates.
+    Another task instance of an ``expand``, for templates.
 
     :param ti: the one of this task.
-    :param task: the other task, or the mapped one.
-    :param own_id: the id of this task.
+    :param mapped: the mapped task.
     """
 
-    def __init__(self, ti: Any, task: Any, own_id: str) -> None:
-        self._ti, self.task, self.task_id = ti, task, task.task_id
-        self.map_index = ti.map_index + (task.task_id == own_id)
+    def __init__(self, ti: Any, mapped: Any) -> None:
+        self._ti, self.map_index, self.task = ti, ti.map_index + 1, mapped
 
     def __getattr__(self, name: str) -> Any:
         if name in _UNIQUE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -55,31 +55,26 @@ def states_in_run(ti: Any, task_id: str) -> list[str | None]:
     Return the state of a task of this run, at this map index. It blocks.
 
     :param ti: see `task_state`.
-    :return: nothing if the run has no such task, or is gone; several for a task in a loop of Airflow 3.4, or
-        for one that is mapped, if this one is not.
+    :return: nothing if the run has no such task, or is gone; several for a task in a loop of Airflow 3.4.
     """
-    return states_by_task(ti, [task_id])[task_id]
-
-
-def states_by_task(ti: Any, task_ids: Sequence[str]) -> dict[str, list[str | None]]:
-    """Return the states of tasks of this run, by task: see `states_in_run`."""
-    states: dict[str, list[str | None]] = {task_id: [] for task_id in task_ids}
     if not AIRFLOW_V_3_0_PLUS and not hasattr(ti, "get_task_states"):
-        dag_run = ti.get_dagrun()
-        for task_id in task_ids:
-            if (found := dag_run.get_task_instance(task_id, map_index=ti.map_index)) is not None:
-                states[task_id].append(found.state)
-        return states
+        found = ti.get_dagrun().get_task_instance(task_id, map_index=ti.map_index)
+        return [] if found is None else [found.state]
     # map_index may be None for a task in a loop of Airflow 3.4: Airflow then answers for each index
-    which = {"task_ids": [*task_ids], "run_ids": [ti.run_id], "map_index": ti.map_index}
-    answer = asked_of(ti).get_task_states(dag_id=ti.dag_id, **which)
-    for name, state in answer.get(ti.run_id, {}).items():
-        task_id, _, index = name.rpartition("_")
-        if name in states:
-            states[name].append(state)
-        elif index.isdecimal() and task_id in states:
-            states[task_id].append(state)
-    return states
+    which = {"task_ids": [task_id], "run_ids": [ti.run_id], "map_index": ti.map_index}
+    states = asked_of(ti).get_task_states(dag_id=ti.dag_id, **which)
+    return list(states.get(ti.run_id, {}).values())
+
+
+def states_by_name(ti: Any, task_ids: Collection[str]) -> dict[str, str | None]:
+    """Return the states of tasks of this run, by id: ``{id}_{index}`` if they are mapped. It blocks."""
+    if not AIRFLOW_V_3_0_PLUS and not hasattr(ti, "get_task_states"):
+        found = [each for each in ti.get_dagrun().get_task_instances() if each.task_id in task_ids]
+        return {f"{each.task_id}_{each.map_index}".removesuffix("_-1"): each.state for each in found}
+    # without an index, Airflow answers for all
+    which = {"task_ids": [*task_ids], "run_ids": [ti.run_id], "map_index": -1}
+    answer: Mapping[str, Any] = asked_of(ti).get_task_states(dag_id=ti.dag_id, **which)
+    return dict(answer.get(ti.run_id, {}))
 
 
 def asked_of(ti: Any) -> Any:
