@@ -571,7 +571,7 @@ def test_mapped_tasks_write_no_table_of_another_mapped_one(tmp_path: Path, way: 
 
 
 @pytest.mark.usefixtures("rungen_emulator")
-@pytest.mark.parametrize(("state", "is_refused"), [("success", True), ("failed", False)])
+@pytest.mark.parametrize(("state", "is_refused"), [("success", True), ("failed", False), ("removed", False)])
 def test_a_mapped_task_writes_no_table_that_another_one_was_given(
     tmp_path: Path, state: str, is_refused: bool
 ) -> None:
@@ -583,7 +583,7 @@ def test_a_mapped_task_writes_no_table_that_another_one_was_given(
     ti.map_index = 0
     error, page = error_of(mapped, ti, map_index=0)
     assert error is None
-    ti = InRun({"second": [page, page]}, second_0=state, second_1="running")
+    ti = InRun({"second": [page, {**page, "index": 1}]}, second_0=state, second_1="running")
     ti.map_index = 1
     error, _ = error_of(mapped, ti, map_index=1)
     assert ("each of the mapped tasks would replace the table" in str(error)) == is_refused, error

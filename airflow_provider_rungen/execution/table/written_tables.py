@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,7 @@ def check_tables(run: TaskRun[Any]) -> None:
         if given.get(name) is not None and _is_same_for_another(run, name, given[name], definition):
             raise _mapped_error(name)
     try:
-        others = [*_find_others(run, dag, definition, own)]
+        others = [*_find_others(run, dag, definition)]
     except Exception as error:
         if run.guard.is_killed:
             raise
@@ -85,9 +85,7 @@ def _tables_of(page: Mapping[str, Any]) -> dict[str, str]:
     return {name: table for name in _NAMES if isinstance(table := page.get(name), str)}
 
 
-def _find_others(
-    run: TaskRun[Any], dag: Any, definition: Any, own: dict[str, str]
-) -> Iterator[tuple[str, Mapping[str, str]]]:
+def _find_others(run: TaskRun[Any], dag: Any, definition: Any) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Yield the tables of other tasks of the run that are in use, with the ids of the tasks."""
 
     def ask(call: Callable[[], Any]) -> Any:
@@ -95,7 +93,7 @@ def _find_others(
             raise RunGenError("no answer")
         return answer.result()
 
-    own_id, own_name = definition.task_id, f"{definition.task_id}_{run.ti.map_index}"
+    own_name = f"{definition.task_id}_{run.ti.map_index}"
     given = getattr(definition, "partial_kwargs", None)
     # otherwise each of the `expand` is known to have tables of its own
     is_asked = given is not None and any(
@@ -104,16 +102,22 @@ def _find_others(
     writers = (task for task in dag.tasks if getattr(_class_of(task), "writes_tables", False))
     task_ids = [each.task_id for each in writers if each is not definition or is_asked]
     states = ask(partial(states_by_name, run.ti, task_ids)) if task_ids else {}
+    names = [name for name, state in states.items() if state in _IN_USE and name != own_name]
     for task_id in task_ids:
-        in_use = (name for name, state in states.items() if state in _IN_USE and name != own_name)
-        if not any(name == task_id or re.fullmatch(rf"{re.escape(task_id)}_\d+", name) for name in in_use):
+        if not (in_use := _indexes_of(task_id, names, dag.task_dict)):
             continue
         pulled = ask(partial(run.ti.xcom_pull, task_ids=task_id, key=PAGE_KEY))
-        pages = [pulled] if isinstance(pulled, Mapping) else [*(pulled or ())]
-        tables = [_tables_of(page) for page in pages if isinstance(page, Mapping)]
-        if task_id == own_id and own in tables:
-            tables.remove(own)
-        yield from ((task_id, each) for each in tables)
+        for page in [pulled] if isinstance(pulled, Mapping) else pulled or ():
+            # an index that was not started again after a clear has its old page
+            if isinstance(page, Mapping) and page.get("index", -1) in in_use:
+                yield task_id, _tables_of(page)
+
+
+def _indexes_of(task_id: str, names: list[str], task_ids: Collection[str]) -> set[int]:
+    """Return the map indexes of those of some tasks that are of this one; -1 if it is not mapped."""
+    pattern = re.compile(rf"{re.escape(task_id)}_(\d+)")
+    found = (pattern.fullmatch(name) for name in names if name not in task_ids)
+    return {int(match[1]) for match in found if match} | ({-1} if task_id in names else set())
 
 
 def _class_of(task: Any) -> Any:

@@ -260,11 +260,11 @@ class TaskRun(Generic[Options]):
         """Push what the task is about: see `xcom_keys`."""
         details: dict[str, Any] = {"connection": self.options.rungen_conn_id, "app": app_id}
         price = self.find_price() if self.is_connected else None
-        details |= {"jobs": list(job_ids) or None, "price": price and str(price)}
+        details |= {"jobs": list(job_ids) or None, "price": price and str(price), "index": self.ti.map_index}
         for down in find_blocks(self.task, self.context)[:1]:
             details |= {"up": down.scale_up_task_id, "down": down.task_id}
         details |= self.page_details()
-        value = {name: each for name, each in details.items() if each is not None}
+        value = {name: each for name, each in details.items() if each not in (None, -1)}
         self.push_quietly(xcom_keys.PAGE_KEY, value, "what the task is about")
 
     def find_price(self, *, is_before: bool = False) -> Price | None:

@@ -27,6 +27,7 @@ key              value
 ``destination``   the folder of the stored outputs, if there is one
 ``results``       the results table, if there is one
 ``failed_table``  the table of the rows that failed, if there is one
+``index``         the map index, if the task is mapped
 ``key``           the columns that identify a row of it
 ``waits``         false for a task that does not wait for its jobs
 ``rows``          how many inputs or rows there are, if known
