@@ -21,6 +21,7 @@ from pydantic import BaseModel, field_validator
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.emulator.testing import run_operator
+from airflow_provider_rungen.execution.table import written_tables
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenPlanTableOperator,
@@ -467,6 +468,12 @@ def test_mapped_tasks_write_no_table_that_they_share(
     assert all((tmp_path / f"t{index}.jsonl").exists() for index in range(2))
 
 
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for no page of another task to be replaced."""
+    monkeypatch.setattr(written_tables, "_OLD_PAGE_TIME", 0.0)
+
+
 class InRun(FakeTaskInstance):
     """The instance of the task ``second``, beside others of its run."""
 
@@ -496,6 +503,7 @@ def error_of(op: Any, ti: Any = None, **more: Any) -> tuple[BaseException | None
     return outcome.error, ti.xcoms.get("rungen_page")
 
 
+@pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("place", ["results", "destination", "failed_table", "results of a collector"])
 @pytest.mark.parametrize(
     ("state", "is_refused"),
@@ -536,7 +544,7 @@ def test_a_task_writes_no_table_of_another_one(
     assert attempt("t-{{ task.task_id }}-{{ task_instance_key_str }}") is None
 
 
-@pytest.mark.usefixtures("rungen_emulator")
+@pytest.mark.usefixtures("rungen_emulator", "soon")
 @pytest.mark.parametrize("way", ["partial", "destination", "expand_kwargs"])
 def test_mapped_tasks_write_no_table_of_another_mapped_one(tmp_path: Path, way: str) -> None:
     places, tables = [f"{tmp_path}/{n}" for n in range(2)], [products(1), products(2)]
@@ -570,7 +578,7 @@ def test_mapped_tasks_write_no_table_of_another_mapped_one(tmp_path: Path, way: 
     assert "task 'first' of this run writes the same table" in str(error_of(second, ti, map_index=1)[0])
 
 
-@pytest.mark.usefixtures("rungen_emulator")
+@pytest.mark.usefixtures("rungen_emulator", "soon")
 @pytest.mark.parametrize(("state", "is_refused"), [("success", True), ("failed", False), ("removed", False)])
 def test_a_mapped_task_writes_no_table_that_another_one_was_given(
     tmp_path: Path, state: str, is_refused: bool
@@ -587,6 +595,22 @@ def test_a_mapped_task_writes_no_table_that_another_one_was_given(
     ti.map_index = 1
     error, _ = error_of(mapped, ti, map_index=1)
     assert ("each of the mapped tasks would replace the table" in str(error)) == is_refused, error
+
+
+@pytest.mark.usefixtures("rungen_emulator")
+def test_a_task_that_reads_its_dag_after_a_clear_has_its_old_table_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(written_tables, "_PAUSE", 0.01)
+    given: dict[str, Any] = {"table": products(1), "key": "sku", "to_input": picture}
+    with DAG("dag", schedule=None):
+        RunGenRunTableOperator(task_id="first", destination=f"{tmp_path}/first", **given)
+        op = RunGenRunTableOperator(task_id="second", destination=str(tmp_path), **given)
+    pages = [{"results": f"{tmp_path}/results.jsonl"}] * 2 + [None]
+    ti = InRun({}, first="running")
+    monkeypatch.setattr(ti, "xcom_pull", lambda **_: pages.pop(0))
+    assert error_of(op, ti)[0] is None
+    assert pages == []
 
 
 @pytest.mark.usefixtures("rungen_emulator")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import copy
 from functools import partial
@@ -36,6 +37,10 @@ _IN_USE = {
 }
 # Seconds that Airflow may fail or hang when it is asked for other tasks. Hardly ever do two share a table.
 _ASK_TIME = 10.0
+# Seconds for which a task that has started again after a clear may have its old page, while it reads its DAG,
+# and between two questions.
+_OLD_PAGE_TIME = 30.0
+_PAUSE = 2.0
 
 
 def check_tables(run: TaskRun[Any]) -> None:
@@ -55,22 +60,34 @@ def check_tables(run: TaskRun[Any]) -> None:
     for name in own:
         if given.get(name) is not None and _is_same_for_another(run, name, given[name], definition):
             raise _mapped_error(name)
+    give_up_at = time.monotonic() + _OLD_PAGE_TIME
+    while (error := _find_conflict(run, dag, definition, own)) is not None:
+        if time.monotonic() >= give_up_at:
+            raise error
+        run.hook.sleep(_PAUSE)
+
+
+def _find_conflict(
+    run: TaskRun[Any], dag: Any, definition: Any, own: Mapping[str, str]
+) -> RunGenInputError | None:
+    """Return that a table is that of another task, too, as far as Airflow answers."""
     try:
         others = [*_find_others(run, dag, definition)]
     except Exception as error:
         if run.guard.is_killed:
             raise
         log.warning("Could not ask which tasks write the same table: %s", reason_of(error))
-        return
+        return None
     for task_id, tables in others:
         for name, table in own.items():
             if table in tables.values() and task_id == run.task.task_id:
-                raise _mapped_error(name)
+                return _mapped_error(name)
             if table in tables.values():
-                raise RunGenInputError(
+                return RunGenInputError(
                     f"{name}: task {task_id!r} of this run writes the same table",
                     hint="Give each task a table of its own, for example with {{ task.task_id }} in its name",
                 )
+    return None
 
 
 def _mapped_error(name: str) -> RunGenInputError:
