@@ -746,7 +746,9 @@ def move(emulator: Emulator, ti: TaskInstance3) -> Callable[..., BaseException |
     return attempt
 
 
-KNOWS_EARLIER = pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="nothing is known of earlier attempts")
+KNOWS_EARLIER = pytest.mark.skipif(
+    not AIRFLOW_V_3_3_PLUS, reason="an attempt knows nothing of those before it"
+)
 
 
 @KNOWS_EARLIER

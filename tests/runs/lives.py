@@ -350,8 +350,10 @@ class Life:
         for number, change in self.script.changes:
             if number == attempt:
                 match change:
-                    case "shuffle":  # in the same way, whatever has happened before
-                        random.Random(self.script.seed + attempt).shuffle(self.source)  # noqa: S311 - see above
+                    case "shuffle":
+                        # whatever has happened before
+                        same = random.Random(self.script.seed + attempt)  # noqa: S311 - the same in each run
+                        same.shuffle(self.source)
                     case "drop":
                         del self.source[: len(self.source) // 3]
                     case "add":

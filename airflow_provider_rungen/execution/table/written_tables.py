@@ -116,8 +116,12 @@ def _find_others(run: TaskRun[Any], dag: Any, definition: Any) -> Iterator[tuple
     is_asked = given is not None and any(
         getattr(run.task, name, None) is not None and given.get(name) is None for name in _NAMES
     )
-    writers = (task for task in dag.tasks if getattr(_class_of(task), "writes_tables", False))
-    task_ids = [each.task_id for each in writers if each is not definition or is_asked]
+    task_ids = [
+        task.task_id
+        for task in dag.tasks
+        if getattr(getattr(task, "operator_class", task), "writes_tables", False)
+        and (task is not definition or is_asked)
+    ]
     states = ask(partial(states_by_name, run.ti, task_ids)) if task_ids else {}
     names = [name for name, state in states.items() if state in _IN_USE and name != own_name]
     for task_id in task_ids:
@@ -135,10 +139,6 @@ def _indexes_of(task_id: str, names: list[str], task_ids: Collection[str]) -> se
     pattern = re.compile(rf"{re.escape(task_id)}_(\d+)")
     found = (pattern.fullmatch(name) for name in names if name not in task_ids)
     return {int(match[1]) for match in found if match} | ({-1} if task_id in names else set())
-
-
-def _class_of(task: Any) -> Any:
-    return getattr(task, "operator_class", type(task))
 
 
 def _is_same_for_another(run: TaskRun[Any], name: str, given: Any, mapped: Any) -> bool:

@@ -1,26 +1,26 @@
 """
 The keys of the XComs that this package reads itself. The plugin checks what it reads in ``plugins/xcoms.py``.
 
-===================  =========================  ======================================================
+==================  =========================  ======================================================
 key                 pushed by                  read by
-===================  =========================  ======================================================
-``rungen_page``      each task                  pages, tasks with its output (``operators/base.py``), tasks
-                                               that write tables (``execution/table/written_tables.py``)
-``rungen_label``     a job with a ``label``     tasks with its output (``operators/base.py``)
-``rungen_failure` `  an attempt that fails      pages
-``rungen_log``       an attempt that defers     itself (``execution/jobs/deferral.py``)
-``usage``            a task that runs jobs      pages, the bill (``execution/apps/block.py``)
-``rungen_times``     the same, without a run    pages
+==================  =========================  ======================================================
+``rungen_page``     each task                  pages, tasks with its output (``operators/base.py``),
+                                               the check of shared tables (``written_tables.py``)
+``rungen_label``    a job with a ``label``     tasks with its output (``operators/base.py``)
+``rungen_failure``  an attempt that fails      pages
+``rungen_log``      an attempt that defers     itself (``execution/jobs/deferral.py``)
+``usage``           a task that runs jobs      pages, the bill (``execution/apps/block.py``)
+``rungen_times``    the same, without a run    pages
                     log that pages can read
-``scaled``           a task that scales an app  pages, its teardown (``execution/apps/block.py``)
-``bill``             the teardown               pages
-===================  =========================  ======================================================
+``scaled``          a task that scales an app  pages, its teardown (``execution/apps/block.py``)
+``bill``            the teardown               pages
+==================  =========================  ======================================================
 
 The XCom ``rungen_page`` says what a task is about. Tasks that are given its
 output use it, too.
 
 ================  ==================================================================
-key              value
+key               value
 ================  ==================================================================
 ``connection``    the id of the Airflow connection
 ``app``           the app
