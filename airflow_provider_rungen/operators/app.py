@@ -167,7 +167,7 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
     def __init__(
         self,
         *,
-        app_id: str | XComArg | None,
+        app_id: str | XComArg | None = None,
         scale_up_task_id: str,
         rungen_conn_id: str = DEFAULT_CONN_ID,
         drain: bool = False,

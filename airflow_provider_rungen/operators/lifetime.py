@@ -19,7 +19,6 @@ from airflow_provider_rungen._airflow import (
 from airflow_provider_rungen.checks import check_names, parameter_names
 from airflow_provider_rungen.operators.app import RunGenScaleAppOperator, RunGenScaleDownOperator
 from airflow_provider_rungen.operators.base import class_of, is_job_consumer, is_of_provider, job_sources_of
-from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -102,12 +101,14 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
 
     ``with scaled_app(…) as app:`` has the two operators as ``app.up`` and ``app.down``.
 
-    :param app_id: the app. The connection's ``app_id`` when left out (templated, or a task's ``.output``).
+    :param app_id: the app. When left out, that of the DAG's ``default_args``, then of the connection
+        (templated, or a task's ``.output``).
     :param active_workers: the number of workers to have (templated).
     :param only_if: how much there is to run: a number of rows, or a boolean. With 0, ``False`` or ``None``
         the app stays down, and the tasks of the block run anyway (templated, or a task's ``.output``).
     :param name: the prefix of its task ids. A second one in a DAG gets a number.
-    :param rungen_conn_id: the Airflow connection (templated).
+    :param rungen_conn_id: the Airflow connection. When left out, that of the ``default_args``, then
+        ``rungen_default`` (templated).
     :param drain: before scaling down, wait until the app's counters report no queued or running job.
     :param drain_timeout: seconds to wait for that at most. Then the app is scaled down anyway.
     :param keep_if_busy: do not scale down if the counters report jobs. The tasks of the block have ended
@@ -132,7 +133,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         *,
         only_if: bool | int | str | XComArg | None = True,
         name: str = "app",
-        rungen_conn_id: str = DEFAULT_CONN_ID,
+        rungen_conn_id: str | None = None,
         drain: bool = False,
         drain_timeout: Duration = 3600,
         keep_if_busy: bool = False,
@@ -144,12 +145,10 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         known = parameter_names(scaled_app) | parameter_names(RunGenScaleAppOperator)
         check_names(options, known, "scaled_app")
         self._name = name
-        both = {
-            "app_id": app_id,
-            "rungen_conn_id": rungen_conn_id,
-            "poll_interval": poll_interval,
-            "pool": pool,
-        }
+        # what is left out may be in the `default_args`, as for the tasks of the block
+        named = {"app_id": app_id, "rungen_conn_id": rungen_conn_id}
+        both: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+        both |= {"poll_interval": poll_interval, "pool": pool}
         waits = {"drain": drain, "drain_timeout": drain_timeout, "keep_if_busy": keep_if_busy}
         self._up: dict[str, Any] = {**both, "active_workers": active_workers, "only_if": only_if, **options}
         self._down: dict[str, Any] = {**_OWN_POLICY, **both, **waits, "price": price}

@@ -229,6 +229,13 @@ def test_default_args_have_no_say_in_scaling_down() -> None:
     assert (gpu.up.retries, gpu.up.deferrable, gpu.up.timeout) == (3, True, 60)
 
 
+def test_a_block_scales_the_app_of_its_tasks_up_and_down() -> None:
+    defaults = {"app_id": "another", "rungen_conn_id": "rungen_prod"}
+    with dag(default_args=defaults), scaled_app() as gpu:
+        tasks: list[Any] = [gpu.up, gpu.down, job("first")]
+    assert {(task.app_id, task.rungen_conn_id) for task in tasks} == {("another", "rungen_prod")}
+
+
 def test_a_dag_that_would_skip_the_teardown_is_refused() -> None:
     with (
         dag(dagrun_timeout=timedelta(hours=1)),
