@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, TaskInstanceState
 from airflow_provider_rungen.client.daemon_threads import batches, begin
 from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.exceptions import RunGenAppError
-from airflow_provider_rungen.execution.task.attempts import asked_of, is_timing_out, states_in_run, teardowns
+from airflow_provider_rungen.execution.task.attempts import (
+    Place,
+    asked_of,
+    find_states,
+    is_timing_out,
+    states_in_run,
+    teardowns,
+)
 from airflow_provider_rungen.execution.task.store_writer import reason_of
 from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
 from airflow_provider_rungen.runs import records
@@ -66,17 +72,6 @@ class Block:
     down: str
     jobs: tuple[str, ...]
     is_mapped: bool
-
-
-class _Place(NamedTuple):
-    """Where a block has run: in a run, at a map index, or -1."""
-
-    run_id: str
-    map_index: int
-
-
-# The states of some tasks.
-_States: TypeAlias = Mapping[_Place, Mapping[str, str | None]]
 
 
 def blocks_of(context: Context) -> list[Block]:
@@ -290,42 +285,28 @@ def find_needs(ti: Any, blocks: Collection[Block], app_id: str) -> Needs:
     return needs
 
 
-def _at_work(ti: Any, block: Block, places: Collection[_Place]) -> set[_Place]:
+def _at_work(ti: Any, block: Block, places: Collection[Place]) -> set[Place]:
     """
     Return where a job of the block runs, of these places: a clear may leave out tasks that need the app.
 
     The jobs of a block that is not mapped itself may be.
     """
-    found = set[_Place]()
+    found = set[Place]()
     run_ids = dict.fromkeys(place.run_id for place in places)
     for some in batches(run_ids if block.jobs else (), _RUNS_AT_ONCE, len, _MOST_TEXT):
         for place, states in _find_states(ti, block, block.jobs, some).items():
             if not _AT_WORK.isdisjoint(states.values()):
-                found.add(place if block.is_mapped else _Place(place.run_id, -1))
+                found.add(place if block.is_mapped else Place(place.run_id, -1))
     return found.intersection(places)
 
 
 def _find_states(
     ti: Any, block: Block, task_ids: Collection[str], run_ids: Collection[str] | None
-) -> _States:
-    """
-    Return the states of tasks of a block, in some runs, or in all.
-
-    If the block and the task that asks are mapped, only those at the index of the latter are found.
-    """
-    which: dict[str, Any] = {} if run_ids is None else {"run_ids": [*run_ids]}
-    # None is a task in a loop of Airflow 3.4 that is not mapped; -1 asks for all indexes
-    which["map_index"] = ti.map_index if block.is_mapped or ti.map_index is None else -1
-    states: defaultdict[_Place, dict[str, str | None]] = defaultdict(dict)
-    answer = asked_of(ti).get_task_states(dag_id=ti.dag_id, task_ids=[*task_ids], **which)
-    for run_id, found in answer.items():
-        for name, state in found.items():
-            task_id, _, index = name.rpartition("_")
-            if name in task_ids:
-                states[_Place(run_id, -1)][name] = state
-            elif index.isdecimal():
-                states[_Place(run_id, int(index))][task_id] = state
-    return states
+) -> Mapping[Place, Mapping[str, str | None]]:
+    """Return the states of tasks of a block; if that is mapped, as the task that asks is, at its index."""
+    # None is a task in a loop of Airflow 3.4 that is not mapped
+    map_index = ti.map_index if block.is_mapped or ti.map_index is None else -1
+    return find_states(ti, task_ids, run_ids, map_index)
 
 
 def pull_record(ti: Any, up: str, map_index: int | None, **of_run: str) -> ScaleRecord | None:

@@ -48,7 +48,7 @@ class KeptRecord:
     @property
     def is_old(self) -> bool:
         """Whether the task was cleared after the record was written."""
-        return self._attempt.was_cleared and self._clear_number != self._attempt.clear_number
+        return self._attempt.was_cleared_after(self._clear_number)
 
     def begin_again(self) -> None:
         """Note that what is written from now on is of after the clear."""

@@ -88,18 +88,14 @@ class ScaleDownRun(TaskRun[Any]):
                 return False
         started = self._ask_airflow("ask whether the setup started", self._has_setup_started, True)
         # one that waits for a retry when the run is marked is skipped, too
-        if record is not None and not started and self._is_of_before_clear(record):
+        attempt = Attempt.of(self.context, self.task)
+        if record is not None and not started and attempt.was_cleared_after(record.clear_number):
             self._old, self._record = record, record.after_clear(None)
         for name, error in self.task.unrendered.items():
             log.warning("Could not render %s: %s", name, reason_of(error))
             if name == "app_id" and started and record is None:
                 raise error
         return started or record is not None
-
-    def _is_of_before_clear(self, record: ScaleRecord) -> bool:
-        attempt = Attempt.of(self.context, self.task)
-        is_same = record.clear_number is not None and record.clear_number == attempt.clear_number
-        return attempt.was_cleared and not is_same
 
     def _ask_airflow(self, purpose: str, call: Callable[[], T], otherwise: T) -> T:
         """Ask Airflow. If it fails for too long, the app is scaled down without an answer."""

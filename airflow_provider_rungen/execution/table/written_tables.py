@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.daemon_threads import begin, ends_within
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
-from airflow_provider_rungen.execution.task.attempts import states_by_name
+from airflow_provider_rungen.execution.task.attempts import find_states
 from airflow_provider_rungen.execution.task.store_writer import reason_of
 from airflow_provider_rungen.execution.task.xcom_keys import PAGE_KEY
 
@@ -110,7 +110,6 @@ def _find_others(run: TaskRun[Any], dag: Any, definition: Any) -> Iterator[tuple
             raise RunGenError("no answer")
         return answer.result()
 
-    own_name = f"{definition.task_id}_{run.ti.map_index}"
     given = getattr(definition, "partial_kwargs", None)
     # otherwise each of the `expand` is known to have tables of its own
     is_asked = given is not None and any(
@@ -122,23 +121,18 @@ def _find_others(run: TaskRun[Any], dag: Any, definition: Any) -> Iterator[tuple
         if getattr(getattr(task, "operator_class", task), "writes_tables", False)
         and (task is not definition or is_asked)
     ]
-    states = ask(partial(states_by_name, run.ti, task_ids)) if task_ids else {}
-    names = [name for name, state in states.items() if state in _IN_USE and name != own_name]
-    for task_id in task_ids:
-        if not (in_use := _indexes_of(task_id, names, dag.task_dict)):
-            continue
+    find = partial(find_states, run.ti, task_ids, [run.ti.run_id])
+    in_use: defaultdict[str, set[int]] = defaultdict(set)
+    for place, states in (ask(find) if task_ids else {}).items():
+        for task_id, state in states.items():
+            if state in _IN_USE and (task_id, place.map_index) != (definition.task_id, run.ti.map_index):
+                in_use[task_id].add(place.map_index)
+    for task_id, indexes in in_use.items():
         pulled = ask(partial(run.ti.xcom_pull, task_ids=task_id, key=PAGE_KEY))
         for page in [pulled] if isinstance(pulled, Mapping) else pulled or ():
             # an index that was not started again after a clear has its old page
-            if isinstance(page, Mapping) and page.get("index", -1) in in_use:
+            if isinstance(page, Mapping) and page.get("index", -1) in indexes:
                 yield task_id, _tables_of(page)
-
-
-def _indexes_of(task_id: str, names: list[str], task_ids: Collection[str]) -> set[int]:
-    """Return the map indexes of those of some tasks that are of this one; -1 if it is not mapped."""
-    pattern = re.compile(rf"{re.escape(task_id)}_(\d+)")
-    found = (pattern.fullmatch(name) for name in names if name not in task_ids)
-    return {int(match[1]) for match in found if match} | ({-1} if task_id in names else set())
 
 
 def _is_same_for_another(run: TaskRun[Any], name: str, given: Any, mapped: Any) -> bool:

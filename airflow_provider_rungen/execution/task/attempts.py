@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from airflow_provider_rungen._airflow import (
@@ -34,6 +35,13 @@ _ENDED_BY_USER = (
     TaskInstanceState.SKIPPED,
     TaskInstanceState.REMOVED,
 )
+
+
+class Place(NamedTuple):
+    """Where tasks have run: in a run, at a map index, or -1."""
+
+    run_id: str
+    map_index: int
 
 
 def task_state(ti: Any) -> str | None:
@@ -66,15 +74,31 @@ def states_in_run(ti: Any, task_id: str) -> list[str | None]:
     return list(states.get(ti.run_id, {}).values())
 
 
-def states_by_name(ti: Any, task_ids: Collection[str]) -> dict[str, str | None]:
-    """Return the states of tasks of this run, by id: ``{id}_{index}`` if they are mapped. It blocks."""
+def find_states(
+    ti: Any, task_ids: Collection[str], run_ids: Collection[str] | None, map_index: int | None = -1
+) -> Mapping[Place, Mapping[str, str | None]]:
+    """
+    Return the states of tasks in some runs, or in all, by place and task id. It blocks.
+
+    :param ti: see `task_state`. Before Airflow 3, only its own run is found.
+    :param map_index: that of the mapped ones to find; -1 for all.
+    """
+    states: defaultdict[Place, dict[str, str | None]] = defaultdict(dict)
     if not AIRFLOW_V_3_0_PLUS and not hasattr(ti, "get_task_states"):
-        found = [each for each in ti.get_dagrun().get_task_instances() if each.task_id in task_ids]
-        return {f"{each.task_id}_{each.map_index}".removesuffix("_-1"): each.state for each in found}
-    # without an index, Airflow answers for all
-    which = {"task_ids": [*task_ids], "run_ids": [ti.run_id], "map_index": -1}
-    answer: Mapping[str, Any] = asked_of(ti).get_task_states(dag_id=ti.dag_id, **which)
-    return dict(answer.get(ti.run_id, {}))
+        for each in ti.get_dagrun().get_task_instances():
+            if each.task_id in task_ids:
+                states[Place(ti.run_id, each.map_index)][each.task_id] = each.state
+        return states
+    which: dict[str, Any] = {} if run_ids is None else {"run_ids": [*run_ids]}
+    which |= {"dag_id": ti.dag_id, "task_ids": [*task_ids], "map_index": map_index}
+    for run_id, found in asked_of(ti).get_task_states(**which).items():
+        for name, state in found.items():
+            task_id, _, index = name.rpartition("_")
+            if name in task_ids:
+                states[Place(run_id, -1)][name] = state
+            elif index.isdecimal():
+                states[Place(run_id, int(index))][task_id] = state
+    return states
 
 
 def asked_of(ti: Any) -> Any:
@@ -202,6 +226,10 @@ class Attempt:
     def was_cleared(self) -> bool:
         """Whether the task was cleared in this run. A retry after ``retries`` were changed looks the same."""
         return self.try_number > 1 and self.max_tries != self.retries
+
+    def was_cleared_after(self, clear_number: int | None) -> bool:
+        """Return whether the task was cleared after the ``clear_number`` was this one, if it is known."""
+        return self.was_cleared and (clear_number is None or clear_number != self.clear_number)
 
     def was_cleared_since(self, earlier: Attempt, end: End) -> bool:
         """
