@@ -606,11 +606,34 @@ def test_a_task_that_reads_its_dag_after_a_clear_has_its_old_table_for_a_moment(
     with DAG("dag", schedule=None):
         RunGenRunTableOperator(task_id="first", destination=f"{tmp_path}/first", **given)
         op = RunGenRunTableOperator(task_id="second", destination=str(tmp_path), **given)
-    pages = [{"results": f"{tmp_path}/results.jsonl"}] * 2 + [None]
+    old, new = ({"results": f"{place}/results.jsonl"} for place in (tmp_path, tmp_path / "first"))
+    pages = [old, old, None, new]
     ti = InRun({}, first="running")
     monkeypatch.setattr(ti, "xcom_pull", lambda **_: pages.pop(0))
     assert error_of(op, ti)[0] is None
     assert pages == []
+
+
+@pytest.mark.usefixtures("rungen_emulator")
+@pytest.mark.parametrize("before", ["deferred", "up_for_retry"])
+@pytest.mark.parametrize("last", ["running", "failed", "removed"])
+def test_a_task_that_goes_on_keeps_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, last: str
+) -> None:
+    monkeypatch.setattr(written_tables, "_PAUSE", 0.01)
+    monkeypatch.setattr(written_tables, "_OLD_PAGE_TIME", 0.5)
+    given: dict[str, Any] = {"table": products(1), "key": "sku", "to_input": picture}
+    with DAG("dag", schedule=None):
+        for task_id in ("first", "second"):
+            op = RunGenRunTableOperator(task_id=task_id, destination=str(tmp_path), **given)
+    ti = InRun({"first": {"results": f"{tmp_path}/results.jsonl"}})
+    states = [before, "scheduled", "queued", "restarting"]
+    monkeypatch.setattr(
+        ti, "get_task_states", lambda **_: {ti.run_id: {"first": states.pop(0) if states else last}}
+    )
+    error, _ = error_of(op, ti)
+    assert states == []
+    assert ("task 'first' of this run writes the same table" in str(error)) == (last == "running"), error
 
 
 @pytest.mark.usefixtures("rungen_emulator")
@@ -648,6 +671,24 @@ def test_whether_mapped_tasks_share_a_table_is_known_of_its_rendered_name(
     errors = [str(run_operator(collect, map_index=index).error) for index in range(2)]
     assert ["would replace the table of the others" in error for error in errors] == [is_shared] * 2
     assert len([*tmp_path.glob("*.jsonl")]) == (0 if is_shared else 2), errors
+
+
+@pytest.mark.parametrize("is_output", [False, True], ids=["list", "output"])
+def test_mapped_tasks_whose_values_are_the_output_of_a_task_name_tables_of_their_own(
+    rungen_emulator: Emulator, tmp_path: Path, is_output: bool
+) -> None:
+    given = [
+        {"job_id": job_id, "params": {"n": n}}
+        for n, job_id in enumerate(submitted({"prompt": "a"}, {"prompt": "b"}))
+    ]
+    with DAG("dag", schedule=None):
+        where: Any = RunGenCollectResultsOperator(task_id="where", job_id="unused")
+        collect: Any = RunGenCollectResultsOperator.partial(
+            task_id="collect", results=f"{tmp_path}/{{{{ ti.map_index }}}}-{{{{ params.n }}}}.jsonl"
+        ).expand_kwargs(where.output if is_output else given)
+    errors = [run_operator(collect, map_index=n, upstream={"where": given}).error for n in range(2)]
+    assert errors == [None, None]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-0.jsonl", "1-1.jsonl"]
 
 
 @pytest.mark.parametrize("is_mapped", [False, True], ids=["partial", "expand"])

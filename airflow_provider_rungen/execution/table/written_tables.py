@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.daemon_threads import begin, ends_within
@@ -35,12 +35,20 @@ _IN_USE = {
     *(TaskInstanceState.RUNNING, TaskInstanceState.DEFERRED, TaskInstanceState.UP_FOR_RETRY),
     TaskInstanceState.SUCCESS,
 }
+# Those of a task that writes it no more.
+_ENDED = {
+    *(TaskInstanceState.FAILED, TaskInstanceState.SKIPPED, TaskInstanceState.UPSTREAM_FAILED),
+    TaskInstanceState.REMOVED,
+}
 # Seconds that Airflow may fail or hang when it is asked for other tasks. Hardly ever do two share a table.
 _ASK_TIME = 10.0
 # Seconds for which a task that has started again after a clear may have its old page, while it reads its DAG,
 # and between two questions.
 _OLD_PAGE_TIME = 30.0
 _PAUSE = 2.0
+
+# A task id, and its map index or -1.
+_Place: TypeAlias = tuple[str, int]
 
 
 def check_tables(run: TaskRun[Any]) -> None:
@@ -61,33 +69,20 @@ def check_tables(run: TaskRun[Any]) -> None:
         if given.get(name) is not None and _is_same_for_another(run, name, given[name], definition):
             raise _mapped_error(name)
     give_up_at = time.monotonic() + _OLD_PAGE_TIME
-    while (error := _find_conflict(run, dag, definition, own)) is not None:
-        if time.monotonic() >= give_up_at:
-            raise error
-        run.hook.sleep(_PAUSE)
-
-
-def _find_conflict(
-    run: TaskRun[Any], dag: Any, definition: Any, own: Mapping[str, str]
-) -> RunGenInputError | None:
-    """Return that a table is that of another task, too, as far as Airflow answers."""
-    try:
-        others = [*_find_others(run, dag, definition)]
-    except Exception as error:
-        if run.guard.is_killed:
-            raise
-        log.warning("Could not ask which tasks write the same table: %s", reason_of(error))
-        return None
-    for task_id, tables in others:
-        for name, table in own.items():
-            if table in tables.values() and task_id == run.task.task_id:
-                return _mapped_error(name)
-            if table in tables.values():
-                return RunGenInputError(
-                    f"{name}: task {task_id!r} of this run writes the same table",
-                    hint="Give each task a table of its own, for example with {{ task.task_id }} in its name",
-                )
-    return None
+    shared: Mapping[_Place, str] = {}
+    while shared := _find_shared(run, dag, definition, own, before := shared):
+        (task_id, _), name = next(iter(shared.items()))
+        if not before:
+            log.info("%s: task %r has named the same table; asking again for a while", name, task_id)
+        if time.monotonic() < give_up_at:
+            run.hook.sleep(_PAUSE)
+        elif task_id == run.task.task_id:
+            raise _mapped_error(name)
+        else:
+            raise RunGenInputError(
+                f"{name}: task {task_id!r} of this run writes the same table",
+                hint="Give each task a table of its own, for example with {{ task.task_id }} in its name",
+            )
 
 
 def _mapped_error(name: str) -> RunGenInputError:
@@ -102,9 +97,28 @@ def _tables_of(page: Mapping[str, Any]) -> dict[str, str]:
     return {name: table for name in _NAMES if isinstance(table := page.get(name), str)}
 
 
-def _find_others(run: TaskRun[Any], dag: Any, definition: Any) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Yield the tables of other tasks of the run that are in use, with the ids of the tasks."""
+def _find_shared(
+    run: TaskRun[Any], dag: Any, definition: Any, own: Mapping[str, str], before: Mapping[_Place, str]
+) -> Mapping[_Place, str]:
+    """
+    Return which other tasks of the run write one of the tables, as far as Airflow answers.
 
+    :param own: the tables, by parameter.
+    :param before: what was found before: what starts again writes it until it names another or has ended.
+    :return: the parameter, for each of these tasks.
+    """
+    try:
+        return _ask_for_shared(run, dag, definition, own, before)
+    except Exception as error:
+        if run.guard.is_killed:
+            raise
+        log.warning("Could not ask which tasks write the same table: %s", reason_of(error))
+        return before
+
+
+def _ask_for_shared(
+    run: TaskRun[Any], dag: Any, definition: Any, own: Mapping[str, str], before: Mapping[_Place, str]
+) -> Mapping[_Place, str]:
     def ask(call: Callable[[], Any]) -> Any:
         if not ends_within(_ASK_TIME, answer := begin(call), run.guard.is_stopping):
             raise RunGenError("no answer")
@@ -122,25 +136,34 @@ def _find_others(run: TaskRun[Any], dag: Any, definition: Any) -> Iterator[tuple
         and (task is not definition or is_asked)
     ]
     find = partial(find_states, run.ti, task_ids, [run.ti.run_id])
-    in_use: defaultdict[str, set[int]] = defaultdict(set)
-    for place, states in (ask(find) if task_ids else {}).items():
+    others: defaultdict[str, set[int]] = defaultdict(set)
+    for (_, index), states in (ask(find) if task_ids else {}).items():
         for task_id, state in states.items():
-            if state in _IN_USE and (task_id, place.map_index) != (definition.task_id, run.ti.map_index):
-                in_use[task_id].add(place.map_index)
-    for task_id, indexes in in_use.items():
+            is_writing = state in _IN_USE or ((task_id, index) in before and state not in _ENDED)
+            if is_writing and (task_id, index) != (definition.task_id, run.ti.map_index):
+                others[task_id].add(index)
+    shared: dict[_Place, str] = {}
+    for task_id, indexes in others.items():
         pulled = ask(partial(run.ti.xcom_pull, task_ids=task_id, key=PAGE_KEY))
-        for page in [pulled] if isinstance(pulled, Mapping) else pulled or ():
-            # an index that was not started again after a clear has its old page
-            if isinstance(page, Mapping) and page.get("index", -1) in indexes:
-                yield task_id, _tables_of(page)
+        pages = [pulled] if isinstance(pulled, Mapping) else pulled or ()
+        # an index that was not started again after a clear has its old page
+        named = {page.get("index", -1): page for page in pages if isinstance(page, Mapping)}
+        for index in indexes:
+            if index in named:
+                tables = _tables_of(named[index]).values()
+                name = next((name for name, table in own.items() if table in tables), None)
+            else:
+                name = before.get((task_id, index))
+            if name is not None:
+                shared[task_id, index] = name
+    return shared
 
 
 def _is_same_for_another(run: TaskRun[Any], name: str, given: Any, mapped: Any) -> bool:
     """Return whether a parameter is the same for another task of the ``expand``, as far as that is known."""
     other: Any = copy(run.context)
     other["task"] = mapped  # it has no values of `expand`, which templates may read
-    if "params" in other and "params" in getattr(mapped.expand_input, "value", ()):
-        del other["params"]
+    other.pop("params", None)  # they may be of the `expand`, too
     try:
         other["ti"] = other["task_instance"] = _OtherTaskInstance(run.ti, mapped)
         return str(getattr(run.task, name)) == str(run.task.render_template(given, other))
