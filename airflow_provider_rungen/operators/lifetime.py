@@ -199,7 +199,8 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             if not task.upstream_task_ids & inside.keys():
                 for before in task.upstream_list:
                     # a task that waits for one of the block cannot come before the block
-                    if not before.get_flat_relative_ids(upstream=True) & inside.keys():
+                    is_of_block = before.get_flat_relative_ids(upstream=True) & inside.keys()
+                    if before is not self.up and not is_of_block:
                         self.up.set_upstream(before)
                 self.up.set_downstream(task)
             is_last = not task.downstream_task_ids & inside.keys()

@@ -25,6 +25,7 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
     TaskGroup,
     TriggerRule,
+    chain,
     task,
     task_group,
 )
@@ -113,6 +114,23 @@ def test_the_graph_is_a_group_with_documented_tasks_and_plain_ids() -> None:
     assert [task.task_display_name for task in tasks] == names
     assert all(task.doc_md for task in tasks)
     assert [task.pool for task in tasks[:2]] == ["one_at_a_time"] * 2
+
+
+def test_tasks_of_a_block_may_name_its_setup() -> None:
+    with dag() as d:
+        rows = give("rows")
+        with scaled_app(APP) as gpu:
+            job("first", app_id=gpu.up.output)
+            [rows, gpu.up] >> job("second", app_id=APP)
+            chain(gpu.up, job("third", app_id=APP), gpu.down)
+            with TaskGroup("group") as group, scaled_app("another", name="inner") as inner:
+                job("inside", app_id=gpu.up.output)
+            gpu.up >> group
+            gpu.up >> inner.up
+    d.check_cycle()
+    assert upstream(d, "app_up") == {"give"}
+    assert upstream(d, "group.inner_up") == {"app_up"}
+    assert upstream(d, "app_down") >= {"first", "second", "third", "group.inner_end"}
 
 
 def test_an_error_in_the_block_leaves_its_group() -> None:
