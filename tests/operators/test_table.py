@@ -614,6 +614,20 @@ def test_a_task_that_reads_its_dag_after_a_clear_has_its_old_table_for_a_moment(
     assert pages == []
 
 
+@pytest.mark.usefixtures("rungen_emulator", "soon")
+@pytest.mark.parametrize("state", ["success", "running"])
+def test_a_task_may_write_again_what_its_fallback_has_written(tmp_path: Path, state: str) -> None:
+    given: dict[str, Any] = {"table": products(1), "key": "sku", "to_input": picture}
+    with DAG("dag", schedule=None):
+        op, fallback = (
+            RunGenRunTableOperator(task_id=task_id, destination=str(tmp_path), **given)
+            for task_id in ("first", "second")
+        )
+        op >> fallback
+    error, _ = error_of(op, InRun({"second": {"results": f"{tmp_path}/results.jsonl"}}, second=state))
+    assert ("task 'second' of this run writes the same table" in str(error)) == (state == "running"), error
+
+
 @pytest.mark.usefixtures("rungen_emulator")
 @pytest.mark.parametrize("before", ["deferred", "up_for_retry"])
 @pytest.mark.parametrize("last", ["running", "failed", "removed"])

@@ -136,10 +136,13 @@ def _ask_for_shared(
         and (task is not definition or is_asked)
     ]
     find = partial(find_states, run.ti, task_ids, [run.ti.run_id])
+    after = definition.get_flat_relative_ids(upstream=False)
     others: defaultdict[str, set[int]] = defaultdict(set)
     for (_, index), states in (ask(find) if task_ids else {}).items():
         for task_id, state in states.items():
-            is_writing = state in _IN_USE or ((task_id, index) in before and state not in _ENDED)
+            # a fallback that has succeeded, and this task is cleared without it
+            is_over = state in _ENDED or (state == TaskInstanceState.SUCCESS and task_id in after)
+            is_writing = not is_over and (state in _IN_USE or (task_id, index) in before)
             if is_writing and (task_id, index) != (definition.task_id, run.ti.map_index):
                 others[task_id].add(index)
     shared: dict[_Place, str] = {}
