@@ -198,9 +198,9 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         for task in inside.values():
             if not task.upstream_task_ids & inside.keys():
                 for before in task.upstream_list:
-                    # a task that waits for one of the block cannot come before the block
-                    is_of_block = before.get_flat_relative_ids(upstream=True) & inside.keys()
-                    if before is not self.up and not is_of_block:
+                    # what waits for a task of the block, or for its setup, cannot come before the block
+                    waits_for = before.get_flat_relative_ids(upstream=True)
+                    if before is not self.up and not waits_for & {self.up.task_id, *inside}:
                         self.up.set_upstream(before)
                 self.up.set_downstream(task)
             is_last = not task.downstream_task_ids & inside.keys()

@@ -118,8 +118,9 @@ def test_the_graph_is_a_group_with_documented_tasks_and_plain_ids() -> None:
 
 def test_tasks_of_a_block_may_name_its_setup() -> None:
     with dag() as d:
-        rows = give("rows")
+        rows, between = give("rows"), give.override(task_id="between")("it")
         with scaled_app(APP) as gpu:
+            gpu.up >> between >> job("fourth", app_id=APP)
             job("first", app_id=gpu.up.output)
             [rows, gpu.up] >> job("second", app_id=APP)
             chain(gpu.up, job("third", app_id=APP), gpu.down)
@@ -129,6 +130,7 @@ def test_tasks_of_a_block_may_name_its_setup() -> None:
             gpu.up >> inner.up
     d.check_cycle()
     assert upstream(d, "app_up") == {"give"}
+    assert upstream(d, "between") == {"app_up"}
     assert upstream(d, "group.inner_up") == {"app_up"}
     assert upstream(d, "app_down") >= {"first", "second", "third", "group.inner_end"}
 
