@@ -106,6 +106,22 @@ def test_more_misfits_than_may_fail_are_in_the_table_and_nothing_is_sent(run: Ru
     assert str(error).count("nothing was sent") == 1
     assert task.created == 0
     assert task.column("status") == ["failed", "skipped", "refused", "failed"]
+    page = task.ti.xcoms["rungen_page"]
+    assert (page["rows"], page["skipped"], page["refused"]) == (4, 1, 1)
+
+
+def test_the_page_of_a_table_that_is_being_read_names_its_app(run: Run) -> None:
+    pages: list[Any] = []
+
+    def rows() -> list[dict[str, Any]]:
+        pages.append(task.ti.xcoms["rungen_page"])
+        return products(1)
+
+    task = run(rows)
+    assert task.attempt().error is None
+    page = task.ti.xcoms["rungen_page"]
+    assert pages[0]["app"] == page["app"]
+    assert page["rows"] == 1
 
 
 @pytest.mark.parametrize("failed_table", ["failed.jsonl", None])

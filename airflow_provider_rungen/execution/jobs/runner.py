@@ -194,18 +194,18 @@ class Runner(TaskRun[JobOptions]):
         self.source = source = self.make_source()
         task_log, options = self.task_log, self.options
         app_id, sink, task_log.state.is_single = self.app_id, self.sink, source.is_single
+        self.link_to(app_id)  # a table may take long to read
         plan = read_plan(app_id, source, self.ledger.key_of)
         self.report.rows = plan.count
-        self.link_to(app_id)
         if plan.digest not in {record.plan for record in task_log.home.earlier}:
             try:
                 source.check(options.max_failed)
             except RunGenInputError as error:
-                # a table says which rows do not fit
-                sink.report(BatchResult([None] * plan.count), plan, error)
+                self.push_page(app_id)
+                sink.report(BatchResult([None] * plan.count), plan, error)  # a table says which do not fit
                 raise
-        if self.deferral.outlast("read the ledger", lambda: self.ledger.look_up(plan)) is not None:
-            self.push_page(app_id)
+        self.deferral.outlast("read the ledger", lambda: self.ledger.look_up(plan))
+        self.push_page(app_id)
         # not before the look-up, which has to notice that a folder is missing
         self.deferral.outlast("write to the destination", sink.prepare)
         now = time.time()
