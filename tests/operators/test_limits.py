@@ -80,7 +80,10 @@ def test_what_is_stored_is_not_counted(run: Run, mode: bool) -> None:
     task = run(products(4), deferrable=mode)
     assert task.attempt().error is None
     task.next_run("night 2")
-    assert "3 of 7 rows are new" in str(task.attempt(table=products(7), max_jobs=2).error)
+    error = str(task.attempt(table=products(7), max_jobs=2).error)
+    assert "3 of 7 rows are new" in error
+    assert error.endswith("raise max_jobs, and clear the task. That submits only 3 of 7 inputs.")
+    assert task.ti.xcoms["rungen_failure"]["clear_submits"] == 3
     assert task.attempt(table=products(7), max_jobs=3).error is None
     assert task.created == 7
 

@@ -55,7 +55,8 @@ class Advice:
     def _unfinished(self) -> int:
         """How many inputs a later attempt submits that finds the log of this one."""
         lost = len(self._run.submitting.unsaved_ids()) if self._run.ending.is_durable else 0
-        return min(self._log.unfinished_count + lost, self._log.state.count)
+        unfinished = self._log.unfinished_count - self._run.ledger.unloaded_count
+        return min(unfinished + lost, self._log.state.count)
 
     @property
     def _may_buy_rest(self) -> bool:

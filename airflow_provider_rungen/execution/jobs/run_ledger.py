@@ -124,9 +124,14 @@ class RunLedger:
 
     @property
     def new_count(self) -> int:
-        """How many inputs are to be submitted, less what the look-up found for parts that are not loaded."""
+        """How many inputs are to be submitted."""
+        return self._log.unsent_count - self.unloaded_count
+
+    @property
+    def unloaded_count(self) -> int:
+        """How many inputs of parts that are not loaded the look-up found."""
         found = self._found.settled if self._found else ()
-        return self._log.unsent_count - sum(number // PART_ROWS not in self._log.loaded for number in found)
+        return sum(number // PART_ROWS not in self._log.loaded for number in found)
 
     def watched(self, numbers: Iterable[int]) -> Watched | None:
         """Return what is known of the claims of others, to go on with it after a deferral."""
