@@ -211,7 +211,10 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             elif is_last or not AIRFLOW_V_3_3_PLUS:
                 self.down.set_upstream(task)
         self._check_waits()
-        self._bill_jobs_of(inside)
+        # a task that was made before the block may be between two of it
+        after_up = self.up.get_flat_relative_ids(upstream=False)
+        between = after_up & self.down.get_flat_relative_ids(upstream=True)
+        self._bill_jobs_of(inside | {task_id: tasks[task_id] for task_id in between})
 
     def _check_waits(self) -> None:
         """Check that nothing which the teardown waits for, once the app is up, waits for another run."""

@@ -118,7 +118,7 @@ def test_the_graph_is_a_group_with_documented_tasks_and_plain_ids() -> None:
 
 def test_tasks_of_a_block_may_name_its_setup() -> None:
     with dag() as d:
-        rows, between = give("rows"), give.override(task_id="between")("it")
+        rows, between = give("rows"), job("between")
         with scaled_app(APP) as gpu:
             gpu.up >> between >> job("fourth", app_id=APP)
             job("first", app_id=gpu.up.output)
@@ -131,6 +131,7 @@ def test_tasks_of_a_block_may_name_its_setup() -> None:
     d.check_cycle()
     assert upstream(d, "app_up") == {"give"}
     assert upstream(d, "between") == {"app_up"}
+    assert set(gpu.down.jobs_of) == {"first", "second", "third", "fourth", "between"}
     assert upstream(d, "group.inner_up") == {"app_up"}
     assert upstream(d, "app_down") >= {"first", "second", "third", "group.inner_end"}
 
@@ -450,11 +451,12 @@ def test_a_teardown_whose_templates_cannot_be_rendered_scales_down_or_is_loud(
     assert error is None or str(error).startswith("STILL BILLED: app ")
 
 
+@pytest.mark.parametrize("up", ["upstream_failed", "success"])
 def test_an_app_of_before_a_clear_that_is_gone_is_not_billed_again(
-    down: Callable[..., int], ti: TaskInstance3
+    down: Callable[..., int], ti: TaskInstance3, up: str
 ) -> None:
     ti.scaled["run"]["app_id"] = "gone"
-    ti.states["run"]["app_up"] = "upstream_failed"
+    ti.states["run"]["app_up"] = up
     ti.try_number, ti.max_tries = 2, 11
     down()
     assert (ti.xcoms[BILL_KEY]["worker_seconds"], ti.xcoms[BILL_KEY]["up_at"]) == ("0.000", None)

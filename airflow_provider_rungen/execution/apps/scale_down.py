@@ -158,6 +158,8 @@ class ScaleDownRun(TaskRun[Any]):
         except RunGenNotFoundError:
             log.info("Gone already %s", format_ids(app_id))
             needs = block.Needs()
+            if Attempt.of(self.context, self.task).was_cleared_after(self._record.clear_number):
+                self._record = self._record.after_clear(None)  # nothing has scaled it up since
         self._record = self._record.settled(needs.workers, time.time())
         return not needs
 
