@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow_provider_rungen._airflow import (
     AIRFLOW_V_3_3_PLUS,
@@ -126,6 +126,9 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         teardowns, too; or a task that `down` waits for has ``depends_on_past``, and may wait forever.
     """
 
+    # The blocks that are not left yet, the outer ones first.
+    _open: ClassVar[list[scaled_app]] = []
+
     def __init__(
         self,
         app_id: str | XComArg | None = None,
@@ -185,12 +188,15 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         self.end.trigger_rule = TriggerRule.NONE_FAILED
         self.end.set_upstream([self.up, self.down])
         self._before = set(self.dag.task_dict)
+        self._open.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._group.close()
+        outermost = next(each for each in self._open if each.dag is self.dag)
+        self._open.remove(self)
         if kind is not None:
             return
         tasks = self.dag.task_dict
@@ -211,8 +217,8 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             elif is_last or not AIRFLOW_V_3_3_PLUS:
                 self.down.set_upstream(task)
         self._check_waits()
-        # a task that was made before the block may be between two of it
-        after_up = self.up.get_flat_relative_ids(upstream=False)
+        # a task that was made before all blocks may be between two of this one
+        after_up = self.up.get_flat_relative_ids(upstream=False) & outermost._before
         between = after_up & self.down.get_flat_relative_ids(upstream=True)
         self._bill_jobs_of(inside | {task_id: tasks[task_id] for task_id in between})
 

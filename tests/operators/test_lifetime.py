@@ -136,6 +136,17 @@ def test_tasks_of_a_block_may_name_its_setup() -> None:
     assert upstream(d, "app_down") >= {"first", "second", "third", "group.inner_end"}
 
 
+def test_a_task_of_an_outer_block_is_on_its_bill_wherever_it_runs() -> None:
+    with dag():
+        between = job("between", app_id=APP)
+        with scaled_app(APP, name="outer") as outer:
+            score = job("score", app_id=APP)
+            with scaled_app("another") as inner:
+                chain(job("sketch"), score, job("paint"), between, job("print"))
+    assert set(outer.down.jobs_of) == {"score"}
+    assert set(inner.down.jobs_of) == {"sketch", "paint", "between", "print"}
+
+
 def test_an_error_in_the_block_leaves_its_group() -> None:
     with dag() as d:
         with pytest.raises(KeyError), scaled_app(APP):
