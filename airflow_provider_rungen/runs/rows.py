@@ -251,6 +251,7 @@ class Totals:
     :param failed: those whose job did not, or cannot be used.
     :param canceled: those of the failed whose job was canceled.
     :param refused: those that the service refused in this attempt, or that were given up.
+    :param given_up: those of the refused that were given up.
     :param shared: those whose job another task run submitted.
     :param own: those that have a job of this task run, and need no other.
     :param submitted: the jobs of this task run, of all attempts: what the bill is about.
@@ -266,6 +267,7 @@ class Totals:
     failed: int = 0
     canceled: int = 0
     refused: int = 0
+    given_up: int = 0
     shared: int = 0
     own: int = 0
     submitted: int = 0
@@ -287,6 +289,7 @@ class Totals:
             failed=int(is_failed),
             canceled=int(is_failed and current is not None and current.state is JobState.CANCELED),
             refused=int(state is InputState.REFUSED),
+            given_up=int(state is InputState.REFUSED and row.intents[-1].is_given_up),
             shared=int(current is not None and current.is_shared),
             own=int(state in _HAVE_A_JOB and current is not None and not current.is_shared),
             submitted=len(ours),

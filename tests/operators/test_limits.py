@@ -88,6 +88,37 @@ def test_what_is_stored_is_not_counted(run: Run, mode: bool) -> None:
     assert task.created == 7
 
 
+def test_progress_does_not_count_what_is_stored(
+    run: Run, mode: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = products(146)[:140], products(146)[140:]
+    task = run(old, deferrable=mode)
+    assert task.attempt().error is None
+    task.next_run("night 2")
+    caplog.set_level("INFO", "airflow_provider_rungen")
+    assert task.attempt(table=[*new, *old], max_in_flight=2).error is None
+    assert task.created == 146
+    waiting = [int(n) for n in re.findall(r"; (\d+) wait for others to end", caplog.text)]
+    assert waiting[0] == 4
+    assert max(waiting) == 4, "not the stored ones"
+    assert sorted(waiting, reverse=True) == waiting
+
+
+def test_a_retry_may_buy_the_rest_beside_inputs_that_were_given_up(run: Run, mode: bool) -> None:
+    task = run(products(6), deferrable=mode, to_input=failing, max_failed=6)
+    task.options["ledger"].max_attempts = 1
+    assert task.attempt().error is None
+    task.next_run("night 2")
+
+    def one_fails(row: dict[str, Any]) -> dict[str, Any]:
+        return picture(row) if row["sku"] == "sku-7" else failing(row)
+
+    more = {"table": products(8), "to_input": one_fails, "max_failed": 6, "max_jobs": 3}
+    assert "is refused" not in str(task.attempt(**more).error)
+    failure = task.ti.xcoms["rungen_failure"]
+    assert (failure["retry_submits"], task.created) == (1, 8)
+
+
 @pytest.mark.parametrize("place", [0, 100, 200])
 def test_exactly_what_is_new_may_be_bought_wherever_it_stands(run: Run, mode: bool, place: int) -> None:
     old, new = products(203)[:200], products(203)[200:]

@@ -55,7 +55,7 @@ class Advice:
     def _unfinished(self) -> int:
         """How many inputs a later attempt submits that finds the log of this one."""
         lost = len(self._run.submitting.unsaved_ids()) if self._run.ending.is_durable else 0
-        unfinished = self._log.unfinished_count - self._run.ledger.unloaded_count
+        unfinished = max(self._log.unfinished_count - self._run.ledger.unloaded_count, 0)
         return min(unfinished + lost, self._log.state.count)
 
     @property

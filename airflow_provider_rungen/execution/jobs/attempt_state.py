@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -21,6 +21,7 @@ class AttemptState:
     :param submitted_at: when the last jobs may have been submitted (seconds since 1970).
     :param allowance: how many more jobs the attempt may buy; ``None`` without a limit.
     :param submitted: how many jobs it submitted.
+    :param paid: how many inputs of each part need no job, as the ledger said at the begin.
     :param keeps_deadline: whether the deadline is that of the last attempt, whose jobs alone are waited for.
     """
 
@@ -35,4 +36,5 @@ class AttemptState:
     submitted_at: float = 0.0
     allowance: int | None = None
     submitted: int = 0
+    paid: list[int] = field(default_factory=list)
     keeps_deadline: bool = False

@@ -102,6 +102,8 @@ class RunLedger:
             elif row.digest:
                 copies[row.digest] += 1
         self._found = self.paid.find_all(first, copies)
+        counts = Counter(number // PART_ROWS for number in self._found.settled)
+        self._log.state.paid = [counts[part] for part in range(plan.part_count)]
         stored = self._found.stored
         self.reused_count = sum(1 + copies[digest] for digest, number in first.items() if number in stored)
         return self._found
@@ -123,15 +125,15 @@ class RunLedger:
         return fmean(times) if times else 0
 
     @property
-    def new_count(self) -> int:
-        """How many inputs are to be submitted."""
-        return self._log.unsent_count - self.unloaded_count
+    def unloaded_count(self) -> int:
+        """How many inputs of parts that are not loaded need no job, as the look-up found."""
+        paid = self._log.state.paid
+        return sum(count for part, count in enumerate(paid) if part not in self._log.loaded)
 
     @property
-    def unloaded_count(self) -> int:
-        """How many inputs of parts that are not loaded the look-up found."""
-        found = self._found.settled if self._found else ()
-        return sum(number // PART_ROWS not in self._log.loaded for number in found)
+    def new_count(self) -> int:
+        """How many inputs are to be submitted."""
+        return max(self._log.unsent_count - self.unloaded_count, 0)
 
     def watched(self, numbers: Iterable[int]) -> Watched | None:
         """Return what is known of the claims of others, to go on with it after a deferral."""

@@ -231,10 +231,10 @@ class RunReport:
 
     def others(self) -> OtherInputs:
         """Return what progress lines count beside the jobs that this process waits, or has waited, for."""
-        task_log, wait = self._run.task_log, self._run.wait
-        unsent = task_log.unsent_count
+        task_log, wait, ledger = self._run.task_log, self._run.wait, self._run.ledger
+        unsent = ledger.new_count
         done = task_log.state.count - unsent - len(task_log.jobs.running)
-        failed = done - task_log.jobs.totals().completed
+        failed = done - ledger.unloaded_count - task_log.jobs.totals().completed
         return OtherInputs(done - wait.returned, failed - wait.unsuccessful, unsent)
 
     def usage(self) -> dict[str, Any]:
@@ -266,7 +266,7 @@ class RunReport:
             for job_id in task_log.running if new else ():
                 log.info("Submitted job %s to app %s", job_id, task_log.app_id)
             return
-        unsent, submitted = task_log.unsent_count, task_log.state.submitted
+        unsent, submitted = self._run.ledger.new_count, task_log.state.submitted
         resumed = max(task_log.jobs.totals().own - submitted, 0)
         limit = self._run.options.max_in_flight
         is_held_up = unsent and limit is not None and len(task_log.jobs.running) >= limit

@@ -187,9 +187,9 @@ class TaskLog:
 
     @property
     def unfinished_count(self) -> int:
-        """How many inputs have no job that completed, or that may still run."""
-        done = self.jobs.totals().completed + len(self.jobs.running) + len(self._others)
-        return max(self.state.count - done, 0)
+        """How many inputs have no job that completed, or that may still run, and are not given up."""
+        totals, running = self.jobs.totals(), len(self.jobs.running) + len(self._others)
+        return max(self.state.count - totals.completed - totals.given_up - running, 0)
 
     def stop_submitting(self) -> int:
         """Submit nothing more, and return how many inputs are not submitted."""
