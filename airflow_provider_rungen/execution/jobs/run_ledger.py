@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -150,7 +151,22 @@ class RunLedger:
             self._book = self._make_book(self._run.options.ledger, "")
             self._book.files.watch(watched)
             self.paid = self._make_paid(self._book, self._run.task_log.plan)
+            self._log.on_load = self._note_part
             self._is_reopened = True
+
+    def _note_part(self, numbers: Collection[int]) -> None:
+        """Note what the ledger has of a part that is loaded after a deferral, if it had some of it before."""
+        paid, counts = self.paid, self._log.state.paid
+        numbers = [number for number in numbers if self._log.jobs.state(number) in SUBMITTABLE]
+        if paid is None or not any(counts[number // PART_ROWS] for number in numbers):
+            return
+        try:
+            find = partial(paid.look_up, numbers)
+            found = self._run.guard.call_patiently("look inputs up in the ledger", find)
+        except RunGenError as error:
+            log.warning("%s", error)  # it is asked again before anything is sent
+        else:
+            paid.note(found)
 
     def _make_book(self, ledger: Ledger, model: str) -> LedgerStore:
         from airflow_provider_rungen.execution.ledger.store import LedgerStore

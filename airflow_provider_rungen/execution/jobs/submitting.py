@@ -206,9 +206,11 @@ class Submitting:
         paid = self._run.ledger.paid
         if paid is None or not self._log.has_unsent:
             return
+        if self._run.was_deferred:
+            self._log.on_load = lambda numbers: None  # all are looked up at once below
         while self._log.load_next() is not None:
             pass  # what the look-up found is noted
-        if self._run.was_deferred:  # nothing was looked up since
+        if self._run.was_deferred:
             paid.settle(self._log.jobs.inputs(*SUBMITTABLE))
 
     def _submit_some(self, deadline: float) -> bool:

@@ -174,10 +174,18 @@ class PaidInputs:
 
         :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
         """
+        self.note(self.look_up(numbers))
+
+    def look_up(self, numbers: Iterable[int]) -> Found:
+        """
+        Look inputs up, and claim none. Pass what is found to `note`.
+
+        :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
+        """
         untaken: list[StoredJob] = []
         keys = {self.key_of_number(number): number for number in numbers}
         self._forget_ended(keys)
-        self.note(replace(self._find(keys, untaken.append), untaken=untaken))
+        return replace(self._find(keys, untaken.append), untaken=untaken)
 
     def is_claimed(self, number: int) -> bool:
         """Return whether an input may be submitted now: others leave it to this attempt for long enough."""
