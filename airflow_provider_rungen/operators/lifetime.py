@@ -136,7 +136,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         *,
         only_if: bool | int | str | XComArg | None = True,
         name: str = "app",
-        rungen_conn_id: str | None = None,
+        rungen_conn_id: str = "",
         drain: bool = False,
         drain_timeout: Duration = 3600,
         keep_if_busy: bool = False,
@@ -150,7 +150,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         self._name = name
         # what is left out may be in the `default_args`, as for the tasks of the block
         named = {"app_id": app_id, "rungen_conn_id": rungen_conn_id}
-        both: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+        both: dict[str, Any] = {name: value for name, value in named.items() if value not in (None, "")}
         both |= {"poll_interval": poll_interval, "pool": pool}
         waits = {"drain": drain, "drain_timeout": drain_timeout, "keep_if_busy": keep_if_busy}
         self._up: dict[str, Any] = {**both, "active_workers": active_workers, "only_if": only_if, **options}

@@ -21,7 +21,7 @@ class AttemptState:
     :param submitted_at: when the last jobs may have been submitted (seconds since 1970).
     :param allowance: how many more jobs the attempt may buy; ``None`` without a limit.
     :param submitted: how many jobs it submitted.
-    :param paid: how many inputs of each part need no job, as the ledger said at the begin.
+    :param paid: how many inputs of each part need no job, as the ledger had it at the begin.
     :param keeps_deadline: whether the deadline is that of the last attempt, whose jobs alone are waited for.
     """
 

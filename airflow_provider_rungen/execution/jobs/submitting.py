@@ -211,7 +211,7 @@ class Submitting:
         while self._log.load_next() is not None:
             pass  # what the look-up found is noted
         if self._run.was_deferred:
-            paid.settle(self._log.jobs.inputs(*SUBMITTABLE))
+            paid.note(paid.look_up(self._log.jobs.inputs(*SUBMITTABLE)))
 
     def _submit_some(self, deadline: float) -> bool:
         options, state = self._run.options, self._log.state

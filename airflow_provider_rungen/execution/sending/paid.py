@@ -168,14 +168,6 @@ class PaidInputs:
         self._claims |= dict.fromkeys({*found.claimed, *unused}, found.at)
         return noted
 
-    def settle(self, numbers: Iterable[int]) -> None:
-        """
-        Note what the ledger has of inputs that are not to be submitted.
-
-        :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
-        """
-        self.note(self.look_up(numbers))
-
     def look_up(self, numbers: Iterable[int]) -> Found:
         """
         Look inputs up, and claim none. Pass what is found to `note`.
