@@ -38,6 +38,14 @@ FAST: dict[str, Any] = {"poll_interval": 0.02, "defer_after": 0}
 KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, for a minute at most."""
+    give_up_at = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+
+
 class Died(BaseException):
     """Ends an attempt as SIGKILL does: nothing that comes after it is done."""
 

@@ -6,14 +6,13 @@ import contextvars
 import json
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Outcome
-from operator_kit import MODES, Table, picture, products
+from operator_kit import MODES, Table, picture, products, wait_until
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.archive.files import LocalFiles
@@ -21,13 +20,6 @@ from airflow_provider_rungen.execution.jobs import submitting
 from airflow_provider_rungen.hooks import RunGenHook
 
 pytestmark = pytest.mark.usefixtures("unsettled")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.01)
 
 
 @MODES

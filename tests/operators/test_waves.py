@@ -48,7 +48,7 @@ from conftest import (
     signal_when,
     stopped_when,
 )
-from operator_kit import FAST, KILLED, Attempts, Died, DyingStore, submitted
+from operator_kit import FAST, KILLED, Attempts, Died, DyingStore, submitted, wait_until
 from places import AttemptStore
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS
@@ -753,10 +753,7 @@ def test_jobs_that_ended_before_their_inputs_were_gone_are_billed_with_their_sec
     task.attempt_until_deferred()
     unwanted = len(task.jobs)
     task.scale(100)
-    give_up_at = time.monotonic() + 60
-    while task.ends != {"COMPLETED": unwanted}:
-        assert time.monotonic() < give_up_at
-        time.sleep(0.01)
+    wait_until(lambda: task.ends == {"COMPLETED": unwanted})
     task.given = [{"prompt": "another", "emulator": {"seconds": 0.4}}]
     assert task.attempt(deferrable=False).error is None
     usage = task.ti.xcoms["usage"]
@@ -1401,10 +1398,12 @@ def test_a_destination_that_takes_no_files_after_a_deferral_has_an_outage(
     """Whatever it still lets be read, and though the log can be written."""
     task = make(kind, inputs(4), deferrable=True, max_failed="any")
     trigger = task.attempt_until_deferred()
-    # the file that is tried before the first output: jobs that end at a later look may be stored
+    # only the file that is tried before the first output fails: a job that ends at a later look is stored
+    task.scale(4)
+    wait_until(lambda: task.ends == {"COMPLETED": 4})
     disk.files = r"/out/(?!\.rungen).*\.part"
     disk.faults.append(disk.fail)
-    assert "jobs were not collected: the destination cannot be used" in str(task.go_on(trigger).error)
+    assert "4 jobs were not collected: the destination cannot be used" in str(task.go_on(trigger).error)
     assert disk.reads > 0
     disk.faults.clear()
     assert task.attempt().error is None
@@ -2359,10 +2358,7 @@ def test_the_last_attempt_looks_at_jobs_that_were_over_when_it_canceled_them(mak
     task.max_tries = 0
     task.attempt_until_deferred()
     task.scale(100)
-    give_up_at = time.monotonic() + 60
-    while task.ends != {"COMPLETED": 2}:
-        assert time.monotonic() < give_up_at
-        time.sleep(0.01)
+    wait_until(lambda: task.ends == {"COMPLETED": 2})
     with pytest.raises(RunGenError, match="it broke"):
         task.complete({"error": error_to_json(RunGenError("it broke"))})
     usage = task.ti.xcoms["usage"]

@@ -351,7 +351,7 @@ class Life:
             if number == attempt:
                 match change:
                     case "shuffle":
-                        # whatever has happened before
+                        # in the same way, whatever has happened before
                         same = random.Random(self.script.seed + attempt)  # noqa: S311 - the same in each run
                         same.shuffle(self.source)
                     case "drop":
