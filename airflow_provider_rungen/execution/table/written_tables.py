@@ -135,10 +135,11 @@ def _ask_for_shared(
         if getattr(getattr(task, "operator_class", task), "writes_tables", False)
         and (task is not definition or is_asked)
     ]
-    find = partial(find_states, run.ti, task_ids, [run.ti.run_id])
+    if not task_ids:
+        return {}
     after = definition.get_flat_relative_ids(upstream=False)
     others: defaultdict[str, set[int]] = defaultdict(set)
-    for (_, index), states in (ask(find) if task_ids else {}).items():
+    for (_, index), states in ask(partial(find_states, run.ti, task_ids, [run.ti.run_id])).items():
         for task_id, state in states.items():
             # a fallback that has succeeded, and this task is cleared without it
             is_over = state in _ENDED or (state == TaskInstanceState.SUCCESS and task_id in after)
