@@ -17,8 +17,9 @@ from greenlet import getcurrent, greenlet
 from places import Died, GoneError, MemoryPlace, OutageError, Trouble, announce
 
 from airflow_provider_rungen.execution.jobs.places import StorePlace
+from airflow_provider_rungen.runs.adoption import adopt_rows
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End, next_turn
-from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
+from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog, read_attempts, read_parts
 from airflow_provider_rungen.runs.part_files import PART_ROWS, PartFile, PartName
 from airflow_provider_rungen.runs.place import Place

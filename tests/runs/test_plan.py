@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
+from airflow_provider_rungen.runs.adoption import adopt_rows
+from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.plan import (
     PLAN_ROWS,
     Manifest,

@@ -227,4 +227,4 @@ class Collecting:
         """Save what is ended, so that it need not be in memory."""
         # a signal in the middle of a call to the supervisor would leave it out of step
         with self._run.guard.defer_signals():
-            self._log.let_go(self._run.guard.is_stopping)
+            self._log.saver.let_go(self._run.guard.is_stopping)

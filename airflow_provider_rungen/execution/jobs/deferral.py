@@ -15,8 +15,7 @@ from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, Ru
 from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace, UnopenedPlace
 from airflow_provider_rungen.execution.jobs.plans import Plan, read_plan
-from airflow_provider_rungen.execution.jobs.task_log import END_TIME
-from airflow_provider_rungen.execution.sending.log_writer import Saver
+from airflow_provider_rungen.execution.sending.log_writer import END_TIME, Saver
 from airflow_provider_rungen.execution.task.outcomes import error_to_json, event_error, read_error
 from airflow_provider_rungen.execution.task.store_writer import call_patiently
 from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY

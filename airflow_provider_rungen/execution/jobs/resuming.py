@@ -24,7 +24,8 @@ from airflow_provider_rungen.execution.jobs.job_ends import ENDS
 from airflow_provider_rungen.execution.jobs.plans import read_digests
 from airflow_provider_rungen.execution.task.job_ids import log_jobs, warn_of_resubmission
 from airflow_provider_rungen.runs import rows
-from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
+from airflow_provider_rungen.runs.adoption import adopt_rows
+from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.plan import are_of_one_kind, input_digest
 from airflow_provider_rungen.runs.rows import InputState, JobState
 

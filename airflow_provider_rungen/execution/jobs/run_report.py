@@ -107,7 +107,7 @@ class RunReport:
                 if (label := self._run.options.job_label) is not None:
                     ti.xcom_push(key=LABEL_KEY, value={ids[0]: str(label)})
         if self._pushed_count is None:
-            for job_id in (*task_log.running, *task_log.shared)[-1:]:
+            for job_id in (*task_log.running, *task_log.jobs.shared)[-1:]:
                 self._run.link_to_job(task_log.app_id, job_id)
         self._pushed_count = count
 

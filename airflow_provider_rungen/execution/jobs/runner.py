@@ -273,8 +273,8 @@ class Runner(TaskRun[JobOptions]):
             return False
         # outputs are stored while others run, some at a time
         in_flight = max(half, len(running) - max(len(running) // 4, 1)) if task_log.stores else half
-        lookup_at = self.submitting.next_lookup
-        goal = WaitGoal(in_flight, options.stop_after, task_log.state.failures, frozenset(task_log.shared))
+        lookup_at, shared = self.submitting.next_lookup, frozenset(task_log.jobs.shared)
+        goal = WaitGoal(in_flight, options.stop_after, task_log.state.failures, shared)
         ended: list[Job] = []
         try:
             ended = self.wait.wait(

@@ -17,7 +17,7 @@ from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
 from airflow_provider_rungen.execution.jobs.log_home import LogHome, OnClear
 from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.jobs.plans import Plan
-from airflow_provider_rungen.execution.sending.log_writer import Saver
+from airflow_provider_rungen.execution.sending.log_writer import END_TIME, Saver
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog, missing_part, read_attempts
@@ -27,8 +27,6 @@ from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState, JobState,
 
 log = logging.getLogger(__name__)
 
-# Seconds that the log may take at a deferral, and at the end.
-END_TIME = 30.0
 # Seconds for the question whether there is a later attempt, before jobs are canceled.
 _CHECK_TIME = 5.0
 # So many parts are read back at a time.
@@ -219,12 +217,6 @@ class TaskLog:
             return self.jobs.outdated
         return self.running if self.home.is_cleared and not self.home.resumes_clears(on_clear) else ()
 
-    @property
-    def shared(self) -> list[str]:
-        """The jobs of other task runs that may run."""
-        jobs = (job for row in self.jobs.table.rows.values() for job in row.jobs)
-        return [job.id for job in jobs if job.state is JobState.OPEN and job.is_shared]
-
     def is_stored(self, job_id: str) -> bool:
         """Return whether a job is known to be stored. It is if nothing is left to do in its part."""
         return job_id not in self.jobs.table.input_of or bool(self.jobs.table.job(job_id).stored)
@@ -304,16 +296,6 @@ class TaskLog:
             self.run_log.fence()
         else:  # no results are there, and it is not worth a failure
             self.saver.save(parts, within=END_TIME)
-
-    def let_go(self, is_stopping: Callable[[], bool]) -> None:
-        """
-        Save the parts that are done, and keep only their totals.
-
-        :param is_stopping: returns whether to wait no longer.
-        """
-        parts = [*self.jobs.due_parts, *self.jobs.done_unsaved]
-        self.saver.save_once(parts, END_TIME, is_stopping)
-        self.jobs.close_parts()
 
     def note(self, **changes: Any) -> None:
         """Change the record of the attempt. It is not worth a failure."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Seconds that the log may take at a deferral, and at the end.
+END_TIME = 30.0
 # Seconds between the tries to save at once what the service did, and how long one may take: a kill waits.
 PAUSES = (0.1, 0.4)
 SAVE_TIME = 1.0
@@ -114,6 +116,15 @@ class Saver:
                 level = logging.DEBUG if self._is_failing else logging.WARNING
                 log.log(level, "Could not save in the run log: %s; saving continues", reason_of(error))
                 self._is_failing = True
+
+    def let_go(self, is_stopping: Callable[[], bool]) -> None:
+        """
+        Save the parts that are done, and keep only their totals.
+
+        :param is_stopping: returns whether to wait no longer.
+        """
+        self.save_once([*self.jobs.due_parts, *self.jobs.done_unsaved], END_TIME, is_stopping)
+        self.jobs.close_parts()
 
     def _try(self, parts: Iterable[int] | None, within: float, is_stopping: Callable[[], bool]) -> None:
         give_up_at = time.monotonic() + within
