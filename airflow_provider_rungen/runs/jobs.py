@@ -281,6 +281,16 @@ class Jobs:
                 self.table.forget(number)
         return done
 
+    def reopen(self, part: int, *files: PartFile) -> None:
+        """
+        Load a part again that was dropped, since something in it is to change.
+
+        :param files: all that storage has of it.
+        """
+        self.load((), *files)
+        for _, row in self.table.part(part):
+            self.closed -= Totals.of(row, self.writer, self.since)
+
     # --- internal ---
 
     def _note(self, number: int, change: Change) -> None:

@@ -235,6 +235,13 @@ class RunLog:
             snapshots[self._path(jobs.plan, part)] = file
         return snapshots
 
+    def reopen(self, files: Iterable[PartFile]) -> None:
+        """Save again in a part that was let go, of which storage has these files."""
+        for file in files:
+            if file.writer == self.attempt.writer:
+                # the names from before a deferral are not known, but none has so high a number
+                self._written.setdefault(file.number, _Written(self.saves, file.nth))
+
     def _written_of(self, part: int) -> _Written:
         return self._written.get(part, _Written())
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from enum import Enum, IntEnum, auto
-from operator import add, attrgetter
+from operator import add, attrgetter, sub
 
 _WRITER = re.compile(r"(\d{4,9})-(\d{4,9})-([0-9a-f]{8,64})")
 
@@ -302,6 +302,9 @@ class Totals:
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(*map(add, _values(self), _values(other)))
+
+    def __sub__(self, other: Totals) -> Totals:
+        return Totals(*map(sub, _values(self), _values(other)))
 
 
 _values = attrgetter(*(field.name for field in fields(Totals)))

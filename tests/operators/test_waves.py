@@ -2060,6 +2060,35 @@ def test_an_attempt_whose_time_is_up_takes_what_the_ledger_has_of_the_rest(make:
     assert (value["jobs"], value["reused"], value["completed"]) == (PART_ROWS, PART_ROWS, 2 * PART_ROWS)
 
 
+@pytest.mark.parametrize("owner", ["another run", "this run"])
+@pytest.mark.parametrize("when", ["while it is deferred", "before a retry"])
+def test_a_stored_job_that_is_lost_is_bought_again_by_a_retry(make: Make, owner: str, when: str) -> None:
+    """Its part was let go, since all of it was stored. The service has forgotten the job, too."""
+    count, refusal = 2 * PART_ROWS, Fault(on="run", status=400)
+    task = make(TABLE, inputs(PART_ROWS, seconds=0), max_in_flight=PART_ROWS, deferrable=False)
+    task.options["ledger"] = (task.folder / "ledger").as_uri()
+    if owner == "another run":
+        assert task.attempt().error is None
+        task.next_run("night 2")
+        task.store = None
+        task.emulator.service.inject(refusal)
+    task.given, task.max_tries = inputs(count, seconds=0), 4
+    trigger = task.attempt_until_deferred(deferrable=True)
+    if owner == "this run":
+        task.emulator.service.inject(refusal)
+        trigger = task.complete_until_deferred(task.fire(trigger))
+    if when == "before a retry":
+        assert "1 of 128" in str(task.go_on(trigger).error)
+    [lost] = [job["id"] for job in task.jobs if job["input"]["prompt"] == "picture 3"]
+    shutil.rmtree(task.folder / "out" / lost)
+    task.emulator.service.inject(Fault(on="get", status=404, times=None, job_id=lost))
+    error = task.attempt().error if when == "before a retry" else task.go_on(trigger).error
+    assert lost in str(error)
+    assert task.attempt().error is None
+    assert task.bought == Counter(f"picture {number}" for number in [*range(count), 3])
+    assert [row["status"] for row in task.results] == ["completed"] * count
+
+
 @KILLED
 def test_a_kill_does_not_wait_for_the_ids_of_parts_that_were_let_go(make: Make, disk: Disk) -> None:
     given = [*inputs(2 * PART_ROWS), *inputs(3 * PART_ROWS, seconds=60)[2 * PART_ROWS :]]

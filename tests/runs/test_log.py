@@ -259,6 +259,32 @@ def test_what_could_not_be_saved_goes_with_the_wave(what: str) -> None:
     assert (after.unsaved_ids, read(place).running) == (set(), jobs.running)
 
 
+def test_a_part_that_was_let_go_before_a_deferral_is_opened_again() -> None:
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    for part in (0, 1):  # one file each, of which none may be missing
+        submit(log, jobs, range(part * PART_ROWS, part * PART_ROWS + 2))
+    finish(jobs, range(2))
+    log.save(jobs, [0, 1])
+    assert jobs.close_parts() == [0]
+    totals = jobs.totals()
+
+    handed = log.handover([1])
+    log, jobs = RunLog(place, log.attempt, clock), Jobs(PLAN, jobs.writer, stores=True, closed=jobs.closed)
+    log.take(jobs, place.get(log.resume(jobs, handed)))
+    [(_, files)] = read_parts(place, PLAN, {jobs.writer}, only=[0])
+    jobs.reopen(0, *files)
+    log.reopen(files)
+    assert jobs.totals() == totals
+    [job] = jobs.table.rows[1].jobs
+    jobs.end(job.id, JobState.INVALID, why="its outputs are gone")
+    log.save(jobs, jobs.unsaved_parts)
+    log.note()
+    after = read(place)
+    assert after.table.job(job.id).state is JobState.INVALID
+    assert len(after.table.rows) == 4
+
+
 # --- what it costs ---
 
 BLOCK = 16

@@ -175,14 +175,23 @@ class Collecting:
         errors = {
             job_id: self._run.sink.errors[job_id] for job_id in job_ids if job_id in self._run.sink.errors
         }
-        for job_id, error in errors.items():
-            if is_useless(error):
-                seconds = error.execution_time if isinstance(error, RunGenJobError) else None
-                why = reason_of(error, self._log.app_id, job_id)
-                jobs.end(job_id, end_of(error), seconds=seconds, why=why)
-                if job_id in jobs.table.input_of and jobs.table.job(job_id).state is JobState.COMPLETED:
-                    jobs.end(job_id, JobState.INVALID, why=why)  # so that a retry runs its input again
+        useless = {job_id: error for job_id, error in errors.items() if is_useless(error)}
+        if has_time:
+            self._reopen(useless)
+        for job_id, error in useless.items():
+            seconds = error.execution_time if isinstance(error, RunGenJobError) else None
+            why = reason_of(error, self._log.app_id, job_id)
+            jobs.end(job_id, end_of(error), seconds=seconds, why=why)
+            if job_id in jobs.table.input_of and jobs.table.job(job_id).state is JobState.COMPLETED:
+                jobs.end(job_id, JobState.INVALID, why=why)  # so that a retry runs its input again
         self._wait_for(self._run.ledger.forget_useless(errors))
+
+    def _reopen(self, useless: Collection[str]) -> None:
+        """Make the log take that jobs are of no use whose parts were let go, since they were stored."""
+        try:
+            self._log.reopen(useless)
+        except RunGenError as error:
+            log.warning("%s; a retry may find the same jobs of no use", error.message)
 
     def _wait_for(self, forgetting: Future[None] | None) -> None:
         """Wait for the ledger while there is time: the next attempt finds out itself what is of no use."""

@@ -75,7 +75,8 @@ class RunReport:
         """Return the jobs of the inputs, as far as they are known without a look at storage."""
         jobs = self._run.task_log.jobs
         rows = (row.current(jobs.since) for _, row in sorted(jobs.table.rows.items()))
-        return [*filter(None, self._closed.ids), *(job.id for job in rows if job is not None)]
+        ids = [*filter(None, self._closed.ids), *(job.id for job in rows if job is not None)]
+        return list(dict.fromkeys(ids))  # a part may have been opened again
 
     # --- XCom ---
 

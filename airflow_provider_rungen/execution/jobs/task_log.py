@@ -306,6 +306,20 @@ class TaskLog:
         except Exception as error:
             log.debug("The record of the attempt was not saved: %s", type(error).__name__)
 
+    def reopen(self, job_ids: Collection[str]) -> None:
+        """
+        Load the parts again that were let go, and that have jobs of which more is to be noted.
+
+        :raises DamagedLogError: see `rows`.
+        """
+        wanted = set(job_ids) - self.jobs.table.input_of.keys()
+        closed = self.rows(sorted(self.loaded - self.open_parts)) if wanted else ()
+        of_jobs = (number for number, row in closed if any(job.id in wanted for job in row.jobs))
+        if parts := {number // PART_ROWS for number in of_jobs}:
+            for part, files in self.home.read_parts(self.jobs.plan, parts, also=[self.jobs.writer]):
+                self.jobs.reopen(part, *files)
+                self.run_log.reopen(files)
+
     @property
     def open_parts(self) -> set[int]:
         """The parts that are in memory."""
