@@ -32,6 +32,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobTimeoutError,
     RunGenResultError,
 )
+from airflow_provider_rungen.execution.task.xcom_keys import PAGE_KEY
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
@@ -127,6 +128,8 @@ def test_running_and_waiting_gives_the_id_which_is_pushed_before(stage: Stage, d
     [job] = stage.service.jobs()
     assert (outcome.value, outcome.error, stage.ti.xcoms["job_id"]) == (job["id"], None, job["id"])
     assert (polls, len(outcome.events), job["status"]) == ([0], deferrable, "COMPLETED")
+    assert [key for key, _ in stage.ti.pushed].count(PAGE_KEY) == 1, "one request, for thousands of tasks"
+    assert stage.ti.xcoms[PAGE_KEY]["rows"] == 1
 
 
 @MODES

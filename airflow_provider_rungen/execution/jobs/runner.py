@@ -205,7 +205,8 @@ class Runner(TaskRun[JobOptions]):
                 sink.report(BatchResult([None] * plan.count), plan, error)  # a table says which do not fit
                 raise
         self.deferral.outlast("read the ledger", lambda: self.ledger.look_up(plan))
-        self.push_page(app_id)
+        if not source.is_single:
+            self.push_page(app_id)
         # not before the look-up, which has to notice that a folder is missing
         self.deferral.outlast("write to the destination", sink.prepare)
         now = time.time()
@@ -266,8 +267,7 @@ class Runner(TaskRun[JobOptions]):
 
     def wait_for_part(self, deadline: float, *, may_defer: bool = True) -> bool:
         """Wait until more may be submitted or stored, or all is over; return whether everything fails."""
-        task_log, options = self.task_log, self.options
-        running = task_log.jobs.running
+        task_log, options, running = self.task_log, self.options, self.task_log.jobs.running
         half = (options.max_in_flight or 0) // 2 if self.submitting.has_free else 0
         if self.submitting.has_free and len(running) <= half:  # refused inputs left room
             return False
@@ -342,7 +342,7 @@ class Runner(TaskRun[JobOptions]):
         return {
             "waits": None if self.options.wait_for_completion else False,
             "new_ledger": self.ledger.new_ledger,
-            "rows": self.report.rows,
+            "rows": self.report.rows or int(self.is_single),
             "reused": self.ledger.reused_count or None,
             "destination": None if destination is None else redact(str(destination)),
             **self._page,
