@@ -41,6 +41,8 @@ _OWN_POLICY: dict[str, Any] = {
     "max_active_tis_per_dagrun": None,
     "priority_weight": 1000,
 }
+# Where tasks run: the same for both.
+_WHERE = ("default_args", "executor", "executor_config", "queue", "run_as_user")
 # Airflow ends a task without a worker only if it has none of these.
 _NO_WORKER: dict[str, Any] = {
     "on_execute_callback": None,
@@ -89,6 +91,10 @@ _WAITING_FOR_SOME = (
 _WITHOUT_JOBS = (RunGenScaleAppOperator, RunGenScaleDownOperator)
 
 
+class _BlockGroup(TaskGroup):
+    """The group of a block."""
+
+
 class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
     """
     Scale an app up for the tasks of a ``with`` block, and down to zero **whatever happens**.
@@ -120,7 +126,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
     :param pool: the Airflow pool of the two tasks. With one slot, no other run can scale up between the check
         and the scaling of this run's teardown.
     :param options: parameters of `RunGenScaleAppOperator` for scaling up: ``timeout``, ``deferrable``,
-        ``retries``, ….
+        ``retries``, …. Those that say where a task runs count for both: ``queue``, ``executor``, ….
     :raises TypeError: one of ``options`` is unknown.
     :raises ValueError: ``price`` is no price; the DAG has a ``dagrun_timeout``, at which Airflow skips
         teardowns, too; or a task that `down` waits for has ``depends_on_past``, and may wait forever.
@@ -150,11 +156,13 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         self._name = name
         # what is left out may be in the `default_args`, as for the tasks of the block
         named = {"app_id": app_id, "rungen_conn_id": rungen_conn_id}
-        both: dict[str, Any] = {name: value for name, value in named.items() if value not in (None, "")}
-        both |= {"poll_interval": poll_interval, "pool": pool}
+        given = {name: value for name, value in named.items() if value not in (None, "")}
+        both = {"poll_interval": poll_interval, "pool": pool}
         waits = {"drain": drain, "drain_timeout": drain_timeout, "keep_if_busy": keep_if_busy}
-        self._up: dict[str, Any] = {**both, "active_workers": active_workers, "only_if": only_if, **options}
-        self._down: dict[str, Any] = {**_OWN_POLICY, **both, **waits, "price": price}
+        workers = {"active_workers": active_workers, "only_if": only_if}
+        self._up: dict[str, Any] = {**given, **both, **workers, **options}
+        where = {name: value for name, value in options.items() if name in _WHERE}
+        self._down: dict[str, Any] = {**_OWN_POLICY, **both, **where, **waits, "price": price}
 
     def __enter__(self) -> Self:
         name = self._add_end()
@@ -174,6 +182,9 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
                 task_id=f"{name}_down",
                 scale_up_task_id=self.up.task_id,
                 task_group=_around_blocks(self.end.task_group),
+                # whatever the setup has them from
+                app_id=self.up.app_id,
+                rungen_conn_id=self.up.rungen_conn_id,
                 **(texts | self._down),
             )
             self._group = stack.pop_all()
@@ -286,7 +297,8 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         outer: Any = self.end.task_group
         if outer is not None and outer.group_id and outer.prefix_group_id:
             return contextlib.nullcontext()
-        return TaskGroup(f"{name}_is_up", prefix_group_id=False, tooltip="The app is billed while these run.")
+        tooltip = "The app is billed while these run."
+        return _BlockGroup(f"{name}_is_up", prefix_group_id=False, tooltip=tooltip)
 
 
 def _ended_before(task: Any) -> set[str]:
@@ -312,8 +324,8 @@ def _may_skip(task: Any) -> bool:
 
 
 def _around_blocks(group: Any) -> Any:
-    """Return the group around a block and those around it, which do not change ids."""
-    while group is not None and group.group_id and not group.prefix_group_id and group.parent_group:
+    """Return the group around a block and those around it."""
+    while isinstance(group, _BlockGroup):
         group = group.parent_group
     return group
 

@@ -261,11 +261,31 @@ def test_default_args_have_no_say_in_scaling_down() -> None:
     assert (gpu.up.retries, gpu.up.deferrable, gpu.up.timeout) == (3, True, 60)
 
 
-def test_a_block_scales_the_app_of_its_tasks_up_and_down() -> None:
-    defaults = {"app_id": "another", "rungen_conn_id": "rungen_prod"}
-    with dag(default_args=defaults), scaled_app() as gpu:
-        tasks: list[Any] = [gpu.up, gpu.down, job("first")]
-    assert {(task.app_id, task.rungen_conn_id) for task in tasks} == {("another", "rungen_prod")}
+@pytest.mark.parametrize("place", ["dag", "group", "group without prefix", "within a block"])
+def test_a_block_scales_the_app_of_its_tasks_up_and_down(place: str) -> None:
+    defaults: dict[str, Any] = {"app_id": "another", "rungen_conn_id": "rungen_prod", "queue": "gpu"}
+    with contextlib.ExitStack() as around:
+        around.enter_context(dag(default_args=defaults if place == "dag" else {}))
+        if place == "within a block":
+            around.enter_context(scaled_app(APP, name="outer"))
+        if place != "dag":
+            group: Any = TaskGroup  # mypy takes the type of its defaults from a converter
+            around.enter_context(group("g", prefix_group_id=place == "group", default_args=defaults))
+        with scaled_app() as gpu:
+            tasks: list[Any] = [gpu.up, gpu.down, job("first")]
+    found = {(task.app_id, task.rungen_conn_id, task.queue) for task in tasks}
+    assert found == {("another", "rungen_prod", "gpu")}
+
+
+def test_both_tasks_of_a_block_run_where_its_options_say() -> None:
+    defaults = {"app_id": "another", "rungen_conn_id": "rungen_prod", "queue": "cpu", "retries": 0}
+    with dag(), scaled_app(queue="gpu", default_args=defaults) as gpu:
+        job("first")
+    tasks: list[Any] = [gpu.up, gpu.down]
+    assert {(task.app_id, task.rungen_conn_id, task.queue) for task in tasks} == {
+        ("another", "rungen_prod", "gpu")
+    }
+    assert (gpu.up.retries, gpu.down.retries) == (0, 10)
 
 
 def test_a_dag_that_would_skip_the_teardown_is_refused() -> None:
