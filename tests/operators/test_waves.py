@@ -64,6 +64,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
 )
 from airflow_provider_rungen.execution.jobs import submitting
+from airflow_provider_rungen.execution.jobs.places import StorePlace, without_seal
 from airflow_provider_rungen.execution.ledger import files
 from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.task import store_writer
@@ -2060,7 +2061,7 @@ def test_an_attempt_whose_time_is_up_takes_what_the_ledger_has_of_the_rest(make:
     assert (value["jobs"], value["reused"], value["completed"]) == (PART_ROWS, PART_ROWS, 2 * PART_ROWS)
 
 
-@pytest.mark.parametrize("owner", ["another run", "this run"])
+@pytest.mark.parametrize("owner", ["another run", "this run", "this run, after an outage"])
 @pytest.mark.parametrize("when", ["while it is deferred", "before a retry"])
 def test_a_stored_job_that_is_lost_is_bought_again_by_a_retry(make: Make, owner: str, when: str) -> None:
     """Its part was let go, since all of it was stored. The service has forgotten the job, too."""
@@ -2074,9 +2075,14 @@ def test_a_stored_job_that_is_lost_is_bought_again_by_a_retry(make: Make, owner:
         task.emulator.service.inject(refusal)
     task.given, task.max_tries = inputs(count, seconds=0), 4
     trigger = task.attempt_until_deferred(deferrable=True)
-    if owner == "this run":
+    if owner != "another run":
         task.emulator.service.inject(refusal)
         trigger = task.complete_until_deferred(task.fire(trigger))
+    if owner == "this run, after an outage":  # then Airflow has the last ids of a submission, too
+        [run_log] = (task.folder / "out").glob(".rungen/runs/*")
+        paths = list(run_log.glob("jobs/*/*"))
+        parts = {str(path.relative_to(run_log)): without_seal(path.read_bytes()) for path in paths}
+        StorePlace(task.store, task.tries).put(parts)
     if when == "before a retry":
         assert "1 of 128" in str(task.go_on(trigger).error)
     [lost] = [job["id"] for job in task.jobs if job["input"]["prompt"] == "picture 3"]
@@ -2084,6 +2090,8 @@ def test_a_stored_job_that_is_lost_is_bought_again_by_a_retry(make: Make, owner:
     task.emulator.service.inject(Fault(on="get", status=404, times=None, job_id=lost))
     error = task.attempt().error if when == "before a retry" else task.go_on(trigger).error
     assert lost in str(error)
+    own = count - 1 - PART_ROWS * (owner == "another run")
+    assert task.ti.xcoms["usage"]["jobs"] == own + (when == "before a retry")
     assert task.attempt().error is None
     assert task.bought == Counter(f"picture {number}" for number in [*range(count), 3])
     assert [row["status"] for row in task.results] == ["completed"] * count

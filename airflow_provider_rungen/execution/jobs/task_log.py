@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +22,7 @@ from airflow_provider_rungen.execution.sending.log_writer import END_TIME, Saver
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog, missing_part, read_attempts
-from airflow_provider_rungen.runs.part_files import PART_ROWS
+from airflow_provider_rungen.runs.part_files import PART_ROWS, PartFile
 from airflow_provider_rungen.runs.place import SupersededError
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState, JobState, Row, Writer
 
@@ -316,7 +317,10 @@ class TaskLog:
         closed = self.rows(sorted(self.loaded - self.open_parts)) if wanted else ()
         of_jobs = (number for number, row in closed if any(job.id in wanted for job in row.jobs))
         if parts := {number // PART_ROWS for number in of_jobs}:
+            found: defaultdict[int, list[PartFile]] = defaultdict(list)  # the log may have some, and Airflow
             for part, files in self.home.read_parts(self.jobs.plan, parts, also=[self.jobs.writer]):
+                found[part] += files
+            for part, files in found.items():
                 self.jobs.reopen(part, *files)
                 self.run_log.reopen(files)
 
