@@ -41,8 +41,8 @@ _OWN_POLICY: dict[str, Any] = {
     "max_active_tis_per_dagrun": None,
     "priority_weight": 1000,
 }
-# Where tasks run: the same for both.
-_WHERE = ("default_args", "executor", "executor_config", "queue", "run_as_user")
+# What the teardown takes from the setup, wherever that has it from.
+_OF_SETUP = ("app_id", "rungen_conn_id", "queue", "executor", "executor_config", "run_as_user")
 # Airflow ends a task without a worker only if it has none of these.
 _NO_WORKER: dict[str, Any] = {
     "on_execute_callback": None,
@@ -161,8 +161,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         waits = {"drain": drain, "drain_timeout": drain_timeout, "keep_if_busy": keep_if_busy}
         workers = {"active_workers": active_workers, "only_if": only_if}
         self._up: dict[str, Any] = {**given, **both, **workers, **options}
-        where = {name: value for name, value in options.items() if name in _WHERE}
-        self._down: dict[str, Any] = {**_OWN_POLICY, **both, **where, **waits, "price": price}
+        self._down: dict[str, Any] = {**_OWN_POLICY, **both, **waits, "price": price}
 
     def __enter__(self) -> Self:
         name = self._add_end()
@@ -182,9 +181,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
                 task_id=f"{name}_down",
                 scale_up_task_id=self.up.task_id,
                 task_group=_around_blocks(self.end.task_group),
-                # whatever the setup has them from
-                app_id=self.up.app_id,
-                rungen_conn_id=self.up.rungen_conn_id,
+                **{name: getattr(self.up, name) for name in _OF_SETUP},
                 **(texts | self._down),
             )
             self._group = stack.pop_all()
@@ -264,9 +261,10 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
 
     def _add_end(self) -> str:
         """Add the last task, and return a prefix that is free in the DAG, or in the task group."""
+        taken: list[str] = []
         for number in range(1, 100):
             name = self._name if number == 1 else f"{self._name}_{number}"
-            with contextlib.suppress(DuplicateTaskIdFound):
+            try:
                 self.end = RunGenNoOpOperator(
                     task_id=f"{name}_end",
                     task_display_name=f"{name} billing checked",
@@ -274,7 +272,14 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
                     **_NO_WORKER,
                 )
                 break
+            except DuplicateTaskIdFound:
+                taken.append(f"{name}_end")
+        group: Any = self.end.task_group
         self.dag = self.end.dag
+        for task_id in map(group.child_id, taken):
+            # Airflow leaves in the group what the DAG refuses
+            if group.children.get(task_id) is not self.dag.task_dict.get(task_id):
+                del group.children[task_id]
         return name
 
     def _add_after(self, branch: Any) -> Any:
@@ -324,10 +329,13 @@ def _may_skip(task: Any) -> bool:
 
 
 def _around_blocks(group: Any) -> Any:
-    """Return the group around a block and those around it."""
-    while isinstance(group, _BlockGroup):
-        group = group.parent_group
-    return group
+    """Return the group around a block and those around it that no mapped group, or one with a prefix, has."""
+    found = group
+    while group.__class__ in (TaskGroup, _BlockGroup) and group.group_id and not group.prefix_group_id:
+        outer = group.parent_group
+        found = outer if isinstance(group, _BlockGroup) else found
+        group = outer
+    return found
 
 
 def _runners_of(task: Any, runners: set[str]) -> Sequence[str]:

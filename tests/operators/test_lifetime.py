@@ -106,9 +106,9 @@ def test_the_graph_is_a_group_with_documented_tasks_and_plain_ids() -> None:
     assert set(group.children) == {"app_up", "paint"}
     of_group = ("app_up", "inner.load", "app_down", "app_end")
     assert set(d.task_dict) == {*group.children, "app_down", "app_end", *(f"group.{e}" for e in of_group)}
-    with dag() as d, scaled_app(APP), scaled_app("another", name="inner"):
+    with dag() as d, scaled_app(APP), TaskGroup("plain", prefix_group_id=False), scaled_app("another"):
         job("paint")
-    assert {"app_down", "inner_down"} < set(d.task_group.children)
+    assert set(d.task_group.children) == {"app_is_up", "app_down", "app_end", "app_2_down"}
     tasks: list[Any] = [gpu.up, gpu.down, gpu.end]
     names = ["mine", "app billing ends", "app billing checked"]
     assert [task.task_display_name for task in tasks] == names
@@ -259,6 +259,20 @@ def test_default_args_have_no_say_in_scaling_down() -> None:
     assert down.trigger_rule == TriggerRule.ALL_DONE
     assert gpu.down.app_id == gpu.up.app_id == APP
     assert (gpu.up.retries, gpu.up.deferrable, gpu.up.timeout) == (3, True, 60)
+
+
+def test_groups_without_prefix_that_have_blocks_may_follow_each_other() -> None:
+    with dag() as d:
+        stages = []
+        for number in range(3):
+            with TaskGroup(f"stage_{number}", prefix_group_id=False) as stage, scaled_app(APP):
+                job(f"job_{number}")
+            stages.append(stage)
+        chain(*stages)
+    assert upstream(d, "app_3_up") == {"job_1"}
+    assert [set(stage.children) for stage in stages[1:]] == [
+        {f"{name}_is_up", f"{name}_down", f"{name}_end"} for name in ("app_2", "app_3")
+    ]
 
 
 @pytest.mark.parametrize("place", ["dag", "group", "group without prefix", "within a block"])
