@@ -157,10 +157,11 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         # what is left out may be in the `default_args`, as for the tasks of the block
         named = {"app_id": app_id, "rungen_conn_id": rungen_conn_id}
         given = {name: value for name, value in named.items() if value not in (None, "")}
-        both = {"poll_interval": poll_interval, "pool": pool}
+        both: dict[str, Any] = {"poll_interval": poll_interval, "pool": pool}
         waits = {"drain": drain, "drain_timeout": drain_timeout, "keep_if_busy": keep_if_busy}
         workers = {"active_workers": active_workers, "only_if": only_if}
         self._up: dict[str, Any] = {**given, **both, **workers, **options}
+        both["default_args"] = options.get("default_args")
         self._down: dict[str, Any] = {**_OWN_POLICY, **both, **waits, "price": price}
 
     def __enter__(self) -> Self:
@@ -176,11 +177,11 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             #: The setup that scales up.
             self.up = RunGenScaleAppOperator(task_id=f"{name}_up", **(texts | self._up))
             texts = {"task_display_name": f"{name} billing ends", "doc_md": _DOWN_DOC}
-            #: The teardown that scales down. It is in no group of a block: a user may mark that.
+            #: The teardown that scales down.
             self.down = RunGenScaleDownOperator(
                 task_id=f"{name}_down",
                 scale_up_task_id=self.up.task_id,
-                task_group=_around_blocks(self.end.task_group),
+                task_group=self.end.task_group,
                 **{name: getattr(self.up, name) for name in _OF_SETUP},
                 **(texts | self._down),
             )
@@ -280,6 +281,10 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             # Airflow leaves in the group what the DAG refuses
             if group.children.get(task_id) is not self.dag.task_dict.get(task_id):
                 del group.children[task_id]
+        if (around := _around_blocks(group)) is not group:  # a user may mark the group of a block
+            del group.children[self.end.task_id]
+            self.end.task_group = None
+            around.add(self.end)
         return name
 
     def _add_after(self, branch: Any) -> Any:
@@ -332,9 +337,8 @@ def _around_blocks(group: Any) -> Any:
     """Return the group around a block and those around it that no mapped group, or one with a prefix, has."""
     found = group
     while group.__class__ in (TaskGroup, _BlockGroup) and group.group_id and not group.prefix_group_id:
-        outer = group.parent_group
-        found = outer if isinstance(group, _BlockGroup) else found
-        group = outer
+        group, is_of_block = group.parent_group, isinstance(group, _BlockGroup)
+        found = group if is_of_block else found
     return found
 
 

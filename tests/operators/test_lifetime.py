@@ -108,7 +108,8 @@ def test_the_graph_is_a_group_with_documented_tasks_and_plain_ids() -> None:
     assert set(d.task_dict) == {*group.children, "app_down", "app_end", *(f"group.{e}" for e in of_group)}
     with dag() as d, scaled_app(APP), TaskGroup("plain", prefix_group_id=False), scaled_app("another"):
         job("paint")
-    assert set(d.task_group.children) == {"app_is_up", "app_down", "app_end", "app_2_down"}
+    both = {"app_down", "app_end", "app_2_down", "app_2_end"}
+    assert set(d.task_group.children) == {"app_is_up", *both}
     tasks: list[Any] = [gpu.up, gpu.down, gpu.end]
     names = ["mine", "app billing ends", "app billing checked"]
     assert [task.task_display_name for task in tasks] == names
@@ -292,13 +293,18 @@ def test_a_block_scales_the_app_of_its_tasks_up_and_down(place: str) -> None:
 
 
 def test_both_tasks_of_a_block_run_where_its_options_say() -> None:
-    defaults = {"app_id": "another", "rungen_conn_id": "rungen_prod", "queue": "cpu", "retries": 0}
+    defaults = {
+        "app_id": "another",
+        "rungen_conn_id": "rungen_prod",
+        "queue": "cpu",
+        "retries": 0,
+        "owner": "me",
+    }
     with dag(), scaled_app(queue="gpu", default_args=defaults) as gpu:
         job("first")
     tasks: list[Any] = [gpu.up, gpu.down]
-    assert {(task.app_id, task.rungen_conn_id, task.queue) for task in tasks} == {
-        ("another", "rungen_prod", "gpu")
-    }
+    found = {(task.app_id, task.rungen_conn_id, task.queue, task.owner) for task in tasks}
+    assert found == {("another", "rungen_prod", "gpu", "me")}
     assert (gpu.up.retries, gpu.down.retries) == (0, 10)
 
 
