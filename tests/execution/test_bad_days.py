@@ -790,7 +790,9 @@ class Life:
             is_left = "attempt resumes" in text or "A retry resumes" in text
             if is_left and number < last and number not in self.discarded_after:
                 continue  # then somebody else has to answer for it
-            if made.id in text and not re.search(r" is (QUEUED|RUNNING) ", text):
+            # a refusal may say so, too: "Could not cancel the job (422): …, but it is RUNNING"
+            is_refused = text.startswith("Could not cancel") and "; retrying in" not in text
+            if made.id in text and (is_refused or not re.search(r" is (QUEUED|RUNNING) ", text)):
                 return True
             if re.search(r"resumes \d+ jobs", text):
                 return True
