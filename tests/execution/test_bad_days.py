@@ -736,7 +736,8 @@ class Life:
         job = next(job for job in self.service.jobs() if job["id"] == old.id)
         is_over = job["status"] in ("FAILED", "CANCELED") and job["finished"] <= new.time
         is_forgotten = any(
-            (record.operation, record.status) == ("get", 404)
+            record.operation == "get"
+            and record.status in (400, 404)  # if it lasts: see "One wait" in docs/reliability.md
             and old.id in record.path
             and record.time <= new.time
             for record in self.service.records()
