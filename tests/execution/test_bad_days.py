@@ -735,12 +735,15 @@ class Life:
             return True
         job = next(job for job in self.service.jobs() if job["id"] == old.id)
         is_over = job["status"] in ("FAILED", "CANCELED") and job["finished"] <= new.time
-        is_forgotten = any(
-            record.operation == "get"
-            and record.status in (400, 404)  # if it lasts: see "One wait" in docs/reliability.md
-            and old.id in record.path
-            and record.time <= new.time
+        answers = [
+            (record.status, record.time)
             for record in self.service.records()
+            if record.operation == "get" and old.id in record.path and record.time <= new.time
+        ]
+        refused = [time for status, time in answers if status == 400]
+        # a 400 that lasts says so, too: see "One wait" in docs/reliability.md
+        is_forgotten = 404 in dict(answers) or (
+            bool(refused) and max(refused) - min(refused) >= retry.GONE_GRACE / 2
         )
         # whoever gets another id cannot know
         if is_over or is_forgotten or old.fault == "other_id":
