@@ -102,11 +102,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that need S3 where moto is installed: with the system tests."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the tests that need more than this package only if ``-m`` names what they need."""
+    asked = str(config.getoption("markexpr"))
+    left_out = {name for name in ("system", "browser", "distributed") if name not in asked}
+    chosen, others = list[pytest.Item](), list[pytest.Item]()
     for item in items:
         if "s3_client" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.system)
+            item.add_marker(pytest.mark.system)  # moto is installed there
+        is_left_out = any(item.get_closest_marker(name) for name in left_out)
+        (others if is_left_out else chosen).append(item)
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = chosen
 
 
 def pytest_collection_finish() -> None:

@@ -32,6 +32,7 @@ from demo import change_two_colors, format_summary
 
 # the first test runs all DAGs, which takes minutes on Airflow 3.2
 pytestmark = [
+    pytest.mark.contract,
     pytest.mark.timeout(900),
     # of Airflow 3.1, by its own ApprovalOperator
     pytest.mark.filterwarnings("ignore:The `airflow.operators.branch"),

@@ -101,6 +101,7 @@ def run(**options: Any) -> RunGenRunJobOperator:
     return RunGenRunJobOperator(**{"task_id": "run", "input": given} | wait | options)
 
 
+@pytest.mark.contract
 def test_a_task_on_a_worker_is_counted(rungen_emulator: Emulator, context: Any, sent: Sent) -> None:
     assert run_task(run(), context).error is None
     counts = sent.worker.counts
@@ -111,6 +112,7 @@ def test_a_task_on_a_worker_is_counted(rungen_emulator: Emulator, context: Any, 
     assert timedelta(seconds=0.2) < waited < timedelta(seconds=20)
 
 
+@pytest.mark.contract
 def test_a_wait_in_a_triggerer_is_measured_there(rungen_emulator: Emulator, context: Any, sent: Sent) -> None:
     assert run_task(run(deferrable=True), context).error is None
     assert sent.worker.counts["rungen.jobs.submitted"] == 1
@@ -122,6 +124,7 @@ def test_a_wait_in_a_triggerer_is_measured_there(rungen_emulator: Emulator, cont
     assert (max(sizes), sizes[-1]) == (1, 0)
 
 
+@pytest.mark.contract
 def test_a_job_that_a_retry_takes_up_is_counted(
     rungen_emulator: Emulator, ti: FakeTaskInstance, sent: Sent
 ) -> None:
@@ -140,6 +143,7 @@ def counted(sent: Sent, *names: str) -> list[int]:
     return [sent.worker.counts[name] or sent.triggerer.counts[name] for name in names]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_what_jobs_used_is_counted(
     rungen_emulator: Emulator, context: Any, sent: Sent, deferrable: bool
@@ -154,6 +158,7 @@ def test_what_jobs_used_is_counted(
     assert counted(sent, "rungen.jobs.completed", "rungen.jobs.failed") == [2, 1]
 
 
+@pytest.mark.contract
 @pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="tasks end in the triggerer from Airflow 3.3 on")
 def test_a_task_that_ends_in_the_triggerer_is_counted_there_without_a_dag_too(
     rungen_emulator: Emulator, context: Any, sent: Sent
@@ -167,6 +172,7 @@ def test_a_task_that_ends_in_the_triggerer_is_counted_there_without_a_dag_too(
     assert counted(sent, "rungen.jobs.completed") == [2]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("ends", [False, True])
 def test_a_sensor_counts_each_job_once(
     rungen_emulator: Emulator, context: Any, sent: Sent, ends: bool
@@ -180,6 +186,7 @@ def test_a_sensor_counts_each_job_once(
     assert counted(sent, "rungen.jobs.completed") == [2]
 
 
+@pytest.mark.contract
 def test_a_job_is_counted_once_however_often_a_sensor_is_rescheduled(
     rungen_emulator: Emulator, context: Any, sent: Sent
 ) -> None:
@@ -192,6 +199,7 @@ def test_a_job_is_counted_once_however_often_a_sensor_is_rescheduled(
     assert counted(sent, "rungen.jobs.completed") == [2]
 
 
+@pytest.mark.contract
 def test_requests_are_counted_by_their_status(rungen_emulator: Emulator, sent: Sent) -> None:
     rungen_emulator.service.inject(Fault(on="list_apps", status=404))
     with RunGenHook() as hook:
@@ -211,6 +219,7 @@ def test_a_request_without_an_answer_is_counted(
     assert sent.worker.counts == {"rungen.requests.get.unanswered": 5}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_metrics_that_are_down_fail_nothing(
     rungen_emulator: Emulator, context: Any, sent: Sent, deferrable: bool
@@ -220,6 +229,7 @@ def test_metrics_that_are_down_fail_nothing(
     assert run_task(run(deferrable=deferrable), context).error is None
 
 
+@pytest.mark.contract
 def test_an_airflow_whose_metrics_moved_is_warned_about_once(
     rungen_emulator: Emulator, sent: Sent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,6 +241,7 @@ def test_an_airflow_whose_metrics_moved_is_warned_about_once(
     assert warning.getMessage().startswith(f"No RunGen metrics are sent: this Airflow has no {STATS_MODULE}")
 
 
+@pytest.mark.contract
 def test_metrics_that_are_functions_of_a_module_are_counted(
     rungen_emulator: Emulator, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +253,7 @@ def test_metrics_that_are_functions_of_a_module_are_counted(
     assert sent.worker.counts == {"rungen.requests.get.2xx": 1}
 
 
+@pytest.mark.contract
 def test_a_real_listener_hears_them(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, sent: Sent
 ) -> None:

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from airflow_provider_rungen.emulator import Emulator
+
+pytestmark = pytest.mark.contract
 
 
 def test_the_client_runs_jobs_without_airflow() -> None:

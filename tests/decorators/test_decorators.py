@@ -63,6 +63,7 @@ class Attempts:
             return Outcome(error=death)
 
 
+@pytest.mark.contract
 @MODES
 def test_a_dict_is_a_job_and_its_result_is_returned(rungen_emulator: Emulator, deferrable: bool) -> None:
     prompt = "{{ conn.rungen_default.password }} {% raw"  # what a function returns is no template
@@ -75,6 +76,7 @@ def test_a_dict_is_a_job_and_its_result_is_returned(rungen_emulator: Emulator, d
     assert task.calls == 1
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_a_list_is_a_batch_and_its_results_keep_the_order(
@@ -88,6 +90,7 @@ def test_a_list_is_a_batch_and_its_results_keep_the_order(
     assert task.calls == 1
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize(
     ("emulator", "options", "told"),
@@ -105,6 +108,7 @@ def test_of_one_job_max_failed_allows_nothing(
     assert told in str(outcome.error)
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
 def test_outputs_are_stored_where_they_are_wanted(
@@ -143,6 +147,7 @@ def test_a_destination_that_is_lost_in_the_wait_keeps_no_job_from_being_canceled
     assert [job["status"] for job in rungen_emulator.service.jobs()] == ["CANCELED"]
 
 
+@pytest.mark.contract
 def test_the_function_is_given_the_context_and_its_arguments(
     rungen_emulator: Emulator, ti: FakeTaskInstance
 ) -> None:
@@ -154,6 +159,7 @@ def test_the_function_is_given_the_context_and_its_arguments(
     assert run_task(op, context).value == "You said: hello on 2025-01-01 in manual"
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("error", "shown"),
     [
@@ -174,6 +180,7 @@ def test_an_error_of_the_function_is_its_own(
     assert rungen_emulator.service.count("run") == 0
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("error", "statuses"),
     [
@@ -192,11 +199,13 @@ def test_a_function_that_fails_keeps_jobs_only_for_a_next_attempt(
         assert [job["status"] for job in rungen_emulator.service.jobs()] == [status]
 
 
+@pytest.mark.contract
 def test_a_result_is_one_xcom_whatever_the_function_is_annotated_with() -> None:
     assert operator(saying, "x").multiple_outputs is False
     assert operator(saying, "x", multiple_outputs=True).multiple_outputs is True
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("mapped", [False, True])
 def test_default_args_for_other_tasks_take_no_result_away(
     rungen_emulator: Emulator, context: Any, mapped: bool
@@ -214,12 +223,14 @@ def test_default_args_for_other_tasks_take_no_result_away(
     assert (outcome.value, len(outcome.events)) == ("You said: a fox", 1)
 
 
+@pytest.mark.contract
 def test_what_the_function_decides_is_no_parameter() -> None:
     for name in ("inputs", "wait_for_completion", "end_from_trigger"):
         with pytest.raises(TypeError, match=name):
             operator(saying, "x", **{name: False})
 
 
+@pytest.mark.contract
 def test_airflow_knows_the_decorator() -> None:
     with DAG("found", schedule=None):
 
@@ -234,6 +245,7 @@ def test_airflow_knows_the_decorator() -> None:
     assert len(mapped.operator.operator_extra_links) == 3
 
 
+@pytest.mark.contract
 def test_a_schema_that_cannot_be_read_after_the_wait_leaves_jobs_that_are_over_alone(
     rungen_emulator: Emulator, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from system.stage import Run, until
 
 from airflow_provider_rungen.emulator import Emulator
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400), pytest.mark.contract]
 
 INPUTS = 300
 # Airflow logs it when a trigger ends because its task is no longer deferred.

@@ -13,6 +13,8 @@ from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from airflow_provider_rungen.emulator import Emulator
 
+pytestmark = pytest.mark.contract
+
 # What a company keeps its connections in. It is asked before the environment.
 VAULT = """
 import json, os

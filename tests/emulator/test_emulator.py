@@ -30,6 +30,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from airflow_instance import AirflowError, AirflowInstance
 
+pytestmark = pytest.mark.contract
+
 KEY = "rungen-emulator-key"
 START = 1_736_613_934.0  # 2025-01-11T16:45:34
 FLUX = "/app/flux-schnell"

@@ -39,6 +39,7 @@ def job(prompt: str = "x", **options: Any) -> RunGenRunJobOperator:
     return RunGenRunJobOperator(task_id="paint", input={"prompt": prompt}, **options)
 
 
+@pytest.mark.contract
 def test_an_operator_needs_no_dag_and_returns_value_xcoms_and_log(rungen_emulator: Emulator) -> None:
     result = run_operator(job(**WAITING))
     [made] = rungen_emulator.service.jobs()
@@ -49,6 +50,7 @@ def test_an_operator_needs_no_dag_and_returns_value_xcoms_and_log(rungen_emulato
     assert ("Not durable" in result.log) != AIRFLOW_V_3_3_PLUS
 
 
+@pytest.mark.contract
 def test_an_error_is_returned(rungen_emulator: Emulator) -> None:
     result = run_operator(job("fail: out of memory", **WAITING))
     assert isinstance(result.error, RunGenJobFailedError)
@@ -75,6 +77,7 @@ def test_a_deferrable_operator_defers_and_comes_back(
     assert op.defer_after == defer_after
 
 
+@pytest.mark.contract
 def test_a_sensor_that_reschedules_can_be_run(rungen_emulator: Emulator) -> None:
     job_id = run_operator(job()).value
     sensor = RunGenJobSensor(task_id="wait", job_id=job_id, mode="reschedule", poke_interval=0.05)
@@ -88,6 +91,7 @@ def worker_seconds(emulator: Emulator) -> float:
     return bill
 
 
+@pytest.mark.contract
 def test_templates_are_rendered_and_the_operator_can_be_run_again(rungen_emulator: Emulator) -> None:
     template = "{{ params.color }} {{ ds }} {{ macros.ds_add(ds, 1) }} {{ dag.dag_id }} {{ task.task_id }}"
     with DAG("d", schedule=None, params={"color": "red"}):
@@ -100,6 +104,7 @@ def test_templates_are_rendered_and_the_operator_can_be_run_again(rungen_emulato
     assert (op.input, op.upstream_task_ids) == ({"prompt": template}, set())
 
 
+@pytest.mark.contract
 def test_templates_know_connections_variables_and_the_task_instance(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,12 +118,14 @@ def test_templates_know_connections_variables_and_the_task_instance(
     assert run_operator(op).rendered["input"] == {"prompt": "red 512 rungen True None"}
 
 
+@pytest.mark.contract
 @pytest.mark.skipif(AIRFLOW_VERSION == (3, 0), reason="it then asks the supervisor, which does not run")
 def test_a_variable_and_a_connection_may_have_a_default(rungen_emulator: Emulator) -> None:
     op = job("{{ var.value.get('absent', 'blue') }} {{ conn.get('absent', 'none') }}")
     assert run_operator(op).rendered["input"] == {"prompt": "blue none"}
 
 
+@pytest.mark.contract
 def test_what_earlier_tasks_returned_is_pulled(rungen_emulator: Emulator) -> None:
     def collect(name: str, job_id: Any) -> Any:
         return RunGenCollectResultsOperator(task_id=name, job_id=job_id, poll_interval=0.05)
@@ -142,6 +149,7 @@ def test_what_earlier_tasks_returned_is_pulled(rungen_emulator: Emulator) -> Non
     assert isinstance(run_operator(one).error, AirflowFailException), "no id"
 
 
+@pytest.mark.contract
 def test_a_decorated_function_can_be_run_mapped_or_not(rungen_emulator: Emulator) -> None:
     @rungen_task(poll_interval=0.05, app_id="llama-text")
     def describe(name: str, ds: str | None = None) -> dict[str, Any]:
@@ -157,6 +165,7 @@ def test_a_decorated_function_can_be_run_mapped_or_not(rungen_emulator: Emulator
     assert result.value == "You said: a desk on 2026-01-31"
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("upstream", "has_run"),
     [
@@ -179,6 +188,7 @@ def test_the_teardown_of_a_block_knows_whether_its_setup_has_run(
 # --- mapped tasks ---
 
 
+@pytest.mark.contract
 def test_each_of_the_tasks_of_a_mapped_operator_can_be_run(rungen_emulator: Emulator) -> None:
     with DAG("d", schedule=None, params={"color": "red"}):
         mapped: Any = RunGenRunJobOperator.partial(task_id="paint", app_id="llama-text", **WAITING).expand(
@@ -197,6 +207,7 @@ def test_each_of_the_tasks_of_a_mapped_operator_can_be_run(rungen_emulator: Emul
     assert isinstance(run_operator(mapped, map_index=2).error, IndexError)
 
 
+@pytest.mark.contract
 def test_a_mapped_operator_maps_over_what_earlier_tasks_returned(rungen_emulator: Emulator) -> None:
     with DAG("d", schedule=None):
         first: Any = BaseOperator(task_id="first")
@@ -219,6 +230,7 @@ def test_a_mapped_operator_maps_over_what_earlier_tasks_returned(rungen_emulator
 # --- tables ---
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_the_rows_of_a_table_are_at_hand(rungen_emulator: Emulator, tmp_path: Path, suffix: str) -> None:
     elsewhere: dict[str, Any] = {
@@ -250,6 +262,7 @@ def test_the_rows_of_a_table_are_at_hand(rungen_emulator: Emulator, tmp_path: Pa
         _ = run_operator(job()).rows
 
 
+@pytest.mark.contract
 def test_a_test_that_replaces_a_place_writes_nowhere_else(rungen_emulator: Emulator, tmp_path: Path) -> None:
     real, here = tmp_path / "real", tmp_path / "here"
     op = RunGenRunTableOperator(
@@ -282,6 +295,7 @@ def test_a_test_that_replaces_a_place_writes_nowhere_else(rungen_emulator: Emula
 DATED = "{{ dag_run.logical_date or 'none' }} {{ ds is defined }}"
 
 
+@pytest.mark.contract
 @pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="each run has a logical date")
 def test_a_run_may_have_no_date(rungen_emulator: Emulator) -> None:
     assert run_operator(job(DATED), logical_date=None).rendered["input"]["prompt"] == "none False"
@@ -293,12 +307,14 @@ def test_a_run_may_have_no_date(rungen_emulator: Emulator) -> None:
     assert prompt.split()[0] in (today, f"{datetime.now(UTC):%Y-%m-%d}")
 
 
+@pytest.mark.contract
 @pytest.mark.skipif(AIRFLOW_V_3_0_PLUS, reason="a run may have none")
 def test_airflow_2_has_no_runs_without_a_date() -> None:
     with pytest.raises(ValueError, match="Airflow 3"):
         run_operator(job(), logical_date=None)
 
 
+@pytest.mark.contract
 @pytest.mark.skipif(AIRFLOW_VERSION < (3, 2), reason="runs have no partition")
 def test_a_run_may_have_a_partition(rungen_emulator: Emulator) -> None:
     op = job("{{ partition_key }} {{ dag_run.partition_key }} " + DATED)
@@ -309,6 +325,7 @@ def test_a_run_may_have_a_partition(rungen_emulator: Emulator) -> None:
 # --- the time limit ---
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_a_task_that_takes_too_long_is_ended(rungen_emulator: Emulator, deferrable: bool) -> None:
     rungen_emulator.service.configure({"job_seconds": 600})
@@ -324,6 +341,7 @@ def test_a_task_that_takes_too_long_is_ended(rungen_emulator: Emulator, deferrab
     assert run_operator(job()).error is None, "it can be run again"
 
 
+@pytest.mark.contract
 def test_an_overrun_quotes_the_last_warning(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="run", status=429, headers={"Retry-After": "60"}, times=None))
     table: Any = [{"sku": sku, "prompt": "x"} for sku in ("A-1", "A-2")]
@@ -342,11 +360,13 @@ class Stubborn(BaseOperator):
             raise ValueError("what now?") from None
 
 
+@pytest.mark.contract
 def test_an_interruption_that_is_swallowed_still_counts() -> None:
     with pytest.raises(TimeoutError, match="'stubborn'"):
         run_operator(Stubborn(task_id="stubborn"), timeout=0.2)
 
 
+@pytest.mark.contract
 def test_an_alarm_of_the_test_runner_stays() -> None:
     before, handler = signal.getitimer(signal.ITIMER_REAL), signal.getsignal(signal.SIGALRM)
     signal.setitimer(signal.ITIMER_REAL, 100)
@@ -358,6 +378,7 @@ def test_an_alarm_of_the_test_runner_stays() -> None:
         signal.setitimer(signal.ITIMER_REAL, *before)
 
 
+@pytest.mark.contract
 @pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="there is no task state store")
 def test_the_state_store_can_be_shared_by_attempts(rungen_emulator: Emulator) -> None:
     from airflow_provider_rungen.emulator.fakes import FakeStore
@@ -400,6 +421,7 @@ class Deferring(BaseOperator):
         return event, extra, context["task"].task_id
 
 
+@pytest.mark.contract
 def test_any_operator_can_be_run() -> None:
     result = run_operator(Deferring(how="fires", task_id="x"))
     assert result == TaskResult(("fires", 1, "x"), events=["fires"], timeouts=[timedelta(seconds=0.2)])
@@ -409,6 +431,7 @@ def test_any_operator_can_be_run() -> None:
         assert (str(result.error), result.events) == (reason, [])
 
 
+@pytest.mark.contract
 def test_neither_the_kit_nor_a_sensor_is_reported_as_called_outside_of_a_task(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ def lose_the_connection(times: int, *kinds: str) -> Callable[[str, str], None]:
 # --- what is stored -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @MODES
 def test_outputs_are_stored_and_small_manifests_returned(
     archive: Archive, caplog: pytest.LogCaptureFixture, deferrable: bool
@@ -202,6 +203,7 @@ def test_outputs_are_stored_and_small_manifests_returned(
     assert sum(archive.fetches.values()) == 3
 
 
+@pytest.mark.contract
 def test_one_id_gives_one_manifest(archive: Archive) -> None:
     [job_id] = submitted(job())
     assert archive.collect(job_id).value["job_id"] == job_id
@@ -211,6 +213,7 @@ def test_one_id_gives_one_manifest(archive: Archive) -> None:
     assert sum(archive.fetches.values()) == 1
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("result", [None, {"text": f"see {SIGNED}"}])
 def test_a_job_without_outputs_has_its_manifest(archive: Archive, result: Any) -> None:
     [job_id] = submitted(job(result=result))
@@ -220,6 +223,7 @@ def test_a_job_without_outputs_has_its_manifest(archive: Archive, result: Any) -
     assert manifest["result"] == json.loads(json.dumps(result).replace("?X-Amz-Signature=s3cret", ""))
 
 
+@pytest.mark.contract
 def test_a_data_url_is_stored_as_a_file(archive: Archive) -> None:
     text = "data:image/png;base64," + base64.b64encode(b"\x89PNG picture").decode()
     [job_id] = submitted(job(result={"images": [{"image": text}, {"image": "output:0.png"}]}))
@@ -273,6 +277,7 @@ def test_a_manifest_that_would_not_be_read_is_not_written(
     assert files(large) == {}
 
 
+@pytest.mark.contract
 def test_what_must_not_be_downloaded_fails_permanently(archive: Archive) -> None:
     [job_id] = submitted(job(result={"x": "http://169.254.169.254/x?k=s3cret"}))
     error = archive.collect(job_id).error
@@ -285,6 +290,7 @@ def test_what_must_not_be_downloaded_fails_permanently(archive: Archive) -> None
 # --- where --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     "to", [str, lambda path: f"{path.as_uri()}/", lambda path: ObjectStoragePath(path.as_uri()), Path]
 )
@@ -296,6 +302,7 @@ def test_a_destination_may_be_any_object_storage_path(archive: Archive, to: Call
     assert sorted(archive.files) == [f"{job_id}/0-0.png", f"{job_id}/manifest.json"]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("destination", "may_pass"),
     [
@@ -315,6 +322,7 @@ def test_a_destination_that_cannot_be_used_is_reported_before_the_wait(
     assert archive.service.records() == []
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     "error",
     [OSError("Forbidden: KEY:S3CRET"), AirflowNotFoundException("The conn_id `KEY:S3CRET` isn't defined")],
@@ -341,6 +349,7 @@ def test_no_secret_of_a_destination_is_shown(
     assert "S3CRET" not in "".join(traceback.format_exception(outcome.error)) + caplog.text
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("name", ["max_concurrency", "max_output_bytes", "max_xcom_bytes", "max_failed"])
 @pytest.mark.parametrize("bad", [-1, "1", 1.5, None, True])
 def test_a_number_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> None:
@@ -348,6 +357,7 @@ def test_a_number_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> None:
         collect_op("j", "/x", **{name: bad})
 
 
+@pytest.mark.contract
 def test_files_are_uploaded_whole_or_not_at_all(
     archive: Archive,
     uploads: ObjectStore,
@@ -480,6 +490,7 @@ def test_the_destination_itself_may_be_a_link(tmp_path: Path) -> None:
 # --- what is there already ----------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("wait", [True, False])
 def test_the_service_is_not_asked_for_what_is_stored(
@@ -497,6 +508,7 @@ def test_the_service_is_not_asked_for_what_is_stored(
     assert archive.files == before
 
 
+@pytest.mark.contract
 @MODES
 def test_the_service_is_asked_for_the_others_alone(archive: Archive, deferrable: bool) -> None:
     stored, other = submitted(job(), job(seconds=0.3))
@@ -527,6 +539,7 @@ def test_a_store_that_cannot_be_read_fails_the_task_and_can_be_tried_again(
     assert len(archive.service.records()) == before
 
 
+@pytest.mark.contract
 def test_what_is_stored_has_to_fit_the_schema(archive: Archive) -> None:
     good, odd = submitted(job(), job(result={"n": 7}))
     assert archive.collect([good, odd]).error is None
@@ -540,6 +553,7 @@ def test_what_is_stored_has_to_fit_the_schema(archive: Archive) -> None:
     assert archive.gets(good) > asked
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("harm", ["cut", "gone", "folder"])
 def test_what_is_not_as_it_was_stored_is_fetched_again(archive: Archive, harm: str) -> None:
     [job_id] = submitted(job(images=3))
@@ -607,6 +621,7 @@ def test_an_invalid_entry_is_counted_and_left_out(poison: Any) -> None:
     assert ([output["at"] for output in stored.outputs], stored.invalid_count) == (["else"], 1)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("poison", "is_invalid"),
     [({"size": None}, True), ({"size": 7}, False), ({"uri": "file:///etc/passwd"}, False)],
@@ -626,6 +641,7 @@ def test_what_a_poisoned_manifest_names_is_fetched_again(
     assert ("Ignored 1 invalid manifest entries" in caplog.text) == is_invalid
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("name", ["", "manifest.json"])
 @pytest.mark.parametrize("to", ["something", "nothing"])
 def test_no_symbolic_link_is_followed(archive: Archive, name: str, to: str) -> None:
@@ -647,6 +663,7 @@ def test_no_symbolic_link_is_followed(archive: Archive, name: str, to: str) -> N
     assert archive.collect(job_id, destination).error is None
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("name", ["manifest.json", "0-0.png"])
 def test_a_pipe_in_the_place_of_a_file_holds_nothing_up(archive: Archive, name: str) -> None:
     [job_id] = submitted(job())
@@ -689,6 +706,7 @@ def test_a_file_that_another_attempt_removes_before_it_is_locked_is_opened_again
 # --- faults -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     "fault",
     [
@@ -710,6 +728,7 @@ def test_a_fault_that_may_pass_is_outlasted(archive: Archive, fault: dict[str, A
     assert [content[:4] for content in stored] == [b"\x89PNG"] * 3
 
 
+@pytest.mark.contract
 def test_a_fault_that_does_not_pass_may_the_next_time_and_the_rest_is_kept(archive: Archive) -> None:
     bad, good = submitted(job(images=2), job())
     archive.inject(status=500, times=None, job_id=bad)
@@ -783,6 +802,7 @@ def test_few_of_the_results_that_cannot_be_stored_are_in_memory(
     assert 0 < max(at_once) <= output_store.OUTAGE_FAILURES + 2
 
 
+@pytest.mark.contract
 def test_a_host_that_asks_for_a_long_pause_holds_no_other_up(archive: Archive) -> None:
     slow, other = submitted(job(), job())
     archive.inject(status=429, headers={"Retry-After": "3600"}, times=None, job_id=slow)
@@ -791,6 +811,7 @@ def test_a_host_that_asks_for_a_long_pause_holds_no_other_up(archive: Archive) -
     assert archive.fetches == {f"/outputs/{slow}/0.png": 1, f"/outputs/{other}/0.png": 2}
 
 
+@pytest.mark.contract
 def test_a_few_that_are_broken_are_no_outage(archive: Archive) -> None:
     ids = submitted(*[job() for _ in range(6)])
     for job_id in ids[:3]:
@@ -800,6 +821,7 @@ def test_a_few_that_are_broken_are_no_outage(archive: Archive) -> None:
     assert Counter(archive.fetches.values()) == {retry.ATTEMPTS: 3, 1: 3}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 407, 410, 451])
 @pytest.mark.parametrize("times", [1, retry.ATTEMPTS - 1])
 def test_a_url_that_is_refused_before_it_expires_is_renewed(
@@ -816,6 +838,7 @@ def test_a_url_that_is_refused_before_it_expires_is_renewed(
     assert set(archive.fetches.values()) == {1 + times}
 
 
+@pytest.mark.contract
 def test_a_new_url_is_found_by_its_place(archive: Archive) -> None:
     [job_id] = submitted(job(images=2))
 
@@ -849,6 +872,7 @@ def test_a_job_is_not_given_up_because_its_urls_cannot_be_renewed(
     assert error is None or (error.retryable and not is_useless(error))
 
 
+@pytest.mark.contract
 def test_a_replica_that_lags_behind_loses_no_job_that_is_over(archive: Archive) -> None:
     ids = submitted(job(), job(), job())
     for job_id in ids:  # after the poll that finds it over
@@ -860,6 +884,7 @@ def test_a_replica_that_lags_behind_loses_no_job_that_is_over(archive: Archive) 
 EXPIRED = "<Error><Code>ExpiredToken</Code></Error>"
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("status", "body", "days", "expired"),
     [
@@ -906,6 +931,7 @@ def test_many_outputs_that_have_expired_are_all_given_up(archive: Archive) -> No
     assert set(archive.fetches.values()) == {2}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("place", ["init_image", "parameters", "source"])
 @pytest.mark.parametrize("host", ["refuses", "expired", "unreachable"])
 def test_an_input_that_the_result_repeats_need_not_be_readable(
@@ -927,6 +953,7 @@ def test_an_input_that_the_result_repeats_need_not_be_readable(
     assert archive.manifest(job_id)["complete"]
 
 
+@pytest.mark.contract
 def test_no_job_is_given_up_for_an_input_that_its_result_repeats(archive: Archive) -> None:
     [job_id] = submitted(job())
     archive.inject("output", status=403, times=None, body=EXPIRED)
@@ -942,6 +969,7 @@ def test_no_job_is_given_up_for_an_input_that_its_result_repeats(archive: Archiv
 # --- which may fail -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("to", ["destination", "xcom"])
 def test_some_may_fail(archive: Archive, deferrable: bool, to: str) -> None:
@@ -977,6 +1005,7 @@ def test_some_may_fail(archive: Archive, deferrable: bool, to: str) -> None:
     assert archive.failed == failed
 
 
+@pytest.mark.contract
 def test_more_without_a_job_than_may_fail_are_reported_at_once(archive: Archive) -> None:
     error = archive.collect(["a", None, None], max_failed=1).error
     assert type(error) is AirflowFailException
@@ -984,6 +1013,7 @@ def test_more_without_a_job_than_may_fail_are_reported_at_once(archive: Archive)
     assert archive.service.records() == []
 
 
+@pytest.mark.contract
 def test_those_that_are_not_over_are_no_failures_and_keep_no_other_from_being_stored(
     archive: Archive,
 ) -> None:
@@ -996,6 +1026,7 @@ def test_those_that_are_not_over_are_no_failures_and_keep_no_other_from_being_st
     assert archive.manifest(over)["complete"] is True
 
 
+@pytest.mark.contract
 def test_a_result_that_does_not_fit_is_not_downloaded(archive: Archive) -> None:
     [job_id] = submitted(job(result={"image": "output:x.png"}))
     error = archive.collect(job_id, output_type="flux-schnell").error
@@ -1005,6 +1036,7 @@ def test_a_result_that_does_not_fit_is_not_downloaded(archive: Archive) -> None:
     assert archive.files == {}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_key_that_is_refused_in_the_middle_ends_it(archive: Archive, status: int) -> None:
     ids = submitted(*[job() for _ in range(30)])
@@ -1018,6 +1050,7 @@ def test_a_key_that_is_refused_in_the_middle_ends_it(archive: Archive, status: i
 # --- XCom ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("many", [False, True])
 def test_results_too_large_for_xcom_fail_permanently(archive: Archive, deferrable: bool, many: bool) -> None:
@@ -1030,6 +1063,7 @@ def test_results_too_large_for_xcom_fail_permanently(archive: Archive, deferrabl
     assert all(text in str(error) for text in ("destination", "max_xcom_bytes", str(size - 1)))
 
 
+@pytest.mark.contract
 def test_a_result_that_is_too_large_ends_the_wait(archive: Archive) -> None:
     ids = submitted(job(result="x" * 2_000_000), job(seconds=60))
     error = archive.collect(ids, None).error
@@ -1040,6 +1074,7 @@ def test_a_result_that_is_too_large_ends_the_wait(archive: Archive) -> None:
 # --- many ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_thousand_outputs_are_stored_few_at_a_time(archive: Archive, connections: Connections) -> None:
     ids = submitted(*[job(images=4, output_bytes=500) for _ in range(250)])
@@ -1073,6 +1108,7 @@ def test_the_log_shows_the_progress(
 # --- kills --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_leaves_no_half_file(archive: Archive) -> None:
     ids = submitted(*[job(output_bytes=5000) for _ in range(12)])
@@ -1101,6 +1137,7 @@ class TimeIsUp(BaseException):
     """What Airflow raises when execution_timeout has passed."""
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_time_limit_ends_it(archive: Archive) -> None:
     [job_id] = submitted(job())
@@ -1128,6 +1165,7 @@ run_operator(RunGenCollectResultsOperator(task_id="collect", job_id=ids, destina
 """
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 def test_an_attempt_after_a_kill_fetches_only_what_is_missing(archive: Archive) -> None:
     ids = submitted(*[job(images=2, output_bytes=3000) for _ in range(20)])

@@ -904,6 +904,7 @@ def test_every_job_is_used_or_canceled_or_told_on_any_bad_day(
 # --- one task must not hurt another -------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize(
     "fault",

@@ -240,6 +240,7 @@ def test_whoever_comes_in_a_round_that_fails_does_not_wait_for_the_end_of_the_ou
 # --- an event is a hint -------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     "event",
     [{"ended": "", "in_flight": 1}, {"ended": "0-99", "in_flight": 7}, {}],
@@ -260,6 +261,7 @@ def test_an_event_that_comes_too_early_costs_only_time(
     assert {job["status"] for job in rungen_emulator.service.jobs()} == {"COMPLETED"}
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("unsettled")
 @pytest.mark.parametrize("has_destination", [False, True])
 def test_a_deferral_costs_a_second_request_for_each_job(

@@ -57,6 +57,7 @@ def failure(op: Any, context: Any) -> Any:
     return error if error is None or isinstance(error, RunGenError) else error.__context__
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("count", [1, 2])
 def test_jobs_that_the_service_does_not_know_have_not_failed(
@@ -77,6 +78,7 @@ def test_jobs_that_the_service_does_not_know_have_not_failed(
         assert type(pickle.loads(pickle.dumps(error))) is RunGenNotFoundError  # noqa: S301 - our own
 
 
+@pytest.mark.contract
 @MODES
 def test_a_job_that_failed_is_named_beside_one_that_is_unknown(
     rungen_emulator: Emulator, context: Any, deferrable: bool

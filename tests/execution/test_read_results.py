@@ -171,6 +171,7 @@ def test_a_missing_library_is_named(
 # --- what is read ---
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("unsettled")
 def test_what_a_table_task_and_a_collecting_task_return_is_read(
     rungen_emulator: Emulator, tmp_path: Path
@@ -209,6 +210,7 @@ def test_a_connection_of_airflow_is_used(s3: str, suffix: str) -> None:
     assert results.to_arrow().num_rows == len(ROWS)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("source", [{}, {"images": []}, {"results": None}, {"results": ""}])
 def test_a_task_without_results_is_an_error(source: dict[str, Any]) -> None:
     with pytest.raises(
@@ -218,6 +220,7 @@ def test_a_task_without_results_is_an_error(source: dict[str, Any]) -> None:
     assert all(repr(name) in str(caught.value) for name in source)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("source", [None, [], ["id-1"], 7, {"results": 7}, pa.table({})])
 def test_other_values_are_refused(source: Any) -> None:
     kind = type(source["results"] if isinstance(source, dict) else source).__name__
@@ -225,12 +228,14 @@ def test_other_values_are_refused(source: Any) -> None:
         read_results(source)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("uri", ["6f1c9a52-6c1e-4f0c", "s3://bucket/photos", "s3://bucket/photos/", ""])
 def test_a_folder_or_an_id_is_refused(uri: str) -> None:
     with pytest.raises(RunGenInputError, match=r"must end in \.parquet or \.csv or \.jsonl"):
         read_results(uri)
 
 
+@pytest.mark.contract
 def test_no_secret_of_a_signed_url_is_shown() -> None:
     with pytest.raises(RunGenInputError, match="must end in") as caught:
         read_results("https://storage.example/results.csv?X-Amz-Signature=S3CRET")
@@ -274,6 +279,7 @@ def test_a_storage_that_does_not_answer_is_an_error_without_secrets(suffix: str,
         assert error.retryable
 
 
+@pytest.mark.contract
 @BOTH
 @FORMATS
 def test_another_table_is_refused(tmp_path: Path, suffix: str, method: str) -> None:
@@ -287,6 +293,7 @@ def test_another_table_is_refused(tmp_path: Path, suffix: str, method: str) -> N
     assert "is of another table: it has no column index and no job_id and no result" in str(error)
 
 
+@pytest.mark.contract
 @BOTH
 @pytest.mark.parametrize("content", ["7\n", '["index", "status", "job_id", "result"]\n', "not JSON\n"])
 def test_lines_that_are_no_rows_are_refused(tmp_path: Path, content: str, method: str) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from airflow_provider_rungen.emulator import Emulator
 
+pytestmark = pytest.mark.contract
+
 JOBS = 150
 RESULT_BYTES = 1_000_000
 # In MB, above what the same task takes for a single small job.

@@ -127,6 +127,7 @@ def bought_in(
     return bought
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("where", PLACES)
 def test_no_outage_of_s3_buys_again_what_is_stored(task: Task, faulty_s3: FaultyS3, where: str) -> None:
     def cause(fault: S3Fault) -> None:
@@ -136,6 +137,7 @@ def test_no_outage_of_s3_buys_again_what_is_stored(task: Task, faulty_s3: Faulty
     assert bought_in(task, faults, cause, faulty_s3.reset) == {name_of(fault): 0 for fault in faults}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     "operations", [["PUT"], ["GET", "HEAD"], ["LIST"], ["DELETE", "BULK_DELETE"]], ids=str
 )
@@ -155,6 +157,7 @@ def test_each_right_on_the_destination_is_tried_before_anything_is_bought(
     assert task.run(retry=True, **changes).value["jobs"] == ROWS
 
 
+@pytest.mark.contract
 def test_a_place_is_tried_with_few_requests_and_left_as_it_was(
     task: Task, faulty_s3: FaultyS3, s3_client: Any, tmp_path: Path
 ) -> None:
@@ -195,6 +198,7 @@ def test_an_upload_that_the_store_does_not_confirm_is_none(
     assert stored["ContentType"] == "image/png"
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("name", ["photos", "ledger"])
 def test_a_login_page_in_place_of_a_store_loses_nothing(task: Task, faulty_s3: FaultyS3, name: str) -> None:
     assert task.run(table=[{"n": "first", "prompt": "the ledger is there"}]).error is None
@@ -212,6 +216,7 @@ def test_a_login_page_in_place_of_a_store_loses_nothing(task: Task, faulty_s3: F
     assert task.bought == 1 + ROWS
 
 
+@pytest.mark.contract
 def test_an_entry_of_a_stored_job_is_written_again(task: Task, faulty_s3: FaultyS3) -> None:
     is_stored, is_entry, refused = in_folder("photos", "PUT"), in_folder("ledger", "PUT"), list[str]()
 
@@ -262,6 +267,7 @@ def test_neither_a_kill_nor_a_time_limit_waits_for_the_ledger(
     assert statuses[2:] == ["CANCELED"] * 2
 
 
+@pytest.mark.contract
 def test_a_store_that_removes_one_file_at_a_time_is_no_outage(task: Task, faulty_s3: FaultyS3) -> None:
     # some that speak S3 do not know DeleteObjects, or want another checksum than botocore sends
     faulty_s3.find_fault = lambda request: (
@@ -317,6 +323,7 @@ OUTAGES = {
 }
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("broken", [("read",), ("list", "info", "read")], ids=str)
 @pytest.mark.parametrize("where", ["photos", "ledger"])
 def test_no_outage_of_another_cloud_buys_again_what_is_stored(
@@ -343,6 +350,7 @@ def local(rungen_emulator: Emulator, tmp_path: Path) -> Task:
     return Task(rungen_emulator, f"{tmp_path}/mount")
 
 
+@pytest.mark.contract
 def test_a_destination_on_a_missing_mount_buys_nothing(local: Task, tmp_path: Path) -> None:
     mount, ledger = tmp_path / "mount", Ledger(str(tmp_path / "ledger"))
     assert local.run(ledger=ledger).error is None
@@ -359,6 +367,7 @@ def test_a_destination_on_a_missing_mount_buys_nothing(local: Task, tmp_path: Pa
     assert local.run(ledger=ledger, retry=True).value["reused"] == ROWS
 
 
+@pytest.mark.contract
 def test_a_ledger_that_had_to_be_created_is_named(
     local: Task, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -371,6 +380,7 @@ def test_a_ledger_that_had_to_be_created_is_named(
         assert local.ti.xcoms.get("rungen_page", {}).get("new_ledger") == shown
 
 
+@pytest.mark.contract
 def test_a_plan_creates_no_ledger_and_no_folder(local: Task, tmp_path: Path) -> None:
     context = {"ti": FakeTaskInstance()}
     outcome = run_task(RunGenPlanTableOperator(task_id="plan", **local.options), context)
@@ -378,6 +388,7 @@ def test_a_plan_creates_no_ledger_and_no_folder(local: Task, tmp_path: Path) -> 
     assert not list((tmp_path / "mount").iterdir())
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("what", [r"manifest\.json", r"0-0\.png", r"[0-9a-f]{64}\.json"])
 def test_a_local_file_that_cannot_be_read_is_an_outage(
     local: Task, monkeypatch: pytest.MonkeyPatch, what: str

@@ -156,6 +156,7 @@ def lose_the_api_server(key: str, value: Any) -> None:
     raise OSError("the API server is gone")
 
 
+@pytest.mark.contract
 def test_a_running_job_is_taken_up_again(task: Task, caplog: pytest.LogCaptureFixture) -> None:
     task.emulator.service.configure({"job_seconds": 0.5})
     job_id = die_after_submission(task)
@@ -167,6 +168,7 @@ def test_a_running_job_is_taken_up_again(task: Task, caplog: pytest.LogCaptureFi
     assert decision == f"Resuming a job that is not over (job {job_id}, app {APP})"
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("end", ["failed", "canceled"])
 def test_a_job_that_did_not_complete_is_run_again(task: Task, end: str) -> None:
     how = {"seconds": 0, "fail": "CUDA out of memory"} if end == "failed" else {"seconds": 600}
@@ -185,6 +187,7 @@ def test_a_job_that_did_not_complete_is_run_again(task: Task, end: str) -> None:
         assert outcome.value == task.job_ids()[1]
 
 
+@pytest.mark.contract
 def test_a_job_that_the_service_does_not_know_yet_is_not_run_again(task: Task) -> None:
     job_id = die_after_submission(task)
     task.emulator.service.inject(Fault(on="get", status=404))
@@ -200,6 +203,7 @@ def test_an_outage_while_a_retry_looks_costs_no_job(waiting: Task) -> None:
     assert waiting.job_ids() == [job_id]
 
 
+@pytest.mark.contract
 def test_a_forgotten_job_is_run_again(
     task: Task, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -217,6 +221,7 @@ def test_a_forgotten_job_is_run_again(
     assert f"Not known any more to app {APP} (another API key or team_id?): {job_id}" in caplog.messages
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("change", [{"input": {"prompt": "a windmill"}}, {"app_id": "another"}], ids=str)
 def test_a_changed_input_or_app_is_run_anew(task: Task, change: dict[str, Any]) -> None:
     die_after_submission(task)
@@ -224,6 +229,7 @@ def test_a_changed_input_or_app_is_run_anew(task: Task, change: dict[str, Any]) 
     assert task.attempt(**change).value == task.job_ids()[1]
 
 
+@pytest.mark.contract
 def test_a_job_that_is_replaced_is_left_alone_where_kills_do_not_cancel(task: Task) -> None:
     die_after_submission(task)
     task.clear()
@@ -231,6 +237,7 @@ def test_a_job_that_is_replaced_is_left_alone_where_kills_do_not_cancel(task: Ta
     assert "CANCELED" not in task.statuses()
 
 
+@pytest.mark.contract
 def test_a_cleared_task_is_run_anew(task: Task, caplog: pytest.LogCaptureFixture) -> None:
     task.options["input"] = INPUT | {"emulator": {"seconds": 0.3}}
     die_after_submission(task)
@@ -243,6 +250,7 @@ def test_a_cleared_task_is_run_anew(task: Task, caplog: pytest.LogCaptureFixture
     assert task.attempt().value == task.job_ids()[1]
 
 
+@pytest.mark.contract
 def test_without_durable_every_attempt_submits(emulator: Emulator) -> None:
     task = Task(emulator, durable=False)
     task.attempt()
@@ -251,6 +259,7 @@ def test_without_durable_every_attempt_submits(emulator: Emulator) -> None:
     assert task.kept == {}
 
 
+@pytest.mark.contract
 def test_an_airflow_without_a_store_says_so_and_works(
     emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -261,6 +270,7 @@ def test_an_airflow_without_a_store_says_so_and_works(
     assert len([line for line in caplog.messages if line.startswith("Not durable")]) == 1
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", ["reset_after", "empty", "truncate", "no_id"])
 def test_an_unknown_fate_is_its_own_error_and_resubmitted_with_a_warning(
     emulator: Emulator, kind: Any, caplog: pytest.LogCaptureFixture
@@ -275,6 +285,7 @@ def test_an_unknown_fate_is_its_own_error_and_resubmitted_with_a_warning(
     assert task.attempt().value == task.job_ids()[1]
 
 
+@pytest.mark.contract
 def test_a_job_that_completed_before_a_clear_is_not_said_to_be_resumed(
     emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -289,6 +300,7 @@ def test_a_job_that_completed_before_a_clear_is_not_said_to_be_resumed(
     assert f"Resuming a job that is COMPLETED (job {job_id}" not in caplog.text
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("on_clear", ["new", "resume"])
 def test_an_unknown_fate_can_fail_the_task_for_good_until_it_is_cleared(
     emulator: Emulator, on_clear: str
@@ -302,6 +314,7 @@ def test_an_unknown_fate_can_fail_the_task_for_good_until_it_is_cleared(
     assert task.attempt().value == task.job_ids()[1]
 
 
+@pytest.mark.contract
 def test_a_retry_after_an_unknown_fate_can_fail_the_task_for_good(emulator: Emulator) -> None:
     task = Task(emulator, on_unknown_submission="fail")
     failing(task, 1000)
@@ -313,6 +326,7 @@ def test_a_retry_after_an_unknown_fate_can_fail_the_task_for_good(emulator: Emul
     assert len(task.job_ids()) == 1
 
 
+@pytest.mark.contract
 def test_the_clock_of_a_job_that_is_taken_up_again_does_not_start_anew(emulator: Emulator) -> None:
     task = Task(emulator, timeout=0.2, **MODES["blocking"])
     task.options["input"] = LONG
@@ -322,6 +336,7 @@ def test_the_clock_of_a_job_that_is_taken_up_again_does_not_start_anew(emulator:
     assert task.statuses() == ["CANCELED"]
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("mode", MODES)
 def test_an_id_that_cannot_be_pushed_leaves_no_job_behind(emulator: Emulator, mode: str) -> None:
@@ -333,6 +348,7 @@ def test_an_id_that_cannot_be_pushed_leaves_no_job_behind(emulator: Emulator, mo
         assert (task.tries, task.statuses()) == (tries, statuses)
 
 
+@pytest.mark.contract
 def test_a_retry_that_cannot_begin_leaves_no_job_of_an_earlier_attempt(task: Task) -> None:
     task.options["input"] = LONG
     die_after_submission(task)
@@ -340,6 +356,7 @@ def test_a_retry_that_cannot_begin_leaves_no_job_of_an_earlier_attempt(task: Tas
     assert task.statuses() == ["CANCELED"]
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_while_a_job_is_taken_up_cancels_it(task: Task) -> None:
     task.options["input"] = LONG
@@ -371,6 +388,7 @@ def deferred(emulator: Emulator) -> Callable[..., Task]:
 NEXT = pytest.mark.parametrize(("max_tries", "statuses"), [(2, ["RUNNING"]), (0, ["CANCELED"])])
 
 
+@pytest.mark.contract
 @NEXT
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_deferral_that_airflow_ended_keeps_the_job_only_for_a_next_attempt(
@@ -382,6 +400,7 @@ def test_a_deferral_that_airflow_ended_keeps_the_job_only_for_a_next_attempt(
     assert task.statuses() == (statuses if durable else ["CANCELED"])
 
 
+@pytest.mark.contract
 @NEXT
 def test_an_xcom_that_is_gone_after_a_deferral_leaves_the_job_only_to_a_next_attempt(
     deferred: Callable[..., Task], max_tries: int, statuses: list[str]
@@ -418,6 +437,7 @@ def test_a_refusal_in_the_triggerer_cancels_no_job(deferred: Callable[..., Task]
 # --- a proxy in between -------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_proxy_that_hides_the_answer_buys_one_job_for_one_task(emulator: Emulator, status: int) -> None:
     task = Task(emulator, on_unknown_submission="fail")
@@ -459,6 +479,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.2)
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("impatient")
 def test_an_id_that_the_store_did_not_take_is_saved_at_once(task: Task) -> None:
     task.options |= {"input": LONG, "wait_for_completion": False}
@@ -468,6 +489,7 @@ def test_an_id_that_the_store_did_not_take_is_saved_at_once(task: Task) -> None:
     assert task.attempt().value == job_id
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("impatient")
 def test_an_id_that_the_store_did_not_take_is_saved_between_polls(emulator: Emulator) -> None:
     task = Task(emulator, **MODES["blocking"], input=LONG)
@@ -497,6 +519,7 @@ def test_an_id_that_the_store_did_not_take_is_saved_after_a_deferral(emulator: E
     assert task.attempt().value == job_id
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("impatient")
 def test_an_id_that_the_store_did_not_take_is_saved_at_the_end(emulator: Emulator) -> None:
     task = Task(emulator, input=LONG)
@@ -508,6 +531,7 @@ def test_an_id_that_the_store_did_not_take_is_saved_at_the_end(emulator: Emulato
     assert task.attempt().value == task.job_ids()[0]
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("impatient")
 def test_a_job_that_was_never_saved_is_canceled_when_the_attempt_fails(emulator: Emulator) -> None:
     task = Task(emulator, input=LONG)
@@ -517,6 +541,7 @@ def test_a_job_that_was_never_saved_is_canceled_when_the_attempt_fails(emulator:
     assert task.statuses() == ["CANCELED"]
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire", "impatient")
 def test_a_kill_while_the_store_is_written_comes_after_the_write(emulator: Emulator) -> None:
     task = Task(emulator, **MODES["blocking"], input=LONG)
@@ -540,6 +565,7 @@ def test_a_kill_while_the_store_is_written_comes_after_the_write(emulator: Emula
     assert task.statuses() == ["RUNNING"]
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_while_the_store_hangs_cancels_the_job_in_time(emulator: Emulator) -> None:
     task = Task(emulator, **MODES["blocking"], input=LONG)
@@ -585,6 +611,7 @@ def waiting(emulator: Emulator) -> Task:
     return Task(emulator, **MODES["blocking"])
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     "state", ["running", "queued", "scheduled", "up_for_retry", "deferred", None, "no such word"]
 )
@@ -595,6 +622,7 @@ def test_a_kill_leaves_the_job_to_the_next_attempt(waiting: Task, state: str | N
     assert waiting.statuses() == ["RUNNING"]
 
 
+@pytest.mark.contract
 def test_a_zombie_leaves_the_job_to_its_successor(waiting: Task) -> None:
     """It is asked to stop when its successor waits for the job already."""
     waiting.options["input"] = LONG
@@ -614,12 +642,14 @@ def test_a_zombie_leaves_the_job_to_its_successor(waiting: Task) -> None:
     assert waiting.statuses() == ["RUNNING"]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("state", ["failed", "success", "skipped", "removed", "restarting"])
 def test_a_kill_by_a_user_cancels_the_job(waiting: Task, state: str) -> None:
     assert str(killed(waiting, state)) == "The task was killed."
     assert waiting.statuses() == ["CANCELED"]
 
 
+@pytest.mark.contract
 def test_a_clear_while_the_task_runs_leaves_the_job_where_it_is_resumed(waiting: Task) -> None:
     killed(waiting, "restarting", on_clear="resume")
     assert waiting.statuses() == ["RUNNING"]
@@ -637,6 +667,7 @@ def test_a_clear_while_the_task_runs_leaves_the_job_only_with_its_state(
     assert waiting.statuses() == statuses
 
 
+@pytest.mark.contract
 def test_a_clear_while_the_task_runs_is_no_retry(waiting: Task) -> None:
     """Airflow leaves all the numbers of the task as they are."""
     killed(waiting, "restarting", cancel_on_kill=True)
@@ -644,6 +675,7 @@ def test_a_clear_while_the_task_runs_is_no_retry(waiting: Task) -> None:
     assert waiting.attempt(wait_for_completion=False).value == waiting.job_ids()[1]
 
 
+@pytest.mark.contract
 def test_a_kill_without_an_answer_of_airflow_leaves_the_job(waiting: Task) -> None:
     """As when it interrupted a call to the supervisor, which holds a lock."""
     lock = threading.Lock()
@@ -652,6 +684,7 @@ def test_a_kill_without_an_answer_of_airflow_leaves_the_job(waiting: Task) -> No
     assert waiting.statuses() == ["RUNNING"]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("reason", ["no tries", "not durable", "no store"])
 def test_a_kill_that_no_attempt_follows_cancels_the_job_unasked(waiting: Task, reason: str) -> None:
     changes: dict[str, Any] = {}
@@ -666,6 +699,7 @@ def test_a_kill_that_no_attempt_follows_cancels_the_job_unasked(waiting: Task, r
     assert waiting.statuses() == ["CANCELED"]
 
 
+@pytest.mark.contract
 def test_a_kill_names_a_job_that_it_was_told_to_leave(waiting: Task) -> None:
     error = killed(waiting, "failed", cancel_on_kill=False)
     [job_id] = waiting.job_ids()
@@ -673,6 +707,7 @@ def test_a_kill_names_a_job_that_it_was_told_to_leave(waiting: Task) -> None:
     assert waiting.statuses() == ["RUNNING"]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("status", [500, 409])
 def test_a_kill_names_a_job_that_it_could_not_cancel(waiting: Task, status: int) -> None:
     waiting.max_tries = 0
@@ -685,12 +720,14 @@ def test_a_kill_names_a_job_that_it_could_not_cancel(waiting: Task, status: int)
     assert str(error).partition(said)[2].strip(), "why"
 
 
+@pytest.mark.contract
 def test_a_kill_cancels_a_job_that_is_not_saved(waiting: Task) -> None:
     failing(waiting, 1000)
     killed(waiting)
     assert waiting.statuses() == ["CANCELED"]
 
 
+@pytest.mark.contract
 def test_the_execution_timeout_cancels_the_job_though_tries_are_left(waiting: Task) -> None:
     waiting.options["input"] = LONG
     waiting.begin()
@@ -704,6 +741,7 @@ def test_the_execution_timeout_cancels_the_job_though_tries_are_left(waiting: Ta
 # --- a key that is refused, a connection that is broken -----------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("mode", ["blocking", "deferred"])
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_cancels_no_job_and_a_retry_takes_it_up(emulator: Emulator, mode: str, status: int) -> None:
@@ -719,6 +757,7 @@ def test_a_refusal_cancels_no_job_and_a_retry_takes_it_up(emulator: Emulator, mo
     assert task.attempt(wait_for_completion=False).value == job_id
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("broken", ["gone", "no key"])
 @pytest.mark.parametrize("mode", ["blocking", "deferred"])
 def test_a_connection_that_breaks_cancels_no_job_and_is_tried_again(
@@ -745,6 +784,7 @@ def test_a_connection_that_breaks_cancels_no_job_and_is_tried_again(
 # --- cleared ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("is_cleared", [True, False])
 def test_a_clear_after_the_last_failure_runs_a_new_job(task: Task, *, is_cleared: bool) -> None:
@@ -760,6 +800,7 @@ def test_a_clear_after_the_last_failure_runs_a_new_job(task: Task, *, is_cleared
     assert len(task.job_ids()) == 1 + is_cleared
 
 
+@pytest.mark.contract
 def test_a_cleared_task_resumes_where_it_is_told_to(task: Task) -> None:
     task.options |= {"on_clear": "resume", "input": INPUT | {"emulator": {"seconds": 0.3}}}
     job_id = die_after_submission(task)
@@ -770,6 +811,7 @@ def test_a_cleared_task_resumes_where_it_is_told_to(task: Task) -> None:
     assert task.job_ids() == [job_id]
 
 
+@pytest.mark.contract
 def test_a_cleared_task_that_resumes_has_its_time_again(emulator: Emulator) -> None:
     task = Task(emulator, on_clear="resume", timeout=0.2, **MODES["blocking"])
     task.options["input"] = INPUT | {"emulator": {"seconds": 0.5}}
@@ -790,6 +832,7 @@ def test_a_state_that_was_kept_on_purpose_is_resumed(task: Task, monkeypatch: py
     assert task.attempt().value == task.job_ids()[1]
 
 
+@pytest.mark.contract
 def test_what_is_no_way_to_clear_breaks_the_dag_file() -> None:
     with pytest.raises(ValueError, match="on_clear"):
         RunGenRunJobOperator(task_id="t", input=INPUT, on_clear="never")  # type: ignore[arg-type]
@@ -798,6 +841,7 @@ def test_what_is_no_way_to_clear_breaks_the_dag_file() -> None:
 # --- values that nobody wrote -------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 def test_an_answer_that_names_the_job_of_an_earlier_attempt_is_of_unknown_fate(emulator: Emulator) -> None:
     task = Task(emulator, input=INPUT | {"emulator": {"seconds": 0, "fail": "out of memory"}})
     job_id = die_after_submission(task)

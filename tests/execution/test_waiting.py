@@ -20,7 +20,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
-pytestmark = pytest.mark.usefixtures("unsettled")
+pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
 WAITING: dict[str, Any] = {"wait_for_completion": True, "deferrable": True, "poll_interval": 0.1}
 
 

@@ -217,6 +217,7 @@ def complete(emulator: Emulator, job_id: str, result: Any, polls: int) -> None:
     emulator.service.inject(Fault(on="get", status=200, body=body, job_id=job_id, times=None, skip=polls))
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 def test_a_result_that_xcom_cannot_hold_fails_permanently_and_names_the_way_out(
@@ -258,6 +259,7 @@ def decorated(**options: Any) -> Any:
         return task(lambda: given)().operator
 
 
+@pytest.mark.contract
 @MODES
 def test_a_decorated_batch_names_the_way_out(
     rungen_emulator: Emulator, context: Any, deferrable: bool
@@ -270,6 +272,7 @@ def test_a_decorated_batch_names_the_way_out(
     assert failed["index"] == 0
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("is_split", [False, True])
 def test_keys_are_checked_where_they_become_xcoms(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, is_split: bool

@@ -357,6 +357,7 @@ def test_the_form_has_every_field_that_is_read_and_hides_what_does_not_apply() -
         assert "null" in field["schema"]["type"]  # or Airflow's form would demand it
 
 
+@pytest.mark.contract
 @pytest.mark.filterwarnings("ignore")  # of Airflow 2's web server about its own libraries
 def test_an_edit_in_airflow_2s_form_keeps_the_proxy_and_does_not_show_it() -> None:
     pytest.importorskip("flask_appbuilder", reason="the form is Airflow 2's")
@@ -389,6 +390,7 @@ def form() -> dict[str, Any]:
     return form
 
 
+@pytest.mark.contract
 @FILLED_IN
 @pytest.mark.feature("form")
 def test_airflow_draws_a_form_that_names_the_key_hides_what_does_not_apply_and_explains_every_extra(
@@ -403,6 +405,7 @@ def test_airflow_draws_a_form_that_names_the_key_hides_what_does_not_apply_and_e
 # --- testing it ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.feature("test")
 def test_the_connection_test_reports_what_it_reached(rungen_emulator: Emulator) -> None:
     apps = "FLUX Schnell (flux-schnell), Llama (llama-text)"
@@ -440,6 +443,7 @@ def test_the_connection_test_fails_when_the_default_app_is_not_there(
     assert RunGenHook().test_connection()[0]
 
 
+@pytest.mark.contract
 def test_a_connection_that_does_not_exist_is_explained() -> None:
     with pytest.raises(RunGenConfigError) as caught:
         _ = RunGenHook("rungen_of_nobody").settings
@@ -467,6 +471,7 @@ def test_the_connection_test_reports_what_is_wrong(
     assert failure(extra={"verify": 3}).startswith("Verify TLS (extra field 'verify') must be")
 
 
+@pytest.mark.contract
 def test_the_connection_test_asks_once_and_keeps_nobody_waiting(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="list_apps", status=503, times=9))
     ok, message = RunGenHook().test_connection()

@@ -48,6 +48,7 @@ def test_a_job_by_the_methods_of_the_hook(rungen_emulator: Emulator) -> None:
         assert not {"x-team-id", "x-authenticated-user-id"} & set(record.headers)
 
 
+@pytest.mark.contract
 def test_an_app_by_the_methods_of_the_hook(rungen_emulator: Emulator) -> None:
     new: dict[str, Any] = {
         "name": "Mine",
@@ -73,6 +74,7 @@ def test_an_app_by_the_methods_of_the_hook(rungen_emulator: Emulator) -> None:
     assert bodies[1:] == [{"name": "Yours", "description": ""}, {"configuration": {"active_workers": 0}}]
 
 
+@pytest.mark.contract
 def test_the_methods_take_keywords_only_and_their_asynchronous_twins_take_the_same() -> None:
     of_jobs = ("run_job", "get_job", "cancel_job", "wait_for_job")
     of_apps = ("get_app", "create_app", "update_app", "scale_app", "delete_app")
@@ -106,6 +108,7 @@ def test_a_job_by_the_asynchronous_methods(rungen_emulator: Emulator) -> None:
     assert rungen_emulator.service.stats()["jobs_created"] == 6
 
 
+@pytest.mark.contract
 def test_waiting_takes_a_timedelta_and_ends_in_time(rungen_emulator: Emulator) -> None:
     limits: dict[str, Any] = {
         "poll_interval": timedelta(milliseconds=50),
@@ -120,6 +123,7 @@ def test_waiting_takes_a_timedelta_and_ends_in_time(rungen_emulator: Emulator) -
     assert rungen_emulator.service.count("cancel") == 0
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), "5", True, timedelta(0), []])
 def test_an_invalid_duration_is_named(rungen_emulator: Emulator, bad: Any) -> None:
     for name in ("poll_interval", "timeout", "queued_timeout"):
@@ -128,6 +132,7 @@ def test_an_invalid_duration_is_named(rungen_emulator: Emulator, bad: Any) -> No
     assert rungen_emulator.service.records() == []
 
 
+@pytest.mark.contract
 def test_a_closed_hook_can_be_used_again(rungen_emulator: Emulator) -> None:
     hook = RunGenHook()
 
@@ -141,6 +146,7 @@ def test_a_closed_hook_can_be_used_again(rungen_emulator: Emulator) -> None:
         hook.close()
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("rungen_emulator")
 def test_closing_closes_the_connections(connections: Connections) -> None:
     with RunGenHook() as hook:
@@ -152,6 +158,7 @@ def test_closing_closes_the_connections(connections: Connections) -> None:
     assert connections.open == 0
 
 
+@pytest.mark.contract
 def test_the_connection_is_looked_up_once_and_not_before_it_is_needed(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +170,7 @@ def test_the_connection_is_looked_up_once_and_not_before_it_is_needed(
     hook.close()
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_quick_cancel_reports_the_outcome_of_each_job(rungen_emulator: Emulator, count: int) -> None:
     with RunGenHook() as hook:
@@ -182,6 +190,7 @@ SLOW: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("count", [1, 40])
 @pytest.mark.parametrize("name", SLOW)
 def test_a_quick_cancel_is_quick_whatever_the_service_does(
@@ -222,6 +231,7 @@ def test_what_is_performed_with_a_deadline_fails_in_words_once_it_has_passed(
     assert rungen_emulator.service.records() == []
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("count", [1, 20])
 @pytest.mark.parametrize("fault", [{"kind": "hang"}, {"status": 503, "times": 2}], ids=["hang", "503"])
 def test_a_quick_cancel_is_repeated_as_long_as_there_is_time(
@@ -236,6 +246,7 @@ def test_a_quick_cancel_is_repeated_as_long_as_there_is_time(
     assert rungen_emulator.service.stats()["jobs_cancelled"] == count
 
 
+@pytest.mark.contract
 def test_a_hook_can_be_pickled_and_copied() -> None:
     hook = RunGenHook("one")
     copies = [pickle.loads(pickle.dumps(hook)), copy.deepcopy(hook)]  # noqa: S301 - our own

@@ -24,6 +24,8 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator
 
+pytestmark = pytest.mark.contract
+
 INPUT: dict[str, Any] = {"prompt": "a fox"}
 
 

@@ -94,6 +94,7 @@ def test_what_people_see_is_pushed_before_the_wait_and_stays(
     assert {link.get_link(op, ti_key=None) for link in op.operator_extra_links} == set(links.values())
 
 
+@pytest.mark.contract
 @with_pages
 def test_a_task_without_a_job_does_not_look_for_its_link(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,6 +127,7 @@ def test_a_rescheduling_sensor_pushes_its_links_at_its_first_look(
     assert sorted(key for key, _ in ti.pushed) == sorted([*keys, *[PAGE_KEY] * 4])
 
 
+@pytest.mark.contract
 @with_pages
 def test_a_sensor_of_airflow_2_pushes_its_links_at_each_look(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
@@ -137,6 +139,7 @@ def test_a_sensor_of_airflow_2_pushes_its_links_at_each_look(
     assert [key for key, _ in ti.pushed if key in (JOB, APP_LINK)] == [APP_LINK, JOB] * 3
 
 
+@pytest.mark.contract
 @with_pages
 @OF_MANY
 @MODES
@@ -150,6 +153,7 @@ def test_of_many_jobs_the_first_that_failed_is_linked(
     assert RunGenJobLink().get_link(op, ti_key=None) == ti.xcoms[JOB]
 
 
+@pytest.mark.contract
 @with_pages
 def test_a_submission_that_was_refused_has_the_link_to_the_app(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
@@ -160,6 +164,7 @@ def test_a_submission_that_was_refused_has_the_link_to_the_app(
     assert JOB not in ti.xcoms
 
 
+@pytest.mark.contract
 def test_the_connection_says_where_people_look(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,12 +192,14 @@ def test_what_cannot_be_pushed_or_found_fails_nothing(
     assert [link.get_link(untouched, ti_key=None) for link in untouched.operator_extra_links] == [""] * 3
 
 
+@pytest.mark.contract
 def test_a_mapped_task_has_the_links() -> None:
     mapped = RunGenRunJobOperator.partial(task_id="mapped").expand(input=[given()])
     names = [link.name for link in mapped.operator_extra_links]
     assert names == ["RunGen results", "RunGen job", "RunGen app"]
 
 
+@pytest.mark.contract
 @MODES
 def test_without_a_page_and_without_a_pattern_there_is_no_link(
     rungen_emulator: Emulator,
@@ -208,6 +215,7 @@ def test_without_a_page_and_without_a_pattern_there_is_no_link(
     assert [link.get_link(op, ti_key=None) for link in op.operator_extra_links] == [""] * 3
 
 
+@pytest.mark.contract
 @with_pages
 def test_links_begin_with_the_path_of_airflow(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, monkeypatch: pytest.MonkeyPatch

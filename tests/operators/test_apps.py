@@ -152,6 +152,7 @@ def killed_after_raising(gpu: Gpu) -> None:
 # --- scaling ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @MODES
 def test_going_up_waits_until_the_app_runs(gpu: Gpu, deferrable: bool) -> None:
     started = time.monotonic()
@@ -162,6 +163,7 @@ def test_going_up_waits_until_the_app_runs(gpu: Gpu, deferrable: bool) -> None:
     assert len(outcome.events) == deferrable
 
 
+@pytest.mark.contract
 def test_an_app_that_is_there_already_is_sent_nothing(gpu: Gpu) -> None:
     gpu.service.scale(APP, 2)
     assert gpu.scale("2").value == APP
@@ -208,6 +210,7 @@ def test_fewer_workers_than_asked_for_are_billed_as_what_they_are(gpu: Gpu) -> N
     assert [workers for _, workers in record.history.changes] == [0, 1]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("before", [0, 1, 5])
 def test_going_up_or_down_without_a_wait(gpu: Gpu, before: int) -> None:
     gpu.service.scale(APP, before)
@@ -215,6 +218,7 @@ def test_going_up_or_down_without_a_wait(gpu: Gpu, before: int) -> None:
     assert (gpu.sent, gpu.workers) == ([3], 3)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("status", [403, 404])
 @pytest.mark.parametrize("operation", ["get_app", "update_app"])
 def test_a_stray_refusal_does_not_end_the_way_up(gpu: Gpu, operation: str, status: int) -> None:
@@ -223,6 +227,7 @@ def test_a_stray_refusal_does_not_end_the_way_up(gpu: Gpu, operation: str, statu
     assert gpu.workers == 2
 
 
+@pytest.mark.contract
 @MODES
 def test_an_odd_answer_does_not_end_the_way_up(gpu: Gpu, deferrable: bool) -> None:
     gpu.fault("get_app", status=400, times=2, skip=2)
@@ -230,6 +235,7 @@ def test_an_odd_answer_does_not_end_the_way_up(gpu: Gpu, deferrable: bool) -> No
     assert gpu.sent == [2]
 
 
+@pytest.mark.contract
 def test_going_down_waits_for_nothing(gpu: Gpu) -> None:
     gpu.service.scale(APP, 2)
     gpu.tell(status="RUNNING")  # and no number
@@ -241,6 +247,7 @@ def test_going_down_waits_for_nothing(gpu: Gpu) -> None:
     assert gpu.sent == [0, 0]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("deferrable", "before", "limit"),
     pairwise([False, True], [0, 1], [{"timeout": 0.5}, {"execution_timeout": timedelta(seconds=1)}]),
@@ -256,6 +263,7 @@ def test_an_app_that_takes_too_long_is_lowered_again(
     assert (slow.sent, slow.workers) == ([2, before], before)
 
 
+@pytest.mark.contract
 def test_nothing_is_lowered_when_told_so_and_logged_as_billed(slow: Gpu) -> None:
     outcome = slow.scale(timeout=0.2, scale_down_on_failure=False)
     assert outcome.error
@@ -263,12 +271,14 @@ def test_nothing_is_lowered_when_told_so_and_logged_as_billed(slow: Gpu) -> None
     assert slow.sent == [2]
 
 
+@pytest.mark.contract
 def test_what_was_not_raised_is_not_lowered(slow: Gpu) -> None:
     slow.service.scale(APP, 2)
     slow.assert_scaling_is_late()
     assert slow.sent == []
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("status", "error"),
     [
@@ -314,6 +324,7 @@ def test_a_scaling_down_that_fails_logs_what_is_billed(
     assert f"STILL BILLED: app {APP} may still have {known}: Could not" in outcome.log
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("has", [0, 2])
 def test_an_old_answer_that_names_the_workers_already_does_not_keep_the_app_down(gpu: Gpu, has: int) -> None:
     gpu.service.scale(APP, has)
@@ -322,6 +333,7 @@ def test_an_old_answer_that_names_the_workers_already_does_not_keep_the_app_down
     assert (gpu.sent, gpu.workers) == ([] if has else [2], 2)
 
 
+@pytest.mark.contract
 def test_a_stray_400_keeps_no_workers(gpu: Gpu) -> None:
     gpu.service.scale(APP, 2)
     for operation in ("get_app", "update_app"):
@@ -337,6 +349,7 @@ def test_a_number_of_workers_is_a_whole_number(wrong: Any) -> None:
     assert whole_number(" 2 ", "active_workers") == 2
 
 
+@pytest.mark.contract
 def test_a_wrong_number_is_hopeless_and_sends_nothing(gpu: Gpu) -> None:
     # not when the DAG is parsed: it is a template field
     assert isinstance(gpu.scale("many").error, AirflowFailException)
@@ -346,6 +359,7 @@ def test_a_wrong_number_is_hopeless_and_sends_nothing(gpu: Gpu) -> None:
 # --- scaling, killed ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @KILLED
 @pytest.mark.parametrize("times", [0, 2], ids=["all is well", "what fails for a moment is repeated"])
 def test_a_kill_on_the_way_up_lowers_the_app_and_ends_the_task(slow: Gpu, times: int) -> None:
@@ -354,6 +368,7 @@ def test_a_kill_on_the_way_up_lowers_the_app_and_ends_the_task(slow: Gpu, times:
     assert (slow.sent, slow.workers) == ([2] + [0] * (1 + times), 0)
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 @KILLED
 def test_a_kill_is_over_in_time_when_the_service_hangs(slow: Gpu, caplog: pytest.LogCaptureFixture) -> None:
@@ -365,11 +380,13 @@ def test_a_kill_is_over_in_time_when_the_service_hangs(slow: Gpu, caplog: pytest
     assert "STILL BILLED" in caplog.text
 
 
+@pytest.mark.contract
 def test_a_kill_before_anything_was_raised_is_harmless(gpu: Gpu) -> None:
     scale_op().on_kill()
     assert gpu.service.records() == []
 
 
+@pytest.mark.contract
 @KILLED
 @pytest.mark.parametrize(
     ("state", "tries", "is_left_up"),
@@ -420,6 +437,7 @@ def test_a_user_who_ends_the_deferred_task_lowers_the_app(
     assert slow.workers == want
 
 
+@pytest.mark.contract
 def test_a_deferral_that_airflow_ends_lowers_the_app(slow: Gpu) -> None:
     op = scale_op(deferrable=True)
     with pytest.raises(TaskDeferred):
@@ -432,6 +450,7 @@ def test_a_deferral_that_airflow_ends_lowers_the_app(slow: Gpu) -> None:
 # --- scaling, retried ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @MODES
 def test_a_retry_resumes_an_app_that_could_not_be_lowered(
     gpu: Gpu, caplog: pytest.LogCaptureFixture, deferrable: bool
@@ -569,6 +588,7 @@ def stores(slow: Gpu, impatient: None) -> Gpu:
     return slow
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("times", "has_store", "is_lowered"), [(1, False, True), (math.inf, True, True), (math.inf, False, False)]
@@ -585,6 +605,7 @@ def test_an_app_is_lowered_after_a_deferral_though_xcoms_cannot_be_read(
     assert (UNKNOWN in outcome.log) != is_lowered
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("impatient")
 def test_an_app_that_got_up_needs_no_record_after_a_deferral(gpu: Gpu) -> None:
     gpu.ti.xcom_pull = failing(gpu.ti.xcom_pull)
@@ -670,6 +691,7 @@ def test_a_record_that_cannot_be_removed_does_not_take_the_workers_away(stores: 
     assert ("If the task is cleared and fails" in outcome.log) == (times > 1)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("is_retry", [True, False])
 def test_without_a_store_nobody_knows_who_scaled_up_before_a_retry(
     gpu: Gpu, caplog: pytest.LogCaptureFixture, is_retry: bool
@@ -707,12 +729,14 @@ def assert_one_is_created(gpu: Gpu, app_id: str) -> None:
     assert gpu.service.count("create_app") == 1
 
 
+@pytest.mark.contract
 def test_an_app_is_created_as_written(gpu: Gpu) -> None:
     assert_one_is_created(gpu, gpu.run(create_op()).value)
     [record] = [r for r in gpu.service.records() if r.operation == "create_app"]
     assert json.loads(record.body) == BODY
 
 
+@pytest.mark.contract
 def test_an_app_of_that_name_is_used_or_is_an_error(gpu: Gpu, caplog: pytest.LogCaptureFixture) -> None:
     first = gpu.run(create_op()).value
     assert gpu.run(create_op(configuration={"gpu_tier": "BASIC"})).value == first
@@ -722,6 +746,7 @@ def test_an_app_of_that_name_is_used_or_is_an_error(gpu: Gpu, caplog: pytest.Log
     assert_one_is_created(gpu, first)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("if_exists", ["use", "fail"])
 @pytest.mark.parametrize("kind", ["reset_after", "garbage", "no_id"])
 def test_a_lost_answer_makes_no_second_app(gpu: Gpu, kind: str, if_exists: str) -> None:
@@ -757,6 +782,7 @@ def test_a_corrupt_record_of_a_creation_is_no_app_of_ours(
     assert_one_is_created(gpu, gpu.run(create_op()).value)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("is_refused", [True, False], ids=["refused", "deleted"])
 def test_an_app_of_somebody_else_is_none_of_ours(gpu: Gpu, is_refused: bool) -> None:
     gpu.context["task_state_store"] = FakeStore()
@@ -772,6 +798,7 @@ def test_an_app_of_somebody_else_is_none_of_ours(gpu: Gpu, is_refused: bool) -> 
     assert theirs in str(gpu.error(create_op(if_exists="fail"), AirflowFailException))
 
 
+@pytest.mark.contract
 def test_a_lost_answer_is_that_of_the_newest_app_of_the_name(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -791,11 +818,13 @@ def test_a_lost_answer_is_that_of_the_newest_app_of_the_name(
     assert line + theirs in caplog.text
 
 
+@pytest.mark.contract
 def test_numbers_may_be_text_as_templates_make_them(gpu: Gpu) -> None:
     outcome = gpu.run(create_op(configuration={"gpu_tier": "BASIC", "active_workers": " 2 "}))
     assert gpu.apps[outcome.value] == 2
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("field", "options", "sent"),
     [
@@ -818,6 +847,7 @@ def delete_op(app_id: str = APP, timeout: float = 5) -> RunGenDeleteAppOperator:
     return RunGenDeleteAppOperator(task_id="delete", app_id=app_id, poll_interval=0.02, timeout=timeout)
 
 
+@pytest.mark.contract
 def test_an_app_is_stopped_and_deleted(gpu: Gpu) -> None:
     gpu.service.scale(APP, 2)
     for _ in range(2):  # it may be gone already
@@ -825,6 +855,7 @@ def test_an_app_is_stopped_and_deleted(gpu: Gpu) -> None:
         assert APP not in gpu.apps
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("status", [409, 404], ids=["its workers are not gone", "a stray 404"])
 def test_an_app_that_cannot_be_deleted_at_once_is_deleted_later(gpu: Gpu, status: int) -> None:
     gpu.fault("delete_app", status=status, times=2)
@@ -832,6 +863,7 @@ def test_an_app_that_cannot_be_deleted_at_once_is_deleted_later(gpu: Gpu, status
     assert (gpu.service.count("delete_app"), APP in gpu.apps) == (3, False)
 
 
+@pytest.mark.contract
 def test_an_app_that_is_scaled_up_while_it_is_deleted_is_stopped_again(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -848,6 +880,7 @@ def test_an_app_that_is_scaled_up_while_it_is_deleted_is_stopped_again(
     assert APP not in gpu.apps
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("operation", "status", "is_billed"),
     [("update_app", 400, True), ("delete_app", 400, False), ("delete_app", 409, True)],
@@ -863,6 +896,7 @@ def test_a_delete_that_fails_says_whether_the_app_may_be_billed(
     assert isinstance(error, AirflowFailException) is not is_billed, "a retry may end the bill"
 
 
+@pytest.mark.contract
 @KILLED
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
 def test_a_delete_that_is_ended_says_that_the_app_may_be_billed(
@@ -875,11 +909,13 @@ def test_a_delete_that_is_ended_says_that_the_app_may_be_billed(
     assert f"STILL BILLED: app {APP} may still have workers" in f"{caplog.text} {error}"
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("app_id", ["", " "])
 def test_a_delete_of_no_app_bills_nothing(gpu: Gpu, app_id: str) -> None:
     assert "STILL BILLED" not in str(gpu.error(delete_op(app_id), AirflowFailException))
 
 
+@pytest.mark.contract
 def test_an_app_is_not_deleted_before_it_is_set_to_zero(gpu: Gpu) -> None:
     gpu.service.scale(APP, 2)
     # it has not begun to start, and what stops it is lost
@@ -902,6 +938,7 @@ def test_what_ends_a_slow_callback_of_a_success_undoes_nothing(
     assert gpu.apps[APP] == want
 
 
+@pytest.mark.contract
 def test_a_time_limit_leaves_time_to_outlast_an_outage(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody kills a process whose time limit is over."""
     monkeypatch.setattr(retry, "BACKOFF", 0.5)
@@ -919,6 +956,7 @@ def test_a_time_limit_leaves_time_to_outlast_an_outage(gpu: Gpu, monkeypatch: py
     assert gpu.apps[APP] == 0
 
 
+@pytest.mark.contract
 @KILLED
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_without_an_answer_of_the_service_says_what_is_billed(
@@ -938,6 +976,7 @@ def sensor(**options: Any) -> RunGenAppSensor:
     return RunGenAppSensor(**{**own, **options})
 
 
+@pytest.mark.contract
 @MODES
 def test_the_sensor_waits_for_a_status_and_outlasts_a_stray_404(gpu: Gpu, deferrable: bool) -> None:
     gpu.fault("get_app", status=404, times=2)
@@ -951,6 +990,7 @@ def test_the_sensor_waits_for_a_status_and_outlasts_a_stray_404(gpu: Gpu, deferr
     assert gpu.sent == []
 
 
+@pytest.mark.contract
 @MODES
 def test_the_sensor_has_its_time(gpu: Gpu, deferrable: bool) -> None:
     error = gpu.error(sensor(deferrable=deferrable, timeout=0.3), AirflowSensorTimeout)
@@ -958,11 +998,13 @@ def test_the_sensor_has_its_time(gpu: Gpu, deferrable: bool) -> None:
     error = gpu.error(sensor(deferrable=deferrable, timeout=0.3, soft_fail=True), AirflowSkipException)
 
 
+@pytest.mark.contract
 @MODES
 def test_an_app_that_is_not_there_fails_the_sensor_for_good(gpu: Gpu, deferrable: bool) -> None:
     gpu.error(sensor(deferrable=deferrable, app_id="no-such-app"), AirflowFailException)
 
 
+@pytest.mark.contract
 def test_a_poke_is_one_look(gpu: Gpu) -> None:
     task = sensor()
     assert [task.poke(gpu.context), task.poke(gpu.context)] == [False, False]

@@ -80,6 +80,7 @@ def make(rungen_emulator: Emulator) -> Make:
 # --- inputs, ids and failures ---
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("count", [1, 3, 40, 250])
 def test_ids_come_in_the_order_of_the_inputs(make: Make, mode: bool, count: int) -> None:
     task = make(prompts(count), deferrable=mode)
@@ -89,12 +90,14 @@ def test_ids_come_in_the_order_of_the_inputs(make: Make, mode: bool, count: int)
     assert (task.ti.xcoms["job_ids"], task.failed) == (ids, [])
 
 
+@pytest.mark.contract
 def test_no_inputs_are_no_jobs(make: Make, mode: bool) -> None:
     task = make([], deferrable=mode)
     assert task.attempt().value == []
     assert task.emulator.service.count("run") == 0
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 def test_without_waiting_the_jobs_run_on_and_no_more_are_sent_at_a_time_than_allowed(
     make: Make, connections: Connections
@@ -106,6 +109,7 @@ def test_without_waiting_the_jobs_run_on_and_no_more_are_sent_at_a_time_than_all
     assert connections.most <= 3
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("inputs", "told"),
     [
@@ -120,6 +124,7 @@ def test_nothing_is_sent_when_an_input_is_wrong(make: Make, inputs: Any, told: s
     assert task.emulator.service.count("run") == 0
 
 
+@pytest.mark.contract
 def test_what_failed_is_named_with_its_line_job_and_reason(make: Make, tmp_path: Path, mode: bool) -> None:
     path = tmp_path / "inputs.jsonl"
     path.write_text('{"prompt": "a"}\n\n{"prompt": "fail: out of memory"}\n{"prompt": "c"}\n')
@@ -145,6 +150,7 @@ REFUSED_OF_40 = list(range(0, 40, 7))
 FAILED_OF_40 = sorted({*range(0, 40, 5), *REFUSED_OF_40})
 
 
+@pytest.mark.contract
 def test_too_many_failures_fail_the_task_are_named_and_a_retry_runs_only_them(make: Make, mode: bool) -> None:
     task = make(mixed(40), deferrable=mode)
     told = str(task.attempt().error)
@@ -158,6 +164,7 @@ def test_too_many_failures_fail_the_task_are_named_and_a_retry_runs_only_them(ma
     assert task.created == (40 - len(REFUSED_OF_40)) + (len(FAILED_OF_40) - len(REFUSED_OF_40))
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("max_failed", [len(FAILED_OF_40), len(FAILED_OF_40) / 40, 0.9])
 def test_failures_that_are_allowed_are_told(make: Make, mode: bool, max_failed: float) -> None:
     task = make(mixed(40), deferrable=mode, max_failed=max_failed)
@@ -166,6 +173,7 @@ def test_failures_that_are_allowed_are_told(make: Make, mode: bool, max_failed: 
     assert task.failed == FAILED_OF_40
 
 
+@pytest.mark.contract
 def test_an_input_that_a_page_refuses_is_a_failure_and_no_outage(make: Make) -> None:
     task = make(prompts(2), max_concurrency=1, max_failed=1)
     task.emulator.service.inject(Fault(on="run", status=413, kind="html"))
@@ -175,12 +183,14 @@ def test_an_input_that_a_page_refuses_is_a_failure_and_no_outage(make: Make) -> 
     assert ids[1] is not None
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("max_failed", [-1, 1.0, 1.5, True, "1", float("nan")])
 def test_a_max_failed_that_is_none_is_told_when_the_dag_is_parsed(max_failed: Any) -> None:
     with pytest.raises(ValueError, match="max_failed"):
         RunGenRunBatchOperator(task_id="t", inputs=[], max_failed=max_failed)
 
 
+@pytest.mark.contract
 def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +230,7 @@ def test_results_are_not_held(make: Make, mode: bool, monkeypatch: pytest.Monkey
 # --- inputs that change, retries and clears ---
 
 
+@pytest.mark.contract
 def test_inputs_that_change_and_change_back_are_bought_and_billed_once(make: Make, mode: bool) -> None:
     before = [*prompts(149), *prompts(1, fail="no luck")]
     changed = [{"prompt": "another"}, *before[1:100], *reversed(before[100:])]
@@ -230,6 +241,7 @@ def test_inputs_that_change_and_change_back_are_bought_and_billed_once(make: Mak
         assert (task.created, task.ti.xcoms["usage"]["jobs"]) == (created, created)
 
 
+@pytest.mark.contract
 def test_jobs_of_several_earlier_plans_are_billed_once_after_a_clear(make: Make, mode: bool) -> None:
     task = make([], deferrable=mode)
     for letters in ("aa", "baab", "ab", "ba"):
@@ -252,6 +264,7 @@ def test_a_retry_in_an_outage_does_not_ask_for_every_job(make: Make, monkeypatch
     assert task.created == 600
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("options", "advice"),
     [
@@ -265,6 +278,7 @@ def test_the_advice_says_what_a_clear_submits(make: Make, options: dict[str, Any
     assert str(error).endswith(advice)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("writes", [1, 2, 3])
 def test_a_cleared_attempt_that_died_finds_nothing_of_before_the_clear(make: Make, writes: int) -> None:
     task = make(prompts(250))
@@ -295,6 +309,7 @@ def test_a_refusal_that_means_all_of_them_ends_the_batch_and_leaves_its_jobs_to_
     assert task.statuses() == ["RUNNING" if max_tries else "CANCELED"] * 25
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(("status", "max_tries"), [(401, 2), (403, 2), (403, 0)])
 def test_a_refusal_of_the_key_cancels_and_names_all_jobs_and_a_retry_takes_them_up(
     make: Make, status: int, max_tries: int, caplog: pytest.LogCaptureFixture
@@ -326,6 +341,7 @@ def test_a_service_in_trouble_is_not_sent_all_inputs(make: Make, monkeypatch: py
     assert len(set(task.attempt().value)) == 500
 
 
+@pytest.mark.contract
 def test_a_batch_that_fails_for_good_without_waiting_leaves_no_job_behind(make: Make) -> None:
     task = make([*prompts(20, seconds=60), {"prompt": ""}], **NO_WAIT)
     assert isinstance(task.attempt().error, AirflowFailException)
@@ -373,6 +389,7 @@ def test_jobs_that_no_retry_resumes_are_named_when_their_ids_are_not_pushed(
     assert all(job_id in named for job_id in task.ids())
 
 
+@pytest.mark.contract
 def test_each_job_that_may_still_run_is_named(
     make: Make, mode: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -400,6 +417,7 @@ def test_every_unknown_fate_is_told_whatever_ends_the_attempt(
     assert len([line for line in caplog.messages if line.startswith("Fate unknown: 4 inputs")]) == 1
 
 
+@pytest.mark.contract
 def test_an_unknown_fate_is_a_failure_of_its_input_alone(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -416,6 +434,7 @@ def test_an_unknown_fate_is_a_failure_of_its_input_alone(
     assert line in caplog.messages
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -435,6 +454,7 @@ def test_an_error_says_what_a_retry_does_about_unknown_fates(
     assert said in str(task.attempt().error)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("on_clear", "said"),
     [("new", "That submits all 4 inputs again;"), ("resume", "A clear runs only these again")],
@@ -461,6 +481,7 @@ def test_an_unknown_fate_says_what_a_clear_submits(
         assert str(task.attempt().error).endswith(f"then clear the task to submit {what} again.")
 
 
+@pytest.mark.contract
 def test_an_id_that_all_answers_name_is_the_job_of_the_first_input_alone(make: Make) -> None:
     task = make(prompts(5), max_concurrency=1, **NO_WAIT)
     liar = Fault(on="run", status=201, body={"id": "liar"}, taken=True, times=None)
@@ -497,6 +518,7 @@ def test_ids_that_are_saved_at_last_are_not_canceled(make: Make, monkeypatch: py
     assert set(task.statuses()) == {"RUNNING"}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     "change",
     [
@@ -528,6 +550,7 @@ def test_a_value_of_the_store_that_was_changed_is_named_and_nothing_is_sent(
 # --- too late, and killed ---
 
 
+@pytest.mark.contract
 def test_too_late_cancels_all_of_them_and_a_retry_has_the_whole_time(make: Make, mode: bool) -> None:
     task = make(prompts(30, seconds=1), timeout=0.3, deferrable=mode)
     error = str(task.attempt().error)
@@ -538,6 +561,7 @@ def test_too_late_cancels_all_of_them_and_a_retry_has_the_whole_time(make: Make,
     assert task.created == 60
 
 
+@pytest.mark.contract
 def test_only_what_is_not_over_is_canceled(
     make: Make, capsys: pytest.CaptureFixture[str], mode: bool
 ) -> None:
@@ -549,6 +573,7 @@ def test_only_what_is_not_over_is_canceled(
         assert task.emulator.service.count("cancel") == 3
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 def test_each_of_many_jobs_has_its_own_time_to_be_canceled(
     make: Make, monkeypatch: pytest.MonkeyPatch
@@ -561,6 +586,7 @@ def test_each_of_many_jobs_has_its_own_time_to_be_canceled(
     assert task.statuses() == ["CANCELED"] * 90
 
 
+@pytest.mark.contract
 @KILLED
 def test_a_kill_while_it_submits_cancels_every_job(make: Make) -> None:
     task = make(prompts(400, seconds=60), timeout=20)
@@ -584,6 +610,7 @@ def test_a_kill_withdraws_what_waits_for_its_turn(make: Make, monkeypatch: pytes
     assert task.created == 8
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("with_links")
 def test_a_kill_while_a_link_is_pushed_submits_nothing(make: Make) -> None:
     task = make(prompts(40, seconds=60))
@@ -592,6 +619,7 @@ def test_a_kill_while_a_link_is_pushed_submits_nothing(make: Make) -> None:
     assert task.emulator.service.count("run") == 0
 
 
+@pytest.mark.contract
 @KILLED
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_says_what_it_cannot_cancel(make: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -606,6 +634,7 @@ def test_a_kill_says_what_it_cannot_cancel(make: Make, caplog: pytest.LogCapture
     assert "Submitted 20 of 40 inputs to app flux-schnell" in caplog.messages
 
 
+@pytest.mark.contract
 @KILLED
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_that_waits_for_answers_ends_before_airflow_does_it(make: Make) -> None:

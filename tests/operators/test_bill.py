@@ -532,6 +532,7 @@ class Collecting(RunGenCollectResultsOperator):
     """A collect operator of a user's."""
 
 
+@pytest.mark.contract
 def test_the_bill_knows_whose_jobs_the_tasks_of_the_block_report() -> None:
     with DAG("d", schedule=None):
         before = job("before")
@@ -563,11 +564,13 @@ def test_the_bill_knows_whose_jobs_the_tasks_of_the_block_report() -> None:
     }
 
 
+@pytest.mark.contract
 def test_a_price_that_cannot_be_read_is_refused_when_the_dag_is_parsed() -> None:
     with DAG("d", schedule=None), pytest.raises(ValueError, match="price must be the price of one worker"):
         scaled_app(APP, price="1.20 $/h").__enter__()
 
 
+@pytest.mark.contract
 def test_a_price_and_a_condition_may_be_outputs_of_tasks() -> None:
     @task
     def value() -> Any: ...

@@ -65,6 +65,7 @@ def task(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> Collecting:
     return Collecting(rungen_emulator, context, tmp_path)
 
 
+@pytest.mark.contract
 @MODES
 def test_results_are_written_in_the_order_of_the_jobs(task: Collecting, deferrable: bool) -> None:
     text, null, bad, gone = submitted(
@@ -100,6 +101,7 @@ def test_results_are_written_in_the_order_of_the_jobs(task: Collecting, deferrab
     assert task.extra == {"usage": task.ti.xcoms["usage"]} | found
 
 
+@pytest.mark.contract
 def test_a_job_that_is_not_over_when_it_is_collected_is_waited_for(task: Collecting) -> None:
     """Whatever the trigger has seen: it may have asked another replica."""
     ids = submitted(taking(0.5), taking(0))
@@ -108,6 +110,7 @@ def test_a_job_that_is_not_over_when_it_is_collected_is_waited_for(task: Collect
     assert (value["completed"], value["failed"]) == (2, 0)
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("images", [2, 0])
 def test_stored_files_are_in_the_table(task: Collecting, deferrable: bool, images: int) -> None:
@@ -136,6 +139,7 @@ def test_stored_files_are_in_the_table(task: Collecting, deferrable: bool, image
     assert task.rows == rows
 
 
+@pytest.mark.contract
 @MODES
 def test_no_signed_url_is_kept(task: Collecting, deferrable: bool, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
@@ -149,6 +153,7 @@ def test_no_signed_url_is_kept(task: Collecting, deferrable: bool, caplog: pytes
     assert KEY not in everything
 
 
+@pytest.mark.contract
 def test_what_xcom_cannot_hold_is_in_the_table(task: Collecting) -> None:
     odd = {"__classname__": "airflow.sdk.Connection", "large": 2**70}
     ids = submitted(taking(0, result=odd), taking(0, result="x" * 5000))
@@ -156,6 +161,7 @@ def test_what_xcom_cannot_hold_is_in_the_table(task: Collecting) -> None:
     assert task.column("result") == [odd, "x" * 5000]
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("stores", [False, True])
 def test_the_table_is_written_when_too_many_fail(task: Collecting, deferrable: bool, stores: bool) -> None:
@@ -169,6 +175,7 @@ def test_the_table_is_written_when_too_many_fail(task: Collecting, deferrable: b
     assert "does not fit output_type" in task.rows[2]["error"]
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("stores", [False, True])
 def test_the_table_is_written_when_the_time_is_over(task: Collecting, deferrable: bool, stores: bool) -> None:
@@ -181,6 +188,7 @@ def test_the_table_is_written_when_the_time_is_over(task: Collecting, deferrable
     assert task.rows[1]["result"]
 
 
+@pytest.mark.contract
 def test_the_table_is_written_when_the_service_goes_away(task: Collecting) -> None:
     ids = submitted(taking(0, result="done"), taking(60))
     # the key is refused once the first job is known to be over
@@ -191,6 +199,7 @@ def test_the_table_is_written_when_the_service_goes_away(task: Collecting) -> No
     assert "403" in task.rows[1]["error"]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("results", "kind"),
     [("results.txt", AirflowFailException), ("file/results.csv", RunGenInputError)],  # the latter may pass
@@ -204,6 +213,7 @@ def test_a_table_that_cannot_be_written_is_reported_before_the_wait(
     assert task.service.records() == []
 
 
+@pytest.mark.contract
 def test_an_error_of_the_task_counts_more_than_that_of_its_table(
     task: Collecting, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -219,6 +229,7 @@ def test_xcom_stays_small_however_many_fail(task: Collecting) -> None:
     assert task.failed == list(range(MAX_FAILED))
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("wait", [True, False])
 def test_results_are_not_held(task: Collecting, wait: bool) -> None:
     # as lists, because looking for URLs in long texts takes time

@@ -92,6 +92,7 @@ def test_a_row_costs_its_seconds_times_the_price(
     assert [each.cost for each in add_costs([row], parse_price(price))] == [cost]
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("is_in_block", [False, True])
 def test_a_row_has_the_price_of_the_block_or_else_of_the_connection(
@@ -107,6 +108,7 @@ def test_a_row_has_the_price_of_the_block_or_else_of_the_connection(
     assert night.costs("again" if is_in_block else "paint") == pytest.approx(expected)
 
 
+@pytest.mark.contract
 def test_reused_and_failed_rows_have_a_cost_and_skipped_ones_have_none(night: Night) -> None:
     options: dict[str, Any] = {"max_failed": 2, "failing": 1, "destination": night.uri("pictures", "d")}
     options |= {"ledger": night.uri("ledger", "d")}
@@ -120,6 +122,7 @@ def test_reused_and_failed_rows_have_a_cost_and_skipped_ones_have_none(night: Ni
     assert [row["reused"] for row in night.rows("again")] == [False, False, True]
 
 
+@pytest.mark.contract
 def test_a_task_that_collects_in_the_block_has_its_price(night: Night) -> None:
     with night.dag, scaled_app(APP, 2, price=PRICE):
         paint = RunGenRunBatchOperator(task_id="paint", inputs=[taking(0.3)] * 2, **HERE)
@@ -132,6 +135,7 @@ def test_a_task_that_collects_in_the_block_has_its_price(night: Night) -> None:
     assert night.costs("collect") == pytest.approx([0.3, 0.3])
 
 
+@pytest.mark.contract
 def test_a_mapped_task_that_collects_in_the_block_has_its_price(night: Night) -> None:
     with night.dag, scaled_app(APP, 2, price=PRICE):
         paint = RunGenRunBatchOperator(task_id="paint", inputs=[taking(0.3)] * 2, **HERE)
@@ -148,6 +152,7 @@ def test_a_mapped_task_that_collects_in_the_block_has_its_price(night: Night) ->
         assert (page["up"], page["down"], page["price"]) == ("app_up", "app_down", PRICE)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("is_mapped", [False, True])
 def test_a_task_that_collects_from_two_blocks_has_the_price_of_its_own(
     night: Night, *, is_mapped: bool
@@ -195,6 +200,7 @@ def test_a_task_that_collects_from_two_blocks_has_the_price_of_its_own(
     }
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(("declared", "costs"), [(PRICE, [0.2]), ("cheap", [None])])
 def test_the_price_may_be_the_output_of_a_task(
     night: Night, declared: str, costs: list[Any], caplog: pytest.LogCaptureFixture
@@ -210,6 +216,7 @@ def test_the_price_may_be_the_output_of_a_task(
     assert (line in caplog.text) == (costs == [None])
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("count", [0, 1])
 def test_parquet_has_decimals(night: Night, count: int) -> None:
     read_table = pytest.importorskip("pyarrow.parquet").read_table

@@ -27,7 +27,7 @@ from airflow_provider_rungen.operators import (
 )
 from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
 
-pytestmark = pytest.mark.usefixtures("unsettled")
+pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
 
 BAD, SLOW = taking(0.2, fail="no luck"), taking(60)
 

@@ -18,7 +18,7 @@ from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator
 
 Run = Callable[..., Table]
 
-pytestmark = pytest.mark.usefixtures("unsettled")
+pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
 
 
 @pytest.fixture(params=[False, True], ids=["blocking", "deferred"])

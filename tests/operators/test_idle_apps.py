@@ -45,6 +45,7 @@ def scaled_down(outcome: Outcome) -> list[str]:
     return ids
 
 
+@pytest.mark.contract
 def test_the_idle_are_scaled_down_and_the_busy_are_not(
     emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -61,12 +62,14 @@ def test_the_idle_are_scaled_down_and_the_busy_are_not(
     assert emulator.service.count("update_app") == 1
 
 
+@pytest.mark.contract
 def test_without_an_idle_app_there_is_no_wait(emulator: Emulator, context: Any) -> None:
     submit(APP)
     assert run_task(idle_op(idle_for=3600), context) == Outcome(value=[])
     assert workers(emulator) == 2
 
 
+@pytest.mark.contract
 def test_an_app_that_is_deleted_during_the_wait_is_fine(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +121,7 @@ def submit_at_the_scale_down(emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(RunGenHook, "sleep", submit_and_sleep)
 
 
+@pytest.mark.contract
 def test_workers_that_could_not_be_given_back_are_not_said_to_be_billed(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +136,7 @@ def test_workers_that_could_not_be_given_back_are_not_said_to_be_billed(
     assert workers(emulator) == 0
 
 
+@pytest.mark.contract
 def test_each_app_that_is_not_polled_is_named(emulator: Emulator, context: Any) -> None:
     emulator.service.inject(Fault(on="get_app", status=403, times=None))
     error = run_task(idle_op([APP, OTHER, THIRD]), context).error
@@ -139,6 +144,7 @@ def test_each_app_that_is_not_polled_is_named(emulator: Emulator, context: Any) 
     assert all(f"(app {app_id})" in str(error) for app_id in (APP, OTHER, THIRD))
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("status", [400, 404])
 def test_a_stray_refusal_of_the_first_poll_keeps_no_workers(
     emulator: Emulator, context: Any, status: int
@@ -156,6 +162,7 @@ def test_many_failures_are_one_short_error(
     assert len(error) < 700
 
 
+@pytest.mark.contract
 @KILLED
 def test_a_kill_during_the_wait_ends_the_task(emulator: Emulator, context: Any) -> None:
     kill_when(idle_op(idle_for=3600), context, lambda: emulator.service.count("get_app") > 0)

@@ -65,6 +65,7 @@ def stage(rungen_emulator: Emulator, context: Any) -> Stage:
     return Stage(rungen_emulator, context)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [RunGenRunJobOperator, RunGenRunBatchOperator])
 def test_a_deferral_without_a_wait_is_refused(kind: Any) -> None:
     given: dict[str, Any] = {"input": {}} if kind is RunGenRunJobOperator else {"inputs": []}
@@ -75,6 +76,7 @@ def test_a_deferral_without_a_wait_is_refused(kind: Any) -> None:
     assert kind(**options | {"wait_for_completion": True}, deferrable=True).deferrable is True
 
 
+@pytest.mark.contract
 def test_a_deferral_by_default_needs_no_wait() -> None:
     with DAG("deferring", schedule=None, default_args={"deferrable": True}):
         assert run_op().deferrable is True
@@ -107,6 +109,7 @@ class LazySequence:
 # --- run ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("by_default", [False, True])
 def test_running_without_waiting_gives_the_id_at_once(stage: Stage, by_default: bool) -> None:
     with DAG("submitting", schedule=None, default_args={"deferrable": by_default}):
@@ -132,6 +135,7 @@ def test_running_and_waiting_gives_the_id_which_is_pushed_before(stage: Stage, d
     assert stage.ti.xcoms[PAGE_KEY]["rows"] == 1
 
 
+@pytest.mark.contract
 @MODES
 def test_a_job_that_fails_or_that_somebody_else_cancels_fails_the_task(
     stage: Stage, deferrable: bool
@@ -155,6 +159,7 @@ def test_a_job_that_fails_or_that_somebody_else_cancels_fails_the_task(
     assert stage.ti.xcoms["job_id"] in str(outcome.error)
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("workers", [0, 1], ids=["queued", "running"])
 @pytest.mark.parametrize(
@@ -191,6 +196,7 @@ HOPELESS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("case", HOPELESS)
 def test_what_is_hopeless_is_not_tried_again(stage: Stage, case: str) -> None:
     options, told = HOPELESS[case]
@@ -201,6 +207,7 @@ def test_what_is_hopeless_is_not_tried_again(stage: Stage, case: str) -> None:
     assert "job_id" not in stage.ti.xcoms
 
 
+@pytest.mark.contract
 def test_an_account_that_cannot_pay_is_left_to_a_retry(stage: Stage) -> None:
     stage.service.inject(Fault(on="run", status=402, times=2))
     assert stage.run(run_op()).error is None
@@ -210,6 +217,7 @@ def test_an_account_that_cannot_pay_is_left_to_a_retry(stage: Stage) -> None:
     assert "Check that the account" in str(error)
 
 
+@pytest.mark.contract
 def test_no_job_is_bought_when_the_time_is_up(stage: Stage) -> None:
     stage.service.inject(Fault(on="run", status=429, headers={"Retry-After": "3"}))
     error = stage.run(run_op(wait_for_completion=True, timeout=0.5)).error
@@ -220,6 +228,7 @@ def test_no_job_is_bought_when_the_time_is_up(stage: Stage) -> None:
     assert stage.service.stats()["jobs_created"] == 0
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("name", ["poll_interval", "timeout"])
 @pytest.mark.parametrize("bad", [0, None])
 def test_a_duration_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> None:
@@ -228,6 +237,7 @@ def test_a_duration_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> Non
             make(**{name: bad})
 
 
+@pytest.mark.contract
 def test_the_trace_is_left_before_the_job_is_submitted_and_holds_no_input(stage: Stage) -> None:
     class Watching(FakeStore):
         def set(self, key: str, value: Any, **_: Any) -> None:
@@ -251,6 +261,7 @@ def test_the_trace_is_left_before_the_job_is_submitted_and_holds_no_input(stage:
 # --- killed -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @KILLED
 @pytest.mark.feature("kill")
 def test_a_kill_cancels_the_job_and_ends_the_task(stage: Stage) -> None:
@@ -265,6 +276,7 @@ class TaskTimeout(BaseException):
     """What Airflow raises from its alarm; it then calls ``on_kill``."""
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 @KILLED
 @pytest.mark.feature("kill")
@@ -304,6 +316,7 @@ EARLY: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", EARLY)
 def test_a_kill_before_the_task_begins_or_while_it_reads_its_record_sends_nothing(
     stage: Stage, kind: str
@@ -327,6 +340,7 @@ def test_a_kill_before_the_task_begins_or_while_it_reads_its_record_sends_nothin
 # --- collect ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("wait", [True, False])
 def test_one_id_gives_one_result_and_a_list_a_list(stage: Stage, deferrable: bool, wait: bool) -> None:
@@ -344,17 +358,20 @@ def test_one_id_gives_one_result_and_a_list_a_list(stage: Stage, deferrable: boo
         assert stage.run(collect_op(ids, **options)).value == [results[n] for n in order]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("result", [None, "", False, {"images": [{"image": "https://x/y?z"}]}])
 def test_a_result_is_returned_as_it_is(stage: Stage, result: Any) -> None:
     [job_id] = submitted(taking(0, result=result))
     assert stage.run(collect_op(job_id)) == Outcome(value=result)
 
 
+@pytest.mark.contract
 @MODES
 def test_a_list_of_nothing_that_may_fail_gives_nothing(stage: Stage, deferrable: bool) -> None:
     assert stage.run(collect_op([None], max_failed=1, deferrable=deferrable)).value == [None]
 
 
+@pytest.mark.contract
 @MODES
 def test_collecting_a_failed_job_is_hopeless_and_names_each_once(stage: Stage, deferrable: bool) -> None:
     good, bad, gone = submitted(taking(0), taking(0.2, fail="out of memory"), LONG)
@@ -371,6 +388,7 @@ def test_collecting_a_failed_job_is_hopeless_and_names_each_once(stage: Stage, d
         assert good not in str(error)
 
 
+@pytest.mark.contract
 def test_collecting_without_waiting_what_is_not_over_is_an_error_that_may_pass(stage: Stage) -> None:
     slow, bad = submitted(LONG, taking(0, fail="x"))
     error = stage.error(collect_op(slow, wait_for_completion=False), RunGenJobError)
@@ -381,6 +399,7 @@ def test_collecting_without_waiting_what_is_not_over_is_an_error_that_may_pass(s
     error = stage.error(collect_op([slow, bad], wait_for_completion=False), AirflowFailException)
 
 
+@pytest.mark.contract
 @KILLED
 @pytest.mark.parametrize("end", ["blocking", "deferred", "kill"])
 def test_collecting_ends_in_time_and_leaves_the_jobs(stage: Stage, end: str) -> None:
@@ -394,6 +413,7 @@ def test_collecting_ends_in_time_and_leaves_the_jobs(stage: Stage, end: str) -> 
     assert stage.statuses == ["RUNNING", "RUNNING"]
 
 
+@pytest.mark.contract
 def test_a_result_url_is_not_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG", logger="airflow_provider_rungen"):
         outcome = stage.run(collect_op(submitted(taking(0.1)), deferrable=True))
@@ -406,6 +426,7 @@ def test_a_result_url_is_not_logged(stage: Stage, caplog: pytest.LogCaptureFixtu
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("source", ["flux-schnell", "file"])
 @pytest.mark.feature("schemas")
 def test_an_input_that_does_not_fit_its_schema_is_not_sent(stage: Stage, tmp_path: Path, source: str) -> None:
@@ -420,6 +441,7 @@ def test_an_input_that_does_not_fit_its_schema_is_not_sent(stage: Stage, tmp_pat
     assert stage.run(run_op(input={**INPUT, "width": 64}, input_schema=source)).error is None
 
 
+@pytest.mark.contract
 def test_a_schema_that_is_gone_does_not_keep_a_retry_from_its_job(stage: Stage, tmp_path: Path) -> None:
     path = tmp_path / "schema.json"
     path.write_text("{}")
@@ -434,6 +456,7 @@ def test_a_schema_that_is_gone_does_not_keep_a_retry_from_its_job(stage: Stage, 
     assert stage.service.count("run") == 1
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("wait", [True, False])
 @pytest.mark.feature("schemas")
@@ -458,6 +481,7 @@ def test_a_result_that_does_not_fit_its_schema_is_hopeless(
 # --- cancel -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 def test_canceling_gives_the_ids_of_what_was_canceled(stage: Stage) -> None:
     over, slow, queued = submitted(taking(0), LONG, LONG)
     ids: Any = LazySequence(over, slow, None, queued)
@@ -467,6 +491,7 @@ def test_canceling_gives_the_ids_of_what_was_canceled(stage: Stage) -> None:
     assert stage.run(cancel_op([])) == Outcome(value=[])
 
 
+@pytest.mark.contract
 def test_canceling_what_there_is_not_or_what_is_over_if_that_is_an_error_is_hopeless(stage: Stage) -> None:
     over, _ = submitted(taking(0), LONG)
     for op in (cancel_op([over], fail_if_over=True), cancel_op("unknown")):
@@ -475,6 +500,7 @@ def test_canceling_what_there_is_not_or_what_is_over_if_that_is_an_error_is_hope
     assert stage.statuses == ["COMPLETED", "RUNNING"]
 
 
+@pytest.mark.contract
 def test_a_job_that_cannot_be_canceled_fails_the_task_after_the_others_are(stage: Stage) -> None:
     stubborn, slow = submitted(LONG, LONG)
     stage.service.inject(Fault(on="cancel", status=409, job_id=stubborn, times=None))
@@ -503,6 +529,7 @@ def test_no_job_keeps_the_others_from_being_canceled(
     assert stage.statuses == ["COMPLETED", "CANCELED", "CANCELED", "CANCELED"]
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 @KILLED
 def test_a_kill_names_the_jobs_that_are_not_canceled(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
@@ -519,6 +546,7 @@ def test_a_kill_names_the_jobs_that_are_not_canceled(stage: Stage, caplog: pytes
 # --- templates and ids --------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("make", [collect_op, cancel_op])
 def test_ids_are_rendered_and_what_renders_to_nothing_is_no_id(
     stage: Stage, make: Callable[..., Any]
@@ -532,12 +560,14 @@ def test_ids_are_rendered_and_what_renders_to_nothing_is_no_id(
     assert stage.service.records() == []
 
 
+@pytest.mark.contract
 def test_the_template_fields_are_plain_attributes() -> None:
     for op in (run_op(), collect_op("j"), cancel_op("j")):
         for name in op.template_fields:
             assert name in vars(op), "a template field must not be computed: Airflow reads it when it parses"
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("make", [run_op, lambda: collect_op(["a"])])
 def test_an_operator_that_has_run_can_be_pickled(stage: Stage, make: Any) -> None:
     op = make()

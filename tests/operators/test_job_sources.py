@@ -100,6 +100,7 @@ def requests(emulator: Emulator) -> set[str]:
     return {record.path.split("/")[2] for record in about_jobs(emulator)}
 
 
+@pytest.mark.contract
 def test_a_job_is_asked_of_the_app_that_ran_it(
     rungen_emulator: Emulator, dag: DAG, consumer: Callable[..., Any]
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_job_is_asked_of_the_app_that_ran_it(
     assert requests(rungen_emulator) == {TEXT_APP}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("deferrable", [False, True])
 @pytest.mark.parametrize("stores", [False, True])
 def test_a_job_keeps_its_label(
@@ -140,6 +142,7 @@ def test_a_job_keeps_its_label(
         assert "label" not in listed[3]
 
 
+@pytest.mark.contract
 def test_what_a_function_returns_keeps_its_label(rungen_emulator: Emulator, tmp_path: Path) -> None:
     @task.rungen(destination=tmp_path.as_uri(), label="{{ ti.task_id }} of {{ ds }}")
     def paint(count: int) -> Any:
@@ -154,6 +157,7 @@ def test_what_a_function_returns_keeps_its_label(rungen_emulator: Emulator, tmp_
     assert {manifest["label"] for manifest in outcome.value} == {"many of 2026-01-01"}
 
 
+@pytest.mark.contract
 def test_the_label_of_a_mapped_task_is_a_template(rungen_emulator: Emulator) -> None:
     with DAG("dag", schedule=None, start_date=datetime(2025, 1, 1)):
         paint = RunGenRunJobOperator.partial(task_id="paint", label="{{ task.input.prompt }}").expand(
@@ -164,11 +168,13 @@ def test_the_label_of_a_mapped_task_is_a_template(rungen_emulator: Emulator) -> 
         assert outcome.xcoms["rungen_label"] == {outcome.value: name}
 
 
+@pytest.mark.contract
 def test_a_label_is_the_name_of_no_other_column() -> None:
     with pytest.raises(ValueError, match="two columns 'label'"):
         collecting(task_id="c", job_id="x", results="/x.csv", output_type={"properties": {"label": {}}})
 
 
+@pytest.mark.contract
 def test_the_outputs_of_several_tasks_are_one_list_of_jobs(
     rungen_emulator: Emulator, dag: DAG, consumer: Callable[..., Any]
 ) -> None:
@@ -184,6 +190,7 @@ def test_the_outputs_of_several_tasks_are_one_list_of_jobs(
     assert requests(rungen_emulator) == {TEXT_APP}
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_job_is_asked_of_the_connection_that_ran_it(
     rungen_emulator: Emulator, dag: DAG, consumer: Callable[..., Any]
@@ -198,6 +205,7 @@ def test_a_job_is_asked_of_the_connection_that_ran_it(
     assert rungen_emulator.service.records() == []
 
 
+@pytest.mark.contract
 def test_what_a_task_names_itself_counts(rungen_emulator: Emulator, dag: DAG) -> None:
     run = Run()
     paint = RunGenRunJobOperator(task_id="paint", input=INPUT, app_id=TEXT_APP)
@@ -207,6 +215,7 @@ def test_what_a_task_names_itself_counts(rungen_emulator: Emulator, dag: DAG) ->
     assert requests(rungen_emulator) == {"flux-schnell"}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("source", ["another task", "nobody", "an older version of the package"])
 def test_ids_of_which_no_app_is_known_are_asked_of_the_connections_app(
     rungen_emulator: Emulator, dag: DAG, source: str
@@ -232,6 +241,7 @@ def mapped(run: Run, apps: list[str]) -> tuple[Any, list[str]]:
         return RunGenRunJobOperator.partial(task_id="each", input=INPUT).expand(app_id=apps), ids
 
 
+@pytest.mark.contract
 def test_each_mapped_task_asks_the_app_of_its_twin(rungen_emulator: Emulator) -> None:
     run = Run()
     each, ids = mapped(run, ["flux-schnell", TEXT_APP])
@@ -239,6 +249,7 @@ def test_each_mapped_task_asks_the_app_of_its_twin(rungen_emulator: Emulator) ->
     assert requests(rungen_emulator) == {TEXT_APP}
 
 
+@pytest.mark.contract
 def test_jobs_of_several_apps_are_refused(rungen_emulator: Emulator, consumer: Callable[..., Any]) -> None:
     run = Run()
     each, ids = mapped(run, ["flux-schnell", TEXT_APP])

@@ -77,6 +77,7 @@ def counted(call: Callable[..., Any], calls: Counter[str]) -> Callable[..., Any]
 # --- the DAG ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 def test_tasks_inside_come_between() -> None:
     with dag() as d:
         with scaled_app(APP, 2) as gpu:
@@ -94,6 +95,7 @@ def test_tasks_inside_come_between() -> None:
     assert gpu.down.is_teardown
 
 
+@pytest.mark.contract
 def test_the_graph_is_a_group_with_documented_tasks_and_plain_ids() -> None:
     with dag() as d:
         with scaled_app(APP, task_display_name="mine", pool="one_at_a_time") as gpu:
@@ -117,6 +119,7 @@ def test_the_graph_is_a_group_with_documented_tasks_and_plain_ids() -> None:
     assert [task.pool for task in tasks[:2]] == ["one_at_a_time"] * 2
 
 
+@pytest.mark.contract
 def test_tasks_of_a_block_may_name_its_setup() -> None:
     with dag() as d:
         rows, between = give("rows"), job("between")
@@ -137,6 +140,7 @@ def test_tasks_of_a_block_may_name_its_setup() -> None:
     assert upstream(d, "app_down") >= {"first", "second", "third", "group.inner_end"}
 
 
+@pytest.mark.contract
 def test_a_task_of_an_outer_block_is_on_its_bill_wherever_it_runs() -> None:
     with dag():
         between = job("between", app_id=APP)
@@ -148,6 +152,7 @@ def test_a_task_of_an_outer_block_is_on_its_bill_wherever_it_runs() -> None:
     assert set(inner.down.jobs_of) == {"sketch", "paint", "between", "print"}
 
 
+@pytest.mark.contract
 def test_an_error_in_the_block_leaves_its_group() -> None:
     with dag() as d:
         with pytest.raises(KeyError), scaled_app(APP):
@@ -158,6 +163,7 @@ def test_an_error_in_the_block_leaves_its_group() -> None:
     assert "outside" in d.task_group.children
 
 
+@pytest.mark.contract
 def test_what_costs_no_worker_is_marked_so() -> None:
     module: Any = import_module("airflow.serialization.serialized_objects")
     defaults = {"on_success_callback": print, "on_execute_callback": print}
@@ -173,6 +179,7 @@ def test_what_costs_no_worker_is_marked_so() -> None:
     assert not mark.on_execute_callback
 
 
+@pytest.mark.contract
 def test_the_run_fails_when_the_teardown_or_the_setup_fails() -> None:
     with dag() as d, scaled_app(APP) as gpu:
         job("first")
@@ -182,6 +189,7 @@ def test_the_run_fails_when_the_teardown_or_the_setup_fails() -> None:
     assert upstream(d, "app_end") == {"app_up", "app_down"}
 
 
+@pytest.mark.contract
 def test_every_task_inside_is_reached_whatever_it_waits_for() -> None:
     with dag() as d:
         rows = give.override(task_id="rows")([1])
@@ -203,6 +211,7 @@ def test_every_task_inside_is_reached_whatever_it_waits_for() -> None:
 
 
 # Airflow 3.5 refuses such a DAG, and 3.4 warns of it
+@pytest.mark.contract
 @pytest.mark.filterwarnings("ignore:.*depend on each other in a cycle")
 def test_what_waits_for_a_task_inside_is_not_waited_for() -> None:
     with dag() as d:
@@ -218,6 +227,7 @@ def test_what_waits_for_a_task_inside_is_not_waited_for() -> None:
     d.check_cycle() if hasattr(d, "check_cycle") else d.topological_sort()
 
 
+@pytest.mark.contract
 def test_two_of_a_dag_and_one_inside_another() -> None:
     with dag() as d:
         with scaled_app(APP), TaskGroup("group"), scaled_app("other"):
@@ -262,6 +272,7 @@ def test_default_args_have_no_say_in_scaling_down() -> None:
     assert (gpu.up.retries, gpu.up.deferrable, gpu.up.timeout) == (3, True, 60)
 
 
+@pytest.mark.contract
 def test_groups_without_prefix_that_have_blocks_may_follow_each_other() -> None:
     with dag() as d:
         stages = []
@@ -276,6 +287,7 @@ def test_groups_without_prefix_that_have_blocks_may_follow_each_other() -> None:
     ]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("place", ["dag", "group", "group without prefix", "within a block"])
 def test_a_block_scales_the_app_of_its_tasks_up_and_down(place: str) -> None:
     defaults: dict[str, Any] = {"app_id": "another", "rungen_conn_id": "rungen_prod", "queue": "gpu"}
@@ -292,6 +304,7 @@ def test_a_block_scales_the_app_of_its_tasks_up_and_down(place: str) -> None:
     assert found == {("another", "rungen_prod", "gpu")}
 
 
+@pytest.mark.contract
 def test_both_tasks_of_a_block_run_where_its_options_say() -> None:
     defaults = {
         "app_id": "another",
@@ -308,6 +321,7 @@ def test_both_tasks_of_a_block_run_where_its_options_say() -> None:
     assert (gpu.up.retries, gpu.down.retries) == (0, 10)
 
 
+@pytest.mark.contract
 def test_a_dag_that_would_skip_the_teardown_is_refused() -> None:
     with (
         dag(dagrun_timeout=timedelta(hours=1)),

@@ -65,6 +65,7 @@ def task(kind: str, deferrable: bool, *, ids: list[str], prompts: list[str], **o
     return RunGenJobSensor(job_id=ids, poke_interval=options.pop("poll_interval"), **options)
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("kind", ["run", "batch", "collect", "sensor"])
 @pytest.mark.feature("assets")
@@ -81,6 +82,7 @@ def test_what_was_done_is_reported(
     assert extra == {"app_id": APP, "job_ids": ids, "job_count": len(ids), "failed_count": failed}
 
 
+@pytest.mark.contract
 def test_only_a_task_that_succeeds_adds_to_the_extra(rungen_emulator: Emulator, context: Any) -> None:
     context["outlet_events"] = events = OutletEvents()
     events[OUTLET].extra = {"mine": 1, "job_count": "old"}
@@ -92,6 +94,7 @@ def test_only_a_task_that_succeeds_adds_to_the_extra(rungen_emulator: Emulator, 
         assert (events[OUTLET].extra["mine"], events[OUTLET].extra["job_count"]) == (1, count)
 
 
+@pytest.mark.contract
 def test_outlets_that_have_no_event_are_left_alone(rungen_emulator: Emulator, context: Any) -> None:
     context["outlet_events"] = events = OutletEvents()
     outlets = [AssetAlias("alias"), OUTLET, Asset("s3://bucket/more")]
@@ -148,6 +151,7 @@ def test_the_folder_of_many_files_is_reported(place: str, dataset: tuple[str, st
     assert output.outputFacets["outputStatistics"].size == sum(10 + n for n in range(MAX_LISTED_FILES)) + 10
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("kind", ["run", "batch", "collect"])
 @pytest.mark.feature("lineage")
@@ -164,6 +168,7 @@ def test_every_operator_reports_to_openlineage(
     assert len(rungen_emulator.service.records()) == requests, "it must not ask anybody"
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("kind", ["run", "batch", "collect", "sensor"])
 @pytest.mark.feature("lineage")
@@ -195,6 +200,7 @@ def test_a_task_that_fails_reports_to_openlineage(
     assert len(rungen_emulator.service.records()) == requests, "it must not ask anybody"
 
 
+@pytest.mark.contract
 @pytest.mark.feature("lineage")
 def test_a_task_that_cannot_connect_reports_an_empty_lineage(
     context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -209,6 +215,7 @@ def test_a_task_that_cannot_connect_reports_an_empty_lineage(
     assert [record for record in caplog.records if "openlineage" in record.name] == []
 
 
+@pytest.mark.contract
 def test_without_openlineage_nothing_is_reported(
     rungen_emulator: Emulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.sensors import RunGenJobSensor
 from airflow_provider_rungen.triggers import job as trigger
 
-pytestmark = [KILLED, pytest.mark.usefixtures("on_the_wire")]
+pytestmark = [KILLED, pytest.mark.usefixtures("on_the_wire"), pytest.mark.contract]
 
 #: How many cases to try, of all that there are; ``all``, or a number. The sample is the same each time.
 CASES = os.environ.get("ODD_ANSWERS", "120")

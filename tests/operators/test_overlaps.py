@@ -22,6 +22,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 pytestmark = pytest.mark.usefixtures("unsettled")
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("begun", [0, 80], ids=["together", "later"])
 def test_runs_that_overlap_buy_each_input_once(

@@ -18,7 +18,7 @@ from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator
 
-pytestmark = pytest.mark.usefixtures("unsettled")
+pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
 
 
 def batch(inputs: Any, **options: Any) -> Any:

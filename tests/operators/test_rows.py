@@ -73,6 +73,7 @@ def prompts(task: Table) -> list[str]:
 # --- queries ---
 
 
+@pytest.mark.contract
 @MODES
 def test_a_query_is_read_once_and_keeps_its_types(run: Run, database: Path, deferrable: bool) -> None:
     results = database.with_name("results.parquet")
@@ -94,6 +95,7 @@ def test_a_query_is_read_once_and_keeps_its_types(run: Run, database: Path, defe
     assert outcome.xcoms["results"] == outcome.value["results"] == str(results)
 
 
+@pytest.mark.contract
 def test_query_connection_and_parameters_are_templated_in_a_copy(run: Run, database: Path) -> None:
     query = SqlRows(
         "SELECT id AS sku, title FROM {{ params.table }} WHERE day = :day AND title LIKE '%3'",
@@ -110,6 +112,7 @@ def test_query_connection_and_parameters_are_templated_in_a_copy(run: Run, datab
     assert query.conn_id == "{{ params.conn }}"
 
 
+@pytest.mark.contract
 def test_a_plan_and_a_limit_read_a_query_too(run: Run, database: Path) -> None:
     task = run(QUERY)
     task.kind = RunGenPlanTableOperator
@@ -117,6 +120,7 @@ def test_a_plan_and_a_limit_read_a_query_too(run: Run, database: Path) -> None:
     assert task.created == 0
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("least", [9, 0], ids=["empty", "rows"])
 def test_a_column_that_a_query_lacks_is_refused_as_in_a_file(run: Run, database: Path, least: int) -> None:
     outcome = run(SqlRows("SELECT id, title FROM products WHERE id > ?", "warehouse", [least])).attempt()
@@ -124,6 +128,7 @@ def test_a_column_that_a_query_lacks_is_refused_as_in_a_file(run: Run, database:
     assert "table has no column 'sku', only id, title; nothing was sent" in str(outcome.error)
 
 
+@pytest.mark.contract
 def test_a_query_without_rows_buys_nothing(run: Run, database: Path) -> None:
     task = run(SqlRows("SELECT id AS sku FROM products WHERE id < 0", "warehouse"))
     outcome = task.attempt()
@@ -131,6 +136,7 @@ def test_a_query_without_rows_buys_nothing(run: Run, database: Path) -> None:
     assert (outcome.value["rows"], task.written, task.created) == (0, [], 0)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("sql", "words"),
     [
@@ -151,6 +157,7 @@ def test_a_query_that_fails_sends_nothing(run: Run, database: Path, sql: str, wo
     assert task.created == 0
 
 
+@pytest.mark.contract
 def test_a_query_is_closed_though_its_rows_are_not_read(run: Run, database: Path) -> None:
     def fail(row: dict[str, Any]) -> Any:
         raise ZeroDivisionError
@@ -164,6 +171,7 @@ def test_a_query_is_closed_though_its_rows_are_not_read(run: Run, database: Path
     change(database, "DROP TABLE products")
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("connection", "words"),
     [
@@ -216,6 +224,7 @@ SOURCES: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_function_returns_rows_of_any_kind(run: Run, database: Path, name: str) -> None:
     task = run(SOURCES[name])
@@ -225,6 +234,7 @@ def test_a_function_returns_rows_of_any_kind(run: Run, database: Path, name: str
     assert task.column("sku") == [f"sku-{n}" for n in range(3)]
 
 
+@pytest.mark.contract
 def test_a_decorated_function_makes_inputs_of_what_another_returns(
     rungen_emulator: Emulator, tmp_path: Path
 ) -> None:
@@ -239,11 +249,13 @@ def test_a_decorated_function_makes_inputs_of_what_another_returns(
     assert run_operator(done).value["completed"] == 3
 
 
+@pytest.mark.contract
 def test_a_function_may_return_the_uri_of_a_file(run: Run, tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
     assert run(lambda: str(tmp_path / "rows.parquet")).attempt().value["rows"] == 3
 
 
+@pytest.mark.contract
 def test_the_error_of_a_function_is_its_own(run: Run) -> None:
     def skip() -> Any:
         raise AirflowSkipException("no rows today")
@@ -277,6 +289,7 @@ VALUES = {
 }
 
 
+@pytest.mark.contract
 def test_values_arrive_as_those_of_a_parquet_file(run: Run, tmp_path: Path) -> None:
     seen: list[Any] = []
 
@@ -291,6 +304,7 @@ def test_values_arrive_as_those_of_a_parquet_file(run: Run, tmp_path: Path) -> N
     assert (seen[0]["decimal"], seen[0]["nan"]) == ("1234567890.10", None)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("value", "sent"),
     [
@@ -337,17 +351,20 @@ def test_rows_of_a_megabyte_are_fetched_a_few_at_a_time() -> None:
     assert peak < 20_000_000
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("table", [5, b"rows", None])
 def test_what_cannot_be_rows_is_refused_when_the_dag_is_parsed(table: Any) -> None:
     with pytest.raises(ValueError, match="table must be rows, the URI of files, SqlRows or a function"):
         RunGenRunTableOperator(task_id="x", table=table, key="sku", results="/r.csv")
 
 
+@pytest.mark.contract
 def test_an_empty_query_is_refused_when_the_dag_is_parsed() -> None:
     with pytest.raises(ValueError, match="needs sql and conn_id"):
         SqlRows("", "warehouse")
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     "table", [lambda: ROWS, partial(list, ROWS), QUERY], ids=["lambda", "partial", "query"]
 )
@@ -360,6 +377,7 @@ def test_the_dag_is_the_same_each_time_that_it_is_parsed(table: Any) -> None:
 # --- read again ---
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("store", [None, FakeStore], ids=["2.11", "3.3"])
 def test_a_retry_counts_the_rows_that_changed_and_adopts_the_others(
     run: Run, database: Path, store: Any, caplog: pytest.LogCaptureFixture
@@ -391,6 +409,7 @@ def test_a_retry_counts_the_rows_that_changed_and_adopts_the_others(
     assert task.column("sku") == [0, 1, 2, 3, 9]
 
 
+@pytest.mark.contract
 def test_rows_that_are_all_skipped_in_a_retry_need_nothing(run: Run, database: Path) -> None:
     task = run(QUERY, ledger=None)
 
@@ -436,6 +455,7 @@ OUTPUTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
@@ -467,6 +487,7 @@ def test_the_output_of_a_table_is_the_next_table(
     assert outcome.xcoms["results"] == results.replace("photos", "captions")
 
 
+@pytest.mark.contract
 def test_several_statuses_may_be_wanted_and_all_are_by_default(
     photos: RunGenRunTableOperator, tmp_path: Path
 ) -> None:
@@ -485,6 +506,7 @@ def test_several_statuses_may_be_wanted_and_all_are_by_default(
         assert run_operator(captions, upstream={"photos": first}).value["rows"] == rows
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("table", "where", "words"),
     [
@@ -499,12 +521,14 @@ def test_a_table_or_a_status_that_is_none_is_refused(run: Run, table: Any, where
     assert words in str(error)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("where", [5, ["failed", "failed"], [""]])
 def test_a_wrong_status_is_refused_when_the_dag_is_parsed(where: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=r"where|iterable"):
         RunGenRunTableOperator(task_id="x", table=[], key="sku", where=where, results="/r.csv")
 
 
+@pytest.mark.contract
 def test_the_results_of_a_failed_task_are_pushed(run: Run) -> None:
     task = run(ROWS, to_input=lambda row: picture(row) | {"emulator": {"fail": "no memory"}})
     assert task.attempt().error is not None
@@ -529,6 +553,7 @@ def warehouse(postgres: LocalPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", postgres.url.replace("postgresql+psycopg2", "postgres"))
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("warehouse")
 def test_postgresql_keeps_the_rows_and_its_values_arrive(run: Run) -> None:
     seen: list[dict[str, Any]] = []
@@ -567,6 +592,7 @@ def test_postgresql_keeps_the_rows_and_its_values_arrive(run: Run) -> None:
     assert empty.value["rows"] == 0
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("warehouse")
 def test_a_database_that_dies_in_the_middle_is_an_error_and_nothing_is_sent(run: Run) -> None:
     sql = """

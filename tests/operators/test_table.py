@@ -63,6 +63,7 @@ def run(rungen_emulator: Emulator, with_links: None, tmp_path: Path) -> Run:
 # --- the results table ---
 
 
+@pytest.mark.contract
 def test_each_row_has_a_row(run: Run, mode: bool) -> None:
     task = run(products(4), deferrable=mode, columns=["price", "title"])
     outcome = task.attempt()
@@ -83,6 +84,7 @@ def test_each_row_has_a_row(run: Run, mode: bool) -> None:
     assert "signature" not in (task.folder / "photos" / "results.jsonl").read_text().lower()
 
 
+@pytest.mark.contract
 def test_rows_may_be_skipped_refused_and_failed(run: Run, mode: bool) -> None:
     task = run(products(5), to_input=to_input, deferrable=mode, max_failed=2, input_schema=PROMPT)
     outcome = task.attempt()
@@ -98,6 +100,7 @@ def test_rows_may_be_skipped_refused_and_failed(run: Run, mode: bool) -> None:
     assert (task.created, outcome.value["jobs"]) == (3, 3)
 
 
+@pytest.mark.contract
 def test_more_misfits_than_may_fail_are_in_the_table_and_nothing_is_sent(run: Run) -> None:
     task = run(products(4), to_input=to_input, input_schema=PROMPT)
     error = task.attempt().error
@@ -110,6 +113,7 @@ def test_more_misfits_than_may_fail_are_in_the_table_and_nothing_is_sent(run: Ru
     assert (page["rows"], page["skipped"], page["refused"]) == (4, 1, 1)
 
 
+@pytest.mark.contract
 def test_the_page_of_a_table_that_is_being_read_names_its_app(run: Run) -> None:
     pages: list[Any] = []
 
@@ -124,6 +128,7 @@ def test_the_page_of_a_table_that_is_being_read_names_its_app(run: Run) -> None:
     assert page["rows"] == 1
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("failed_table", ["failed.jsonl", None])
 def test_more_misfits_than_may_fail_leave_the_results_of_the_last_run(
     run: Run, tmp_path: Path, failed_table: str | None
@@ -140,6 +145,7 @@ def test_more_misfits_than_may_fail_leave_the_results_of_the_last_run(
         assert len((other.folder / failed_table).read_text().splitlines()) == 3
 
 
+@pytest.mark.contract
 def test_the_table_is_written_when_the_task_fails(run: Run, mode: bool) -> None:
     bad: Any = lambda row: FAILS if row["sku"] == "sku-1" else picture(row)  # noqa: E731
     task = run(products(3), deferrable=mode, to_input=bad)
@@ -154,6 +160,7 @@ def test_the_table_is_written_when_the_task_fails(run: Run, mode: bool) -> None:
     assert (outcome.value["jobs"], outcome.value["reused"], task.created) == (4, 0, 4)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("has_ledger", [False, True])
 def test_the_summary_is_about_the_jobs_of_all_attempts(
     run: Run, mode: bool, has_ledger: bool, caplog: pytest.LogCaptureFixture
@@ -204,6 +211,7 @@ def test_a_job_that_nobody_can_read_keeps_no_other_from_running_again(
     assert task.created == 4
 
 
+@pytest.mark.contract
 def test_jobs_that_take_too_long_are_canceled_and_the_others_stored(run: Run, mode: bool) -> None:
     late: Any = lambda row: picture(row) | {"emulator": {"seconds": 60 if row["sku"] == "sku-1" else 0.1}}  # noqa: E731
     task = run(products(3), deferrable=mode, timeout=1.5, to_input=late)
@@ -214,6 +222,7 @@ def test_jobs_that_take_too_long_are_canceled_and_the_others_stored(run: Run, mo
     assert task.created == 4, "two of them were stored"
 
 
+@pytest.mark.contract
 def test_parquet_to_parquet_keeps_types(run: Run, tmp_path: Path, mode: bool) -> None:
     pq.write_table(pa.table({"id": [7, 8], "n": [1.5, 2.5], "title": ["a", "b"]}), tmp_path / "in.parquet")
     results = (tmp_path / "out" / "r.parquet").as_uri()
@@ -225,6 +234,7 @@ def test_parquet_to_parquet_keeps_types(run: Run, tmp_path: Path, mode: bool) ->
     assert table.schema.field("reused").type == pa.bool_()
 
 
+@pytest.mark.contract
 def test_text_results_need_no_files(run: Run, tmp_path: Path, mode: bool) -> None:
     def caption(row: dict[str, Any]) -> dict[str, Any]:
         return {"prompt": "x", "emulator": {"result": {"text": f"caption of {row['title']}"}}}
@@ -240,6 +250,7 @@ def test_text_results_need_no_files(run: Run, tmp_path: Path, mode: bool) -> Non
         assert task.column("outputs") == [[], []]
 
 
+@pytest.mark.contract
 def test_the_row_is_the_input_without_a_function(run: Run) -> None:
     task = run([{"sku": "{{ ds }}", "prompt": "{row} {{ run_id }} %s"}], to_input=None)
     assert task.attempt().error is None
@@ -248,6 +259,7 @@ def test_the_row_is_the_input_without_a_function(run: Run) -> None:
     assert task.column("sku") == ["{{ ds }}"]
 
 
+@pytest.mark.contract
 def test_a_table_that_is_refused_sends_nothing_and_writes_nothing(run: Run) -> None:
     task = run(products(2) + products(12))
     outcome = task.attempt()
@@ -260,6 +272,7 @@ def test_a_table_that_is_refused_sends_nothing_and_writes_nothing(run: Run) -> N
 # --- paid once ---
 
 
+@pytest.mark.contract
 @STORES
 def test_the_next_night_buys_only_what_changed(run: Run, mode: bool, store: Any) -> None:
     task = run(products(10), deferrable=mode)
@@ -281,6 +294,7 @@ def test_the_next_night_buys_only_what_changed(run: Run, mode: bool, store: Any)
     assert after["output"] - before["output"] == 2
 
 
+@pytest.mark.contract
 def test_a_table_that_is_all_paid_for_costs_one_request(run: Run, mode: bool) -> None:
     task = run(products(30), deferrable=mode)
     assert task.attempt().error is None
@@ -293,6 +307,7 @@ def test_a_table_that_is_all_paid_for_costs_one_request(run: Run, mode: bool) ->
     assert [record.operation for record in task.emulator.service.records()[before:]] == ["get_app"]
 
 
+@pytest.mark.contract
 def test_a_plan_counts_the_jobs_to_run_and_sends_none(run: Run) -> None:
     task = run(products(10))
     nothing = {"reused": 0, "skipped": 0, "seconds": 0, "cost": 0, "currency": ""}
@@ -323,6 +338,7 @@ def test_a_plan_counts_the_jobs_to_run_and_sends_none(run: Run) -> None:
     assert "null or empty" in plan(table=[{"sku": None, "title": "x"}])
 
 
+@pytest.mark.contract
 def test_a_clear_and_another_dag_buy_nothing(run: Run, mode: bool) -> None:
     task = run(products(5), deferrable=mode)
     assert task.attempt().error is None
@@ -335,6 +351,7 @@ def test_a_clear_and_another_dag_buy_nothing(run: Run, mode: bool) -> None:
     assert task.created == 5
 
 
+@pytest.mark.contract
 def test_equal_rows_are_one_job(run: Run, mode: bool) -> None:
     rows = [{"sku": n, "title": "the same"} for n in range(6)]
     task = run(rows, deferrable=mode)
@@ -349,6 +366,7 @@ def test_equal_rows_are_one_job(run: Run, mode: bool) -> None:
 # --- attempts that are killed ---
 
 
+@pytest.mark.contract
 @KILLED
 def test_sigterm_cancels_and_forgets(run: Run) -> None:
     task = run(products(6))
@@ -363,6 +381,7 @@ def test_sigterm_cancels_and_forgets(run: Run) -> None:
     assert task.attempt().value["jobs"] == 6
 
 
+@pytest.mark.contract
 def test_the_assets_and_lineage_name_the_table(run: Run, tmp_path: Path, mode: bool) -> None:
     (tmp_path / "in.csv").write_text("sku,title\na,x\n")
     outlet = Asset("s3://shop/results")
@@ -374,6 +393,7 @@ def test_the_assets_and_lineage_name_the_table(run: Run, tmp_path: Path, mode: b
     assert str(tmp_path / "photos" / "results.jsonl") in [each.name for each in lineage.outputs]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("has_ledger", [True, False])
 def test_a_retry_runs_the_rows_whose_results_do_not_fit(run: Run, mode: bool, has_ledger: bool) -> None:
     def caption(row: dict[str, Any]) -> dict[str, Any]:
@@ -411,6 +431,7 @@ def test_rows_that_may_have_a_job_are_told_from_those_that_were_not_sent(
     assert told == {"Fate unknown": task.created, "not submitted": 200 - task.created}
 
 
+@pytest.mark.contract
 def test_rows_of_an_attempt_that_submits_nothing_say_which_may_have_a_job(run: Run) -> None:
     task = run(products(8), on_unknown_submission="fail")
     task.store = FakeStore()
@@ -429,6 +450,7 @@ def test_rows_of_an_attempt_that_submits_nothing_say_which_may_have_a_job(run: R
     assert task.created == 9
 
 
+@pytest.mark.contract
 def test_a_text_that_is_no_json_without_its_signature_is_kept(run: Run) -> None:
     result = {"text": json.dumps({"code": "/a?sig=1\\"})}
 
@@ -443,6 +465,7 @@ def test_a_text_that_is_no_json_without_its_signature_is_kept(run: Run) -> None:
     assert task.created == 3
 
 
+@pytest.mark.contract
 def test_mapped_tasks_with_one_destination_have_a_table_each(
     rungen_emulator: Emulator, tmp_path: Path
 ) -> None:
@@ -460,6 +483,7 @@ def test_mapped_tasks_with_one_destination_have_a_table_each(
     assert [len(path.read_text().splitlines()) for path in written] == [1, 3]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("place", ["results", "failed_table", "results of a collector"])
 def test_mapped_tasks_write_no_table_that_they_share(
     rungen_emulator: Emulator, tmp_path: Path, place: str
@@ -519,6 +543,7 @@ def error_of(op: Any, ti: Any = None, **more: Any) -> tuple[BaseException | None
     return outcome.error, ti.xcoms.get("rungen_page")
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("place", ["results", "destination", "failed_table", "results of a collector"])
 @pytest.mark.parametrize(
@@ -560,6 +585,7 @@ def test_a_task_writes_no_table_of_another_one(
     assert attempt("t-{{ task.task_id }}-{{ task_instance_key_str }}") is None
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("rungen_emulator", "soon")
 @pytest.mark.parametrize("way", ["partial", "destination", "expand_kwargs"])
 def test_mapped_tasks_write_no_table_of_another_mapped_one(tmp_path: Path, way: str) -> None:
@@ -594,6 +620,7 @@ def test_mapped_tasks_write_no_table_of_another_mapped_one(tmp_path: Path, way: 
     assert "task 'first' of this run writes the same table" in str(error_of(second, ti, map_index=1)[0])
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("rungen_emulator", "soon")
 @pytest.mark.parametrize(("state", "is_refused"), [("success", True), ("failed", False), ("removed", False)])
 def test_a_mapped_task_writes_no_table_that_another_one_was_given(
@@ -630,6 +657,7 @@ def test_a_task_that_reads_its_dag_after_a_clear_has_its_old_table_for_a_moment(
     assert pages == []
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("rungen_emulator", "soon")
 @pytest.mark.parametrize("state", ["success", "running"])
 def test_a_task_may_write_again_what_its_fallback_has_written(tmp_path: Path, state: str) -> None:
@@ -666,6 +694,7 @@ def test_a_task_that_goes_on_keeps_its_table(
     assert ("task 'first' of this run writes the same table" in str(error)) == (last == "running"), error
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("rungen_emulator")
 def test_airflow_that_does_not_answer_holds_up_no_table(tmp_path: Path) -> None:
     with DAG("dag", schedule=None):
@@ -677,6 +706,7 @@ def test_airflow_that_does_not_answer_holds_up_no_table(tmp_path: Path) -> None:
     assert error_of(op, InRun({}, first="success"))[0] is None
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("name", "is_shared"),
     [
@@ -703,6 +733,7 @@ def test_whether_mapped_tasks_share_a_table_is_known_of_its_rendered_name(
     assert len([*tmp_path.glob("*.jsonl")]) == (0 if is_shared else 2), errors
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("is_output", [False, True], ids=["list", "output"])
 def test_mapped_tasks_whose_values_are_the_output_of_a_task_name_tables_of_their_own(
     rungen_emulator: Emulator, tmp_path: Path, is_output: bool
@@ -721,6 +752,7 @@ def test_mapped_tasks_whose_values_are_the_output_of_a_task_name_tables_of_their
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0-0.jsonl", "1-1.jsonl"]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("is_mapped", [False, True], ids=["partial", "expand"])
 def test_mapped_tasks_that_get_the_name_of_their_table_from_a_task(
     rungen_emulator: Emulator, tmp_path: Path, is_mapped: bool
@@ -740,6 +772,7 @@ def test_mapped_tasks_that_get_the_name_of_their_table_from_a_task(
     assert len([*tmp_path.iterdir()]) == (2 if is_mapped else 0), errors
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("pattern", ["^http://127", "[?]X-Amz-"])
 def test_a_result_that_fitted_with_its_urls_is_reused(run: Run, pattern: str) -> None:
     image = {"properties": {"image": {"type": "string", "pattern": pattern}}}
@@ -756,6 +789,7 @@ def test_a_result_that_fitted_with_its_urls_is_reused(run: Run, pattern: str) ->
     assert task.created == 6
 
 
+@pytest.mark.contract
 def test_a_result_that_a_new_validator_refuses_runs_again(run: Run) -> None:
     def longer_than(least: float) -> type:
         class Picture(BaseModel):
@@ -779,6 +813,7 @@ def test_a_result_that_a_new_validator_refuses_runs_again(run: Run) -> None:
     assert task.column("status") == ["invalid"] * 3
 
 
+@pytest.mark.contract
 def test_a_retry_with_another_ignored_field_cancels_no_job_that_is_stored(run: Run) -> None:
     task = run(products(6))
     task.options["ledger"].ignore = ("seed",)

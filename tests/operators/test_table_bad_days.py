@@ -66,6 +66,7 @@ def leftovers(task: Table) -> list[Path]:
 # --- the jobs of others ---
 
 
+@pytest.mark.contract
 def test_a_changed_table_does_not_cancel_the_jobs_of_another_dag(run: Run) -> None:
     task = run(products(4), to_input=lasting(2))
     task.attempt_until("rungen_job_link")
@@ -81,6 +82,7 @@ def test_a_changed_table_does_not_cancel_the_jobs_of_another_dag(run: Run) -> No
 # --- while deferred ---
 
 
+@pytest.mark.contract
 def test_what_is_reused_stays_so_while_deferred(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     task = run(products(3))
     assert task.attempt().error is None
@@ -108,6 +110,7 @@ def test_what_is_reused_stays_so_while_deferred(run: Run, monkeypatch: pytest.Mo
 # --- what others wrote to the ledger ---
 
 
+@pytest.mark.contract
 def test_a_pending_job_from_the_future_is_not_waited_for(run: Run) -> None:
     task = run(products(2))
     task.attempt_until("rungen_job_link")
@@ -119,6 +122,7 @@ def test_a_pending_job_from_the_future_is_not_waited_for(run: Run) -> None:
     assert task.attempt().error is None
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("status", [400, 404, 422])
 def test_a_pending_job_that_the_service_refuses_is_a_miss(run: Run, status: int) -> None:
     task = run(products(2))
@@ -134,6 +138,7 @@ def test_a_pending_job_that_the_service_refuses_is_a_miss(run: Run, status: int)
 # --- failures that leave a table ---
 
 
+@pytest.mark.contract
 def test_the_table_tells_what_is_reused_when_nothing_can_be_submitted(run: Run, mode: bool) -> None:
     task = run(products(4), deferrable=mode)
     assert task.attempt().error is None
@@ -144,6 +149,7 @@ def test_the_table_tells_what_is_reused_when_nothing_can_be_submitted(run: Run, 
     assert task.column("reused") == [True] * 4 + [False]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("ledger", [None, "ledger"])
 def test_the_table_stays_if_nothing_can_be_submitted(run: Run, mode: bool, ledger: str | None) -> None:
     task = run(products(3), deferrable=mode, contact_sheet=True)
@@ -157,6 +163,7 @@ def test_the_table_stays_if_nothing_can_be_submitted(run: Run, mode: bool, ledge
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.contract
 def test_the_table_tells_why_outputs_could_not_be_stored(run: Run, mode: bool) -> None:
     task = run(products(3), deferrable=mode, max_failed=1)
     task.emulator.service.inject(Fault(on="output", status=403, skip=1, times=None, body=HAS_EXPIRED))
@@ -222,6 +229,7 @@ def kill(work: Callable[[], Any], target: str, after: int) -> None:
     raise Died
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.parametrize(
     ("point", "is_deferred"),
@@ -252,6 +260,7 @@ def test_a_killed_attempt_costs_nothing(
 # --- apps ---
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", ["wrong_types", "garbage"])
 def test_an_app_that_cannot_be_read_costs_nothing(run: Run, kind: str) -> None:
     task = run(products(2))
@@ -282,6 +291,7 @@ def test_a_results_table_that_cannot_be_written_costs_nothing(
 # --- parameters ---
 
 
+@pytest.mark.contract
 def test_a_share_is_one_of_the_rows_that_run(run: Run, mode: bool) -> None:
     bad = {"prompt": "x", "emulator": {"fail": "no memory"}}
     inputs = {"sku-0": None, "sku-1": None, "sku-2": bad}
@@ -290,6 +300,7 @@ def test_a_share_is_one_of_the_rows_that_run(run: Run, mode: bool) -> None:
     assert task.attempt(max_failed=0.5).error is None
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     "uri",
     [
@@ -308,6 +319,7 @@ def test_no_secret_of_a_uri_is_shown(run: Run, caplog: pytest.LogCaptureFixture,
 # --- the schema of results ---
 
 
+@pytest.mark.contract
 def test_a_schema_that_no_result_fits_costs_other_tasks_nothing(run: Run, mode: bool) -> None:
     task = run(products(4), deferrable=mode, max_failed=4)
     strict = {"output_type": {"type": "object", "required": ["text"]}}
@@ -319,6 +331,7 @@ def test_a_schema_that_no_result_fits_costs_other_tasks_nothing(run: Run, mode: 
         assert task.attempt(**strict).value["failed"] == 4
 
 
+@pytest.mark.contract
 def test_a_job_whose_outputs_expired_is_bought_again(
     run: Run, mode: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -335,6 +348,7 @@ def test_a_job_whose_outputs_expired_is_bought_again(
     assert task.created == 3
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("change", ["cleared", "prompt"])
 def test_the_seconds_of_jobs_that_a_later_attempt_cancels_count(run: Run, mode: bool, change: str) -> None:
     def new(row: dict[str, Any]) -> dict[str, Any]:
@@ -352,6 +366,7 @@ def test_the_seconds_of_jobs_that_a_later_attempt_cancels_count(run: Run, mode: 
     assert outcome.value["execution_seconds"] == pytest.approx(sum(ran_for), abs=0.01)
 
 
+@pytest.mark.contract
 def test_the_seconds_of_a_job_count_whose_cancel_takes_a_moment(run: Run) -> None:
     task = run(products(1), deferrable=False, to_input=lasting(60), ledger=None)
     task.attempt_until("rungen_job_link")
@@ -366,6 +381,7 @@ def test_the_seconds_of_a_job_count_whose_cancel_takes_a_moment(run: Run) -> Non
     assert outcome.value["execution_seconds"] == pytest.approx(ran_for, abs=0.01)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("has_ledger", [False, True])
 def test_only_a_ledger_buys_what_expired_again(run: Run, mode: bool, has_ledger: bool) -> None:
     task = run(products(3), deferrable=mode)
@@ -378,6 +394,7 @@ def test_only_a_ledger_buys_what_expired_again(run: Run, mode: bool, has_ledger:
     assert isinstance(error, AirflowFailException)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("status", [302, 401, 403, 404, 407, 451])
 def test_a_job_whose_outputs_are_refused_is_not_bought_again(
     run: Run, mode: bool, status: int, monkeypatch: pytest.MonkeyPatch
@@ -403,6 +420,7 @@ def test_a_job_whose_outputs_are_refused_is_not_bought_again(
     assert task.created == 6
 
 
+@pytest.mark.contract
 def test_outputs_that_are_gone_are_bought_again_with_refresh(
     run: Run, mode: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,6 +439,7 @@ def test_outputs_that_are_gone_are_bought_again_with_refresh(
 # --- the end of a deferral ---
 
 
+@pytest.mark.contract
 def test_a_table_whose_deferral_airflow_ends_is_written(run: Run) -> None:
     task = run(products(2), deferrable=True)
     assert task.attempt().error is None
@@ -500,6 +519,7 @@ def test_what_changes_the_log_between_two_waves_decides_nothing(
 # --- what the service says is not what we know ---
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("knows", ["ledger", "Airflow"])
 def test_jobs_are_known_after_a_change_of_the_key_though_the_service_writes_inputs_its_own_way(
     run: Run, mode: bool, knows: str, monkeypatch: pytest.MonkeyPatch

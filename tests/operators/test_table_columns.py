@@ -28,7 +28,7 @@ from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 
 Run = Callable[..., Table]
 
-pytestmark = pytest.mark.usefixtures("unsettled")
+pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
 MODES = pytest.mark.parametrize("mode", [False, True], ids=["blocking", "deferred"])
 LONG = "é" * 200_000  # more than the csv module reads by default, and six times as much when escaped
 

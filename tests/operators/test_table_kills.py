@@ -15,7 +15,7 @@ from operator_kit import Table, products
 
 from airflow_provider_rungen.emulator import Emulator, Fault
 
-pytestmark = pytest.mark.usefixtures("unsettled")
+pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
 ROWS = 24
 #: As many inputs may be bought twice by each kill (``max_concurrency``).
 BLOCK = 4

@@ -77,6 +77,7 @@ def usage_of(op: Any, run_id: str = "run", try_number: int = 1) -> tuple[dict[st
     return ti.xcoms["usage"], outcome
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("end", ["failure", "success", "success without seconds"])
 @pytest.mark.parametrize("make", MAKERS)
@@ -94,6 +95,7 @@ def test_the_jobs_are_counted(
     assert ("of execution" in outcome.log) != is_silent
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("make", [run_stored_batch, run_table, run_function])
 def test_what_is_reused_is_no_job(
@@ -108,6 +110,7 @@ def test_what_is_reused_is_no_job(
     assert (usage["jobs"], usage["completed"], usage["failed"], usage["reused"]) == (1, 0, 1, 2)
 
 
+@pytest.mark.contract
 @MODES
 def test_the_jobs_of_all_attempts_are_counted(
     rungen_emulator: Emulator, tmp_path: Path, deferrable: bool
@@ -124,6 +127,7 @@ def test_the_jobs_of_all_attempts_are_counted(
     assert seconds == pytest.approx(22)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("fails", [False, True], ids=["clear", "retry"])
 def test_what_an_earlier_attempt_bought_of_another_app_counts_once(
     rungen_emulator: Emulator, tmp_path: Path, *, fails: bool
@@ -143,6 +147,7 @@ def test_what_an_earlier_attempt_bought_of_another_app_counts_once(
     assert usage == {"jobs": created, "completed": 3 - fails, "failed": 2 * fails, "reused": 0}
 
 
+@pytest.mark.contract
 def test_asset_events_and_the_log_have_it(
     rungen_emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -171,6 +176,7 @@ class Silent(Service):
         return replace(reply, body=json.dumps(answer).encode())
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("max_in_flight", [None, 1])
 def test_unknown_seconds_are_unknown_when_the_task_ends_in_the_triggerer(
     rungen_emulator: Emulator, max_in_flight: int | None
@@ -189,6 +195,7 @@ def test_unknown_seconds_are_unknown_when_the_task_ends_in_the_triggerer(
 SLOW = [job_input(0, seconds=600), job_input(1, seconds=600)]
 
 
+@pytest.mark.contract
 @MODES
 def test_jobs_that_are_canceled_at_the_deadline_failed(rungen_emulator: Emulator, deferrable: bool) -> None:
     op = RunGenRunBatchOperator(task_id="x", inputs=SLOW, timeout=0.5, deferrable=deferrable, **FAST)
@@ -216,6 +223,7 @@ class LateCancel(Service):
         return super().handle(method, path, headers, body)
 
 
+@pytest.mark.contract
 @MODES
 def test_jobs_that_end_before_they_can_be_canceled_are_what_they_are(
     rungen_emulator: Emulator, deferrable: bool
@@ -230,6 +238,7 @@ def test_jobs_that_end_before_they_can_be_canceled_are_what_they_are(
     assert usage["execution_seconds"] == pytest.approx(1200, abs=1)
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("count", [1, 2])
 def test_jobs_that_end_just_when_the_time_is_up_make_a_success(
@@ -246,6 +255,7 @@ def test_jobs_that_end_just_when_the_time_is_up_make_a_success(
     assert usage["execution_seconds"] == pytest.approx(600 * count, abs=1)
 
 
+@pytest.mark.contract
 @MODES
 def test_a_job_that_ends_while_another_is_canceled_is_what_it_is(
     rungen_emulator: Emulator, deferrable: bool
@@ -259,6 +269,7 @@ def test_a_job_that_ends_while_another_is_canceled_is_what_it_is(
     assert (usage["completed"], usage["failed"]) == (1, 1)
 
 
+@pytest.mark.contract
 def test_inputs_that_are_refused_until_the_time_is_up_stop_the_task(rungen_emulator: Emulator) -> None:
     rungen_emulator.service = LateCancel(workers=10)
     rungen_emulator.service.inject(Fault(on="run", status=400, skip=2, times=None))
@@ -269,6 +280,7 @@ def test_inputs_that_are_refused_until_the_time_is_up_stop_the_task(rungen_emula
     assert (usage["jobs"], usage["completed"]) == (2, 2)
 
 
+@pytest.mark.contract
 def test_time_that_is_up_after_refusals_fails_the_task(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="run", status=400, skip=2, times=None))
     options = FAST | {"timeout": 1.5, "stop_after": 2, "max_failed": "any", "max_concurrency": 1}
@@ -316,6 +328,7 @@ class BusyAfterCancel(Service):
         return super().handle(method, path, headers, body)
 
 
+@pytest.mark.contract
 @MODES
 def test_how_long_canceled_jobs_ran_is_asked_again_after_a_refusal(
     rungen_emulator: Emulator, deferrable: bool
@@ -328,6 +341,7 @@ def test_how_long_canceled_jobs_ran_is_asked_again_after_a_refusal(
     assert "It is unknown how long" not in outcome.log
 
 
+@pytest.mark.contract
 @KILLED
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_while_canceled_jobs_are_asked_for_cancels_none_again(rungen_emulator: Emulator) -> None:
@@ -338,6 +352,7 @@ def test_a_kill_while_canceled_jobs_are_asked_for_cancels_none_again(rungen_emul
     assert "may still run" not in outcome.log
 
 
+@pytest.mark.contract
 @MODES
 def test_jobs_that_a_check_rejects_are_billed(
     rungen_emulator: Emulator, tmp_path: Path, deferrable: bool
@@ -352,6 +367,7 @@ def test_jobs_that_a_check_rejects_are_billed(
     assert usage["execution_seconds"] == pytest.approx(ran_for, abs=0.01)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("stores", [False, True])
 def test_who_collects_reports_completed_jobs_that_cannot_be_used(
     rungen_emulator: Emulator, tmp_path: Path, *, stores: bool
@@ -367,6 +383,7 @@ def test_who_collects_reports_completed_jobs_that_cannot_be_used(
     assert usage["execution_seconds"] == pytest.approx(2 * SECONDS, abs=0.01)
 
 
+@pytest.mark.contract
 @MODES
 def test_who_collects_takes_what_is_over_when_the_time_is_up(
     rungen_emulator: Emulator, tmp_path: Path, *, deferrable: bool
@@ -383,6 +400,7 @@ def test_who_collects_takes_what_is_over_when_the_time_is_up(
     assert not any(ids[2] in each.path for each in requests[storing:]), "the one that runs is left alone"
 
 
+@pytest.mark.contract
 @MODES
 def test_who_stores_asks_once_more_for_jobs_that_run_on_when_the_time_is_up(
     rungen_emulator: Emulator, tmp_path: Path, *, deferrable: bool
@@ -402,6 +420,7 @@ def test_who_stores_asks_once_more_for_jobs_that_run_on_when_the_time_is_up(
 # --- execution_timeout --------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("collects", [False, True])
 def test_a_time_limit_of_airflow_pushes_what_was_used(rungen_emulator: Emulator, collects: bool) -> None:
     service, ti, given = rungen_emulator.service, FakeTaskInstance(), [job_input(0), SLOW[1]]
@@ -426,6 +445,7 @@ def test_a_time_limit_of_airflow_pushes_what_was_used(rungen_emulator: Emulator,
     assert [key for key, _ in ti.pushed].count("usage") == 1
 
 
+@pytest.mark.contract
 @KILLED
 def test_a_kill_has_no_time_to_push_what_was_used(rungen_emulator: Emulator) -> None:
     op, ti = RunGenRunBatchOperator(task_id="x", inputs=SLOW, **FAST), FakeTaskInstance()

@@ -286,6 +286,7 @@ def make(rungen_emulator: Emulator, tmp_path: Path) -> Make:
 # --- max_in_flight ---
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("has_store", [True, False], ids=["store", "no store"])
 def test_no_more_are_in_flight_than_allowed(make: Make, kind: str, mode: bool, has_store: bool) -> None:
     task = make(kind, inputs(), deferrable=mode)
@@ -304,6 +305,7 @@ def test_no_more_are_in_flight_than_allowed(make: Make, kind: str, mode: bool, h
     assert task.calls == (kind == FUNCTION)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("limit", [1, 2, 7, 8, None])
 def test_every_bound_works(make: Make, mode: bool, limit: int | None) -> None:
     task = make(BATCH, inputs(8), deferrable=mode, max_in_flight=limit)
@@ -311,12 +313,14 @@ def test_every_bound_works(make: Make, mode: bool, limit: int | None) -> None:
     assert task.most_in_flight <= (limit or 8)
 
 
+@pytest.mark.contract
 def test_without_a_wait_there_is_no_bound(make: Make) -> None:
     task = make(BATCH, inputs(seconds=60), wait_for_completion=False, deferrable=False)
     assert len(set(task.attempt().value)) == COUNT
     assert task.ends == {"RUNNING": COUNT}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("name", ["max_in_flight", "stop_after"])
 @pytest.mark.parametrize("value", [0, True, "1"])
 def test_a_limit_that_is_none_is_refused_when_the_dag_is_parsed(
@@ -326,6 +330,7 @@ def test_a_limit_that_is_none_is_refused_when_the_dag_is_parsed(
         make(kind, inputs(), **{name: value}).begin()
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_a_job_that_is_over_is_not_polled_again_in_each_wave(make: Make, kind: str) -> None:
     task = make(kind, inputs(40), deferrable=True, max_in_flight=10)
@@ -360,6 +365,7 @@ def test_a_wave_writes_its_own_part_of_the_log(make: Make) -> None:
     assert max(sizes) < 2000
 
 
+@pytest.mark.contract
 def test_inputs_of_a_file_are_read_again_and_not_submitted_if_they_change_while_deferred(
     make: Make, tmp_path: Path
 ) -> None:
@@ -385,6 +391,7 @@ def test_inputs_of_a_file_are_read_again_and_not_submitted_if_they_change_while_
     assert task.failed == list(range(len(bought), COUNT))
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 def test_saved_inputs_are_not_read_again(make: Make, kind: str, tmp_path: Path) -> None:
     def lose_the_source(key: str, _: Any) -> None:
@@ -400,6 +407,7 @@ def test_saved_inputs_are_not_read_again(make: Make, kind: str, tmp_path: Path) 
     assert not left, "they may be secret"
 
 
+@pytest.mark.contract
 def test_a_table_of_results_alone_has_those_of_all_waves(make: Make, mode: bool) -> None:
     task = make(TABLE, inputs(), deferrable=mode, destination=None)
     assert task.attempt(results=(task.folder / "out" / "results.jsonl").as_uri()).error is None
@@ -408,6 +416,7 @@ def test_a_table_of_results_alone_has_those_of_all_waves(make: Make, mode: bool)
     assert task.most_in_flight <= LIMIT
 
 
+@pytest.mark.contract
 def test_a_function_with_a_destination_is_called_once(make: Make, tmp_path: Path) -> None:
     task = make(FUNCTION, inputs(), deferrable=True, destination=(tmp_path / "out").as_uri())
     outcome = task.attempt()
@@ -416,6 +425,7 @@ def test_a_function_with_a_destination_is_called_once(make: Make, tmp_path: Path
     assert (task.calls, task.most_in_flight) == (1, LIMIT)
 
 
+@pytest.mark.contract
 def test_refused_inputs_are_not_sent_again_by_the_next_wave(make: Make, kind: str, mode: bool) -> None:
     given, refused = inputs(), [0, 3, 4, 11, 25]
     for n in refused:
@@ -427,6 +437,7 @@ def test_refused_inputs_are_not_sent_again_by_the_next_wave(make: Make, kind: st
     assert task.failed == refused
 
 
+@pytest.mark.contract
 def test_failures_of_all_waves_are_reported(make: Make, kind: str, mode: bool) -> None:
     failed = [1, 2, 9, 10, 20]
     given = [each if n in failed else inputs()[n] for n, each in enumerate(failing())]
@@ -445,6 +456,7 @@ def test_failures_of_all_waves_are_reported(make: Make, kind: str, mode: bool) -
     assert {prompt for prompt, count in task.bought.items() if count == 2} == {f"picture {n}" for n in failed}
 
 
+@pytest.mark.contract
 def test_more_failures_than_an_event_names_are_all_reported(make: Make, mode: bool) -> None:
     """Without ``stop_after``, nothing stops it."""
     given = [*failing(250, seconds=0.3), *inputs(50, seconds=0.3)]
@@ -457,6 +469,7 @@ def test_more_failures_than_an_event_names_are_all_reported(make: Make, mode: bo
     assert task.ti.xcoms["usage"]["failed"] == 250
 
 
+@pytest.mark.contract
 def test_an_unknown_fate_is_not_sent_again_by_the_next_wave(make: Make, mode: bool) -> None:
     task = make(BATCH, inputs(), deferrable=mode, max_concurrency=1)
     task.emulator.service.inject(Fault(on="run", kind="reset_after", skip=2))
@@ -467,6 +480,7 @@ def test_an_unknown_fate_is_not_sent_again_by_the_next_wave(make: Make, mode: bo
     assert "up to 1 input (the first is inputs[2])" in str(outcome.error)
 
 
+@pytest.mark.contract
 def test_jobs_that_run_beside_an_unknown_fate_are_waited_for(make: Make, mode: bool) -> None:
     task = make(STORED, inputs(4), deferrable=mode)
     task.emulator.service.inject(Fault(on="run", kind="reset_after", skip=3))
@@ -477,6 +491,7 @@ def test_jobs_that_run_beside_an_unknown_fate_are_waited_for(make: Make, mode: b
     assert (task.created, task.pictures()) == (4, 3)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [BATCH, STORED])
 def test_the_deadline_holds_over_waves_and_what_completed_is_stored(
     make: Make, kind: str, mode: bool
@@ -490,6 +505,7 @@ def test_the_deadline_holds_over_waves_and_what_completed_is_stored(
     assert task.pictures() == (LIMIT if kind == STORED else 0)
 
 
+@pytest.mark.contract
 def test_a_task_that_was_submitted_in_waves_ends_on_a_worker(make: Make) -> None:
     """The last trigger has seen only the jobs of the last wave."""
     options = {"end_from_trigger": True, "dag": DAG("dag", schedule=None)}
@@ -518,6 +534,7 @@ def broken(count: int = COUNT) -> list[dict[str, Any]]:
     return [*failing(3), *inputs(count, seconds=60)[3:]]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("has_store", [True, False], ids=["store", "no store"])
 def test_a_broken_app_is_not_sent_everything(make: Make, kind: str, mode: bool, has_store: bool) -> None:
     task = make(kind, broken(60), deferrable=mode, stop_after=3)
@@ -545,6 +562,7 @@ def test_a_broken_app_is_not_sent_everything(make: Make, kind: str, mode: bool, 
         assert task.failed == list(range(60))
 
 
+@pytest.mark.contract
 def test_a_retry_goes_on_from_there(make: Make, kind: str, mode: bool) -> None:
     given = [*inputs(8), *failing(12)[8:], *inputs(COUNT)[12:]]
     task = make(kind, given, deferrable=mode, stop_after=3)
@@ -558,6 +576,7 @@ def test_a_retry_goes_on_from_there(make: Make, kind: str, mode: bool) -> None:
     assert len(counts) == COUNT - 4
 
 
+@pytest.mark.contract
 def test_failures_are_counted_over_waves_and_deferrals(make: Make, mode: bool) -> None:
     """`test_progress` says which count."""
     task = make(BATCH, [*inputs(2), *failing(COUNT)[2:]], deferrable=mode, stop_after=5, max_in_flight=2)
@@ -569,6 +588,7 @@ def test_failures_are_counted_over_waves_and_deferrals(make: Make, mode: bool) -
     assert len(outcome.events) >= 3 * mode
 
 
+@pytest.mark.contract
 def test_by_default_twenty_failures_stop_it(make: Make, kind: str) -> None:
     task = make(kind, [*failing(20), *inputs(50, seconds=60)[20:]], deferrable=False)
     del task.options["stop_after"], task.options["max_in_flight"]
@@ -576,11 +596,13 @@ def test_by_default_twenty_failures_stop_it(make: Make, kind: str) -> None:
     assert task.ends == {"FAILED": 20, "CANCELED": 30}
 
 
+@pytest.mark.contract
 def test_when_all_is_over_nothing_is_stopped(make: Make, mode: bool) -> None:
     task = make(BATCH, failing(3), deferrable=mode, stop_after=3, max_in_flight=1)
     assert "3 of 3 inputs failed" in str(task.attempt().error)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [FUNCTION, TABLE])
 def test_results_that_cannot_be_used_are_failures(make: Make, kind: str, mode: bool) -> None:
     schema = {"type": "object", "required": ["verdict"]}
@@ -589,6 +611,7 @@ def test_results_that_cannot_be_used_are_failures(make: Make, kind: str, mode: b
     assert len(task.jobs) < COUNT / 2
 
 
+@pytest.mark.contract
 def test_it_cancels_its_own_jobs_though_kills_do_not(make: Make, mode: bool) -> None:
     task = make(BATCH, broken(), deferrable=mode, stop_after=3, cancel_on_kill=False)
     stopped(task, task.attempt().error)
@@ -606,6 +629,7 @@ def next_night(task: Task) -> Task:
     return task
 
 
+@pytest.mark.contract
 def test_the_jobs_of_others_are_in_flight_too(make: Make, tmp_path: Path) -> None:
     both = {"ledger": Ledger((tmp_path / "ledger").as_uri()), "deferrable": True}
     make(TABLE, inputs(LIMIT, seconds=60), **both).attempt_until_deferred()
@@ -614,6 +638,7 @@ def test_the_jobs_of_others_are_in_flight_too(make: Make, tmp_path: Path) -> Non
     assert task.created == LIMIT
 
 
+@pytest.mark.contract
 def test_it_never_cancels_the_jobs_of_others(make: Make, ledger: dict[str, Any]) -> None:
     other = make(TABLE, inputs(2, seconds=60), stop_after=3, **ledger | {"deferrable": True})
     other.attempt_until_deferred()
@@ -625,6 +650,7 @@ def test_it_never_cancels_the_jobs_of_others(make: Make, ledger: dict[str, Any])
     assert not {job["status"] for job in task.jobs[2:]} & {"QUEUED", "RUNNING"}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("status", [402, 409])
 def test_jobs_that_cannot_be_canceled_are_named(make: Make, mode: bool, status: int) -> None:
     task = make(BATCH, broken(), deferrable=mode, stop_after=3)
@@ -635,6 +661,7 @@ def test_jobs_that_cannot_be_canceled_are_named(make: Make, mode: bool, status: 
     assert f"{left} jobs could not be canceled and may still run" in error
 
 
+@pytest.mark.contract
 def test_refusals_in_a_row_stop_it(make: Make, kind: str, mode: bool) -> None:
     given = [*inputs(2), *[{"prompt": "", "seed": n} for n in range(40)]]
     task = make(kind, given, deferrable=mode, stop_after=3, max_concurrency=1, max_in_flight=20)
@@ -648,6 +675,7 @@ def test_refusals_in_a_row_stop_it(make: Make, kind: str, mode: bool) -> None:
     assert task.emulator.service.count("run") == 5
 
 
+@pytest.mark.contract
 def test_refusals_are_counted_over_waves(make: Make) -> None:
     given = [{"prompt": "", "seed": n} for n in range(40)]
     task = make(BATCH, given, stop_after=3, max_concurrency=1, max_in_flight=1)
@@ -658,6 +686,7 @@ def test_refusals_are_counted_over_waves(make: Make) -> None:
 # --- kills ---
 
 
+@pytest.mark.contract
 @KILLED
 def test_a_kill_leaves_no_job_at_the_service(make: Make, kind: str) -> None:
     """Whatever the number of inputs, a kill cancels all jobs in the time that it has."""
@@ -668,6 +697,7 @@ def test_a_kill_leaves_no_job_at_the_service(make: Make, kind: str) -> None:
     assert task.ends == {"CANCELED": 300}
 
 
+@pytest.mark.contract
 @KILLED
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_a_kill_in_a_later_wave_cancels_what_is_in_flight(make: Make, kind: str) -> None:
@@ -677,6 +707,7 @@ def test_a_kill_in_a_later_wave_cancels_what_is_in_flight(make: Make, kind: str)
     assert set(task.ends) == {"COMPLETED", "CANCELED"}
 
 
+@pytest.mark.contract
 @KILLED
 @pytest.mark.parametrize("kind", [BATCH, STORED])
 def test_a_kill_while_unwanted_jobs_are_canceled_cancels_them(make: Make, kind: str) -> None:
@@ -691,6 +722,7 @@ def test_a_kill_while_unwanted_jobs_are_canceled_cancels_them(make: Make, kind: 
 KILLED_WAVES = [*((kind, 1, True) for kind in KINDS), *((kind, 2, True) for kind in (BATCH, STORED, TABLE))]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("kind", "number", "has_store"),
     [*KILLED_WAVES, *((kind, 2, False) for kind in (STORED, TABLE))],  # where the destination is enough
@@ -710,6 +742,7 @@ def test_an_attempt_killed_while_deferred_is_resumed(
     assert task.ti.xcoms["usage"]["jobs"] == COUNT, "those of all attempts"
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("echo", [b'"prompt": "?"', b'"prompt": null'], ids=["other", "left out"])
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("is_changed", [False, True], ids=["same", "another order"])
@@ -737,6 +770,7 @@ def test_a_service_that_returns_other_inputs_is_no_reason_to_buy_again(
     assert (task.ti.xcoms["usage"]["jobs"], task.ti.xcoms["usage"]["reused"]) == (COUNT, 0)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [BATCH, STORED])
 def test_jobs_that_changed_inputs_do_not_want_are_canceled_and_billed(make: Make, kind: str) -> None:
     task = make(kind, inputs(seconds=60), deferrable=True)
@@ -749,6 +783,7 @@ def test_jobs_that_changed_inputs_do_not_want_are_canceled_and_billed(make: Make
     assert (usage["jobs"], usage["failed"], usage["completed"]) == (unwanted + 3, unwanted, 3)
 
 
+@pytest.mark.contract
 def test_jobs_that_ended_before_their_inputs_were_gone_are_billed_with_their_seconds(make: Make) -> None:
     task = make(BATCH, inputs(seconds=0.4), deferrable=True)
     task.attempt_until_deferred()
@@ -762,6 +797,7 @@ def test_jobs_that_ended_before_their_inputs_were_gone_are_billed_with_their_sec
     assert usage["execution_seconds"] == pytest.approx(0.4 * (unwanted + 1), rel=0.2)
 
 
+@pytest.mark.contract
 def test_a_submission_of_unknown_fate_counts_though_an_equal_input_is_left(make: Make) -> None:
     given = inputs(1, seconds=0.1) * 2
     task = make(BATCH, given, on_unknown_submission="fail")
@@ -773,6 +809,7 @@ def test_a_submission_of_unknown_fate_counts_though_an_equal_input_is_left(make:
     assert len(task.jobs) == created
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 def test_a_retry_after_a_failure_that_airflow_did_not_learn_of_buys_nothing_again(
     make: Make, kind: str
@@ -785,6 +822,7 @@ def test_a_retry_after_a_failure_that_airflow_did_not_learn_of_buys_nothing_agai
     assert set(task.bought.values()) == {1}
 
 
+@pytest.mark.contract
 def test_the_last_attempt_cancels_what_two_plans_before_it_bought(make: Make) -> None:
     task = make(FUNCTION, inputs(3, seconds=60), deferrable=True)
     task.attempt_until_deferred()
@@ -795,6 +833,7 @@ def test_the_last_attempt_cancels_what_two_plans_before_it_bought(make: Make) ->
     assert task.ends == {"CANCELED": 3}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("is_cleared", [False, True])
 def test_jobs_that_nobody_waits_for_and_that_are_not_canceled_are_named(
     make: Make, caplog: pytest.LogCaptureFixture, is_cleared: bool
@@ -817,6 +856,7 @@ def test_jobs_that_nobody_waits_for_and_that_are_not_canceled_are_named(
     assert task.ends["CANCELED"] == 0
 
 
+@pytest.mark.contract
 def test_the_last_attempt_cancels_what_one_with_a_ledger_bought(make: Make, ledger: dict[str, Any]) -> None:
     task = make(TABLE, inputs(3, seconds=60), **ledger)
     task.attempt_until_deferred(deferrable=True)
@@ -825,6 +865,7 @@ def test_the_last_attempt_cancels_what_one_with_a_ledger_bought(make: Make, ledg
     assert task.ends == {"CANCELED": 3}
 
 
+@pytest.mark.contract
 def test_a_clear_names_submissions_of_unknown_fate_from_before_it(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -838,6 +879,7 @@ def test_a_clear_names_submissions_of_unknown_fate_from_before_it(
     assert "Fate unknown: jobs may exist for 1 input from before the clear" in caplog.text
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("choice", ["resubmit", "fail"])
 def test_a_submission_of_unknown_fate_counts_though_its_input_is_gone(
     make: Make, caplog: pytest.LogCaptureFixture, choice: str
@@ -853,6 +895,7 @@ def test_a_submission_of_unknown_fate_counts_though_its_input_is_gone(
     assert len(task.jobs) == created + (choice != "fail")
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_a_job_that_the_service_does_not_know_yet_is_resumed_though_inputs_were_added(
     make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -867,6 +910,7 @@ def test_a_job_that_the_service_does_not_know_yet_is_resumed_though_inputs_were_
     assert task.ends == {"COMPLETED": COUNT + 1}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("writes", [2, 4, 9, 17])
 def test_an_attempt_that_died_at_any_write_is_resumed(make: Make, mode: bool, writes: int) -> None:
     task = make(BATCH, inputs(), deferrable=mode, max_concurrency=2)
@@ -880,6 +924,7 @@ def test_an_attempt_that_died_at_any_write_is_resumed(make: Make, mode: bool, wr
     assert sum(count - 1 for count in task.bought.values()) <= 2
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_an_attempt_that_died_between_two_waves_is_resumed(make: Make, kind: str, nth: int) -> None:
@@ -901,6 +946,7 @@ def test_an_attempt_that_died_between_two_waves_is_resumed(make: Make, kind: str
     task.assert_each_is_bought_once(outcome.value)
 
 
+@pytest.mark.contract
 def test_a_mark_while_deferred_cancels_what_is_in_flight(make: Make) -> None:
     task = make(BATCH, inputs(2000, seconds=60), deferrable=True, max_in_flight=500)
     trigger = task.attempt_until_deferred()
@@ -909,6 +955,7 @@ def test_a_mark_while_deferred_cancels_what_is_in_flight(make: Make) -> None:
     assert task.ends == {"CANCELED": 500}
 
 
+@pytest.mark.contract
 def test_a_deferral_that_airflow_ended_cancels_only_what_is_in_flight(make: Make) -> None:
     task = make(BATCH, [*inputs(8), *inputs(COUNT, seconds=60)[8:]], deferrable=True)
     task.max_tries = 0
@@ -919,6 +966,7 @@ def test_a_deferral_that_airflow_ended_cancels_only_what_is_in_flight(make: Make
     assert task.emulator.service.count("cancel") <= LIMIT
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("is_canceled", [True, False])
 def test_jobs_that_run_on_hold_up_no_attempt_that_fails(make: Make, is_canceled: bool) -> None:
     given = [*inputs(2), *inputs(LIMIT, seconds=60)[2:]]
@@ -944,6 +992,7 @@ def test_jobs_that_run_on_hold_up_no_attempt_that_fails(make: Make, is_canceled:
 # --- a ledger ---
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("is_changed", [False, True])
 def test_a_model_that_is_changed_during_a_run_is_warned_of(
     make: Make, ledger: dict[str, Any], caplog: pytest.LogCaptureFixture, is_changed: bool
@@ -958,6 +1007,7 @@ def test_a_model_that_is_changed_during_a_run_is_warned_of(
     assert warned is is_changed
 
 
+@pytest.mark.contract
 def test_with_a_ledger_a_wave_looks_nothing_up_twice(make: Make, ledger: dict[str, Any]) -> None:
     first = make(TABLE, inputs(10), **ledger)
     first.store = None
@@ -1045,6 +1095,7 @@ def test_a_submission_of_unknown_fate_is_named_though_another_run_has_bought_its
     assert "jobs may exist for 1 input that another run has bought since" in caplog.text
 
 
+@pytest.mark.contract
 def test_reused_rows_are_in_the_table_of_a_task_that_stops(make: Make, ledger: dict[str, Any]) -> None:
     assert make(TABLE, inputs(5), **ledger).attempt().error is None
     task = make(TABLE, [*inputs(5), *failing(COUNT)[5:]], stop_after=3, **ledger)
@@ -1059,6 +1110,7 @@ def test_reused_rows_are_in_the_table_of_a_task_that_stops(make: Make, ledger: d
 # --- bad days of later waves ---
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("limit", [1, 4])
 def test_an_outage_slows_small_waves_down_too(make: Make, limit: int) -> None:
     task = make(BATCH, inputs(60), deferrable=False, max_in_flight=limit, timeout=5)
@@ -1082,6 +1134,7 @@ def test_what_completed_is_stored_and_all_ids_are_pushed_when_the_rest_cannot_be
         assert len([each for each in task.ti.xcoms["job_ids"] if each]) == len(task.jobs)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("event", [True, False])
 def test_no_job_is_left_when_the_log_is_gone_after_a_deferral(make: Make, kind: str, event: bool) -> None:
@@ -1104,6 +1157,7 @@ def test_a_triggerer_whose_clock_is_ahead_ends_no_job(make: Make, kind: str) -> 
     assert "CANCELED" not in task.ends
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_a_retry_with_another_destination_buys_nothing(
     make: Make, kind: str, caplog: pytest.LogCaptureFixture
@@ -1128,6 +1182,7 @@ def test_a_retry_with_another_destination_buys_nothing(
     assert len(task.jobs) == made + COUNT
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 def test_a_ledger_does_not_stand_in_for_the_log_of_another_destination(
     make: Make, kind: str, caplog: pytest.LogCaptureFixture
@@ -1151,6 +1206,7 @@ def test_a_ledger_does_not_stand_in_for_the_log_of_another_destination(
     assert "Earlier attempts left no log in" in caplog.text
 
 
+@pytest.mark.contract
 def test_a_destination_may_come_and_go_with_each_clear(make: Make) -> None:
     task = make(BATCH, inputs(), deferrable=False)
     destination = (task.folder / "out").as_uri()
@@ -1162,6 +1218,7 @@ def test_a_destination_may_come_and_go_with_each_clear(make: Make) -> None:
         assert len(task.jobs) == COUNT * (number + 1)
 
 
+@pytest.mark.contract
 def test_an_answer_that_is_too_large_is_fetched_once_the_limit_is_raised(
     make: Make, kind: str, mode: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1179,6 +1236,7 @@ def test_an_answer_that_is_too_large_is_fetched_once_the_limit_is_raised(
     assert task.ends == {"COMPLETED": 4}
 
 
+@pytest.mark.contract
 def test_results_that_xcom_cannot_hold_together_are_kept(make: Make, mode: bool) -> None:
     given = inputs(12, result={"text": "x" * 1000})
     task = make(FUNCTION, given, deferrable=mode, max_xcom_bytes=5000)
@@ -1195,6 +1253,7 @@ def test_results_that_xcom_cannot_hold_together_are_kept(make: Make, mode: bool)
     assert (len(outcome.value), task.created) == (12, 12)
 
 
+@pytest.mark.contract
 def test_an_error_says_what_a_clear_submits(make: Make, mode: bool) -> None:
     task = make(TABLE, [*inputs(3), *inputs(1, output_bytes=90_000)], deferrable=mode)
     told = str(task.attempt(max_output_bytes=80_000).error)
@@ -1490,6 +1549,7 @@ def test_a_job_that_is_stored_is_not_lost_when_its_row_cannot_be_kept_once(
     assert failed
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("table", ["results.jsonl", "failed.jsonl"])
 def test_a_write_of_a_table_that_fails_once_is_made_again(
     make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: str
@@ -1510,6 +1570,7 @@ def test_a_write_of_a_table_that_fails_once_is_made_again(
     assert (value["rows"], value["completed"], len(failed)) == (4, 4, 1)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("case", "is_allowed"),
     [
@@ -1558,6 +1619,7 @@ def test_an_outage_of_the_host_of_outputs_is_no_failure_of_the_inputs(
         assert (task.pictures(), task.created) == (count - len(bad), count + len(bad))
 
 
+@pytest.mark.contract
 def test_nothing_is_stored_once_the_results_say_that_it_is_not(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1575,6 +1637,7 @@ def test_nothing_is_stored_once_the_results_say_that_it_is_not(
     assert task.pictures() == 0
 
 
+@pytest.mark.contract
 def test_a_check_that_fails_in_a_retry_fails_it_whatever_may_fail(make: Make) -> None:
     calls = list[Any]()
 
@@ -1590,6 +1653,7 @@ def test_a_check_that_fails_in_a_retry_fails_it_whatever_may_fail(make: Make) ->
     assert task.created == 4
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("fault", "max_failed"),
     [
@@ -1618,6 +1682,7 @@ def test_an_outage_of_the_service_is_no_failure_of_the_jobs_that_are_collected(
     assert len(collect.execute_complete(context, {"outcome": "go on", "in_flight": 0})) == 4
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_run_that_was_stopped_fails_if_an_outage_took_what_had_completed(make: Make, retries: int) -> None:
     given = [*inputs(4, seconds=0), *failing(20, seconds=0.3)]
@@ -1632,6 +1697,7 @@ def test_a_run_that_was_stopped_fails_if_an_outage_took_what_had_completed(make:
         assert task.attempt().value["completed"] == 4
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize(("status", "count", "retries"), [(403, 20, 1), (503, 20, 0), (503, 50, 0)])
 def test_files_that_cannot_be_fetched_keep_no_other_from_being_stored(
@@ -1658,6 +1724,7 @@ def test_files_that_cannot_be_fetched_keep_no_other_from_being_stored(
     assert task.created == 60
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EFBIG, errno.EIO, errno.EINVAL])
 def test_a_file_that_can_never_be_stored_makes_no_retry_buy_what_may_fail(
     make: Make, monkeypatch: pytest.MonkeyPatch, number: int
@@ -1678,6 +1745,7 @@ def test_a_file_that_can_never_be_stored_makes_no_retry_buy_what_may_fail(
     assert task.created == 3
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("kind", "key"), [*((BATCH, key) for key in ("job_ids", "rungen_log", "failed")), (TABLE, "results")]
 )
@@ -1701,6 +1769,7 @@ def taking(seconds: float) -> Callable[..., None]:
     return lambda *_: time.sleep(seconds)
 
 
+@pytest.mark.contract
 def test_an_attempt_whose_time_is_up_while_no_job_runs_fails(make: Make) -> None:
     """However many may fail: a task that is green has no retry."""
     task = make(TABLE, inputs(20, seconds=0), max_in_flight=5, max_failed="any", timeout=1, check=taking(0.3))
@@ -1711,6 +1780,7 @@ def test_an_attempt_whose_time_is_up_while_no_job_runs_fails(make: Make) -> None
     assert task.ends == {"COMPLETED": 5}
 
 
+@pytest.mark.contract
 def test_an_attempt_whose_time_is_up_while_the_service_takes_no_job_fails(make: Make) -> None:
     task = make(TABLE, inputs(20, seconds=0), max_in_flight=5, max_failed="any", timeout=2)
     task.emulator.service.inject(Fault(on="run", status=429, times=None, skip=5))
@@ -1737,6 +1807,7 @@ def test_a_plan_that_cannot_be_read_for_a_moment_is_read_again(make: Make, read:
     assert task.ends == {"COMPLETED": 6}
 
 
+@pytest.mark.contract
 def test_what_was_handed_over_is_not_read(make: Make) -> None:
     task = make(BATCH, inputs(4), deferrable=True, max_in_flight=4)
     task.max_tries, task.workers = 0, 4
@@ -1779,6 +1850,7 @@ def test_the_jobs_that_are_not_restored_are_counted(make: Make, gone: int) -> No
     assert task.ends["CANCELED"] == count - gone * PART_ROWS
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("on_clear", ["new", "resume"])
 def test_a_batch_that_waits_for_no_job_says_that_a_clear_submits_what_it_cancels(
     make: Make, on_clear: str
@@ -1883,6 +1955,7 @@ def test_a_kill_while_the_log_is_read_after_a_deferral_says_how_many_jobs_may_ru
     assert time.monotonic() - sent[0] < SOON
 
 
+@pytest.mark.contract
 @KILLED
 def test_a_kill_while_airflow_does_not_answer_reads_nothing_more(
     make: Make, monkeypatch: pytest.MonkeyPatch
@@ -1933,6 +2006,7 @@ def test_a_kill_does_not_wait_for_a_plan_that_cannot_be_read(
     assert task.ends == {"COMPLETED": PART_ROWS, "CANCELED": 32}
 
 
+@pytest.mark.contract
 @KILLED
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
 @pytest.mark.parametrize("key", ["job_ids", "rungen_log", pytest.param("return_value", marks=SINCE_3_3)])
@@ -1983,6 +2057,7 @@ def test_a_signal_that_strikes_in_a_callback_of_the_event_loop_ends_the_attempt(
     assert task.ends == {"CANCELED": count}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [STORED, FUNCTION])
 def test_a_kill_in_the_middle_of_an_import_says_what_may_run(
     make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -2150,6 +2225,7 @@ def test_a_kill_after_the_connection_was_refused_is_told_what_may_run(
     assert "was killed. Jobs submitted before may still run" in task.attempt_killed(lambda: len(asked) > 1)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("broken", ["key", "key without cancels", "store"])
 def test_what_a_clear_gives_up_is_not_called_resumed_where_the_attempt_after_it_fails(
     make: Make, broken: str
@@ -2175,6 +2251,7 @@ def test_what_a_clear_gives_up_is_not_called_resumed_where_the_attempt_after_it_
     assert task.ends["CANCELED"] == 4 * cancels
 
 
+@pytest.mark.contract
 def test_a_clear_of_what_no_attempt_finds_submits_all(make: Make) -> None:
     given = inputs(30, result={"text": "x" * 1000})
     task = make(FUNCTION, given, deferrable=False, max_xcom_bytes=5000)
@@ -2243,6 +2320,7 @@ def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(
     assert "Earlier attempts left no log in" in caplog.text
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("has_ledger", [False, True], ids=["added", "removed"])
 def test_a_ledger_that_comes_or_goes_between_attempts_buys_nothing(
@@ -2270,6 +2348,7 @@ def test_a_ledger_that_comes_or_goes_between_attempts_buys_nothing(
     assert "Inputs changed" not in caplog.text
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 def test_a_ledger_that_comes_with_a_clear_learns_what_was_bought(make: Make, kind: str) -> None:
     task = make(kind, inputs(), deferrable=False)
@@ -2282,6 +2361,7 @@ def test_a_ledger_that_comes_with_a_clear_learns_what_was_bought(make: Make, kin
     assert len(task.jobs) == COUNT
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 def test_a_ledger_that_comes_while_a_task_is_deferred_is_for_the_next_attempt(make: Make, kind: str) -> None:
     task = make(kind, inputs(), deferrable=True)
@@ -2294,6 +2374,7 @@ def test_a_ledger_that_comes_while_a_task_is_deferred_is_for_the_next_attempt(ma
     assert not ledger.exists()
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("part", ["runs", "runs/*/attempts", "runs/*/jobs"])
 @pytest.mark.parametrize("more", [0, 1], ids=["the same inputs", "one more"])
@@ -2349,6 +2430,7 @@ def test_inputs_of_a_part_that_is_gone_when_it_is_over_are_not_called_unsent(mak
     assert set(task.bought.values()) == {1}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("max_tries", [2, 0], ids=["retry", "clear"])
 def test_an_attempt_that_was_cut_off_leaves_all_to_its_successor(
@@ -2414,6 +2496,7 @@ class FailsOnce(Service):
         return super().handle(method, path, headers, body)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [BATCH, STORED])
 def test_a_job_that_is_bought_again_has_the_whole_time(
     make: Make, mode: bool, caplog: pytest.LogCaptureFixture, kind: str
@@ -2429,6 +2512,7 @@ def test_a_job_that_is_bought_again_has_the_whole_time(
     assert "Submitted 1 of 2 inputs to app flux-schnell; 1 have a job of an earlier attempt" in caplog.text
 
 
+@pytest.mark.contract
 def test_a_job_that_fails_after_a_deferral_without_its_input_is_bought_by_the_next_attempt(
     make: Make,
 ) -> None:
@@ -2440,6 +2524,7 @@ def test_a_job_that_fails_after_a_deferral_without_its_input_is_bought_by_the_ne
     assert task.ends == {"FAILED": 1, "COMPLETED": 2}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_a_wave_that_begins_again_after_its_worker_was_lost_buys_nothing_twice(make: Make, kind: str) -> None:
     task = make(kind, inputs(), deferrable=True)
@@ -2454,6 +2539,7 @@ def test_a_wave_that_begins_again_after_its_worker_was_lost_buys_nothing_twice(m
     task.assert_each_is_bought_once(outcome.value)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_lost_repeated_and_spurious_events_change_nothing(make: Make, kind: str) -> None:
     task = make(kind, inputs(), deferrable=True)
@@ -2469,6 +2555,7 @@ def test_lost_repeated_and_spurious_events_change_nothing(make: Make, kind: str)
     assert task.ends == {"COMPLETED": COUNT}
 
 
+@pytest.mark.contract
 def test_what_the_log_counts_as_submitted_rises_from_wave_to_wave(
     make: Make, mode: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -2483,6 +2570,7 @@ def test_what_the_log_counts_as_submitted_rises_from_wave_to_wave(
     assert counts[-1] == COUNT
 
 
+@pytest.mark.contract
 def test_what_the_log_counts_as_done_rises_from_wave_to_wave_and_attempt_to_attempt(
     make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def check(page: Page) -> None:
 # --- each operator, in each mode ---
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("results", [False, True], ids=["manifests", "table"])
 def test_collected_jobs_are_on_the_sheet(
@@ -130,6 +131,7 @@ def test_the_rows_of_a_table_are_on_the_sheet(
     assert "photo of lamp 4" in page.text
 
 
+@pytest.mark.contract
 def test_a_batch_that_fails_has_a_sheet(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
     inputs = [job(), {"prompt": 7}, job(fail="out of memory")]
     op = RunGenRunBatchOperator(inputs=inputs, destination=str(tmp_path), **QUICK)
@@ -141,6 +143,7 @@ def test_a_batch_that_fails_has_a_sheet(rungen_emulator: Emulator, context: Any,
     assert "2 failed" in page.text
 
 
+@pytest.mark.contract
 def test_a_sheet_needs_a_destination() -> None:
     with pytest.raises(ValueError, match="contact_sheet needs destination"):
         RunGenCollectResultsOperator(task_id="collect", job_id="x", contact_sheet=True)

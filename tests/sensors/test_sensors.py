@@ -58,6 +58,7 @@ def states(emulator: Emulator) -> list[str]:
     return [job["status"] for job in emulator.service.jobs()]
 
 
+@pytest.mark.contract
 @MODES
 def test_the_sensor_waits_for_all(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
     ids = submitted(0.3, 0, 0.2)
@@ -67,6 +68,7 @@ def test_the_sensor_waits_for_all(rungen_emulator: Emulator, context: Any, defer
     assert len(outcome.events) == deferrable
 
 
+@pytest.mark.contract
 @MODES
 def test_no_jobs_are_over_and_those_that_are_over_are_not_deferred_for(
     rungen_emulator: Emulator, context: Any, deferrable: bool
@@ -76,6 +78,7 @@ def test_no_jobs_are_over_and_those_that_are_over_are_not_deferred_for(
     assert run_task(sensor(submitted(0, 0), deferrable=deferrable), context) == Outcome()
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_poke_looks_at_many_jobs_side_by_side(
     rungen_emulator: Emulator, connections: Connections, context: Any
@@ -86,6 +89,7 @@ def test_a_poke_looks_at_many_jobs_side_by_side(
     assert connections.most > 1
 
 
+@pytest.mark.contract
 def test_a_poke_is_one_look(rungen_emulator: Emulator, context: Any) -> None:
     quick, slow = submitted(0, 60)
     task = sensor([quick, slow])
@@ -99,6 +103,7 @@ def test_a_poke_is_one_look(rungen_emulator: Emulator, context: Any) -> None:
         task.poke(context)
 
 
+@pytest.mark.contract
 @pytest.mark.skipif(
     not AIRFLOW_V_3_0_PLUS, reason="a sensor of Airflow 2 asks the database when it is rescheduled"
 )
@@ -115,6 +120,7 @@ def test_rescheduling_frees_the_slot_between_two_looks(rungen_emulator: Emulator
     assert states(rungen_emulator) == ["RUNNING"]
 
 
+@pytest.mark.contract
 @MODES
 def test_a_failed_job_fails_the_sensor_for_good(
     rungen_emulator: Emulator, context: Any, deferrable: bool
@@ -127,6 +133,7 @@ def test_a_failed_job_fails_the_sensor_for_good(
     assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.feature("schemas")
 def test_a_result_that_does_not_fit_its_schema_is_hopeless(
@@ -143,6 +150,7 @@ def test_a_result_that_does_not_fit_its_schema_is_hopeless(
     )
 
 
+@pytest.mark.contract
 def test_many_results_are_checked_after_a_deferral(rungen_emulator: Emulator, context: Any) -> None:
     rungen_emulator.service.scale(APP, 1000)
     ids = submitted(*[0.3] * 150)
@@ -154,6 +162,7 @@ def test_many_results_are_checked_after_a_deferral(rungen_emulator: Emulator, co
     assert ids[140] in str(outcome.error)
 
 
+@pytest.mark.contract
 def test_a_check_of_results_needs_a_worker(rungen_emulator: Emulator, context: Any) -> None:
     [job_id] = submitted(0.5, result=7)
     options: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "output_type": "flux-schnell"}
@@ -162,6 +171,7 @@ def test_a_check_of_results_needs_a_worker(rungen_emulator: Emulator, context: A
     assert type(outcome.error) is AirflowFailException
 
 
+@pytest.mark.contract
 @SINCE_3_3
 @pytest.mark.feature("start")
 def test_a_sensor_that_starts_in_the_triggerer_checks_results_on_a_worker(
@@ -180,6 +190,7 @@ def test_a_sensor_that_starts_in_the_triggerer_checks_results_on_a_worker(
         task.execute_complete(context, event)
 
 
+@pytest.mark.contract
 def test_a_output_type_that_cannot_be_read_is_told_before_the_wait(
     rungen_emulator: Emulator, context: Any
 ) -> None:
@@ -190,6 +201,7 @@ def test_a_output_type_that_cannot_be_read_is_told_before_the_wait(
     assert rungen_emulator.service.records() == []
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("way", ["soft_fail", "never_fail"])
 @pytest.mark.parametrize("what", ["failed", "canceled", "timeout", "hopeless", "misfit"])
@@ -213,6 +225,7 @@ def test_failing_softly_is_skipping(
         assert isinstance(outcome.error, AirflowSkipException)
 
 
+@pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("limit", [0.3, timedelta(milliseconds=300)])
 def test_the_sensor_ends_in_time_and_leaves_the_jobs(
@@ -230,6 +243,7 @@ def test_the_sensor_ends_in_time_and_leaves_the_jobs(
     assert states(rungen_emulator) == ["RUNNING", "RUNNING"]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("soft_fail", [False, True])
 def test_a_time_that_is_over_before_the_deferral_ends_in_the_same_way(
     rungen_emulator: Emulator, context: Any, soft_fail: bool
@@ -242,6 +256,7 @@ def test_a_time_that_is_over_before_the_deferral_ends_in_the_same_way(
     assert outcome.events == []
 
 
+@pytest.mark.contract
 @MODES
 def test_what_is_no_id_is_hopeless_and_sends_nothing(
     rungen_emulator: Emulator, context: Any, deferrable: bool
@@ -268,6 +283,7 @@ def test_a_refusal_that_lasts_leaves_the_job_to_a_retry(
     assert KEY not in str(outcome.error)
 
 
+@pytest.mark.contract
 @KILLED
 @pytest.mark.parametrize(("cancel", "state"), [(False, "RUNNING"), (True, "CANCELED")])
 def test_a_kill_ends_the_sensor(rungen_emulator: Emulator, context: Any, cancel: bool, state: str) -> None:
@@ -298,6 +314,7 @@ def started(task: RunGenJobSensor, start: datetime | None = None) -> dict[str, A
     return event
 
 
+@pytest.mark.contract
 @SINCE_3_3
 @pytest.mark.feature("start")
 def test_a_sensor_that_starts_in_the_triggerer_waits_for_its_jobs(
@@ -312,6 +329,7 @@ def test_a_sensor_that_starts_in_the_triggerer_waits_for_its_jobs(
         task.execute_complete(context, event)
 
 
+@pytest.mark.contract
 @SINCE_3_3
 @pytest.mark.feature("start")
 def test_the_timeout_counts_from_the_start_of_the_task(rungen_emulator: Emulator, context: Any) -> None:
@@ -322,6 +340,7 @@ def test_the_timeout_counts_from_the_start_of_the_task(rungen_emulator: Emulator
         task.execute_complete(context, event)
 
 
+@pytest.mark.contract
 @SINCE_3_3
 def test_a_sensor_that_starts_in_the_triggerer_says_that_there_is_no_id(
     rungen_emulator: Emulator, context: Any
@@ -332,6 +351,7 @@ def test_a_sensor_that_starts_in_the_triggerer_says_that_there_is_no_id(
             task.execute_complete(context, started(task))
 
 
+@pytest.mark.contract
 @SINCE_3_3
 def test_what_the_triggerer_cannot_render_is_refused_when_the_dag_is_parsed(
     rungen_emulator: Emulator, context: Any
@@ -363,11 +383,13 @@ def test_what_the_triggerer_cannot_render_is_refused_when_the_dag_is_parsed(
     assert waiting.upstream_task_ids == {"run"}
 
 
+@pytest.mark.contract
 def test_starting_in_the_triggerer_is_a_way_to_defer() -> None:
     with pytest.raises(ValueError, match="deferrable=True"):
         sensor("a", start_from_trigger=True)
 
 
+@pytest.mark.contract
 @SINCE_3_3
 def test_a_template_with_parentheses_can_start_in_the_triggerer() -> None:
     for arguments in ("task_ids=('a')", "task_ids=params.get('x')"):
@@ -376,6 +398,7 @@ def test_a_template_with_parentheses_can_start_in_the_triggerer() -> None:
         assert kept["job_id"] == template
 
 
+@pytest.mark.contract
 def test_where_airflow_cannot_start_in_the_triggerer_the_sensor_defers(
     rungen_emulator: Emulator, context: Any
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from system.stage import Run
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.contract]
 
 UP = b'{"configuration":{"active_workers":1}}'
 DOWN = b'{"configuration":{"active_workers":0}}'

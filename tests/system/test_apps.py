@@ -13,7 +13,7 @@ import pytest
 from airflow_provider_rungen.emulator import Emulator, Fault
 from system.stage import AirflowInstance, Run, task_processes, until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.contract]
 
 
 class Paid:

@@ -19,6 +19,7 @@ from system.stage import AirflowInstance, Run, task_processes, until
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("dag_id", ["blocking", "no_wait"])
 @pytest.mark.parametrize("victim", ["task", "supervisor"])
 def test_a_killed_worker_loses_no_job_and_buys_none_twice(
@@ -43,6 +44,7 @@ def test_a_killed_worker_loses_no_job_and_buys_none_twice(
     assert f"Resuming a job that is not over (job {job_id}, " in run.log(2)
 
 
+@pytest.mark.contract
 def test_a_killed_triggerer_loses_none_of_its_jobs(
     airflow: AirflowInstance, start: Callable[..., Run]
 ) -> None:
@@ -57,6 +59,7 @@ def test_a_killed_triggerer_loses_none_of_its_jobs(
     assert {task["try_number"] for task in run.tasks()} == {1}
 
 
+@pytest.mark.contract
 def test_a_task_that_raises_after_the_wait_uses_its_job_again(start: Callable[..., Run]) -> None:
     run = start("raising", seconds=10)
     assert run.wait_for_end() == "success"
@@ -64,6 +67,7 @@ def test_a_task_that_raises_after_the_wait_uses_its_job_again(start: Callable[..
     assert "Resuming a job that is COMPLETED" in run.log(2)
 
 
+@pytest.mark.contract
 def test_a_clear_after_success_runs_a_new_job(start: Callable[..., Run]) -> None:
     run = start("blocking", seconds=2)
     assert run.wait_for_end() == "success"
@@ -86,6 +90,7 @@ def test_a_clear_while_deferred_cancels_the_job_and_runs_a_new_one(start: Callab
     assert run.jobs_by_status() == {"CANCELED": 1, "COMPLETED": 1}
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("dag_id", ["deferred", "blocking"])
 @pytest.mark.parametrize("state", ["failed", "success", "skipped"])
 def test_a_task_marked_by_a_user_cancels_its_job(start: Callable[..., Run], dag_id: str, state: str) -> None:
@@ -99,6 +104,7 @@ def test_a_task_marked_by_a_user_cancels_its_job(start: Callable[..., Run], dag_
     assert run.jobs_by_status() == {"CANCELED": 1}
 
 
+@pytest.mark.contract
 def test_a_terminated_worker_leaves_its_job_to_the_retry(
     airflow: AirflowInstance, start: Callable[..., Run]
 ) -> None:
@@ -110,6 +116,7 @@ def test_a_terminated_worker_leaves_its_job_to_the_retry(
     assert "The next attempt resumes job" in run.log(1)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("dag_id", ["deferred_timeout", "blocking_execution_timeout"])
 def test_a_job_that_takes_too_long_is_canceled(start: Callable[..., Run], dag_id: str) -> None:
     run = start(dag_id, seconds=100)
@@ -120,6 +127,7 @@ def test_a_job_that_takes_too_long_is_canceled(start: Callable[..., Run], dag_id
         assert "Raise timeout (now 12 s)" in run.log()
 
 
+@pytest.mark.contract
 def test_a_killed_batch_goes_on_where_it_stopped(
     airflow: AirflowInstance, emulator: Emulator, start: Callable[..., Run]
 ) -> None:
@@ -135,6 +143,7 @@ def test_a_killed_batch_goes_on_where_it_stopped(
     assert "Resuming a batch of" in run.log(2)
 
 
+@pytest.mark.contract
 def test_a_batch_marked_by_a_user_cancels_all_its_jobs(start: Callable[..., Run]) -> None:
     run = start("batch", seconds=200, count=60)
     run.wait_for_trigger()
@@ -143,6 +152,7 @@ def test_a_batch_marked_by_a_user_cancels_all_its_jobs(start: Callable[..., Run]
     run.wait_for_end()
 
 
+@pytest.mark.contract
 def test_a_success_ends_in_the_triggerer_without_a_second_worker(
     airflow: AirflowInstance, start: Callable[..., Run]
 ) -> None:
@@ -155,6 +165,7 @@ def test_a_success_ends_in_the_triggerer_without_a_second_worker(
     assert "Waiting in the triggerer" in run.log()
 
 
+@pytest.mark.contract
 def test_a_key_that_is_replaced_ends_no_deferred_task(airflow: AirflowInstance) -> None:
     with Emulator(workers=10, api_key="the-first-key-that-appears-nowhere") as emulator:
         connection = {"connection_id": "rungen_rotating", "conn_type": "rungen", "host": emulator.url}

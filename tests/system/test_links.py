@@ -12,7 +12,7 @@ from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.hooks import RunGenHook
 from system.stage import AirflowInstance, Run, until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.contract]
 
 
 def links(airflow: AirflowInstance, run: Run, task_id: str, map_index: int = -1) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from airflow_provider_rungen.emulator import Emulator, Fault
 from system.stage import AirflowInstance, Run
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.contract]
 
 
 def test_a_retry_comes_no_sooner_than_the_service_asked_for(

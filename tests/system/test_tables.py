@@ -16,7 +16,7 @@ from client_mistakes import keys_leaked
 from airflow_provider_rungen.emulator import Emulator, Fault
 from system.stage import AirflowInstance, Place, Run, task_processes, until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.contract]
 
 
 class Nights:

@@ -14,7 +14,7 @@ import pytest
 from airflow_provider_rungen.emulator import Emulator
 from system.stage import AirflowInstance, Run, task_processes, until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400), pytest.mark.contract]
 COUNT = 10_000
 # Of the first 1000 jobs, these end within 50 s, so that a second wave follows. The others run on.
 SHORT = 600

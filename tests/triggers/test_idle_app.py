@@ -69,6 +69,7 @@ def polled(emulator: Emulator, times: int) -> Callable[[Any], bool]:
     return lambda _: emulator.service.count("get_app") >= enough
 
 
+@pytest.mark.contract
 def test_it_is_the_same_after_the_way_through_the_database() -> None:
     before = RunGenIdleAppTrigger(["a", "b"], timedelta(minutes=15), scale_down=False, poll_interval=30)
     path, kwargs = before.serialize()
@@ -77,6 +78,7 @@ def test_it_is_the_same_after_the_way_through_the_database() -> None:
     assert (kwargs["app_ids"], kwargs["idle_for"], kwargs["scale_down"]) == (["a", "b"], 900.0, False)
 
 
+@pytest.mark.contract
 @pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="Airflow 2 has no asset watchers")
 def test_airflow_takes_it_for_an_asset_watcher() -> None:
     from airflow.sdk import AssetWatcher
@@ -88,6 +90,7 @@ def test_airflow_takes_it_for_an_asset_watcher() -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     "wrong",
     [{"app_ids": []}, {"app_ids": ["a", 5]}, {"idle_for": 0}, {"idle_for": "15"}, {"poll_interval": 0}],
@@ -97,6 +100,7 @@ def test_parameters_are_checked_when_the_dag_is_parsed(wrong: dict[str, Any]) ->
         RunGenIdleAppTrigger(**{"app_ids": APP, "idle_for": 900, **wrong})
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("count", [1, 2], ids=["one triggerer", "two triggerers"])
 def test_an_idle_app_is_scaled_to_zero_and_its_bill_stands_still(
     rungen_emulator: Emulator, count: int
@@ -130,12 +134,14 @@ def test_no_answer_ends_it_and_a_refusal_to_scale_down_is_loud(
     assert KEY not in caplog.text
 
 
+@pytest.mark.contract
 def test_a_service_that_asks_for_a_pause_gets_it(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="get_app", status=429, headers={"Retry-After": "1"}, times=1))
     run(trigger(idle_for=0.05), until=bool)
     assert early_retries(rungen_emulator.service) == 0
 
 
+@pytest.mark.contract
 def test_a_connection_that_is_missing_is_waited_for(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -150,6 +156,7 @@ def test_a_connection_that_is_missing_is_waited_for(
     assert event["scaled_down"]
 
 
+@pytest.mark.contract
 @pytest.mark.usefixtures("on_the_wire")
 def test_an_app_that_hangs_does_not_disturb_the_others_and_no_connection_is_left_open(
     rungen_emulator: Emulator, connections: Connections

@@ -66,6 +66,7 @@ def states(emulator: Emulator) -> list[str]:
     return [job["status"] for job in emulator.service.jobs()]
 
 
+@pytest.mark.contract
 def test_a_trigger_is_the_same_after_the_way_through_the_database() -> None:
     before = trigger(["a", "b"])
     path, kwargs = before.serialize()
@@ -294,6 +295,7 @@ def test_jobs_whose_tasks_state_is_unknown_are_left_running(
     assert states(rungen_emulator) == ["RUNNING"]
 
 
+@pytest.mark.contract
 @pytest.mark.skipif(not hasattr(BaseTrigger, "on_kill"), reason="Airflow before 3.3 has no on_kill")
 def test_a_triggerer_that_stops_leaves_the_jobs(rungen_emulator: Emulator) -> None:
     _start_and_end(trigger(submitted(60)), rungen_emulator, kill=False)
