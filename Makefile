@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 		echo "Python 3.11 or newer is needed, and $(PYTHON) is not: try  make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Setting up $(VENV), once; this takes a minute or two ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e emulator -e '.[dev]'
 	@touch $(READY)
 
 demo: $(READY)
@@ -48,26 +48,26 @@ test: $(READY)
 # how many Airflows share the system tests, which mainly wait; each takes 1 GB
 AIRFLOWS ?= 2
 test-system: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[system]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e emulator -e '.[system]'
 	@$(BIN)/python -m pytest -m system -n $(AIRFLOWS) $(ARGS)
 
 test-browser: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e emulator -e '.[browser]'
 	@$(BIN)/python -m pytest -m browser tests/browser
 
 test-distributed: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,distributed]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e emulator -e '.[dev,distributed]'
 	@$(BIN)/python -m pytest -m distributed
 
 test-compat:
 	@$(PYTHON) -m compat $(if $(ONLY),--only $(ONLY))
 
 bench: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e emulator -e '.[bench]'
 	@$(BIN)/python -m bench
 
 docs: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e emulator -e '.[docs]'
 	@$(BIN)/python -m sphinx --fail-on-warning --nitpicky --keep-going --fresh-env --quiet docs build/docs
 	@! grep -rnE '<(script|link|img|iframe)[^>]+(src|href)="(https?:)?//' build/docs --include='*.html'  # works offline
 	@echo "build/docs/index.html"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_rungen.emulator import Service
+from rungen_emulator import Service
 
 ROOT = Path(__file__).resolve().parent.parent
 APP = "flux-schnell"

@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import median
 from urllib.parse import quote
 
-from airflow_provider_rungen.emulator import Emulator
+from rungen_emulator import Emulator
+
 from bench.page import Row
 from bench.processes import ROOT
 

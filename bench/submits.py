@@ -17,8 +17,8 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from bench.page import Row
 from bench.processes import APP, KEY, run_python
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from airflow_provider_rungen.emulator import Emulator
+from rungen_emulator import Emulator
+
 from bench.page import Row
 from bench.processes import peak_memory, run_python
 
@@ -107,7 +108,7 @@ def _write_table(folder: Path, titles: list[str]) -> None:
 
 
 def _make_context() -> Any:
-    from airflow_provider_rungen.emulator.fakes import FakeTaskInstance
+    from rungen_emulator.fakes import FakeTaskInstance
 
     ti = FakeTaskInstance()
     ti.run_id = f"run {time.time_ns()}"

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from bench.processes import APP, ROOT, submit
 from bench.watching import Load
 

@@ -29,7 +29,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from airflow_provider_rungen.emulator import Emulator
+from rungen_emulator import Emulator
+
 from bench.contenders import OURS, POLLING
 from bench.page import Row
 from bench.processes import APP, ROOT, clean_environment, submit

@@ -13,11 +13,12 @@ home = tempfile.mkdtemp(prefix="rungen-airflow-")
 os.environ |= {"AIRFLOW_HOME": home, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
 
 import airflow  # noqa: E402 - it reads its settings when imported
+import rungen_emulator as emulator
+from rungen_emulator.fakes import FakeTaskInstance  # noqa: E402
 
 import airflow_provider_rungen as package  # noqa: E402
-from airflow_provider_rungen import emulator, operators  # noqa: E402
+from airflow_provider_rungen import operators  # noqa: E402
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS  # noqa: E402
-from airflow_provider_rungen.emulator.fakes import FakeTaskInstance  # noqa: E402
 
 # a program, what needs pytest, and what needs a newer Airflow
 _NOT_HERE = {"__main__", "pytest_plugin"} | (set() if AIRFLOW_V_3_3_PLUS else {"retries"})

@@ -20,6 +20,9 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import psutil
 
+#: The folder of the example DAGs.
+EXAMPLES = Path(__file__).resolve().parents[1] / "example_dags"
+
 _ENDED = ("success", "failed")
 # Seconds between the tries of a request that found the database busy.
 _BUSY_PAUSES = (1, 2, 4)

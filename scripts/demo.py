@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from airflow_instance import AirflowError, AirflowInstance
-
-from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.emulator.demo import EXAMPLES
+from airflow_instance import EXAMPLES, AirflowError, AirflowInstance
+from rungen_emulator import Emulator
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".demo"

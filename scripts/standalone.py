@@ -9,10 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from airflow_instance import AirflowError, AirflowInstance
-
-from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.emulator.demo import EXAMPLES
+from airflow_instance import EXAMPLES, AirflowError, AirflowInstance
+from rungen_emulator import Emulator
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".standalone"

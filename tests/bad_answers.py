@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import rungen_emulator as emulator
 from aiohttp import web
-
-from airflow_provider_rungen import emulator
-from airflow_provider_rungen.emulator.faults import reset
-from airflow_provider_rungen.emulator.messages import Reply
+from rungen_emulator.faults import reset
+from rungen_emulator.messages import Reply
 
 _PAGE = b"<!DOCTYPE html><html><head><title>Bad gateway</title></head><body>proxy</body></html>"
 # More levels than any JSON parser of Python accepts.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from email.utils import parsedate_to_datetime
 
-from airflow_provider_rungen.emulator import Service
+from rungen_emulator import Service
 
 
 def keys_leaked(service: Service) -> int:

@@ -48,6 +48,10 @@ os.environ |= {
 import bad_answers  # noqa: E402
 from faulty_s3 import FaultyS3  # noqa: E402
 from odd_answers import OddService  # noqa: E402
+from rungen_emulator import Emulator, fakes  # noqa: E402
+from rungen_emulator.fakes import FakeStore, OutletEvents  # noqa: E402
+from rungen_emulator.testing import TaskResult as Outcome  # noqa: E402
+from rungen_emulator.testing import run_operator  # noqa: E402
 from wire import Connections, Server, Talk  # noqa: E402
 
 from airflow_provider_rungen.client.flow import Flow, Request, Response  # noqa: E402
@@ -55,10 +59,6 @@ from airflow_provider_rungen.client.polling import wait_for_jobs  # noqa: E402
 from airflow_provider_rungen.client.senders import AsyncSender, Sender  # noqa: E402
 from airflow_provider_rungen.client.settings import Settings  # noqa: E402
 from airflow_provider_rungen.client.transport import adrive, drive  # noqa: E402
-from airflow_provider_rungen.emulator import Emulator, fakes  # noqa: E402
-from airflow_provider_rungen.emulator.fakes import FakeStore, OutletEvents  # noqa: E402
-from airflow_provider_rungen.emulator.testing import TaskResult as Outcome  # noqa: E402
-from airflow_provider_rungen.emulator.testing import run_operator  # noqa: E402
 from airflow_provider_rungen.exceptions import RunGenConnectionError  # noqa: E402
 from airflow_provider_rungen.hooks import RunGenHook  # noqa: E402
 

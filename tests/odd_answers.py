@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from airflow_provider_rungen.emulator import Reply, Service
+from rungen_emulator import Reply, Service
 
 _ALTERNATE_WORDS = {
     "QUEUED": "IN_QUEUE",

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, task
 from conftest import run_task
+from rungen_emulator import Emulator
+from rungen_emulator.testing import run_operator
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_2_PLUS, AIRFLOW_V_3_3_PLUS
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
-from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenCreateAppOperator,

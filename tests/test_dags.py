@@ -22,12 +22,11 @@ from airflow.providers.common.compat.version_compat import (
 from conftest import HOME
 from odd_answers import OddService
 from pyarrow import parquet
-
-from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.emulator.demo import EXAMPLES as EXAMPLE_DAGS
+from rungen_emulator import Emulator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
+from airflow_instance import EXAMPLES as EXAMPLE_DAGS
 from demo import change_two_colors, format_summary
 
 # the first test runs all DAGs, which takes minutes on Airflow 3.2

@@ -22,13 +22,13 @@ from urllib.parse import urlsplit
 import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from conftest import HOME
+from rungen_emulator import Emulator
+from rungen_emulator.__main__ import _parser as emulator_arguments
+from rungen_emulator.faults import OPERATIONS
+from rungen_emulator.faults import Fault as UsersFault
+from rungen_emulator.operations import options
 
 from airflow_provider_rungen import __version__, exceptions, get_provider_info, operators, sensors
-from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.emulator.__main__ import _parser as emulator_arguments
-from airflow_provider_rungen.emulator.faults import OPERATIONS
-from airflow_provider_rungen.emulator.faults import Fault as UsersFault
-from airflow_provider_rungen.emulator.operations import options
 from airflow_provider_rungen.hooks import RunGenHook
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -317,7 +317,7 @@ def test_commands_exist(block: Block, request: pytest.FixtureRequest) -> None:
                 assert set(packages) <= {"apache-airflow", ".", wheel, "airflow-provider-rungen[tables]"}
             case ["pip", "wheel", "--no-deps", "--wheel-dir", "dist", "."]:
                 pass
-            case ["python", "-m", "airflow_provider_rungen.emulator", *arguments]:
+            case ["python", "-m", "rungen_emulator", *arguments]:
                 emulator_arguments().parse_args(arguments)
             case ["export", setting]:
                 _check_setting(setting, request.getfixturevalue("monkeypatch"))

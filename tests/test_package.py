@@ -81,7 +81,7 @@ def test_a_run_without_the_fixture_never_loads_the_server(tmp_path: Path) -> Non
         "    print(sorted(name for name in sys.modules if name.startswith('airflow')))\n"
     )
     # no other plugin than this one
-    command = [sys.executable, "-m", "pytest", "-s", "-p", "airflow_provider_rungen.emulator.pytest_plugin"]
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "rungen_emulator.pytest_plugin"]
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True

@@ -21,10 +21,10 @@ from airflow.providers.common.compat.sdk import (
     ParamValidationError,
 )
 from fsspec.implementations.memory import MemoryFileSystem
+from rungen_emulator import Service
 
 from airflow_provider_rungen import schemas
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.emulator import Service
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
 from airflow_provider_rungen.execution.sources.inputs import ManyInputs
 from airflow_provider_rungen.runs.plan import input_digest

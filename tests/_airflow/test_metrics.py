@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 from conftest import FakeStore, FakeTaskInstance, run_task
+from rungen_emulator import Emulator, Fault
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_2_PLUS, AIRFLOW_V_3_3_PLUS, metrics
-from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenConnectionError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from compat.environments import ROOT, measured_at
 
 if TYPE_CHECKING:

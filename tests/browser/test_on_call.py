@@ -17,8 +17,7 @@ import pytest
 pytest.importorskip("playwright")
 
 from playwright.sync_api import Browser, Page, expect
-
-from airflow_provider_rungen.emulator import Emulator, Fault
+from rungen_emulator import Emulator, Fault
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 

@@ -18,8 +18,7 @@ import pytest
 pytest.importorskip("playwright")
 
 from playwright.sync_api import Browser, Page, expect
-
-from airflow_provider_rungen.emulator import Emulator
+from rungen_emulator import Emulator
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 

@@ -15,13 +15,11 @@ import pytest
 pytest.importorskip("playwright")
 
 from PIL import Image, ImageDraw, ImageFont
-
-from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.emulator.demo import EXAMPLES
+from rungen_emulator import Emulator
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from airflow_instance import AirflowInstance
+from airflow_instance import EXAMPLES, AirflowInstance
 from demo import change_two_colors, format_summary
 
 from browser.conftest import note_pictures

@@ -15,16 +15,15 @@ import pytest
 pytest.importorskip("playwright")
 
 from playwright.sync_api import Locator, Page, expect
+from rungen_emulator import Emulator
 
 from airflow_provider_rungen import get_provider_info
 from airflow_provider_rungen.client.settings import Settings
-from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.emulator.demo import EXAMPLES
 from airflow_provider_rungen.hooks.connection import read_connection
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from airflow_instance import AirflowInstance
+from airflow_instance import EXAMPLES, AirflowInstance
 
 from browser.conftest import KEY, keep_picture
 

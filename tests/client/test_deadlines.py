@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 from conftest import APP, SOON, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
+from rungen_emulator import Emulator, Fault
 from wire import GET, KEY, OK, POST, Server, failure, send, settings_for
 
 from airflow_provider_rungen.client.bodies import ResponseBody
 from airflow_provider_rungen.client.flow import Request
 from airflow_provider_rungen.client.senders import Sender
 from airflow_provider_rungen.decorators import rungen_task
-from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
     RunGenConflictError,
     RunGenConnectionError,

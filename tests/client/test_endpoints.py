@@ -15,13 +15,13 @@ from bad_answers import Fault
 from client_mistakes import early_retries
 from conftest import APP, KEY, VIAS, Via, pairwise, wait_for_jobs
 from odd_answers import Style
+from rungen_emulator import Emulator
 
 from airflow_provider_rungen import exceptions as errors
 from airflow_provider_rungen.client import codec, endpoints, retry
 from airflow_provider_rungen.client.flow import Flow, Response
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.transport import drive
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenConnectionError,

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from conftest import APP, KEY, Via
+from rungen_emulator import Fault
 
 from airflow_provider_rungen.client import idleness, retry
 from airflow_provider_rungen.client.endpoints import delete_app
 from airflow_provider_rungen.client.idleness import IdleWatch, check_app_ids, poll_idle_app, why_not_idle
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenForbiddenError,

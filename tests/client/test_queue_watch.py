@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from conftest import APP, Via
+from rungen_emulator import Fault
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.polling import FIRST_INTERVAL, wait_for_jobs
-from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.exceptions import RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
 
 HOUR = 3600.0

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import APP, FakeTime, Via
+from rungen_emulator import Fault
 
 from airflow_provider_rungen.client.app_polling import AppTarget, wait_for_app
 from airflow_provider_rungen.client.flow import Flow, Request, Response
@@ -18,7 +19,6 @@ from airflow_provider_rungen.client.retry import GONE_GRACE, REFUSAL_GRACE
 from airflow_provider_rungen.client.scaling import CONFIRM_TIME, restore_workers, set_workers, stop_app
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory, describe_workers
-from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppError,

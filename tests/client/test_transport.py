@@ -24,13 +24,13 @@ from typing import Any
 import certifi
 import pytest
 from packaging.version import Version
+from rungen_emulator import Emulator
 from wire import GET, KEY, OK, POST, Connections, Server, failure, send, send_each, settings_for
 
 from airflow_provider_rungen.client.flow import Flow, Gather, Request, Response, Sleep
 from airflow_provider_rungen.client.senders import Sender
 from airflow_provider_rungen.client.settings import proxy_of_environment
 from airflow_provider_rungen.client.transport import adrive, drive, end_background, gather_limited, watched
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError, RunGenResponseError
 
 # --- answers as they should be ------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from airflow_provider_rungen.emulator import Emulator
+from rungen_emulator import Emulator
 
 pytestmark = pytest.mark.contract
 

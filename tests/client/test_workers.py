@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from conftest import APP, Via
+from rungen_emulator import Fault
 
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.scaling import ask_app
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory, describe, workers_of
-from airflow_provider_rungen.emulator import Fault
 
 UP = WorkerHistory(((1000.0, 0), (1001.0, 2)))
 

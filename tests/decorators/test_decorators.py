@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, task
 from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task
+from rungen_emulator import Emulator
 
 from airflow_provider_rungen.decorators import rungen_task
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.task import store_writer
 

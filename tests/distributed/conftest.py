@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from distributed_airflow import DistributedAirflow
+from rungen_emulator import Emulator
 from system.conftest import IMPATIENT, _connection, emulator, start
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.hooks import RunGenHook
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from client_mistakes import early_retries, keys_leaked
 from distributed_airflow import DistributedAirflow
+from rungen_emulator import Emulator
 from system.stage import Run, until
-
-from airflow_provider_rungen.emulator import Emulator
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400), pytest.mark.contract]
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
-
-from airflow_provider_rungen.emulator import Emulator
+from rungen_emulator import Emulator
 
 pytestmark = pytest.mark.contract
 
@@ -28,7 +27,7 @@ class Vault(BaseSecretsBackend):
 
 UNIT_TESTS = """
 import pytest
-from airflow_provider_rungen.emulator.testing import run_operator
+from rungen_emulator.testing import run_operator
 from airflow_provider_rungen.exceptions import RunGenConfigError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator

@@ -23,8 +23,7 @@ import pytest
 import requests
 from bad_answers import Fault
 from client_mistakes import early_retries, keys_leaked
-
-from airflow_provider_rungen.emulator import Emulator, Service, demo, png
+from rungen_emulator import Emulator, Service, png
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -622,7 +621,7 @@ def test_the_fixtures_of_a_module_and_of_a_session(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command(number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "airflow_provider_rungen.emulator", "--job-seconds", "0"]
+    command = [sys.executable, "-m", "rungen_emulator", "--job-seconds", "0"]
     pipe = subprocess.PIPE
     with subprocess.Popen([*command, "--api-key", "it's"], stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
@@ -639,20 +638,14 @@ def test_the_command(number: signal.Signals) -> None:
         assert process.stderr.read() == ""
 
 
-def test_an_exported_emulator_does_not_reach_the_airflow_of_a_demo(
+def test_an_exported_emulator_does_not_reach_the_airflow_of_the_scripts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("python", "airflow"):
-        (tmp_path / name).write_text("#!/bin/sh\nenv\n")
-        (tmp_path / name).chmod(0o755)
+    (tmp_path / "airflow").write_text("#!/bin/sh\nenv\n")
+    (tmp_path / "airflow").chmod(0o755)
     monkeypatch.setenv("RUNGEN_EMULATOR", "http://127.0.0.1:8765")
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(SystemExit, match="Airflow did not start"):
-        demo.main(["--home", str(tmp_path / "demo")])
     with pytest.raises(AirflowError):
         AirflowInstance(tmp_path / "standalone", tmp_path, bin_folder=tmp_path).start()
-    for log in ("demo/airflow.log", "standalone/standalone.log"):
-        seen = (tmp_path / log).read_text()
-        assert "AIRFLOW_HOME=" in seen
-        assert "RUNGEN_EMULATOR" not in seen
+    seen = (tmp_path / "standalone" / "standalone.log").read_text()
+    assert "AIRFLOW_HOME=" in seen
+    assert "RUNGEN_EMULATOR" not in seen

@@ -13,11 +13,11 @@ import pytest
 from bad_answers import Fault
 from client_mistakes import early_retries, keys_leaked
 from conftest import APP, Via
+from rungen_emulator import Emulator
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.polling import wait_for_jobs
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenError
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"

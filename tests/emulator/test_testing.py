@@ -16,11 +16,11 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, BaseOperator
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from conftest import SOON
+from rungen_emulator import Emulator, Fault
+from rungen_emulator.testing import TaskResult, run_operator
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS, AIRFLOW_VERSION
 from airflow_provider_rungen.decorators import rungen_task
-from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.emulator.testing import TaskResult, run_operator
 from airflow_provider_rungen.exceptions import RunGenJobFailedError
 from airflow_provider_rungen.ledger import Ledger
 from airflow_provider_rungen.operators import (
@@ -381,7 +381,7 @@ def test_an_alarm_of_the_test_runner_stays() -> None:
 @pytest.mark.contract
 @pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="there is no task state store")
 def test_the_state_store_can_be_shared_by_attempts(rungen_emulator: Emulator) -> None:
-    from airflow_provider_rungen.emulator.fakes import FakeStore
+    from rungen_emulator.fakes import FakeStore
 
     store = {"task_state_store": FakeStore()}
     for _ in range(2):

@@ -33,12 +33,12 @@ from bad_answers import Fault
 from client_mistakes import early_retries, keys_leaked
 from conftest import APP, KEY, SOON, Outcome, OutletEvents, run_task, signal_when
 from object_store import ObjectStore, attach
+from rungen_emulator import Emulator
 from wire import Connections
 
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS, redact_value
 from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenForbiddenError,
     RunGenInputError,
@@ -1157,7 +1157,7 @@ def test_a_time_limit_ends_it(archive: Archive) -> None:
 
 SCRIPT = """
 import sys
-from airflow_provider_rungen.emulator.testing import run_operator
+from rungen_emulator.testing import run_operator
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 folder, *ids = sys.argv[1:]
 options = {"max_concurrency": 4, "wait_for_completion": False}

@@ -35,9 +35,9 @@ from conftest import APP, FakeStore, TrackedTaskInstance, rows_in
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from places import Died
+from rungen_emulator import Emulator, Service
 
 from airflow_provider_rungen.client import job_poller, poll_state, polling, retry
-from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenForbiddenError
 from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner
 from airflow_provider_rungen.execution.jobs.log_home import token_of

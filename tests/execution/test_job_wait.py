@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import pytest
 from conftest import APP, Clock, FakeTaskInstance, run_task
+from rungen_emulator import Emulator, Fault
 
 from airflow_provider_rungen._airflow import BaseOperator
 from airflow_provider_rungen.client.flow import Request, Response
@@ -14,7 +15,6 @@ from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.progress import WaitGoal
 from airflow_provider_rungen.client.transport import drive
-from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
     RunGenJobQueuedTimeoutError,
     RunGenJobTimeoutError,

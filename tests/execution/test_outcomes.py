@@ -11,10 +11,10 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from conftest import run_task
 from hypothesis import given
 from hypothesis import strategies as st
+from rungen_emulator import Emulator
 
 from airflow_provider_rungen.client.app_polling import LoweredError
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenError,

@@ -17,8 +17,8 @@ from conftest import run_task
 from object_store import attach
 from pyarrow import parquet
 from result_samples import BARE, COLUMNS, CREATED, FORMATS, FULL, RESULT, WRITTEN
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.table.result_rows import ResultRow, Status
 from airflow_provider_rungen.execution.table.results_table import ResultsTable

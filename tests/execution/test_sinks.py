@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from conftest import APP, rows_in
+from rungen_emulator import Emulator, Fault
 
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,

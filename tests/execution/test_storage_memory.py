@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from airflow_provider_rungen.emulator import Emulator
+from rungen_emulator import Emulator
 
 pytestmark = pytest.mark.contract
 
@@ -22,7 +21,7 @@ MOST = 128
 # Prints what a task took, in a process of its own.
 SCRIPT = """
 import json, sys
-from airflow_provider_rungen.emulator.testing import run_operator
+from rungen_emulator.testing import run_operator
 from airflow_provider_rungen.operators import (
     Ledger, RunGenCollectResultsOperator, RunGenRunBatchOperator, RunGenRunTableOperator
 )

@@ -18,8 +18,8 @@ from airflow.providers.common.compat.sdk import AirflowException, ObjectStorageP
 from conftest import FakeTaskInstance, Outcome, run_task, stopped_when
 from faulty_s3 import CUT, HANG, FaultyS3, S3Fault, S3Request
 from object_store import attach
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.task import store_writer

@@ -30,9 +30,9 @@ from conftest import (
     stopped_when,
 )
 from places import Died
+from rungen_emulator import Emulator
 
 from airflow_provider_rungen.client.retry import ATTEMPTS
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenForbiddenError,

@@ -12,9 +12,9 @@ from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, A
 from airflow.triggers.base import TaskSuccessEvent
 from client_mistakes import early_retries
 from conftest import APP, FakeTaskInstance, run_task
+from rungen_emulator import Emulator, Fault
 
 from airflow_provider_rungen._airflow import AirflowSensorTimeout
-from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenJobQueuedTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator

@@ -14,9 +14,9 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException
 from conftest import FakeTaskInstance, Outcome, run_task
 from hypothesis import given
 from hypothesis import strategies as st
+from rungen_emulator import Emulator, Fault
 
 from airflow_provider_rungen.decorators import rungen_task
-from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.execution.sinks.xcom_values import (
     MAX_DEPTH,
     RESERVED_KEYS,

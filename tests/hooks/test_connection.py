@@ -20,10 +20,10 @@ import jsonschema
 import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_1_PLUS
 from conftest import APP
+from rungen_emulator import Emulator, Fault
 
 from airflow_provider_rungen import __version__, get_provider_info
 from airflow_provider_rungen.client.settings import Settings
-from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenConfigError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.hooks.connection import read_connection

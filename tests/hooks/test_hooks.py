@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from bad_answers import Fault
 from conftest import APP, SOON
+from rungen_emulator import Emulator
 from wire import Connections
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import JobStatus
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenConflictError,
     RunGenError,

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from conftest import APP, FakeTaskInstance, run_task
+from rungen_emulator import Emulator, Fault
 
 from airflow_provider_rungen._airflow import XCom
-from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.execution.task.xcom_keys import PAGE_KEY
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink, are_pages_enabled

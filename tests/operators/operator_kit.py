@@ -26,8 +26,8 @@ from conftest import (
     run_task,
     signal_when,
 )
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 

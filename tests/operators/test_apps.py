@@ -25,11 +25,11 @@ from airflow.providers.common.compat.sdk import (
 from bad_answers import Fault
 from conftest import KEY, FakeStore, Outcome, TrackedTaskInstance, pairwise, signal_when, stopped_when
 from operator_kit import FAST, KILLED, MODES, Died, Stage, die, failing, hang, kill_when
+from rungen_emulator import Emulator
 
 from airflow_provider_rungen import triggers
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.endpoints import create_app
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppError,

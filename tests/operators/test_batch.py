@@ -16,10 +16,10 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from bad_answers import Fault
 from conftest import APP, FakeStore
 from operator_kit import KILLED, Attempts, Died, DyingStore
+from rungen_emulator import Emulator
 from wire import Connections
 
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenForbiddenError
 from airflow_provider_rungen.execution.jobs.places import StorePlace
 from airflow_provider_rungen.execution.task import store_writer

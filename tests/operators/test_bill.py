@@ -12,11 +12,11 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, Asset, task
 from conftest import Clock, FakeStore, FakeTaskInstance, Outcome, OutletEvents, run_task
 from operator_kit import FAST, Died, die, workers
+from rungen_emulator import Emulator, Fault
 
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
-from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenInputError
 from airflow_provider_rungen.execution.apps.bill import Bill, read_usage
 from airflow_provider_rungen.execution.apps.block import read_scale_record

@@ -11,8 +11,8 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, Asset
 from conftest import APP, KEY, Outcome, OutletEvents, rows_in
 from operator_kit import FAST, MODES, Stage, submitted, taking
+from rungen_emulator import Emulator, Fault
 
-from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenForbiddenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.task.outcomes import MAX_FAILED
 from airflow_provider_rungen.hooks import RunGenHook

@@ -11,10 +11,10 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, task
 from conftest import Outcome, OutletEvents, TrackedTaskInstance, run_task
 from operator_kit import FAST, MODES, submitted, taking
+from rungen_emulator import Emulator
+from rungen_emulator.testing import run_operator
 
 from airflow_provider_rungen.client.money import parse_price
-from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.execution.apps.bill import add_costs
 from airflow_provider_rungen.execution.table.result_rows import ResultRow, Status
 from airflow_provider_rungen.operators import (

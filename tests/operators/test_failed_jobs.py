@@ -12,9 +12,9 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSensorTimeout
 from conftest import APP, TrackedTaskInstance, run_task
 from operator_kit import FAST, MODES, submitted, taking
+from rungen_emulator import Emulator, Fault
 
 from airflow_provider_rungen._airflow import AirflowTaskTimeout
-from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenJobFailedError, RunGenJobTimeoutError
 from airflow_provider_rungen.links import RunGenJobLink
 from airflow_provider_rungen.operators import (

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from operator_kit import Table, picture, products
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator
 
 Run = Callable[..., Table]

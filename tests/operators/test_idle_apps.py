@@ -10,8 +10,8 @@ import pytest
 from bad_answers import Fault
 from conftest import KEY, FakeTaskInstance, Outcome, run_task
 from operator_kit import KILLED, kill_when, taking, workers
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenScaleDownIdleAppsOperator

@@ -20,9 +20,9 @@ from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFa
 from bad_answers import Fault
 from conftest import APP, KEY, SOON, FakeStore, Outcome, signal_when
 from operator_kit import FAST, KILLED, MODES, Stage, submitted, taking
+from rungen_emulator import Emulator
 
 from airflow_provider_rungen.decorators import RunGenDecoratedOperator
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenError,

@@ -12,10 +12,10 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
 from conftest import FakeTaskInstance, rows_in, run_task
 from operator_kit import FAST, taking
+from rungen_emulator import Emulator
+from rungen_emulator.service import Record
+from rungen_emulator.testing import run_operator
 
-from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.emulator.service import Record
-from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,

@@ -32,11 +32,11 @@ from airflow.providers.common.compat.sdk import (
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 from conftest import SOON, FakeTaskInstance, Outcome, run_task, signal_when, stopped_when
 from operator_kit import KILLED, failing, hang, kill_when, workers
+from rungen_emulator import Emulator, Fault
+from rungen_emulator.fakes import FakeStore
 
 from airflow_provider_rungen._airflow import XCom
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
-from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.emulator.fakes import FakeStore
 from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.execution.apps import block, scale_down
 from airflow_provider_rungen.execution.task import attempts, store_writer

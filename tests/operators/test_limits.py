@@ -14,10 +14,10 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException
 from bad_answers import Fault
 from conftest import FakeStore
 from operator_kit import Attempts, Table, picture, products
+from rungen_emulator import Emulator
+from rungen_emulator.testing import run_operator
 
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
-from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.exceptions import RunGenLimitError
 from airflow_provider_rungen.operators import (
     RunGenPlanTableOperator,

@@ -11,8 +11,8 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, Asset, AssetAlias, TaskInstanceState
 from conftest import APP, Outcome, OutletEvents, run_task
 from operator_kit import FAST, MODES, submitted
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.task.report import (
     MAX_LISTED_FILES,
     MAX_LISTED_JOBS,

@@ -22,13 +22,13 @@ from bad_answers import Fault
 from client_mistakes import keys_leaked
 from conftest import APP, KEY, FakeStore, FakeTaskInstance, Outcome, rows_in, run_task, signal_when
 from operator_kit import KILLED, Attempts, taking, workers
+from rungen_emulator import Emulator, Service
+from rungen_emulator.fakes import TODAY, make_context, make_dag_run
+from rungen_emulator.messages import Reply
+from rungen_emulator.testing import run_operator
 
 from airflow_provider_rungen import operators
 from airflow_provider_rungen.client import idleness, job_search, poll_state, polling, retry, scaling
-from airflow_provider_rungen.emulator import Emulator, Service
-from airflow_provider_rungen.emulator.fakes import TODAY, make_context, make_dag_run
-from airflow_provider_rungen.emulator.messages import Reply
-from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.execution.apps import scale, scale_down
 from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner, submitting
 from airflow_provider_rungen.execution.sending import sender

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from conftest import Outcome
 from operator_kit import MODES, Table, picture, products, wait_until
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.archive.files import LocalFiles
 from airflow_provider_rungen.execution.jobs import submitting
 from airflow_provider_rungen.hooks import RunGenHook

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath
 from operator_kit import Attempts
+from rungen_emulator import Emulator, Fault, Service
+from rungen_emulator.messages import Reply
+from rungen_emulator.testing import run_operator
 
 from airflow_provider_rungen.decorators import rungen_task
-from airflow_provider_rungen.emulator import Emulator, Fault, Service
-from airflow_provider_rungen.emulator.messages import Reply
-from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]

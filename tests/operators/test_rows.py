@@ -25,10 +25,10 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Airfl
 from airflow.serialization.helpers import serialize_template_field
 from conftest import FakeStore
 from operator_kit import FAST, Table, picture, products
+from rungen_emulator import Emulator
+from rungen_emulator.testing import run_operator
 
 from airflow_provider_rungen.decorators import rungen_table_task
-from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.operators import RunGenPlanTableOperator, RunGenRunTableOperator, SqlRows
 

@@ -20,8 +20,8 @@ from conftest import FakeStore, TrackedTaskInstance
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from operator_kit import statuses
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 

@@ -17,10 +17,10 @@ from bad_answers import Fault
 from conftest import FakeStore, FakeTaskInstance
 from operator_kit import KILLED, Table, picture, products, submitted
 from pydantic import BaseModel, field_validator
+from rungen_emulator import Emulator, Service
+from rungen_emulator.messages import Reply
+from rungen_emulator.testing import run_operator
 
-from airflow_provider_rungen.emulator import Emulator, Service
-from airflow_provider_rungen.emulator.messages import Reply
-from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.execution.table import written_tables
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,

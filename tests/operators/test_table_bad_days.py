@@ -18,9 +18,9 @@ from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferr
 from bad_answers import Fault
 from conftest import FakeStore
 from operator_kit import Died, Table, die, picture, products
+from rungen_emulator import Emulator
 
 from airflow_provider_rungen.client import retry
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
 from airflow_provider_rungen.execution.task import store_writer

@@ -21,8 +21,8 @@ from airflow.providers.common.compat.sdk import (
 from conftest import pairwise
 from operator_kit import Table, picture, products
 from pydantic import BaseModel
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RejectRow, RunGenError
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 

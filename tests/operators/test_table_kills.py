@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 from operator_kit import Table, products
-
-from airflow_provider_rungen.emulator import Emulator, Fault
+from rungen_emulator import Emulator, Fault
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
 ROWS = 24

@@ -14,10 +14,10 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, Asset
 from conftest import FakeTaskInstance, OutletEvents, run_task, stopped_when
 from operator_kit import FAST, KILLED, MODES, kill_when, statuses, submitted
+from rungen_emulator import Emulator, Fault, Service
+from rungen_emulator.messages import Reply
 
 from airflow_provider_rungen.decorators import rungen_task
-from airflow_provider_rungen.emulator import Emulator, Fault, Service
-from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.exceptions import RejectRow, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (

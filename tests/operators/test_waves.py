@@ -50,13 +50,13 @@ from conftest import (
 )
 from operator_kit import FAST, KILLED, Attempts, Died, DyingStore, submitted, wait_until
 from places import AttemptStore
+from rungen_emulator import Emulator, Service
+from rungen_emulator.messages import Reply
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS
 from airflow_provider_rungen.client import poll_state, progress, retry
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.decorators import RunGenDecoratedOperator
-from airflow_provider_rungen.emulator import Emulator, Service
-from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.exceptions import (
     RunGenConfigError,
     RunGenError,

@@ -12,10 +12,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pendulum
+from rungen_emulator.png import draw
 
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.money import Cost
-from airflow_provider_rungen.emulator.png import draw
 from airflow_provider_rungen.pages import render
 from airflow_provider_rungen.pages.models import (
     ContactSheet,

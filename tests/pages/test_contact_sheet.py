@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from conftest import APP, FakeTaskInstance, run_task
 from reader import Reader
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.sinks.contact_sheet import JOBS_A_PAGE, SheetWriter, describe_job
 from airflow_provider_rungen.execution.table.result_rows import ResultRow, Status

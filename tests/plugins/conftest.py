@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from conftest import APP, FakeTaskInstance, run_task
 from fsspec.implementations.memory import MemoryFileSystem
+from rungen_emulator import Emulator
 
 from airflow_provider_rungen._airflow import conf
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.jobs.log_home import token_of
 from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.jobs.plans import Plan

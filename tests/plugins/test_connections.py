@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 from conftest import APP, SOON
+from rungen_emulator import Emulator, Fault
 
-from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.plugins import database
 from plugins.conftest import SERVER_WARNINGS, World, submit, words_of

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from conftest import APP, SOON
+from rungen_emulator import Fault
+from rungen_emulator.fakes import FakeStore
 
 from airflow_provider_rungen._airflow import AirflowTaskTimeout
-from airflow_provider_rungen.emulator import Fault
-from airflow_provider_rungen.emulator.fakes import FakeStore
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,

@@ -16,10 +16,10 @@ from urllib.parse import quote
 
 import pytest
 from conftest import APP, SOON, stopped_when
+from rungen_emulator import Fault
+from rungen_emulator.fakes import FakeStore
+from rungen_emulator.messages import Reply, json_reply
 
-from airflow_provider_rungen.emulator import Fault
-from airflow_provider_rungen.emulator.fakes import FakeStore
-from airflow_provider_rungen.emulator.messages import Reply, json_reply
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,

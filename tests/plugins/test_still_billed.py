@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 from conftest import APP, FakeTaskInstance, run_task
+from rungen_emulator import Fault
 
-from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.operators import RunGenRunJobOperator, RunGenScaleAppOperator, scaled_app
 from plugins.conftest import SERVER_WARNINGS, World, given, words_of
 

@@ -24,9 +24,9 @@ from airflow.providers.common.compat.sdk import (
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS
 from bad_answers import Fault
 from conftest import APP, KEY, SOON, Outcome, run_task, signal_when
+from rungen_emulator import Emulator
 from wire import Connections
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenForbiddenError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunJobOperator

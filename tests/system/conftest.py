@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from client_mistakes import early_retries, keys_leaked
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from system.stage import AirflowInstance, Place, Run, S3Place
 
 # A dead supervisor is noticed after 15 s, not after 5 minutes.

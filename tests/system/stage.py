@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from airflow_provider_rungen.emulator import Emulator
+from rungen_emulator import Emulator
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 

@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
+from rungen_emulator import Emulator, Fault
 
-from airflow_provider_rungen.emulator import Emulator, Fault
 from system.stage import AirflowInstance, Run, task_processes, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.contract]

@@ -11,8 +11,8 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.task.attempts import CLEAR_DISCARDS_STATE
 from system.stage import AirflowInstance, Run, task_processes, until
 

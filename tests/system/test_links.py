@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.hooks import RunGenHook
 from system.stage import AirflowInstance, Run, until
 

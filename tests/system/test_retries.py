@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from urllib.parse import quote
 
 import pytest
+from rungen_emulator import Emulator, Fault
 
-from airflow_provider_rungen.emulator import Emulator, Fault
 from system.stage import AirflowInstance, Run
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.contract]

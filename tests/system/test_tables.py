@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from client_mistakes import keys_leaked
+from rungen_emulator import Emulator, Fault
 
-from airflow_provider_rungen.emulator import Emulator, Fault
 from system.stage import AirflowInstance, Place, Run, task_processes, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.contract]

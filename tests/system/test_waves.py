@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rungen_emulator import Emulator
 
-from airflow_provider_rungen.emulator import Emulator
 from system.stage import AirflowInstance, Run, task_processes, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400), pytest.mark.contract]

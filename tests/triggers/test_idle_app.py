@@ -16,10 +16,10 @@ import pytest
 from bad_answers import Fault
 from client_mistakes import early_retries
 from conftest import APP, KEY
+from rungen_emulator import Emulator
 from wire import Connections
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, BaseEventTrigger
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.triggers import RunGenIdleAppTrigger
 
 IDLE_FOR = 0.3

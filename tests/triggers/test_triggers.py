@@ -15,9 +15,9 @@ from airflow.triggers.base import BaseTrigger
 from asgiref.sync import async_to_sync
 from bad_answers import Fault
 from conftest import APP, KEY, SOON
+from rungen_emulator import Emulator
 
 from airflow_provider_rungen import _airflow
-from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.outcomes import parse_ranges
 from airflow_provider_rungen.hooks import RunGenHook

@@ -20,6 +20,7 @@ import pytest
 from bad_answers import Fault
 from client_mistakes import early_retries
 from conftest import APP, KEY, SOON, FakeTime
+from rungen_emulator import Emulator, Service
 from wire import Connections
 
 from airflow_provider_rungen import _airflow as compat
@@ -28,7 +29,6 @@ from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.senders import MAX_IN_FLIGHT
 from airflow_provider_rungen.client.transport import MAX_BACKGROUND
-from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.exceptions import (
     RunGenForbiddenError,
     RunGenInputError,

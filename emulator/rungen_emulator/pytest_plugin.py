@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.emulator.server import Emulator
+    from rungen_emulator.server import Emulator
 
 
 @contextmanager
 def _run_emulator() -> Iterator[Emulator]:
-    from airflow_provider_rungen.emulator.server import Emulator
+    from rungen_emulator.server import Emulator
 
     with Emulator(job_seconds=0.05) as emulator, emulator.connection():
         yield emulator

@@ -1,4 +1,4 @@
-"""``python -m airflow_provider_rungen.emulator``: run the emulator in the foreground."""
+"""``rungen-emulator``: run the emulator in the foreground."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-from airflow_provider_rungen.emulator.operations import options
-from airflow_provider_rungen.emulator.server import EMULATORS, Emulator
+from rungen_emulator.operations import options
+from rungen_emulator.server import EMULATORS, Emulator
 
 _STOP = {signal.SIGINT, signal.SIGTERM}
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m airflow_provider_rungen.emulator",
+        prog="rungen-emulator",
         description="Emulate the RunGen.AI REST API, and print the connection for Airflow.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

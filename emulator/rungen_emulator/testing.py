@@ -10,22 +10,20 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from airflow_provider_rungen.emulator.fakes import (
+from rungen_emulator.fakes import (
     RETURN_VALUE,
     TODAY,
-    OutletEvents,
     make_context,
     make_dag_run,
 )
-from airflow_provider_rungen.emulator.performing import Performance, interrupting, is_task
-from airflow_provider_rungen.emulator.server import EMULATORS, including, variable
+from rungen_emulator.performing import Performance, interrupting
+from rungen_emulator.server import EMULATORS, including, variable
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.emulator import Emulator
+    from rungen_emulator import Emulator
 
 __all__ = ["TaskResult", "run_operator"]
 
@@ -44,7 +42,6 @@ class TaskResult:
     :param rendered: its template fields, as they were at the end.
     :param events: what its triggers sent, an event for each deferral.
     :param timeouts: the time (a ``timedelta``, or ``None``) that Airflow would have given each deferral.
-    :param asset_events: the ``extra`` of each of its asset events, by the asset's URI or the alias's name.
     """
 
     value: Any = None
@@ -54,7 +51,6 @@ class TaskResult:
     rendered: dict[str, Any] = field(default_factory=dict, compare=False)
     events: list[Any] = field(default_factory=list)
     timeouts: list[Any] = field(default_factory=list)
-    asset_events: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -75,11 +71,9 @@ def run_operator(
     upstream: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
     emulator: Emulator | None = None,
-    map_index: int | None = None,
     replace: Mapping[str, Any] | None = None,
     logical_date: datetime | None = TODAY,
     partition_key: str | None = None,
-    triggered_by: TaskResult | None = None,
     timeout: float | None = 60,
 ) -> TaskResult:
     """
@@ -93,35 +87,27 @@ def run_operator(
 
     :param operator: the operator, or what a decorated function returned in a DAG. It needs no DAG.
     :param upstream: what earlier tasks returned, by task id, for ``.output`` and ``ti.xcom_pull``. A
-        `TaskResult` also has what they pushed, and whether they failed; a mapped task has a list of them.
-        Other tasks have not run yet.
+        `TaskResult` also has what they pushed, and whether they failed. Other tasks have not run yet.
     :param context: entries of Airflow's context, such as ``{"params": {"color": "red"}}``, that replace those
         made here.
     :param emulator: makes a deferrable operator defer at once, whatever its ``defer_after``. The emulator's
         clock stands still until then, so that no job ends before.
-    :param map_index: which task of a mapped operator to run, from 0.
     :param replace: parameters that the operator has in this run, such as ``{"destination": tmp_path}``. They
         are not templated. ``results`` and ``failed_table`` move to a new ``destination``. If the rows or a
         place are replaced, and another place is not, nothing is run.
     :param logical_date: the date of the run, from which ``ds`` and the like follow: today at midnight (UTC)
-        when left out. ``None`` is a run without one (Airflow 3), where these names are undefined.
+        when left out. ``None`` is a run without one, where these names are undefined.
     :param partition_key: the partition of the run (Airflow 3.2), which then has no logical date.
-    :param triggered_by: the result of a task whose asset events started the run. On Airflow 3, it then has no
-        logical date.
     :param timeout: seconds that the task may take; ``None`` for any. Only the main thread is interrupted.
     :raises TimeoutError: it took longer, and was ended as by ``execution_timeout``.
     """
-    from airflow_provider_rungen._airflow import AirflowTaskTimeout
+    from rungen_emulator.names import AirflowTaskTimeout
 
-    operator = operator if is_task(operator) else getattr(operator, "operator", operator)
-    if is_task(operator) is not (map_index is None):
-        problem = "mapped: choose a task with" if map_index is None else "not mapped, and has no"
-        raise TypeError(f"{operator!r} is {problem} map_index")
-    dag_run = make_dag_run(
-        operator.dag_id, logical_date, partition_key, is_triggered=triggered_by is not None
-    )
-    asset_events = triggered_by.asset_events if triggered_by is not None else {}
-    made = make_context(operator, dag_run, upstream or {}, asset_events, map_index)
+    operator = operator if hasattr(operator, "execute") else getattr(operator, "operator", operator)
+    if not hasattr(operator, "execute"):
+        raise TypeError(f"{operator!r} is mapped: run its DAG with dag.test()")
+    dag_run = make_dag_run(operator.dag_id, logical_date, partition_key)
+    made = make_context(operator, dag_run, upstream or {})
     ready, result = {**made, **(context or {})}, TaskResult()
     before = list[str]()  # its log until it was interrupted
     emulators = including(emulator.url if emulator is not None else "")
@@ -129,7 +115,7 @@ def run_operator(
         performance = Performance(operator, ready, result, emulator)
         try:
             with interrupting(timeout, lambda: before.append(lines.getvalue().rstrip())) as interrupted:
-                result.value = performance.run(upstream or {}, replace or {})
+                result.value = performance.run(replace or {})
         except Exception as error:
             result.error = error
         except AirflowTaskTimeout:
@@ -143,8 +129,6 @@ def run_operator(
     result.xcoms = {**getattr(ready["ti"], "xcoms", {})}
     if result.value is not None and performance.task.do_xcom_push:
         result.xcoms[RETURN_VALUE] = result.value
-    if isinstance(ready["outlet_events"], OutletEvents):
-        result.asset_events = {name: event.extra for (_, name), event in ready["outlet_events"].items()}
     return result
 
 
@@ -163,18 +147,14 @@ def _overrun(performance: Performance, timeout: float | None, before: str, log: 
 @contextlib.contextmanager
 def _as_task_runner(operator: Any, replaced: Iterable[str]) -> Iterator[None]:
     """Allow the operator to be executed by itself, and to be run again: restore what a run changes."""
-    from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
+    from rungen_emulator.names import ExecutorSafeguard
 
-    module = "airflow.sdk.bases.operator" if AIRFLOW_V_3_0_PLUS else "airflow.models.baseoperator"
-    attributes = vars(operator) if is_task(operator) else {}  # a mapped one is not changed
+    attributes = vars(operator)
     names = (*operator.template_fields, "defer_after", "mode", *replaced)
     before = {name: attributes[name] for name in names if name in attributes}
     attributes["_lock_for_execution"] = True  # or Airflow would treat a rendered field as one of the DAG
-    safeguard = import_module(module).ExecutorSafeguard
-    if not AIRFLOW_V_3_0_PLUS and not hasattr(safeguard._sentinel, "callers"):
-        safeguard._sentinel.callers = {}  # Airflow 2 has it in the main thread alone
     try:
-        with patch.object(safeguard, "test_mode", True):
+        with patch.object(ExecutorSafeguard, "test_mode", True):
             yield
     finally:
         attributes.update(before, _lock_for_execution=False)
@@ -183,29 +163,25 @@ def _as_task_runner(operator: Any, replaced: Iterable[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _recorded() -> Iterator[io.StringIO]:
     """Record what is logged: the package's messages from INFO, and others as they are configured."""
-    lines, package, of_tasks = io.StringIO(), logging.getLogger(_PACKAGE), logging.getLogger("airflow.task")
+    lines, root, package = io.StringIO(), logging.getLogger(), logging.getLogger(_PACKAGE)
     recorder = logging.StreamHandler(lines)
     recorder.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    # Airflow 2.11 does not pass on what a task logs
-    loggers = [logging.getLogger(), *([] if of_tasks.propagate else [of_tasks])]
     level = package.level
     if package.getEffectiveLevel() > logging.INFO:
         package.setLevel(logging.INFO)
-    for logger in loggers:
-        logger.addHandler(recorder)
+    root.addHandler(recorder)
     try:
         yield lines
     finally:
-        for logger in loggers:
-            logger.removeHandler(recorder)
+        root.removeHandler(recorder)
         package.setLevel(level)
 
 
 def _read_rows(uri: str) -> list[dict[str, Any]]:
     """Return the rows of a ``.jsonl``, ``.csv`` or ``.parquet`` file."""
-    from airflow_provider_rungen._airflow import ObjectStoragePath
+    from rungen_emulator.names import ObjectStoragePath
 
-    with ObjectStoragePath(uri).open("rb") as file:  # which Airflow 2.11 cannot iterate over
+    with ObjectStoragePath(uri).open("rb") as file:
         content = file.read()
     if uri.endswith(".parquet"):
         import pyarrow as pa

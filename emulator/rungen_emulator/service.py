@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from airflow_provider_rungen.emulator.apps import State
-from airflow_provider_rungen.emulator.faults import Fault
-from airflow_provider_rungen.emulator.messages import Refusal, Reply, Request, json_reply
-from airflow_provider_rungen.emulator.operations import Operations, options
+from rungen_emulator.apps import State
+from rungen_emulator.faults import Fault
+from rungen_emulator.messages import Refusal, Reply, Request, json_reply
+from rungen_emulator.operations import Operations, options
 
 _LOGGED_BODY = 4096
 

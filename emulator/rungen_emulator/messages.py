@@ -112,7 +112,7 @@ _INSTRUCTIONS = _object(
     images=_COUNT,
 )
 _INPUT = _object(width=_SIDE, height=_SIDE, emulator=_INSTRUCTIONS)
-_FLUX_SCHEMA = files("airflow_provider_rungen") / "schemas" / "flux-schnell.input.json"
+_FLUX_SCHEMA = files("rungen_emulator") / "flux-schnell.input.json"
 _FLUX_INPUT = {"allOf": [json.loads(_FLUX_SCHEMA.read_bytes()), _INPUT]}
 _LORAS = {"type": "array", "items": _object(weight={"type": "number"})}
 _APP = _object(

@@ -15,9 +15,9 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from airflow_provider_rungen.emulator.faults import hang
-from airflow_provider_rungen.emulator.messages import Reply
-from airflow_provider_rungen.emulator.service import Service
+from rungen_emulator.faults import hang
+from rungen_emulator.messages import Reply
+from rungen_emulator.service import Service
 
 # While it is set, hooks reach the emulators that it names, and nothing else.
 EMULATORS = "RUNGEN_EMULATOR"

@@ -9,10 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.emulator.faults import Fault
-    from airflow_provider_rungen.emulator.messages import Reply
-    from airflow_provider_rungen.emulator.server import Emulator
-    from airflow_provider_rungen.emulator.service import Service
+    from rungen_emulator.faults import Fault
+    from rungen_emulator.messages import Reply
+    from rungen_emulator.server import Emulator
+    from rungen_emulator.service import Service
+
+__version__ = "1.0.0"
 
 __all__ = ["Emulator", "Fault", "Reply", "Service"]
 

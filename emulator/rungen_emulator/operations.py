@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from airflow_provider_rungen.emulator import png
-from airflow_provider_rungen.emulator.apps import App, Job, State, format_time
-from airflow_provider_rungen.emulator.messages import (
+from rungen_emulator import png
+from rungen_emulator.apps import App, Job, State, format_time
+from rungen_emulator.messages import (
     Refusal,
     Reply,
     Request,

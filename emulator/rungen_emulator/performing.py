@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
-import math
 import signal
 import threading
 import time
@@ -19,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
 
-from airflow_provider_rungen.emulator.fakes import RETURN_VALUE, xcoms_of
+from rungen_emulator.fakes import RETURN_VALUE
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.emulator.server import Emulator
-    from airflow_provider_rungen.emulator.testing import TaskResult
+    from rungen_emulator.server import Emulator
+    from rungen_emulator.testing import TaskResult
 
 T = TypeVar("T")
 
@@ -51,14 +49,14 @@ class Performance:
         self._emulator = emulator
         self._trigger: Any = None
 
-    def run(self, upstream: Mapping[str, Any], replace: Mapping[str, Any]) -> Any:
+    def run(self, replace: Mapping[str, Any]) -> Any:
         """
         Return what the task returns.
 
-        :param upstream: the results of earlier tasks, by task id.
         :param replace: the attributes that are set once the templates are rendered.
         """
-        self.task = task = _render(self.task, self._context, upstream)
+        task = self.task
+        _render(task, self._context)
         _replace(task, replace)
         ti = self._context["ti"]
         if getattr(task, "reschedule", False) and not hasattr(ti, "get_first_reschedule_date"):
@@ -73,7 +71,7 @@ class Performance:
             return self.task.execute(self._context)
 
     def _perform(self, step: Callable[[], Any]) -> Any:
-        from airflow_provider_rungen._airflow import TaskDeferred
+        from rungen_emulator.names import TaskDeferred
 
         while True:
             try:
@@ -103,7 +101,7 @@ class Performance:
 
     def end(self) -> None:
         """End what the task began, as Airflow does when its time has passed."""
-        from airflow_provider_rungen._airflow import AirflowTaskTimeout
+        from rungen_emulator.names import AirflowTaskTimeout
 
         with contextlib.suppress(Exception, AirflowTaskTimeout), interrupting(_SECONDS_TO_END):
             if self._trigger is None:
@@ -178,7 +176,7 @@ def interrupting(seconds: float | None, note: Callable[[], object] = bool) -> It
         return
 
     def interrupt(number: int, frame: Any) -> None:
-        from airflow_provider_rungen._airflow import AirflowTaskTimeout
+        from rungen_emulator.names import AirflowTaskTimeout
 
         if time.monotonic() < began + seconds:  # an alarm of somebody else
             if callable(before):
@@ -230,71 +228,11 @@ def _replace(task: Any, given: Mapping[str, Any]) -> None:
         setattr(task, name, value)
 
 
-# --- templates, and what a mapped task maps over ---
+# --- templates ---
 
 
-def is_task(task: Any) -> bool:
-    """Return whether this is a task, and not a mapped one, from which Airflow makes tasks."""
-    return hasattr(task, "execute")
-
-
-def _render(operator: Any, context: dict[str, Any], upstream: Mapping[str, Any]) -> Any:
-    """Render the templates of a task, and return it: for a mapped task, the one of the map index."""
+def _render(operator: Any, context: dict[str, Any]) -> None:
+    """Render the templates of a task."""
     environment = operator.get_template_env()
     environment.undefined = jinja2.StrictUndefined if not operator.has_dag() else environment.undefined
-    if is_task(operator):
-        for name in operator.template_fields:
-            if hasattr(operator, name):
-                setattr(operator, name, _resolve_mapped(getattr(operator, name), upstream))
-        operator.render_template_fields(context, environment)
-        return operator
-    mapped, expanded = copy.copy(operator), operator._get_specified_expand_input()
-    setattr(mapped, operator._expand_input_attr, _Expansion(expanded, context, upstream))
-    mapped.render_template_fields(context, environment)
-    return context["task"]
-
-
-class _Expansion:
-    """
-    What a mapped task maps over, resolved, since Airflow would look up its length in its database.
-
-    :param expanded: Airflow's own.
-    :param context: what Airflow gives the task.
-    :param upstream: the results of earlier tasks, by task id.
-    """
-
-    def __init__(self, expanded: Any, context: dict[str, Any], upstream: Mapping[str, Any]) -> None:
-        values = _resolve(expanded.value, context, upstream)
-        index, count = context["ti"].map_index, len(values)
-        given: Any = expanded.value
-        if isinstance(values, dict):
-            count = math.prod(map(len, values.values()))
-        if index not in range(count):
-            raise IndexError(f"map_index is {index}, but {context['task']!r} is mapped over {count}")
-        self._resolved = type(expanded)(values)
-        self._given = given if isinstance(given, dict) else given[index] if isinstance(given, list) else {}
-
-    def resolve(self, *args: Any, **kwargs: Any) -> tuple[Mapping[str, Any], set[int]]:
-        """Return the parameters of the task, and the ids of those that are no templates."""
-        data, _ = self._resolved.resolve(*args, **kwargs)
-        given = self._given if isinstance(self._given, dict) else {}
-        return data, {id(each) for name, each in data.items() if hasattr(given.get(name, self), "resolve")}
-
-
-def _resolve(value: Any, context: dict[str, Any], upstream: Mapping[str, Any]) -> Any:
-    """Replace the outputs of tasks by what they returned."""
-    if isinstance(value, dict):
-        return {name: _resolve(each, context, upstream) for name, each in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_resolve(each, context, upstream) for each in value)
-    value = _resolve_mapped(value, upstream)
-    return value.resolve(context) if hasattr(value, "resolve") and hasattr(value, "operator") else value
-
-
-def _resolve_mapped(value: Any, upstream: Mapping[str, Any]) -> Any:
-    """Replace the output of mapped tasks, which Airflow would look up in its database."""
-    if type(value) in (list, tuple):
-        return type(value)(_resolve_mapped(each, upstream) for each in value)
-    task: Any = getattr(value, "operator", None)
-    is_known = not is_task(task) and getattr(task, "task_id", None) in upstream
-    return xcoms_of(upstream[task.task_id]).get(value.key) if is_known else value
+    operator.render_template_fields(context, environment)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_provider_rungen.emulator.messages import Reply
+from rungen_emulator.messages import Reply
 
 if TYPE_CHECKING:
     from aiohttp import web

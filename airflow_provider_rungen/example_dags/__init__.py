@@ -1,1 +1,0 @@
-"""DAGs to try, which `rungen-demo` and the tests run."""
