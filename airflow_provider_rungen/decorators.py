@@ -221,37 +221,7 @@ class RunGenTableDecoratedOperator(_RowFunction, RunGenRunTableOperator):
         return self.done(self._begin(context).execute())
 
 
-class RunGenPlanTableDecoratedOperator(_RowFunction, RunGenRunTableOperator):
-    """Return how many jobs `RunGenTableDecoratedOperator` would run; see `RunGenPlanTableOperator`."""
-
-    custom_operator_name = "@task.rungen_table.plan"
-    writes_tables = False
-
-    def execute(self, context: Context) -> int:
-        """Read the table, and look its inputs up in the ledger."""
-        return self._plan(context)
-
-
-class TableTask(_TaskDecorator[..., Any, Any]):
-    """What ``@task.rungen_table`` makes of a function."""
-
-    if TYPE_CHECKING:
-
-        def override(self, **kwargs: Any) -> TableTask: ...
-
-    @property
-    def plan(self) -> TableTask:
-        """
-        The task ``{task_id}_plan``, which returns how many jobs this one would run.
-
-        It is called, mapped and overridden in the same way: ``photos.plan("outdoor")``.
-        """
-        plan = self.override(task_id=f"{self.kwargs['task_id']}_plan", outlets=[])
-        plan.operator_class = RunGenPlanTableDecoratedOperator
-        return plan
-
-
-def rungen_table_task(**kwargs: Any) -> Callable[[Callable[..., Any]], TableTask]:
+def rungen_table_task(**kwargs: Any) -> Callable[[Callable[..., Any]], _TaskDecorator[..., Any, Any]]:
     """
     Make a function the ``to_input`` of a task: ``@task.rungen_table(table=…, key=…, destination=…)``.
 
@@ -260,8 +230,8 @@ def rungen_table_task(**kwargs: Any) -> Callable[[Callable[..., Any]], TableTask
     :param kwargs: the parameters of `RunGenRunTableOperator`, and of every task.
     """
 
-    def decorate(function: Callable[..., Any]) -> TableTask:
-        return TableTask(
+    def decorate(function: Callable[..., Any]) -> _TaskDecorator[..., Any, Any]:
+        return _TaskDecorator(
             function=function,
             multiple_outputs=False,
             operator_class=RunGenTableDecoratedOperator,

@@ -115,11 +115,9 @@ if TYPE_CHECKING:
     class ScaleUpArguments(CommonArguments, total=False):
         """What scaling up takes beside the app and its workers: see `RunGenScaleAppOperator`."""
 
-        wait_until_running: bool
         deferrable: bool
         defer_after: Duration
         timeout: Duration
-        scale_down_on_failure: bool
 
     class SensorArguments(OperatorArguments, total=False):
         """What every sensor takes."""

@@ -76,8 +76,6 @@ with DAG(
         active_workers=1,
         only_if=plan.output,
         deferrable=True,
-        drain=True,
-        drain_timeout=600,
         price="1.20 USD/h",
     ):
         RunGenRunTableOperator(

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -60,7 +60,6 @@ from airflow_provider_rungen.client.senders import AsyncSender, Sender  # noqa: 
 from airflow_provider_rungen.client.settings import Settings  # noqa: E402
 from airflow_provider_rungen.client.transport import adrive, drive  # noqa: E402
 from airflow_provider_rungen.exceptions import RunGenConnectionError  # noqa: E402
-from airflow_provider_rungen.hooks import RunGenHook  # noqa: E402
 
 hypothesis.settings.register_profile("steady", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("steady")
@@ -203,28 +202,6 @@ class FakeTime:
 _emulator_of_test: list[Emulator] = []
 
 
-class InProcess:
-    """Connects hooks to an emulator without a socket."""
-
-    def __init__(self, emulator: Emulator) -> None:
-        self._emulator = emulator
-        self._pid = os.getpid()
-        #: Why the test needs the fixture `on_the_wire`.
-        self.misuse = ""
-
-    def handle_request(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Any:
-        assert os.getpid() == self._pid, "another process needs the fixture on_the_wire"
-        try:
-            return self._emulator.handle_request(method, url, headers, body)
-        except (TimeoutError, ConnectionResetError):
-            if self._emulator.service.requests[-1].fault in ("hang", "drip", "drip_headers"):
-                self.misuse = "an answer that takes time"
-            raise
-        except ConnectionRefusedError:
-            self.misuse = f"a request to {url}"
-            raise
-
-
 @pytest.fixture(autouse=True)
 def unconfined(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow a test services of its own, though a fixture of a module or session has an emulator."""
@@ -232,22 +209,11 @@ def unconfined(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def on_the_wire() -> None:
-    """Reach the emulator over connections: for what takes time, other processes and other services."""
-
-
-@pytest.fixture
-def rungen_emulator(
-    rungen_emulator: Emulator, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Emulator]:
-    """Run an emulator that `run_task` knows, and that hooks reach in process."""
-    in_process = InProcess(rungen_emulator)
-    if "on_the_wire" not in request.fixturenames:
-        monkeypatch.setattr(RunGenHook, "transport", in_process)
+def rungen_emulator(rungen_emulator: Emulator) -> Iterator[Emulator]:
+    """Run an emulator that `run_task` knows."""
     _emulator_of_test.append(rungen_emulator)
     yield rungen_emulator
     _emulator_of_test.clear()
-    assert not in_process.misuse, f"{in_process.misuse} needs the fixture on_the_wire"
 
 
 @dataclass

@@ -171,7 +171,6 @@ OF_TABLES: Any = rungen_table_task
         (lambda: job(zzz=1), "RunGenRunJobOperator has no parameter 'zzz'$"),
         (lambda: job(retires=3), "no parameter 'retires': use 'retries'"),
         (lambda: RunGenAppSensor(task_id="x", poke_intervall=3), "use 'poke_interval'"),  # type: ignore[call-arg]
-        (lambda: SCALED(drainn=True), "scaled_app has no parameter 'drainn': use 'drain'"),
         (lambda: SCALED(defer_aftr=1), "scaled_app has no parameter 'defer_aftr': use 'defer_after'"),
         (DECORATOR(retires=1)(picture), "@task.rungen has no parameter 'retires': use 'retries'"),
         (DECORATOR()(picture).override(app="x"), "@task.rungen has no parameter 'app'"),
@@ -190,7 +189,7 @@ def test_parameters_of_airflow_are_known() -> None:
     with DAG("d", schedule=None, default_args={"owner": "me", "zzz": 1}):
         assert job(retries=3, pool="x", outlets=[], do_xcom_push=False).owner == "me"
         RunGenScaleAppOperator.partial(task_id="y", retries=1).expand(active_workers=[1])
-        with scaled_app("gpu", 2, timeout=5, retries=1, scale_down_on_failure=False):
+        with scaled_app("gpu", 2, timeout=5, retries=1):
             pass
 
 

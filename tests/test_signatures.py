@@ -25,9 +25,9 @@ ORDER = """
     python_callable op_args op_kwargs input inputs sql conn_id parameters uri version ignore expires
     refresh max_attempts table key to_input format columns where limit job_id name configuration workflow
     active_workers app_ids idle_for scale_down app_id scale_up_task_id only_if rungen_conn_id description
-    if_exists fail_if_over status wait_for_completion wait_until_running deferrable defer_after
-    end_from_trigger start_from_trigger drain drain_timeout keep_if_busy price poll_interval timeout
-    queued_timeout cancel_on_kill scale_down_on_failure durable on_unknown_submission on_clear input_schema
+    status wait_for_completion deferrable defer_after
+    end_from_trigger start_from_trigger price poll_interval timeout
+    queued_timeout cancel_on_kill durable on_unknown_submission on_clear input_schema
     destination contact_sheet results ledger output_type result_format check failed_table label max_jobs
     max_cost max_concurrency max_in_flight max_failed stop_after max_output_bytes max_xcom_bytes
 """

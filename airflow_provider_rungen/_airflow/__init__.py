@@ -38,10 +38,6 @@ if TYPE_CHECKING:
     from airflow.sdk.configuration import conf
     from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
     from airflow.sdk.definitions.context import context_merge
-    from airflow.sdk.definitions.retry_policy import (
-        RetryDecision,
-        RetryPolicy,
-    )
     from airflow.sdk.exceptions import (
         AirflowException,
         AirflowFailException,
@@ -76,14 +72,12 @@ AIRFLOW_V_3_4_PLUS = AIRFLOW_VERSION >= (3, 4)
 # the code for an older version.
 _EXCEPTIONS = {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"}
 _DECORATORS = {(3, 0): "airflow.sdk.bases.decorator", (2, 11): "airflow.decorators.base"}
-_RETRIES = {(3, 3): "airflow.sdk.definitions.retry_policy"}
 PLACES: dict[str, dict[Version, str]] = {
     **dict.fromkeys(("AirflowException", "AirflowFailException", "AirflowNotFoundException"), _EXCEPTIONS),
     **dict.fromkeys(("AirflowSensorTimeout", "AirflowSkipException", "AirflowTaskTimeout"), _EXCEPTIONS),
     **dict.fromkeys(("DuplicateTaskIdFound", "TaskDeferred"), _EXCEPTIONS),
     **dict.fromkeys(("DecoratedOperator", "TaskDecorator", "_TaskDecorator"), _DECORATORS),
     "task_decorator_factory": _DECORATORS,
-    **dict.fromkeys(("RetryDecision", "RetryPolicy"), _RETRIES),
     "Asset": {(3, 0): "airflow.sdk", (2, 11): "airflow.datasets:Dataset"},
     # an asset cannot be watched before 3.0, but the module of the trigger can be imported
     "BaseEventTrigger": {(3, 0): "airflow.triggers.base", (2, 11): "airflow.triggers.base:BaseTrigger"},

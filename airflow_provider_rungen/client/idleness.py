@@ -7,16 +7,14 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
 from typing import Any, TypedDict
 
 from airflow_provider_rungen.client import retry
-from airflow_provider_rungen.client.app_polling import AppPoller, outlast
+from airflow_provider_rungen.client.app_polling import outlast
 from airflow_provider_rungen.client.codec import path_segment
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.polling import poll_until
 from airflow_provider_rungen.client.scaling import set_workers
 from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
 from airflow_provider_rungen.client.workers import describe, is_down, workers_of
@@ -221,43 +219,3 @@ def _settle(watch: IdleWatch, taken: IdleEvent, poll: Callable[[], Flow[App]]) -
     idle = format_duration(taken["idle_seconds"])
     log.info("Scaled from %s to 0, idle for %s %s", workers, idle, format_ids(app_id))
     return taken
-
-
-@dataclass
-class _Drain(AppPoller):
-    """Whether an app still has queued or running jobs, and how many."""
-
-    jobs: int | None = None
-    polls: int = 0
-    # since when answers report no job
-    _since: float | None = None
-
-    def is_met(self, app: App, now: float) -> bool:
-        self.polls += 1
-        if app.pending_jobs and app.pending_jobs != self.jobs:
-            count = format_count(app.pending_jobs, "job")
-            log.info("Waiting for %s, queued or running %s", count, format_ids(self.app_id))
-        self.jobs = self.jobs if app.pending_jobs is None else app.pending_jobs
-        self._since = (self._since or now) if app.pending_jobs == 0 else None
-        if self.jobs == 0:
-            return self._since is not None and now >= self._since + COUNTER_LAG
-        return self.jobs is None and self.polls >= MAX_MISSING_COUNTERS
-
-
-def drain_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[int | None]:
-    """
-    Wait until no job of an app is queued or running.
-
-    :param poll_interval: seconds between two polls.
-    :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll.
-    :return: 0, the jobs that are left at the deadline, or ``None`` where the app does not count them.
-    :raises RunGenError: no poll was answered.
-    """
-    drain = _Drain(app_id)
-    try:
-        yield from poll_until(drain.poll_once, drain.outages, pauses=repeat(poll_interval), deadline=deadline)
-    except RunGenNotFoundError:
-        return 0  # the app is gone, and so are its jobs
-    if not drain.polls and drain.outages.last_failure is not None:
-        raise drain.outages.last_failure
-    return drain.jobs

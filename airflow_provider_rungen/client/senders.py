@@ -7,6 +7,7 @@ aiohttp is imported when a sender is made, so that DAG files parse fast.
 from __future__ import annotations
 
 import asyncio
+import io
 import queue
 import socket
 import threading
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import aiohttp
 
 MAX_IN_FLIGHT = 32
+# Bytes of a body that are sent in pieces, so that other requests go on meanwhile.
+_LARGE_BODY = 1 << 20
 # Seconds between two checks whether the caller is interrupted.
 CHECK_INTERVAL = 0.1
 # Seconds after which a connection is not used for another submission. Servers close idle ones after two
@@ -103,7 +106,7 @@ class AsyncSender:
         async with (self._submissions if request.method == "POST" else self._session).request(
             request.method,
             URL(f"{settings.base_url}/{request.path}", encoded=True),
-            data=request.body,
+            data=_payload(request.body),
             headers=settings.headers(request),
             allow_redirects=False,
             proxy=self._proxy,
@@ -304,3 +307,8 @@ def resolver(check: Callable[[str, str], Awaitable[None]] | None = None) -> aioh
         async def close(self) -> None: ...
 
     return Resolver()
+
+
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    """Return what aiohttp sends of a body: it sends a large one in pieces only if it comes as a file."""
+    return body if body is None or len(body) < _LARGE_BODY else io.BytesIO(body)

@@ -196,7 +196,7 @@ class CancelRun(TaskRun[RunOptions]):
             for each in job_ids:
                 if (error := outcomes[each]) is None:
                     log.info("Canceled %s", format_ids(app_id, each))
-                elif _is_over(error) and not self.task.fail_if_over:
+                elif _is_over(error):
                     log.info("Already over %s", format_ids(app_id, each))
                 else:
                     failed[each] = error

@@ -1,6 +1,5 @@
 """The hook of the provider."""
 
-from airflow_provider_rungen.client.injected import Answer, Transport
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 
-__all__ = ["Answer", "RunGenHook", "Transport"]
+__all__ = ["RunGenHook"]

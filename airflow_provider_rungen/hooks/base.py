@@ -16,7 +16,6 @@ from airflow_provider_rungen._airflow import BaseHook, metrics
 from airflow_provider_rungen._airflow.masking import amask, mask, proxy_passwords
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.flow import Flow, Request, Response, T
-from airflow_provider_rungen.client.injected import AsyncInjectedSender, InjectedSender, Transport
 from airflow_provider_rungen.client.senders import KILL_REQUEST_TIMEOUT, AsyncSender, Sender
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.client.transport import adrive, drive, end_background, short_sleeps, watched
@@ -43,24 +42,18 @@ class FlowHook(BaseHook):
     since the key may have been replaced.
 
     :param rungen_conn_id: the Airflow connection.
-    :param transport: answers the requests in place of RunGen.
     """
 
-    #: The transport of hooks that are given none. Tests set it, for operators and triggers.
-    transport: Transport | None = None
-
-    def __init__(self, rungen_conn_id: str = "rungen_default", *, transport: Transport | None = None) -> None:
+    def __init__(self, rungen_conn_id: str = "rungen_default") -> None:
         super().__init__()
-        if transport is not None:
-            self.transport = transport
         self.rungen_conn_id = rungen_conn_id
         self._renew_from = 0.0
         self._settings: Settings | None = None
         self._is_of_environment = False
         self._lookup_lock = asyncio.Lock()
-        self._sender: Sender | InjectedSender | None = None
+        self._sender: Sender | None = None
         # requests may be in flight on those before the last one
-        self._async_senders: list[tuple[Settings, AsyncSender | AsyncInjectedSender]] = []
+        self._async_senders: list[tuple[Settings, AsyncSender]] = []
         self._background: set[asyncio.Task[Any]] = set()
         #: Called before each request, and often while waiting. An error that it raises ends the call.
         self.checkpoint: Callable[[], None] | None = None
@@ -161,13 +154,7 @@ class FlowHook(BaseHook):
         return self.resolve_app_id(app_id)
 
     def get_conn(self) -> requests.Session:
-        """
-        Return a new session. It sends the API key: use it for RunGen's host only.
-
-        :raises RunGenConfigError: the hook has a transport, and so no session.
-        """
-        if self.transport is not None:
-            raise RunGenConfigError("A hook with a transport has no session")
+        """Return a new session. It sends the API key: use it for RunGen's host only."""
         return self.settings.session()
 
     @classmethod
@@ -217,18 +204,11 @@ class FlowHook(BaseHook):
             metrics.count_request(request, response)
         return response
 
-    def _open_sender(self, settings: Settings) -> Sender | InjectedSender:
-        if self.transport is not None:
-            return InjectedSender(settings, self.transport)
+    def _open_sender(self, settings: Settings) -> Sender:
         return Sender(settings, is_interrupted=self._ends_soon)
 
     def _ends_soon(self) -> bool:
         return self.is_interrupted is not None and self.is_interrupted()
-
-    def _open_async_sender(self, settings: Settings) -> AsyncSender | AsyncInjectedSender:
-        if self.transport is not None:
-            return AsyncInjectedSender(settings, self.transport)
-        return AsyncSender(settings)
 
     def perform_concurrently(self, flow: Flow[T]) -> T:
         """Perform a flow, blocking, with as many requests at a time as it allows."""
@@ -261,7 +241,7 @@ class FlowHook(BaseHook):
         settings = settings if is_paced else replace(settings, max_requests_per_second=None)
 
         async def run() -> T:
-            sender, end = self._open_async_sender(settings), time.monotonic() + within
+            sender, end = AsyncSender(settings), time.monotonic() + within
 
             async def send(request: Request) -> Response:
                 with contextlib.suppress(TimeoutError):
@@ -308,11 +288,11 @@ class FlowHook(BaseHook):
         return await adrive(flow, send, sleep, background=self._background)
 
     async def _asend(self, request: Request, settings: Settings) -> Response:
-        if self.transport is None and not self._async_senders:
+        if not self._async_senders:
             # in a thread: importing it blocks the event loop for a third of a second
             await asyncio.to_thread(import_module, "aiohttp")
         if not self._async_senders or self._async_senders[-1][0] is not settings:
-            self._async_senders.append((settings, self._open_async_sender(settings)))
+            self._async_senders.append((settings, AsyncSender(settings)))
         response = None
         try:
             response = await self._async_senders[-1][1](request, self.is_interrupted)

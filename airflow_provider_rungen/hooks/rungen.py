@@ -30,7 +30,6 @@ class RunGenHook(FlowHook):
     the key may have been replaced.
 
     :param rungen_conn_id: the Airflow connection of type ``rungen``.
-    :param transport: answers the requests in place of RunGen, in tests.
     """
 
     conn_name_attr = "rungen_conn_id"

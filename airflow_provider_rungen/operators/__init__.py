@@ -5,7 +5,6 @@ from airflow_provider_rungen.operators.app import (
     RunGenCreateAppOperator,
     RunGenDeleteAppOperator,
     RunGenScaleAppOperator,
-    RunGenScaleDownIdleAppsOperator,
 )
 from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
 from airflow_provider_rungen.operators.collect import RunGenCollectResultsOperator
@@ -25,7 +24,6 @@ __all__ = [
     "RunGenRunJobOperator",
     "RunGenRunTableOperator",
     "RunGenScaleAppOperator",
-    "RunGenScaleDownIdleAppsOperator",
     "SqlRows",
     "scaled_app",
 ]

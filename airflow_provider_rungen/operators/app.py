@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, RunGenBaseOperator
@@ -16,16 +16,13 @@ if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context, XComArg
     from airflow_provider_rungen.execution.apps.lifecycle import CreateAppRun, DeleteAppRun
     from airflow_provider_rungen.execution.apps.scale import ScaleRun
-    from airflow_provider_rungen.execution.apps.scale_down import IdleAppsRun, ScaleDownRun
+    from airflow_provider_rungen.execution.apps.scale_down import ScaleDownRun
     from airflow_provider_rungen.parameters import Duration, JsonObject, OperatorArguments
 
 
 class RunGenCreateAppOperator(RunGenBaseOperator):
     """
-    Create an app, and return its id.
-
-    A retry creates no second app: it finds the app of the last attempt by its name. On Airflow 3.3 and later
-    it knows that an earlier attempt created it.
+    Create an app, and return its id. An app of this name that exists is used as it is.
 
     :param name: the app's name (templated).
     :param configuration: ``gpu_tier`` (``BASIC``, ``STANDARD`` or ``PERFORMANCE``), optionally
@@ -34,7 +31,6 @@ class RunGenCreateAppOperator(RunGenBaseOperator):
         "downloadUrl", "name", "weight"}, …]}`` (templated).
     :param rungen_conn_id: the Airflow connection (templated).
     :param description: what the app is for (templated).
-    :param if_exists: when an app of this name exists already, ``use`` it as it is, or ``fail``.
     """
 
     template_fields: Sequence[str] = ("name", "configuration", "workflow", "description", "rungen_conn_id")
@@ -48,7 +44,6 @@ class RunGenCreateAppOperator(RunGenBaseOperator):
         workflow: JsonObject,
         rungen_conn_id: str = DEFAULT_CONN_ID,
         description: str | XComArg | None = None,
-        if_exists: Literal["use", "fail"] = "use",
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
@@ -95,21 +90,19 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
     Set an app's number of workers. If that scales it up, wait until it is ``RUNNING``. Return the app's id.
 
     Nothing is sent if the app already has the number. RunGen bills the app from the first worker until the
-    number is 0. `scaled_app` makes sure that it becomes 0.
+    number is 0. `scaled_app` makes sure that it becomes 0. If the app is not ``RUNNING`` in time, or if the
+    task fails, is killed or is cleared before, it is scaled to 0, or to what other blocks need. A killed
+    setup leaves that to its teardown.
 
     :param active_workers: the number of workers to have. 0 stops the app and its bill (templated).
     :param app_id: the app. The connection's ``app_id`` when left out (templated).
     :param only_if: how much there is to run: a number, or a boolean. With 0, ``False`` or ``None`` the app
         is left as it is (templated, or a task's ``.output``).
     :param rungen_conn_id: the Airflow connection (templated).
-    :param wait_until_running: after scaling up, wait until the app is ``RUNNING``.
     :param deferrable: wait in the triggerer, without a worker slot.
     :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param poll_interval: seconds between two polls.
     :param timeout: seconds that the app may take to be ``RUNNING``.
-    :param scale_down_on_failure: restore the earlier number of workers if the app is not ``RUNNING`` in time,
-        or if the task fails, is killed or is cleared before. Blocks of `scaled_app` keep what they need, and
-        a killed setup leaves it to its teardown.
     """
 
     template_fields: Sequence[str] = ("app_id", "active_workers", "only_if", "rungen_conn_id")
@@ -121,12 +114,10 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
         app_id: str | XComArg | None = None,
         only_if: bool | int | str | XComArg | None = True,
         rungen_conn_id: str = DEFAULT_CONN_ID,
-        wait_until_running: bool = True,
         deferrable: bool = DEFAULT_DEFERRABLE,
         defer_after: Duration = 5,
         poll_interval: Duration = 5,
         timeout: Duration = 1800,
-        scale_down_on_failure: bool = True,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
@@ -149,9 +140,6 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
     :param app_id: the app. The connection's ``app_id`` when left out (templated).
     :param scale_up_task_id: the task that scaled it up.
     :param rungen_conn_id: the Airflow connection (templated).
-    :param drain: wait until the app's own counters report no queued or running job.
-    :param drain_timeout: seconds to wait for that at most. Then the app is scaled down anyway.
-    :param keep_if_busy: leave the app up when its counters report jobs.
     :param price: what a worker costs, such as ``1.20 USD/h``. The connection's ``price`` when left out
         (templated).
     :param poll_interval: seconds between two polls.
@@ -170,9 +158,6 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
         app_id: str | XComArg | None = None,
         scale_up_task_id: str,
         rungen_conn_id: str = DEFAULT_CONN_ID,
-        drain: bool = False,
-        drain_timeout: Duration = 3600,
-        keep_if_busy: bool = False,
         price: str | XComArg | None = None,
         poll_interval: Duration = 5,
         **kwargs: Unpack[OperatorArguments],
@@ -195,42 +180,3 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
         from airflow_provider_rungen.execution.apps.scale_down import ScaleDownRun
 
         return ScaleDownRun(self, context)
-
-
-class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
-    """
-    Scale apps to zero that are idle: poll them, wait ``idle_for``, and poll them again.
-
-    An app is idle if it has workers and, at both polls, its counters report that no job is queued or running,
-    none has ended in between, and no worker is running or initializing. An app whose counters are absent is
-    never idle. Without an idle app at the first poll, the task ends at once. To watch apps without a worker
-    slot, use `RunGenIdleAppTrigger`.
-
-    Return a list of ``{"app_id", "idle_seconds", "active_workers", "scaled_down"}``, one for each app that
-    was idle, with the number of workers before. If an app cannot be polled or scaled down, the others are,
-    and the task fails.
-
-    :param app_ids: the apps that may be scaled to zero, and no others. A text is one app (templated).
-    :param idle_for: seconds that an app must have been idle.
-    :param scale_down: scale to zero. Otherwise, idle apps are only reported.
-    :param rungen_conn_id: the Airflow connection (templated).
-    """
-
-    template_fields: Sequence[str] = ("app_ids", "rungen_conn_id")
-
-    def __init__(
-        self,
-        *,
-        app_ids: str | XComArg | Sequence[str],
-        idle_for: Duration,
-        scale_down: bool = True,
-        rungen_conn_id: str = DEFAULT_CONN_ID,
-        **kwargs: Unpack[OperatorArguments],
-    ) -> None:
-        super().__init__(**kwargs)
-        set_parameters(self, locals())
-
-    def _make_run(self, context: Context) -> IdleAppsRun:
-        from airflow_provider_rungen.execution.apps.scale_down import IdleAppsRun
-
-        return IdleAppsRun(self, context)

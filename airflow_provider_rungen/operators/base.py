@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, BaseOperator, XComArg, conf
+from airflow_provider_rungen._airflow import BaseOperator, XComArg, conf
 from airflow_provider_rungen.checks import check_names, default_arg_names, parameter_names
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
@@ -33,11 +32,7 @@ JOB_LINKS = (RunGenResultsLink(), RunGenJobLink(), RunGenAppLink())
 
 
 class RunGenBaseOperator(BaseOperator):
-    """
-    A task that uses RunGen. What it does is in a `TaskRun`, made for each attempt.
-
-    :param retry_policy: an Airflow retry policy. `RunGenRetryPolicy` when left out (Airflow 3.3 and later).
-    """
+    """A task that uses RunGen. What it does is in a `TaskRun`, made for each attempt."""
 
     template_fields: Sequence[str] = ("app_id", "rungen_conn_id")
     operator_extra_links: Collection[BaseOperatorLink] = APP_LINKS
@@ -52,13 +47,7 @@ class RunGenBaseOperator(BaseOperator):
         def __getattr__(self, name: str) -> Any:
             """Return a parameter: see `set_parameters`."""
 
-    def __init__(self, *, retry_policy: Any = None, **kwargs: Any) -> None:
-        if AIRFLOW_V_3_3_PLUS:
-            from airflow_provider_rungen.retries import RunGenRetryPolicy
-
-            kwargs["retry_policy"] = retry_policy or RunGenRetryPolicy()
-        elif retry_policy is not None and "retry_policy" not in default_arg_names(kwargs):
-            warnings.warn("retry_policy has no effect before Airflow 3.3", UserWarning, stacklevel=4)
+    def __init__(self, **kwargs: Any) -> None:
         owner = getattr(self, "custom_operator_name", type(self).__name__)
         check_names(kwargs, parameter_names(type(self)), owner)
         super().__init__(**kwargs)

@@ -104,7 +104,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
 
 class RunGenCancelJobOperator(RunGenBaseOperator):
     """
-    Cancel jobs, and return the ids of those that had not ended.
+    Cancel jobs, and return the ids of those that had not ended. One that has ended is no error.
 
     :param job_id: one id, a list, or the ``.output`` of a task (templated). The ``None`` that stands for an
         input without a job is skipped.
@@ -112,7 +112,6 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
         given, or else the connection's ``app_id``.
     :param rungen_conn_id: the Airflow connection (templated). When left out, that of the task whose
         ``.output`` is given.
-    :param fail_if_over: fail if a job has already ended.
     """
 
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
@@ -127,7 +126,6 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
         job_id: JobIds,
         app_id: str | XComArg | None = None,
         rungen_conn_id: str = DEFAULT_CONN_ID,
-        fail_if_over: bool = False,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)

@@ -115,10 +115,6 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
     :param name: the prefix of its task ids. A second one in a DAG gets a number.
     :param rungen_conn_id: the Airflow connection. When left out, that of the ``default_args``, then
         ``rungen_default`` (templated).
-    :param drain: before scaling down, wait until the app's counters report no queued or running job.
-    :param drain_timeout: seconds to wait for that at most. Then the app is scaled down anyway.
-    :param keep_if_busy: do not scale down if the counters report jobs. The tasks of the block have ended
-        then, so these are the jobs of others, or jobs that a task of the block did not wait for.
     :param price: what one worker costs, for the ``bill`` that ``{name}_down`` pushes to XCom: ``1.20 USD/h``,
         ``/min`` or ``/s``. The connection's ``price`` when left out (templated, or the ``.output`` of a task,
         which the app waits for).
@@ -143,9 +139,6 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         only_if: bool | int | str | XComArg | None = True,
         name: str = "app",
         rungen_conn_id: str = "",
-        drain: bool = False,
-        drain_timeout: Duration = 3600,
-        keep_if_busy: bool = False,
         price: str | XComArg | None = None,
         poll_interval: Duration = 5,
         pool: str | None = None,
@@ -158,11 +151,10 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         named = {"app_id": app_id, "rungen_conn_id": rungen_conn_id}
         given = {name: value for name, value in named.items() if value not in (None, "")}
         both: dict[str, Any] = {"poll_interval": poll_interval, "pool": pool}
-        waits = {"drain": drain, "drain_timeout": drain_timeout, "keep_if_busy": keep_if_busy}
         workers = {"active_workers": active_workers, "only_if": only_if}
         self._up: dict[str, Any] = {**given, **both, **workers, **options}
         both["default_args"] = options.get("default_args")
-        self._down: dict[str, Any] = {**_OWN_POLICY, **both, **waits, "price": price}
+        self._down: dict[str, Any] = {**_OWN_POLICY, **both, "price": price}
 
     def __enter__(self) -> Self:
         name = self._add_end()

@@ -23,10 +23,8 @@ _SUBMITS_NOTHING = frozenset(
         "RunGenDeleteAppOperator",
         "RunGenJobSensor",
         "RunGenNoOpOperator",
-        "RunGenPlanTableDecoratedOperator",
         "RunGenPlanTableOperator",
         "RunGenScaleAppOperator",
-        "RunGenScaleDownIdleAppsOperator",
         "RunGenScaleDownOperator",
     }
 )

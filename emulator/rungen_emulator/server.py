@@ -141,7 +141,7 @@ class Emulator:
 
     def handle_request(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
         """
-        Answer a request in process, so that the emulator is a transport of the hook. It needs no start.
+        Answer a request in process, without a connection. The emulator needs no start.
 
         :raises ConnectionRefusedError: the URL is not the emulator's.
         :raises OSError: a fault lets the answer be lost.

@@ -208,7 +208,6 @@ def test_requests_are_counted_by_their_status(rungen_emulator: Emulator, sent: S
     assert sent.worker.counts == {"rungen.requests.get.4xx": 1, "rungen.requests.get.2xx": 1}
 
 
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_request_without_an_answer_is_counted(
     monkeypatch: pytest.MonkeyPatch, free_port: int, sent: Sent
 ) -> None:

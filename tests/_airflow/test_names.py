@@ -61,8 +61,6 @@ def test_a_pre_release_counts_as_its_release() -> None:
         *(("conf", version, ("airflow.sdk.configuration", "conf")) for version in ((3, 2), (4, 0))),
         ("Asset", (2, 11), ("airflow.datasets", "Dataset")),
         ("Asset", (3, 0), ("airflow.sdk", "Asset")),
-        ("RetryPolicy", (3, 2), None),
-        ("RetryPolicy", (3, 3), ("airflow.sdk.definitions.retry_policy", "RetryPolicy")),
     ],
 )
 def test_the_version_decides(name: str, version: tuple[int, int], place: Any) -> None:

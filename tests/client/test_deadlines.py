@@ -34,7 +34,6 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
 
-pytestmark = pytest.mark.usefixtures("on_the_wire")
 LIMIT = 0.5
 LIMITS: dict[str, Any] = {"connect_timeout": LIMIT / 2, "read_timeout": LIMIT / 2}
 FINAL_GRACE = 0.3

@@ -13,7 +13,7 @@ from rungen_emulator import Fault
 
 from airflow_provider_rungen.client.app_polling import AppTarget, wait_for_app
 from airflow_provider_rungen.client.flow import Flow, Request, Response
-from airflow_provider_rungen.client.idleness import COUNTER_LAG, MAX_MISSING_COUNTERS, drain_app
+from airflow_provider_rungen.client.idleness import COUNTER_LAG
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import GONE_GRACE, REFUSAL_GRACE
 from airflow_provider_rungen.client.scaling import CONFIRM_TIME, restore_workers, set_workers, stop_app
@@ -376,31 +376,6 @@ def test_an_app_whose_workers_stay_is_not_down(caplog: Log) -> None:
 
 
 EMPTY = {"in_queue": 0, "in_progress": 0}
-
-
-@pytest.mark.parametrize(
-    ("answers", "left", "looks"),
-    [
-        ([{"in_queue": 2, "in_progress": 1}, {"in_queue": "1"}, EMPTY], 0, 5),
-        ([{"in_queue": 0, "in_progress": 3}], 3, 5),
-        *(([unknown], None, MAX_MISSING_COUNTERS) for unknown in ({"completed": 7}, None)),
-        ([None, EMPTY], 0, 4),
-        ([EMPTY, {"in_queue": 1, "in_progress": 0}], 1, 5),  # one that is late
-    ],
-)
-def test_an_app_is_drained_as_far_as_it_counts(answers: list[Any], left: int | None, looks: int) -> None:
-    clock = FakeTime()
-    flow = drain_app(APP, poll_interval=5, deadline=clock.now + 20)
-    found, sent = play(flow, [app("RUNNING", 1, jobs=jobs) for jobs in answers], clock)
-    assert (found, len(sent)) == (left, looks)
-
-
-def test_an_app_that_is_gone_is_drained() -> None:
-    clock = FakeTime()
-    flow = drain_app(APP, poll_interval=5, deadline=clock.now + 3600)
-    jobs = {"in_queue": 2, "in_progress": 1}
-    assert play(flow, [app("RUNNING", 1, jobs=jobs), 404], clock, apps=[])[0] == 0
-    assert clock.slept == [5.0] * 7, "as long as it takes to be certain"
 
 
 @pytest.mark.parametrize("operation", ["get_app", "update_app"])

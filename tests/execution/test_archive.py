@@ -1075,7 +1075,6 @@ def test_a_result_that_is_too_large_ends_the_wait(archive: Archive) -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_thousand_outputs_are_stored_few_at_a_time(archive: Archive, connections: Connections) -> None:
     ids = submitted(*[job(images=4, output_bytes=500) for _ in range(250)])
     connections.most = 0
@@ -1091,7 +1090,6 @@ def test_a_thousand_outputs_are_stored_few_at_a_time(archive: Archive, connectio
         assert hashlib.sha256(content).hexdigest() == output["sha256"]
 
 
-@pytest.mark.usefixtures("on_the_wire")
 def test_the_log_shows_the_progress(
     archive: Archive, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1109,7 +1107,6 @@ def test_the_log_shows_the_progress(
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_leaves_no_half_file(archive: Archive) -> None:
     ids = submitted(*[job(output_bytes=5000) for _ in range(12)])
     archive.inject(kind="drip", times=None, skip=5)
@@ -1138,7 +1135,6 @@ class TimeIsUp(BaseException):
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_time_limit_ends_it(archive: Archive) -> None:
     [job_id] = submitted(job())
     archive.inject(kind="hang", times=None)
@@ -1166,7 +1162,6 @@ run_operator(RunGenCollectResultsOperator(task_id="collect", job_id=ids, destina
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire")
 def test_an_attempt_after_a_kill_fetches_only_what_is_missing(archive: Archive) -> None:
     ids = submitted(*[job(images=2, output_bytes=3000) for _ in range(20)])
     # what comes after the first 20 never comes to its end

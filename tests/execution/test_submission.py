@@ -357,7 +357,6 @@ def test_a_retry_that_cannot_begin_leaves_no_job_of_an_earlier_attempt(task: Tas
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_while_a_job_is_taken_up_cancels_it(task: Task) -> None:
     task.options["input"] = LONG
     die_after_submission(task)
@@ -542,7 +541,7 @@ def test_a_job_that_was_never_saved_is_canceled_when_the_attempt_fails(emulator:
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire", "impatient")
+@pytest.mark.usefixtures("impatient")
 def test_a_kill_while_the_store_is_written_comes_after_the_write(emulator: Emulator) -> None:
     task = Task(emulator, **MODES["blocking"], input=LONG)
     tries: list[str] = []
@@ -566,7 +565,6 @@ def test_a_kill_while_the_store_is_written_comes_after_the_write(emulator: Emula
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_while_the_store_hangs_cancels_the_job_in_time(emulator: Emulator) -> None:
     task = Task(emulator, **MODES["blocking"], input=LONG)
     is_met, is_over = threading.Event(), threading.Event()

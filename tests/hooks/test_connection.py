@@ -454,7 +454,6 @@ def test_a_connection_that_does_not_exist_is_explained() -> None:
     )
 
 
-@pytest.mark.usefixtures("on_the_wire")
 def test_the_connection_test_reports_what_is_wrong(
     rungen_emulator: Emulator, failure: Any, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,6 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.hooks import RunGenHook
 
-pytestmark = pytest.mark.usefixtures("on_the_wire")
 INPUT: dict[str, Any] = {"prompt": "a fox"}
 LONG = {**INPUT, "emulator": {"seconds": 60}}
 

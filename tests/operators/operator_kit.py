@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +27,8 @@ from conftest import (
     signal_when,
 )
 from rungen_emulator import Emulator
+from rungen_emulator.fakes import TODAY, make_context, make_dag_run
+from rungen_emulator.testing import run_operator
 
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
@@ -246,3 +248,28 @@ class Table(Attempts):
 
     def column(self, name: str) -> list[Any]:
         return [row[name] for row in self.written]
+
+
+def run_mapped(
+    op: Any,
+    index: int,
+    *,
+    upstream: Mapping[str, Any] | None = None,
+    context: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Run one of the tasks of a mapped operator, with the values that it is mapped over."""
+    values = op._get_specified_expand_input().value
+
+    def resolve(value: Any) -> Any:
+        task = getattr(value, "operator", None)
+        return value if task is None else (upstream or {})[task.task_id]
+
+    given = resolve(values)
+    if isinstance(given, dict):
+        rows = itertools.product(*map(resolve, given.values()))
+        given = [dict(zip(given, row, strict=True)) for row in rows]
+    given = given[index]
+    task = op.unmap(given)
+    made = make_context(task, make_dag_run(task.dag_id, TODAY, None), upstream or {}) | dict(context or {})
+    made["ti"].map_index = index
+    return run_operator(task, upstream=upstream, context=made, timeout=200)

@@ -9,8 +9,6 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -23,8 +21,8 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 from bad_answers import Fault
-from conftest import KEY, FakeStore, Outcome, TrackedTaskInstance, pairwise, signal_when, stopped_when
-from operator_kit import FAST, KILLED, MODES, Died, Stage, die, failing, hang, kill_when
+from conftest import KEY, FakeStore, Outcome, TrackedTaskInstance, signal_when, stopped_when
+from operator_kit import FAST, KILLED, MODES, Died, Stage, die, failing, hang
 from rungen_emulator import Emulator
 
 from airflow_provider_rungen import triggers
@@ -34,7 +32,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppError,
     RunGenAppTimeoutError,
-    RunGenConfigError,
     RunGenConflictError,
     RunGenForbiddenError,
     RunGenInputError,
@@ -43,7 +40,6 @@ from airflow_provider_rungen.execution.apps.block import read_scale_record
 from airflow_provider_rungen.execution.apps.lifecycle import whole_number
 from airflow_provider_rungen.execution.task import attempts, store_writer
 from airflow_provider_rungen.execution.task.xcom_keys import SCALED_KEY
-from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCreateAppOperator,
     RunGenDeleteAppOperator,
@@ -130,25 +126,6 @@ def slow(gpu: Gpu) -> Gpu:
     return gpu
 
 
-@pytest.fixture
-def raised(slow: Gpu, monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    """An app that a killed attempt scaled from 0 to 2 workers, and that does not get up."""
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.001)
-    slow.context["task_state_store"] = FakeStore()
-    killed_after_raising(slow)
-    return slow
-
-
-def killed_after_raising(gpu: Gpu) -> None:
-    """Run an attempt that scales the app up, and dies without a trace."""
-    op = scale_op(scale_down_on_failure=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("airflow_provider_rungen.execution.apps.scale.wait_or_defer", die)
-        with pytest.raises(Died):
-            op.execute(gpu.context)
-    assert gpu.workers == 2
-
-
 # --- scaling ------------------------------------------------------------------------------------------------
 
 
@@ -199,22 +176,11 @@ def test_a_number_that_is_taken_and_never_set_is_not_billed(gpu: Gpu, deferrable
     assert set(gpu.sent) == {2, 0}
 
 
-def test_fewer_workers_than_asked_for_are_billed_as_what_they_are(gpu: Gpu) -> None:
-    gpu.tell("update_app")
-    gpu.service.scale(APP, 1)
-    gpu.tell(status="STOPPED", configuration={"active_workers": 0})
-    outcome = gpu.run(scale_op(timeout=0.5, scale_down_on_failure=False))
-    assert isinstance(outcome.error, RunGenAppTimeoutError)
-    record = read_scale_record(outcome.xcoms[SCALED_KEY])
-    assert record is not None
-    assert [workers for _, workers in record.history.changes] == [0, 1]
-
-
 @pytest.mark.contract
 @pytest.mark.parametrize("before", [0, 1, 5])
-def test_going_up_or_down_without_a_wait(gpu: Gpu, before: int) -> None:
+def test_going_up_or_down(gpu: Gpu, before: int) -> None:
     gpu.service.scale(APP, before)
-    assert gpu.scale(3, wait_until_running=False) == Outcome(value=APP)
+    assert gpu.scale(3) == Outcome(value=APP)
     assert (gpu.sent, gpu.workers) == ([3], 3)
 
 
@@ -245,37 +211,6 @@ def test_going_down_waits_for_nothing(gpu: Gpu) -> None:
     assert gpu.scale(0) == Outcome(value=APP)
     # as far as one answer tells, which may be old
     assert gpu.sent == [0, 0]
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize(
-    ("deferrable", "before", "limit"),
-    pairwise([False, True], [0, 1], [{"timeout": 0.5}, {"execution_timeout": timedelta(seconds=1)}]),
-)
-def test_an_app_that_takes_too_long_is_lowered_again(
-    slow: Gpu, deferrable: bool, before: int, limit: dict[str, Any]
-) -> None:
-    slow.service.scale(APP, before)
-    error = slow.error(scale_op(deferrable=deferrable, **limit), RunGenAppTimeoutError)
-    assert error.app_id == APP
-    assert "INITIALIZING, 2 workers" in str(error)
-    assert "Raise timeout" in str(error)
-    assert (slow.sent, slow.workers) == ([2, before], before)
-
-
-@pytest.mark.contract
-def test_nothing_is_lowered_when_told_so_and_logged_as_billed(slow: Gpu) -> None:
-    outcome = slow.scale(timeout=0.2, scale_down_on_failure=False)
-    assert outcome.error
-    assert BILLED in outcome.log
-    assert slow.sent == [2]
-
-
-@pytest.mark.contract
-def test_what_was_not_raised_is_not_lowered(slow: Gpu) -> None:
-    slow.service.scale(APP, 2)
-    slow.assert_scaling_is_late()
-    assert slow.sent == []
 
 
 @pytest.mark.contract
@@ -369,7 +304,6 @@ def test_a_kill_on_the_way_up_lowers_the_app_and_ends_the_task(slow: Gpu, times:
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire")
 @KILLED
 def test_a_kill_is_over_in_time_when_the_service_hangs(slow: Gpu, caplog: pytest.LogCaptureFixture) -> None:
     def hang() -> None:
@@ -410,14 +344,6 @@ def test_a_kill_leaves_the_app_up_if_another_attempt_follows(
     assert slow.workers == 0
 
 
-@KILLED
-def test_a_kill_of_a_retry_before_its_first_answer_lowers_the_app(raised: Gpu) -> None:
-    raised.fault("get_app", status=404, times=None)
-    raised.kill(scale_op(), polls=0)
-    assert raised.workers == 0
-
-
-@pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.parametrize(("state", "want"), [("failed", 0), ("success", 0), (None, 0), ("deferred", 2)])
 def test_a_user_who_ends_the_deferred_task_lowers_the_app(
     slow: Gpu, monkeypatch: pytest.MonkeyPatch, state: str | None, want: int
@@ -466,110 +392,6 @@ def test_a_retry_resumes_an_app_that_could_not_be_lowered(
     assert gpu.workers == 2
 
 
-@pytest.mark.parametrize(
-    ("wanted", "is_told", "sent"), [(2, True, [2, 0]), (2, False, [2, 2, 0]), (3, True, [2, 3, 0])]
-)
-def test_a_retry_goes_on_and_knows_what_to_lower_to(
-    raised: Gpu, wanted: int, is_told: bool, sent: list[int]
-) -> None:
-    if not is_told:
-        raised.tell(status="INITIALIZING")  # and no number
-    assert isinstance(raised.scale(wanted, timeout=0.2).error, RunGenAppTimeoutError)
-    assert (raised.sent, raised.workers) == (sent, 0)
-    assert raised.context["task_state_store"].get("scaled")["active_workers"] == 0
-
-
-def test_a_retry_that_succeeds_sends_nothing_more(gpu: Gpu) -> None:
-    gpu.context["task_state_store"] = store = FakeStore()
-    killed_after_raising(gpu)
-    first = gpu.ti.xcoms["scaled"]
-    assert gpu.scale().value == APP
-    assert gpu.sent == [2]
-    assert gpu.ti.xcoms["scaled"] == first, "it is up since then"
-    assert store.kept == {}
-
-
-FAULTS = [Fault(on="get_app", status=status) for status in (500, 403, 400)]
-
-
-@pytest.mark.parametrize(("deferrable", "fault"), pairwise([False, True], FAULTS))
-def test_a_retry_whose_first_request_fails_lowers_what_was_raised(
-    raised: Gpu, fault: Fault, deferrable: bool
-) -> None:
-    raised.ti.xcoms.clear()  # as Airflow does
-    raised.service.inject(replace(fault, times=None))
-    outcome = raised.scale(deferrable=deferrable)
-    assert f"({fault.status})" in str(outcome.error)
-    assert (raised.workers, "BILLED" in outcome.log) == (0, False)
-    assert raised.ti.xcoms["scaled"]["changes"][-1]["workers"] == 0, "which the teardown bills"
-
-
-@pytest.mark.parametrize("has_connection", [True, False])
-def test_a_retry_that_can_lower_nothing_logs_what_is_billed(
-    raised: Gpu, has_connection: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        if has_connection:
-            raised.service.inject(Fault(status=403, times=None))
-        else:
-            patch.delenv("AIRFLOW_CONN_RUNGEN_DEFAULT")
-        outcome = raised.scale()
-    assert isinstance(outcome.error, RunGenForbiddenError if has_connection else RunGenConfigError)
-    assert BILLED in outcome.log
-    raised.service.clear_faults()
-    raised.assert_scaling_is_late()
-    assert raised.workers == 0
-
-
-def test_a_retry_for_another_app_lowers_the_one_that_was_raised(raised: Gpu) -> None:
-    raised.service.add_app("other", init_seconds=0)
-    assert raised.scale(app_id="other").value == "other"
-    assert (raised.workers, raised.apps["other"]) == (0, 2)
-
-
-@pytest.mark.parametrize("only_if", [0, "many"])
-def test_a_retry_with_nothing_to_run_lowers_what_was_raised(raised: Gpu, only_if: Any) -> None:
-    raised.scale(only_if=only_if)
-    assert raised.workers == 0
-
-
-def test_a_retry_that_wants_fewer_workers_lowers_all_that_were_raised(
-    raised: Gpu, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.GONE_GRACE", 0.0)
-    raised.fault("update_app", status=400)
-    assert raised.scale(1).error
-    assert (raised.sent, raised.workers) == ([2, 1, 0], 0)
-
-
-@MODES
-@pytest.mark.parametrize(("has", "want"), [(1, 0), (2, 0), (3, 2), (0, 0)])
-def test_a_retry_lowers_what_the_service_gave_and_not_what_others_set(
-    raised: Gpu, has: int, want: int, deferrable: bool
-) -> None:
-    raised.service.scale(APP, has)
-    error = raised.scale(timeout=0.2, deferrable=deferrable).error
-    assert (type(error) is RunGenAppTimeoutError) == (has <= 2), "fewer need no wait"
-    assert raised.workers == want
-
-
-@MODES
-def test_an_app_that_somebody_else_has_lowered_is_left_by_the_retry_too(
-    raised: Gpu, deferrable: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    # what the service says after some polls
-    raised.tell(times=None, skip=4, status="RUNNING", configuration={"active_workers": 1})
-    error = raised.scale(deferrable=deferrable).error
-    assert isinstance(error, RunGenAppError)
-    assert "Somebody else set the app to 1 worker on its way to 2" in str(error)
-    assert f"Left at 1 worker, which somebody else has set (app {APP})" in caplog.text
-    assert raised.sent == [2]
-    raised.service.clear_faults()
-    raised.service.scale(APP, 1)
-    raised.assert_scaling_is_late()
-    assert raised.workers == 1
-
-
 # --- scaling, while Airflow's stores fail -------------------------------------------------------------------
 
 UNKNOWN = f"STILL BILLED: app {APP} may still have an unknown number of workers: "
@@ -611,37 +433,6 @@ def test_an_app_that_got_up_needs_no_record_after_a_deferral(gpu: Gpu) -> None:
     gpu.ti.xcom_pull = failing(gpu.ti.xcom_pull)
     outcome = gpu.scale(deferrable=True)
     assert (outcome.value, gpu.sent, len(outcome.events)) == (APP, [2], 1)
-
-
-@pytest.mark.usefixtures("impatient")
-@ONCE_OR_FOR_LONG
-@pytest.mark.parametrize("options", [{}, {"only_if": 0}, {"deferrable": True}], ids=str)
-def test_a_retry_that_cannot_read_what_was_raised_lowers_it_or_logs_it(
-    raised: Gpu, times: float, options: dict[str, Any]
-) -> None:
-    store = raised.context["task_state_store"]
-    store.get = failing(store.get, times)
-    outcome = raised.scale(timeout=0.3, **options)
-    if times == 1:
-        assert (raised.workers, "BILLED" in outcome.log) == (0, False)
-    else:
-        assert isinstance(outcome.error, OSError), "the next attempt may read it"
-        assert (raised.sent, UNKNOWN in outcome.log) == ([2], True)
-
-
-@KILLED
-def test_a_kill_while_what_was_raised_is_read_logs_what_is_billed(
-    raised: Gpu, caplog: pytest.LogCaptureFixture
-) -> None:
-    asked: list[str] = []
-
-    def get(key: str) -> None:
-        asked.append(key)
-        hang()
-
-    raised.context["task_state_store"].get = get
-    kill_when(scale_op(), raised.context, lambda: SCALED_KEY in asked)
-    assert UNKNOWN in caplog.text
 
 
 @ONCE_OR_FOR_LONG
@@ -691,18 +482,6 @@ def test_a_record_that_cannot_be_removed_does_not_take_the_workers_away(stores: 
     assert ("If the task is cleared and fails" in outcome.log) == (times > 1)
 
 
-@pytest.mark.contract
-@pytest.mark.parametrize("is_retry", [True, False])
-def test_without_a_store_nobody_knows_who_scaled_up_before_a_retry(
-    gpu: Gpu, caplog: pytest.LogCaptureFixture, is_retry: bool
-) -> None:
-    gpu.service.scale(APP, 2)  # as by an attempt whose worker was lost
-    gpu.ti.try_number += is_retry
-    gpu.assert_scaling_is_late()
-    assert (f"STILL BILLED: app {APP} may still have 2 workers" in caplog.text) is is_retry
-    assert gpu.sent == []
-
-
 # --- create and delete --------------------------------------------------------------------------------------
 
 LORA = {
@@ -737,26 +516,23 @@ def test_an_app_is_created_as_written(gpu: Gpu) -> None:
 
 
 @pytest.mark.contract
-def test_an_app_of_that_name_is_used_or_is_an_error(gpu: Gpu, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_app_of_that_name_is_used(gpu: Gpu, caplog: pytest.LogCaptureFixture) -> None:
     first = gpu.run(create_op()).value
     assert gpu.run(create_op(configuration={"gpu_tier": "BASIC"})).value == first
     assert "Its gpu_tier is STANDARD, not BASIC" in caplog.text
-    error = gpu.error(create_op(if_exists="fail"), AirflowFailException)
-    assert first in str(error)
     assert_one_is_created(gpu, first)
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("if_exists", ["use", "fail"])
 @pytest.mark.parametrize("kind", ["reset_after", "garbage", "no_id"])
-def test_a_lost_answer_makes_no_second_app(gpu: Gpu, kind: str, if_exists: str) -> None:
+def test_a_lost_answer_makes_no_second_app(gpu: Gpu, kind: str) -> None:
     gpu.fault("create_app", kind=kind)
-    assert_one_is_created(gpu, gpu.run(create_op(if_exists=if_exists)).value)
+    assert_one_is_created(gpu, gpu.run(create_op()).value)
 
 
-@pytest.mark.parametrize(("keeps", "if_exists"), [(True, "use"), (True, "fail"), (False, "use")])
+@pytest.mark.parametrize("keeps", [True, False])
 def test_a_retry_waits_for_the_app_of_the_attempt_before_to_be_in_the_list(
-    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, keeps: bool, if_exists: str
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, keeps: bool
 ) -> None:
     creation = "airflow_provider_rungen.execution.apps.lifecycle"
     monkeypatch.setattr(f"{creation}.LISTED_WITHIN", 0.5)
@@ -766,10 +542,10 @@ def test_a_retry_waits_for_the_app_of_the_attempt_before_to_be_in_the_list(
         killed = lambda run, body: die(run.hook.perform(create_app(body)))  # noqa: E731
         patch.setattr(f"{creation}.CreateAppRun._create", killed)
         with pytest.raises(Died):
-            create_op(if_exists=if_exists).execute(gpu.context)
+            create_op().execute(gpu.context)
     gpu.ti.try_number = 2
     gpu.fault("list_apps", status=200, body={"data": []}, times=2)
-    assert_one_is_created(gpu, gpu.run(create_op(if_exists=if_exists)).value)
+    assert_one_is_created(gpu, gpu.run(create_op()).value)
 
 
 @pytest.mark.parametrize("value", [7, {}, "another app"])
@@ -780,22 +556,6 @@ def test_a_corrupt_record_of_a_creation_is_no_app_of_ours(
     gpu.context["task_state_store"] = FakeStore()
     gpu.context["task_state_store"].set("rungen_app", value)
     assert_one_is_created(gpu, gpu.run(create_op()).value)
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize("is_refused", [True, False], ids=["refused", "deleted"])
-def test_an_app_of_somebody_else_is_none_of_ours(gpu: Gpu, is_refused: bool) -> None:
-    gpu.context["task_state_store"] = FakeStore()
-    if is_refused:
-        gpu.fault("create_app", status=403, times=None)
-        assert gpu.run(create_op()).error is not None
-        gpu.service.clear_faults()
-    else:
-        created = gpu.run(create_op()).value
-        assert gpu.run(delete_op(app_id=created)) == Outcome()
-    theirs = RunGenHook().create_app(**BODY).id
-    gpu.ti.try_number = 2
-    assert theirs in str(gpu.error(create_op(if_exists="fail"), AirflowFailException))
 
 
 @pytest.mark.contract
@@ -958,7 +718,6 @@ def test_a_time_limit_leaves_time_to_outlast_an_outage(gpu: Gpu, monkeypatch: py
 
 @pytest.mark.contract
 @KILLED
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_without_an_answer_of_the_service_says_what_is_billed(
     gpu: Gpu, caplog: pytest.LogCaptureFixture
 ) -> None:

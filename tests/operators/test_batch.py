@@ -98,7 +98,6 @@ def test_no_inputs_are_no_jobs(make: Make, mode: bool) -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire")
 def test_without_waiting_the_jobs_run_on_and_no_more_are_sent_at_a_time_than_allowed(
     make: Make, connections: Connections
 ) -> None:
@@ -574,7 +573,6 @@ def test_only_what_is_not_over_is_canceled(
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire")
 def test_each_of_many_jobs_has_its_own_time_to_be_canceled(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -597,7 +595,6 @@ def test_a_kill_while_it_submits_cancels_every_job(make: Make) -> None:
 
 
 @KILLED
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_withdraws_what_waits_for_its_turn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     task = make(prompts(8), max_concurrency=4, on_unknown_submission="fail")
     connection = task.emulator.airflow_connection(max_requests_per_second=0.05)
@@ -621,7 +618,6 @@ def test_a_kill_while_a_link_is_pushed_submits_nothing(make: Make) -> None:
 
 @pytest.mark.contract
 @KILLED
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_says_what_it_cannot_cancel(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     task = make(prompts(40, seconds=60), max_concurrency=3)
@@ -636,7 +632,6 @@ def test_a_kill_says_what_it_cannot_cancel(make: Make, caplog: pytest.LogCapture
 
 @pytest.mark.contract
 @KILLED
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_that_waits_for_answers_ends_before_airflow_does_it(make: Make) -> None:
     task = make(prompts(310, seconds=60), max_concurrency=3)
     task.state = "failed"

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, Asset, task
 from conftest import Clock, FakeStore, FakeTaskInstance, Outcome, OutletEvents, run_task
-from operator_kit import FAST, Died, die, workers
+from operator_kit import FAST, workers
 from rungen_emulator import Emulator, Fault
 
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenInputError
-from airflow_provider_rungen.execution.apps.bill import Bill, read_usage
+from airflow_provider_rungen.execution.apps.bill import Bill
 from airflow_provider_rungen.execution.apps.block import read_scale_record
 from airflow_provider_rungen.execution.apps.lifecycle import is_wanted
 from airflow_provider_rungen.execution.task.attempts import Attempt
@@ -153,40 +151,28 @@ def stuck(block: Block) -> None:
     ],
 )
 def test_a_bill_as_a_line(changes: Any, price: str | None, line: str) -> None:
-    bill = Bill(APP, WorkerHistory(changes), 500, True, None, None, parse_price(price) if price else None)
+    bill = Bill(APP, WorkerHistory(changes), 500, True, parse_price(price) if price else None)
     assert f"Bill of app {APP}: {line}" in str(bill)
     assert (bill.to_json()["cost"] is None) == (price is None)
-    assert "busy" not in str(bill)
 
 
 def test_a_bill(block: Block, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    block.usage = {"paint": [{"jobs": 830, "execution_seconds": 878.4}], "load": [None]}
     block.up()
     block.clock.advance(720)
-    assert block.down(jobs_of={"paint": ["paint"], "load": ["load"]}) == Outcome()
+    assert block.down() == Outcome()
     block.assert_agrees(1440)
     bill = block.bill
     assert set(bill) == {
-        *("app_id", "worker_seconds", "busy_seconds", "utilization", "jobs", "up_at", "down_at"),
+        *("app_id", "worker_seconds", "up_at", "down_at"),
         *("price", "cost", "currency", "source"),
     }
-    assert (bill["app_id"], bill["jobs"], bill["busy_seconds"]) == (APP, 830, "878.400")
-    assert float(bill["utilization"]) == pytest.approx(0.61, abs=0.01)
+    assert bill["app_id"] == APP
     assert (bill["price"], bill["currency"], bill["source"]) == (PRICE, "USD", "declared price")
     assert float(bill["cost"]) == pytest.approx(0.48, abs=0.002)
     assert bill["up_at"] < bill["down_at"]
     assert f"Bill of app {APP}: 2 workers for 12 min (1,44" in caplog.text
-    assert "61 % busy with 830 jobs, about 0.48 USD (declared price)" in caplog.text
-
-
-def test_the_bill_after_a_clear_has_no_jobs_of_before(block: Block) -> None:
-    block.usage = {"paint": [{"jobs": 6, "execution_seconds": 12}]}
-    block.up()
-    assert block.down(jobs_of={"paint": ["paint"]}, retries=2, tries=3) == Outcome()
-    bill = block.bill
-    assert (bill["jobs"], bill["busy_seconds"], bill["utilization"]) == (None, None, None)
-    block.assert_agrees(0)
+    assert "about 0.48 USD (declared price)" in caplog.text
 
 
 def test_two_changes_at_one_time_stay_in_their_order() -> None:
@@ -212,85 +198,6 @@ def test_the_wait_before_a_refused_scaling_is_sent_again_is_not_billed(
     block.assert_agrees(1440)
 
 
-PAIR = {"submit": [(6, None)], "collect": [(6, 3)]}
-PAID = {"paint": [(2, 1)]}
-COUNTED = {
-    "a mapped task": ({"paint": [(1, 3), (1, "4.5")]}, {}, (2, 7.5)),
-    "a pair beside a task that waits": (PAIR | PAID, {"collect": ["submit"]}, (8, 4)),
-    "jobs that are waited for and collected": (
-        PAID | {"collect": [(2, 1)], "again": [(2, 1)]},
-        {"collect": ["paint"], "again": ["paint"]},
-        (2, 1),
-    ),
-    "two collectors of one task": (
-        PAIR | {"again": [(6, 3)]},
-        {"collect": ["submit"], "again": ["submit"]},
-        (6, 3),
-    ),
-    "collectors of one task and of two": (
-        PAIR | PAID | {"both": [(8, 4)]},
-        {"both": ["paint", "submit"], "collect": ["submit"]},
-        (8, 4),
-    ),
-    "a collector of some of the jobs": ({"paint": [(6, 3)], "c": [(2, 1)]}, {"c": ["paint"]}, (6, 3)),
-    "jobs of tasks outside the block": (PAID | {"c": [(6, 3)], "d": [(1, 2)]}, {"c": ["outside"]}, (9, 6)),
-    "a task that fails before it reports": (PAIR | {"submit": []}, {"collect": ["submit"]}, (6, 3)),
-    "a service that reports no seconds": ({"paint": [(6, None)], "other": [(0, 0)]}, {}, (6, None)),
-    "nothing to run": ({"paint": [(0, 0)]}, {}, (0, 0)),
-    "a collector of what was reused, too": (
-        {"paint": [(1, 2, 10)], "collect": [(11, 32)]},
-        {"collect": ["paint"]},
-        (1, 2),
-    ),
-    "a collector of two, one of which reused jobs that run long": (
-        {"paint": [(1, 100, 8)], "submit": [(8, None)], "both": [(17, 908)]},
-        {"both": ["paint", "submit"]},
-        (9, 108),
-    ),
-    "a collector of what was reused only": (
-        {"paint": [(0, 0, 11)], "collect": [(11, 32)]},
-        {"collect": ["paint"]},
-        (0, 0),
-    ),
-    **{
-        f"a collector of {' and '.join(both)}, one of which reused some": (
-            {"paint": [(2, 2, 4)], "submit": [(6, None)], "both": [(12, 12)]},
-            {"both": both},
-            (8, 8),
-        )
-        for both in (["paint", "submit"], ["submit", "paint"])
-    },
-}
-
-
-@pytest.mark.parametrize("is_unpacked", [False, True], ids=["packed", "as in Airflow 3.0"])
-@pytest.mark.parametrize("stored", [dict, json.dumps], ids=["object", "text, as of an event"])
-@pytest.mark.parametrize(("usage", "runners_of", "counted"), COUNTED.values(), ids=COUNTED)
-def test_each_job_counts_once(
-    usage: Any, runners_of: Any, counted: Any, stored: Callable[[Any], Any], is_unpacked: bool
-) -> None:
-    def pull(task_ids: list[str], **_: Any) -> Any:
-        reports: list[Any] = [
-            stored({"jobs": jobs, "execution_seconds": seconds, "reused": sum(reused)})
-            for jobs, seconds, *reused in usage[task_ids[0]]
-        ]
-        return reports[0] if is_unpacked and len(reports) == 1 else reports or [None]
-
-    ti = SimpleNamespace(map_index=-1, xcom_pull=pull)
-    assert read_usage(ti, {each: runners_of.get(each, [each]) for each in usage}) == counted
-
-
-@pytest.mark.parametrize("usage", [7, {}, {"jobs": "many"}, {"jobs": 1, "execution_seconds": "NaN"}])
-def test_a_bill_that_cannot_be_made_keeps_no_app_up(
-    block: Block, usage: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    block.usage = {"paint": [usage]}
-    block.up()
-    assert block.down(jobs_of={"paint": ["paint"]}) == Outcome()
-    assert block.workers() == 0
-    assert ("No bill: " in caplog.text) != (usage == 7), "which is no report"
-
-
 # --- failed scale-ups, retries and kills --------------------------------------------------------------------
 
 
@@ -304,18 +211,6 @@ def failed_attempt(block: Block) -> None:
 
     context["ti"].on_push = wait_once_it_is_up
     assert run_task(op, context).error
-
-
-@pytest.mark.usefixtures("stuck")
-def test_a_retry_adds_to_what_the_failed_attempts_cost(block: Block) -> None:
-    failed_attempt(block)
-    block.clock.advance(50)
-    failed_attempt(block)
-    block.clock.advance(50)
-    assert block.up(wait_until_running=False).error is None
-    block.clock.advance(300)
-    assert block.down() == Outcome()
-    block.assert_agrees(2 * (100 + 100 + 300))
 
 
 @pytest.mark.usefixtures("stuck")
@@ -345,51 +240,6 @@ def test_a_setup_that_failed_and_was_cleared_is_billed_from_the_clear_on(block: 
     assert block.up(only_if=0).error is None
     assert block.down(tries=2) == Outcome()
     assert block.worker_seconds == 0
-
-
-def killed_attempt(block: Block, where: str) -> None:
-    """Run an attempt that dies at a place without a trace."""
-    op, context = block.attempt_up(scale_down_on_failure=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"airflow_provider_rungen.execution.apps.scale.{where}", die)
-        with pytest.raises(Died):
-            op.execute(context)
-
-
-@pytest.mark.parametrize(
-    "where", ["wait_or_defer", "KeptRecord.note"], ids=["waiting", "right after the PUT"]
-)
-@pytest.mark.parametrize("retries", [0, 1])
-def test_a_killed_scale_up_is_paid_for(block: Block, where: str, retries: int) -> None:
-    killed_attempt(block, where)
-    assert block.workers() == 2
-    block.up_state = "failed"
-    block.clock.advance(200)
-    for _ in range(retries):
-        block.up()
-    block.clock.advance(100)
-    assert block.down() == Outcome()
-    block.assert_agrees(600)
-
-
-def test_what_a_killed_scale_up_paid_for_outlives_a_retry_that_ends_early(block: Block) -> None:
-    killed_attempt(block, "wait_or_defer")
-    block.clock.advance(200)
-    killed_attempt(block, "ScaleRun._set_workers")
-    block.up_state = "failed"
-    block.clock.advance(100)
-    assert block.down() == Outcome()
-    block.assert_agrees(600)
-
-
-def test_without_a_record_of_the_setup_there_is_no_bill(
-    block: Block, caplog: pytest.LogCaptureFixture
-) -> None:
-    killed_attempt(block, "wait_or_defer")
-    block._up, block.up_state = FakeTaskInstance(), "failed"
-    assert block.down() == Outcome()
-    assert (block.workers(), block.pushed.get("bill")) == (0, None)
-    assert f"No bill: it is unknown what the setup has done (app {APP})" in caplog.text
 
 
 @pytest.mark.usefixtures("stuck")
@@ -501,26 +351,6 @@ def test_a_block_that_is_cleared_while_it_is_up_ends_though_nothing_is_left_to_r
     assert (block.workers(), bool(block.bill["down_at"])) == (0, True)
 
 
-def test_the_bill_of_a_block_that_is_cleared_while_it_is_up_has_no_jobs_of_before(block: Block) -> None:
-    block.usage = {"paint": [{"jobs": 6, "execution_seconds": 12}]}
-    block.up()
-    block.clock.advance(100)
-    block.up(retries=2)
-    block.clock.advance(10)
-    assert block.down(jobs_of={"paint": ["paint"]}) == Outcome()
-    assert (block.bill["jobs"], block.bill["busy_seconds"]) == (None, None)
-
-
-def test_what_an_earlier_attempt_scaled_up_is_scaled_down(block: Block) -> None:
-    killed_attempt(block, "wait_or_defer")
-    block.clock.advance(100)
-    assert block.up(only_if=0) == Outcome(value=APP)
-    assert block.workers() == 2
-    assert block.down() == Outcome()
-    assert block.workers() == 0
-    block.assert_agrees(200)
-
-
 # --- the DAG ------------------------------------------------------------------------------------------------
 
 
@@ -598,7 +428,6 @@ def test_a_retry_of_the_teardown_bills_and_counts_it_all(
     sent: dict[str, int] = {}
     count = lambda name, count=1: sent.update({name: count} if name.startswith("bill.") else {})  # noqa: E731
     monkeypatch.setattr("airflow_provider_rungen._airflow.metrics.incr", count)
-    block.usage = {"paint": [{"jobs": 1, "execution_seconds": 120}]}
     block.up()
     block.clock.advance(1770)
     monkeypatch.setattr(retry, "GONE_GRACE", 0.0)
@@ -607,11 +436,10 @@ def test_a_retry_of_the_teardown_bills_and_counts_it_all(
     assert (block.bill["down_at"], sent) == (None, {})
     assert block.worker_seconds == pytest.approx(2 * 1770, abs=TOLERANCE)
     block.clock.advance(30)
-    assert block.down(jobs_of={"paint": ["paint"]}) == Outcome()
+    assert block.down() == Outcome()
     block.assert_agrees(3600)
     assert sent == {
         "bill.worker_seconds": pytest.approx(3600, abs=TOLERANCE),
-        "bill.busy_seconds": 120,
         "bill.cost.usd": pytest.approx(1200, abs=2),
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, task
 from conftest import Outcome, OutletEvents, TrackedTaskInstance, run_task
-from operator_kit import FAST, MODES, submitted, taking
+from operator_kit import FAST, MODES, run_mapped, submitted, taking
 from rungen_emulator import Emulator
 from rungen_emulator.testing import run_operator
 
@@ -145,7 +145,7 @@ def test_a_mapped_task_that_collects_in_the_block_has_its_price(night: Night) ->
         collect = mapped.expand(job_id=paint.output)
     ids = night.run(paint).value
     for index in range(2):
-        result = run_operator(collect, map_index=index, upstream={"paint": ids})
+        result = run_mapped(collect, index, upstream={"paint": ids})
         assert result.error is None
         assert night.costs(f"collect-{index}") == pytest.approx([0.3])
         page = result.xcoms["rungen_page"]
@@ -183,7 +183,7 @@ def test_a_task_that_collects_from_two_blocks_has_the_price_of_its_own(
     upstream = dict(zip(("first", "second", "third"), submitted(*[taking(0.1)] * 3), strict=True))
     found: dict[str, Any] = {}
     for task_id, op in collectors.items():
-        result = run_operator(op, map_index=0 if is_mapped else None, upstream=upstream)
+        result = run_mapped(op, 0, upstream=upstream) if is_mapped else run_operator(op, upstream=upstream)
         assert result.error is None
         page = result.xcoms["rungen_page"]
         found[task_id] = page["up"], page["down"], page["price"]

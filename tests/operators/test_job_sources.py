@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
 from conftest import FakeTaskInstance, rows_in, run_task
-from operator_kit import FAST, taking
+from operator_kit import FAST, run_mapped, taking
 from rungen_emulator import Emulator
 from rungen_emulator.service import Record
 from rungen_emulator.testing import run_operator
@@ -164,7 +164,7 @@ def test_the_label_of_a_mapped_task_is_a_template(rungen_emulator: Emulator) -> 
             input=[{"prompt": "a kettle"}, {"prompt": "a desk"}]
         )
     for index, name in enumerate(("a kettle", "a desk")):
-        outcome = run_operator(paint, map_index=index)
+        outcome = run_mapped(paint, index)
         assert outcome.xcoms["rungen_label"] == {outcome.value: name}
 
 
@@ -191,7 +191,6 @@ def test_the_outputs_of_several_tasks_are_one_list_of_jobs(
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_job_is_asked_of_the_connection_that_ran_it(
     rungen_emulator: Emulator, dag: DAG, consumer: Callable[..., Any]
 ) -> None:

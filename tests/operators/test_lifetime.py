@@ -33,13 +33,12 @@ from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 from conftest import SOON, FakeTaskInstance, Outcome, run_task, signal_when, stopped_when
 from operator_kit import KILLED, failing, hang, kill_when, workers
 from rungen_emulator import Emulator, Fault
-from rungen_emulator.fakes import FakeStore
 
 from airflow_provider_rungen._airflow import XCom
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.exceptions import RunGenAppError
-from airflow_provider_rungen.execution.apps import block, scale_down
-from airflow_provider_rungen.execution.task import attempts, store_writer
+from airflow_provider_rungen.execution.apps import scale_down
+from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY, PAGE_KEY
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator, scaled_app
 from airflow_provider_rungen.operators.app import RunGenScaleDownOperator
@@ -453,12 +452,11 @@ def test_an_app_that_is_gone_is_fine(down: Callable[..., int], ti: TaskInstance3
 
 
 @pytest.mark.parametrize("operation", ["get_app", "update_app"])
-@pytest.mark.parametrize("waits", [{}, {"drain": True}, {"keep_if_busy": True}], ids=str)
 def test_a_stray_404_does_not_leave_the_app_up(
-    emulator: Emulator, down: Callable[..., int], ti: TaskInstance3, operation: str, waits: dict[str, Any]
+    emulator: Emulator, down: Callable[..., int], ti: TaskInstance3, operation: str
 ) -> None:
     emulator.service.inject(Fault(on=operation, status=404, times=2))
-    assert down(**waits) == 0
+    assert down() == 0
     assert ti.xcoms[BILL_KEY]["down_at"]
 
 
@@ -534,7 +532,7 @@ def test_an_app_that_only_a_proxy_does_not_know_is_billed(
     emulator: Emulator, context: Any, ti: TaskInstance3
 ) -> None:
     emulator.service.inject(Fault(status=404, body="default backend - 404", times=None))
-    assert str(run_task(down_op(drain=True, drain_timeout=0.2), context).error).startswith(LOUD)
+    assert str(run_task(down_op(), context).error).startswith(LOUD)
     assert emulator.service.count("update_app") > 1
     assert ti.xcoms[BILL_KEY]["down_at"] is None, "not a final bill"
 
@@ -583,18 +581,6 @@ def test_a_teardown_that_is_killed_is_loud(emulator: Emulator, context: Any) -> 
     is_due = lambda: emulator.service.count("update_app") > 0  # noqa: E731
     outcome = kill_when(down_op(), context, is_due, RunGenAppError)
     assert str(outcome.error) == f"{LOUD}The task was killed"
-
-
-@pytest.mark.parametrize(("state", "want"), [("upstream_failed", 2), ("failed", 0)])
-def test_airflow_2_tells_whether_this_run_touched_the_app(
-    down: Callable[..., int], context: Any, monkeypatch: pytest.MonkeyPatch, state: str, want: int
-) -> None:
-    up = SimpleNamespace(state=state)
-    context["ti"] = FakeTaskInstance()  # it cannot be asked
-    context["ti"].get_dagrun = lambda: SimpleNamespace(get_task_instance=lambda *_, **__: up)
-    for module in (attempts, block):
-        monkeypatch.setattr(module, "AIRFLOW_V_3_0_PLUS", False)
-    assert down() == want
 
 
 # Airflow's stores fail or hang
@@ -682,14 +668,13 @@ def hang_in_push(ti: Any, hanging: str) -> set[str]:
     return pushed
 
 
-@pytest.mark.parametrize("waits", [{}, {"drain": True}], ids=str)
 def test_links_that_hang_keep_nothing_up(
-    down: Callable[..., int], ti: Any, waits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    down: Callable[..., int], ti: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scale_down, "_REPORT_TIME", 0.5)
     push = ti.xcom_push
     ti.xcom_push = lambda key, value: (hang if key == PAGE_KEY else push)(key=key, value=value)
-    assert down(**waits) == 0
+    assert down() == 0
     assert ti.xcoms[BILL_KEY]["down_at"]
 
 
@@ -727,44 +712,6 @@ def test_a_bill_that_hangs_outlasts_no_kill(emulator: Emulator, context: Any, ti
 
 
 # jobs that are queued or running
-
-
-def submit(emulator: Emulator, seconds: float) -> None:
-    body = json.dumps({"input": {"prompt": "x", "emulator": {"seconds": seconds}}}).encode()
-    headers = {"x-api-key": emulator.service.api_key, "Content-Type": "application/json"}
-    assert emulator.service.handle("POST", f"/app/{APP}/run_async", headers, body).status == 201
-
-
-def test_draining_waits_for_the_apps_jobs(
-    emulator: Emulator, down: Callable[..., int], caplog: pytest.LogCaptureFixture
-) -> None:
-    submit(emulator, 0.1)
-    assert down(drain=True) == 0
-    assert [job["status"] for job in emulator.service.jobs()] == ["COMPLETED"]
-    emulator.service.scale(APP, 2)
-    submit(emulator, 60)
-    assert down(drain=True, drain_timeout=0.2) == 0
-    assert f"Scaling down with 1 job queued or running (app {APP})" in caplog.text
-
-
-def test_an_app_may_stay_up_for_the_jobs_of_others(
-    emulator: Emulator,
-    down: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.apps.scale_down.COUNTER_GRACE", 0.3)
-    submit(emulator, 0.1)
-    assert down(keep_if_busy=True) == 0, "a job that has just ended is no reason"
-    emulator.service.scale(APP, 2)
-    submit(emulator, 60)
-    # a single answer without counters decides nothing
-    emulator.service.inject(Fault(on="get_app", status=200, body={"id": APP}))
-    assert down(keep_if_busy=True) == 2
-    assert f"STILL BILLED: app {APP} is left up: 1 job queued or running (keep_if_busy)" in caplog.text
-    emulator.service.inject(Fault(on="get_app", status=200, body={"id": APP}, times=None))
-    assert down(keep_if_busy=True) == 0
-    assert "Scaling down with an unknown number of jobs queued or running" in caplog.text
 
 
 # other blocks and runs of the DAG
@@ -822,86 +769,6 @@ def test_a_block_that_raised_an_app_believes_no_single_answer_that_it_is_as_othe
     old = {"id": APP, "status": "RUNNING", "configuration": {"active_workers": 1}}
     emulator.service.inject(Fault(on="get_app", status=200, body=old))
     assert down() == 1
-
-
-@pytest.fixture
-def move(emulator: Emulator, ti: TaskInstance3) -> Callable[..., BaseException | None]:
-    """Run the next attempt of a setup, whose app does not get up, and return its error."""
-    ti.task_id, ti.states["run"] = "app_up", {"app_up": "running", "app_down": None}
-    ti.scaled.clear()
-    context: Any = {"ti": ti, "task_state_store": FakeStore()}
-    emulator.service.scale(APP, 0)
-
-    def attempt(app_id: str, *, undoes: bool = False) -> BaseException | None:
-        with dag() as d, scaled_app(app_id, 2, timeout=0.3, scale_down_on_failure=undoes) as gpu:
-            job("paint")
-        return run_task(gpu.up, context | {"dag": d}).error
-
-    return attempt
-
-
-KNOWS_EARLIER = pytest.mark.skipif(
-    not AIRFLOW_V_3_3_PLUS, reason="an attempt knows nothing of those before it"
-)
-
-
-@KNOWS_EARLIER
-@pytest.mark.usefixtures("slow")
-def test_an_app_that_a_retry_does_not_take_any_more_is_scaled_back(
-    emulator: Emulator, move: Callable[..., BaseException | None]
-) -> None:
-    assert move(APP) is not None
-    assert move("another") is not None
-    assert workers(emulator) == 0
-
-
-@KNOWS_EARLIER
-@pytest.mark.usefixtures("slow")
-def test_an_app_that_a_retry_cannot_scale_back_is_that_of_the_next_and_of_the_teardown(
-    emulator: Emulator,
-    ti: TaskInstance3,
-    move: Callable[..., BaseException | None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert move(APP) is not None
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.001)
-    emulator.service.inject(Fault(on="update_app", status=403, times=None))
-    error = move("another")
-    assert isinstance(error, RunGenAppError)
-    assert (error.app_id, error.retryable, workers(emulator)) == (APP, True, 2)
-    assert ti.xcoms["scaled"]["app_id"] == APP, "the teardown scales it down"
-    emulator.service.clear_faults()
-    assert move("another") is not None, "there is no such app"
-    assert workers(emulator) == 0
-
-
-@KNOWS_EARLIER
-def test_an_app_that_was_left_at_what_others_need_is_scaled_back_once_they_do_not(
-    emulator: Emulator, ti: TaskInstance3, move: Callable[..., BaseException | None]
-) -> None:
-    emulator.service.add_app(APP, init_seconds=60)
-    emulator.service.scale(APP, 1)
-    need(ti, 1)
-    assert move(APP, undoes=True) is not None
-    assert workers(emulator) == 1
-    assert ti.xcoms["scaled"]["active_workers"] == 1
-    ti.states["other"]["app_down"] = "success"
-    assert move("another", undoes=True) is not None
-    assert workers(emulator) == 0
-    assert ti.xcoms["scaled"]["active_workers"] is None, "nobody leaves it to this block any more"
-
-
-@KNOWS_EARLIER
-@pytest.mark.usefixtures("slow")
-def test_an_app_that_had_its_workers_before_stays_as_it_was(
-    emulator: Emulator, move: Callable[..., BaseException | None], caplog: pytest.LogCaptureFixture
-) -> None:
-    emulator.service.scale(APP, 2)
-    assert move(APP) is not None
-    caplog.clear()
-    assert move("another") is not None
-    assert workers(emulator) == 2
-    assert f"App {APP} may have workers" not in caplog.text
 
 
 @pytest.mark.parametrize(("big_down", "want"), [(None, 3), ("up_for_retry", 3), ("success", 1)])
@@ -1019,11 +886,6 @@ def test_a_setup_whose_teardown_was_left_out_of_a_clear_bills_nothing(
     assert emulator.service.count("update_app") == 0
 
 
-@pytest.fixture
-def refusing(emulator: Emulator) -> None:
-    emulator.service.inject(Fault(on="get_app", status=403, skip=2, times=None))
-
-
 def need(ti: TaskInstance3, active_workers: int) -> None:
     """Add another run that needs the app."""
     ti.run_states["other"] = "running"
@@ -1052,22 +914,6 @@ def test_a_setup_whose_teardown_ends_while_it_scales_up_scales_back(
     assert workers(emulator) == 0
 
 
-@pytest.mark.usefixtures("slow")
-@pytest.mark.parametrize(
-    "case", [(0, 2, 2), (0, 1, 1), (0, 0, 0), (1, 2, 2), (1, 0, 1), (0, 2, 2, "failed"), (0, 1, 1, "failed")]
-)
-def test_a_setup_that_fails_leaves_the_app_to_a_run_that_needs_it(
-    emulator: Emulator, up: Callable[..., Outcome], ti: TaskInstance3, case: tuple[Any, ...]
-) -> None:
-    before, others, want, *own_run = case
-    emulator.service.scale(APP, before)
-    ti.run_states["run"] = own_run[0] if own_run else "running"
-    if others:
-        need(ti, others)
-    assert up(timeout=0.5).error is not None
-    assert workers(emulator) == want
-
-
 @KILLED
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize(
@@ -1091,30 +937,6 @@ def test_a_setup_that_is_killed_leaves_the_app_to_its_teardown_if_that_is_to_com
     outcome = up(kill)
     assert workers(emulator) == want
     assert (f"App {APP} is left to app_down" in str(outcome.error)) == (down is None)
-
-
-@pytest.mark.usefixtures("refusing")
-@pytest.mark.parametrize("ends_meanwhile", [False, True])
-def test_a_setup_that_fails_says_who_scales_the_app_down(
-    up: Callable[..., Outcome],
-    ti: TaskInstance3,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    ends_meanwhile: bool,
-) -> None:
-    states = ti.get_task_states
-
-    def end_after(**which: Any) -> Any:
-        found = states(**which)
-        if ends_meanwhile:
-            ti.states["run"]["app_down"] = "success"
-        return found
-
-    monkeypatch.setattr(ti, "get_task_states", end_after)
-    assert up(scale_down_on_failure=False).error is not None
-    assert (f"STILL BILLED: app {APP} may still have 2 workers" in caplog.text) == ends_meanwhile
-    line = f"App {APP} may have workers until app_down scales it down: "
-    assert (line in caplog.text) != ends_meanwhile
 
 
 @pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="Airflow before 3.3 tells no trigger of a kill")
@@ -1189,26 +1011,6 @@ def test_a_block_in_a_mapped_group_leaves_the_app_to_the_one_around_it(
     ti.scaled = {f"run {each}": ScaleRecord(APP, 2, 0).to_json() for each in ("outer_up", "each.app_up")}
     assert run_task(d.task_dict["each.app_down"], {"ti": ti, "dag": d}) == Outcome()
     assert workers(emulator) == 2
-
-
-@pytest.mark.parametrize("waits", [{"drain": True}, {"keep_if_busy": True}], ids=str)
-def test_an_app_is_left_to_a_run_that_begins_while_its_jobs_end(
-    emulator: Emulator,
-    down: Callable[..., int],
-    ti: TaskInstance3,
-    monkeypatch: pytest.MonkeyPatch,
-    waits: dict[str, bool],
-) -> None:
-    handle = emulator.service.handle
-
-    def begin_another(*request: Any) -> Any:
-        ti.run_states["other"] = "running"
-        ti.states["other"] = {"app_up": "success", "app_down": None}
-        ti.scaled["other"] = ScaleRecord(APP, 2, 0).to_json()
-        return handle(*request)
-
-    monkeypatch.setattr(emulator.service, "handle", begin_another)
-    assert down(**waits) == 2
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -1334,18 +1136,6 @@ def test_a_setup_that_lowers_the_app_names_nobody_who_needs_less(
     assert "STILL BILLED" not in caplog.text
 
 
-def test_a_setup_that_lowers_the_app_waits_until_it_is_up(
-    emulator: Emulator, up: Callable[..., Outcome], caplog: pytest.LogCaptureFixture
-) -> None:
-    emulator.service.scale(APP, 3)
-    starting = {"id": APP, "status": "INITIALIZING", "configuration": {"active_workers": 2}}
-    emulator.service.inject(Fault(on="get_app", status=200, body=starting, skip=1, times=None))
-    assert "Not RUNNING in time" in str(up(timeout=0.5).error)
-    assert f"App {APP} may have workers until app_down scales it down: Not RUNNING in time" in caplog.text
-    emulator.service.clear_faults()
-    assert up().error is None
-
-
 @pytest.mark.parametrize(
     "answer", [Fault(on="get_app", status=503), Fault(on="get_app", status=200, body={"id": APP})]
 )
@@ -1384,21 +1174,6 @@ def test_a_setup_that_raises_says_for_whom_it_sets_more(
     assert sent == [2, 5]
     assert ti.xcoms["scaled"]["changes"][-1]["workers"] == 5
     assert f"STILL BILLED: app {APP} keeps 5 workers until app_down of run other" in caplog.text
-
-
-def test_a_setup_of_no_workers_does_not_wait_for_the_app(
-    emulator: Emulator, ti: TaskInstance3, sent: Sent
-) -> None:
-    with dag() as d, scaled_app(APP, 1, poll_interval=0.02, timeout=0.5) as gpu:
-        job("first")
-    gpu.up.active_workers = 0
-    emulator.service.scale(APP, 4)
-    need(ti, 2)
-    emulator.service.inject(
-        Fault(on="get_app", status=200, body={"id": APP, "status": "INITIALIZING"}, skip=1, times=None)
-    )
-    assert run_task(gpu.up, {"ti": ti, "dag": d}).error is None
-    assert sent == [2]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from operator_kit import Attempts, Table, picture, products
 from rungen_emulator import Emulator
 from rungen_emulator.testing import run_operator
 
-from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
+from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.exceptions import RunGenLimitError
 from airflow_provider_rungen.operators import (
     RunGenPlanTableOperator,
@@ -463,28 +463,6 @@ def test_a_plan_does_not_refuse_what_is_paid_for(run: Run) -> None:
     task.next_run("night 2")
     task.kind = RunGenPlanTableOperator
     assert task.attempt(table=products(4), max_jobs=1).value == 1
-
-
-def test_a_function_is_planned_as_it_runs(run: Run) -> None:
-    options = run(products(3)).options | {"limit": 2, "outlets": [], "retries": 2}
-    del options["to_input"]
-    with DAG("d", schedule=None, params={"when": "dawn"}) as dag:
-
-        @rungen_table_task(**options)
-        def photos(row: dict[str, Any], style: str, params: Any = None) -> Any:
-            return {"prompt": f"{style} photo of {row['title']} at {params['when']}"}
-
-        plan: Any = photos.plan("outdoor")
-        other: Any = photos.override(task_id="all", limit=None).plan.override(retries=0)("outdoor")
-        mapped: Any = photos.plan.expand(style=["indoor", "outdoor"])
-        plan >> photos("outdoor")
-    assert {"photos", "photos_plan", "all_plan", "photos_plan__1"} == set(dag.task_dict)
-    assert dag.task_dict["photos_plan__1"].outlets == [], "Airflow adds them to a list"
-    assert [plan.operator.retries, other.operator.retries] == [2, 0]
-    assert run_operator(plan).value == 2
-    assert run_operator(dag.task_dict["photos"]).error is None
-    assert [run_operator(each).value for each in (plan, other)] == [0, 1]
-    assert [run_operator(mapped, map_index=index).value for index in (0, 1)] == [2, 0]
 
 
 def test_to_input_may_take_the_params_of_the_dag(run: Run) -> None:

@@ -20,7 +20,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSensorTimeout
 from bad_answers import Fault
 from client_mistakes import keys_leaked
-from conftest import APP, KEY, FakeStore, FakeTaskInstance, Outcome, rows_in, run_task, signal_when
+from conftest import APP, KEY, FakeStore, Outcome, rows_in, run_task, signal_when
 from operator_kit import KILLED, Attempts, taking, workers
 from rungen_emulator import Emulator, Service
 from rungen_emulator.fakes import TODAY, make_context, make_dag_run
@@ -36,7 +36,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.sensors import RunGenJobSensor
 from airflow_provider_rungen.triggers import job as trigger
 
-pytestmark = [KILLED, pytest.mark.usefixtures("on_the_wire"), pytest.mark.contract]
+pytestmark = [KILLED, pytest.mark.contract]
 
 #: How many cases to try, of all that there are; ``all``, or a number. The sample is the same each time.
 CASES = os.environ.get("ODD_ANSWERS", "120")
@@ -44,7 +44,7 @@ CASES = os.environ.get("ODD_ANSWERS", "120")
 PACE = 1 / 20
 WAITS = {
     *("BACKOFF", "BACKOFF_CAP", "REFUSAL_GRACE", "RETRY_BUDGET", "GONE_GRACE", "UNSURE_GRACE"),
-    *("VISIBILITY_GRACE", "REFETCH_INTERVAL", "FIRST_INTERVAL", "PAGE_PAUSE", "COUNTER_LAG", "COUNTER_GRACE"),
+    *("VISIBILITY_GRACE", "REFETCH_INTERVAL", "FIRST_INTERVAL", "PAGE_PAUSE", "COUNTER_LAG"),
     *("PAUSE", "CONFIRM_TIME", "MIN_ROUND_TIME", "CHECK_PAUSE", "RESULT_GRACE", "LOOK_TIME", "LOOK_INTERVAL"),
 }
 CLIENT = (retry, poll_state, polling, job_search, scaling, idleness)
@@ -293,7 +293,7 @@ def app(play: Play, workers_after: int, busy: float = 0.1, **options: Any) -> No
         play.stores.append(store)
 
         def attempt(number: int, op: Any = op, store: FakeStore = store) -> Outcome:
-            ti = make_context(op, make_dag_run("dag", TODAY, None, is_triggered=False), done, {}, None)["ti"]
+            ti = make_context(op, make_dag_run("dag", TODAY, None), done)["ti"]
             ti.try_number, ti.max_tries = number, 2
             context = {"ti": ti, "task_instance": ti, "task_state_store": store}
             outcome = run_operator(op, upstream=done, context=context)
@@ -305,19 +305,6 @@ def app(play: Play, workers_after: int, busy: float = 0.1, **options: Any) -> No
         if op is not run or done["app_up"].error is None:
             done[op.task_id] = play.attempt(attempt)
     play.hold(workers(play.emulator, GPU) == workers_after, "the app was not brought to its workers")
-    is_hurt = play.service.hurt and not options.keys().isdisjoint({"drain", "keep_if_busy"})
-    play.hold(not is_hurt, f"it was scaled down with {play.service.hurt} jobs queued or running")
-
-
-def idle(play: Play) -> None:
-    play.service.scale(GPU, 2)
-    play.service.add_app("busy", workers=2)
-    play.others(1, 600, "busy")
-    play.begin()
-    op = operators.RunGenScaleDownIdleAppsOperator(task_id="idle", app_ids=[GPU, "busy"], idle_for=0.2)
-    play.attempt(lambda _: run_task(op, {"ti": FakeTaskInstance()}, timeout=60))
-    left = [workers(play.emulator, each) for each in (GPU, "busy")]
-    play.hold(left == [0, 2], f"the apps have {left} workers")
 
 
 #: The scenarios, with the requests that are answered oddly, from 0.
@@ -334,19 +321,11 @@ SCENARIOS: dict[str, tuple[Callable[[Play], None], dict[str, tuple[int, ...]]]] 
     "kill": (partial(kill, "get", "failed"), {"run": (0, 5), "get": (0, 4), "cancel": (0, 5)}),
     "early kill": (partial(kill, "run", "failed"), {"run": (0, 5), "cancel": (0, 3)}),
     "stop": (partial(kill, "run", "running"), {"run": (0, 5), "get": (0, 3)}),
-    "drained app": (
-        partial(app, workers_after=0, busy=1, drain=True, drain_timeout=10),
-        {"get_app": (0, 1, 2, 3, 5), "update_app": (0, 1), "run": (0,), "get": (0,)},
-    ),
     "deferred app": (
         partial(app, workers_after=0, deferrable=True),
         {"get_app": (0, 1, 2, 3), "update_app": (0, 1)},
     ),
-    "kept app": (
-        partial(app, workers_after=2, busy=600, keep_if_busy=True),
-        {"get_app": (0, 1, 2, 3, 5), "update_app": (0,)},
-    ),
-    "idle apps": (idle, {"get_app": (0, 1, 2, 3, 4), "update_app": (0,)}),
+    "blocking app": (partial(app, workers_after=0), {"get_app": (0, 1, 2, 3), "update_app": (0, 1)}),
 }
 
 

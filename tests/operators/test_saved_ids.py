@@ -25,8 +25,6 @@ from rungen_emulator import Emulator
 from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 
-pytestmark = pytest.mark.usefixtures("on_the_wire")  # the attempts are processes
-
 ROWS = 16
 # Airflow kills a process so many seconds after the signal.
 KILL_TIME = 5.0

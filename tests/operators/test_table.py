@@ -15,7 +15,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset
 from bad_answers import Fault
 from conftest import FakeStore, FakeTaskInstance
-from operator_kit import KILLED, Table, picture, products, submitted
+from operator_kit import KILLED, Table, picture, products, run_mapped, submitted
 from pydantic import BaseModel, field_validator
 from rungen_emulator import Emulator, Service
 from rungen_emulator.messages import Reply
@@ -478,7 +478,7 @@ def test_mapped_tasks_with_one_destination_have_a_table_each(
         tables = [products(4)[:1], products(4)[1:]]
         op = RunGenRunTableOperator.partial(task_id="task", **options).expand(table=tables)
     for index in range(2):
-        assert run_operator(op, map_index=index).error is None
+        assert run_mapped(op, index).error is None
     written = sorted((tmp_path / "photos").glob("results*.jsonl"))
     assert [len(path.read_text().splitlines()) for path in written] == [1, 3]
 
@@ -496,7 +496,7 @@ def test_mapped_tasks_write_no_table_that_they_share(
                 op = RunGenRunTableOperator.partial(task_id="task", **places).expand(table=tables)
             else:
                 op = RunGenCollectResultsOperator.partial(task_id="task", results=uri).expand(job_id=ids)
-        return [run_operator(op, map_index=index).error for index in range(2)]
+        return [run_mapped(op, index).error for index in range(2)]
 
     ids, tables = submitted({"prompt": "a"}, {"prompt": "b"}), [products(2)[:1], products(2)[1:]]
     for error in attempt(f"{tmp_path}/t.jsonl"):
@@ -539,7 +539,10 @@ def error_of(op: Any, ti: Any = None, **more: Any) -> tuple[BaseException | None
     """Run a task with what Airflow gives it, and return its error and its page."""
     ti = ti or InRun({})
     context = {"ti": ti, "run_id": ti.run_id, **more}
-    outcome = run_operator(op, map_index=more.get("map_index"), context=context)
+    if (index := more.pop("map_index", None)) is None:
+        outcome = run_operator(op, context=context)
+    else:
+        outcome = run_mapped(op, index, context=context)
     return outcome.error, ti.xcoms.get("rungen_page")
 
 
@@ -728,7 +731,7 @@ def test_whether_mapped_tasks_share_a_table_is_known_of_its_rendered_name(
         collect: Any = RunGenCollectResultsOperator.partial(
             task_id="collect", results=f"{tmp_path}/{name}.jsonl"
         ).expand(job_id=ids)
-    errors = [str(run_operator(collect, map_index=index).error) for index in range(2)]
+    errors = [str(run_mapped(collect, index).error) for index in range(2)]
     assert ["would replace the table of the others" in error for error in errors] == [is_shared] * 2
     assert len([*tmp_path.glob("*.jsonl")]) == (0 if is_shared else 2), errors
 
@@ -747,7 +750,7 @@ def test_mapped_tasks_whose_values_are_the_output_of_a_task_name_tables_of_their
         collect: Any = RunGenCollectResultsOperator.partial(
             task_id="collect", results=f"{tmp_path}/{{{{ ti.map_index }}}}-{{{{ params.n }}}}.jsonl"
         ).expand_kwargs(where.output if is_output else given)
-    errors = [run_operator(collect, map_index=n, upstream={"where": given}).error for n in range(2)]
+    errors = [run_mapped(collect, n, upstream={"where": given}).error for n in range(2)]
     assert errors == [None, None]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0-0.jsonl", "1-1.jsonl"]
 
@@ -767,7 +770,7 @@ def test_mapped_tasks_that_get_the_name_of_their_table_from_a_task(
             partial = RunGenCollectResultsOperator.partial(task_id="collect", results=where.output)
             collect = partial.expand(job_id=ids)
     upstream = {"where": uris if is_mapped else uris[0]}
-    errors = [str(run_operator(collect, map_index=index, upstream=upstream).error) for index in range(2)]
+    errors = [str(run_mapped(collect, index, upstream=upstream).error) for index in range(2)]
     assert ["would replace the table of the others" in error for error in errors] == [not is_mapped] * 2
     assert len([*tmp_path.iterdir()]) == (2 if is_mapped else 0), errors
 

@@ -230,7 +230,6 @@ def kill(work: Callable[[], Any], target: str, after: int) -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.parametrize(
     ("point", "is_deferred"),
     [

@@ -126,7 +126,6 @@ def finish(stage: Stage, emulator: Emulator) -> dict[str, Any]:
     return value
 
 
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_in_each_phase_buys_nothing_that_is_known_twice(
     stage: Stage, rungen_emulator: Emulator
 ) -> None:
@@ -163,7 +162,6 @@ def test_a_kill_in_each_phase_buys_nothing_that_is_known_twice(
     assert stored(folder) == ROWS
 
 
-@pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.parametrize("stage", ["ledger"], indirect=True)
 def test_two_runs_that_begin_together_and_are_killed_once_each_buy_inputs_once(stage: Stage) -> None:
     rows, service = 300, stage.service

@@ -303,7 +303,6 @@ class SilentAfterCancel(Service):
         return super().handle(method, path, headers, body)
 
 
-@pytest.mark.usefixtures("on_the_wire")
 @MODES
 def test_a_service_that_does_not_say_how_long_canceled_jobs_ran_is_not_waited_for(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, deferrable: bool
@@ -343,7 +342,6 @@ def test_how_long_canceled_jobs_ran_is_asked_again_after_a_refusal(
 
 @pytest.mark.contract
 @KILLED
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_while_canceled_jobs_are_asked_for_cancels_none_again(rungen_emulator: Emulator) -> None:
     service = rungen_emulator.service = SilentAfterCancel(workers=10)
     op = RunGenRunBatchOperator(task_id="x", inputs=SLOW, timeout=0.5, **FAST)

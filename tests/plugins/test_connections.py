@@ -67,7 +67,6 @@ def test_a_connection_in_the_database_is_found(
     assert "a fox" in world.get(world.save(xcoms=submitted)).text
 
 
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_service_that_hangs_does_not_hold_a_thread(world: World) -> None:
     world.emulator.service.job_seconds = 3600
     ids = submit(*({"prompt": f"{number}"} for number in range(6)))

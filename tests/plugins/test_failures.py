@@ -24,7 +24,6 @@ from airflow_provider_rungen.operators import (
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
     RunGenScaleAppOperator,
-    RunGenScaleDownIdleAppsOperator,
 )
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.rows import JobState
@@ -72,7 +71,6 @@ def test_a_key_that_was_revoked_is_named_where_nothing_was_submitted(world: Worl
         (RunGenJobSensor(job_id="nobody-knows-it", poke_interval=0.02, **BARE), None),
         (RunGenScaleAppOperator(active_workers=4, **BARE), "update_app"),
         (RunGenDeleteAppOperator(app_id="flux-schnell", **BARE), "delete_app"),
-        (RunGenScaleDownIdleAppsOperator(app_ids="flux-schnell", idle_for=1, **BARE), "get_app"),
     ],
     ids=lambda each: getattr(each, "task_type", None),
 )

@@ -374,7 +374,6 @@ def test_files_that_were_removed_are_called_missing(world: World) -> None:
 # --- when something is out of order -------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.parametrize("fault", [{"kind": "hang"}, {"kind": "status", "status": 503}, {"kind": "html"}])
 def test_a_service_out_of_order_gives_pages_that_say_so(world: World, fault: dict[str, Any]) -> None:
     path = run_batch(world, given("one"), given("two", fail="out of memory"))

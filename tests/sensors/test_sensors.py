@@ -79,7 +79,6 @@ def test_no_jobs_are_over_and_those_that_are_over_are_not_deferred_for(
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire")
 def test_a_poke_looks_at_many_jobs_side_by_side(
     rungen_emulator: Emulator, connections: Connections, context: Any
 ) -> None:

@@ -176,21 +176,6 @@ def test_a_teardown_that_fails_fails_the_run(
     emulator.service.scale(app.id, 0)
 
 
-def test_a_worker_killed_while_it_scales_down(
-    airflow: AirflowInstance, start: Callable[..., Run], paid: Callable[..., Paid]
-) -> None:
-    app = paid()
-    run = start("scaled_draining", seconds=20, app_id=app.id)
-    run.wait_for_state("running", task_id="app_down")
-    line = "Waiting for 1 job, queued or running"
-    until(lambda: line in run.log(task_id="app_down"), 60, lambda: str(states(run)))
-    os.kill(task_processes(airflow, run, "app_down")["task"], signal.SIGKILL)
-    assert run.wait_for_end() == "success"
-    app.assert_over()
-    assert run.task("app_down")["try_number"] == 2
-    assert run.jobs_by_status() == {"COMPLETED": 1}, "it was waited for"
-
-
 def test_a_triggerer_killed_while_the_app_initializes(
     airflow: AirflowInstance, start: Callable[..., Run], paid: Callable[..., Paid]
 ) -> None:

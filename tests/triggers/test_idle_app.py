@@ -157,7 +157,6 @@ def test_a_connection_that_is_missing_is_waited_for(
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("on_the_wire")
 def test_an_app_that_hangs_does_not_disturb_the_others_and_no_connection_is_left_open(
     rungen_emulator: Emulator, connections: Connections
 ) -> None:

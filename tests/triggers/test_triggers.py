@@ -244,7 +244,6 @@ def test_a_user_who_ends_the_task_cancels_its_jobs(
     assert states(rungen_emulator) == [want] * 12
 
 
-@pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.parametrize("limit", [0.5, 20.0], ids=["out of time", "in time"])
 def test_a_trigger_names_the_jobs_that_it_could_not_cancel(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limit: float

@@ -23,7 +23,6 @@ from airflow_provider_rungen.operators import (
     RunGenRunJobOperator,
     RunGenRunTableOperator,
     RunGenScaleAppOperator,
-    RunGenScaleDownIdleAppsOperator,
     SqlRows,
     scaled_app,
 )
@@ -73,7 +72,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         configuration={"gpu_tier": "BASIC"},
         workflow={"model_url": "https://models.example/flux"},
         description="Pictures",
-        if_exists="use",
         execution_timeout=timedelta(minutes=5),
     )
     scale = RunGenScaleAppOperator(
@@ -81,10 +79,8 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         active_workers="{{ params.workers }}",
         only_if="{{ params.rows }}",
         app_id=create.output,
-        wait_until_running=True,
         poll_interval=timedelta(seconds=5),
         timeout=1800,
-        scale_down_on_failure=False,
         retries=2,
     )
     RunGenRunJobOperator(task_id="mixed", input=MIXED)
@@ -178,7 +174,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
     def paint_row(row: dict[str, Any], style: str) -> dict[str, Any]:
         return {"prompt": f"{row['title']}, {style}"}
 
-    paint_row.override(limit=20).plan("in oil") >> paint_row("in oil")
+    paint_row.override(limit=20)("in oil")
     RunGenJobSensor(
         task_id="wait",
         job_id=batch.output,
@@ -195,12 +191,8 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         max_failed=1,
         max_xcom_bytes=1_000_000,
     )
-    RunGenCancelJobOperator(task_id="cancel", job_id=batch.output, fail_if_over=True, trigger_rule="all_done")
+    RunGenCancelJobOperator(task_id="cancel", job_id=batch.output, trigger_rule="all_done")
     RunGenDeleteAppOperator(task_id="delete", app_id=create.output, poll_interval=5)
-    RunGenScaleDownIdleAppsOperator(
-        task_id="idle", app_ids=["flux", "llama"], idle_for=timedelta(minutes=15), scale_down=True
-    )
-    RunGenScaleDownIdleAppsOperator(task_id="idle_one", app_ids=create.output, idle_for=900)
     mapped = RunGenRunJobOperator.partial(task_id="mapped", app_id="flux-schnell").expand(
         input=[{"prompt": "x"}]
     )
@@ -209,7 +201,5 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
     def paint(subject: str) -> dict[str, Any]:
         return {"prompt": subject}
 
-    with scaled_app(
-        "gpu", 2, name="gpu", drain=True, drain_timeout=600, keep_if_busy=True, price="1.20 USD/h", pool="gpu"
-    ):
+    with scaled_app("gpu", 2, name="gpu", price="1.20 USD/h", pool="gpu"):
         paint("a lighthouse")

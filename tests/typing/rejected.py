@@ -12,7 +12,6 @@ from airflow_provider_rungen.operators import (
     RunGenRunJobOperator,
     RunGenRunTableOperator,
     RunGenScaleAppOperator,
-    RunGenScaleDownIdleAppsOperator,
     SqlRows,
     scaled_app,
 )
@@ -29,7 +28,6 @@ def misspelled() -> None:
     RunGenRunJobOperator(task_id="x", input={}, wait=True)  # type: ignore[call-arg]
     RunGenRunTableOperator(task_id="x", table=[], key="x", result="x")  # type: ignore[call-arg]
     RunGenScaleAppOperator(task_id="x", active_workers=1, workers=1)  # type: ignore[call-arg]
-    RunGenScaleDownIdleAppsOperator(task_id="x", app_ids="x", idle_for=9, scaledown=False)  # type: ignore[call-arg]
     RunGenAppSensor(task_id="x", app_id="x", poke_intervall=5)  # type: ignore[call-arg]
     RunGenJobSensor(task_id="x", job_id="x", softfail=True)  # type: ignore[call-arg]
     scaled_app("x", 1, drained=True)  # type: ignore[call-arg]

@@ -45,7 +45,6 @@ class CreateAppRun(TaskRun[Any]):
         Create the app, or find it.
 
         :return: the app's id.
-        :raises RunGenAppError: there is an app of this name, and ``if_exists`` is ``fail``.
         """
         with self.attempt(), self.opened():
             body = _app_body(self.task)
@@ -89,13 +88,6 @@ class CreateAppRun(TaskRun[Any]):
         """Return the id of an app that exists already, with a warning where it differs."""
         app, task = apps[0], self.task
         also = f", and {len(apps) - 1} more of this name" if len(apps) > 1 else ""
-        if task.if_exists == "fail":
-            raise RunGenAppError(
-                f"An app named {task.name!r} exists already: {app.id}{also}",
-                app_id=app.id,
-                hint="Delete it, take another name, or set if_exists='use'",
-                retryable=False,
-            )
         log.info("Using app %s: an app named %r exists already%s", app.id, task.name, also)
         wanted, actual = {**task.configuration, **task.workflow}, {**app.configuration, **app.workflow}
         for field in actual.keys() & {"gpu_tier", "model_url"}:

@@ -80,7 +80,7 @@ class ScaleRun(TaskRun[Any]):
             if wanted and self._down:
                 block.check_teardown(self, self._down, app_id)
             is_up = self._set_workers(app_id, wanted, deadline)
-            if is_up and task.wait_until_running:
+            if is_up:
                 target = AppTarget(app_id, active_workers=wanted)
                 defer_at = time.time() + task.defer_after if task.deferrable else math.inf
                 raised = self._record.to_json() if self._is_to_restore else None
@@ -150,9 +150,7 @@ class ScaleRun(TaskRun[Any]):
             before, most = earlier.before, earlier.active_workers
             workers = format_count(most, "worker")
             log.info("Resuming: an earlier attempt scaled to %s %s", workers, format_ids(app_id))
-        # what others have up, they scale down themselves
-        restored = 0 if has and needs.workers >= has else before
-        record = ScaleRecord(app_id, wanted, restored, None, earlier.seen(app, now).history)
+        record = ScaleRecord(app_id, wanted, 0, None, earlier.seen(app, now).history)
         if has == wanted:
             log.info("Has %s already %s", format_count(wanted, "worker"), format_ids(app_id))
         else:
@@ -240,7 +238,7 @@ class ScaleRun(TaskRun[Any]):
     @property
     def _is_to_restore(self) -> bool:
         """Whether the number of workers is restored when something goes wrong."""
-        return bool(self.task.scale_down_on_failure) and self._record.was_raised
+        return self._record.was_raised
 
     def _leave_behind(self) -> None:
         """

@@ -1,33 +1,24 @@
-"""Scale apps to zero: at the end of a run, unless another task or run needs them, and if they are idle."""
+"""Scale apps to zero at the end of a run, unless another task or run needs them."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin, ends_within
-from airflow_provider_rungen.client.idleness import (
-    IdleEvent,
-    IdleWatch,
-    check_app_ids,
-    drain_app,
-    poll_idle_app,
-)
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.retry import is_refusal
 from airflow_provider_rungen.client.scaling import ask_app, set_workers
-from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration, format_ids
+from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord, is_down, workers_of
-from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
+from airflow_provider_rungen.exceptions import RunGenNotFoundError
 from airflow_provider_rungen.execution.apps import block
-from airflow_provider_rungen.execution.apps.bill import Bill, read_usage
+from airflow_provider_rungen.execution.apps.bill import Bill
 from airflow_provider_rungen.execution.apps.lifecycle import still_billed
 from airflow_provider_rungen.execution.task.attempts import Attempt, states_in_run
-from airflow_provider_rungen.execution.task.job_ids import untemplated
 from airflow_provider_rungen.execution.task.report import TaskOutcome
 from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.execution.task.store_writer import reason_of
@@ -37,8 +28,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds that the counters may take to forget a job that has just ended.
-COUNTER_GRACE = 15.0
 # Seconds that Airflow may take for the links, and for the bill. One that is only slow is waited for:
 # ``dag.test()`` answers one thread at a time.
 _REPORT_TIME = 20.0
@@ -116,8 +105,6 @@ class ScaleDownRun(TaskRun[Any]):
             app_id = self._record.app_id or self.app_id
             self._record = replace(self._record, app_id=app_id)
             self.note_app(app_id)
-            if self.task.drain or self.task.keep_if_busy:  # users look at the page meanwhile
-                self._link_briefly(app_id)
             return self._set_to_zero(app_id)
 
     def _report(self, *, is_final: bool) -> None:
@@ -131,21 +118,16 @@ class ScaleDownRun(TaskRun[Any]):
         ends_within(_REPORT_TIME, begin(self.link_to, app_id), self.guard.is_stopping)
 
     def _set_to_zero(self, app_id: str) -> bool:
-        waits, is_kept_up = self.task.drain or self.task.keep_if_busy, False
         try:
             app, needs = self._ask(app_id)
-            if waits and not needs:
-                is_kept_up = self._is_kept_up(app_id)
-                app, needs = self._ask(app_id)
             has = workers_of(app)
             if self._old is not None:
                 self._record = self._old.after_clear(None if needs else app)
             self._record = self._record.seen(app, time.time())
-            # who waits for jobs before scaling down does not end the workers that may run them
-            # though a single answer that has no more than others need may be old, if this one had more
+            # a single answer that has no more than others need may be old, if this one had more
             own = self._record.active_workers or 0
             is_needed = has is not None and (has < needs.workers or has == needs.workers >= own)
-            if is_kept_up or (needs and (waits or is_needed)):
+            if needs and is_needed:
                 needs.warn(app_id, has)
                 return False
             needs.warn(app_id)
@@ -167,25 +149,6 @@ class ScaleDownRun(TaskRun[Any]):
         """Return the app, and who needs it then: other runs may begin while the service is waited for."""
         return self.hook.perform(ask_app(app_id)), block.ask_needs(self, app_id)
 
-    def _is_kept_up(self, app_id: str) -> bool:
-        """Wait for the app's jobs, as far as asked for, and return whether it has to stay up."""
-        task = self.task
-        by = time.time() + (task.drain_timeout if task.drain else COUNTER_GRACE)
-        try:
-            left = self.hook.perform(drain_app(app_id, poll_interval=task.poll_interval, deadline=by))
-        except RunGenError:
-            if task.keep_if_busy:
-                raise
-            left = None
-        jobs = format_count(left, "job")
-        if left and task.keep_if_busy:
-            line = "STILL BILLED: app %s is left up: %s queued or running (keep_if_busy)"
-            log.warning(line, app_id, jobs)
-            return True
-        if left != 0:
-            log.warning("Scaling down with %s queued or running %s", jobs, format_ids(app_id))
-        return False
-
     def _push_bill(self, record: ScaleRecord, *, is_final: bool) -> None:
         """Push and log what the block cost. It is not worth a failure."""
         app_id = record.app_id
@@ -193,11 +156,7 @@ class ScaleDownRun(TaskRun[Any]):
             log.warning("No bill: it is unknown what the setup has done %s", format_ids(app_id))
             return
         try:
-            was_cleared = record.was_cleared or Attempt.of(self.context, self.task).was_cleared
-            # after a clear, tasks still report the jobs of before, which these workers did not run
-            jobs, busy_seconds = read_usage(self.ti, {} if was_cleared else self.task.jobs_of)
-            price = self.find_price()
-            bill = Bill(app_id, record.history, time.time(), is_final, jobs, busy_seconds, price)
+            bill = Bill(app_id, record.history, time.time(), is_final, self.find_price())
             self.ti.xcom_push(key=BILL_KEY, value=bill.to_json())
             log.info("%s", bill)
             self.record_outcome(TaskOutcome(app_id, (), bill=bill.to_json()))
@@ -206,61 +165,3 @@ class ScaleDownRun(TaskRun[Any]):
         except Exception as error:
             line = "No bill: %s %s"
             log.warning(line, type(error).__name__, format_ids(app_id), exc_info=True)
-
-
-class IdleAppsRun(TaskRun[Any]):
-    """An attempt that scales idle apps to zero."""
-
-    def execute(self) -> list[IdleEvent]:
-        """
-        Poll the apps, wait, poll those again that were idle, and scale down those that still are.
-
-        :return: the events of the apps that were idle.
-        :raises RunGenAppError: an app may be idle and billed. The others are dealt with.
-        """
-        idle_for = self.task.idle_for
-        failures: dict[str, str] = {}
-        with self.attempt(), self.opened():
-            app_ids = check_app_ids(untemplated(self.task.app_ids))
-            self.link_to(app_ids[0])
-            watches = [IdleWatch(app_id, idle_for) for app_id in app_ids]
-            self._poll(watches, failures)
-            idle = [watch for watch in watches if watch.since is not None]
-            if idle:
-                line = "Polling %d of %d apps again in %s"
-                log.info(line, len(idle), len(app_ids), format_duration(idle_for))
-                last_poll = max(watch.since or 0 for watch in idle)
-                self.hook.sleep(max(last_poll + idle_for - time.time(), 0))
-            events = self._poll(idle, failures)
-            if failures:
-                down = {watch.app_id for watch in idle if watch.is_down}
-                reasons = [reason for app_id, reason in failures.items() if app_id not in down]
-                message = _sentence("STILL BILLED", "may be idle", reasons)
-                reasons = [reason for app_id, reason in failures.items() if app_id in down]
-                message += _sentence("NOT SCALED BACK", "may have jobs, and no worker", reasons)
-                raise RunGenAppError(message.strip(), app_id=next(iter(failures)))
-            return events
-
-    def _poll(self, watches: list[IdleWatch], failures: dict[str, str]) -> list[IdleEvent]:
-        """Poll apps, and return the events of those that have been idle for long enough."""
-        events = []
-        for number, watch in enumerate(watches):
-            try:
-                event = self.hook.perform(poll_idle_app(watch, scale_down=self.task.scale_down))
-            except RunGenNotFoundError:
-                log.info("Gone already %s", format_ids(watch.app_id))
-            except RunGenError as error:
-                failures[watch.app_id] = error.message
-                if is_refusal(error):  # of the key, which is that of all
-                    rest = [each.app_id for each in watches[number + 1 :]]
-                    failures |= {app_id: f"Not polled {format_ids(app_id)}" for app_id in rest}
-                    break
-            else:
-                events += [event] if event is not None else []
-        return events
-
-
-def _sentence(problem: str, what: str, reasons: Collection[str]) -> str:
-    """Return what may be wrong with apps, and why; nothing without any."""
-    apps = format_count(len(reasons), "app")
-    return f"{problem}: {apps} {what}: {clean_text('; '.join(reasons))}. " if reasons else ""

@@ -182,7 +182,6 @@ def fail_without_retry(
     try:
         yield
     except RunGenError as error:
-        # it is what decides on Airflow 3.3: see `RunGenRetryPolicy`
         error.retryable = is_killed() or not (rules_out_retry(error) or isinstance(error, also))
         if error.retryable:
             raise

@@ -50,8 +50,3 @@ chain("scaled")
 chain("scaled_deferred", deferrable=True, defer_after=1)
 chain("scaled_without_retries", retries=0)
 chain("scaled_and_forgotten")
-
-with DAG("scaled_draining", schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS):
-    with scaled_app(APP, 2, drain=True) as gpu:
-        leave_a_job()
-    gpu.down.retry_delay = timedelta(seconds=1)
