@@ -173,7 +173,6 @@ _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
     "columns": _check_columns,
     "contact_sheet": partial(_check_choice, choices=(True, False)),
     "defer_after": partial(to_seconds, allow_zero=True),
-    "format": partial(_check_choice, choices=("jsonl", "csv", "parquet", None)),
     "idle_for": to_seconds,
     "input_schema": _check_schema,
     "key": _check_columns,

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     JobInput: TypeAlias = JsonObject
     #: The inputs of many jobs, or the URI of files that hold them.
     JobInputs: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg | Iterable[JobInput]
-    #: How the files of a table are read.
-    TableFormat: TypeAlias = Literal["jsonl", "csv", "parquet"]
     #: The URI of a file, of a folder or of a glob; rows, a query or a task's output; or what returns rows.
     Table: TypeAlias = (
         str

@@ -100,7 +100,7 @@ class Results:
             if not str(self._uri).lower().endswith(".parquet"):
                 return _parse(open_rows(self._uri, name="results"))
             tables = []
-            for file in find_files(self._uri, None, "results"):
+            for file in find_files(self._uri, "results"):
                 with file.open() as stream:
                     tables.append(ParquetFile(stream).read())
                 if missing := _REQUIRED.difference(tables[-1].column_names):

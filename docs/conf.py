@@ -41,7 +41,7 @@ nitpick_ignore_regex = [
         "py:class",
         "Check|Destination|Duration|JobIds|JobInputs?|OutputSource|SchemaSource|JsonObject|[A-Za-z]+Arguments",
     ),
-    ("py:class", "IdleEvent|LedgerSource|Limit|Param|Table|TableFormat|ToInput"),
+    ("py:class", "IdleEvent|LedgerSource|Limit|Param|Table|ToInput"),
     ("py:class", r"airflow_provider_rungen\.exceptions\.Error"),  # a type variable
     # annotations of a dataclass are texts, without their modules
     ("py:class", r"os\.PathLike|datetime|timedelta|dict\[str"),

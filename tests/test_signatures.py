@@ -23,7 +23,7 @@ KINDS: list[Any] = [
 #: The order of all parameters; the first is what the task is about.
 ORDER = """
     python_callable op_args op_kwargs input inputs sql conn_id parameters uri version ignore expires
-    refresh max_attempts table key to_input format columns where limit job_id name configuration workflow
+    refresh max_attempts table key to_input columns where limit job_id name configuration workflow
     active_workers app_ids idle_for scale_down app_id scale_up_task_id only_if rungen_conn_id description
     status wait_for_completion deferrable defer_after
     end_from_trigger start_from_trigger price poll_interval timeout

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         Limit,
         OperatorArguments,
         SchemaSource,
-        TableFormat,
     )
 
 
@@ -47,7 +46,6 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
 
     :param inputs: a list of JSON objects, or a URI that ``ObjectStoragePath`` can read: of a JSON Lines, CSV
         or Parquet file, of a folder of them, or with wildcards (templated).
-    :param format: ``jsonl``, ``csv`` or ``parquet``. Each file's suffix decides when left out.
     :param limit: take only so many inputs, the first. All when ``None`` (templated).
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
@@ -102,7 +100,6 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         self,
         *,
         inputs: JobInputs,
-        format: TableFormat | None = None,
         limit: Limit | None = None,
         app_id: str | XComArg | None = None,
         rungen_conn_id: str = DEFAULT_CONN_ID,
@@ -155,7 +152,6 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         return ManyInputs(
             inputs,
             schema,
-            format=self.format,
             limit=to_limit(self.limit, "limit"),
             shares_equal=self.ledger is not None,
         )

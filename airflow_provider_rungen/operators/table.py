@@ -35,7 +35,6 @@ if TYPE_CHECKING:
         OutputSource,
         SchemaSource,
         Table,
-        TableFormat,
         ToInput,
     )
 
@@ -70,8 +69,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param to_input: the function that makes the job's input of a row (a dict), or returns ``None`` to skip
         the row. It is called once a row and attempt, and must return the same for the same row. A second
         parameter ``params`` takes those of the DAG. When left out, the row is the input.
-    :param format: the format of the files: ``jsonl``, ``csv`` or ``parquet``. Their suffixes decide when
-        left out.
     :param columns: the columns of the source to carry over to the results table.
     :param where: take only the rows with this status, or one of several: of a results table, such as
         ``completed``. All when left out.
@@ -150,7 +147,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         table: Table,
         key: str | Sequence[str],
         to_input: ToInput | None = None,
-        format: TableFormat | None = None,
         columns: Sequence[str] = (),
         where: str | Sequence[str] = (),
         limit: Limit | None = None,
@@ -216,7 +212,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
                 for each in (self._results_uri(context["ti"]), self.failed_table)
                 if each is not None
             ],
-            format=self.format,
             where=self.where,
             limit=to_limit(self.limit, "limit"),
             shares_equal=self.ledger is not None,

@@ -123,7 +123,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         stop_after=5,
     )
     of_a_file = RunGenRunBatchOperator(task_id="of_a_file", inputs="s3://bucket/prompts.jsonl")
-    RunGenRunBatchOperator(task_id="of_files", inputs="s3://bucket/prompts/", format="csv")
+    RunGenRunBatchOperator(task_id="of_files", inputs="s3://bucket/prompts/")
     RunGenRunBatchOperator(
         task_id="paid_once", inputs=[], destination="s3://bucket/pictures", ledger="s3://bucket/ledger"
     )
@@ -132,7 +132,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         table="s3://bucket/products/*.parquet",
         key=["sku", "color"],
         to_input=picture,
-        format="parquet",
         columns=["title"],
         results="s3://bucket/pictures/results.parquet",
         output_type=Picture,

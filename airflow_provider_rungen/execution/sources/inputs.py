@@ -109,7 +109,6 @@ class ManyInputs(Source):
 
     :param source: what `open_rows` reads.
     :param schema: what every input has to fit.
-    :param format: the format of the files, if it is not that of their suffix.
     :param limit: how many of them to take; all if left out.
     :param shares_equal: whether equal inputs share one job.
     """
@@ -117,7 +116,6 @@ class ManyInputs(Source):
     source: Any
     schema: Schema | None = None
     _: KW_ONLY
-    format: str | None = None
     limit: int | None = None
     shares_equal: bool = False
 
@@ -149,7 +147,7 @@ class ManyInputs(Source):
     def _open(self) -> Rows:
         from airflow_provider_rungen.execution.table.reader import open_rows
 
-        return open_rows(self.source, format=self.format)
+        return open_rows(self.source)
 
     def _checked(self, item: Any, number: int, rows: Rows) -> Any:
         """Return an input as JSON has it."""

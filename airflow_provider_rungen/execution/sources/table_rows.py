@@ -55,7 +55,6 @@ class TableRows(Source):
     :param key: the columns that identify a row.
     :param columns: the other columns that the results repeat.
     :param written: the URIs of the tables that the task writes, which are not read.
-    :param format: the format of the files, if it is not that of their suffix.
     :param where: take only rows with one of these statuses; all if empty.
     :param limit: how many rows to take; all if left out.
     :param shares_equal: whether rows with equal inputs share one job.
@@ -68,7 +67,6 @@ class TableRows(Source):
     key: Sequence[str]
     columns: Sequence[str] = ()
     written: Collection[str] = ()
-    format: str | None = None
     where: Sequence[str] = ()
     limit: int | None = None
     shares_equal: bool = False
@@ -83,9 +81,7 @@ class TableRows(Source):
         if unknown := set(self.where).difference(Status):
             raise RunGenInputError(f"where: {', '.join(sorted(unknown))} is none of {', '.join(Status)}")
         table = self.table.get("results", self.table) if isinstance(self.table, Mapping) else self.table
-        rows = open_rows(
-            table, format=self.format, name="table", written=self.written, are_folders_columns=True
-        )
+        rows = open_rows(table, name="table", written=self.written, are_folders_columns=True)
         with closing(rows):
             yield from self._read(rows, key_of)
 

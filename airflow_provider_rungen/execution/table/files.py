@@ -147,12 +147,11 @@ def _normal_path(path: str, *, is_local: bool) -> str:
     return os.path.realpath(path) if is_local else path.lstrip("/")
 
 
-def find_files(source: Any, format: str | None, name: str, written: Collection[str] = ()) -> list[SourceFile]:
+def find_files(source: Any, name: str, written: Collection[str] = ()) -> list[SourceFile]:
     """
     Return the files of a source, in the order of their paths.
 
     :param source: the URI or path of a file, of a folder, or with wildcards.
-    :param format: the format of the files, if it is not that of their suffix.
     :param name: what is read, such as ``inputs``.
     :param written: the URIs of files that the task writes, and does not read as part of a folder.
     :raises RunGenInputError: there are none, the only one is in ``written``, or the storage cannot be read.
@@ -163,7 +162,8 @@ def find_files(source: Any, format: str | None, name: str, written: Collection[s
     with wrap_errors(name, uri):
         base = source if isinstance(source, ObjectStoragePath) else ObjectStoragePath(uri)
         fs, path, is_local = base.fs, str(base.path), base.protocol in ("", "file", "local")
-        single = SourceFile(uri, fs, path, format or _format_of(path) or "jsonl", is_local)
+        kind = _format_of(path)
+        single = SourceFile(uri, fs, path, kind, is_local)
         # another task may have written there after this process listed it
         fs.invalidate_cache()
         normalize = partial(_normal_path, is_local=is_local)
@@ -171,19 +171,19 @@ def find_files(source: Any, format: str | None, name: str, written: Collection[s
         if normalize(path) in written_paths:
             raise RunGenInputError(f"The task would write to the {name} that it reads: {clean_text(uri)}")
         is_folder = uri.endswith("/")
-        if not is_folder and fs.isfile(path):
+        if kind and not is_folder and fs.isfile(path):
             return [single]
         if wildcard := _WILDCARD.search(path):
             root, paths = path[: wildcard.start()].rpartition("/")[0], _matching(fs, path)
         else:
             root, paths = path, fs.find(path)
-            if not (is_folder or paths or fs.isdir(path)):
+            if kind and not (is_folder or paths or fs.isdir(path)):
                 return [single]  # it is missing, and opening it has the best error
         prefix = _SCHEME_AND_CONNECTION.match(uri)[0]  # type: ignore[index]  # it matches any text
         found = []
         for each in sorted(paths):
             names = each.strip("/").removeprefix(root.strip("/")).split("/")
-            kind = format or _format_of(each)
+            kind = _format_of(each)
             # names of temporary files, and of those about the table
             is_hidden = any(part.startswith((".", "_")) for part in names)
             if kind and not is_hidden and normalize(each) not in written_paths:
@@ -192,7 +192,7 @@ def find_files(source: Any, format: str | None, name: str, written: Collection[s
     if not found:
         raise RunGenInputError(
             f"Could not read {name}: no file of rows in {clean_text(uri)}",
-            hint=f"Files end in {', '.join(_FORMATS)} unless format is set. "
+            hint=f"Files end in {', '.join(_FORMATS)}; a function as table reads others. "
             "Names that begin with a dot or an underscore are skipped",
         )
     return found
@@ -216,8 +216,8 @@ def _partition(folders: Iterable[str]) -> dict[str, str | None]:
     }
 
 
-def _format_of(path: str) -> str | None:
-    return next((kind for suffix, kind in _FORMATS.items() if path.lower().endswith(suffix)), None)
+def _format_of(path: str) -> str:
+    return next((kind for suffix, kind in _FORMATS.items() if path.lower().endswith(suffix)), "")
 
 
 # --- text ---

@@ -49,7 +49,6 @@ def is_path(source: Any) -> bool:
 def open_rows(
     source: Any,
     *,
-    format: str | None = None,
     name: str = "inputs",
     written: Collection[str] = (),
     are_folders_columns: bool = False,
@@ -60,7 +59,6 @@ def open_rows(
     :param source: dicts; the URI or path of a file, of a folder, or with wildcards; `SqlRows`; a cursor of a
         database; an object with ``__arrow_c_stream__``, such as a data frame; an Arrow dataset; or a function
         that returns any of these, or yields dicts or Arrow's record batches.
-    :param format: ``jsonl``, ``csv`` or ``parquet``, if it is not that of the suffix.
     :param name: what is read, for errors.
     :param written: the URIs of files that the task writes, and does not read as part of a folder.
     :param are_folders_columns: whether folders such as ``dt=2026-01-31`` are columns of their rows.
@@ -76,7 +74,7 @@ def open_rows(
     if hasattr(source, "__arrow_c_stream__"):
         return Rows(name, [_arrow_part(source, name)])
     if is_path(source):
-        files = find_files(source, format, name, written)
+        files = find_files(source, name, written)
         if not are_folders_columns:
             files = [replace(file, partition={}) for file in files]
         return Rows(name, list(map(_file_part, files)), str(source))
