@@ -110,8 +110,7 @@ def _check_choice(value: Any, name: str, *, choices: Sequence[Any]) -> Any:
 def _check_columns(names: Any, name: str) -> tuple[str, ...]:
     """Return the names of columns, or statuses. A text is a single name."""
     columns = (names,) if isinstance(names, str) else tuple(names)
-    is_named = bool(columns) or name != "key"
-    if not is_named or not all(isinstance(column, str) and column for column in columns):
+    if not all(isinstance(column, str) and column for column in columns):
         what = "a status" if name == "where" else "the name of a column"
         raise ValueError(f"{name} must be {what}, or several, not {names!r}")
     if len(set(columns)) < len(columns):
@@ -217,22 +216,6 @@ def _check_input(value: Any, name: str) -> None:
         )
 
 
-def _check_inputs(value: Any, name: str) -> None:
-    if isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            if not _is_template(item):
-                _check_input(item, f"{name}[{index}]")
-    elif isinstance(value, Mapping):
-        raise ValueError(
-            f"{name} must be a list of objects, or the URI of files. For a single job, use "
-            f"[{{…}}] or RunGenRunJobOperator(input={{…}})"
-        )
-    elif isinstance(value, bytes) or not (
-        isinstance(value, Iterable | os.PathLike) or hasattr(value, "__arrow_c_stream__")
-    ):
-        raise ValueError(f"{name} must be a list of objects, or the URI of files, but it is a {_type(value)}")
-
-
 def _type(value: Any) -> str:
     return type(value).__name__  # not the value, which may hold a secret
 
@@ -269,7 +252,6 @@ def _check_price(value: Any, name: str) -> None:
 
 _LITERALS: dict[str, Callable[[Any, str], object]] = {
     "input": _check_input,
-    "inputs": _check_inputs,
     "destination": _check_folder,
     "failed_table": _check_folder,
     "results": _check_folder,

@@ -15,53 +15,59 @@ from airflow_provider_rungen._airflow import (
     task_decorator_factory,
 )
 from airflow_provider_rungen.checks import default_arg_names, set_parameters
-from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
+from airflow_provider_rungen.exceptions import RunGenInputError
+from airflow_provider_rungen.operators.job import RunGenRunJobOperator
 from airflow_provider_rungen.operators.table import RunGenRunTableOperator
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context, TaskDecorator
     from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.sources.inputs import Source
-    from airflow_provider_rungen.parameters import OutputSource
+    from airflow_provider_rungen.parameters import Destination, OutputSource
 
 
-class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
+# The parameters that a job has not.
+_OF_RESULT = ("output_type", "result_format", "destination", "max_output_bytes", "max_xcom_bytes")
+
+
+class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
     """
-    Run the job, or the jobs, whose input a function returns, and return the result, or the list of them.
+    Run the job whose input a function returns, and return its result.
 
-    Results are returned or stored as `RunGenCollectResultsOperator` does.
+    The result is returned or stored as `RunGenCollectResultsOperator` does.
 
-    The function is called once an attempt. Its arguments are templated. Its return value is not, because
-    prompts may be untrusted. A dict is the input of one job, whose id is pushed under the XCom key
-    ``job_id``, and which may not fail (``max_failed`` is for batches). Anything else is a batch: all that
-    `RunGenRunBatchOperator` accepts as ``inputs``, and an object with ``__arrow_c_stream__``, such as a data
-    frame.
+    The function is called once an attempt. Its arguments are templated. Its return value, a dict, is not,
+    because prompts may be untrusted. For many inputs, use `RunGenRunTableOperator`.
 
-    The other parameters are those of `RunGenRunBatchOperator`, without ``inputs``, ``wait_for_completion``
-    and ``end_from_trigger``: the function returns the input, and the task the result.
+    The other parameters are those of `RunGenRunJobOperator`, without ``input``, ``wait_for_completion`` and
+    ``end_from_trigger``: the function returns the input, and the task the result.
 
     :param python_callable: the function.
     :param op_args: its arguments (templated).
     :param op_kwargs: its keyword arguments (templated).
-    :param output_type: what every result has to be: a class that pydantic knows, or a JSON Schema.
-    :param result_format: ``json`` parses results that are text, also in a Markdown code fence.
-    :param label: a text for the job that is in its small manifest, such as ``{{ ds }}`` (templated).
+    :param output_type: what the result has to be: a class that pydantic knows, or a JSON Schema.
+    :param result_format: ``json`` parses a result that is text, also in a Markdown code fence.
+    :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
+        absolute path, or an ``ObjectStoragePath`` (templated). The small manifest that
+        `RunGenCollectResultsOperator` returns is returned in place of the result.
     :param max_output_bytes: bytes of a file at most.
     :param max_xcom_bytes: bytes at most that are returned without ``destination``.
     """
 
     template_fields: Sequence[str] = (
         *DecoratedOperator.template_fields,
-        *RunGenRunBatchOperator.template_fields,
-        "job_label",
+        *RunGenRunJobOperator.template_fields,
+        "destination",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **DecoratedOperator.template_fields_renderers,
-        **RunGenRunBatchOperator.template_fields_renderers,
+        **RunGenRunJobOperator.template_fields_renderers,
     }
     custom_operator_name = "@task.rungen"
-    # so that the UI shows the inputs
+    # so that the UI shows the input
     overwrite_rtif_after_execution = True
+    max_concurrency = 16
+    max_failed = 0
 
     def __init__(
         self,
@@ -71,43 +77,41 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         op_kwargs: Mapping[str, Any] | None = None,
         output_type: OutputSource | None = None,
         result_format: Literal["json"] | None = None,
-        label: str | None = None,
+        destination: Destination | None = None,
         max_output_bytes: int = 1 << 30,
         max_xcom_bytes: int = 1_000_000,
         **kwargs: Any,
     ) -> None:
+        given = locals()
         super().__init__(
             python_callable=python_callable,
             op_args=op_args,
             op_kwargs=op_kwargs,
             **_without_inherited(kwargs),
-            inputs=SET_DURING_EXECUTION,
+            input=SET_DURING_EXECUTION,
             # the result is what ends the task, so it needs a worker, and there is always a wait
             wait_for_completion=True,
             end_from_trigger=False,
         )
-        limits = {"label": label, "max_output_bytes": max_output_bytes, "max_xcom_bytes": max_xcom_bytes}
-        set_parameters(self, {"output_type": output_type, "result_format": result_format, **limits})
+        set_parameters(self, {name: given[name] for name in _OF_RESULT})
 
     def execute(self, context: Context) -> Any:
         """Call the function, run what it returns, and wait for it."""
         # not DecoratedOperator's: that of Airflow 3.0 pushes by a method that operators no longer have
         return self.done(self._begin(context).execute())
 
-    def _call(self, context: Context) -> Any:
+    def _call(self, context: Context) -> Source:
         context_merge(context, self.op_kwargs)
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         given = self.python_callable(*self.op_args, **kwargs)
-        self.inputs = _shown(given)
-        return given
-
-    def _source_of(self, given: Any) -> Source:
-        from airflow_provider_rungen.execution.sources.inputs import OneInput
-        from airflow_provider_rungen.schemas import Schema
-
-        if isinstance(given, Mapping):
-            return OneInput(given, lambda: Schema.of(self.input_schema, "input_schema"))
-        return super()._source_of(given)
+        if not isinstance(given, Mapping):
+            raise RunGenInputError(
+                f"The function returned a {type(given).__name__}, not the input of a job (a dict); nothing "
+                "was sent",
+                hint="For many inputs, use RunGenRunTableOperator",
+            )
+        self.input = given
+        return self._source()
 
     def _make_run(self, context: Context) -> Runner:
         from airflow_provider_rungen.execution.jobs.runner import Runner
@@ -117,22 +121,12 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         return Runner(
             self,
             context,
-            lambda: self._source_of(self._call(context)),
+            lambda: self._call(context),
             partial(ResultSink, pushes_keys=pushes_keys),
             folder=self.destination,
             # the function is called once an attempt, and may return something else the next time
             can_read_again=False,
         )
-
-
-def _shown(given: Any) -> Any:
-    """Return what the UI shows of the inputs."""
-    if isinstance(given, Mapping):
-        return [given]
-    if hasattr(given, "__arrow_c_stream__"):
-        # neither its text nor its length: with DuckDB, each runs the query
-        return f"a table: {type(given).__name__}"
-    return given
 
 
 def _without_inherited(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +137,7 @@ def _without_inherited(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     :raises TypeError: one of them was given to this task.
     """
     arguments = dict(kwargs)
-    for name in ("inputs", "wait_for_completion", "end_from_trigger"):
+    for name in ("input", "wait_for_completion", "end_from_trigger"):
         if arguments.pop(name, None) is not None and name not in default_arg_names(kwargs):
             raise TypeError(
                 f"@task.rungen takes no {name}: the function returns the input, and the task the result"
@@ -157,10 +151,10 @@ def rungen_task(
     **kwargs: Any,
 ) -> TaskDecorator:
     """
-    Make a function a task that runs jobs: ``@task.rungen(app_id=…)``.
+    Make a function a task that runs a job: ``@task.rungen(app_id=…)``.
 
-    :param python_callable: the function. It returns the input of a job (a dict), or the inputs of a batch.
-    :param multiple_outputs: push each key of a result as an XCom of its own, too.
+    :param python_callable: the function. It returns the input of the job (a dict).
+    :param multiple_outputs: push each key of the result as an XCom of its own, too.
     :param kwargs: the parameters of `RunGenDecoratedOperator`, and of every task.
     """
     return task_decorator_factory(

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     #: A JSON object. Templates and outputs of tasks may stand in it.
     JsonObject: TypeAlias = str | XComArg | Mapping[str, object]
     JobInput: TypeAlias = JsonObject
-    #: The inputs of many jobs, or the URI of files that hold them.
-    JobInputs: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg | Iterable[JobInput]
     #: The URI of a file, of a folder or of a glob; rows, a query or a task's output; or what returns rows.
     Table: TypeAlias = (
         str

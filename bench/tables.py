@@ -3,7 +3,7 @@ Tables of which rows were paid for before.
 
 A table runs as a task does, without Airflow's database, in its own process. First all rows are new (jobs of
 0 s), then all are stored, then 1 % changed. The bare loop reads the manifests, and checks only
-sizes. The batch runs and collects the same rows. The million rows share a thousand jobs, in one round. Memory
+sizes. The million rows share a thousand jobs, in one round. Memory
 is the peak of the worst round, imports included.
 """
 
@@ -23,16 +23,16 @@ from rungen_emulator import Emulator
 from bench.page import Row
 from bench.processes import peak_memory, run_python
 
-TABLE, BATCH, BARE = "table", "batch", "bare"
+TABLE, BARE = "table", "bare"
 CHANGED_SHARE = 0.01
 # How many times the time of the bare loop all the checks may take.
 _MOST_TIMES = 4.5
 
 
 def measure(rounds: int, scale: float) -> Iterator[Row]:
-    """Run a table again and again, a bare loop, and a batch that remembers nothing."""
+    """Run a table again and again, and a bare loop."""
     rows, most, inputs = (round(count * scale) for count in (10_000, 1_000_000, 1_000))
-    runs: dict[str, list[dict[str, Any]]] = {"stored": [], BARE: [], TABLE: [], BATCH: []}
+    runs: dict[str, list[dict[str, Any]]] = {"stored": [], BARE: [], TABLE: []}
     with Emulator(workers=rows, job_seconds=0) as emulator:
         with tempfile.TemporaryDirectory() as folder:
             _write_table(Path(folder), _titles(rows))
@@ -41,13 +41,12 @@ def measure(rounds: int, scale: float) -> Iterator[Row]:
                 runs["stored"].append(_run(TABLE, folder, emulator))
                 runs[BARE].append(_run(BARE, folder, emulator))
                 _write_table(Path(folder), _titles(rows, night))
-                for kind in (TABLE, BATCH):
-                    runs[kind].append(_run(kind, folder, emulator))
+                runs[TABLE].append(_run(TABLE, folder, emulator))
         with tempfile.TemporaryDirectory() as folder:
             for count in (inputs, most):
                 _write_table(Path(folder), _titles(inputs) * (count // inputs))
                 million = _run(TABLE, folder, emulator)
-    stored, bare, table, batch = (
+    stored, bare, table = (
         {name: median(run[name] for run in found) for name in found[0]} for found in runs.values()
     )
     words = "{seconds:.1f} s, {requests:,.0f} requests, {jobs:,.0f} jobs"
@@ -58,9 +57,8 @@ def measure(rounds: int, scale: float) -> Iterator[Row]:
     figure = f"{words.format(**stored)} ({times:.1f} ×)"
     yield Row(f"{rows:,} rows, all stored", figure, beside, aim, is_reached)
     yield _memory(runs["stored"], f"a bare loop: {_peak(runs[BARE]):.0f} MB", 300)
-    beside = f"`RunGenRunBatchOperator` and `RunGenCollectResultsOperator`: {words.format(**batch)}"
     is_reached = table["jobs"] == round(rows * CHANGED_SHARE)
-    yield Row(f"{rows:,} rows, 1 % changed", words.format(**table), beside, "1 % of the jobs", is_reached)
+    yield Row(f"{rows:,} rows, 1 % changed", words.format(**table), "", "1 % of the jobs", is_reached)
     is_reached = million["requests"] == 1
     what = f"{most:,} rows of {inputs:,} inputs, all stored"
     yield Row(what, words.format(**million), "", "one request", is_reached)
@@ -137,21 +135,6 @@ def _run_table(folder: Path) -> None:
         raise RuntimeError(f"a table ended with {summary}")
 
 
-def _run_batch(folder: Path) -> None:
-    from pyarrow import parquet
-
-    from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunBatchOperator
-
-    rows = parquet.read_table(folder / "table.parquet").to_pylist()
-    context, inputs = _make_context(), list(map(_picture, rows))
-    job_ids = RunGenRunBatchOperator(task_id="run", inputs=inputs).execute(context)
-    collect = RunGenCollectResultsOperator(
-        task_id="collect", job_id=job_ids, destination=(folder / f"photos-{time.time_ns()}").as_uri()
-    )
-    if len(collect.execute(context)) != len(inputs):
-        raise RuntimeError("a batch did not store all its jobs")
-
-
 def _run_bare(folder: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
@@ -166,7 +149,7 @@ def _run_bare(folder: Path) -> None:
     parquet.write_table(pa.Table.from_pylist(found), folder / "bare.parquet")
 
 
-_TASKS: dict[str, Callable[[Path], None]] = {TABLE: _run_table, BATCH: _run_batch, BARE: _run_bare}
+_TASKS: dict[str, Callable[[Path], None]] = {TABLE: _run_table, BARE: _run_bare}
 
 
 def main(kind: str, folder: str) -> None:

@@ -39,7 +39,7 @@ nitpick_ignore_regex = [
     ("py:class", "Context|Emulator|JsonValue|ObjectStoragePath|TaskDecorator|XComArg"),
     (
         "py:class",
-        "Check|Destination|Duration|JobIds|JobInputs?|OutputSource|SchemaSource|JsonObject|[A-Za-z]+Arguments",
+        "Check|Destination|Duration|JobIds|JobInput|OutputSource|SchemaSource|JsonObject|[A-Za-z]+Arguments",
     ),
     ("py:class", "IdleEvent|LedgerSource|Limit|Param|Table|ToInput"),
     ("py:class", r"airflow_provider_rungen\.exceptions\.Error"),  # a type variable

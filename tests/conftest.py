@@ -60,6 +60,7 @@ from airflow_provider_rungen.client.senders import AsyncSender, Sender  # noqa: 
 from airflow_provider_rungen.client.settings import Settings  # noqa: E402
 from airflow_provider_rungen.client.transport import adrive, drive  # noqa: E402
 from airflow_provider_rungen.exceptions import RunGenConnectionError  # noqa: E402
+from airflow_provider_rungen.operators import RunGenRunTableOperator  # noqa: E402
 
 hypothesis.settings.register_profile("steady", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("steady")
@@ -383,6 +384,18 @@ class FakeTaskInstance(fakes.FakeTaskInstance):
         self, task_ids: Any = None, key: str = "return_value", default: Any = None, **_: Any
     ) -> Any:
         return self.xcoms.get(key, default)
+
+
+_FOLDERS = contextlib.ExitStack()
+atexit.register(_FOLDERS.close)
+
+
+def table_of(*, inputs: Iterable[Any], **options: Any) -> RunGenRunTableOperator:
+    """Return a table task of a list of inputs, with results in a folder of its own."""
+    if not options.keys() & {"destination", "results"}:
+        folder = _FOLDERS.enter_context(tempfile.TemporaryDirectory())
+        options["results"] = f"{folder}/results.jsonl"
+    return RunGenRunTableOperator(**{"task_id": "task"} | options, table=list(inputs))
 
 
 class TrackedTaskInstance(FakeTaskInstance):

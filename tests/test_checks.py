@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +9,27 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, task
 from conftest import run_task
 from rungen_emulator import Emulator
-from rungen_emulator.testing import run_operator
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_2_PLUS, AIRFLOW_V_3_3_PLUS
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenCreateAppOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
     RunGenRunTableOperator,
     RunGenScaleAppOperator,
     scaled_app,
 )
-from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
+from airflow_provider_rungen.sensors import RunGenAppSensor
 
 
 def job(**options: Any) -> Any:
     return RunGenRunJobOperator(**{"task_id": "x", "input": {"prompt": "x"}, **options})
 
 
-def batch(**options: Any) -> Any:
-    return RunGenRunBatchOperator(**{"task_id": "x", "inputs": [{"prompt": "x"}], **options})
-
-
 def table(**options: Any) -> Any:
-    return RunGenRunTableOperator(**{"task_id": "x", "table": "s3://b/t.csv", "key": "id", **options})
+    return RunGenRunTableOperator(
+        **{"task_id": "x", "table": "s3://b/t.csv", "results": "/results.csv", **options}
+    )
 
 
 def collect(**options: Any) -> Any:
@@ -71,13 +61,8 @@ NOWHERE = "must be a URI or an absolute path"
     [
         (job, "input", [42], r"input must be an object \(a dict\), a template .*, but it is a int"),
         (job, "input", [None, "a lighthouse", ["a lighthouse"], Path("in.json")], "input must be an object"),
-        (batch, "inputs", [{"prompt": "x"}], r"inputs must be a list .* RunGenRunJobOperator\(input="),
-        (batch, "inputs", [42], "inputs must be a list of objects, or the URI of files, but it is a int"),
-        (batch, "inputs", [None, b"s3://bucket/x.csv"], "inputs must be a list"),
-        (batch, "inputs", [[{"prompt": "x"}, "a lighthouse"]], r"inputs\[1\] must be an object"),
-        (batch, "destination", ["pictures"], f"destination {NOWHERE}, not 'pictures'"),
-        (batch, "destination", [Path("pictures"), "./pictures"], f"destination {NOWHERE}"),
-        (table, "destination", ["pictures"], f"destination {NOWHERE}"),
+        (table, "destination", ["pictures"], f"destination {NOWHERE}, not 'pictures'"),
+        (table, "destination", [Path("pictures"), "./pictures"], f"destination {NOWHERE}"),
         (table, "results", ["results.csv"], f"results {NOWHERE}, not 'results.csv'"),
         (collect, "destination", ["pictures"], f"destination {NOWHERE}"),
         (collect, "results", [Path("results.csv")], f"results {NOWHERE}"),
@@ -111,13 +96,8 @@ def test_what_is_no_function_is_found_when_the_dag_is_parsed(name: str, value: A
             "input",
             ["{{ params.input }}", "{% if x %}{}{% endif %}", {"prompt": "{{ ds }}", "width": "{{ w }}"}],
         ),
-        (batch, "inputs", ["{{ ti.xcom_pull('x') }}", "s3://bucket/prompts.jsonl", Path("/prompts.csv")]),
-        (
-            batch,
-            "inputs",
-            [TABLE_OF_THE_WORKER, ["{{ params.input }}", INPUT], (INPUT for _ in range(3)), []],
-        ),
-        (batch, "destination", [*FOLDERS, ObjectStoragePath("file:///pictures")]),
+        (table, "table", [TABLE_OF_THE_WORKER, [INPUT], (INPUT for _ in range(3)), []]),
+        (table, "destination", [*FOLDERS, ObjectStoragePath("file:///pictures")]),
         (collect, "results", ["s3://conn@bucket/{{ ds }}/results.csv"]),
         (app, "gpu_tier", ["BASIC", "{{ params.tier }}"]),
         (app, "location", ["x"]),  # the rest is checked when the task runs
@@ -133,8 +113,7 @@ def test_the_output_of_a_task_is_not_refused() -> None:
         output: Any = give()
         job(input=output)
         job(task_id="y", input=dag.param("input"))
-        batch(task_id="z", inputs=output, destination=output["folder"])
-        batch(task_id="a", inputs=[output, {"prompt": "x"}])
+        table(task_id="z", table=output, destination=output["folder"])
         RunGenCreateAppOperator(task_id="b", name="x", configuration=output, workflow=output)
 
 
@@ -191,68 +170,3 @@ def test_parameters_of_airflow_are_known() -> None:
         RunGenScaleAppOperator.partial(task_id="y", retries=1).expand(active_workers=[1])
         with scaled_app("gpu", 2, timeout=5, retries=1):
             pass
-
-
-# --- end_from_trigger ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def listeners() -> Iterator[None]:
-    """Register a listener, as a plugin does."""
-    from airflow.listeners import hookimpl
-    from airflow.listeners.listener import get_listener_manager
-
-    class Listener:
-        @hookimpl
-        def on_starting(self, component: Any) -> None: ...
-
-    listener = Listener()
-    manager: Any = get_listener_manager()
-    manager.add_listener(listener)
-    try:
-        yield
-    finally:
-        manager.pm.unregister(listener)
-
-
-ENDING: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "defer_after": 0}
-
-
-def tasks() -> Any:
-    job(task_id="job", input={"prompt": "x", "emulator": {"seconds": 5}}, wait_for_completion=True, **ENDING)
-    batch(task_id="batch", **ENDING)
-    RunGenJobSensor(task_id="sensor", job_id="x", **ENDING)
-
-
-@pytest.mark.usefixtures("listeners")
-def test_with_listeners_of_a_plugin_a_dag_is_no_import_error(
-    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO), DAG("d", schedule=None) as dag:
-        tasks()
-    assert [vars(each)["end_from_trigger"] for each in dag.tasks] == [False, False, False]
-    lines = [line for line in caplog.messages if "ends on a worker: a plugin has listeners" in line]
-    assert len(lines) == 3
-    bag(dag)
-    outcome = run_operator(dag.task_dict["batch"], emulator=rungen_emulator)
-    assert (outcome.error, len(outcome.events)) == (None, 1)
-    assert isinstance(outcome.events[0], dict), "an event for a worker"
-
-
-@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a worker is started for it")
-def test_without_listeners_a_success_ends_in_the_triggerer(rungen_emulator: Emulator) -> None:
-    with DAG("d", schedule=None) as dag:
-        tasks()
-    assert [vars(each)["end_from_trigger"] for each in dag.tasks] == [True, True, True]
-    bag(dag)
-    outcome = run_operator(dag.task_dict["batch"], emulator=rungen_emulator)
-    assert (outcome.error, outcome.events) == (None, ["success"])
-    assert outcome.value == outcome.xcoms["job_ids"] == [job["id"] for job in rungen_emulator.service.jobs()]
-    assert json.loads(json.dumps(outcome.xcoms["usage"]))["jobs"] == 1
-
-
-def bag(dag: Any) -> None:
-    """Add a DAG as Airflow does when it has parsed a file."""
-    module = import_module("airflow.dag_processing.dagbag" if AIRFLOW_V_3_2_PLUS else "airflow.models.dagbag")
-    again = {} if AIRFLOW_V_3_0_PLUS else {"root_dag": dag}
-    module.DagBag(os.devnull, collect_dags=False).bag_dag(dag, **again)

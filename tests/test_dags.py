@@ -189,7 +189,7 @@ def test_a_failed_job_fails_its_dag_run(runs: Runs) -> None:
     states = {**runs.states["failing"]}
     assert (states.pop("submitted[-1]"), states.pop("collected_bad[-1]")) == ("success", "upstream_failed")
     late = ("late[-1]",) if AIRFLOW_V_3_0_PLUS else ()
-    assert states == dict.fromkeys(("bad[-1]", "wait_for_bad[-1]", "bad_batch[-1]", *late), "failed")
+    assert states == dict.fromkeys(("bad[-1]", "wait_for_bad[-1]", "bad_table[-1]", *late), "failed")
     assert "out of memory" in runs.log
 
 
@@ -207,7 +207,7 @@ def test_a_callback_finds_the_app_and_the_jobs_of_a_failed_task(runs: Runs) -> N
     assert runs.report("failing") == late | {
         "bad": found("RunGenJobFailedError", "flux-schnell", "fail: out of memory"),
         "wait_for_bad": found("AirflowFailException", "flux-schnell", "fail: no luck"),
-        "bad_batch": found("RunGenJobFailedError", "llama-text", "bad", "good"),
+        "bad_table": found("RunGenJobFailedError", "llama-text", "bad", "good"),
     }
 
 

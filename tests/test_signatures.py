@@ -140,7 +140,7 @@ def test_a_type_checker_knows_what_every_airflow_task_and_sensor_takes() -> None
 @pytest.mark.parametrize(
     ("kind", "operator"),
     [
-        (RunGenDecoratedOperator, operators.RunGenRunBatchOperator),
+        (RunGenDecoratedOperator, operators.RunGenRunJobOperator),
         (RunGenTableDecoratedOperator, operators.RunGenRunTableOperator),
     ],
 )

@@ -6,7 +6,6 @@ from airflow_provider_rungen.operators.app import (
     RunGenDeleteAppOperator,
     RunGenScaleAppOperator,
 )
-from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
 from airflow_provider_rungen.operators.collect import RunGenCollectResultsOperator
 from airflow_provider_rungen.operators.job import RunGenCancelJobOperator, RunGenRunJobOperator
 from airflow_provider_rungen.operators.lifetime import scaled_app
@@ -20,7 +19,6 @@ __all__ = [
     "RunGenCreateAppOperator",
     "RunGenDeleteAppOperator",
     "RunGenPlanTableOperator",
-    "RunGenRunBatchOperator",
     "RunGenRunJobOperator",
     "RunGenRunTableOperator",
     "RunGenScaleAppOperator",

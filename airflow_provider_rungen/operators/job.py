@@ -91,9 +91,9 @@ class RunGenRunJobOperator(RunGenBaseOperator):
 
     def _make_run(self, context: Context) -> Runner:
         from airflow_provider_rungen.execution.jobs.runner import Runner
-        from airflow_provider_rungen.execution.sinks.batch_result import JobIds
+        from airflow_provider_rungen.execution.sinks.batch_result import JobId
 
-        return Runner(self, context, self._source, JobIds)
+        return Runner(self, context, self._source, JobId)
 
     def _source(self) -> Source:
         from airflow_provider_rungen.execution.sources.inputs import OneInput

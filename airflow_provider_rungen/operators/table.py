@@ -65,7 +65,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         worker, once an attempt, with the entries of Airflow's context that it names (a URI and a query are
         templated).
     :param key: the column that identifies a row, or several. Null or duplicate keys are refused before
-        anything is sent.
+        anything is sent. When left out, the number of a row names it.
     :param to_input: the function that makes the job's input of a row (a dict), or returns ``None`` to skip
         the row. It is called once a row and attempt, and must return the same for the same row. A second
         parameter ``params`` takes those of the DAG. When left out, the row is the input.
@@ -145,7 +145,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         self,
         *,
         table: Table,
-        key: str | Sequence[str],
+        key: str | Sequence[str] = (),
         to_input: ToInput | None = None,
         columns: Sequence[str] = (),
         where: str | Sequence[str] = (),
@@ -236,7 +236,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
             lambda: self._source(context),
             partial(ResultSink, table=uri, key=self.key),
             folder=uri.rpartition("/")[0] if self.destination is None else self.destination,
-            pushes_ids=False,
             page={
                 "results": redact(uri),
                 "failed_table": failed and redact(str(failed)),

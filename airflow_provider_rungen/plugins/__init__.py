@@ -21,7 +21,6 @@ OPERATORS = (
     "RunGenDecoratedOperator",
     "RunGenDeleteAppOperator",
     "RunGenPlanTableOperator",
-    "RunGenRunBatchOperator",
     "RunGenRunJobOperator",
     "RunGenRunTableOperator",
     "RunGenScaleAppOperator",

@@ -104,7 +104,6 @@ class TaskRecord:
     token: str = ""
     dag_conn_id: str = ""
     page: PageXCom = field(default_factory=PageXCom)
-    job_ids: Sequence[str | None] | None = None
     job_id: str = ""
     failed: Sequence[Failure] | None = None
     usage: Figures = field(default_factory=dict)
@@ -154,7 +153,7 @@ class TaskRecord:
     @property
     def known_job_ids(self) -> Sequence[str | None]:
         """The job of each input, or ``None``, as far as the task has pushed them."""
-        return self.job_ids or ([self.job_id] if self.job_id else self.page.jobs or ())
+        return [self.job_id] if self.job_id else self.page.jobs or ()
 
     def has_pushed(self, job_id: str) -> bool:
         """Return whether a task has pushed a job, or a link to it."""
@@ -164,4 +163,4 @@ class TaskRecord:
     @property
     def has_reported(self) -> bool:
         """Whether the task has reported which inputs failed."""
-        return self.failed is not None or (self.is_successful and self.job_ids is None)
+        return self.failed is not None or self.is_successful

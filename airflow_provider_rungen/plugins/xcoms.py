@@ -32,7 +32,6 @@ from airflow_provider_rungen.plugins.task_record import (
     Failure,
     FailureXCom,
     Figures,
-    Ids,
     PageXCom,
     PlainText,
     Times,
@@ -42,7 +41,6 @@ log = logging.getLogger(__name__)
 
 # The XComs that pages read: the most bytes of each, and its type. An id of a job takes 40 bytes.
 _KINDS: Mapping[str, tuple[int, Any]] = {
-    "job_ids": (4 << 20, Ids),
     "failed": (1 << 20, list[Failure]),
     PAGE_KEY: (1 << 20, PageXCom),
     FAILURE_KEY: (1 << 18, FailureXCom),

@@ -9,19 +9,20 @@ from typing import Any
 from airflow.providers.http.operators.http import HttpOperator
 from airflow.sdk import DAG
 
-from airflow_provider_rungen.operators import RunGenRunBatchOperator
+from airflow_provider_rungen.operators import RunGenRunTableOperator
 
 INPUTS = [{"prompt": f"job {place}"} for place in range(int(os.environ.get("BENCH_JOBS", "1")))]
 TASKS = int(os.environ.get("BENCH_TASKS", "1"))
-BATCHES: dict[str, dict[str, Any]] = {
-    "bench_batch": {"deferrable": False},
-    "bench_batch_deferrable": {"deferrable": True},
-    "bench_batch_deferred": {"deferrable": True, "defer_after": 0},
+FOLDER = os.environ.get("BENCH_FOLDER", "/tmp")  # noqa: S108 - `make bench` sets it
+RESULTS = f"file://{FOLDER}/{{{{ dag_run.dag_id }}}}/{{{{ run_id }}}}.jsonl"
+TABLES: dict[str, dict[str, Any]] = {
+    "bench_table": {"deferrable": False},
+    "bench_table_deferrable": {"deferrable": True},
 }
 
-for dag_id, options in BATCHES.items():
+for dag_id, options in TABLES.items():
     with DAG(dag_id, schedule=None):
-        RunGenRunBatchOperator(task_id="batch", inputs=INPUTS, poll_interval=1, **options)
+        RunGenRunTableOperator(task_id="table", table=INPUTS, results=RESULTS, poll_interval=1, **options)
 
 with DAG("bench_http_tasks", schedule=None):
     HttpOperator.partial(

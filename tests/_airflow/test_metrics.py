@@ -16,13 +16,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import FakeStore, FakeTaskInstance, run_task
+from conftest import FakeStore, FakeTaskInstance, run_task, table_of
 from rungen_emulator import Emulator, Fault
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_2_PLUS, AIRFLOW_V_3_3_PLUS, metrics
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_2_PLUS, metrics
 from airflow_provider_rungen.exceptions import RunGenConnectionError
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
+from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -128,11 +128,9 @@ def test_a_wait_in_a_triggerer_is_measured_there(rungen_emulator: Emulator, cont
 def test_a_job_that_a_retry_takes_up_is_counted(
     rungen_emulator: Emulator, ti: FakeTaskInstance, sent: Sent
 ) -> None:
-    context: Any = {"ti": ti, "task_state_store": FakeStore()}
-    batch = RunGenRunBatchOperator(
-        task_id="batch", inputs=[{"prompt": "a"}, {"prompt": "b"}], poll_interval=0.02
-    )
-    for task in (run(), batch):
+    table = table_of(task_id="table", inputs=[{"prompt": "a"}, {"prompt": "b"}], poll_interval=0.02)
+    for task in (run(), table):
+        context: Any = {"ti": ti, "task_state_store": FakeStore()}
         for _ in range(2):
             assert run_task(task, context).error is None
     assert counted(sent, "rungen.jobs.submitted", "rungen.jobs.resumed") == [3, 3]
@@ -150,26 +148,12 @@ def test_what_jobs_used_is_counted(
 ) -> None:
     good, bad = ({"prompt": "x", "emulator": {"seconds": 0.6, **more}} for more in ({}, {"fail": "no luck"}))
     options: dict[str, Any] = {"poll_interval": 0.05, "defer_after": 0, "deferrable": deferrable}
-    task = RunGenRunBatchOperator(task_id="batch", inputs=[good, good, bad], **options)
+    task = table_of(task_id="batch", inputs=[good, good, bad], **options)
     assert run_task(task, context).error is not None
     usage = ("jobs", "completed", "failed", "reused", "execution_seconds")
     assert counted(sent, *(f"rungen.usage.{name}" for name in usage)) == [3, 2, 1, 0, 2], "1.8 s"
     # each job once, in one of the two
     assert counted(sent, "rungen.jobs.completed", "rungen.jobs.failed") == [2, 1]
-
-
-@pytest.mark.contract
-@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="tasks end in the triggerer from Airflow 3.3 on")
-def test_a_task_that_ends_in_the_triggerer_is_counted_there_without_a_dag_too(
-    rungen_emulator: Emulator, context: Any, sent: Sent
-) -> None:
-    inputs = [{"prompt": "x", "emulator": {"seconds": seconds}} for seconds in (0, 1.5)]
-    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "defer_after": 0.5}
-    batch = RunGenRunBatchOperator(task_id="batch", inputs=inputs, poll_interval=0.05, **options)
-    assert run_task(batch, context).error is None
-    assert counted(sent, "rungen.usage.jobs", "rungen.usage.completed") == [2, 2]
-    # the one that had ended before the deferral, too
-    assert counted(sent, "rungen.jobs.completed") == [2]
 
 
 @pytest.mark.contract

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import APP, SOON, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
+from conftest import APP, SOON, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when, table_of
 from rungen_emulator import Emulator, Fault
 from wire import GET, KEY, OK, POST, Server, failure, send, settings_for
 
@@ -32,7 +32,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
+from airflow_provider_rungen.operators import RunGenRunJobOperator
 
 LIMIT = 0.5
 LIMITS: dict[str, Any] = {"connect_timeout": LIMIT / 2, "read_timeout": LIMIT / 2}
@@ -298,7 +298,7 @@ def job_op() -> Any:
 
 
 def batch_op() -> Any:
-    return RunGenRunBatchOperator(task_id="task", inputs=[{"prompt": f"{n}"} for n in range(40)])
+    return table_of(task_id="task", inputs=[{"prompt": f"{n}"} for n in range(40)])
 
 
 KINDS = {"job": job_op, "batch": batch_op, "decorated": decorated_op}

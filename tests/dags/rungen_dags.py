@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
     RunGenRunTableOperator,
     SqlRows,
@@ -84,13 +84,15 @@ with DAG(
     submitted = RunGenRunJobOperator(task_id="submitted", input={"prompt": "fail: no luck"})
     RunGenJobSensor(task_id="wait_for_bad", job_id=submitted.output, poke_interval=0.05)
     fails = {"prompt": "bad", "emulator": {"fail": "no luck", "seconds": 0}}
-    RunGenRunBatchOperator(
-        task_id="bad_batch", app_id="llama-text", inputs=[fails, {"prompt": "good"}], **FAST
+    place: Any = {"results": f"file://{tempfile.gettempdir()}/{{{{ run_id }}}}/{{{{ task.task_id }}}}.jsonl"}
+    RunGenRunTableOperator(
+        task_id="bad_table", app_id="llama-text", table=[fails, {"prompt": "good"}], **place, **FAST
     )
     if AIRFLOW_V_3_0_PLUS:  # before, it ends dag.test(), too
-        RunGenRunBatchOperator(
+        RunGenRunTableOperator(
             task_id="late",
-            inputs=[{"prompt": "late", "emulator": {"seconds": 60}}] * 2,
+            table=[{"prompt": "late", "emulator": {"seconds": 60}}] * 2,
+            **place,
             execution_timeout=timedelta(seconds=2),
             **FAST,
         )

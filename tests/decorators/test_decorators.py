@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, task
 from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task
-from rungen_emulator import Emulator
+from rungen_emulator import Emulator, Service
+from rungen_emulator.messages import Reply
 
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.exceptions import RunGenOutputError
@@ -77,17 +78,14 @@ def test_a_dict_is_a_job_and_its_result_is_returned(rungen_emulator: Emulator, d
 
 
 @pytest.mark.contract
-@MODES
-@pytest.mark.parametrize("count", [0, 1, 20])
-def test_a_list_is_a_batch_and_its_results_keep_the_order(
-    rungen_emulator: Emulator, deferrable: bool, count: int
-) -> None:
-    task = Attempts([saying(f"word {n}") for n in range(count)], deferrable=deferrable)
-    outcome = task.attempt()
-    assert outcome.error is None
-    assert outcome.value == [f"You said: word {n}" for n in range(count)]
-    assert rungen_emulator.service.count("run") == count
-    assert task.calls == 1
+def test_a_list_is_no_input_and_a_table_is_named(rungen_emulator: Emulator) -> None:
+    error = Attempts([saying("one"), saying("two")]).attempt().error
+    assert isinstance(error, AirflowFailException)
+    assert str(error) == (
+        "The function returned a list, not the input of a job (a dict); nothing was sent. "
+        "For many inputs, use RunGenRunTableOperator."
+    )
+    assert rungen_emulator.service.count("run") == 0
 
 
 @pytest.mark.contract
@@ -101,27 +99,24 @@ def test_a_list_is_a_batch_and_its_results_keep_the_order(
     ],
     ids=["failed", "misfit", "late"],
 )
-def test_of_one_job_max_failed_allows_nothing(
+def test_a_job_without_a_usable_result_fails_the_task(
     rungen_emulator: Emulator, deferrable: bool, emulator: Any, options: Any, told: str
 ) -> None:
-    outcome = Attempts(saying("x", **emulator), max_failed=1, deferrable=deferrable, **options).attempt()
+    outcome = Attempts(saying("x", **emulator), deferrable=deferrable, **options).attempt()
     assert told in str(outcome.error)
 
 
 @pytest.mark.contract
 @MODES
-@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
 def test_outputs_are_stored_where_they_are_wanted(
-    rungen_emulator: Emulator, tmp_path: Path, deferrable: bool, many: bool
+    rungen_emulator: Emulator, tmp_path: Path, deferrable: bool
 ) -> None:
-    given = [saying("a fox"), saying("a hare")] if many else saying("a fox")
     options = {"app_id": APP, "destination": str(tmp_path), "output_type": "flux-schnell"}
-    value = Attempts(given, deferrable=deferrable, **options).attempt().value
-    manifests = value if many else [value]
-    assert {item["job_id"] for item in manifests} == {job["id"] for job in rungen_emulator.service.jobs()}
-    for item in manifests:
-        [file] = item["outputs"]
-        assert (tmp_path / item["job_id"] / file["uri"].rpartition("/")[2]).stat().st_size == file["size"]
+    manifest = Attempts(saying("a fox"), deferrable=deferrable, **options).attempt().value
+    [job] = rungen_emulator.service.jobs()
+    assert manifest["job_id"] == job["id"]
+    [file] = manifest["outputs"]
+    assert (tmp_path / job["id"] / file["uri"].rpartition("/")[2]).stat().st_size == file["size"]
 
 
 def test_a_destination_that_is_lost_in_the_wait_keeps_no_job_from_being_canceled(
@@ -225,7 +220,7 @@ def test_default_args_for_other_tasks_take_no_result_away(
 
 @pytest.mark.contract
 def test_what_the_function_decides_is_no_parameter() -> None:
-    for name in ("inputs", "wait_for_completion", "end_from_trigger"):
+    for name in ("input", "wait_for_completion", "end_from_trigger"):
         with pytest.raises(TypeError, match=name):
             operator(saying, "x", **{name: False})
 
@@ -246,23 +241,47 @@ def test_airflow_knows_the_decorator() -> None:
 
 
 @pytest.mark.contract
-def test_a_schema_that_cannot_be_read_after_the_wait_leaves_jobs_that_are_over_alone(
+def test_a_schema_that_cannot_be_read_after_the_wait_leaves_a_job_that_is_over_alone(
     rungen_emulator: Emulator, tmp_path: Path
 ) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text("{}")
 
-    def say() -> Any:
-        return [saying("one"), saying("two")]
-
     def spoil(key: str, value: Any) -> None:
-        if key == "job_ids":
+        if key == "job_id":
             schema.write_text("no JSON")
 
     ti = FakeTaskInstance()
     ti.on_push = spoil
-    op = operator(say, deferrable=True, defer_after=0, output_type=str(schema))
+    op = operator(
+        lambda: saying("one"), task_id="say", deferrable=True, defer_after=0, output_type=str(schema)
+    )
     error = str(run_task(op, {"ti": ti}).error)
     assert "cannot be read" in error
     assert "may still run" not in error
-    assert [job["status"] for job in rungen_emulator.service.jobs()] == ["COMPLETED"] * 2
+    assert [job["status"] for job in rungen_emulator.service.jobs()] == ["COMPLETED"]
+
+
+class FailsOnce(Service):
+    """A service whose first job fails at its end."""
+
+    has_failed = False
+
+    def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+        if method == "POST" and not self.has_failed:
+            self.has_failed = True
+            body = body.replace(b'"seconds"', b'"fail": "no luck", "seconds"')
+        return super().handle(method, path, headers, body)
+
+
+@pytest.mark.contract
+def test_a_resumed_job_that_fails_after_a_deferral_is_bought_by_the_next_attempt(
+    rungen_emulator: Emulator,
+) -> None:
+    """The function is called once an attempt, and the trigger does not know what it returned."""
+    service = rungen_emulator.service = FailsOnce(workers=10)
+    task = Attempts(*[saying("a fox", seconds=0.5)] * 3, deferrable=True)
+    assert isinstance(task.attempt(dying_at="job_id").error, SystemExit)
+    assert "no luck" in str(task.attempt().error)
+    assert task.attempt().error is None
+    assert (task.calls, [job["status"] for job in service.jobs()]) == (3, ["FAILED", "COMPLETED"])

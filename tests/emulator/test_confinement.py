@@ -30,7 +30,7 @@ import pytest
 from rungen_emulator.testing import run_operator
 from airflow_provider_rungen.exceptions import RunGenConfigError
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
+from airflow_provider_rungen.operators import RunGenRunJobOperator, RunGenRunTableOperator
 
 
 early = RunGenHook()
@@ -66,9 +66,10 @@ def test_a_job_runs_at_the_emulator(rungen_emulator, options):
     assert rungen_emulator.service.stats()["jobs_created"] == 1
 
 
-def test_a_batch_runs_at_the_emulator(rungen_emulator_module):
+def test_a_table_runs_at_the_emulator(rungen_emulator_module, tmp_path):
     inputs = [{"prompt": str(number)} for number in range(5)]
-    op = RunGenRunBatchOperator(task_id="b", inputs=inputs, deferrable=True, poll_interval=0.05)
+    options = {"results": str(tmp_path / "results.jsonl"), "deferrable": True, "poll_interval": 0.05}
+    op = RunGenRunTableOperator(task_id="t", table=inputs, **options)
     assert run_operator(op, emulator=rungen_emulator_module).error is None
     assert rungen_emulator_module.service.stats()["jobs_created"] == 5
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, BaseOperator
 from airflow.triggers.base import BaseTrigger, TriggerEvent
-from conftest import SOON
+from conftest import SOON, table_of
 from rungen_emulator import Emulator, Fault
 from rungen_emulator.testing import TaskResult, run_operator
 
@@ -25,7 +25,6 @@ from airflow_provider_rungen.exceptions import RunGenJobFailedError
 from airflow_provider_rungen.ledger import Ledger
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
     RunGenRunTableOperator,
     scaled_app,
@@ -345,7 +344,7 @@ def test_a_task_that_takes_too_long_is_ended(rungen_emulator: Emulator, deferrab
 def test_an_overrun_quotes_the_last_warning(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="run", status=429, headers={"Retry-After": "60"}, times=None))
     table: Any = [{"sku": sku, "prompt": "x"} for sku in ("A-1", "A-2")]
-    op = RunGenRunBatchOperator(task_id="paint", inputs=table, poll_interval=0.05)
+    op = table_of(task_id="paint", inputs=table, poll_interval=0.05)
     with pytest.raises(TimeoutError, match=r"Its log: WARNING .*429"):
         run_operator(op, timeout=1)
 

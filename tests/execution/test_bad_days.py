@@ -48,7 +48,6 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.hooks import base as hook_base
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
     RunGenRunTableOperator,
 )
@@ -143,8 +142,7 @@ def faults(draw: st.DrawFn, operations: tuple[str, ...]) -> Fault:
 
 
 #: Whose jobs the task submits itself, and whose outputs are stored.
-OWNERS = ("job", "batch", "stored", "table")
-STORED = ("stored", "table")
+OWNERS = ("job", "bare", "table")
 REQUESTS = ("run", "get", "get_app", "cancel")
 EVENTS = {
     **dict.fromkeys(("rotate", "rotate late", "unplug"), (*REQUESTS, "attempt")),
@@ -167,7 +165,7 @@ def events(draw: st.DrawFn) -> Event:
 
 @st.composite
 def scripts(draw: st.DrawFn) -> Script:
-    kind = draw(st.sampled_from(["job", "job", "batch", "batch", "stored", "table", "sensor", "collect"]))
+    kind = draw(st.sampled_from(["job", "job", "bare", "table", "table", "sensor", "collect"]))
     count = 1 if kind == "job" else draw(st.integers(1, 7))
     owns = kind in OWNERS
     seconds = st.sampled_from([0.0, 0.1, 0.1, 0.3, 600.0])
@@ -337,7 +335,7 @@ class Life:
     @property
     def stores(self) -> bool:
         """Whether outputs are stored, and the log beside them."""
-        return self.script.kind in STORED
+        return self.script.kind == "table"
 
     @property
     def is_durable(self) -> bool:
@@ -445,18 +443,10 @@ class Life:
         if script.kind == "job":
             return RunGenRunJobOperator(input=self.inputs()[0], **common)
         common["max_failed"] = script.max_failed
-        if script.kind == "table":
-            rows = [{"n": n, "input": json.dumps(each)} for n, each in enumerate(self.inputs())]
-            del common["end_from_trigger"], common["wait_for_completion"]
-            return RunGenRunTableOperator(
-                table=rows,
-                key="n",
-                to_input=lambda row: json.loads(row["input"]),
-                destination=str(self.folder),
-                **common,
-            )
-        destination = str(self.folder) if self.stores else None
-        return RunGenRunBatchOperator(inputs=self.inputs(), destination=destination, **common)
+        del common["end_from_trigger"], common["wait_for_completion"]
+        folder = str(self.folder)
+        place = {"destination": folder} if self.stores else {"results": f"{folder}/results.jsonl"}
+        return RunGenRunTableOperator(table=self.inputs(), **place, **common)
 
     def lead(self) -> None:
         """Attempt the task until its end."""
@@ -811,11 +801,10 @@ class Life:
         statuses = {job["id"]: job["status"] for job in self.service.jobs()}
         if self.script.kind in ("sensor", "collect"):
             used: list[Any] = self.given
-        elif self.stores:
-            found = last.value if self.script.kind == "stored" else self.results()
-            used = [each and each["job_id"] for each in found]
+        elif self.script.kind == "job":
+            used = [last.value]
         else:
-            used = last.value if isinstance(last.value, list) else [last.value]
+            used = [row["job_id"] for row in self.results()]
         bad = [each for each in used if each is None or statuses.get(each) != "COMPLETED"]
         allowed = self.script.max_failed
         self.hold(len(bad) <= allowed, f"it succeeded with {bad}")

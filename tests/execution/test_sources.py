@@ -18,7 +18,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.sources.inputs import ManyInputs, OneInput, Source
+from airflow_provider_rungen.execution.sources.inputs import OneInput, Source
 from airflow_provider_rungen.execution.sources.table_rows import TableRows, ToInput
 from airflow_provider_rungen.runs.plan import PlannedRow, input_digest
 from airflow_provider_rungen.schemas import Schema
@@ -48,7 +48,7 @@ def test_a_single_input_needs_neither_the_reader_nor_pyarrow() -> None:
 import sys
 import airflow_provider_rungen._airflow  # what Airflow itself imports is not counted
 before = set(sys.modules)
-from airflow_provider_rungen.execution.sinks.batch_result import JobIds
+from airflow_provider_rungen.execution.sinks.batch_result import JobId
 from airflow_provider_rungen.execution.sources.inputs import OneInput
 [(row, job_input)] = OneInput({"prompt": "a"}).read(lambda job_input: "00")
 heavy = ("pyarrow", "aiohttp", "fsspec", "jsonschema", "airflow_provider_rungen.execution.table.reader")
@@ -72,60 +72,18 @@ def test_a_single_input_is_checked(given: Any, words: str) -> None:
         source.check(0)
 
 
-@pytest.mark.parametrize("kind", ["list", "iterable", "file", "arrow"])
-def test_many_inputs_come_in_order_with_their_digests(kind: str, tmp_path: Path) -> None:
-    uri = lines(tmp_path / "inputs.jsonl", *INPUTS)
-    sources = {"list": INPUTS, "iterable": iter(INPUTS), "file": uri, "arrow": pa.Table.from_pylist(INPUTS)}
-    source = ManyInputs(sources[kind])
-    rows = read(source)
-    assert [job_input["prompt"] for _, job_input in rows] == ["a", "b", "b"]
-    assert [row.digest for row, _ in rows] == [input_digest(job_input) for _, job_input in rows]
-    assert rows[1][0].digest == rows[2][0].digest, "the order of fields makes no difference"
-    assert {row.first for row, _ in rows} == {None}
-    assert source.uris == ([uri] if kind == "file" else [])
-
-
 def test_equal_inputs_name_the_first_if_they_share_its_job() -> None:
-    rows = read(ManyInputs([*INPUTS, INPUTS[0], INPUTS[1]], shares_equal=True))
+    rows = read(table([*INPUTS, INPUTS[0], INPUTS[1]], key=(), shares_equal=True))
     assert [row.first for row, _ in rows] == [None, None, 1, 0, 1]
 
 
-@pytest.mark.parametrize(
-    ("bad", "words"),
-    [
-        ("c", r"inputs\[1\] is a str"),
-        ({"prompt": 7}, r"inputs\[1\].prompt: 7 is not"),
-    ],
-)
-def test_an_input_that_does_not_fit_is_named_with_its_line(bad: Any, words: str, tmp_path: Path) -> None:
-    uri = lines(tmp_path / "inputs.jsonl", INPUTS[0], bad)
-    with pytest.raises(RunGenInputError, match=words) as caught:
-        read(ManyInputs(uri, Schema(SCHEMA, "input_schema")))
-    assert "It is line 2 of" in caught.value.hint
-
-
-def test_failed_inputs_are_found_in_their_files_again(tmp_path: Path) -> None:
-    lines(tmp_path / "1.jsonl", *INPUTS[:2])
-    lines(tmp_path / "2.jsonl", *INPUTS[2:])
-    source = ManyInputs(tmp_path.as_uri())  # as after a deferral: it was not read
-    places = source.places([1, 2])
-    assert [(Path(place["file"]).name, place["line"]) for place in places.values()] == [
-        ("1.jsonl", 2),
-        ("2.jsonl", 1),
-    ]
-    (tmp_path / "1.jsonl").unlink()
-    (tmp_path / "2.jsonl").unlink()
-    assert source.places([1]) == {}
-    assert ManyInputs(INPUTS).places([1]) == {}
-
-
-@pytest.mark.parametrize("line", ['{"prompt": ', "7", '{"prompt": NaN}', '{"prompt": 7}', None])
+@pytest.mark.parametrize("line", ['{"prompt": ', "7", '{"prompt": NaN}', None])
 def test_a_signed_uri_is_not_shown(tmp_path: Path, line: str | None) -> None:
     path = tmp_path / "in.jsonl?X-Amz-Signature=s3cret"
     if line is not None:
         path.write_text(line)
     with pytest.raises(RunGenInputError, match=r"in\.jsonl\?X-Amz-Signature=\*\*\*") as caught:
-        read(ManyInputs(str(path), Schema(SCHEMA, "input_schema")))
+        read(table(str(path), key=()))
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 

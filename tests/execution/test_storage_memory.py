@@ -23,7 +23,7 @@ SCRIPT = """
 import json, sys
 from rungen_emulator.testing import run_operator
 from airflow_provider_rungen.operators import (
-    Ledger, RunGenCollectResultsOperator, RunGenRunBatchOperator, RunGenRunTableOperator
+    Ledger, RunGenCollectResultsOperator, RunGenRunTableOperator
 )
 
 folder, what, count, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -38,9 +38,7 @@ def operator(count, size, place):
     ledger = Ledger(f"{folder}/{place}-ledger")
     options = {"destination": f"{folder}/{place}", "ledger": ledger, "poll_interval": 0.1}
     if what == "table":
-        return RunGenRunTableOperator(task_id=what, table=inputs, key="prompt", **options)
-    if what == "batch":
-        return RunGenRunBatchOperator(task_id=what, inputs=inputs, **options)
+        return RunGenRunTableOperator(task_id=what, table=inputs, **options)
     ids = json.load(open(f"{folder}/{place}.json"))
     return RunGenCollectResultsOperator(task_id=what, job_id=ids, destination=f"{folder}/{place}")
 
@@ -53,9 +51,10 @@ run(1, 1, "small")  # what it imports does not count
 before = peak()
 value = run(count, size, "large")
 above = peak() - before
-if what == "batch":
-    for place, values in (("small", run(1, 1, "small")), ("large", value)):
-        json.dump([each["job_id"] for each in values], open(f"{folder}/{place}.json", "w"))
+if what == "table":
+    for place in ("small", "large"):
+        rows = [json.loads(line) for line in open(f"{folder}/{place}/results.jsonl")]
+        json.dump([row["job_id"] for row in rows], open(f"{folder}/{place}.json", "w"))
 print(json.dumps({"above": above, "reused": value["reused"] if what == "table" else 0}))
 """
 
@@ -81,10 +80,10 @@ def test_results_of_many_megabytes_are_stored_and_reused_in_bounded_memory(
     rungen_emulator: Emulator, tmp_path: Path
 ) -> None:
     rungen_emulator.service.scale("flux-schnell", 1000)
-    # the first batch buys and stores them, and then all of them are reused
-    tasks = ["batch", "table", "batch", "collect"]
+    # the first table buys and stores them, and then all of them are reused
+    tasks = ["table", "table", "collect"]
     took = [measure(tmp_path, task, rungen_emulator) for task in tasks]
     assert rungen_emulator.service.stats()["jobs_created"] == JOBS + 1
     assert took[1]["reused"] == JOBS
     above = [each["above"] for each in took]
-    assert max(above) <= MOST, dict(zip(["first batch", *tasks[1:]], above, strict=True))
+    assert max(above) <= MOST, dict(zip(["first table", *tasks[1:]], above, strict=True))

@@ -7,9 +7,8 @@ import time
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, Asset, BaseOperator, TaskDeferred
+from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferred
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS
-from airflow.triggers.base import TaskSuccessEvent
 from client_mistakes import early_retries
 from conftest import APP, FakeTaskInstance, run_task
 from rungen_emulator import Emulator, Fault
@@ -17,7 +16,7 @@ from rungen_emulator import Emulator, Fault
 from airflow_provider_rungen._airflow import AirflowSensorTimeout
 from airflow_provider_rungen.exceptions import RunGenJobQueuedTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
+from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
@@ -57,50 +56,6 @@ def first_event(deferred: TaskDeferred) -> Any:
 
 ENDS_THERE = pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a worker is started for it")
 ENDING: dict[str, Any] = WAITING | {"defer_after": 0, "end_from_trigger": True}
-
-
-@ENDS_THERE
-@pytest.mark.feature("end")
-@pytest.mark.parametrize("kind", ["job", "batch", "sensor"])
-def test_a_success_ends_in_the_triggerer(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, kind: str
-) -> None:
-    rungen_emulator.service.scale(APP, 50)
-    with DAG("d", schedule=None):
-        if kind == "job":
-            op: Any = RunGenRunJobOperator(task_id="run", input=job_input(0.4), **ENDING)
-        elif kind == "batch":
-            op = RunGenRunBatchOperator(task_id="run", inputs=[job_input(0.4)] * 10, **ENDING)
-        else:
-            op = sensor(submitted(0.4), defer_after=0, end_from_trigger=True)
-    deferred = deferral(op, context)
-    if kind != "sensor":
-        assert ti.xcoms["return_value"] == ti.xcoms["job_id" if kind == "job" else "job_ids"]
-        assert ti.xcoms.get("failed", []) == []
-    assert isinstance(first_event(deferred), TaskSuccessEvent)
-
-
-def test_a_failure_goes_through_a_worker(rungen_emulator: Emulator, context: Any) -> None:
-    with DAG("d", schedule=None):
-        op = RunGenRunJobOperator(task_id="run", input=job_input(0.4, fail="out of memory"), **ENDING)
-    outcome = run_task(op, context)
-    assert "out of memory" in str(outcome.error)
-    assert len(outcome.events) == 1
-
-
-def test_outlets_and_mapped_tasks_need_the_worker(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
-) -> None:
-    with DAG("d", schedule=None):
-        with_outlet = RunGenRunJobOperator(
-            task_id="outlet", input=job_input(0.4), outlets=[Asset("x")], **ENDING
-        )
-        mapped_over = RunGenRunBatchOperator(task_id="mapped", inputs=[job_input(0.4)] * 2, **ENDING)
-        RunGenJobSensor.partial(task_id="wait").expand(job_id=mapped_over.output)
-    for op in (with_outlet, mapped_over):
-        deferred = deferral(op, context)
-        assert "return_value" not in ti.xcoms
-        assert first_event(deferred).payload["in_flight"] == 0
 
 
 @pytest.mark.parametrize(("count", "skip"), [(1, 0), (3, 1)], ids=["the only job", "one of several"])

@@ -273,3 +273,29 @@ def run_mapped(
     made = make_context(task, make_dag_run(task.dag_id, TODAY, None), upstream or {}) | dict(context or {})
     made["ti"].map_index = index
     return run_operator(task, upstream=upstream, context=made, timeout=200)
+
+
+class Inputs(Attempts):
+    """A table task of a list of inputs, without a key, in a folder of its own."""
+
+    def __init__(self, emulator: Emulator, folder: Path, inputs: Any, **options: Any) -> None:
+        own: dict[str, Any] = {"table": inputs, "results": f"{folder.as_uri()}/results.jsonl"}
+        super().__init__(emulator, RunGenRunTableOperator, **own | options)
+        self.folder = folder
+
+    @property
+    def written(self) -> list[dict[str, Any]]:
+        """The results table."""
+        return rows_in(self.folder)
+
+    def column(self, name: str) -> list[Any]:
+        return [row[name] for row in self.written]
+
+    @property
+    def failed(self) -> list[int]:
+        return [each["index"] for each in self.ti.xcoms["failed"]]
+
+    def prompts(self) -> list[str]:
+        """Return the prompts of the jobs in the results table, in its order."""
+        by_id = {job["id"]: job["input"]["prompt"] for job in self.emulator.service.jobs()}
+        return [by_id[row["job_id"]] for row in self.written]

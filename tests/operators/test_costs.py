@@ -17,9 +17,10 @@ from rungen_emulator.testing import run_operator
 from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.execution.apps.bill import add_costs
 from airflow_provider_rungen.execution.table.result_rows import ResultRow, Status
+from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
+    RunGenRunJobOperator,
     RunGenRunTableOperator,
     scaled_app,
 )
@@ -125,12 +126,11 @@ def test_reused_and_failed_rows_have_a_cost_and_skipped_ones_have_none(night: Ni
 @pytest.mark.contract
 def test_a_task_that_collects_in_the_block_has_its_price(night: Night) -> None:
     with night.dag, scaled_app(APP, 2, price=PRICE):
-        paint = RunGenRunBatchOperator(task_id="paint", inputs=[taking(0.3)] * 2, **HERE)
+        jobs = [RunGenRunJobOperator(task_id=f"paint_{n}", input=taking(0.3), **HERE) for n in range(2)]
         results = night.uri("collect")
-        collect = RunGenCollectResultsOperator(
-            task_id="collect", job_id=paint.output, results=results, **HERE
-        )
-    collect.job_id = night.run(paint).value
+        job_id = [job.output for job in jobs]
+        collect = RunGenCollectResultsOperator(task_id="collect", job_id=job_id, results=results, **HERE)
+    collect.job_id = [night.run(job).value for job in jobs]
     assert night.run(collect).error is None
     assert night.costs("collect") == pytest.approx([0.3, 0.3])
 
@@ -138,12 +138,14 @@ def test_a_task_that_collects_in_the_block_has_its_price(night: Night) -> None:
 @pytest.mark.contract
 def test_a_mapped_task_that_collects_in_the_block_has_its_price(night: Night) -> None:
     with night.dag, scaled_app(APP, 2, price=PRICE):
-        paint = RunGenRunBatchOperator(task_id="paint", inputs=[taking(0.3)] * 2, **HERE)
+        kind: Any = RunGenRunJobOperator
+        paint = kind.partial(task_id="paint", **HERE).expand(input=[taking(0.3)] * 2)
     with night.dag:
         results = f"{night.folder}/collect-{{{{ ti.map_index }}}}.jsonl"
         mapped: Any = RunGenCollectResultsOperator.partial(task_id="collect", results=results, **HERE)
         collect = mapped.expand(job_id=paint.output)
-    ids = night.run(paint).value
+    with RunGenHook() as hook:
+        ids = [hook.run_job(app_id=APP, input=taking(0.3)).id for _ in range(2)]
     for index in range(2):
         result = run_mapped(collect, index, upstream={"paint": ids})
         assert result.error is None
@@ -165,7 +167,7 @@ def test_a_task_that_collects_from_two_blocks_has_the_price_of_its_own(
         collectors[task_id] = kind.partial(**given).expand(max_failed=[0]) if is_mapped else kind(**given)
 
     def batch(task_id: str) -> Any:
-        return RunGenRunBatchOperator(task_id=task_id, inputs=[taking(0.1)], **HERE)
+        return RunGenRunJobOperator(task_id=task_id, input=taking(0.1), **HERE)
 
     with night.dag:
         with scaled_app(APP, name="outer", price="1 USD/h"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSensorTimeout
-from conftest import APP, TrackedTaskInstance, run_task
+from conftest import APP, TrackedTaskInstance, run_task, table_of
 from operator_kit import FAST, MODES, submitted, taking
 from rungen_emulator import Emulator, Fault
 
@@ -21,9 +21,7 @@ from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
     RunGenDeleteAppOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
-    RunGenRunTableOperator,
 )
 from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
 
@@ -36,13 +34,8 @@ def job(given: dict[str, Any], _: Path, **options: Any) -> Any:
     return RunGenRunJobOperator(task_id="t", input=given, wait_for_completion=True, **FAST | options)
 
 
-def batch(given: dict[str, Any], _: Path, **options: Any) -> Any:
-    return RunGenRunBatchOperator(task_id="t", inputs=[given, given], **FAST | options)
-
-
 def table(given: dict[str, Any], folder: Path, **options: Any) -> Any:
-    options |= {"table": [{"id": number, **given} for number in range(2)], "destination": folder.as_uri()}
-    return RunGenRunTableOperator(task_id="t", key="id", **FAST | options)
+    return table_of(task_id="t", inputs=[given, given], destination=folder.as_uri(), **FAST | options)
 
 
 def collect(given: dict[str, Any], _: Path, **options: Any) -> Any:
@@ -53,7 +46,7 @@ def sensor(given: dict[str, Any], _: Path, **options: Any) -> Any:
     return RunGenJobSensor(task_id="t", job_id=submitted(given), poke_interval=0.02, defer_after=0, **options)
 
 
-EVERY = pytest.mark.parametrize("make", [job, batch, table, collect, sensor])
+EVERY = pytest.mark.parametrize("make", [job, table, collect, sensor])
 
 
 def assert_named(emulator: Emulator, error: Any, kind: Any) -> None:
@@ -97,7 +90,7 @@ def test_a_time_limit_of_airflow_names_the_jobs(
 
 @pytest.mark.usefixtures("with_links")
 def test_a_kill_names_the_jobs(rungen_emulator: Emulator, tmp_path: Path) -> None:
-    task, ti = batch(SLOW, tmp_path), TrackedTaskInstance()
+    task, ti = table(SLOW, tmp_path), TrackedTaskInstance()
     ti.on_push = lambda key, _: task.on_kill() if key == RunGenJobLink.key else None
     assert_named(rungen_emulator, run_task(task, {"ti": ti}).error, AirflowException)
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException
 from bad_answers import Fault
-from conftest import APP, KEY, SOON, FakeStore, Outcome, signal_when
+from conftest import APP, KEY, SOON, FakeStore, Outcome, signal_when, table_of
 from operator_kit import FAST, KILLED, MODES, Stage, submitted, taking
 from rungen_emulator import Emulator
 
@@ -38,7 +38,6 @@ from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
     RunGenCreateAppOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
 )
 
@@ -66,14 +65,11 @@ def stage(rungen_emulator: Emulator, context: Any) -> Stage:
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [RunGenRunJobOperator, RunGenRunBatchOperator])
-def test_a_deferral_without_a_wait_is_refused(kind: Any) -> None:
-    given: dict[str, Any] = {"input": {}} if kind is RunGenRunJobOperator else {"inputs": []}
-    options = {"task_id": "run", **given, "wait_for_completion": False}
+def test_a_deferral_without_a_wait_is_refused() -> None:
     with pytest.raises(ValueError, match="wait_for_completion=True"):
-        kind(**options, deferrable=True)
-    assert kind(**options, deferrable=False).deferrable is False
-    assert kind(**options | {"wait_for_completion": True}, deferrable=True).deferrable is True
+        run_op(wait_for_completion=False, deferrable=True)
+    assert run_op(wait_for_completion=False, deferrable=False).deferrable is False
+    assert run_op(wait_for_completion=True, deferrable=True).deferrable is True
 
 
 @pytest.mark.contract
@@ -302,7 +298,7 @@ def test_what_ends_the_submission_waits_for_the_id_and_cancels_the_job(
 
 EARLY: dict[str, Callable[[], Any]] = {
     "job": run_op,
-    "batch": lambda: RunGenRunBatchOperator(task_id="t", inputs=[INPUT] * 3),
+    "table": lambda: table_of(task_id="t", inputs=[INPUT] * 3),
     "decorated": lambda: RunGenDecoratedOperator(
         task_id="t", python_callable=lambda: INPUT, op_args=[], op_kwargs={}
     ),

@@ -19,7 +19,6 @@ from rungen_emulator.testing import run_operator
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
 )
 from airflow_provider_rungen.operators.base import _pull
@@ -142,19 +141,16 @@ def test_a_job_keeps_its_label(
         assert "label" not in listed[3]
 
 
-@pytest.mark.contract
 def test_what_a_function_returns_keeps_its_label(rungen_emulator: Emulator, tmp_path: Path) -> None:
     @task.rungen(destination=tmp_path.as_uri(), label="{{ ti.task_id }} of {{ ds }}")
-    def paint(count: int) -> Any:
-        return INPUT if count == 1 else [INPUT] * count
+    def paint() -> Any:
+        return INPUT
 
     with DAG("dag", schedule=None, start_date=datetime(2025, 1, 1)):
-        one, many = paint(1), paint.override(task_id="many")(2)
+        one = paint()
     outcome = run_operator(one, context={"ds": "2026-01-01"})
     assert outcome.value["label"] == "paint of 2026-01-01"
     assert outcome.xcoms["rungen_label"] == {outcome.value["job_id"]: outcome.value["label"]}
-    outcome = run_operator(many, context={"ds": "2026-01-01"})
-    assert {manifest["label"] for manifest in outcome.value} == {"many of 2026-01-01"}
 
 
 @pytest.mark.contract
@@ -178,13 +174,11 @@ def test_a_label_is_the_name_of_no_other_column() -> None:
 def test_the_outputs_of_several_tasks_are_one_list_of_jobs(
     rungen_emulator: Emulator, dag: DAG, consumer: Callable[..., Any]
 ) -> None:
-    many = RunGenRunBatchOperator(
-        task_id="many", inputs=[INPUT] * 3, app_id=TEXT_APP, wait_for_completion=False
-    )
-    one = RunGenRunJobOperator(task_id="one", input=INPUT, app_id=TEXT_APP)
-    upstream = {task.task_id: run_operator(task) for task in (many, one)}
-    ids = [*upstream["many"].value, upstream["one"].value]
-    outcome = run_operator(consumer(task_id="after", job_id=[many.output, one.output]), upstream=upstream)
+    tasks = [RunGenRunJobOperator(task_id=name, input=INPUT, app_id=TEXT_APP) for name in ("one", "two")]
+    upstream = {task.task_id: run_operator(task) for task in tasks}
+    ids = [upstream[task.task_id].value for task in tasks]
+    job_id = [task.output for task in tasks]
+    outcome = run_operator(consumer(task_id="after", job_id=job_id), upstream=upstream)
     assert outcome.error is None
     assert {request.path.split("/")[4] for request in about_jobs(rungen_emulator)} == set(ids)
     assert requests(rungen_emulator) == {TEXT_APP}

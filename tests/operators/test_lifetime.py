@@ -30,7 +30,7 @@ from airflow.providers.common.compat.sdk import (
     task_group,
 )
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
-from conftest import SOON, FakeTaskInstance, Outcome, run_task, signal_when, stopped_when
+from conftest import SOON, FakeTaskInstance, Outcome, run_task, signal_when, stopped_when, table_of
 from operator_kit import KILLED, failing, hang, kill_when, workers
 from rungen_emulator import Emulator, Fault
 
@@ -40,7 +40,7 @@ from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.execution.apps import scale_down
 from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.xcom_keys import BILL_KEY, PAGE_KEY
-from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator, scaled_app
+from airflow_provider_rungen.operators import RunGenRunJobOperator, scaled_app
 from airflow_provider_rungen.operators.app import RunGenScaleDownOperator
 
 APP = "gpu"
@@ -194,7 +194,7 @@ def test_every_task_inside_is_reached_whatever_it_waits_for() -> None:
         rows = give.override(task_id="rows")([1])
         with scaled_app(APP):
             alone = job("alone")
-            batch = RunGenRunBatchOperator(task_id="batch", inputs=rows)
+            batch = table_of(task_id="batch", inputs=rows)
             mapped = RunGenRunJobOperator.partial(task_id="mapped").expand(input=rows)
             with TaskGroup("group"):
                 inner: Any = give.override(task_id="inner")(batch.output)

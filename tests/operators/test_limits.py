@@ -12,16 +12,14 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException
 from bad_answers import Fault
-from conftest import FakeStore
-from operator_kit import Attempts, Table, picture, products
+from conftest import table_of
+from operator_kit import Inputs, Table, picture, products
 from rungen_emulator import Emulator
 from rungen_emulator.testing import run_operator
 
-from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.exceptions import RunGenLimitError
 from airflow_provider_rungen.operators import (
     RunGenPlanTableOperator,
-    RunGenRunBatchOperator,
     RunGenRunTableOperator,
     scaled_app,
 )
@@ -66,7 +64,7 @@ def test_an_edited_prompt_buys_nothing(run: Run, mode: bool) -> None:
     assert isinstance(error.__context__, RunGenLimitError)
     assert re.fullmatch(
         r"Refused: 6 of 6 rows are new, about \d[.\d]* s of GPU, \d\.\d\d USD; max_jobs=5. Nothing was sent. "
-        r"Did to_input or the model change\? If not, raise max_jobs, and clear the task.",
+        r"Did the rows, to_input or the model change\? If not, raise max_jobs, and clear the task.",
         str(error),
     )
     assert task.attempt(to_input=other_picture, max_jobs=5).error is not None, "nor does a retry"
@@ -284,17 +282,6 @@ def test_what_is_stored_is_no_failure_of_an_attempt_that_ends_early(run: Run, mo
     assert Counter(task.column("status"))["completed"] == 140
 
 
-@pytest.mark.usefixtures("with_links")
-def test_a_retry_that_is_refused_cancels_nothing_that_nobody_waits_for(rungen_emulator: Emulator) -> None:
-    inputs = [{"prompt": str(n), "emulator": {"seconds": 60}} for n in range(6)]
-    options: dict[str, Any] = {"wait_for_completion": False, "max_jobs": 5}
-    task = Attempts(rungen_emulator, RunGenRunBatchOperator, **options)
-    task.attempt_until("rungen_job_link", inputs=inputs[:4])
-    assert str(task.attempt(inputs=inputs).error).startswith("Refused: 2 of 6 inputs are new after 4 ")
-    assert len(task.statuses()) == 4
-    assert "CANCELED" not in task.statuses()
-
-
 @pytest.mark.parametrize(("most", "bought"), [("5 USD", 2), ("1 USD", 0)])
 def test_what_another_run_began_is_not_bought_again_beyond_the_cost(
     run: Run, mode: bool, most: str, bought: int
@@ -314,32 +301,15 @@ def test_what_another_run_began_is_not_bought_again_beyond_the_cost(
     assert task.created <= 7 + bought
 
 
-@pytest.mark.parametrize("is_durable", [False, True])
-def test_a_batch_without_a_ledger_has_a_limit(rungen_emulator: Emulator, is_durable: bool) -> None:
+def test_a_table_without_a_ledger_has_a_limit(rungen_emulator: Emulator, tmp_path: Path) -> None:
     inputs = [{"prompt": str(n), "emulator": {"fail": "no luck"}} for n in range(3)]
-    task = Attempts(rungen_emulator, RunGenRunBatchOperator, inputs=inputs)
-    task.store, task.max_tries = FakeStore() if is_durable else None, 3
+    task = Inputs(rungen_emulator, tmp_path, inputs)
+    task.max_tries = 3
     told = str(task.attempt(max_jobs=2).error)
-    assert told.startswith("Refused: 3 of 3 inputs are new; max_jobs=2. Nothing was sent. ")
+    assert told.startswith("Refused: 3 of 3 rows are new; max_jobs=2. Nothing was sent. ")
     assert rungen_emulator.service.count("run") == 0
     assert "no luck" in str(task.attempt(max_jobs=5).error)
-    # before 3.3, Airflow keeps nothing of an attempt
-    told = "after 3 submissions" if is_durable else "no luck"
-    assert told in str(task.attempt(max_jobs=5).error)
-
-
-def test_the_jobs_of_a_function_have_a_limit(rungen_emulator: Emulator) -> None:
-    with DAG("d", schedule=None):
-
-        @rungen_task(max_jobs="{{ params.most }}", limit=3, deferrable=True)
-        def paint() -> Any:
-            return [{"prompt": str(n)} for n in range(5)]
-
-        made: Any = paint()
-    for most, error in (("2", "Refused: 3 of 3 inputs"), (3, "None"), (None, "None")):
-        outcome = run_operator(made, context={"params": {"most": most}}, emulator=rungen_emulator)
-        assert str(outcome.error).startswith(error)
-    assert rungen_emulator.service.count("run") == 6
+    assert "after 3 submissions" in str(task.attempt(max_jobs=5).error)
 
 
 # --- money ---
@@ -400,7 +370,7 @@ def test_a_cost_needs_a_price_in_its_currency(
     rungen_emulator: Emulator, tmp_path: Path, price: str | None, problem: str
 ) -> None:
     with DAG("d", schedule=None) as dag, scaled_app(price=price):
-        RunGenRunBatchOperator(task_id="paint", inputs=[{"prompt": "x"}], max_cost="20 USD")
+        table_of(task_id="paint", inputs=[{"prompt": "x"}], max_cost="20 USD")
     outcome = run_operator(dag.task_dict["paint"], context={"dag": dag})
     assert isinstance(outcome.error, AirflowFailException)
     assert str(outcome.error) == (

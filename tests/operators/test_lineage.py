@@ -21,7 +21,6 @@ from airflow_provider_rungen.execution.task.report import (
 )
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
 )
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -58,8 +57,6 @@ def task(kind: str, deferrable: bool, *, ids: list[str], prompts: list[str], **o
     match kind:
         case "run":
             return RunGenRunJobOperator(input=inputs[-1], wait_for_completion=True, **options)
-        case "batch":
-            return RunGenRunBatchOperator(inputs=inputs, **options)
         case "collect":
             return RunGenCollectResultsOperator(job_id=ids, **options)
     return RunGenJobSensor(job_id=ids, poke_interval=options.pop("poll_interval"), **options)
@@ -67,19 +64,17 @@ def task(kind: str, deferrable: bool, *, ids: list[str], prompts: list[str], **o
 
 @pytest.mark.contract
 @MODES
-@pytest.mark.parametrize("kind", ["run", "batch", "collect", "sensor"])
+@pytest.mark.parametrize("kind", ["run", "collect", "sensor"])
 @pytest.mark.feature("assets")
 def test_what_was_done_is_reported(
     rungen_emulator: Emulator, context: Any, deferrable: bool, kind: str
 ) -> None:
     ids = submitted(INPUT, INPUT) if kind in ("collect", "sensor") else []
-    options: dict[str, Any] = {"max_failed": 2} if kind == "batch" else {}
-    op = task(kind, deferrable, ids=ids, prompts=["a", "", "fail: x", "b"], outlets=[OUTLET], **options)
+    op = task(kind, deferrable, ids=ids, prompts=["b"], outlets=[OUTLET])
     outcome, extra = run(context, op)
     assert len(outcome.events) == deferrable
-    ids = ids or [outcome.value] * (kind == "run") or [job_id for job_id in outcome.value if job_id]
-    failed = 2 if kind == "batch" else 0
-    assert extra == {"app_id": APP, "job_ids": ids, "job_count": len(ids), "failed_count": failed}
+    ids = ids or [outcome.value]
+    assert extra == {"app_id": APP, "job_ids": ids, "job_count": len(ids), "failed_count": 0}
 
 
 @pytest.mark.contract
@@ -170,7 +165,7 @@ def test_every_operator_reports_to_openlineage(
 
 @pytest.mark.contract
 @MODES
-@pytest.mark.parametrize("kind", ["run", "batch", "collect", "sensor"])
+@pytest.mark.parametrize("kind", ["run", "collect", "sensor"])
 @pytest.mark.feature("lineage")
 def test_a_task_that_fails_reports_to_openlineage(
     rungen_emulator: Emulator,

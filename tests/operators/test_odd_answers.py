@@ -21,7 +21,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Airfl
 from bad_answers import Fault
 from client_mistakes import keys_leaked
 from conftest import APP, KEY, FakeStore, Outcome, rows_in, run_task, signal_when
-from operator_kit import KILLED, Attempts, taking, workers
+from operator_kit import KILLED, Attempts, Inputs, taking, workers
 from rungen_emulator import Emulator, Service
 from rungen_emulator.fakes import TODAY, make_context, make_dag_run
 from rungen_emulator.messages import Reply
@@ -232,11 +232,11 @@ def job(play: Play, **options: Any) -> None:
     play.lead(operators.RunGenRunJobOperator, input=pictures(1)[0], wait_for_completion=True, **options)
 
 
-def batch(play: Play, **options: Any) -> None:
+def inputs(play: Play, **options: Any) -> None:
     play.inputs, folder = 6, play.folder.as_uri()
     options |= {"destination": f"{folder}/out", "ledger": f"{folder}/ledger", "max_in_flight": 4}
-    value = play.lead(operators.RunGenRunBatchOperator, inputs=pictures(6), **options)
-    play.hold(value is None or all(value), f"results are lost: {value}")
+    value = play.lead(operators.RunGenRunTableOperator, table=pictures(6), **options)
+    play.hold(value is None or value["completed"] == 6, f"results are lost: {value}")
 
 
 def table(play: Play) -> None:
@@ -267,7 +267,7 @@ def kill(on: str, state: str, play: Play) -> None:
     """A task is killed at the sixth request. It is attempted again if only its worker was stopped."""
     play.inputs, is_last = 6, state == "failed"
     inputs = pictures(6, 600 if is_last else 1)
-    task = Attempts(play.emulator, operators.RunGenRunBatchOperator, inputs=inputs)
+    task = Inputs(play.emulator, play.folder / "out", inputs)
     task.state = state
     op = task.begin()
     play.stores.append(task.store)
@@ -280,12 +280,15 @@ def kill(on: str, state: str, play: Play) -> None:
 
 
 def app(play: Play, workers_after: int, busy: float = 0.1, **options: Any) -> None:
-    """An app is scaled up around a batch, and somebody else has a job there, too."""
+    """An app is scaled up around a table, and somebody else has a job there, too."""
     play.inputs = 3
     play.others(1, busy, GPU)
     pace: Any = {"poll_interval": 0.02, "timeout": 10}
     with DAG("dag", schedule=None), operators.scaled_app(GPU, 2, **pace, **options) as gpu:
-        run = operators.RunGenRunBatchOperator(task_id="run", app_id=GPU, inputs=pictures(3), **pace)
+        results = (play.folder / "results.jsonl").as_uri()
+        run = operators.RunGenRunTableOperator(
+            task_id="run", app_id=GPU, table=pictures(3), results=results, **pace
+        )
     play.begin()
     done: dict[str, Any] = {}
     for op in (gpu.up, run, gpu.down):
@@ -311,8 +314,11 @@ def app(play: Play, workers_after: int, busy: float = 0.1, **options: Any) -> No
 SCENARIOS: dict[str, tuple[Callable[[Play], None], dict[str, tuple[int, ...]]]] = {
     "job": (job, {"run": (0,), "get": (0, 1)}),
     "deferred job": (partial(job, deferrable=True), {"run": (0,), "get": (0, 1)}),
-    "batch": (batch, {"run": (0, 1, 5), "get": (0, 1, 3, 8), "output": (0, 3)}),
-    "deferred batch": (partial(batch, deferrable=True), {"run": (0, 5), "get": (0, 1, 3, 8), "output": (0,)}),
+    "inputs": (inputs, {"run": (0, 1, 5), "get": (0, 1, 3, 8), "output": (0, 3)}),
+    "deferred inputs": (
+        partial(inputs, deferrable=True),
+        {"run": (0, 5), "get": (0, 1, 3, 8), "output": (0,)},
+    ),
     "table": (table, {"run": (0, 2, 3), "get": (0, 1, 3), "output": (0,)}),
     "collect": (collect, {"get": (0, 1, 3), "output": (0,)}),
     "deferred collect": (partial(collect, deferrable=True), {"get": (0, 1, 3)}),

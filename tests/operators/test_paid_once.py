@@ -1,62 +1,49 @@
-"""A ledger for lists: the batch operator and ``@task.rungen`` pay once, by the server's count."""
+"""A ledger for lists of inputs: they are paid for once, by the server's count."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath
-from operator_kit import Attempts
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from operator_kit import Inputs
 from rungen_emulator import Emulator, Fault, Service
 from rungen_emulator.messages import Reply
 from rungen_emulator.testing import run_operator
 
-from airflow_provider_rungen.decorators import rungen_task
-from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator
+from airflow_provider_rungen.links import RunGenJobLink
+from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
 
 
-def batch(inputs: Any, **options: Any) -> Any:
-    return RunGenRunBatchOperator(**{"task_id": "task"} | options, inputs=inputs)
+def make(inputs: Any, **options: Any) -> Any:
+    return RunGenRunTableOperator(**{"task_id": "task"} | options, table=inputs)
 
 
-def decorated(inputs: Any, **options: Any) -> Any:
-    with DAG("decorated", schedule=None):
-
-        def give() -> Any:
-            return inputs
-
-        function: Any = rungen_task(**options)
-        return function(give)().operator
-
-
-KINDS: dict[str, Callable[..., Any]] = {"batch": batch, "decorated": decorated}
-
-
-class Task(Attempts):
+class Task(Inputs):
     """A task with a ledger, that runs again and again."""
 
-    def __init__(self, emulator: Emulator, folder: Path, make: Callable[..., Any]) -> None:
+    def __init__(self, emulator: Emulator, folder: Path) -> None:
         options = {"destination": (folder / "photos").as_uri()}
         options["ledger"] = Ledger((folder / "ledger").as_uri(), ignore=["request"])  # type: ignore[assignment]
-        super().__init__(emulator, make, **options)
-        self.folder, self.store, self.max_tries = folder, None, 1
+        super().__init__(emulator, folder / "photos", [], **options | {"results": None})
+        self.store, self.max_tries = None, 1
 
     def run(self, inputs: Any, *, retry: bool = False, **changes: Any) -> Any:
         """Run the first attempt of a run, or a retry."""
         if not retry:
             self.next_run(self.run_id + "1")
-        return self.attempt(inputs=inputs, **changes)
+        return self.attempt(table=inputs, **changes)
 
 
-@pytest.fixture(params=KINDS)
-def task(request: pytest.FixtureRequest, rungen_emulator: Emulator, tmp_path: Path) -> Task:
-    return Task(rungen_emulator, tmp_path, KINDS[request.param])
+@pytest.fixture
+def task(rungen_emulator: Emulator, tmp_path: Path) -> Task:
+    return Task(rungen_emulator, tmp_path)
 
 
 @pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
@@ -68,19 +55,19 @@ def inputs(count: int, **more: Any) -> list[dict[str, Any]]:
     return [{"prompt": f"picture {n}", "request": n, **more} for n in range(count)]
 
 
-def test_what_is_stored_is_returned_and_bought_once(task: Task, mode: bool) -> None:
-    first = task.run(inputs(6), deferrable=mode)
-    assert first.error is None
-    assert [sorted(each) for each in first.value] == [["job_id", "manifest", "outputs"]] * 6
+def test_what_is_stored_is_reused_and_bought_once(task: Task, mode: bool) -> None:
+    assert task.run(inputs(6), deferrable=mode).error is None
+    first = task.column("job_id")
     before = len(task.emulator.service.records())
     again = task.run(inputs(6, request="another"), deferrable=mode)
-    assert (again.value, again.events) == (first.value, [])
+    assert (task.column("job_id"), task.column("reused"), again.events) == (first, [True] * 6, [])
     assert [record.operation for record in task.emulator.service.records()[before:]] == ["get_app"]
-    more = task.run([{"prompt": "new"}, *inputs(2), {"prompt": "new"}], deferrable=mode)
-    assert more.value[1:3] == first.value[:2]
-    assert more.value[0] == more.value[3]
+    task.run([{"prompt": "new"}, *inputs(2), {"prompt": "new"}], deferrable=mode)
+    more = task.column("job_id")
+    assert more[1:3] == first[:2]
+    assert more[0] == more[3]
     assert task.created == 7
-    assert not list((task.folder / "photos").glob(".rungen-*"))
+    assert not list(task.folder.glob(".rungen-*"))
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -92,11 +79,11 @@ def test_a_stray_answer_about_the_app_ends_no_task(task: Task, status: int) -> N
     assert task.created == 1
 
 
+@pytest.mark.usefixtures("with_links")
 def test_a_retry_takes_up_what_a_killed_attempt_submitted(task: Task, mode: bool) -> None:
-    task.attempt_until("job_ids", inputs=inputs(6), deferrable=mode)
+    task.attempt_until(RunGenJobLink.key, table=inputs(6), deferrable=mode)
     outcome = task.run(inputs(6), deferrable=mode, retry=True)
-    assert outcome.error is None
-    assert all(outcome.value)
+    assert outcome.value["completed"] == 6
     assert task.created == 6
 
 
@@ -107,10 +94,10 @@ def test_what_failed_is_bought_anew_and_the_rest_is_not(task: Task, mode: bool) 
     outcome = task.run(given, deferrable=mode)
     assert "no luck" in str(outcome.error)
     assert task.created == 4
-    assert len(list((task.folder / "photos").glob("*/0-0.png"))) == 3
+    assert len(list(task.folder.glob("*/0-0.png"))) == 3
     again = task.run(given, deferrable=mode, max_failed=2)
     assert again.error is None
-    assert [each is None for each in again.value] == [False] * 4 + [True]
+    assert task.column("status") == ["completed"] * 4 + ["failed"]
     assert task.ti.xcoms["failed"][-1]["index"] == 4
     assert task.created == 4 + 2
 
@@ -133,7 +120,7 @@ def test_a_time_that_no_job_can_have_run_is_not_kept(task: Task, mode: bool) -> 
 
 def test_each_run_renders_the_templates_of_the_ledger_anew(task: Task) -> None:
     ledger = Ledger("/ledgers/{{ ds }}", version="{{ ds }}")
-    op = task.begin(inputs=[], ledger=ledger)
+    op = task.begin(table=[], ledger=ledger)
     for day in ("2026-01-01", "2026-01-02"):
         run = op.prepare_for_execution()
         run.render_template_fields({"ds": day})
@@ -142,43 +129,19 @@ def test_each_run_renders_the_templates_of_the_ledger_anew(task: Task) -> None:
 
 
 def test_a_text_is_the_folder_of_a_ledger(rungen_emulator: Emulator, tmp_path: Path) -> None:
-    for make in (batch, decorated):
-        op = make([{"prompt": "x"}], ledger=f"{tmp_path}/{{{{ run_id }}}}", destination=tmp_path.as_uri())
-        first, again = (run_operator(op) for _ in range(2))
-        assert first.error is None
-        assert again.value == first.value
+    op = make([{"prompt": "x"}], ledger=f"{tmp_path}/{{{{ run_id }}}}", destination=tmp_path.as_uri())
+    first, again = (run_operator(op) for _ in range(2))
+    assert first.error is None
+    assert again.value["completed"] == 1
     assert (tmp_path / "run").is_dir()
     assert len(rungen_emulator.service.jobs()) == 1
     for folder in (tmp_path, ObjectStoragePath(tmp_path.as_uri())):
-        assert batch([], ledger=folder, destination="/d").ledger == Ledger(folder)
+        assert make([], ledger=folder, destination="/d").ledger == Ledger(folder)
     with pytest.raises(ValueError, match="uri of a Ledger"):
-        batch([], ledger="", destination="/d")
+        make([], ledger="", destination="/d")
 
 
-def test_a_dict_is_paid_once_too(rungen_emulator: Emulator, tmp_path: Path, mode: bool) -> None:
-    task = Task(rungen_emulator, tmp_path, decorated)
-    first, again = (task.run({"prompt": "a fox"}, deferrable=mode) for _ in range(2))
-    assert first.error is None
-    assert again.value == first.value
-    assert again.value["job_id"] == task.ti.xcoms["job_id"]
-    assert task.created == 1
-
-
-def test_without_a_ledger_a_batch_stores_what_it_runs(
-    rungen_emulator: Emulator, tmp_path: Path, mode: bool
-) -> None:
-    task = Task(rungen_emulator, tmp_path, batch)
-    task.options["ledger"] = None
-    same = [{"prompt": "the same"}] * 3
-    outcome = task.run(same, deferrable=mode)
-    assert len({each["job_id"] for each in outcome.value}) == task.created == 3
-    assert len(list((tmp_path / "photos").glob("*/0-0.png"))) == 3
-
-
-def test_a_ledger_needs_a_destination_and_that_a_wait(tmp_path: Path) -> None:
+def test_a_ledger_needs_a_destination(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path.as_uri())
-    for make in KINDS.values():
-        with pytest.raises(ValueError, match="ledger needs destination"):
-            make([], ledger=ledger)
-    with pytest.raises(ValueError, match="destination needs wait_for_completion"):
-        batch([], destination=tmp_path.as_uri(), wait_for_completion=False)
+    with pytest.raises(ValueError, match="ledger needs destination"):
+        make([], ledger=ledger, results=f"{tmp_path}/results.jsonl")

@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, Asset
-from conftest import FakeTaskInstance, OutletEvents, run_task, stopped_when
+from airflow.providers.common.compat.sdk import Asset
+from conftest import FakeTaskInstance, OutletEvents, run_task, stopped_when, table_of
 from operator_kit import FAST, KILLED, MODES, kill_when, statuses, submitted
 from rungen_emulator import Emulator, Fault, Service
 from rungen_emulator.messages import Reply
 
-from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.exceptions import RejectRow, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
-    RunGenRunTableOperator,
 )
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -40,34 +37,19 @@ def job_input(number: int, **more: Any) -> dict[str, Any]:
 INPUTS = [job_input(0), job_input(1), job_input(2, fail="no luck")]
 
 
-def run_batch(folder: Path, **options: Any) -> Any:
-    return RunGenRunBatchOperator(task_id="x", inputs=INPUTS, **options)
-
-
-def run_stored_batch(folder: Path, **options: Any) -> Any:
-    return RunGenRunBatchOperator(task_id="x", inputs=INPUTS, destination=folder.as_uri(), **options)
+def run_bare(folder: Path, **options: Any) -> Any:
+    return table_of(inputs=INPUTS, results=f"{folder}/results.jsonl", **options)
 
 
 def run_table(folder: Path, **options: Any) -> Any:
-    rows = [{"id": number, **given} for number, given in enumerate(INPUTS)]
-    return RunGenRunTableOperator(task_id="x", table=rows, key="id", destination=folder.as_uri(), **options)
-
-
-def run_function(folder: Path, **options: Any) -> Any:
-    with DAG("decorated", schedule=None):
-
-        def give() -> Any:
-            return INPUTS
-
-        function: Any = rungen_task(**options)
-        return function(give)().operator
+    return table_of(inputs=INPUTS, destination=folder.as_uri(), **options)
 
 
 def collect(folder: Path, **options: Any) -> Any:
     return RunGenCollectResultsOperator(task_id="x", job_id=submitted(*INPUTS), **options)
 
 
-MAKERS: list[Callable[..., Any]] = [run_batch, run_stored_batch, run_table, run_function, collect]
+MAKERS: list[Callable[..., Any]] = [run_bare, run_table, collect]
 
 
 def usage_of(op: Any, run_id: str = "run", try_number: int = 1) -> tuple[dict[str, Any], Any]:
@@ -97,16 +79,11 @@ def test_the_jobs_are_counted(
 
 @pytest.mark.contract
 @MODES
-@pytest.mark.parametrize("make", [run_stored_batch, run_table, run_function])
-def test_what_is_reused_is_no_job(
-    rungen_emulator: Emulator, tmp_path: Path, make: Callable[..., Any], deferrable: bool
-) -> None:
+def test_what_is_reused_is_no_job(rungen_emulator: Emulator, tmp_path: Path, deferrable: bool) -> None:
     options: dict[str, Any] = FAST | {"deferrable": deferrable, "max_failed": 1}
     options |= {"ledger": (tmp_path / "ledger").as_uri()}
-    if make is run_function:
-        options["destination"] = tmp_path.as_uri()
-    usage_of(make(tmp_path, **options), "yesterday")
-    usage, _ = usage_of(make(tmp_path, **options), "today")
+    usage_of(run_table(tmp_path, **options), "yesterday")
+    usage, _ = usage_of(run_table(tmp_path, **options), "today")
     assert (usage["jobs"], usage["completed"], usage["failed"], usage["reused"]) == (1, 0, 1, 2)
 
 
@@ -119,7 +96,7 @@ def test_the_jobs_of_all_attempts_are_counted(
     inputs = [job_input(n, seconds=0.2, **({"fail": "no luck"} if n < 10 else {})) for n in range(100)]
     options = FAST | {"deferrable": deferrable, "stop_after": None, "destination": tmp_path.as_uri()}
     for try_number in (1, 2):
-        op = RunGenRunBatchOperator(task_id="x", inputs=inputs, **options)
+        op = table_of(task_id="x", inputs=inputs, **options)
         usage, _ = usage_of(op, try_number=try_number)
     assert rungen_emulator.service.stats()["jobs_created"] == 110
     seconds = usage.pop("execution_seconds")
@@ -139,7 +116,7 @@ def test_what_an_earlier_attempt_bought_of_another_app_counts_once(
     options = FAST | {"ledger": (tmp_path / "ledger").as_uri(), "destination": tmp_path.as_uri()}
     inputs = [job_input(0), job_input(1), job_input(2, **({"fail": "no luck"} if fails else {}))]
     for try_number, app_id in enumerate(APPS, 1):
-        op = RunGenRunBatchOperator(task_id="x", app_id=app_id, inputs=inputs, **options)
+        op = table_of(task_id="x", app_id=app_id, inputs=inputs, **options)
         usage, _ = usage_of(op, try_number=try_number)
     created = 3 + fails
     assert rungen_emulator.service.stats()["jobs_created"] == created
@@ -153,7 +130,7 @@ def test_asset_events_and_the_log_have_it(
 ) -> None:
     caplog.set_level("INFO")
     outlet, events, ti = Asset("s3://shop/pictures"), OutletEvents(), FakeTaskInstance()
-    op = run_batch(tmp_path, max_failed=1, outlets=[outlet], **FAST)
+    op = run_bare(tmp_path, max_failed=1, outlets=[outlet], **FAST)
     run_task(op, {"ti": ti, "outlet_events": events})
     assert events[outlet].extra["usage"] == ti.xcoms["usage"]
     facets: Any = op.get_openlineage_facets_on_complete(None)
@@ -176,20 +153,6 @@ class Silent(Service):
         return replace(reply, body=json.dumps(answer).encode())
 
 
-@pytest.mark.contract
-@pytest.mark.parametrize("max_in_flight", [None, 1])
-def test_unknown_seconds_are_unknown_when_the_task_ends_in_the_triggerer(
-    rungen_emulator: Emulator, max_in_flight: int | None
-) -> None:
-    rungen_emulator.service = Silent(workers=10)
-    options = FAST | {"deferrable": True, "end_from_trigger": True, "max_in_flight": max_in_flight}
-    with DAG("d", schedule=None):
-        op = RunGenRunBatchOperator(task_id="x", inputs=INPUTS[:2], **options)
-    usage, outcome = usage_of(op)
-    assert outcome.error is None
-    assert (usage["jobs"], usage["completed"], usage["execution_seconds"]) == (2, 2, None)
-
-
 # --- jobs that the task cancels -----------------------------------------------------------------------------
 
 SLOW = [job_input(0, seconds=600), job_input(1, seconds=600)]
@@ -198,7 +161,7 @@ SLOW = [job_input(0, seconds=600), job_input(1, seconds=600)]
 @pytest.mark.contract
 @MODES
 def test_jobs_that_are_canceled_at_the_deadline_failed(rungen_emulator: Emulator, deferrable: bool) -> None:
-    op = RunGenRunBatchOperator(task_id="x", inputs=SLOW, timeout=0.5, deferrable=deferrable, **FAST)
+    op = table_of(task_id="x", inputs=SLOW, timeout=0.5, deferrable=deferrable, **FAST)
     usage, outcome = usage_of(op)
     assert outcome.error is not None
     assert statuses(rungen_emulator) == ["CANCELED", "CANCELED"]
@@ -231,7 +194,7 @@ def test_jobs_that_end_before_they_can_be_canceled_are_what_they_are(
     rungen_emulator.service = LateCancel(workers=10)
     failing = [job_input(number, seconds=0, fail="no luck") for number in range(2, 5)]
     options = FAST | {"deferrable": deferrable, "stop_after": 3}
-    usage, outcome = usage_of(RunGenRunBatchOperator(task_id="x", inputs=[*failing, *SLOW], **options))
+    usage, outcome = usage_of(table_of(task_id="x", inputs=[*failing, *SLOW], **options))
     assert str(outcome.error).startswith("Stopped: ")
     assert statuses(rungen_emulator) == ["FAILED"] * 3 + ["COMPLETED"] * 2
     assert (usage["jobs"], usage["completed"], usage["failed"]) == (5, 2, 3)
@@ -245,10 +208,9 @@ def test_jobs_that_end_just_when_the_time_is_up_make_a_success(
     rungen_emulator: Emulator, deferrable: bool, count: int
 ) -> None:
     rungen_emulator.service = LateCancel(workers=10)
-    kind: Any = RunGenRunJobOperator if count == 1 else RunGenRunBatchOperator
-    given: dict[str, Any] = {"input": SLOW[0]} if count == 1 else {"inputs": SLOW}
-    options = FAST | given | {"timeout": 0.5, "deferrable": deferrable}
-    usage, outcome = usage_of(kind(task_id="x", wait_for_completion=True, **options))
+    options = FAST | {"task_id": "x", "timeout": 0.5, "deferrable": deferrable}
+    op: Any = RunGenRunJobOperator(input=SLOW[0], wait_for_completion=True, **options)
+    usage, outcome = usage_of(op if count == 1 else table_of(inputs=SLOW, **options))
     assert outcome.error is None
     assert statuses(rungen_emulator) == ["COMPLETED"] * count
     assert (usage["completed"], usage["failed"]) == (count, 0)
@@ -263,7 +225,7 @@ def test_a_job_that_ends_while_another_is_canceled_is_what_it_is(
     rungen_emulator.service = LateCancel(workers=10)
     inputs = [SLOW[0], job_input(1, seconds=6000)]
     options = FAST | {"timeout": 0.5, "deferrable": deferrable}
-    usage, outcome = usage_of(RunGenRunBatchOperator(task_id="x", inputs=inputs, **options))
+    usage, outcome = usage_of(table_of(task_id="x", inputs=inputs, **options))
     assert "Not over in time" in str(outcome.error)
     assert statuses(rungen_emulator) == ["COMPLETED", "CANCELED"]
     assert (usage["completed"], usage["failed"]) == (1, 1)
@@ -275,7 +237,7 @@ def test_inputs_that_are_refused_until_the_time_is_up_stop_the_task(rungen_emula
     rungen_emulator.service.inject(Fault(on="run", status=400, skip=2, times=None))
     options = FAST | {"timeout": 1, "stop_after": 2, "max_failed": 5, "max_concurrency": 1}
     inputs = [*SLOW, *INPUTS, job_input(3)]
-    usage, outcome = usage_of(RunGenRunBatchOperator(task_id="x", inputs=inputs, deferrable=False, **options))
+    usage, outcome = usage_of(table_of(task_id="x", inputs=inputs, deferrable=False, **options))
     assert str(outcome.error).startswith("Stopped: 2 inputs in a row were refused (stop_after=2). 2 of 6")
     assert (usage["jobs"], usage["completed"]) == (2, 2)
 
@@ -284,7 +246,7 @@ def test_inputs_that_are_refused_until_the_time_is_up_stop_the_task(rungen_emula
 def test_time_that_is_up_after_refusals_fails_the_task(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="run", status=400, skip=2, times=None))
     options = FAST | {"timeout": 1.5, "stop_after": 2, "max_failed": "any", "max_concurrency": 1}
-    op = RunGenRunBatchOperator(task_id="x", inputs=[*SLOW, *INPUTS], deferrable=False, **options)
+    op = table_of(task_id="x", inputs=[*SLOW, *INPUTS], deferrable=False, **options)
     usage, outcome = usage_of(op)
     assert "Not over in time" in str(outcome.error)
     assert (usage["jobs"], usage["failed"]) == (2, 2)
@@ -309,7 +271,7 @@ def test_a_service_that_does_not_say_how_long_canceled_jobs_ran_is_not_waited_fo
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.execution.jobs.job_wait.LOOK_TIME", 1.0)
     rungen_emulator.service = SilentAfterCancel(workers=10)
-    op = RunGenRunBatchOperator(task_id="x", inputs=SLOW, timeout=0.5, deferrable=deferrable, **FAST)
+    op = table_of(task_id="x", inputs=SLOW, timeout=0.5, deferrable=deferrable, **FAST)
     began = time.monotonic()
     usage, outcome = usage_of(op)
     assert time.monotonic() - began < 20, "one request may take a minute"
@@ -333,7 +295,7 @@ def test_how_long_canceled_jobs_ran_is_asked_again_after_a_refusal(
     rungen_emulator: Emulator, deferrable: bool
 ) -> None:
     service = rungen_emulator.service = BusyAfterCancel(workers=10)
-    op = RunGenRunBatchOperator(task_id="x", inputs=SLOW, timeout=0.5, deferrable=deferrable, **FAST)
+    op = table_of(task_id="x", inputs=SLOW, timeout=0.5, deferrable=deferrable, **FAST)
     usage, outcome = usage_of(op)
     ran_for = sum(job["finished"] - job["started"] for job in service.jobs() if job["started"])
     assert usage["execution_seconds"] == pytest.approx(ran_for, abs=0.01)
@@ -344,7 +306,7 @@ def test_how_long_canceled_jobs_ran_is_asked_again_after_a_refusal(
 @KILLED
 def test_a_kill_while_canceled_jobs_are_asked_for_cancels_none_again(rungen_emulator: Emulator) -> None:
     service = rungen_emulator.service = SilentAfterCancel(workers=10)
-    op = RunGenRunBatchOperator(task_id="x", inputs=SLOW, timeout=0.5, **FAST)
+    op = table_of(task_id="x", inputs=SLOW, timeout=0.5, **FAST)
     outcome = kill_when(op, {"ti": FakeTaskInstance()}, lambda: service.asked >= 2)
     assert service.count("cancel") == 2
     assert "may still run" not in outcome.log
@@ -407,7 +369,7 @@ def test_who_stores_asks_once_more_for_jobs_that_run_on_when_the_time_is_up(
     service.inject(Fault(on="cancel", status=409, times=None))
     inputs = [job_input(0), job_input(1), job_input(2, seconds=60)]
     options = FAST | {"destination": tmp_path.as_uri(), "timeout": 1.0, "deferrable": deferrable}
-    _, outcome = usage_of(RunGenRunBatchOperator(task_id="x", inputs=inputs, **options))
+    _, outcome = usage_of(table_of(task_id="x", inputs=inputs, **options))
     assert isinstance(outcome.error, RunGenJobTimeoutError)
     assert "may still run" in str(outcome.error)
     requests = service.records()
@@ -423,7 +385,7 @@ def test_who_stores_asks_once_more_for_jobs_that_run_on_when_the_time_is_up(
 def test_a_time_limit_of_airflow_pushes_what_was_used(rungen_emulator: Emulator, collects: bool) -> None:
     service, ti, given = rungen_emulator.service, FakeTaskInstance(), [job_input(0), SLOW[1]]
     over_at: list[int] = []
-    op: Any = RunGenRunBatchOperator(task_id="x", inputs=given, **FAST)
+    op: Any = table_of(task_id="x", inputs=given, **FAST)
     if collects:
         ids = submitted(*given)
         op = RunGenCollectResultsOperator(task_id="x", job_id=ids, cancel_on_kill=True, **FAST)
@@ -446,7 +408,7 @@ def test_a_time_limit_of_airflow_pushes_what_was_used(rungen_emulator: Emulator,
 @pytest.mark.contract
 @KILLED
 def test_a_kill_has_no_time_to_push_what_was_used(rungen_emulator: Emulator) -> None:
-    op, ti = RunGenRunBatchOperator(task_id="x", inputs=SLOW, **FAST), FakeTaskInstance()
+    op, ti = table_of(task_id="x", inputs=SLOW, **FAST), FakeTaskInstance()
     kill_when(op, {"ti": ti}, lambda: rungen_emulator.service.count("get") > 1)
     assert statuses(rungen_emulator) == ["CANCELED", "CANCELED"]
     assert "usage" not in ti.xcoms

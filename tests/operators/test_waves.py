@@ -1,4 +1,4 @@
-"""Many inputs, few in flight: what the server saw of batches and tables that submit in waves, or stop."""
+"""Many inputs, few in flight: what the server saw of tables that submit in waves, or stop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from typing import Any, cast
 import pydantic
 import pytest
 from airflow.providers.common.compat.sdk import (
-    DAG,
     AirflowException,
     AirflowFailException,
     AirflowNotFoundException,
@@ -48,15 +47,13 @@ from conftest import (
     signal_when,
     stopped_when,
 )
-from operator_kit import FAST, KILLED, Attempts, Died, DyingStore, submitted, wait_until
+from operator_kit import FAST, KILLED, Attempts, Died, submitted, wait_until
 from places import AttemptStore
 from rungen_emulator import Emulator, Service
 from rungen_emulator.messages import Reply
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS
 from airflow_provider_rungen.client import poll_state, progress, retry
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
-from airflow_provider_rungen.decorators import RunGenDecoratedOperator
 from airflow_provider_rungen.exceptions import (
     RunGenConfigError,
     RunGenError,
@@ -70,22 +67,25 @@ from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.links import RunGenJobLink
 from airflow_provider_rungen.operators import (
     Ledger,
     RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
     RunGenRunTableOperator,
 )
 from airflow_provider_rungen.runs.part_files import PART_ROWS
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
-BATCH, STORED, TABLE, FUNCTION = "batch", "stored batch", "table", "function"
-KINDS = (BATCH, STORED, TABLE, FUNCTION)
+#: A table with outputs, and one of results alone.
+TABLE, BARE = "table", "bare"
+KINDS = (TABLE, BARE)
 COUNT = 26
 CONNECTION = "AIRFLOW_CONN_RUNGEN_DEFAULT"
 #: What an entry of the ledger has only if there is a stored job.
 JOB_FIELDS = {"manifest", "execution_seconds"}
 LIMIT = 6
+#: What is pushed when the first inputs are submitted.
+JOB_LINK = RunGenJobLink.key
 #: A module that is imported when the attempt begins, and one that it imports.
 SINKS = [f"airflow_provider_rungen.execution.sinks.{name}" for name in ("result_sink", "contact_sheet")]
 
@@ -99,9 +99,6 @@ def failing(count: int = COUNT, **emulator: Any) -> list[dict[str, Any]]:
     return inputs(count, fail="out of memory", **emulator)
 
 
-SINCE_3_3 = pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a trigger cannot end a task before")
-
-
 class Task(Attempts):
     """
     A task that runs many inputs, attempted again and again, in a folder of its own.
@@ -113,28 +110,18 @@ class Task(Attempts):
         waves = {"max_in_flight": LIMIT, "stop_after": None}
         super().__init__(emulator, partial(self.operator, kind), **waves | options)
         self.folder, self.given = folder, given
-        self.is_table, self.is_function, self.is_stored = kind == TABLE, kind == FUNCTION, kind == STORED
-        self.calls = 0
         #: The workers of the app while a trigger runs.
         self.workers = 3
         #: Whether no job runs while the task is on a worker that may defer.
         self.is_held = True
 
     def operator(self, kind: str, **options: Any) -> Any:
-        if kind in (STORED, TABLE):
-            options = {"destination": (self.folder / "out").as_uri()} | options
-        if kind in (BATCH, STORED):
-            return RunGenRunBatchOperator(inputs=self.given, **options)
+        own: dict[str, Any] = {"table": self.given}
         if kind == TABLE:
-            rows = [{"n": n, "input": json.dumps(each)} for n, each in enumerate(self.given)]
-            to_input = lambda row: json.loads(row["input"])  # noqa: E731
-            return RunGenRunTableOperator(table=rows, key="n", to_input=to_input, **options)
-
-        def function() -> Any:
-            self.calls += 1
-            return self.given
-
-        return RunGenDecoratedOperator(python_callable=function, op_args=[], op_kwargs={}, **options)
+            own["destination"] = (self.folder / "out").as_uri()
+        else:
+            own["results"] = (self.folder / "out" / "results.jsonl").as_uri()
+        return RunGenRunTableOperator(**own | options)
 
     def scale(self, workers: int) -> None:
         self.emulator.service.scale("flux-schnell", workers)
@@ -153,8 +140,7 @@ class Task(Attempts):
 
     def lead(self, step: Callable[[], Any]) -> Outcome:
         op, outcome = self.op, Outcome()
-        is_waiting = self.is_function and op.destination is None
-        stays = not op.deferrable or is_waiting or not self.is_held
+        stays = not op.deferrable or not self.is_held
         while True:
             self.scale(100 if stays else 0)
             try:
@@ -192,7 +178,7 @@ class Task(Attempts):
     def attempt_until_deferred(self, **changes: Any) -> Any:
         """Run the next attempt until it defers, and return its trigger."""
         op = self.begin(**changes)
-        self.scale(100 if self.is_function else 0)
+        self.scale(0)
         return self.until_deferred(lambda: op.execute(self.context))
 
     def complete_until_deferred(self, event: Any) -> Any:
@@ -232,29 +218,20 @@ class Task(Attempts):
     @property
     def failed(self) -> list[int]:
         """The inputs that failed, as the task reports them."""
-        if self.is_table:
-            return [row["index"] for row in self.results if row["status"] in ("failed", "refused")]
-        return [each["index"] for each in self.ti.xcoms["failed"]]
+        return [row["index"] for row in self.results if row["status"] in ("failed", "refused")]
 
     def pictures(self) -> int:
         """Return how many outputs are stored."""
         return len(list(self.folder.rglob("*.png")))
 
-    def prompts_of(self, value: Any) -> list[str]:
-        """Return the prompts that the return value is about, in its order."""
+    def prompts(self) -> list[str]:
+        """Return the prompts of the jobs in the results table, in its order."""
         by_id = {job["id"]: job["input"]["prompt"] for job in self.jobs}
-        if self.is_table:
-            value = self.results
-        if self.is_table or self.is_stored:
-            return [by_id[each["job_id"]] for each in value]
-        if self.is_function:
-            assert len(value) == len(by_id)
-            value = self.ti.xcoms["job_ids"]
-        return [by_id[job_id] for job_id in value]
+        return [by_id[row["job_id"]] for row in self.results]
 
-    def assert_each_is_bought_once(self, value: Any) -> None:
+    def assert_each_is_bought_once(self) -> None:
         """Check that all inputs have one job, in their order, and that there were never too many."""
-        assert self.prompts_of(value) == [each["prompt"] for each in inputs()]
+        assert self.prompts() == [each["prompt"] for each in inputs()]
         assert set(self.bought.values()) == {1}
         assert self.most_in_flight <= LIMIT
 
@@ -263,7 +240,7 @@ Make = Callable[..., Task]
 
 
 @pytest.fixture(autouse=True)
-def _short_waves(unsettled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_waves(unsettled: None, with_links: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a trigger fire for a part of its jobs at once, instead of once a minute."""
     monkeypatch.setattr("airflow_provider_rungen.triggers.job.MIN_ROUND_TIME", 0.0)
 
@@ -293,31 +270,22 @@ def test_no_more_are_in_flight_than_allowed(make: Make, kind: str, mode: bool, h
     task.store = FakeStore() if has_store else None
     outcome = task.attempt()
     assert outcome.error is None
-    task.assert_each_is_bought_once(outcome.value)
+    task.assert_each_is_bought_once()
     assert task.ends == {"COMPLETED": COUNT}
     usage = task.ti.xcoms["usage"]
     assert usage.pop("execution_seconds") == pytest.approx(0.15 * COUNT, abs=0.1)
     assert usage == {"jobs": COUNT, "completed": COUNT, "failed": 0, "reused": 0}
-    # a function without a destination stays on the worker until all is sent
-    assert (len(outcome.events) > 2) is (mode and kind != FUNCTION)
-    if mode and kind != FUNCTION:
+    assert (len(outcome.events) > 2) is mode
+    if mode:
         assert task.most_in_flight == LIMIT
-    assert task.calls == (kind == FUNCTION)
 
 
 @pytest.mark.contract
 @pytest.mark.parametrize("limit", [1, 2, 7, 8, None])
 def test_every_bound_works(make: Make, mode: bool, limit: int | None) -> None:
-    task = make(BATCH, inputs(8), deferrable=mode, max_in_flight=limit)
-    assert len(set(task.attempt().value)) == 8
+    task = make(BARE, inputs(8), deferrable=mode, max_in_flight=limit)
+    assert task.attempt().value["completed"] == 8
     assert task.most_in_flight <= (limit or 8)
-
-
-@pytest.mark.contract
-def test_without_a_wait_there_is_no_bound(make: Make) -> None:
-    task = make(BATCH, inputs(seconds=60), wait_for_completion=False, deferrable=False)
-    assert len(set(task.attempt().value)) == COUNT
-    assert task.ends == {"RUNNING": COUNT}
 
 
 @pytest.mark.contract
@@ -331,7 +299,6 @@ def test_a_limit_that_is_none_is_refused_when_the_dag_is_parsed(
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_a_job_that_is_over_is_not_polled_again_in_each_wave(make: Make, kind: str) -> None:
     task = make(kind, inputs(40), deferrable=True, max_in_flight=10)
     task.workers = 5
@@ -341,7 +308,7 @@ def test_a_job_that_is_over_is_not_polled_again_in_each_wave(make: Make, kind: s
     polls = [(record.path.rpartition("/")[2], record.time) for record in records]
     assert {job_id for job_id, _ in polls} == ended.keys()
     # once by the worker before a deferral, perhaps, once by the trigger, once for the outputs
-    assert sum(time >= ended[job_id] for job_id, time in polls) <= 40 * (2 if kind == BATCH else 3)
+    assert sum(time >= ended[job_id] for job_id, time in polls) <= 40 * 3
 
 
 def test_a_wave_writes_its_own_part_of_the_log(make: Make) -> None:
@@ -366,63 +333,27 @@ def test_a_wave_writes_its_own_part_of_the_log(make: Make) -> None:
 
 
 @pytest.mark.contract
-def test_inputs_of_a_file_are_read_again_and_not_submitted_if_they_change_while_deferred(
-    make: Make, tmp_path: Path
-) -> None:
-    """What was bought stays known: the task ends when it is over, and names it."""
-    path = tmp_path / "inputs.jsonl"
-    path.write_text("".join(json.dumps(each) + "\n" for each in inputs()))
-    for deferrable in (False, True):
-        task = make(BATCH, str(path), deferrable=deferrable)
-        assert task.prompts_of(task.attempt().value) == [each["prompt"] for each in inputs()]
-    before = len(task.jobs)
-    task = make(BATCH, str(path), deferrable=True)
-
-    def change(key: str, _: Any) -> None:
-        if key == "rungen_log":
-            path.write_text('{"prompt": "another"}\n')
-
-    task.on_push = change
-    assert "the inputs changed while the task was deferred" in str(task.attempt().error)
-    bought = task.jobs[before:]
-    assert {job["status"] for job in bought} == {"COMPLETED"}
-    assert len(bought) < COUNT
-    assert [each for each in task.ti.xcoms["job_ids"] if each] == [job["id"] for job in bought]
-    assert task.failed == list(range(len(bought), COUNT))
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 def test_saved_inputs_are_not_read_again(make: Make, kind: str, tmp_path: Path) -> None:
     def lose_the_source(key: str, _: Any) -> None:
         if key == "rungen_log":
-            setattr(task.op, "inputs" if kind == STORED else "table", "/gone.csv")
+            task.op.table = "/gone.csv"
 
     task = make(kind, inputs(), deferrable=True)
     task.on_push = lose_the_source
     outcome = task.attempt()
     assert outcome.error is None
-    task.assert_each_is_bought_once(outcome.value)
+    task.assert_each_is_bought_once()
     left = [path for path in tmp_path.rglob("plans/*") if "picture" in path.read_text()]
     assert not left, "they may be secret"
 
 
 @pytest.mark.contract
 def test_a_table_of_results_alone_has_those_of_all_waves(make: Make, mode: bool) -> None:
-    task = make(TABLE, inputs(), deferrable=mode, destination=None)
-    assert task.attempt(results=(task.folder / "out" / "results.jsonl").as_uri()).error is None
+    task = make(BARE, inputs(), deferrable=mode)
+    assert task.attempt().error is None
     assert [row["status"] for row in task.results] == ["completed"] * COUNT
     assert all("images" in row["result"] for row in task.results)
     assert task.most_in_flight <= LIMIT
-
-
-@pytest.mark.contract
-def test_a_function_with_a_destination_is_called_once(make: Make, tmp_path: Path) -> None:
-    task = make(FUNCTION, inputs(), deferrable=True, destination=(tmp_path / "out").as_uri())
-    outcome = task.attempt()
-    assert len(outcome.events) > 1
-    assert [each["job_id"] for each in outcome.value] == task.ids()
-    assert (task.calls, task.most_in_flight) == (1, LIMIT)
 
 
 @pytest.mark.contract
@@ -448,10 +379,9 @@ def test_failures_of_all_waves_are_reported(make: Make, kind: str, mode: bool) -
     assert "A retry runs only these again" in error
     assert task.failed == failed
     assert (task.ti.xcoms["usage"]["completed"], task.ti.xcoms["usage"]["failed"]) == (21, 5)
-    if kind == TABLE:
-        for row in (task.results[n] for n in failed):
-            assert row["error"] == f"Failed: out of memory (job {row['job_id']}, app {APP})", "once"
-            assert row["execution_seconds"] == pytest.approx(0.15), "it is paid for"
+    for row in (task.results[n] for n in failed):
+        assert row["error"] == f"Failed: out of memory (job {row['job_id']}, app {APP})", "once"
+        assert row["execution_seconds"] == pytest.approx(0.15), "it is paid for"
     task.attempt()
     assert {prompt for prompt, count in task.bought.items() if count == 2} == {f"picture {n}" for n in failed}
 
@@ -460,10 +390,10 @@ def test_failures_of_all_waves_are_reported(make: Make, kind: str, mode: bool) -
 def test_more_failures_than_an_event_names_are_all_reported(make: Make, mode: bool) -> None:
     """Without ``stop_after``, nothing stops it."""
     given = [*failing(250, seconds=0.3), *inputs(50, seconds=0.3)]
-    task = make(BATCH, given, deferrable=mode, max_in_flight=240)
+    task = make(BARE, given, deferrable=mode, max_in_flight=240)
     task.workers = 100
     error = str(task.attempt().error)
-    assert "250 of 300 inputs failed" in error
+    assert "250 of 300 rows failed" in error
     assert error.count("out of memory") == 10
     assert task.failed == list(range(250))
     assert task.ti.xcoms["usage"]["failed"] == 250
@@ -471,28 +401,14 @@ def test_more_failures_than_an_event_names_are_all_reported(make: Make, mode: bo
 
 @pytest.mark.contract
 def test_an_unknown_fate_is_not_sent_again_by_the_next_wave(make: Make, mode: bool) -> None:
-    task = make(BATCH, inputs(), deferrable=mode, max_concurrency=1)
+    task = make(BARE, inputs(), deferrable=mode)
     task.emulator.service.inject(Fault(on="run", kind="reset_after", skip=2))
-    assert "1 of 26 inputs failed" in str(task.attempt().error)
-    assert task.failed == [2]
+    assert "1 of 26 rows failed" in str(task.attempt().error)
+    assert len(task.failed) == 1
     assert set(task.bought.values()) == {1}
-    outcome = task.attempt(on_unknown_submission="fail")
-    assert "up to 1 input (the first is inputs[2])" in str(outcome.error)
 
 
 @pytest.mark.contract
-def test_jobs_that_run_beside_an_unknown_fate_are_waited_for(make: Make, mode: bool) -> None:
-    task = make(STORED, inputs(4), deferrable=mode)
-    task.emulator.service.inject(Fault(on="run", kind="reset_after", skip=3))
-    task.attempt_until("job_ids")
-    outcome = task.attempt(on_unknown_submission="fail")
-    assert "up to 1 input (the first is inputs[3])" in str(outcome.error)
-    assert "CANCELED" not in task.ends
-    assert (task.created, task.pictures()) == (4, 3)
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize("kind", [BATCH, STORED])
 def test_the_deadline_holds_over_waves_and_what_completed_is_stored(
     make: Make, kind: str, mode: bool
 ) -> None:
@@ -502,18 +418,7 @@ def test_the_deadline_holds_over_waves_and_what_completed_is_stored(
     assert "Not over in time" in str(task.attempt().error)
     assert task.ends["COMPLETED"] == LIMIT
     assert task.ends.total() - LIMIT == task.ends["CANCELED"] <= LIMIT
-    assert task.pictures() == (LIMIT if kind == STORED else 0)
-
-
-@pytest.mark.contract
-def test_a_task_that_was_submitted_in_waves_ends_on_a_worker(make: Make) -> None:
-    """The last trigger has seen only the jobs of the last wave."""
-    options = {"end_from_trigger": True, "dag": DAG("dag", schedule=None)}
-    task = make(BATCH, inputs(8), deferrable=True, max_in_flight=4, **options)
-    assert len(task.attempt().value) == 8
-    used = task.ti.xcoms["usage"]
-    assert used.pop("execution_seconds") == pytest.approx(0.15 * 8, abs=0.1)
-    assert used == {"jobs": 8, "completed": 8, "failed": 0, "reused": 0}
+    assert task.pictures() == (LIMIT if kind == TABLE else 0)
 
 
 # --- the breaker ---
@@ -551,15 +456,12 @@ def test_a_broken_app_is_not_sent_everything(make: Make, kind: str, mode: bool, 
     assert (usage["completed"], usage["failed"]) == (0, 60 - unsent)
     ran_for = sum(job["finished"] - job["started"] for job in task.jobs if job["started"])
     assert usage["execution_seconds"] == pytest.approx(ran_for, abs=0.01), "canceled jobs are billed, too"
-    if kind == TABLE:
-        rows = Counter(row["status"] for row in task.results)
-        assert rows == {"failed": 3 + unsent, "canceled": canceled}
-        bought = [row for row in task.results if row["status"] == "failed" and row["job_id"]]
-        assert all(row["execution_seconds"] for row in bought), "they are paid for"
-        ran = [row["execution_seconds"] for row in task.results]
-        assert usage["execution_seconds"] == pytest.approx(sum(filter(None, ran)), abs=0.01)
-    else:
-        assert task.failed == list(range(60))
+    rows = Counter(row["status"] for row in task.results)
+    assert rows == {"failed": 3 + unsent, "canceled": canceled}
+    bought = [row for row in task.results if row["status"] == "failed" and row["job_id"]]
+    assert all(row["execution_seconds"] for row in bought), "they are paid for"
+    ran = [row["execution_seconds"] for row in task.results]
+    assert usage["execution_seconds"] == pytest.approx(sum(filter(None, ran)), abs=0.01)
 
 
 @pytest.mark.contract
@@ -569,7 +471,7 @@ def test_a_retry_goes_on_from_there(make: Make, kind: str, mode: bool) -> None:
     stopped(task, task.attempt().error)
     completed = task.ends["COMPLETED"]
     assert completed >= 5
-    assert task.pictures() == (completed if kind in (STORED, TABLE) else 0)
+    assert task.pictures() == (completed if kind == TABLE else 0)
     assert task.attempt(stop_after=None, max_failed=4).error is None
     counts = Counter(job["input"]["prompt"] for job in task.jobs if job["status"] == "COMPLETED")
     assert set(counts.values()) == {1}
@@ -579,7 +481,7 @@ def test_a_retry_goes_on_from_there(make: Make, kind: str, mode: bool) -> None:
 @pytest.mark.contract
 def test_failures_are_counted_over_waves_and_deferrals(make: Make, mode: bool) -> None:
     """`test_progress` says which count."""
-    task = make(BATCH, [*inputs(2), *failing(COUNT)[2:]], deferrable=mode, stop_after=5, max_in_flight=2)
+    task = make(BARE, [*inputs(2), *failing(COUNT)[2:]], deferrable=mode, stop_after=5, max_in_flight=2)
     task.workers = 1
     outcome = task.attempt()
     assert re.match(r"Stopped: [56] jobs in a row failed \(stop_after=5\)", str(outcome.error))
@@ -598,12 +500,11 @@ def test_by_default_twenty_failures_stop_it(make: Make, kind: str) -> None:
 
 @pytest.mark.contract
 def test_when_all_is_over_nothing_is_stopped(make: Make, mode: bool) -> None:
-    task = make(BATCH, failing(3), deferrable=mode, stop_after=3, max_in_flight=1)
-    assert "3 of 3 inputs failed" in str(task.attempt().error)
+    task = make(BARE, failing(3), deferrable=mode, stop_after=3, max_in_flight=1)
+    assert "3 of 3 rows failed" in str(task.attempt().error)
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [FUNCTION, TABLE])
 def test_results_that_cannot_be_used_are_failures(make: Make, kind: str, mode: bool) -> None:
     schema = {"type": "object", "required": ["verdict"]}
     task = make(kind, inputs(), deferrable=mode, stop_after=3, max_in_flight=2, output_type=schema)
@@ -613,7 +514,7 @@ def test_results_that_cannot_be_used_are_failures(make: Make, kind: str, mode: b
 
 @pytest.mark.contract
 def test_it_cancels_its_own_jobs_though_kills_do_not(make: Make, mode: bool) -> None:
-    task = make(BATCH, broken(), deferrable=mode, stop_after=3, cancel_on_kill=False)
+    task = make(BARE, broken(), deferrable=mode, stop_after=3, cancel_on_kill=False)
     stopped(task, task.attempt().error)
     assert task.ends == {"FAILED": 3, "CANCELED": len(task.jobs) - 3}
 
@@ -653,7 +554,7 @@ def test_it_never_cancels_the_jobs_of_others(make: Make, ledger: dict[str, Any])
 @pytest.mark.contract
 @pytest.mark.parametrize("status", [402, 409])
 def test_jobs_that_cannot_be_canceled_are_named(make: Make, mode: bool, status: int) -> None:
-    task = make(BATCH, broken(), deferrable=mode, stop_after=3)
+    task = make(BARE, broken(), deferrable=mode, stop_after=3)
     task.emulator.service.inject(Fault(on="cancel", status=status, times=None))
     error = str(task.attempt().error)
     left = task.ends["RUNNING"] + task.ends["QUEUED"]
@@ -678,7 +579,7 @@ def test_refusals_in_a_row_stop_it(make: Make, kind: str, mode: bool) -> None:
 @pytest.mark.contract
 def test_refusals_are_counted_over_waves(make: Make) -> None:
     given = [{"prompt": "", "seed": n} for n in range(40)]
-    task = make(BATCH, given, stop_after=3, max_concurrency=1, max_in_flight=1)
+    task = make(BARE, given, stop_after=3, max_concurrency=1, max_in_flight=1)
     stopped(task, task.attempt().error)
     assert task.emulator.service.count("run") == 3
 
@@ -699,7 +600,6 @@ def test_a_kill_leaves_no_job_at_the_service(make: Make, kind: str) -> None:
 
 @pytest.mark.contract
 @KILLED
-@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_a_kill_in_a_later_wave_cancels_what_is_in_flight(make: Make, kind: str) -> None:
     task = make(kind, [*inputs(8, seconds=0.1), *inputs(40, seconds=60)[8:]])
     task.max_tries = 0
@@ -709,7 +609,6 @@ def test_a_kill_in_a_later_wave_cancels_what_is_in_flight(make: Make, kind: str)
 
 @pytest.mark.contract
 @KILLED
-@pytest.mark.parametrize("kind", [BATCH, STORED])
 def test_a_kill_while_unwanted_jobs_are_canceled_cancels_them(make: Make, kind: str) -> None:
     task = make(kind, inputs(seconds=60), deferrable=True)
     task.attempt_until_deferred()
@@ -719,14 +618,8 @@ def test_a_kill_while_unwanted_jobs_are_canceled_cancels_them(make: Make, kind: 
     assert set(task.ends) == {"CANCELED"}
 
 
-KILLED_WAVES = [*((kind, 1, True) for kind in KINDS), *((kind, 2, True) for kind in (BATCH, STORED, TABLE))]
-
-
 @pytest.mark.contract
-@pytest.mark.parametrize(
-    ("kind", "number", "has_store"),
-    [*KILLED_WAVES, *((kind, 2, False) for kind in (STORED, TABLE))],  # where the destination is enough
-)
+@pytest.mark.parametrize(("number", "has_store"), [(1, True), (2, True), (2, False)])
 def test_an_attempt_killed_while_deferred_is_resumed(
     make: Make, kind: str, mode: bool, number: int, *, has_store: bool
 ) -> None:
@@ -738,13 +631,12 @@ def test_an_attempt_killed_while_deferred_is_resumed(
         task.complete_until_deferred(task.fire(trigger))
     outcome = task.attempt(deferrable=mode)
     assert outcome.error is None
-    task.assert_each_is_bought_once(outcome.value)
+    task.assert_each_is_bought_once()
     assert task.ti.xcoms["usage"]["jobs"] == COUNT, "those of all attempts"
 
 
 @pytest.mark.contract
 @pytest.mark.parametrize("echo", [b'"prompt": "?"', b'"prompt": null'], ids=["other", "left out"])
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("is_changed", [False, True], ids=["same", "another order"])
 def test_a_service_that_returns_other_inputs_is_no_reason_to_buy_again(
     make: Make, monkeypatch: pytest.MonkeyPatch, kind: str, echo: bytes, mode: bool, *, is_changed: bool
@@ -771,7 +663,6 @@ def test_a_service_that_returns_other_inputs_is_no_reason_to_buy_again(
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [BATCH, STORED])
 def test_jobs_that_changed_inputs_do_not_want_are_canceled_and_billed(make: Make, kind: str) -> None:
     task = make(kind, inputs(seconds=60), deferrable=True)
     task.attempt_until_deferred()
@@ -785,7 +676,7 @@ def test_jobs_that_changed_inputs_do_not_want_are_canceled_and_billed(make: Make
 
 @pytest.mark.contract
 def test_jobs_that_ended_before_their_inputs_were_gone_are_billed_with_their_seconds(make: Make) -> None:
-    task = make(BATCH, inputs(seconds=0.4), deferrable=True)
+    task = make(BARE, inputs(seconds=0.4), deferrable=True)
     task.attempt_until_deferred()
     unwanted = len(task.jobs)
     task.scale(100)
@@ -798,19 +689,6 @@ def test_jobs_that_ended_before_their_inputs_were_gone_are_billed_with_their_sec
 
 
 @pytest.mark.contract
-def test_a_submission_of_unknown_fate_counts_though_an_equal_input_is_left(make: Make) -> None:
-    given = inputs(1, seconds=0.1) * 2
-    task = make(BATCH, given, on_unknown_submission="fail")
-    task.emulator.service.inject(Fault(on="run", kind="reset_after", skip=1))
-    assert task.attempt().error is not None
-    created = len(task.jobs)
-    task.given = given[:1]
-    assert "created jobs of app flux-schnell for up to 1 input" in str(task.attempt().error)
-    assert len(task.jobs) == created
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 def test_a_retry_after_a_failure_that_airflow_did_not_learn_of_buys_nothing_again(
     make: Make, kind: str
 ) -> None:
@@ -824,31 +702,26 @@ def test_a_retry_after_a_failure_that_airflow_did_not_learn_of_buys_nothing_agai
 
 @pytest.mark.contract
 def test_the_last_attempt_cancels_what_two_plans_before_it_bought(make: Make) -> None:
-    task = make(FUNCTION, inputs(3, seconds=60), deferrable=True)
+    task = make(TABLE, inputs(3, seconds=60), deferrable=True)
     task.attempt_until_deferred()
     task.given = task.given[:2]
-    task.attempt_until("job_ids", deferrable=False)
-    task.given = None
-    assert task.attempt(deferrable=False).error is not None
+    task.attempt_until(JOB_LINK, deferrable=False)
+    assert task.attempt(deferrable=False, table="/gone.csv").error is not None
     assert task.ends == {"CANCELED": 3}
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("is_cleared", [False, True])
 def test_jobs_that_nobody_waits_for_and_that_are_not_canceled_are_named(
-    make: Make, caplog: pytest.LogCaptureFixture, is_cleared: bool
+    make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    task = make(BATCH, [*inputs(1), *inputs(3, seconds=60)[1:]], deferrable=True, on_clear="new")
-    task.options["cancel_on_kill"], task.max_tries = False, 0 if is_cleared else 1
+    task = make(BARE, [*inputs(1), *inputs(3, seconds=60)[1:]], deferrable=True)
+    task.options["cancel_on_kill"], task.max_tries = False, 1
     task.attempt_until_deferred()
     task.scale(4)
     while task.ends["COMPLETED"] < 1:
         time.sleep(0.01)
     open_ids = [job["id"] for job in task.jobs if job["status"] != "COMPLETED"]
-    if is_cleared:
-        task.clear()
-    else:
-        task.given = [{"prompt": "another"}]
+    task.given = [{"prompt": "another"}]
     caplog.clear()
     task.attempt_until_deferred()
     line = next(each for each in caplog.messages if each.startswith("May still run"))
@@ -866,37 +739,20 @@ def test_the_last_attempt_cancels_what_one_with_a_ledger_bought(make: Make, ledg
 
 
 @pytest.mark.contract
-def test_a_clear_names_submissions_of_unknown_fate_from_before_it(
+def test_a_submission_of_unknown_fate_counts_though_its_input_is_gone(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    task = make(BATCH, inputs(2, seconds=0.1))
-    task.max_tries = 0
-    task.emulator.service.inject(Fault(on="run", kind="reset_after"))
-    assert task.attempt().error is not None
-    task.clear()
-    caplog.clear()
-    assert task.attempt().error is None
-    assert "Fate unknown: jobs may exist for 1 input from before the clear" in caplog.text
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize("choice", ["resubmit", "fail"])
-def test_a_submission_of_unknown_fate_counts_though_its_input_is_gone(
-    make: Make, caplog: pytest.LogCaptureFixture, choice: str
-) -> None:
-    task = make(BATCH, inputs(4, seconds=0.1), on_unknown_submission=choice)
+    task = make(BARE, inputs(4, seconds=0.1))
     task.emulator.service.inject(Fault(on="run", kind="reset_after"))
     assert task.attempt().error is not None
     created = len(task.jobs)
     task.given = [{"prompt": "another", "emulator": {"seconds": 0.1}}]
-    error = str(task.attempt().error)
+    assert task.attempt().error is None
     assert "Fate unknown: jobs may exist for 1 input that are gone" in caplog.text
-    assert ("for up to 1 input (gone from the inputs)" in error) is (choice == "fail")
-    assert len(task.jobs) == created + (choice != "fail")
+    assert len(task.jobs) == created + 1
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_a_job_that_the_service_does_not_know_yet_is_resumed_though_inputs_were_added(
     make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -912,20 +768,28 @@ def test_a_job_that_the_service_does_not_know_yet_is_resumed_though_inputs_were_
 
 @pytest.mark.contract
 @pytest.mark.parametrize("writes", [2, 4, 9, 17])
-def test_an_attempt_that_died_at_any_write_is_resumed(make: Make, mode: bool, writes: int) -> None:
-    task = make(BATCH, inputs(), deferrable=mode, max_concurrency=2)
-    task.store = DyingStore(writes)
+def test_an_attempt_that_died_at_any_write_is_resumed(
+    make: Make, mode: bool, writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, replace, left = make(BARE, inputs(), deferrable=mode), os.replace, [writes]
+
+    def die_at_last(source: Any, target: Any, **options: Any) -> None:
+        left[0] -= "/.rungen/" in str(target)
+        if left[0] == 0:
+            raise Died
+        replace(source, target, **options)
+
+    monkeypatch.setattr(os, "replace", die_at_last)
     with contextlib.suppress(Died):
         task.attempt()
-    outcome = task.attempt()
-    assert outcome.error is None
-    assert task.prompts_of(outcome.value) == [each["prompt"] for each in inputs()]
+    left[0] = -1
+    assert task.attempt().error is None
+    assert task.prompts() == [each["prompt"] for each in inputs()]
     # only those whose ids were not saved yet are bought again
-    assert sum(count - 1 for count in task.bought.values()) <= 2
+    assert sum(count - 1 for count in task.bought.values()) <= LIMIT
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_an_attempt_that_died_between_two_waves_is_resumed(make: Make, kind: str, nth: int) -> None:
     """It dies when it has submitted a wave, before the deferral that follows."""
@@ -943,12 +807,12 @@ def test_an_attempt_that_died_between_two_waves_is_resumed(make: Make, kind: str
     task.on_push = None
     outcome = task.attempt()
     assert outcome.error is None
-    task.assert_each_is_bought_once(outcome.value)
+    task.assert_each_is_bought_once()
 
 
 @pytest.mark.contract
 def test_a_mark_while_deferred_cancels_what_is_in_flight(make: Make) -> None:
-    task = make(BATCH, inputs(2000, seconds=60), deferrable=True, max_in_flight=500)
+    task = make(BARE, inputs(2000, seconds=60), deferrable=True, max_in_flight=500)
     trigger = task.attempt_until_deferred()
     trigger.task_instance = TrackedTaskInstance("failed")
     asyncio.run(trigger.on_kill())
@@ -957,7 +821,7 @@ def test_a_mark_while_deferred_cancels_what_is_in_flight(make: Make) -> None:
 
 @pytest.mark.contract
 def test_a_deferral_that_airflow_ended_cancels_only_what_is_in_flight(make: Make) -> None:
-    task = make(BATCH, [*inputs(8), *inputs(COUNT, seconds=60)[8:]], deferrable=True)
+    task = make(BARE, [*inputs(8), *inputs(COUNT, seconds=60)[8:]], deferrable=True)
     task.max_tries = 0
     task.complete_until_deferred(task.fire(task.attempt_until_deferred()))
     with pytest.raises(Exception, match="Airflow ended the wait"):
@@ -970,7 +834,7 @@ def test_a_deferral_that_airflow_ended_cancels_only_what_is_in_flight(make: Make
 @pytest.mark.parametrize("is_canceled", [True, False])
 def test_jobs_that_run_on_hold_up_no_attempt_that_fails(make: Make, is_canceled: bool) -> None:
     given = [*inputs(2), *inputs(LIMIT, seconds=60)[2:]]
-    task = make(STORED, given, deferrable=True, cancel_on_kill=is_canceled)
+    task = make(TABLE, given, deferrable=True, cancel_on_kill=is_canceled)
     service, task.max_tries = task.emulator.service, 0
     service.inject(Fault(on="cancel", status=409, times=None))
     task.attempt_until_deferred()
@@ -1056,28 +920,20 @@ def test_inputs_that_another_run_has_claimed_hold_nothing_up(
 
 
 @pytest.mark.parametrize("mode", [False])
-@pytest.mark.parametrize("kind", [TABLE, FUNCTION])
 def test_inputs_that_another_run_has_claimed_until_the_deadline_say_so(
     make: Make,
     ledger: dict[str, Any],
-    kind: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(submitting, "WAIT_INTERVAL", 0.1)
-    given = {TABLE: (inputs(3), inputs(4)), FUNCTION: (inputs(1)[0], inputs(1)[0])}[kind]
     options = ledger | {"destination": (tmp_path / "out").as_uri()}
-    assert make(kind, given[0], **options).attempt().error is None
+    assert make(TABLE, inputs(3), **options).attempt().error is None
     be_killed_before_the_ids_are_written(tmp_path / "ledger")
-    task = next_night(make(kind, given[1], timeout=2, **options))
-    error = task.attempt().error
-    if kind == TABLE:
-        assert error is not None
-        claimed = "it was not submitted: another run has claimed it"
-        assert [row["error"] for row in task.results][:3] == [claimed] * 3
-    else:
-        assert isinstance(error, RunGenJobTimeoutError)
-        assert error.message.startswith("The time was up before the job: it was not submitted: another run")
+    task = next_night(make(TABLE, inputs(4), timeout=2, **options))
+    assert task.attempt().error is not None
+    claimed = "it was not submitted: another run has claimed it"
+    assert [row["error"] for row in task.results][:3] == [claimed] * 3
     assert set(task.bought.values()) == {1}
 
 
@@ -1113,29 +969,24 @@ def test_reused_rows_are_in_the_table_of_a_task_that_stops(make: Make, ledger: d
 @pytest.mark.contract
 @pytest.mark.parametrize("limit", [1, 4])
 def test_an_outage_slows_small_waves_down_too(make: Make, limit: int) -> None:
-    task = make(BATCH, inputs(60), deferrable=False, max_in_flight=limit, timeout=5)
+    task = make(BARE, inputs(60), deferrable=False, max_in_flight=limit, timeout=5)
     task.emulator.service.inject(Fault(on="run", status=500, times=None))
     task.attempt()
     assert task.emulator.service.count("run") < 40
 
 
-@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
-def test_what_completed_is_stored_and_all_ids_are_pushed_when_the_rest_cannot_be_sent(
-    make: Make, kind: str, mode: bool, monkeypatch: pytest.MonkeyPatch
+def test_what_completed_is_stored_when_the_rest_cannot_be_sent(
+    make: Make, mode: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 0.5)
-    task = make(kind, inputs(), deferrable=mode)
+    task = make(TABLE, inputs(), deferrable=mode)
     task.max_tries = 0
     task.emulator.service.inject(Fault(on="run", status=402, times=None, skip=18))
     assert task.attempt().error is not None
-    if kind != BATCH:
-        assert task.pictures() >= 12
-    if kind != TABLE:
-        assert len([each for each in task.ti.xcoms["job_ids"] if each]) == len(task.jobs)
+    assert task.pictures() >= 12
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("event", [True, False])
 def test_no_job_is_left_when_the_log_is_gone_after_a_deferral(make: Make, kind: str, event: bool) -> None:
     task = make(kind, inputs(seconds=60), deferrable=True)
@@ -1148,7 +999,6 @@ def test_no_job_is_left_when_the_log_is_gone_after_a_deferral(make: Make, kind: 
     assert task.ends == {"CANCELED": LIMIT}
 
 
-@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_a_triggerer_whose_clock_is_ahead_ends_no_job(make: Make, kind: str) -> None:
     task = make(kind, inputs(seconds=60), deferrable=True)
     task.attempt_until_deferred()
@@ -1158,36 +1008,29 @@ def test_a_triggerer_whose_clock_is_ahead_ends_no_job(make: Make, kind: str) -> 
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
-def test_a_retry_with_another_destination_buys_nothing(
-    make: Make, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    task = make(kind, failing(), deferrable=False)
+def test_a_retry_with_another_destination_buys_nothing(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    task = make(TABLE, failing(16), deferrable=False)
     assert task.attempt().error is not None
     made, elsewhere = len(task.jobs), (task.folder / "elsewhere").as_uri()
     outcome = task.attempt(destination=elsewhere)
     assert "The destination is another one than in an earlier attempt" in str(outcome.error)
     assert len(task.jobs) == made
-    # after a clear, nobody needs the log, unless its jobs are to be resumed
+    # after a clear, nobody needs the log
     task.max_tries = 9
-    outcome = task.attempt(destination=elsewhere, on_clear="resume")
-    assert "clear the task with on_clear='new'" in str(outcome.error)
-    assert len(task.jobs) == made
     task.attempt(destination=elsewhere)
     assert "The destination is another one than before the clear" in caplog.text
-    assert len(task.jobs) == made + COUNT
+    assert len(task.jobs) == made + 16
     # nor is the log of the first what the last attempt left
     outcome = task.attempt()
     assert "The destination is another one than in an earlier attempt" in str(outcome.error)
-    assert len(task.jobs) == made + COUNT
+    assert len(task.jobs) == made + 16
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 def test_a_ledger_does_not_stand_in_for_the_log_of_another_destination(
-    make: Make, kind: str, caplog: pytest.LogCaptureFixture
+    make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    task = make(kind, failing(), deferrable=False)
+    task = make(TABLE, failing(16), deferrable=False)
     ledger, elsewhere = (task.folder / "ledger").as_uri(), (task.folder / "elsewhere").as_uri()
     assert task.attempt(ledger=ledger).error is not None
     made = len(task.jobs)
@@ -1199,7 +1042,7 @@ def test_a_ledger_does_not_stand_in_for_the_log_of_another_destination(
     task.max_tries = 9
     task.attempt(destination=elsewhere, ledger=ledger)
     assert "The destination is another one than before the clear" in caplog.text
-    assert len(task.jobs) == made + COUNT
+    assert len(task.jobs) == made + 16
     # before 3.3, nobody knows where the log was
     task.store = None
     task.attempt(destination=f"{elsewhere}/2", ledger=ledger)
@@ -1208,14 +1051,11 @@ def test_a_ledger_does_not_stand_in_for_the_log_of_another_destination(
 
 @pytest.mark.contract
 def test_a_destination_may_come_and_go_with_each_clear(make: Make) -> None:
-    task = make(BATCH, inputs(), deferrable=False)
-    destination = (task.folder / "out").as_uri()
-    for number, options in enumerate([{}, {"destination": destination}] * 2):
+    task = make(BARE, inputs(), deferrable=False)
+    for number, destination in enumerate([None, (task.folder / "out").as_uri()] * 2):
         task.max_tries = number * 2
-        outcome = task.attempt(**options)
-        assert outcome.error is None
-        assert len(outcome.value) == COUNT
-        assert len(task.jobs) == COUNT * (number + 1)
+        assert task.attempt(destination=destination).value["completed"] == COUNT
+        assert len(task.jobs) == COUNT
 
 
 @pytest.mark.contract
@@ -1236,58 +1076,14 @@ def test_an_answer_that_is_too_large_is_fetched_once_the_limit_is_raised(
     assert task.ends == {"COMPLETED": 4}
 
 
-@pytest.mark.contract
-def test_results_that_xcom_cannot_hold_together_are_kept(make: Make, mode: bool) -> None:
-    given = inputs(12, result={"text": "x" * 1000})
-    task = make(FUNCTION, given, deferrable=mode, max_xcom_bytes=5000)
-    outcome = task.attempt()
-    assert isinstance(outcome.error, AirflowFailException)
-    assert "over 5000 bytes (max_xcom_bytes)" in str(outcome.error)
-    assert set(task.ends) == {"COMPLETED"}
-    assert 6 <= task.created <= 12, "those in flight end, and no more are submitted"
-    rest = f"only {12 - task.created}" if task.created < 12 else "none"
-    told = f"A clear submits all 12 inputs again; with on_clear='resume', {rest}."
-    assert str(outcome.error).endswith(told)
-    task.clear()
-    outcome = task.attempt(max_xcom_bytes=50_000, on_clear="resume")
-    assert (len(outcome.value), task.created) == (12, 12)
-
-
-@pytest.mark.contract
-def test_an_error_says_what_a_clear_submits(make: Make, mode: bool) -> None:
-    task = make(TABLE, [*inputs(3), *inputs(1, output_bytes=90_000)], deferrable=mode)
-    told = str(task.attempt(max_output_bytes=80_000).error)
-    assert "Raise max_output_bytes if that size is right" in told
-    assert told.endswith("A clear submits all 4 inputs again; with on_clear='resume', none.")
-    task.clear()
-    assert task.attempt(on_clear="resume").error is None
-    assert task.created == 4
-
-
 def _fail(*_: Any, **__: Any) -> None:
     raise RuntimeError("the API server is down")
-
-
-def test_the_last_attempt_says_that_it_does_not_know_the_jobs_of_others(
-    make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.5)
-    task = make(BATCH, inputs(4, seconds=60), deferrable=False)
-    task.max_tries = 1
-    task.attempt_until("job_ids")
-
-    task.store.get = _fail
-    assert "is down" in str(task.attempt().error)
-    assert "Jobs submitted before may still run: their ids could not be read" in caplog.text
-    assert task.ends == {"RUNNING": 4}
 
 
 @pytest.mark.parametrize(
     ("broken", "error", "knows"),
     [
         ("xcom", "is down", True),  # the log knows
-        ("store", "is down", True),  # what was handed over is known
-        ("xcom without a log", "is down", False),
         ("all", r"could not be read \(RuntimeError\)", False),
     ],
 )
@@ -1301,47 +1097,18 @@ def test_an_attempt_that_cannot_go_on_cancels_its_jobs_or_says_so(
     knows: bool,
 ) -> None:
     monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.0)
-    task = make(BATCH, inputs(4, seconds=60), deferrable=True)
-    task.max_tries, task.store = 0, None if broken == "xcom without a log" else task.store
+    task = make(BARE, inputs(4, seconds=60), deferrable=True)
+    task.max_tries = 0
     task.attempt_until_deferred()
-    if broken != "store":
-        monkeypatch.setattr(task.ti, "xcom_pull", _fail)
-    if broken in ("store", "all"):
-        task.store.get = _fail
+    monkeypatch.setattr(task.ti, "xcom_pull", _fail)
     if broken == "all":
+        task.store.get = _fail
         monkeypatch.setattr(RunGenHook, "get_connection", _fail)
     with pytest.raises((RuntimeError, RunGenConfigError), match=error) as raised:
         task.complete({"outcome": "go on"})
     assert (task.ends == {"CANCELED": 4}) is knows
     is_said = "may still run: their ids could not be read" in f"{caplog.text}{raised.value}"
     assert is_said is not knows
-
-
-class OddError(Exception):
-    """An error of the user's code, with an attribute that ours have, too."""
-
-    hint = None
-
-
-def test_the_last_attempt_stores_what_completed_whatever_ends_it(
-    make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An error of Airflow, or of the user's code, too."""
-    task = make(STORED, inputs(4), deferrable=False)
-    task.max_tries = 0
-    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.0)
-
-    def fail(key: str, _: Any) -> None:
-        while key == "job_ids" and task.ends != {"COMPLETED": 4}:
-            time.sleep(0.01)
-        if key == "job_ids":
-            raise OddError
-
-    task.on_push = fail
-    outcome = task.attempt()
-    assert isinstance(outcome.error, OddError)
-    assert task.pictures() == 4
-    assert "A clear submits all 4 inputs again; with on_clear='resume', none" in caplog.text
 
 
 def break_once(
@@ -1386,7 +1153,7 @@ def test_a_call_that_fails_once_after_a_deferral_is_made_again(
     make: Make, monkeypatch: pytest.MonkeyPatch, broken: str, kind: type[Exception]
 ) -> None:
     count = 2 * PART_ROWS
-    task = make(STORED, inputs(count), deferrable=True, max_in_flight=count)
+    task = make(TABLE, inputs(count), deferrable=True, max_in_flight=count)
     task.max_tries, task.workers = 0, 100
     trigger = task.attempt_until_deferred()
     failed = break_once(task, broken, monkeypatch, kind)
@@ -1409,9 +1176,9 @@ def test_a_call_that_fails_once_after_a_deferral_is_made_again(
 def test_a_call_that_fails_once_at_the_begin_of_the_last_attempt_is_made_again(
     make: Make, monkeypatch: pytest.MonkeyPatch, broken: str, disk: Disk
 ) -> None:
-    task = make(STORED, inputs(4, seconds=0.5), deferrable=False)
+    task = make(TABLE, inputs(4, seconds=0.5), deferrable=False)
     task.max_tries = 1
-    task.attempt_until("job_ids")
+    task.attempt_until(JOB_LINK)
     if broken == "log":
         disk.faults.append(disk.fail_once)
     elif broken == "log, when it is loaded":
@@ -1428,21 +1195,20 @@ def test_a_read_of_the_ledger_that_fails_once_at_the_begin_of_the_last_attempt_i
     make: Make, disk: Disk, tmp_path: Path, read: int
 ) -> None:
     ledger = Ledger((tmp_path / "ledger").as_uri())
-    task = make(STORED, inputs(4, seconds=0.5), deferrable=False, ledger=ledger)
+    task = make(TABLE, inputs(4, seconds=0.5), deferrable=False, ledger=ledger)
     task.max_tries, disk.files = 1, "/ledger/"
-    task.attempt_until("job_ids")
+    task.attempt_until(JOB_LINK)
     disk.faults.append(partial(disk.fail_at, read))
     assert task.attempt().error is None
     assert task.ends == {"COMPLETED": 4}
     assert disk.reads == read
 
 
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 def test_an_outage_of_the_destination_is_outlasted_once_after_each_deferral(
-    make: Make, disk: Disk, caplog: pytest.LogCaptureFixture, kind: str
+    make: Make, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    task = make(kind, inputs(4), deferrable=True)
+    task = make(TABLE, inputs(4), deferrable=True)
     trigger = task.attempt_until_deferred()
     disk.files = r"/out/(?!\.rungen)"
     disk.faults.append(disk.fail)
@@ -1451,12 +1217,9 @@ def test_an_outage_of_the_destination_is_outlasted_once_after_each_deferral(
     assert 0 < outlasted <= caplog.text.count("Waiting in the triggerer")
 
 
-@pytest.mark.parametrize("kind", [STORED, TABLE])
-def test_a_destination_that_takes_no_files_after_a_deferral_has_an_outage(
-    make: Make, disk: Disk, kind: str
-) -> None:
+def test_a_destination_that_takes_no_files_after_a_deferral_has_an_outage(make: Make, disk: Disk) -> None:
     """Whatever it still lets be read, and though the log can be written."""
-    task = make(kind, inputs(4), deferrable=True, max_failed="any")
+    task = make(TABLE, inputs(4), deferrable=True, max_failed="any")
     trigger = task.attempt_until_deferred()
     # only the file that is tried before the first output fails: a job that ends at a later look is stored
     task.scale(4)
@@ -1470,12 +1233,11 @@ def test_a_destination_that_takes_no_files_after_a_deferral_has_an_outage(
     assert (task.pictures(), task.created) == (4, 4)
 
 
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("is_short", [True, False])
 def test_an_outage_of_the_destination_is_no_failure_of_the_inputs(
-    make: Make, disk: Disk, kind: str, is_short: bool
+    make: Make, disk: Disk, is_short: bool
 ) -> None:
-    task = make(kind, inputs(4), deferrable=True, max_failed="any")
+    task = make(TABLE, inputs(4), deferrable=True, max_failed="any")
     trigger = task.attempt_until_deferred()
     disk.files = "manifest"
     disk.faults.append(disk.fail_once if is_short else disk.fail)
@@ -1493,7 +1255,7 @@ def test_an_outage_of_the_destination_is_no_failure_of_the_inputs(
 def test_an_outage_of_the_destination_is_no_failure_of_the_jobs_that_are_collected(
     make: Make, disk: Disk, tmp_path: Path, has_next: bool, fails_all: bool
 ) -> None:
-    task, ti = make(BATCH, inputs(2)), FakeTaskInstance()
+    task, ti = make(BARE, inputs(2)), FakeTaskInstance()
     assert task.attempt().error is None
     first, second = (job["id"] for job in task.jobs)
     options = FAST | {"destination": (tmp_path / "out").as_uri(), "max_failed": "any"}
@@ -1507,9 +1269,9 @@ def test_an_outage_of_the_destination_is_no_failure_of_the_jobs_that_are_collect
 @pytest.fixture
 def collected(make: Make, tmp_path: Path) -> Callable[[], int]:
     """Collect two jobs after a deferral, and return how many have a result."""
-    task = make(BATCH, inputs(2))
+    task = make(BARE, inputs(2))
     assert task.attempt().error is None
-    (tmp_path / "out").mkdir()  # which the attempt that was deferred has made
+    (tmp_path / "out").mkdir(exist_ok=True)  # which the attempt that was deferred has made
     ids, places = [job["id"] for job in task.jobs], {"destination": "out", "results": "results.jsonl"}
     options = FAST | {name: (tmp_path / place).as_uri() for name, place in places.items()}
     collect = RunGenCollectResultsOperator(task_id="collect", job_id=ids, **options)
@@ -1574,7 +1336,7 @@ def test_a_write_of_a_table_that_fails_once_is_made_again(
 @pytest.mark.parametrize(
     ("case", "is_allowed"),
     [
-        *(((kind, 4, broken, 1), False) for kind in (STORED, TABLE) for broken in ("all", "one")),
+        *(((TABLE, 4, broken, 1), False) for broken in ("all", "one")),
         ((TABLE, 4, "all but a failed one", 1), False),
         *(((TABLE, 4, broken, 0), broken == "one") for broken in ("all", "one", "all but a failed one")),
         *(((TABLE, 24, "all", retries), False) for retries in (0, 1)),  # some are not even tried
@@ -1666,12 +1428,12 @@ def test_a_check_that_fails_in_a_retry_fails_it_whatever_may_fail(make: Make) ->
 def test_an_outage_of_the_service_is_no_failure_of_the_jobs_that_are_collected(
     make: Make, rungen_emulator: Emulator, tmp_path: Path, fault: Fault, max_failed: Any
 ) -> None:
-    task, ti = make(BATCH, inputs(4)), FakeTaskInstance()
+    task, ti = make(BARE, inputs(4)), FakeTaskInstance()
     assert task.attempt().error is None
     ids = [job["id"] for job in task.jobs]
     options = FAST | {"destination": (tmp_path / "out").as_uri(), "max_failed": max_failed}
     collect = RunGenCollectResultsOperator(task_id="collect", job_id=ids, **options)
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out").mkdir(exist_ok=True)
     ti.max_tries = 1
     for each in ids[1:]:
         rungen_emulator.service.inject(replace(fault, job_id=each))
@@ -1698,13 +1460,12 @@ def test_a_run_that_was_stopped_fails_if_an_outage_took_what_had_completed(make:
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize(("status", "count", "retries"), [(403, 20, 1), (503, 20, 0), (503, 50, 0)])
 def test_files_that_cannot_be_fetched_keep_no_other_from_being_stored(
-    make: Make, monkeypatch: pytest.MonkeyPatch, *, kind: str, status: int, count: int, retries: int
+    make: Make, monkeypatch: pytest.MonkeyPatch, *, status: int, count: int, retries: int
 ) -> None:
     """Though many come first, and in a row."""
-    task = make(kind, inputs(60, seconds=0), deferrable=False, max_failed="any", max_concurrency=4)
+    task = make(TABLE, inputs(60, seconds=0), deferrable=False, max_failed="any", max_concurrency=4)
     task.max_tries, task.workers = retries, 100
     service, handle = task.emulator.service, task.emulator.service.handle
     tried = list[str]()
@@ -1738,7 +1499,7 @@ def test_a_file_that_can_never_be_stored_makes_no_retry_buy_what_may_fail(
             raise OSError(number, os.strerror(number))
         replace(source, target, **options)
 
-    task = make(STORED, [*inputs(2), *failing(1)], deferrable=False, max_failed="any")
+    task = make(TABLE, [*inputs(2), *failing(1)], deferrable=False, max_failed="any")
     monkeypatch.setattr(os, "replace", refuse_one)
     assert (task.attempt().error is None) is (number in (errno.ENAMETOOLONG, errno.EFBIG))
     assert refused
@@ -1746,11 +1507,9 @@ def test_a_file_that_can_never_be_stored_makes_no_retry_buy_what_may_fail(
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize(
-    ("kind", "key"), [*((BATCH, key) for key in ("job_ids", "rungen_log", "failed")), (TABLE, "results")]
-)
-def test_an_xcom_that_fails_once_is_pushed_again(make: Make, kind: Any, key: str) -> None:
-    task, failed = make(kind, inputs(4), deferrable=True), list[str]()
+@pytest.mark.parametrize("key", ["rungen_log", "results"])
+def test_an_xcom_that_fails_once_is_pushed_again(make: Make, key: str) -> None:
+    task, failed = make(TABLE, inputs(4), deferrable=True), list[str]()
     task.max_tries = 0
 
     def fail_once(pushed: str, _: Any) -> None:
@@ -1793,7 +1552,7 @@ def test_an_attempt_whose_time_is_up_while_the_service_takes_no_job_fails(make: 
 
 @pytest.mark.parametrize("read", [1, 2, 3], ids=["manifest", "rows", "inputs"])
 def test_a_plan_that_cannot_be_read_for_a_moment_is_read_again(make: Make, read: int, disk: Disk) -> None:
-    task = make(STORED, inputs(6), deferrable=True, max_in_flight=4)
+    task = make(TABLE, inputs(6), deferrable=True, max_in_flight=4)
     task.max_tries, task.workers, disk.files = 0, 100, "/plans/"
     trigger = task.attempt_until_deferred()
 
@@ -1807,37 +1566,10 @@ def test_a_plan_that_cannot_be_read_for_a_moment_is_read_again(make: Make, read:
     assert task.ends == {"COMPLETED": 6}
 
 
-@pytest.mark.contract
-def test_what_was_handed_over_is_not_read(make: Make) -> None:
-    task = make(BATCH, inputs(4), deferrable=True, max_in_flight=4)
-    task.max_tries, task.workers = 0, 4
-    trigger, read = task.attempt_until_deferred(), task.store.get
-    task.store.get = lambda key: read(key) if key == "rungen_log" else _fail()
-    assert task.go_on(trigger).error is None
-    assert task.ends == {"COMPLETED": 4}
-
-
-def test_ids_that_only_the_deferral_has_are_lost_while_the_log_is_not_open(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.5)
-    task = make(BATCH, inputs(4, seconds=60), deferrable=True, max_in_flight=4)
-    get, put = task.store.get, task.store.set
-    task.store.set = lambda key, value: _fail() if task.jobs else put(key, value)
-    task.attempt_until_deferred()
-    task.store.get = _fail
-    with pytest.raises(RuntimeError, match="is down"):
-        task.complete({"outcome": "go on"})
-    assert task.ends == {"CANCELED": 4}, "the retry does not find them"
-    task.store.get, task.store.set = get, put
-    task.attempt_until_deferred()
-    assert task.created == 8
-
-
 @pytest.mark.parametrize("gone", [1, 2])
 def test_the_jobs_that_are_not_restored_are_counted(make: Make, gone: int) -> None:
     count = 3 * PART_ROWS
-    task = make(STORED, inputs(count, seconds=60), deferrable=True, max_in_flight=count)
+    task = make(TABLE, inputs(count, seconds=60), deferrable=True, max_in_flight=count)
     task.max_tries = 0
     task.attempt_until_deferred()
     for number in range(gone):
@@ -1848,22 +1580,6 @@ def test_the_jobs_that_are_not_restored_are_counted(make: Make, gone: int) -> No
     with pytest.raises(RunGenError, match=f" {gone * PART_ROWS} jobs of app {APP} may still run"):
         task.complete({"outcome": "go on", "in_flight": left})
     assert task.ends["CANCELED"] == count - gone * PART_ROWS
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize("on_clear", ["new", "resume"])
-def test_a_batch_that_waits_for_no_job_says_that_a_clear_submits_what_it_cancels(
-    make: Make, on_clear: str
-) -> None:
-    task = make(BATCH, inputs(6, seconds=60), deferrable=False, wait_for_completion=False, on_clear=on_clear)
-    task.emulator.service.inject(Fault(on="run", status=400, body={"error": "bad input"}))
-    error = str(task.attempt().error)
-    assert task.ends == {"CANCELED": 5}
-    assert "only" not in error
-    assert task.ti.xcoms["rungen_failure"]["clear_submits"] == 6
-    task.clear()
-    task.attempt(on_clear="resume")
-    assert task.created == 5 + 6
 
 
 class Disk:
@@ -1901,7 +1617,6 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 def test_a_log_that_cannot_be_read_for_a_moment_is_read_again_in_the_last_attempt(
     make: Make, kind: str, disk: Disk, *, deferrable: bool
 ) -> None:
@@ -1922,7 +1637,7 @@ def test_a_log_that_cannot_be_read_after_a_deferral_is_left_to_a_retry_or_its_jo
     make: Make, max_tries: int, disk: Disk
 ) -> None:
     count = 2 * PART_ROWS
-    task = make(STORED, inputs(count), deferrable=True, max_in_flight=count)
+    task = make(TABLE, inputs(count), deferrable=True, max_in_flight=count)
     task.max_tries, task.workers = max_tries, 100
     task.attempt_until_deferred()
     disk.faults.append(disk.fail)
@@ -1942,7 +1657,7 @@ def test_a_kill_while_the_log_is_read_after_a_deferral_says_how_many_jobs_may_ru
     make: Make, disk: Disk
 ) -> None:
     count = 2 * PART_ROWS
-    task = make(STORED, inputs(count, seconds=60), deferrable=True, max_in_flight=count)
+    task = make(TABLE, inputs(count, seconds=60), deferrable=True, max_in_flight=count)
     task.max_tries = 0
     task.attempt_until_deferred()
     disk.faults.append(linger)
@@ -1960,7 +1675,7 @@ def test_a_kill_while_the_log_is_read_after_a_deferral_says_how_many_jobs_may_ru
 def test_a_kill_while_airflow_does_not_answer_reads_nothing_more(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = make(BATCH, inputs(4, seconds=60), deferrable=True)
+    task = make(BARE, inputs(4, seconds=60), deferrable=True)
     task.max_tries = 0
     task.attempt_until_deferred()
     asked: list[str] = []
@@ -1992,7 +1707,7 @@ def test_a_kill_does_not_wait_for_a_plan_that_cannot_be_read(
         *inputs(2 * PART_ROWS, seconds=60)[PART_ROWS:],
         *inputs(PART_ROWS),
     ]
-    task = make(STORED, given, deferrable=True, max_in_flight=PART_ROWS + 32)
+    task = make(TABLE, given, deferrable=True, max_in_flight=PART_ROWS + 32)
     task.max_tries, task.workers, disk.files = 0, 100, "/plans/"
     trigger = task.attempt_until_deferred()
     event = task.fire(trigger)
@@ -2009,10 +1724,9 @@ def test_a_kill_does_not_wait_for_a_plan_that_cannot_be_read(
 @pytest.mark.contract
 @KILLED
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
-@pytest.mark.parametrize("key", ["job_ids", "rungen_log", pytest.param("return_value", marks=SINCE_3_3)])
+@pytest.mark.parametrize("key", [JOB_LINK, "rungen_log"])
 def test_neither_a_kill_nor_a_time_limit_waits_for_an_xcom(make: Make, key: str, number: Any) -> None:
-    options = {"end_from_trigger": True} if key == "return_value" else {}
-    task = make(BATCH, inputs(4, seconds=60), deferrable=key != "job_ids", **options)
+    task = make(BARE, inputs(4, seconds=60), deferrable=key != JOB_LINK)
     task.max_tries, task.state = 0, "failed"
     met, over = threading.Event(), threading.Event()
 
@@ -2036,7 +1750,7 @@ def test_a_signal_that_strikes_in_a_callback_of_the_event_loop_ends_the_attempt(
 ) -> None:
     """Asyncio swallows what a signal handler raises there."""
     count = COUNTER_THRESHOLD + 1
-    task = make(BATCH, inputs(count, seconds=60), deferrable=False)
+    task = make(BARE, inputs(count, seconds=60), deferrable=False)
     task.max_tries, task.state = 0, "failed"
     met, service = threading.Event(), task.emulator.service
     handle = service.handle
@@ -2058,11 +1772,10 @@ def test_a_signal_that_strikes_in_a_callback_of_the_event_loop_ends_the_attempt(
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [STORED, FUNCTION])
 def test_a_kill_in_the_middle_of_an_import_says_what_may_run(
-    make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+    make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = make(kind, inputs(LIMIT, seconds=60), deferrable=True)
+    task = make(TABLE, inputs(LIMIT, seconds=60), deferrable=True)
     task.attempt_until_deferred()  # its worker is lost
     task.max_tries, task.state = 1, "failed"
     op = task.begin()
@@ -2083,9 +1796,7 @@ def test_a_kill_in_the_middle_of_an_import_says_what_may_run(
 @KILLED
 @pytest.mark.parametrize("user", ["check", "output_type", "output_type of files", "sensor"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
-def test_a_signal_ends_a_function_of_the_user_that_hangs(
-    make: Make, tmp_path: Path, user: str, number: Any
-) -> None:
+def test_a_signal_ends_a_function_of_the_user_that_hangs(make: Make, user: str, number: Any) -> None:
     met = threading.Event()
 
     def check(*_: Any) -> None:
@@ -2104,12 +1815,8 @@ def test_a_signal_ends_a_function_of_the_user_that_hangs(
     over, count = 2, COUNTER_THRESHOLD + 2
     result = {"text": "a fox"}
     given = [*inputs(over, result=result), *inputs(count, seconds=60)[over:]]
-    if user == "check":
-        results = (tmp_path / "results.jsonl").as_uri()
-        task = make(TABLE, given, deferrable=False, check=check, destination=None, results=results)
-    else:
-        place = {"destination": tmp_path.as_uri()} if "files" in user else {}
-        task = make(FUNCTION, given, deferrable=False, output_type=Picture, **place)
+    options = {"check": check} if user == "check" else {"output_type": Picture}
+    task = make(TABLE if "files" in user else BARE, given, deferrable=False, **options)
     task.max_tries, task.state = 0, "failed"
     task.scale(100)
     op = task.begin()
@@ -2173,32 +1880,12 @@ def test_a_stored_job_that_is_lost_is_bought_again_by_a_retry(make: Make, owner:
 
 
 @KILLED
-def test_a_kill_does_not_wait_for_the_ids_of_parts_that_were_let_go(make: Make, disk: Disk) -> None:
-    given = [*inputs(2 * PART_ROWS), *inputs(3 * PART_ROWS, seconds=60)[2 * PART_ROWS :]]
-    task = make(STORED, given, deferrable=False, max_in_flight=PART_ROWS)
-    task.max_tries, task.state = 0, "failed"
-    met: list[int] = []
-
-    def hang_at_last() -> None:
-        if task.created == len(given):
-            met.append(disk.reads)
-            linger()
-
-    disk.faults.append(hang_at_last)
-    op = task.begin()
-    with signal_when(signal.SIGTERM, lambda: bool(met), op.on_kill) as sent:
-        assert "was killed" in str(run_task(op, task.context).error)
-    assert time.monotonic() - sent[0] < SOON
-    assert task.ends["CANCELED"] == PART_ROWS
-
-
-@KILLED
 def test_a_time_limit_while_the_log_cannot_be_read_leaves_word_of_what_may_run(
     make: Make, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    task = make(STORED, inputs(4, seconds=60), deferrable=False)
+    task = make(TABLE, inputs(4, seconds=60), deferrable=False)
     task.max_tries = 1
-    task.attempt_until("job_ids")
+    task.attempt_until(JOB_LINK)
     disk.faults.append(linger)
     op = task.begin()
     with stopped_when(op, signal.SIGALRM, lambda: disk.reads > 0):
@@ -2211,9 +1898,9 @@ def test_a_kill_after_the_connection_was_refused_is_told_what_may_run(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 60.0)
-    task = make(BATCH, inputs(4, seconds=60), deferrable=False)
+    task = make(BARE, inputs(4, seconds=60), deferrable=False)
     task.max_tries = 1
-    task.attempt_until("job_ids")
+    task.attempt_until(JOB_LINK)
     monkeypatch.setattr(RunGenHook, "get_connection", _fail)
     asked: list[str] = []
 
@@ -2225,87 +1912,37 @@ def test_a_kill_after_the_connection_was_refused_is_told_what_may_run(
     assert "was killed. Jobs submitted before may still run" in task.attempt_killed(lambda: len(asked) > 1)
 
 
-@pytest.mark.contract
-@pytest.mark.parametrize("broken", ["key", "key without cancels", "store"])
-def test_what_a_clear_gives_up_is_not_called_resumed_where_the_attempt_after_it_fails(
-    make: Make, broken: str
-) -> None:
-    cancels = broken != "key without cancels"
-    task = make(BATCH, inputs(4, seconds=60), deferrable=False, cancel_on_kill=cancels)
-    task.attempt_until("job_ids")
-    task.clear()
-    task.max_tries += 1
-    if broken != "store":
-        for operation in ("get", "cancel"):
-            task.emulator.service.inject(Fault(on=operation, status=401, times=None))
-    else:
-        task.store.set = _fail
-    error = str(task.attempt().error)
-    assert "resume" not in error
-    if broken != "store":
-        assert "Canceled nothing: 4 jobs" in error
-        assert ("A retry cancels them" if cancels else "Then cancel by id") in error
-        assert task.ti.xcoms["rungen_failure"]["retry_submits"] == 4
-        task.emulator.service.clear_faults()
-        task.attempt_until("job_ids")
-    assert task.ends["CANCELED"] == 4 * cancels
-
-
-@pytest.mark.contract
-def test_a_clear_of_what_no_attempt_finds_submits_all(make: Make) -> None:
-    given = inputs(30, result={"text": "x" * 1000})
-    task = make(FUNCTION, given, deferrable=False, max_xcom_bytes=5000)
-    task.store = None
-    assert str(task.attempt().error).endswith("A clear submits all 30 inputs again.")
-    assert task.created < 30
-
-
-@pytest.mark.parametrize(
-    ("kind", "told", "created"),
-    [
-        (BATCH, "Clear the task. That submits all 4 inputs again; with its task state kept, only 1.", 8),
-        (STORED, "A clear runs only these again.", 5),
-    ],
-)
-def test_an_error_knows_whether_a_clear_forgets_the_log(
-    make: Make, kind: str, told: str, created: int, monkeypatch: pytest.MonkeyPatch
+def test_a_clear_that_forgets_the_state_of_the_task_buys_only_what_failed(
+    make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", True)
     given = [*inputs(3), *failing(4)[3:]]
-    task = make(kind, given, deferrable=False, on_clear="resume")
+    task = make(TABLE, given, deferrable=False)
     task.max_tries = 0
-    assert str(task.attempt().error).endswith(told)
+    assert str(task.attempt().error).endswith("A clear runs only these again.")
     task.clear()
     task.store = FakeStore()
     assert task.attempt().error is not None
-    assert task.created == created
+    assert task.created == 5
 
 
-@pytest.mark.parametrize(
-    ("kind", "on_clear", "forgets", "how"),
-    [
-        (BATCH, "resume", False, "clear the task to resume"),
-        (BATCH, "resume", True, "clear the task with its task state kept"),
-        (STORED, "resume", True, "clear the task to resume"),
-        (STORED, "new", False, "clear the task with on_clear='resume'"),
-        (STORED, "new", True, "clear the task with its task state kept"),
-    ],
-)
-def test_a_refused_key_says_how_a_clear_resumes_what_runs(
-    make: Make, kind: str, *, on_clear: str, forgets: bool, how: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.contract
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_refused_key_says_that_a_clear_resumes_what_runs(
+    make: Make, *, forgets: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", forgets)
-    task = make(kind, inputs(4, seconds=1), deferrable=False, max_in_flight=None, on_clear=on_clear)
+    task = make(TABLE, inputs(4, seconds=1), deferrable=False, max_in_flight=None)
     task.max_tries = 0
     task.emulator.service.inject(Fault(on="run", status=403, skip=2, times=None))
     error = task.attempt().error
     assert "Canceled nothing: 2 jobs" in str(error)
-    assert how in str(error)
+    assert "clear the task to resume" in str(error)
     task.emulator.service.clear_faults()
     task.clear()
-    if forgets and "kept" not in how:
+    if forgets:
         task.store = FakeStore()
-    assert task.attempt(**{"on_clear": "resume"} if "with on_clear" in how else {}).error is None
+    assert task.attempt().error is None
     assert task.created == 4
 
 
@@ -2313,7 +1950,7 @@ def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", True)
-    task = make(STORED, failing(), deferrable=False)
+    task = make(TABLE, failing(4), deferrable=False)
     assert task.attempt().error is not None
     task.store, task.max_tries = FakeStore(), 9
     task.attempt(destination=(task.folder / "elsewhere").as_uri())
@@ -2321,13 +1958,12 @@ def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("has_ledger", [False, True], ids=["added", "removed"])
 def test_a_ledger_that_comes_or_goes_between_attempts_buys_nothing(
-    make: Make, kind: str, has_ledger: bool, caplog: pytest.LogCaptureFixture
+    make: Make, has_ledger: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = [*inputs(4), *failing(6)[4:]]
-    task = make(kind, given, deferrable=False)
+    task = make(TABLE, given, deferrable=False)
     ledger = (task.folder / "ledger").as_uri()
     options = {True: {"ledger": ledger}, False: {}}
     assert task.attempt(**options[has_ledger]).error is not None
@@ -2338,20 +1974,12 @@ def test_a_ledger_that_comes_or_goes_between_attempts_buys_nothing(
         assert (len(task.jobs), task.ti.xcoms["usage"]["jobs"]) == (made, made)
         task.attempt(ledger=ledger)
     assert len(task.jobs) == made + failed
-    if has_ledger:
-        # after a clear without it, its plan counts no more
-        task.max_tries = 9
-        task.attempt()
-        assert len(task.jobs) == 2 * made + failed
-        task.attempt()
-        assert len(task.jobs) == 2 * made + 2 * failed
     assert "Inputs changed" not in caplog.text
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [STORED, TABLE])
-def test_a_ledger_that_comes_with_a_clear_learns_what_was_bought(make: Make, kind: str) -> None:
-    task = make(kind, inputs(), deferrable=False)
+def test_a_ledger_that_comes_with_a_clear_learns_what_was_bought(make: Make) -> None:
+    task = make(TABLE, inputs(), deferrable=False)
     options = {"ledger": (task.folder / "ledger").as_uri()}
     assert task.attempt().error is None
     task.max_tries = 9
@@ -2362,31 +1990,29 @@ def test_a_ledger_that_comes_with_a_clear_learns_what_was_bought(make: Make, kin
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [STORED, TABLE])
-def test_a_ledger_that_comes_while_a_task_is_deferred_is_for_the_next_attempt(make: Make, kind: str) -> None:
-    task = make(kind, inputs(), deferrable=True)
+def test_a_ledger_that_comes_while_a_task_is_deferred_is_for_the_next_attempt(make: Make) -> None:
+    task = make(TABLE, inputs(), deferrable=True)
     trigger = task.attempt_until_deferred()
     ledger = task.folder / "ledger"
     task.op.ledger = Ledger(ledger.as_uri())
     outcome = task.go_on(trigger)
     assert outcome.error is None
-    task.assert_each_is_bought_once(outcome.value)
+    task.assert_each_is_bought_once()
     assert not ledger.exists()
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("part", ["runs", "runs/*/attempts", "runs/*/jobs"])
 @pytest.mark.parametrize("more", [0, 1], ids=["the same inputs", "one more"])
 def test_a_log_that_airflow_knows_of_and_that_is_gone_buys_nothing(
     make: Make, kind: str, part: str, more: int
 ) -> None:
-    task = make(kind, failing(), deferrable=False)
+    task = make(kind, failing(16), deferrable=False)
     assert task.attempt().error is not None
     made = len(task.jobs)
     [log] = (task.folder / "out" / ".rungen").glob(part)
     log.rename(task.folder / "elsewhere")
-    task.given = [*failing(), *inputs(more)]
+    task.given = [*failing(16), *inputs(more)]
     outcome = task.attempt()
     assert re.search("The log of the task run is missing|files of attempt .* are missing", str(outcome.error))
     assert len(task.jobs) == made
@@ -2394,10 +2020,9 @@ def test_a_log_that_airflow_knows_of_and_that_is_gone_buys_nothing(
         # after a clear, nobody needs it
         task.max_tries = 9
         task.attempt()
-        assert len(task.jobs) == made + COUNT + more
+        assert len(task.jobs) == made + 16 + more
 
 
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("is_there", [False, True], ids=["missing", "empty"])
 def test_a_damaged_part_leaves_no_job_of_the_others_after_a_deferral(
     make: Make, kind: str, is_there: bool
@@ -2412,7 +2037,6 @@ def test_a_damaged_part_leaves_no_job_of_the_others_after_a_deferral(
     assert task.ends["CANCELED"] == PART_ROWS
 
 
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 def test_inputs_of_a_part_that_is_gone_when_it_is_over_are_not_called_unsent(make: Make, kind: str) -> None:
     task = make(kind, inputs(4 * PART_ROWS, seconds=0.02), deferrable=True, max_in_flight=PART_ROWS)
     task.store, task.workers = None, 100
@@ -2431,13 +2055,12 @@ def test_inputs_of_a_part_that_is_gone_when_it_is_over_are_not_called_unsent(mak
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("max_tries", [2, 0], ids=["retry", "clear"])
 def test_an_attempt_that_was_cut_off_leaves_all_to_its_successor(
     make: Make, kind: str, max_tries: int
 ) -> None:
     """With Airflow's task state store alone, Airflow sees to that; see `test_places`."""
-    task = make(kind, inputs(), deferrable=True, on_clear="resume")
+    task = make(kind, inputs(), deferrable=True)
     task.max_tries = max_tries
     event = task.fire(task.attempt_until_deferred())
     first, context = task.op, task.context
@@ -2453,7 +2076,6 @@ def test_an_attempt_that_was_cut_off_leaves_all_to_its_successor(
     assert set(task.bought.values()) == {1}
 
 
-@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 @pytest.mark.parametrize("end", ["the time is up", "another error"])
 def test_an_attempt_that_was_cut_off_cancels_and_writes_nothing_when_it_fails(
     make: Make, kind: str, end: str
@@ -2473,7 +2095,7 @@ def test_an_attempt_that_was_cut_off_cancels_and_writes_nothing_when_it_fails(
 
 
 def test_the_last_attempt_looks_at_jobs_that_were_over_when_it_canceled_them(make: Make) -> None:
-    task = make(BATCH, inputs(2, seconds=0.1), deferrable=True)
+    task = make(BARE, inputs(2, seconds=0.1), deferrable=True)
     task.max_tries = 0
     task.attempt_until_deferred()
     task.scale(100)
@@ -2497,7 +2119,6 @@ class FailsOnce(Service):
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [BATCH, STORED])
 def test_a_job_that_is_bought_again_has_the_whole_time(
     make: Make, mode: bool, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
@@ -2513,19 +2134,6 @@ def test_a_job_that_is_bought_again_has_the_whole_time(
 
 
 @pytest.mark.contract
-def test_a_job_that_fails_after_a_deferral_without_its_input_is_bought_by_the_next_attempt(
-    make: Make,
-) -> None:
-    task = make(FUNCTION, inputs(2, seconds=0.5))
-    task.emulator.service = FailsOnce(workers=10)
-    task.attempt_until_deferred(deferrable=True)
-    assert "no luck" in str(task.attempt(deferrable=True).error)
-    assert task.attempt(deferrable=True).error is None
-    assert task.ends == {"FAILED": 1, "COMPLETED": 2}
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_a_wave_that_begins_again_after_its_worker_was_lost_buys_nothing_twice(make: Make, kind: str) -> None:
     task = make(kind, inputs(), deferrable=True)
     event = task.fire(task.attempt_until_deferred())
@@ -2536,11 +2144,10 @@ def test_a_wave_that_begins_again_after_its_worker_was_lost_buys_nothing_twice(m
         task.kind(task_id="task", **task.options).execute_complete(task.context, event)
     outcome = task.attempt()
     assert outcome.error is None
-    task.assert_each_is_bought_once(outcome.value)
+    task.assert_each_is_bought_once()
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_lost_repeated_and_spurious_events_change_nothing(make: Make, kind: str) -> None:
     task = make(kind, inputs(), deferrable=True)
     event = task.fire(task.attempt_until_deferred())
@@ -2551,7 +2158,7 @@ def test_lost_repeated_and_spurious_events_change_nothing(make: Make, kind: str)
         trigger = task.complete_until_deferred({"outcome": "go on", "app_id": "flux-schnell"} | spurious)
     outcome = task.go_on(trigger)
     assert outcome.error is None
-    task.assert_each_is_bought_once(outcome.value)
+    task.assert_each_is_bought_once()
     assert task.ends == {"COMPLETED": COUNT}
 
 
@@ -2560,7 +2167,7 @@ def test_what_the_log_counts_as_submitted_rises_from_wave_to_wave(
     make: Make, mode: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        make(STORED, inputs(), deferrable=mode).attempt()
+        make(TABLE, inputs(), deferrable=mode).attempt()
     assert (
         f"Submitted {LIMIT} of {COUNT} inputs to app flux-schnell; 20 wait for others to end" in caplog.text
     )
@@ -2577,12 +2184,12 @@ def test_what_the_log_counts_as_done_rises_from_wave_to_wave_and_attempt_to_atte
     monkeypatch.setattr(progress, "PROGRESS_INTERVAL", 0.0)
     given = [*failing(5), *inputs(55)]
     given[10] = {"prompt": ""}
-    task = make(STORED, given, deferrable=False, max_in_flight=24)
+    task = make(TABLE, given, deferrable=False, max_in_flight=24)
     pattern = r"(\d+) of (\d+) done, (\d+) queued or running, (?:(\d+) not submitted yet, )?(\d+) failed"
     for _ in range(2):  # a retry runs what failed again
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            assert "6 of 60 inputs failed" in str(task.attempt().error)
+            assert "6 of 60 rows failed" in str(task.attempt().error)
         lines = re.findall(pattern, caplog.text)
         found = [tuple(int(number or 0) for number in line) for line in lines]
         assert {total for _, total, *_ in found} == {len(given)}

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import APP, FakeTaskInstance, run_task
+from conftest import APP, FakeTaskInstance, run_task, table_of
 from reader import Reader
 from rungen_emulator import Emulator
 
@@ -22,7 +22,6 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     Ledger,
     RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
     RunGenRunTableOperator,
 )
 
@@ -134,7 +133,7 @@ def test_the_rows_of_a_table_are_on_the_sheet(
 @pytest.mark.contract
 def test_a_batch_that_fails_has_a_sheet(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
     inputs = [job(), {"prompt": 7}, job(fail="out of memory")]
-    op = RunGenRunBatchOperator(inputs=inputs, destination=str(tmp_path), **QUICK)
+    op = table_of(inputs=inputs, destination=str(tmp_path), **QUICK)
     assert run_task(op, context).error is not None
     page = Page(tmp_path / "index.html")
     check(page)

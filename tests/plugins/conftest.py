@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import APP, FakeTaskInstance, run_task
+from conftest import APP, FakeTaskInstance, run_task, table_of
 from fsspec.implementations.memory import MemoryFileSystem
 from rungen_emulator import Emulator
 
@@ -27,7 +27,6 @@ from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links import are_pages_enabled, task_path
-from airflow_provider_rungen.operators import RunGenRunBatchOperator
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
@@ -150,11 +149,15 @@ class Database:
         state: str = "success",
         *,
         xcoms: Mapping[str, Any] | None = None,
-        operator: str = "RunGenRunBatchOperator",
+        operator: str = "RunGenRunTableOperator",
         try_number: int = 1,
         name: str = "",
     ) -> str:
-        """Write a task with what it pushed, and return the path of its page."""
+        """
+        Write a task with what it pushed, and return the path of its page.
+
+        :param xcoms: what it pushed. The ``jobs`` are those of its page.
+        """
         from airflow.models.dagrun import DagRun
         from airflow.models.taskinstance import TaskInstance
         from airflow.utils.session import create_session
@@ -178,7 +181,10 @@ class Database:
                 session.flush()
             values: Any = {columns[name]: each for name, each in task.items()}
             session.execute(insert(TaskInstance.__table__).values(values))
-        for key, value in (ti.xcoms if xcoms is None else xcoms).items():
+        xcoms = dict(ti.xcoms if xcoms is None else xcoms)
+        if (jobs := xcoms.pop("jobs", None)) is not None:
+            xcoms["rungen_page"] = {**xcoms.get("rungen_page", {}), "jobs": jobs}
+        for key, value in xcoms.items():
             self.push(ti, key, value)
         return task_path(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
 
@@ -277,6 +283,11 @@ class World:
     def save(self, state: str = "success", **kwargs: Any) -> str:
         return self.database.save(self.ti, state, **kwargs)
 
+    @property
+    def ids(self) -> list[str]:
+        """The jobs at the service."""
+        return [job["id"] for job in self.emulator.service.jobs()]
+
     def get(self, path: str) -> Any:
         return self.pages.get(path)
 
@@ -293,10 +304,10 @@ def world(rungen_emulator: Emulator, context: Any, tmp_path: Path, server: Any) 
     return World(rungen_emulator, context, context["ti"], tmp_path, Pages(server), Database())
 
 
-def run_batch(world: World, *inputs: dict[str, Any], **options: Any) -> str:
-    """Run a batch that stores its files, and return the path of its page."""
+def run_table(world: World, *inputs: dict[str, Any], **options: Any) -> str:
+    """Run a table that stores its files, and return the path of its page."""
     options = {"destination": world.folder.as_uri(), "max_failed": 100, **POLL, **options}
-    return world.run(RunGenRunBatchOperator(inputs=list(inputs or [given("one"), given("two")]), **options))
+    return world.run(table_of(inputs=list(inputs or [given("one"), given("two")]), **options))
 
 
 def given(prompt: str = "a red fox", **emulator: Any) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def notices(page: str) -> list[str]:
 def test_the_password_of_another_kind_of_connection_is_never_sent(world: World, add_connection: Any) -> None:
     add_connection("my_aws", conn_type="aws", password="AWSSECRET")
     before = world.emulator.service.stats()
-    of_task = world.save(xcoms={"rungen_page": {"connection": "my_aws", "app": APP}, "job_ids": ["a", "b"]})
+    of_task = world.save(xcoms={"rungen_page": {"connection": "my_aws", "app": APP}, "jobs": ["a", "b"]})
     for path in (f"/connections/my_aws/apps/{APP}", of_task, f"{of_task}/jobs/a", f"{of_task}/apps/{APP}"):
         page = world.get(path)
         assert page.status_code == 200
@@ -85,7 +85,7 @@ def submitted(world: World) -> dict[str, Any]:
     """What a task pushed whose job only the service knows."""
     return {
         "rungen_page": {"connection": "rungen_default", "app": APP},
-        "job_ids": submit({"prompt": "a fox"}),
+        "jobs": submit({"prompt": "a fox"}),
     }
 
 
@@ -132,7 +132,7 @@ def test_what_nobody_answers_is_unknown(world: World) -> None:
 
 def pages_of(world: World, path: str, xcoms: dict[str, Any]) -> list[Any]:
     """Return all pages of a task, as they are for who may not read connections."""
-    below = ("", "/progress", f"/jobs/{xcoms['job_ids'][0]}", f"/apps/{APP}")
+    below = ("", "/progress", f"/jobs/{xcoms['jobs'][0]}", f"/apps/{APP}")
     answers = [world.pages.as_user("viewer").get(f"{path}{each}") for each in below]
     assert [answer.status_code for answer in answers] == [200] * 4
     return answers

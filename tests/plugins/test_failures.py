@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import APP, SOON
+from conftest import APP, SOON, table_of
 from rungen_emulator import Fault
 from rungen_emulator.fakes import FakeStore
 
@@ -21,8 +21,8 @@ from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
     RunGenDeleteAppOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
+    RunGenRunTableOperator,
     RunGenScaleAppOperator,
 )
 from airflow_provider_rungen.runs.attempt_record import End
@@ -51,7 +51,7 @@ def test_a_key_that_was_revoked_is_named_where_nothing_was_submitted(world: Worl
     world.emulator.service.configure({"api_key": "another"})
     place = place_of(world, has_log)
     op: Any = RunGenRunJobOperator(input=given(), **WAITS)
-    op = RunGenRunBatchOperator(inputs=[given()], **place, **POLL) if has_log else op
+    op = table_of(inputs=[given()], **place, **POLL) if has_log else op
     assert world.perform(op).error is not None
     page = world.get(world.save("failed", operator=op.task_type)).text
     box = box_of(page)
@@ -102,7 +102,7 @@ def test_a_connection_that_is_missing_leads_to_a_page(world: World) -> None:
 def test_jobs_that_were_canceled_are_counted_as_canceled(world: World, has_log: bool) -> None:
     inputs = [given(str(number), seconds=0.02 if number < 4 else 60) for number in range(12)]
     world.emulator.service.scale("flux-schnell", 12)
-    op = RunGenRunBatchOperator(inputs=inputs, timeout=1, **place_of(world, has_log), **POLL)
+    op = table_of(inputs=inputs, timeout=1, **place_of(world, has_log), **POLL)
     assert world.perform(op).error is not None
     world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
     page = world.get(path := world.save("failed")).text
@@ -125,7 +125,7 @@ def test_jobs_that_were_canceled_are_counted_as_canceled(world: World, has_log: 
 def test_many_rows_count_those_that_were_canceled(world: World) -> None:
     inputs = [given(str(number), seconds=0.02 if number < 100 else 60) for number in range(120)]
     world.emulator.service.scale("flux-schnell", 120)
-    op = RunGenRunBatchOperator(inputs=inputs, timeout=2, destination=world.folder.as_uri(), **POLL)
+    op = table_of(inputs=inputs, timeout=2, destination=world.folder.as_uri(), **POLL)
     assert world.perform(op).error is not None
     world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
     path = world.save("failed")
@@ -138,7 +138,7 @@ def test_many_rows_count_those_that_were_canceled(world: World) -> None:
 
 
 def test_a_time_limit_of_airflow_is_named(world: World) -> None:
-    op = RunGenRunBatchOperator(
+    op = table_of(
         inputs=[given("one", seconds=60)] * 2,
         destination=world.folder.as_uri(),
         execution_timeout=timedelta(minutes=3),
@@ -149,7 +149,7 @@ def test_a_time_limit_of_airflow_is_named(world: World) -> None:
         raise AirflowTaskTimeout
 
     def time_out(key: str, value: Any) -> None:
-        if key == "job_ids":
+        if key == "rungen_job_link":
             signal.raise_signal(signal.SIGALRM)
 
     before = signal.signal(signal.SIGALRM, end)
@@ -231,29 +231,11 @@ def test_an_attempt_that_was_killed_says_what_ran_and_that_the_rest_is_unknown(
     assert [f"job-{number}" in listed for number in (4, 11)] == [True, True]
 
 
-def test_a_deferred_task_that_was_marked_does_not_claim_that_it_submits_nothing(world: World) -> None:
-    page = {"connection": "none", "app": APP, "rows": 12}
-    text = save_failure(world, page=page, job_ids=[f"job-{number}" for number in range(12)])
-    assert "Spent at least 12 jobs" in text
-    assert "A clear submits unknown, up to all 12 inputs" in text
-    assert "May still run, and be billed: job-0" in text
-    mine = world.again()
-    text = words_of(mine.get(mine.save("failed", xcoms={"rungen_page": page}, operator="MyApp")).text)
-    assert "A clear submits unknown" in text
-
-
-@pytest.mark.parametrize("has_log", [True, False])
-def test_a_task_that_was_marked_while_it_ran_says_what_it_spent(world: World, has_log: bool) -> None:
+def test_a_task_that_was_marked_while_it_ran_says_what_it_spent(world: World) -> None:
     failure = {"try_number": 1, "error": "It was stopped", "inputs": 12, "clear_submits": 12}
-    if has_log:
-        write_log(world.ti, world.folder, [DONE] * 4 + [CANCELED] * 8, end=End.FAILED)
-        text = save_failure(world, rungen_failure=failure)
-        assert "Spent 12 jobs, " in text
-    else:
-        ids = [f"job-{number}" for number in range(12)]
-        page = {"connection": "none", "app": APP}
-        text = save_failure(world, page=page, rungen_failure=failure, job_ids=ids)
-        assert "Spent at least 12 jobs" in text
+    write_log(world.ti, world.folder, [DONE] * 4 + [CANCELED] * 8, end=End.FAILED)
+    text = save_failure(world, rungen_failure=failure)
+    assert "Spent 12 jobs, " in text
     assert "A clear submits all 12 inputs" in text
     assert "nothing" not in text
 
@@ -262,7 +244,7 @@ def test_a_task_that_was_marked_while_it_ran_says_what_it_spent(world: World, ha
 def test_jobs_whose_answers_were_lost_are_not_counted_as_not_submitted(world: World, has_log: bool) -> None:
     world.emulator.service.inject(Fault(on="run", kind="reset_after", skip=2, times=3))
     inputs = [given(str(number)) for number in range(5)]
-    op = RunGenRunBatchOperator(inputs=inputs, max_concurrency=1, **place_of(world, has_log), **POLL)
+    op = table_of(inputs=inputs, max_concurrency=1, **place_of(world, has_log), **POLL)
     assert world.perform(op).error is not None
     assert world.emulator.service.stats()["jobs_created"] == 5
     text = words_of(world.get(world.save("failed")).text)
@@ -319,8 +301,9 @@ def test_jobs_that_ended_after_a_task_was_marked_are_counted_by_how_they_ended(
 @pytest.mark.parametrize("count", [6, 120])
 def test_jobs_that_are_stored_are_not_named_as_running(world: World, count: int) -> None:
     inputs = [given(str(number)) for number in range(5)]
-    op = RunGenRunBatchOperator(inputs=inputs, destination=world.folder.as_uri(), **POLL)
-    ids = [stored["job_id"] for stored in world.perform(op).value]
+    op = table_of(inputs=inputs, destination=world.folder.as_uri(), **POLL)
+    assert world.perform(op).error is None
+    ids = world.ids
     ids += submit(given(seconds=60))
     folder = world.folder
     again = replace(world.again(), folder=folder)
@@ -341,11 +324,11 @@ def test_the_log_names_the_page_first_and_why_it_failed_on_short_lines(
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.org")
     caplog.set_level("INFO")
     inputs = [given(f"bad {number}", fail="out of memory " * 9) for number in range(3)]
-    error = world.perform(RunGenRunBatchOperator(inputs=inputs, **POLL)).error
+    error = world.perform(table_of(inputs=inputs, **POLL)).error
     address = f"Results: https://airflow.example.org{world.ti.xcoms['rungen_results_link']}"
     assert address in caplog.messages[:2]
     reason, hint, last = caplog.messages[-3:]
-    assert reason.startswith("3 of 3 inputs failed")
+    assert reason.startswith("3 of 3 rows failed")
     assert len(reason) <= 160
     assert hint in str(error)
     assert last == address
@@ -366,9 +349,10 @@ def test_an_error_of_the_code_of_a_user_shows_no_signed_url(world: World) -> Non
         yield given()
         raise KeyError(f"https://bucket.example/a.png?X-Amz-Signature={'5ec2e7' * 4}")
 
-    outcome = world.perform(RunGenRunBatchOperator(inputs=pictures(), **BARE))
+    options = BARE | {"results": f"{world.folder}/results.jsonl"}
+    outcome = world.perform(RunGenRunTableOperator(table=pictures, **options))
     assert isinstance(outcome.error, KeyError)
-    page = world.get(world.save("failed", operator="RunGenRunBatchOperator")).text
+    page = world.get(world.save("failed", operator="RunGenRunTableOperator")).text
     assert "bucket.example" in box_of(page)
     assert "The log of the task has its traceback." in box_of(page)
     for text in (page, repr(outcome.xcoms), outcome.log):

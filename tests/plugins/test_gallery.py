@@ -6,29 +6,24 @@ import csv
 import io
 import json
 import re
-import signal
 import time
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import APP, SOON, stopped_when
+from conftest import APP, SOON, table_of
 from rungen_emulator import Fault
-from rungen_emulator.fakes import FakeStore
 from rungen_emulator.messages import Reply, json_reply
 
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
     RunGenRunTableOperator,
 )
 from airflow_provider_rungen.plugins.limits import CACHE
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.rows import JobState
-from airflow_provider_rungen.sensors import RunGenJobSensor
 from plugins.conftest import (
     POLL,
     SERVER_WARNINGS,
@@ -304,7 +299,7 @@ def test_an_archive_has_the_files_that_are_filtered(world: World) -> None:
 
 def test_an_archive_says_what_it_lacks(world: World) -> None:
     path = paint(world, "shoe", "hat", "coat")
-    first, second, _ = world.ti.xcoms["job_ids"] if "job_ids" in world.ti.xcoms else job_folders(world)
+    first, second, _ = world.ids
     for file in (world.folder / first).glob("*.png"):
         file.unlink()
     manifest = world.folder / second / "manifest.json"
@@ -346,7 +341,7 @@ def test_what_a_run_paid_does_not_depend_on_how_it_is_looked_at(world: World) ->
 def test_canceled_jobs_cost_the_same_in_each_view(world: World) -> None:
     inputs = [given(str(number), seconds=60 if number % 2 else 0.02) for number in range(8)]
     world.emulator.service.scale(APP, 8)
-    op = RunGenRunBatchOperator(inputs=inputs, timeout=1, destination=world.folder.as_uri(), **POLL)
+    op = table_of(inputs=inputs, timeout=1, destination=world.folder.as_uri(), **POLL)
     assert world.perform(op).error is not None
     world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
     path = world.save("failed")
@@ -397,7 +392,7 @@ def test_all_pages_know_how_the_jobs_of_a_lost_worker_ended(world: World, has_lo
         write_log(world.ti, world.folder, [JobState.OPEN] * 4, ids=ids)
         xcoms["rungen_page"]["destination"] = world.folder.as_uri()
     else:
-        xcoms["job_ids"] = ids
+        xcoms["jobs"] = ids
     path = world.save("failed", xcoms=xcoms)
     run = path.partition("/tasks/")[0]
     for page in (path, run):
@@ -411,32 +406,13 @@ def test_all_pages_know_how_the_jobs_of_a_lost_worker_ended(world: World, has_lo
 
 def test_a_job_of_equal_rows_is_paid_for_once(world: World) -> None:
     options = {"destination": world.folder.as_uri(), "ledger": (world.folder / "ledger").as_uri(), **POLL}
-    op = RunGenRunBatchOperator(inputs=[given("twin")] * 2, **options)
+    op = table_of(inputs=[given("twin")] * 2, **options)
     assert world.perform(op).error is None
     world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
     first, second = table(world, world.save())
     assert first["job_id"] == second["job_id"]
     assert (float(first["cost"]) > 0, first["note"]) == (True, "")
     assert (float(second["cost"]), second["reused"]) == (0, "True")
-
-
-def test_a_job_that_another_task_collects_is_paid_for_once(world: World) -> None:
-    world.ti.task_id = "submit"
-    options = POLL | {"task_id": "submit"}
-    run = RunGenRunBatchOperator(inputs=[given()], wait_for_completion=False, **options)
-    [job_id] = world.perform(run).value
-    world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
-    path = world.save().partition("/tasks/")[0]
-    world.ti.pushed.clear()
-    world.ti.task_id = "collect"
-    options |= {"task_id": "collect", "destination": world.folder.as_uri()}
-    collect = RunGenCollectResultsOperator(job_id=[job_id], **options)
-    assert world.perform(collect).error is None
-    world.ti.xcoms["rungen_page"]["price"] = "3600 USD/h"
-    world.save()
-    rows = table(world, path)
-    assert [row["job_id"] for row in rows] == [job_id] * 2
-    assert sorted(float(row["cost"]) > 0 for row in rows) == [False, True]
 
 
 # --- several tasks ------------------------------------------------------------------------------------------
@@ -446,7 +422,7 @@ def paint_one(world: World, map_index: int, task_id: str = "paint") -> None:
     world.ti.map_index, world.ti.task_id = map_index, task_id
     folder = (world.folder / f"{task_id}{map_index}").as_uri()
     inputs = [given(f"{task_id} no. {map_index}")]
-    op = RunGenRunBatchOperator(inputs=inputs, destination=folder, **POLL | {"task_id": task_id})
+    op = table_of(inputs=inputs, destination=folder, **POLL | {"task_id": task_id})
     world.ti.pushed.clear()
     assert world.perform(op).error is None
     world.save()
@@ -494,44 +470,6 @@ def run_priced(world: World, task_id: str, op: Any, *, fails: bool = False, lose
     world.save("failed" if fails else "success")
 
 
-@pytest.mark.parametrize("followers", ["collector", "sensor and collector", "two collectors"])
-@pytest.mark.parametrize(
-    ("count", "options"),
-    [
-        (1, {"wait_for_completion": False}),
-        (150, {"wait_for_completion": False}),  # too many to ask the service for their times
-        (150, {}),
-        (4, {"ledger": True, "max_failed": 1}),
-    ],
-    ids=["one", "many", "many that are waited for", "with those of the last run, and one that failed"],
-)
-def test_a_run_pays_once_for_jobs_that_other_tasks_wait_for(
-    world: World, count: int, options: dict[str, Any], followers: str
-) -> None:
-    world.emulator.service.scale(APP, count)
-    inputs = [given(str(number), seconds=0.5 if count < 10 else 0.02) for number in range(count)]
-    if "ledger" in options:
-        places = {"ledger": (world.folder / "ledger").as_uri(), "destination": world.folder.as_uri()}
-        options = POLL | options | places
-        inputs[2:] = [given(str(number), seconds=1) for number in range(2, count)]
-        run_priced(world, "first", RunGenRunBatchOperator(inputs=inputs[2:], **options))
-        world.ti.run_id += "next"
-        inputs[0] = given("0", fail="out of memory", seconds=0.5)
-    before = len(world.emulator.service.jobs())
-    run_priced(world, "paint", RunGenRunBatchOperator(inputs=inputs, **POLL | options))
-    ids = world.ti.xcoms["job_ids"]
-    if "sensor" in followers:
-        sensor = RunGenJobSensor(job_id=ids[1:] or ids, poke_interval=0.02, task_id="wait")
-        run_priced(world, "wait", sensor)
-    for number in range(2 if "two" in followers else 1):
-        given_ids = [None, *ids[1:]] if "ledger" in options else ids  # as in what the batch returns
-        collect = RunGenCollectResultsOperator(job_id=given_ids, max_failed=1, **POLL)
-        run_priced(world, f"take {number}", collect)
-    bought = world.emulator.service.jobs()[before:]
-    seconds = sum(job["input"]["emulator"]["seconds"] for job in bought)
-    assert cost_of_run(world) == pytest.approx(seconds, rel=0.1)
-
-
 def cost_of_run(world: World, text: str = "about") -> float:
     """Return the sum on the page of the run, which says this of it."""
     header = words_of(world.get(f"/dags/dag/runs/{quote(world.ti.run_id, safe='')}").text)
@@ -540,90 +478,16 @@ def cost_of_run(world: World, text: str = "about") -> float:
     return float(cost)
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_run_pays_once_for_jobs_that_run_differently_long(world: World) -> None:
     """A job counts as long as it ran, though one task collects those of two."""
     world.emulator.service.scale(APP, 60)
     ids = []
     for task_id, seconds in (("quick", 0.02), ("slow", 0.5)):
         inputs = [given(str(number), seconds=seconds) for number in range(60)]
-        run_priced(world, task_id, RunGenRunBatchOperator(inputs=inputs, **POLL))
-        ids += world.ti.xcoms["job_ids"]
+        run_priced(world, task_id, table_of(inputs=inputs, **POLL))
+        ids += world.ids
     run_priced(world, "collect", RunGenCollectResultsOperator(job_id=ids, **POLL))
     assert cost_of_run(world) == pytest.approx(60 * 0.52, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("waits", "is_cleared", "cost", "text"),
-    [
-        (False, True, 4.0, "about"),
-        (False, False, 2.0, "about"),
-        (True, True, 2.0, "at least 2.00 USD without 2 jobs whose time is not known"),
-    ],
-    ids=["cleared", "retried", "canceled and cleared"],
-)
-def test_a_run_pays_for_what_an_earlier_attempt_submitted(
-    world: World, *, waits: bool, is_cleared: bool, cost: float, text: str
-) -> None:
-    """There is no run log that the page can read."""
-    service, retries = world.emulator.service, 0 if is_cleared else 1
-    service.scale(APP, 4)
-    world.context["task_state_store"] = FakeStore()
-    world.ti.task_id, world.ti.max_tries = "submit", retries
-    inputs = [given(str(number), seconds=1) for number in range(2)]
-    options = POLL | {"wait_for_completion": waits, "task_id": "submit", "retries": retries}
-    first, second = (RunGenRunBatchOperator(inputs=inputs, **options) for _ in range(2))
-    if waits:
-        with stopped_when(first, signal.SIGTERM, lambda: len(service.jobs()) == 2):
-            world.perform(first)
-    else:
-        assert world.perform(first).error is None
-        until(lambda: service.stats()["jobs_completed"] == 2)
-    world.ti.try_number, world.ti.max_tries = 2, 1
-    run_priced(world, "submit", second)
-    ids = world.ti.xcoms["job_ids"]
-    world.context["task_state_store"] = None
-    run_priced(world, "collect", RunGenCollectResultsOperator(job_id=ids, **POLL))
-    assert cost_of_run(world, text) == pytest.approx(cost, rel=0.1)
-
-
-@pytest.mark.parametrize("is_early", [False, True], ids=["in time", "timeout"])
-def test_a_run_pays_once_for_jobs_that_two_collectors_share(world: World, *, is_early: bool) -> None:
-    """One that times out does not know how long the others run."""
-    world.emulator.service.scale(APP, 180)
-    ids = []
-    for task_id, seconds in (("logged", 0.02), ("slow", 1.0), ("quick", 0.1)):
-        places = {"destination": world.folder.as_uri()} if task_id == "logged" else {}
-        inputs = [given(f"{task_id} {number}", seconds=seconds) for number in range(60)]
-        waits = {"wait_for_completion": task_id == "logged"}
-        run_priced(world, task_id, RunGenRunBatchOperator(inputs=inputs, **POLL | places | waits))
-        ids.append(world.ti.xcoms["job_ids"])
-    first = POLL | {"timeout": 0.2} if is_early else POLL
-    op = RunGenCollectResultsOperator(job_id=ids[0] + ids[1], **first)
-    run_priced(world, "first", op, fails=is_early)
-    if is_early:
-        text = "without 120 jobs whose time is not known"
-        assert cost_of_run(world, text) == pytest.approx(60 * 0.02, rel=0.1)
-    run_priced(world, "second", RunGenCollectResultsOperator(job_id=ids[1] + ids[2], **POLL))
-    assert cost_of_run(world) == pytest.approx(60 * 1.12, rel=0.1)
-
-
-@pytest.mark.parametrize("count", [3, 150])
-def test_a_run_pays_once_where_the_times_of_the_jobs_are_lost(world: World, count: int) -> None:
-    """The sums of the tasks are known: each job counts as if it had run equally long."""
-    world.emulator.service.scale(APP, count)
-    inputs = [given(str(number), seconds=0.1) for number in range(count)]
-    run_priced(world, "submit", RunGenRunBatchOperator(inputs=inputs, wait_for_completion=False, **POLL))
-    ids = world.ti.xcoms["job_ids"]
-    collect = RunGenCollectResultsOperator(job_id=ids, **POLL)
-    run_priced(world, "collect", collect, loses="rungen_times")
-    assert cost_of_run(world) == pytest.approx(count * 0.1, rel=0.1)
 
 
 @pytest.mark.parametrize("timed", [0, 60])
@@ -645,55 +509,18 @@ def test_a_run_says_of_how_many_jobs_the_service_names_no_time(
 
     monkeypatch.setattr(service, "handle", answer)
     inputs = [given(str(number), seconds=0.1) for number in range(120)]
-    run_priced(world, "paint", RunGenRunBatchOperator(inputs=inputs, **POLL))
+    run_priced(world, "paint", table_of(inputs=inputs, **POLL))
     paid = cost_of_run(world, f"without {120 - timed} jobs whose time is not known")
     assert paid == pytest.approx(timed * 0.1, rel=0.1)
-
-
-def test_a_run_pays_for_the_jobs_of_other_inputs(world: World) -> None:
-    """Of those, a task that only submits knows how long they ran together."""
-    service = world.emulator.service
-    service.scale(APP, 4)
-    world.context["task_state_store"] = FakeStore()
-    world.ti.task_id, world.ti.max_tries = "submit", 1
-    options = POLL | {"wait_for_completion": False, "task_id": "submit", "retries": 1}
-    first, second = (
-        RunGenRunBatchOperator(inputs=[given(f"{name} {n}", seconds=1) for n in range(2)], **options)
-        for name in ("old", "new")
-    )
-    assert world.perform(first).error is None
-    until(lambda: service.stats()["jobs_completed"] == 2)
-    world.ti.try_number = 2
-    run_priced(world, "submit", second)
-    ids = world.ti.xcoms["job_ids"]
-    world.context["task_state_store"] = None
-    run_priced(world, "collect", RunGenCollectResultsOperator(job_id=ids, **POLL))
-    assert cost_of_run(world) == pytest.approx(4, rel=0.1)
 
 
 def test_a_run_knows_how_long_a_failed_job_ran_that_the_page_may_not_ask_for(world: World) -> None:
     world.emulator.service.scale(APP, 4)
     inputs = [given("one", seconds=0.5), given("two", seconds=1, fail="out of memory")]
-    op = RunGenRunBatchOperator(inputs=inputs, max_failed=1, **POLL)
+    op = table_of(inputs=inputs, max_failed=1, **POLL)
     run_priced(world, "paint", op)
     world.emulator.service.inject(Fault(on="get", status=404, times=None))
     assert cost_of_run(world) == pytest.approx(1.5, rel=0.1)
-
-
-def test_a_run_pays_for_jobs_beside_those_that_failed(world: World) -> None:
-    """A task reports how long all of its jobs ran, and how many completed."""
-    world.emulator.service.scale(APP, 120)
-    fails = {"fail": "out of memory"}
-    inputs = [given(str(number), seconds=0.2, **(fails if number % 2 else {})) for number in range(60)]
-    options = POLL | {"max_failed": "any", "stop_after": None, "destination": world.folder.as_uri()}
-    run_priced(world, "half_fails", RunGenRunBatchOperator(inputs=inputs, **options))
-    ids = world.ti.xcoms["job_ids"]
-    inputs = [given(f"more {number}", seconds=0.2) for number in range(60)]
-    run_priced(world, "submit", RunGenRunBatchOperator(inputs=inputs, wait_for_completion=False, **POLL))
-    ids += world.ti.xcoms["job_ids"]
-    collect = RunGenCollectResultsOperator(job_id=ids, max_failed="any", **POLL)
-    run_priced(world, "collect", collect)
-    assert cost_of_run(world) == pytest.approx(120 * 0.2, rel=0.1)
 
 
 def test_the_same_row_of_other_runs_is_shown_beside_it(world: World) -> None:

@@ -61,15 +61,16 @@ def store(folder: Path, job_id: str, *, outputs: int = 1, input: Any = None, res
 
 def save_jobs(world: World, ids: list[str], **more: Any) -> str:
     record = RECORD | {"destination": world.folder.as_uri()}
-    return world.save(xcoms={"rungen_page": record, "job_ids": ids, "failed": []} | more)
+    return world.save(xcoms={"rungen_page": record, "jobs": ids, "failed": []} | more)
 
 
 # --- XComs --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["rungen_page", "job_ids", "job_id", "failed", "usage", "bill"])
+@pytest.mark.parametrize("key", ["rungen_page", "job_id", "failed", "usage", "bill"])
 def test_only_what_a_page_needs_and_can_hold_leaves_the_database(world: World, key: str) -> None:
-    path = save_jobs(world, ["a"], **{key: LARGE}, return_value=LARGE, rungen_log=LARGE)
+    path = save_jobs(world, ["a"], return_value=LARGE, rungen_log=LARGE)
+    world.database.push(world.ti, key, LARGE)
     place = {"dag_id": world.ti.dag_id, "run_id": world.ti.run_id, "task_id": world.ti.task_id}
     with create_session() as session:
         found = xcoms.find(session, place)
@@ -91,7 +92,8 @@ def test_pictures_read_no_xcom_once_the_page_is_open_and_a_cleared_task_shows_it
     parsed.clear()
     assert world.get(picture).status_code == 200
     assert max(parsed, default=0) < 10_000
-    world.database.push(world.ti, "job_ids", ["b"])
+    page = RECORD | {"destination": world.folder.as_uri(), "jobs": ["b"]}
+    world.database.push(world.ti, "rungen_page", page)
     assert links(world.get(path).text, "/files/") == [f"{path}/jobs/b/files/0"]
     assert world.get(picture).status_code == 404
 
@@ -106,9 +108,9 @@ def test_json_of_many_values_is_not_parsed_and_no_xcom_of_them() -> None:
         with pytest.raises(TooLargeError):
             parse_bounded(text)
     escaped = json.dumps(BOMB).replace("[", "\\u005b").replace(",", "\\u002c")
-    errors = xcoms.read([xcoms.StoredXCom("job_ids", 1, text) for text in (BOMB, escaped)])
+    errors = xcoms.read([xcoms.StoredXCom("rungen_page", 1, text) for text in (BOMB, escaped)])
     assert [type(error) for error in errors] == [TooLargeError] * 2
-    assert "larger than a page reads" in xcoms.notice("job_ids", errors[0])
+    assert "larger than a page reads" in xcoms.notice("rungen_page", errors[0])
 
 
 def test_a_manifest_of_many_values_is_not_parsed(world: World, request: pytest.FixtureRequest) -> None:
@@ -224,7 +226,7 @@ def test_large_results_at_the_service_do_not_hold_up_the_event_loop(
     job = Job("j", APP, JobStatus.COMPLETED, result=[0] * 200_000, input={"prompt": "a fox"})
     ids = [f"job-{number}" for number in range(30)]
     monkeypatch.setattr(live, "get_jobs", lambda *_: dict.fromkeys(ids, job))
-    world.save(xcoms={"rungen_page": RECORD, "job_ids": ids, "failed": []})
+    world.save(xcoms={"rungen_page": RECORD, "jobs": ids, "failed": []})
     world.database.render(world.ti, rungen_conn_id="none")
     page, gap = asyncio.run(make_page(world))
     assert [job.prompt for job in page["jobs"]] == ["a fox"] * 30

@@ -12,18 +12,17 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 from bad_answers import Fault
-from conftest import APP, KEY, SOON
+from conftest import APP, KEY, SOON, table_of
 from sqlalchemy.exc import OperationalError
 
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
     RunGenScaleAppOperator,
 )
 from airflow_provider_rungen.plugins import database
 from airflow_provider_rungen.plugins.limits import CACHE
-from plugins.conftest import POLL, SERVER_WARNINGS, World, given, links, run_batch, submit, words_of
+from plugins.conftest import POLL, SERVER_WARNINGS, World, given, links, run_table, submit, words_of
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
@@ -36,7 +35,7 @@ def job_links(page: str) -> list[str]:
 
 
 def test_stored_pictures_are_shown_and_served(world: World) -> None:
-    page = world.get(run_batch(world))
+    page = world.get(run_table(world))
     assert page.status_code == 200
     assert "one" in page.text
     assert "64 x 64" in page.text
@@ -56,11 +55,9 @@ def test_stored_pictures_are_shown_and_served(world: World) -> None:
 
 @pytest.mark.parametrize("state", ["running", "up_for_retry", "failed", "success"])
 def test_what_is_stored_is_shown_in_each_state_and_what_is_not_is_named(world: World, state: str) -> None:
-    op = RunGenRunBatchOperator(
-        inputs=[given("one"), given("two")], destination=world.folder.as_uri(), **POLL
-    )
-    first, _ = world.perform(op).value
-    shutil.rmtree(world.folder / first["job_id"])
+    op = table_of(inputs=[given("one"), given("two")], destination=world.folder.as_uri(), **POLL)
+    assert world.perform(op).error is None
+    shutil.rmtree(world.folder / world.ids[0])
     page = world.get(world.save(state)).text
     assert len(links(page, "/files/")) == 1
     is_moving = state in ("running", "up_for_retry")
@@ -72,7 +69,7 @@ def test_what_is_stored_is_shown_in_each_state_and_what_is_not_is_named(world: W
 
 
 def test_without_a_destination_the_page_says_how_to_see_pictures(world: World) -> None:
-    page = world.get(run_batch(world, destination=None))
+    page = world.get(run_table(world, destination=None, results=f"{world.folder}/results.jsonl"))
     assert "Set destination" in page.text
     assert "Its files are only at RunGen" in page.text
     assert "images" not in page.text, "the JSON of the result"
@@ -81,14 +78,14 @@ def test_without_a_destination_the_page_says_how_to_see_pictures(world: World) -
 
 @pytest.mark.parametrize("result", [[0.25, 0.5], 7.5, True, [[1], [2]], {"score": 4}, [1] * 300])
 def test_a_result_of_any_kind_is_on_its_card(world: World, result: Any) -> None:
-    page = world.get(run_batch(world, given(result=result))).text
+    page = world.get(run_table(world, given(result=result))).text
     for each in (page.partition("<article")[2], world.get(job_links(page)[0]).text):
         assert json.dumps(result)[:200] in words_of(each)
 
 
 def test_jobs_that_failed_are_grouped_and_each_job_has_a_page(world: World) -> None:
     inputs = [given("fine"), *(given(f"bad {number}", fail="out of memory") for number in range(3))]
-    page = world.get(run_batch(world, *inputs)).text
+    page = world.get(run_table(world, *inputs)).text
     assert re.search(r"<b>3</b> <span[^>]*>out of memory", page)
     texts = [world.get(each).text for each in job_links(page)]
     assert len(texts) == 4
@@ -139,7 +136,7 @@ def test_jobs_that_wait_for_a_worker_of_an_app_without_any_say_so(world: World, 
     world.emulator.service.scale(APP, workers)
     ids = submit(*({"prompt": f"{number}", "emulator": {"seconds": 60}} for number in range(3)))
     page = {"connection": "rungen_default", "app": APP}
-    text = words_of(world.get(world.save("deferred", xcoms={"rungen_page": page, "job_ids": ids})).text)
+    text = words_of(world.get(world.save("deferred", xcoms={"rungen_page": page, "jobs": ids})).text)
     assert "3 queued" in text if not workers else "1 running" in text
     assert ("has no active workers: its jobs stay queued until it is scaled up" in text) == (not workers)
 
@@ -205,7 +202,7 @@ def test_a_task_of_somebody_else_has_no_page(world: World) -> None:
 
 
 def test_a_file_that_was_removed_is_named_as_gone(world: World) -> None:
-    path = run_batch(world, given("one"))
+    path = run_table(world, given("one"))
     [file] = links(world.get(path).text, "/files/")
     assert world.get(file).status_code == 200
     for each in world.folder.glob("*/*.png"):
@@ -262,8 +259,8 @@ def test_the_login_leads_back_to_the_same_page(world: World) -> None:
 
 
 def test_who_may_not_see_the_dag_sees_nothing_of_it(world: World) -> None:
-    path = run_batch(world)
-    job = world.ti.xcoms["job_ids"][0]
+    path = run_table(world)
+    job = world.ids[0]
     guest = world.pages.as_user("")
     below = ("", "/progress", f"/jobs/{job}", f"/jobs/{job}/files/0", f"/apps/{APP}")
     assert [guest.get(path + each).status_code for each in below] == [403] * len(below)
@@ -304,7 +301,7 @@ def test_a_page_runs_only_its_own_script(world: World) -> None:
 
 
 def test_what_could_run_a_script_is_a_download(world: World) -> None:
-    path = run_batch(world, given())
+    path = run_table(world, given())
     [file] = world.folder.glob("*/*.png")
     content = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
     file.write_bytes(content)
@@ -322,7 +319,7 @@ def test_what_could_run_a_script_is_a_download(world: World) -> None:
 
 
 def test_only_files_that_a_manifest_of_the_task_names_are_served_and_no_links(world: World) -> None:
-    path, [job] = run_batch(world, given()), world.ti.xcoms["job_ids"]
+    path, [job] = run_table(world, given()), world.ids
     (world.folder / job / "secret.txt").write_text("secret")
     shutil.copytree(world.folder / job, world.folder / "other")
     assert world.get(f"{path}/jobs/{job}/files/0").status_code == 200
@@ -363,7 +360,7 @@ def test_no_key_and_no_signed_url_is_on_any_page(world: World) -> None:
 
 
 def test_files_that_were_removed_are_called_missing(world: World) -> None:
-    path, [job, other] = run_batch(world), world.ti.xcoms["job_ids"]
+    path, [job, other] = run_table(world), world.ids
     assert "Some files are not in" not in world.get(path).text
     shutil.rmtree(world.folder / job)
     for each in (path, f"{path}/jobs/{job}"):
@@ -376,9 +373,9 @@ def test_files_that_were_removed_are_called_missing(world: World) -> None:
 
 @pytest.mark.parametrize("fault", [{"kind": "hang"}, {"kind": "status", "status": 503}, {"kind": "html"}])
 def test_a_service_out_of_order_gives_pages_that_say_so(world: World, fault: dict[str, Any]) -> None:
-    path = run_batch(world, given("one"), given("two", fail="out of memory"))
+    path = run_table(world, given("one"), given("two", fail="out of memory"))
     world.emulator.service.inject(Fault(on="any", times=None, **fault))
-    for each in (path, f"{path}/jobs/{world.ti.xcoms['job_ids'][1]}", "/"):
+    for each in (path, f"{path}/jobs/{world.ids[1]}", "/"):
         started = time.monotonic()
         page = world.get(each)
         assert time.monotonic() - started < SOON
@@ -391,7 +388,7 @@ def test_a_service_out_of_order_gives_pages_that_say_so(world: World, fault: dic
 @pytest.mark.parametrize(("connection", "words"), [("rungen_default", "403"), ("no_such", "no_such")])
 def test_a_connection_that_does_not_work_is_explained(world: World, connection: str, words: str) -> None:
     world.emulator.service.api_key = "another"
-    xcoms = {"rungen_page": {"connection": connection, "app": APP}, "job_ids": ["a", "b"]}
+    xcoms = {"rungen_page": {"connection": connection, "app": APP}, "jobs": ["a", "b"]}
     page = world.get(world.save(xcoms=xcoms))
     assert page.status_code == 200
     assert words in page.text
@@ -420,9 +417,9 @@ def test_a_database_out_of_order_gives_a_notice(world: World, monkeypatch: pytes
 
 @pytest.mark.parametrize("value", [None, 5, "text", [1, {}], {"key": 7}])
 def test_whatever_is_in_xcom_the_page_is_made(world: World, value: Any) -> None:
-    keys = ("rungen_page", "job_ids", "job_id", "failed", "usage", "bill", "return_value")
+    keys = ("rungen_page", "job_id", "failed", "usage", "bill", "return_value")
     path = world.save(xcoms=dict.fromkeys(keys, value))
     page = world.get(path)
     assert page.status_code == 200
-    assert "The XCom job_ids is missing: it could not be read (ValidationError)." in page.text
+    assert "The XCom rungen_page is missing: it could not be read (ValidationError)." in page.text
     assert world.get(f"{path}/progress").status_code == 200

@@ -29,12 +29,12 @@ FAILED = [Failure(index=1, job_id="b", error="out of memory"), Failure(index=2)]
 @pytest.mark.parametrize(
     ("task", "statuses"),
     [
-        (record(job_ids=["a", "b", None], failed=FAILED), ["completed", "failed", "refused"]),
+        (record(page=PageXCom(jobs=["a", "b", None]), failed=FAILED), ["completed", "failed", "refused"]),
         # only submitted
         (record(job_id="a", page=PageXCom(waits=False)), ["unknown"]),
-        (record("deferred", job_ids=["a", None]), ["unknown", "unknown"]),
+        (record("deferred", page=PageXCom(jobs=["a", None])), ["unknown", "unknown"]),
         (
-            record("failed", job_ids=["a", None, None], failed=FAILED[1:]),
+            record("failed", page=PageXCom(jobs=["a", None, None]), failed=FAILED[1:]),
             ["completed", "not submitted", "refused"],
         ),
     ],
@@ -48,7 +48,7 @@ def test_the_status_of_what_a_task_pushed(task: TaskRecord, statuses: list[str])
 
 def test_rows_are_counted_beyond_the_page() -> None:
     failed = [Failure(index=index, job_id=str(index)) for index in range(1, 250, 2)]
-    found = pushed_rows(record(job_ids=list(map(str, range(250))), failed=failed), 2)
+    found = pushed_rows(record(page=PageXCom(jobs=list(map(str, range(250)))), failed=failed), 2)
     assert (found.total, found.counts["failed"], found.counts["completed"]) == (250, 125, 125)
     assert [row.index for row in found.rows] == list(range(100, 200))
     assert len(found.failed) == 125

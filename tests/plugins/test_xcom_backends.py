@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk.bases.xcom import BaseXCom
 from conftest import APP, SOON
 
-from plugins.conftest import SERVER_WARNINGS, World, given, links, run_batch
+from plugins.conftest import SERVER_WARNINGS, World, given, links, run_table
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), SERVER_WARNINGS]
 
@@ -68,7 +68,7 @@ def test_pages_read_xcoms_through_their_backend(
     world: World, backend: str, request: pytest.FixtureRequest
 ) -> None:
     request.getfixturevalue(backend)
-    path = run_batch(world, given("one"), given("two", fail="out of memory"))
+    path = run_table(world, given("one"), given("two", fail="out of memory"))
     page = world.get(path)
     assert page.status_code == 200
     assert "is missing" not in page.text
@@ -80,32 +80,31 @@ def test_pages_read_xcoms_through_their_backend(
 
 
 def test_a_file_that_is_too_large_or_gone_is_explained(world: World, object_storage: Path) -> None:
-    path = world.save(xcoms={"job_ids": ["x" * 1000] * 10_000, "rungen_page": {"app": APP}})
+    path = world.save(xcoms={"jobs": ["x" * 1000] * 10_000, "rungen_page": {"app": APP}})
     page = world.get(path).text
-    assert "The XCom job_ids is missing" in page
-    assert APP in page
-    path = world.again().save(xcoms={"job_ids": ["a"]})
+    assert "The XCom rungen_page is missing" in page
+    path = world.again().save(xcoms={"jobs": ["a"]})
     for file in files_of(object_storage, world):
         file.unlink()
     page = world.get(path).text
-    assert "The XCom job_ids is missing" in page
+    assert "The XCom rungen_page is missing" in page
     assert "No jobs yet" not in page
 
 
 def test_only_files_of_the_backend_are_read(world: World, object_storage: Path) -> None:
     secret = world.folder / "secret.json"
     secret.write_text(json.dumps(["SECRET"]))
-    path = world.save(xcoms={"job_ids": ["a"]})
+    path = world.save(xcoms={"jobs": ["a"]})
     [file] = files_of(object_storage, world)
     for named in (secret.as_uri(), f"file://{object_storage}/{os.path.relpath(secret, object_storage)}"):
-        world.database.write(world.ti, "job_ids", named)
+        world.database.write(world.ti, "rungen_page", named)
         assert "SECRET" not in world.get(path).text
-    world.database.write(world.ti, "job_ids", f"file://{file}")
+    world.database.write(world.ti, "rungen_page", f"file://{file}")
     assert f"{path}/jobs/a" in links(world.get(path).text)
 
 
 def test_a_backend_that_hangs_is_explained(world: World, elsewhere: None) -> None:
-    path = world.save(xcoms={"job_ids": ["a"]})
+    path = world.save(xcoms={"jobs": ["a"]})
     Elsewhere.is_answering.clear()
     for each in (path, f"{path}/jobs/a/files/0"):
         started = time.monotonic()

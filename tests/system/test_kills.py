@@ -6,9 +6,11 @@ Every test gives its jobs a prompt of their own, and looks at those jobs alone.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rungen_emulator import Emulator
@@ -128,41 +130,29 @@ def test_a_job_that_takes_too_long_is_canceled(start: Callable[..., Run], dag_id
 
 
 @pytest.mark.contract
-def test_a_killed_batch_goes_on_where_it_stopped(
-    airflow: AirflowInstance, emulator: Emulator, start: Callable[..., Run]
+def test_a_killed_table_goes_on_where_it_stopped(
+    airflow: AirflowInstance, start: Callable[..., Run], tmp_path: Path
 ) -> None:
-    run = start("batch", seconds=1, count=400)
+    run = start("table", seconds=1, count=400, home=str(tmp_path))
     until(lambda: len(run.jobs()) >= 100, 90, run.log)
     os.kill(task_processes(airflow, run)["task"], signal.SIGKILL)
     assert run.wait_for_end(200) == "success"
-    ids = airflow.xcom("batch", run.id, "run")
-    assert len(set(ids)) == 400
-    assert set(ids) <= {job["id"] for job in run.jobs()}
-    # the fate of those in flight at the kill (max_concurrency) is unknown
-    assert len(run.jobs()) <= 400 + 4
-    assert "Resuming a batch of" in run.log(2)
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    ids = {row["job_id"] for row in rows}
+    assert len(ids) == 400
+    assert ids <= {job["id"] for job in run.jobs()}
+    # the fate of those in flight at the kill is unknown
+    assert len(run.jobs()) <= 400 + 16
+    assert "Resuming " in run.log(2)
 
 
 @pytest.mark.contract
-def test_a_batch_marked_by_a_user_cancels_all_its_jobs(start: Callable[..., Run]) -> None:
-    run = start("batch", seconds=200, count=60)
+def test_a_table_marked_by_a_user_cancels_all_its_jobs(start: Callable[..., Run], tmp_path: Path) -> None:
+    run = start("table", seconds=200, count=60, home=str(tmp_path))
     run.wait_for_trigger()
     run.mark("failed")
     run.wait_for_jobs(60, "CANCELED", timeout=45)
     run.wait_for_end()
-
-
-@pytest.mark.contract
-def test_a_success_ends_in_the_triggerer_without_a_second_worker(
-    airflow: AirflowInstance, start: Callable[..., Run]
-) -> None:
-    run = start("ending", seconds=8)
-    assert run.wait_for_end() == "success"
-    [job] = run.jobs()
-    assert airflow.xcom("ending", run.id, "run") == job["id"]
-    assert airflow.xcom("ending", run.id, "run", "usage")["completed"] == 1
-    assert run.log().count("Pre Execute") == 1
-    assert "Waiting in the triggerer" in run.log()
 
 
 @pytest.mark.contract

@@ -9,7 +9,6 @@ from urllib.parse import quote
 import pytest
 from rungen_emulator import Emulator
 
-from airflow_provider_rungen.hooks import RunGenHook
 from system.stage import AirflowInstance, Run, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.contract]
@@ -49,28 +48,3 @@ def test_deferred_and_failed_tasks_have_links_and_keep_them(
     run.wait_for_end()
     assert links(airflow, run, "run") == to(run, "run", job["id"])
     assert links(airflow, run, "failed") == to(run, "failed", failed["id"])
-
-
-def test_a_sensor_that_starts_in_the_triggerer_needs_no_worker_and_has_links(
-    airflow: AirflowInstance, start: Callable[..., Run]
-) -> None:
-    with RunGenHook() as hook:
-        late = hook.run_job(input={"prompt": "late", "emulator": {"seconds": 200}})
-    run = start("no_worker", seconds=8, job_id=late.id, app_id=late.app_id)
-    until(
-        lambda: links(airflow, run, "wait_as_asked") == to(run, "wait_as_asked", late.id, late.app_id),
-        60,
-        lambda: run.log(task_id="wait_as_asked"),
-    )
-    assert run.wait_for_end() == "failed"
-    assert links(airflow, run, "wait") == to(run, "wait", airflow.xcom("no_worker", run.id, "run"))
-    # the sensor of the late job had 8 s
-    assert run.task("wait_as_asked")["state"] == "failed"
-    assert f"(job {late.id}, app {late.app_id}). Raise timeout" in run.log(task_id="wait_as_asked")
-    assert run.jobs_by_status() == {"COMPLETED": 3}
-    for task_id, starts in {"wait": 0, "wait_for_batch": 0, "wait_on_worker": 1}.items():
-        assert run.task(task_id)["state"] == "success"
-        assert run.log(task_id=task_id).count("Pre Execute") == starts
-    for waited in run.tasks("each.wait"):
-        assert waited["state"] == "success"
-        assert run.log(task_id="each.wait", map_index=waited["map_index"]).count("Pre Execute") == 0

@@ -19,7 +19,6 @@ from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenCreateAppOperator,
     RunGenDeleteAppOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
     RunGenRunTableOperator,
     RunGenScaleAppOperator,
@@ -84,7 +83,8 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         retries=2,
     )
     RunGenRunJobOperator(task_id="mixed", input=MIXED)
-    RunGenRunBatchOperator(task_id="many", inputs=[MIXED | {"seed": seed} for seed in range(3)])
+    inputs = [MIXED | {"seed": seed} for seed in range(3)]
+    RunGenRunTableOperator(task_id="many", table=inputs, destination="s3://bucket/many")
     run = RunGenRunJobOperator(
         task_id="run",
         input={"prompt": "a lighthouse in {{ ds }}", "seeds": [1, 2, None], "app": create.output},
@@ -104,9 +104,15 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         pool="gpu",
         doc_md="Runs a job.",
     )
-    batch = RunGenRunBatchOperator(
-        task_id="batch",
-        inputs=[{"prompt": "a lighthouse"}, run.output],
+    RunGenRunTableOperator(
+        task_id="of_a_file", table="s3://bucket/prompts.jsonl", destination="s3://bucket/x"
+    )
+    table = RunGenRunTableOperator(
+        task_id="table",
+        table="s3://bucket/products/*.parquet",
+        key=["sku", "color"],
+        to_input=picture,
+        columns=["title"],
         limit=20,
         app_id="flux-schnell",
         on_unknown_submission="resubmit",
@@ -115,24 +121,9 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         destination="s3://bucket/pictures",
         contact_sheet=True,
         ledger=ledger,
-        max_jobs="{{ params.max_jobs }}",
-        max_cost=None,
         max_concurrency=8,
         max_in_flight=None,
-        max_failed=0.1,
         stop_after=5,
-    )
-    of_a_file = RunGenRunBatchOperator(task_id="of_a_file", inputs="s3://bucket/prompts.jsonl")
-    RunGenRunBatchOperator(task_id="of_files", inputs="s3://bucket/prompts/")
-    RunGenRunBatchOperator(
-        task_id="paid_once", inputs=[], destination="s3://bucket/pictures", ledger="s3://bucket/ledger"
-    )
-    table = RunGenRunTableOperator(
-        task_id="table",
-        table="s3://bucket/products/*.parquet",
-        key=["sku", "color"],
-        to_input=picture,
-        columns=["title"],
         results="s3://bucket/pictures/results.parquet",
         output_type=Picture,
         result_format="json",
@@ -176,7 +167,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
     paint_row.override(limit=20)("in oil")
     RunGenJobSensor(
         task_id="wait",
-        job_id=batch.output,
+        job_id=run.output,
         start_from_trigger=False,
         poke_interval=timedelta(seconds=30),
         timeout=3600,
@@ -190,7 +181,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         max_failed=1,
         max_xcom_bytes=1_000_000,
     )
-    RunGenCancelJobOperator(task_id="cancel", job_id=batch.output, trigger_rule="all_done")
+    RunGenCancelJobOperator(task_id="cancel", job_id=run.output, trigger_rule="all_done")
     RunGenDeleteAppOperator(task_id="delete", app_id=create.output, poll_interval=5)
     mapped = RunGenRunJobOperator.partial(task_id="mapped", app_id="flux-schnell").expand(
         input=[{"prompt": "x"}]

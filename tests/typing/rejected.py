@@ -8,7 +8,6 @@ from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenCreateAppOperator,
     RunGenDeleteAppOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
     RunGenRunTableOperator,
     RunGenScaleAppOperator,
@@ -24,7 +23,7 @@ def misspelled() -> None:
     RunGenCollectResultsOperator(task_id="x", job_id="x", destinaton="x")  # type: ignore[call-arg]
     RunGenCreateAppOperator(task_id="x", name="x", configuration={}, workflow={}, exists="x")  # type: ignore[call-arg]
     RunGenDeleteAppOperator(task_id="x", app_id="x", poll_intervall=5)  # type: ignore[call-arg]
-    RunGenRunBatchOperator(task_id="x", inputs=[], max_fail=1)  # type: ignore[call-arg]
+    RunGenRunTableOperator(task_id="x", table=[], max_fail=1)  # type: ignore[call-arg]
     RunGenRunJobOperator(task_id="x", input={}, wait=True)  # type: ignore[call-arg]
     RunGenRunTableOperator(task_id="x", table=[], key="x", result="x")  # type: ignore[call-arg]
     RunGenScaleAppOperator(task_id="x", active_workers=1, workers=1)  # type: ignore[call-arg]
@@ -49,12 +48,12 @@ def wrong_type() -> None:
     RunGenRunJobOperator(task_id="x", input={}, timeout="1h")  # type: ignore[arg-type]
     RunGenRunJobOperator(task_id="x", input={}, on_clear="again")  # type: ignore[arg-type]
     RunGenRunJobOperator(task_id="x", input=["prompt"])  # type: ignore[arg-type]
-    RunGenRunBatchOperator(task_id="x", inputs=[5])  # type: ignore[list-item]
+    RunGenRunTableOperator(task_id="x", table=[5])  # type: ignore[list-item]
     RunGenRunTableOperator(task_id="x", table=[], key="x", contact_sheet="x")  # type: ignore[arg-type]
     RunGenRunTableOperator(task_id="x", table=5, key="x")  # type: ignore[arg-type]
-    RunGenRunBatchOperator(task_id="x", inputs=[], max_in_flight="all")  # type: ignore[arg-type]
+    RunGenRunTableOperator(task_id="x", table=[], max_in_flight="all")  # type: ignore[arg-type]
     RunGenRunTableOperator(task_id="x", table=[], key="x", stop_after="20")  # type: ignore[arg-type]
-    RunGenRunBatchOperator(task_id="x", inputs=[], destination="x", ledger=5)  # type: ignore[arg-type]
+    RunGenRunTableOperator(task_id="x", table=[], destination="x", ledger=5)  # type: ignore[arg-type]
     RunGenJobSensor(task_id="x", job_id=5)  # type: ignore[arg-type]
     read_results(["x"])  # type: ignore[arg-type]
     read_results("x").rows(status=5)  # type: ignore[arg-type]

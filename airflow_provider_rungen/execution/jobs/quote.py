@@ -99,14 +99,12 @@ class Limits:
             most = affordable if most is None else min(most, affordable)
         if not new or not exceeded:
             return None if most is None else max(most - bought, new)
-        # a table has columns: those of its key
-        rows, source = ("rows", "to_input") if plan.manifest.columns else ("inputs", "the inputs")
         before = f" after {bought:,} submissions of earlier attempts" if bought else ""
         limits = ", ".join(f"{name}={limit}" for name, limit in exceeded.items())
         raised = " and ".join(exceeded)
-        advice = f"Did {source} or the model change? If not, raise {raised}, and clear the task"
+        advice = f"Did the rows, to_input or the model change? If not, raise {raised}, and clear the task"
         raise RunGenLimitError(
-            f"Refused: {new:,} of {plan.count:,} {rows} are new{before}{quote}; {limits}. "
+            f"Refused: {new:,} of {plan.count:,} rows are new{before}{quote}; {limits}. "
             f"Nothing{' more' if bought else ''} was sent",
             hint=run.advice.clear_hint(advice),
         )

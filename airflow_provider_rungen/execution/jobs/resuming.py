@@ -321,7 +321,7 @@ class Resuming:
                 self._log_single(job_id)
         elif known:
             log.info(
-                "Resuming a batch of %d inputs: %d jobs completed, %d are resumed, %d failed and run again. "
+                "Resuming %d inputs: %d jobs completed, %d are resumed, %d failed and run again. "
                 "The rest is submitted now",
                 *(self._log.state.count, totals.completed, len(running)),
                 len(jobs.inputs(InputState.TO_REPEAT)),

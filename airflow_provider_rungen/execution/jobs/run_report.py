@@ -52,12 +52,10 @@ class RunReport:
     Reports what an attempt did.
 
     :param run: the attempt.
-    :param pushes_ids: see `Runner`.
     """
 
-    def __init__(self, run: Runner, *, pushes_ids: bool) -> None:
+    def __init__(self, run: Runner) -> None:
         self._run = run
-        self._pushes_ids = pushes_ids
         #: How many inputs or rows there are.
         self.rows = 0
         self.unsent_error: RunGenError | None = None  #: Why inputs are not submitted any more.
@@ -96,17 +94,15 @@ class RunReport:
             self.unsent_error = self.unsent_error or error
 
     def push_ids(self) -> None:
-        """Push the ids of the jobs, unless all are pushed."""
+        """Push the id of a single job, and the link to one of many, unless they are pushed."""
         task_log, ti = self._run.task_log, self._run.ti
         count = task_log.jobs.totals().submitted
-        if self._pushes_ids and count != self._pushed_count:
-            ids = self.result().ids
-            if not self._run.is_single:
-                ti.xcom_push(key="job_ids", value=ids)
-            elif ids[0] is not None:
-                ti.xcom_push(key="job_id", value=ids[0])
+        if self._run.is_single and count != self._pushed_count:
+            [job_id] = self.result().ids
+            if job_id is not None:
+                ti.xcom_push(key="job_id", value=job_id)
                 if (label := self._run.options.job_label) is not None:
-                    ti.xcom_push(key=LABEL_KEY, value={ids[0]: str(label)})
+                    ti.xcom_push(key=LABEL_KEY, value={job_id: str(label)})
         if self._pushed_count is None:
             for job_id in (*task_log.running, *task_log.jobs.shared)[-1:]:
                 self._run.link_to_job(task_log.app_id, job_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -59,7 +59,6 @@ class Runner(TaskRun[JobOptions]):
     :param make_source: returns the source; it is called once, and again after a deferral.
     :param make_sink: makes what takes the results of the jobs, given this attempt.
     :param folder: where the log is kept; ``None`` without a place of the user's.
-    :param pushes_ids: whether the ids of the jobs are pushed: one as ``job_id``, many as ``job_ids``.
     :param page: what else the page of the task has to know; see `xcom_keys`.
     :param can_read_again: whether the source can be read again after a deferral.
     """
@@ -72,7 +71,6 @@ class Runner(TaskRun[JobOptions]):
         make_sink: Callable[[Runner], Sink],
         *,
         folder: Any = None,
-        pushes_ids: bool = True,
         page: Mapping[str, Any] = MappingProxyType({}),
         can_read_again: bool = True,
     ) -> None:
@@ -81,7 +79,6 @@ class Runner(TaskRun[JobOptions]):
         self._make_sink = make_sink
         self._sink: Sink | None = None
         self.make_source = make_source
-        self._make_again: MakeSource | None = None
         self.wait = JobWait(self, task.defer_for_jobs)
         home = LogHome(
             task,
@@ -92,7 +89,7 @@ class Runner(TaskRun[JobOptions]):
             hook=self.hook,
         )
         self.task_log = TaskLog(home, stores=options.destination is not None)
-        self.report = RunReport(self, pushes_ids=pushes_ids)
+        self.report = RunReport(self)
         self.wait.others = self.report.others
         self.ledger = RunLedger(self)
         self.submitting = Submitting(self)
@@ -123,9 +120,8 @@ class Runner(TaskRun[JobOptions]):
         :param event: the trigger's event. It is a hint: the jobs are looked at again.
         """
         self.was_deferred, self.deferral.left = True, in_flight_of(event)
-        self._make_again = self.make_source if self._can_read_again else None
         with self._working():
-            self.deferral.restore(self._make_again)
+            self.deferral.restore(self.make_source if self._can_read_again else None)
             return self._go_on(event)
 
     def fail_deferral(self, reason: str) -> NoReturn:
@@ -327,12 +323,6 @@ class Runner(TaskRun[JobOptions]):
     def job_ids(self) -> Sequence[str]:
         """The jobs of the inputs, as far as they are known."""
         return self.report.job_ids()
-
-    def locate(self, numbers: Iterable[int]) -> Mapping[int, Mapping[str, Any]]:
-        """Return the file and line of inputs that come from files."""
-        if self.source is None and self._make_again is not None:
-            self.source = self._make_again()
-        return {} if self.source is None else self.source.places(numbers)
 
     def failure_details(self) -> dict[str, Any]:
         return self.advice.outlook()

@@ -1,11 +1,10 @@
-"""The result of a batch: the job of each input, whether too many failed, and the sink of ids alone."""
+"""The result of a run: the job of each input, whether too many failed, and the sink of an id alone."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_rungen.client.job_poller import strip_payloads
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.task.run import TaskRun
 
     #: Takes the jobs of a task as they end: see `Collector`.
-    Sink: TypeAlias = "JobIds | ResultSink"
+    Sink: TypeAlias = "JobId | ResultSink"
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ _STOPPED = (RunGenJobCanceledError, RunGenJobTimeoutError)
 @dataclass(frozen=True)
 class Stopped:
     """
-    A batch that was stopped, because everything failed.
+    A run that was stopped, because everything failed.
 
     :param cause: what happened, with the figures.
     :param canceled: how many of its jobs were canceled.
@@ -79,7 +78,7 @@ class Stopped:
 @dataclass(frozen=True)
 class BatchResult:
     """
-    The result of a batch: the job of each input.
+    The result of a run: the job of each input.
 
     :param ids: the job of each input, or ``None``.
     :param refused: by index, the errors of inputs that have no job.
@@ -124,14 +123,14 @@ def check_inputs(
     where: str = "",
 ) -> None:
     """
-    Raise if too many inputs of a batch failed, and warn if some did. Raise the error of a single one.
+    Raise if too many inputs failed, and warn if some did. Raise the error of a single one.
 
     :param errors: why they have no result, by index.
     :param count: how many there are.
     :param what: what they are, in the plural.
     :param reasons: the first reasons. By default, they name the inputs by their indexes.
     :param where: where more of the reasons are.
-    :raises RunGenError: more failed than may, or the batch was stopped.
+    :raises RunGenError: more failed than may, or the run was stopped.
     """
     if isinstance(unsent := run.report.unsent_error, _LIMITS):
         raise unsent
@@ -244,18 +243,15 @@ def push_failed(
     run: TaskRun[Any],
     ids: Sequence[str | None],
     errors: Mapping[int, RunGenError],
-    places: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
 ) -> None:
     """
     Push the XCom ``failed``: what is known of the first inputs that failed.
 
     :param errors: why they have no result, by index.
-    :param places: the ``file`` and ``line`` of inputs, by index.
     """
     failed = [
         {
             "index": index,
-            **places.get(index, {}),
             "job_id": ids[index],
             "error": clean_text(brief_reason(errors[index]), MAX_FAILED_ERROR),
         }
@@ -299,12 +295,12 @@ def _reasons(errors: Mapping[int, RunGenError]) -> str:
     return join_reasons(named, len(errors))
 
 
-# --- ids ---
+# --- an id ---
 
 
-class JobIds:
+class JobId:
     """
-    Return the ids of jobs. There is nothing else to take.
+    Return the id of a single job. There is nothing else to take.
 
     :param run: the attempt.
     """
@@ -333,15 +329,9 @@ class JobIds:
     def finish(self, result: BatchResult, plan: Plan) -> Any:
         run, job_ids = self._run, result.job_ids
         by_job = {job.id: error for job in result.jobs if (error := error_of(job)) is not None}
-        errors = result.errors(self.errors | by_job)
-        if not run.is_single:
-            push_failed(run, result.ids, errors, run.locate(errors))
-        check_inputs(run, result, errors, count=len(result.ids))
-        if not errors and not run.is_single:
-            state = "completed" if run.options.wait_for_completion else "were submitted"
-            log.info("All %d jobs %s %s", len(result.ids), state, format_ids(run.known_app_id))
-        run.record_outcome(TaskOutcome(run.known_app_id, job_ids, len(errors)))
-        return next(iter(job_ids), None) if run.is_single else result.ids
+        check_inputs(run, result, result.errors(self.errors | by_job), count=1)
+        run.record_outcome(TaskOutcome(run.known_app_id, job_ids))
+        return next(iter(job_ids), None)
 
     def report(self, result: BatchResult, plan: Plan, error: BaseException) -> None:
         pass

@@ -25,7 +25,6 @@ from airflow_provider_rungen.execution.sinks.batch_result import (
     BatchResult,
     check_collected,
     check_inputs,
-    push_failed,
 )
 from airflow_provider_rungen.execution.sinks.collector import Collector
 from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, describe_job
@@ -207,7 +206,6 @@ class ResultSink(Collector):
         if run is None:
             check_collected(self._run, result, errors, self._options.max_failed)
         elif self._table is None:
-            push_failed(run, result.ids, errors, run.locate(errors))
             check_inputs(run, result, errors, count=len(result.ids))
         else:
             skipped = counts.by_status[Status.SKIPPED]
@@ -222,11 +220,15 @@ class ResultSink(Collector):
                 count=counts.runnable,
                 what="rows",
                 reasons=[
-                    f"{', '.join(map(str, row['key'])) if len(self._key) > 1 else row['key']}: {row['error']}"
-                    for row in counts.first_failed[:MAX_REASONS]
+                    f"{self._name_of(row)}: {row['error']}" for row in counts.first_failed[:MAX_REASONS]
                 ],
                 where=f"All reasons are in {redact(self._table.uri)}. ",
             )
+
+    def _name_of(self, row: Mapping[str, Any]) -> str:
+        if not self._key:
+            return f"index {row['index']}"
+        return ", ".join(map(str, row["key"])) if len(self._key) > 1 else str(row["key"])
 
     # --- the table and the sheet ---
 

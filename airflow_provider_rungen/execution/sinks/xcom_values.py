@@ -31,7 +31,7 @@ _MIN_INT, _INT_LIMIT = -(2**63), 2**64
 # With multiple_outputs, keys become part of a path in Airflow's API.
 _XCOM_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,249}")
 # Tasks and links push these, and those that begin with "rungen_", themselves.
-_USED_KEYS = frozenset(["return_value", "app_id", "job_id", "job_ids", "failed", "usage", "bill", "scaled"])
+_USED_KEYS = frozenset(["return_value", "app_id", "job_id", "failed", "usage", "bill", "scaled"])
 
 
 class XComValues:

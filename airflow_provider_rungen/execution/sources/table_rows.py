@@ -52,7 +52,7 @@ class TableRows(Source):
     :param to_input: makes the input of a row, or ``None`` for a row without a job. Without it, the row is the
         input.
     :param schema: what an input has to fit. A row that does not is refused.
-    :param key: the columns that identify a row.
+    :param key: the columns that identify a row; its number does without any.
     :param columns: the other columns that the results repeat.
     :param written: the URIs of the tables that the task writes, which are not read.
     :param where: take only rows with one of these statuses; all if empty.
@@ -259,6 +259,8 @@ class _Keys:
         self._duplicates: list[str] = []
 
     def add(self, row: Mapping[str, Any], place: str) -> None:
+        if not self._names:
+            return
         key = [row.get(name) for name in self._names]
         if any(map(_is_null, key)):
             self._nulls.append(place)

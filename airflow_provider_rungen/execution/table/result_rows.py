@@ -105,9 +105,10 @@ class ResultRow:
         """
         Return what XCom and callbacks get of a row that failed.
 
-        :param key: the columns that identify it. If there are several, their values are a list.
+        :param key: the columns that identify it. If there are several, their values are a list; without any,
+            its number is its key.
         """
-        values = [_short(self.values.get(name)) for name in key]
+        values = [_short(self.values.get(name)) for name in key] or [self.index]
         return {
             "index": self.index,
             "key": values[0] if len(values) == 1 else values,

@@ -174,7 +174,7 @@ def pushed_job_ids(ti: Any) -> set[str] | None:
     """
     from airflow_provider_rungen._airflow import XCom
 
-    for key in ("job_id", "job_ids", LOG_KEY):
+    for key in ("job_id", LOG_KEY):
         try:
             found: Any = XCom.get_one(
                 key=key, dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index

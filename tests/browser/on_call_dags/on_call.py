@@ -10,8 +10,8 @@ from airflow.sdk import DAG
 
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
+    RunGenRunTableOperator,
     scaled_app,
 )
 
@@ -40,21 +40,21 @@ with DAG("no_workers", **ARGUMENTS):
     RunGenRunJobOperator(input=given(), app_id="asleep", queued_timeout=3, **JOB)
 
 with DAG("timed_out", **ARGUMENTS):
-    RunGenRunBatchOperator(
-        inputs=twelve(slow_from=4), destination=f"file://{FOLDER}/timed_out", timeout=15, **BATCH
+    RunGenRunTableOperator(
+        table=twelve(slow_from=4), destination=f"file://{FOLDER}/timed_out", timeout=15, **BATCH
     )
 
 with DAG("execution_timed_out", **ARGUMENTS):
-    RunGenRunBatchOperator(
-        inputs=twelve(slow_from=4),
+    RunGenRunTableOperator(
+        table=twelve(slow_from=4),
         destination=f"file://{FOLDER}/execution_timed_out",
         execution_timeout=timedelta(seconds=15),
         **BATCH,
     )
 
 with DAG("queued_for_too_long", **ARGUMENTS):
-    RunGenRunBatchOperator(
-        inputs=twelve(slow_from=12),
+    RunGenRunTableOperator(
+        table=twelve(slow_from=12),
         app_id="asleep",
         queued_timeout=3,
         destination=f"file://{FOLDER}/queued",
@@ -65,8 +65,8 @@ with DAG("refused_input", **ARGUMENTS):
     RunGenRunJobOperator(input=given(), rungen_conn_id="rungen_strict", **JOB)
 
 with DAG("three_of_fifty", **ARGUMENTS):
-    RunGenRunBatchOperator(
-        inputs=[
+    RunGenRunTableOperator(
+        table=[
             given(number, seconds=0.1, **({"fail": "CUDA out of memory"} if number % 20 == 5 else {}))
             for number in range(50)
         ],

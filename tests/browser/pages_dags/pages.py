@@ -9,7 +9,7 @@ from typing import Any
 from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import DAG
 
-from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunTableOperator
+from airflow_provider_rungen.operators import RunGenRunTableOperator
 
 APP = "flux-schnell"
 FOLDER = os.environ.get("PAGES_FOLDER", "/tmp")  # noqa: S108 - the tests set it
@@ -26,17 +26,18 @@ def scene(number: int) -> dict[str, Any]:
 
 
 with DAG("gallery", **ARGUMENTS):
-    RunGenRunBatchOperator(
+    RunGenRunTableOperator(
         task_id="paint",
-        inputs=[scene(number) for number in range(200)],
+        table=[scene(number) for number in range(200)],
         destination=f"file://{FOLDER}/gallery",
         **BATCH,
     )
 
 with DAG("moving", **ARGUMENTS):
-    RunGenRunBatchOperator(
+    RunGenRunTableOperator(
         task_id="paint",
-        inputs=[scene(number) | {"emulator": {"seconds": 6 + 6 * number}} for number in range(12)],
+        table=[scene(number) | {"emulator": {"seconds": 6 + 6 * number}} for number in range(12)],
+        results=f"file://{FOLDER}/moving/results.jsonl",
         **BATCH,
     )
 
@@ -47,7 +48,6 @@ with DAG("many", **ARGUMENTS):
         key="sku",
         to_input=lambda row: {"prompt": row["prompt"], "width": 64, "height": 64},
         results=f"file://{FOLDER}/many/results.jsonl",
-        max_concurrency=64,
         **{name: value for name, value in BATCH.items() if name != "max_failed"},
     )
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, task
 
-from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
+from airflow_provider_rungen.operators import RunGenRunJobOperator, RunGenRunTableOperator
 
+RESULTS = f"file://{os.environ['AIRFLOW_HOME']}/results/{{{{ dag_run.dag_id }}}}-{{{{ run_id }}}}.jsonl"
 RETRIED = {"retries": 2, "retry_delay": timedelta(seconds=1), "poll_interval": 1}
 
 
@@ -22,11 +24,11 @@ def inputs(**context: Any) -> list[dict[str, Any]]:
     return [conf["input"] | {"prompt": f"{conf['input']['prompt']} {n}"} for n in range(conf["count"])]
 
 
-with dag("batch_blocking", deferrable=False):
-    RunGenRunBatchOperator(task_id="run", inputs=inputs(), max_concurrency=4)
+with dag("table_blocking", deferrable=False):
+    RunGenRunTableOperator(task_id="run", table=inputs(), results=RESULTS)
 
-with dag("batch_deferred", deferrable=True, defer_after=1):
-    RunGenRunBatchOperator(task_id="run", inputs=inputs(), max_concurrency=4)
+with dag("table_deferred", deferrable=True):
+    RunGenRunTableOperator(task_id="run", table=inputs(), results=RESULTS)
 
-with dag("many", deferrable=True, defer_after=0):
+with dag("many", deferrable=True):
     RunGenRunJobOperator.partial(task_id="run").expand(input=inputs())

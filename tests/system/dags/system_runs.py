@@ -6,10 +6,9 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, task, task_group
+from airflow.providers.common.compat.sdk import DAG, task
 
-from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
-from airflow_provider_rungen.sensors import RunGenJobSensor
+from airflow_provider_rungen.operators import RunGenRunJobOperator, RunGenRunTableOperator
 
 INPUT = "{{ dag_run.conf['input'] }}"
 DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=1), "poll_interval": 1}
@@ -67,42 +66,13 @@ with dag("many", wait_for_completion=True, deferrable=True):
 
     RunGenRunJobOperator.partial(task_id="run").expand(input=inputs())
 
-with dag("batch"):
-    RunGenRunBatchOperator(
+with dag("table"):
+    RunGenRunTableOperator(
         task_id="run",
-        inputs="{{ [dag_run.conf['input']] * dag_run.conf['count'] }}",
+        table="{{ [dag_run.conf['input']] * dag_run.conf['count'] }}",
+        results="file://{{ dag_run.conf['home'] }}/results.jsonl",
         deferrable=True,
-        max_concurrency=4,
     )
-
-with dag("ending", deferrable=True, defer_after=1, end_from_trigger=True):
-    submit = RunGenRunJobOperator(task_id="run", input=INPUT, wait_for_completion=True)
-    RunGenJobSensor(task_id="wait", job_id=submit.output, poke_interval=1)
-
-with dag("no_worker", retries=0):
-    straight: dict[str, Any] = {"deferrable": True, "start_from_trigger": True, "poke_interval": 1}
-    submit = RunGenRunJobOperator(task_id="run", input=INPUT)
-    batch = RunGenRunBatchOperator(
-        task_id="batch", inputs="{{ [dag_run.conf['input']] * 2 }}", wait_for_completion=False
-    )
-    RunGenJobSensor(task_id="wait", job_id=submit.output, end_from_trigger=True, **straight)
-    RunGenJobSensor(task_id="wait_for_batch", job_id=batch.output, end_from_trigger=True, **straight)
-    RunGenJobSensor(task_id="wait_on_worker", job_id=[submit.output], **straight)
-    asked = RunGenJobSensor(
-        task_id="wait_as_asked",
-        job_id="{{ dag_run.conf['job_id'] }}",
-        app_id="{{ dag_run.conf['app_id'] }}",
-        timeout=8,
-        **straight,
-    )
-    submit >> asked
-
-    @task_group
-    def each(job_input: Any) -> None:
-        inner = RunGenRunJobOperator(task_id="run", input=job_input)
-        RunGenJobSensor(task_id="wait", job_id=inner.output, end_from_trigger=True, **straight)
-
-    each.expand(job_input=[{"prompt": "one of a group"}, {"prompt": "another of a group"}])
 
 with dag("linked", wait_for_completion=True, deferrable=True, retries=0):
     RunGenRunJobOperator(task_id="run", input=INPUT)

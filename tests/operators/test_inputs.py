@@ -1,0 +1,359 @@
+"""A list of inputs is a table: what its results have, what the server saw, and what a kill leaves."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from bad_answers import Fault
+from conftest import APP, FakeStore
+from operator_kit import KILLED, Attempts, Inputs
+from rungen_emulator import Emulator
+
+from airflow_provider_rungen.exceptions import RunGenForbiddenError
+from airflow_provider_rungen.links import RunGenAppLink
+from airflow_provider_rungen.operators import RunGenRunJobOperator, RunGenRunTableOperator
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+
+
+def prompts(count: int, **emulator: Any) -> list[dict[str, Any]]:
+    return [{"prompt": f"picture {n}", **({"emulator": emulator} if emulator else {})} for n in range(count)]
+
+
+@pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
+def mode(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+Make = Callable[..., Inputs]
+
+
+@pytest.fixture
+def make(rungen_emulator: Emulator, tmp_path: Path) -> Make:
+    return lambda inputs, **options: Inputs(rungen_emulator, tmp_path, inputs, **options)
+
+
+# --- rows without a key, and failures ---
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("count", [1, 3, 40, 250])
+def test_results_come_in_the_order_of_the_inputs_and_have_their_numbers(
+    make: Make, mode: bool, count: int
+) -> None:
+    task = make(prompts(count), deferrable=mode)
+    assert task.attempt().error is None
+    assert task.prompts() == [item["prompt"] for item in prompts(count)]
+    assert [row["index"] for row in task.written] == list(range(count))
+    assert not {"key", "prompt"} & task.written[0].keys()
+    assert task.created == count
+    assert task.failed == []
+
+
+@pytest.mark.contract
+def test_no_inputs_are_no_jobs(make: Make, mode: bool) -> None:
+    task = make([], deferrable=mode)
+    assert task.attempt().value["rows"] == 0
+    assert task.emulator.service.count("run") == 0
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ([{"prompt": "a"}, {"prompt": float("nan")}], r"row 2.prompt"),
+        ("file:///no/such/file.jsonl", "no/such/file"),
+        ("nosuchscheme://x/y", "nosuchscheme"),
+    ],
+)
+def test_nothing_is_sent_when_an_input_is_wrong(make: Make, inputs: Any, told: str) -> None:
+    task = make(inputs)
+    assert re.search(told, str(task.attempt().error))
+    assert task.emulator.service.count("run") == 0
+
+
+@pytest.mark.contract
+def test_what_failed_is_named_with_its_number_job_and_reason(make: Make, mode: bool) -> None:
+    inputs = [{"prompt": "a"}, {"prompt": "fail: out of memory"}, {"prompt": "c"}]
+    task = make(inputs, deferrable=mode)
+    error = str(task.attempt().error)
+    job_id = task.written[1]["job_id"]
+    reason = f"out of memory (job {job_id}, app {APP})"
+    assert f"index 1: Failed: {reason}" in error
+    [failed] = task.ti.xcoms["failed"]
+    assert (failed["index"], failed["key"], failed["job_id"]) == (1, 1, job_id)
+    assert reason in failed["error"]
+
+
+def mixed(count: int) -> list[dict[str, Any]]:
+    """Every fifth fails, every seventh is refused."""
+    inputs = prompts(count)
+    for n in range(0, count, 5):
+        inputs[n] = {"prompt": f"fail: out of memory {n}"}
+    for n in range(0, count, 7):
+        inputs[n] = {"prompt": ""}
+    return inputs
+
+
+REFUSED_OF_40 = list(range(0, 40, 7))
+FAILED_OF_40 = sorted({*range(0, 40, 5), *REFUSED_OF_40})
+
+
+@pytest.mark.contract
+def test_too_many_failures_fail_the_task_are_named_and_a_retry_runs_only_them(make: Make, mode: bool) -> None:
+    task = make(mixed(40), deferrable=mode)
+    told = str(task.attempt().error)
+    assert f"{len(FAILED_OF_40)} of 40 rows failed" in told
+    assert "out of memory 5" in told
+    assert f"and {len(FAILED_OF_40) - 10} more" in told
+    assert task.failed == FAILED_OF_40
+    task.attempt()
+    assert task.failed == FAILED_OF_40
+    # those refused make no job
+    assert task.created == (40 - len(REFUSED_OF_40)) + (len(FAILED_OF_40) - len(REFUSED_OF_40))
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("max_failed", [len(FAILED_OF_40), len(FAILED_OF_40) / 40, 0.9])
+def test_failures_that_are_allowed_are_told(make: Make, mode: bool, max_failed: float) -> None:
+    task = make(mixed(40), deferrable=mode, max_failed=max_failed)
+    assert task.attempt().error is None
+    assert [row["index"] for row in task.written if row["job_id"] is None] == REFUSED_OF_40
+    assert task.failed == FAILED_OF_40
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("max_failed", [-1, 1.0, 1.5, True, "1", float("nan")])
+def test_a_max_failed_that_is_none_is_told_when_the_dag_is_parsed(max_failed: Any) -> None:
+    with pytest.raises(ValueError, match="max_failed"):
+        RunGenRunTableOperator(task_id="t", table=[], results="s3://b/r.jsonl", max_failed=max_failed)
+
+
+# --- inputs that change ---
+
+
+@pytest.mark.contract
+def test_inputs_that_change_and_change_back_are_bought_and_billed_once(make: Make, mode: bool) -> None:
+    before = [*prompts(149), *prompts(1, fail="no luck")]
+    changed = [{"prompt": "another"}, *before[1:100], *reversed(before[100:])]
+    task = make(before, deferrable=mode)
+    task.max_tries = 5
+    for inputs, created in ((before, 150), (changed, 152), (before, 153), (changed, 154)):
+        assert task.attempt(table=inputs).error is not None
+        assert (task.created, task.ti.xcoms["usage"]["jobs"]) == (created, created)
+
+
+@pytest.mark.contract
+def test_jobs_of_several_earlier_plans_are_billed_once_after_a_clear(make: Make, mode: bool) -> None:
+    task = make([], deferrable=mode)
+    for letters in ("aa", "baab", "ab", "ba"):
+        if letters == "ab":
+            task.clear()
+        assert task.attempt(table=[{"prompt": letter} for letter in letters]).error is None
+        assert task.ti.xcoms["usage"]["jobs"] == task.created
+
+
+# --- refusals that mean all of them, and a service in trouble ---
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(("status", "max_tries"), [(401, 2), (403, 2), (403, 0)])
+def test_a_refusal_of_the_key_cancels_nothing_names_all_jobs_and_a_retry_takes_them_up(
+    make: Make, status: int, max_tries: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = make(prompts(60, seconds=2))
+    task.max_tries = max_tries
+    task.emulator.service.inject(Fault(on="run", status=status, times=None, skip=25))
+    error = task.attempt().error
+    assert type(error) is RunGenForbiddenError
+    assert "Canceled nothing: 25 jobs of app flux-schnell may still run" in str(error)
+    assert task.created == 25
+    assert "CANCELED" not in task.statuses()
+    if not max_tries:
+        assert all(job_id in caplog.text for job_id in task.ids())
+        return
+    task.emulator.service.clear_faults()
+    caplog.set_level("INFO")
+    assert task.attempt().error is None
+    assert task.created == 60
+    line = "Submitted 35 of 60 inputs to app flux-schnell; 25 have a job of an earlier attempt"
+    assert line in caplog.messages
+
+
+def test_a_service_in_trouble_is_not_sent_all_inputs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 1.0)
+    task = make(prompts(500))
+    task.emulator.service.inject(Fault(on="run", status=500, times=None))
+    assert "(500)" in str(task.attempt().error)
+    assert task.emulator.service.count("run") < 40
+    task.emulator.service.clear_faults()
+    assert task.attempt().error is None
+    assert task.created == 500
+
+
+@pytest.mark.contract
+def test_inputs_that_are_refused_for_good_leave_no_job_behind(make: Make) -> None:
+    task = make([*prompts(20), {"prompt": ""}])
+    assert isinstance(task.attempt().error, AirflowFailException)
+    assert task.statuses() == ["COMPLETED"] * 20
+
+
+# --- unknown fates ---
+
+
+@pytest.mark.contract
+def test_each_job_that_may_still_run_is_named(
+    make: Make, mode: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = make(prompts(14, seconds=600), deferrable=mode)
+    task.emulator.service.inject(Fault(on="cancel", status=409, times=None))
+    task.max_tries = 0
+    assert task.attempt(timeout=0.5).error is not None
+    assert set(task.statuses()) == {"RUNNING"}
+    said = [message for message in caplog.messages if re.search("still run|Could not cancel", message)]
+    assert all(any(job_id in line for line in said) for job_id in task.ids())
+
+
+@pytest.mark.contract
+def test_an_unknown_fate_is_a_failure_of_its_input_alone(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = make(prompts(30))
+    task.emulator.service.inject(Fault(on="run", kind="reset_after", skip=10))
+    assert "1 of 30 rows failed" in str(task.attempt().error)
+    [failed] = task.failed
+    assert task.created == 30
+    caplog.set_level("INFO")
+    assert task.attempt().error is None
+    assert task.created == 31
+    assert task.prompts()[failed] == f"picture {failed}"
+    line = "Submitted 1 of 30 inputs to app flux-schnell; 29 have a job of an earlier attempt"
+    assert line in caplog.messages
+
+
+@pytest.mark.contract
+def test_an_error_says_what_a_retry_does_about_unknown_fates(make: Make, mode: bool) -> None:
+    task = make(prompts(8, seconds=0.2), deferrable=mode)
+    task.emulator.service.inject(Fault(on="run", kind="reset_after", times=2))
+    said = "A retry runs only these again, and may pay twice for 2 inputs of unknown fate"
+    assert said in str(task.attempt().error)
+
+
+# --- a store that somebody else has written to ---
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: 7,
+        lambda value: [],
+        lambda value: {},
+        lambda value: value | {"name": 7},
+        lambda value: value | {"content": "no base64"},
+        lambda value: value | {"content": value["content"][:-4]},
+    ],
+)
+def test_a_value_of_the_store_that_was_changed_is_named_and_nothing_is_sent(
+    rungen_emulator: Emulator, change: Callable[[Any], Any]
+) -> None:
+    task = Attempts(rungen_emulator, RunGenRunJobOperator, input={"prompt": "a fox"})
+    task.store = FakeStore()
+    task.attempt()
+    keys = [key for key in task.store.kept if "name" in task.store.get(key)]
+    assert len(keys) == 3
+    for key in keys:
+        value = task.store.get(key)
+        task.store.set(key, change(value))
+        assert f"{key} in Airflow's database was changed; nothing more is sent" in str(task.attempt().error)
+        task.store.set(key, value)
+    assert task.created == 1
+
+
+# --- too late, and killed ---
+
+
+@pytest.mark.contract
+def test_too_late_cancels_all_of_them_and_a_retry_has_the_whole_time(make: Make, mode: bool) -> None:
+    task = make(prompts(30, seconds=1), timeout=0.3, deferrable=mode)
+    error = str(task.attempt().error)
+    assert "Not over in time" in error
+    assert " and 29 more, app " in error
+    assert task.statuses() == ["CANCELED"] * 30
+    assert task.attempt(timeout=60).error is None
+    assert task.created == 60
+
+
+@pytest.mark.contract
+def test_only_what_is_not_over_is_canceled(
+    make: Make, capsys: pytest.CaptureFixture[str], mode: bool
+) -> None:
+    task = make([*prompts(60), *prompts(3, seconds=60)], timeout=2, deferrable=mode, defer_after=1)
+    assert " and 2 more, app " in str(task.attempt().error)
+    assert Counter(task.statuses()) == {"COMPLETED": 60, "CANCELED": 3}
+    assert "not canceled" not in capsys.readouterr().out
+    if not mode:
+        assert task.emulator.service.count("cancel") == 3
+
+
+@pytest.mark.contract
+def test_each_of_many_jobs_has_its_own_time_to_be_canceled(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make(prompts(90, seconds=60), timeout=3, poll_interval=1)
+    connection = task.emulator.airflow_connection(max_requests_per_second=80)
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", connection)
+    task.emulator.service.inject(Fault(on="cancel", status=503, times=3, skip=80))
+    assert " and 89 more, app " in str(task.attempt().error)
+    assert task.statuses() == ["CANCELED"] * 90
+
+
+@pytest.mark.contract
+@KILLED
+def test_a_kill_while_it_submits_cancels_every_job(make: Make) -> None:
+    task = make(prompts(400, seconds=60), timeout=20)
+    task.state = "failed"
+    task.attempt_killed(lambda: task.emulator.service.count("run") >= 100)
+    assert set(task.statuses()) == {"CANCELED"}
+    assert task.created < 400
+
+
+@pytest.mark.contract
+@pytest.mark.usefixtures("with_links")
+def test_a_kill_while_a_link_is_pushed_submits_nothing(make: Make) -> None:
+    task = make(prompts(40, seconds=60))
+    task.on_push = lambda key, _: task.op.on_kill() if key == RunGenAppLink.key else None
+    assert "killed" in str(task.attempt().error)
+    assert task.emulator.service.count("run") == 0
+
+
+@pytest.mark.contract
+@KILLED
+def test_a_kill_says_what_it_cannot_cancel(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    task = make(prompts(60, seconds=60))
+    task.state = "failed"
+    task.emulator.service.inject(Fault(on="run", kind="hang", taken=True, times=16, skip=20))
+    task.attempt_killed(lambda: task.emulator.service.count("run") >= 36)
+    assert Counter(task.statuses()) == {"CANCELED": 20, "RUNNING": 16}
+    [line] = [line for line in caplog.messages if "cannot be canceled" in line]
+    assert line.startswith("Fate unknown: 16 submissions to app flux-schnell got no answer in time")
+    assert "Submitted 20 of 60 inputs to app flux-schnell" in caplog.messages
+
+
+@pytest.mark.contract
+@KILLED
+def test_a_kill_that_waits_for_answers_ends_before_airflow_does_it(make: Make) -> None:
+    task = make(prompts(330, seconds=60))
+    task.state = "failed"
+    service = task.emulator.service
+    service.inject(Fault(on="run", kind="hang", times=16, skip=300))
+    service.inject(Fault(on="cancel", kind="hang", times=None))
+    task.attempt_killed(lambda: service.count("run") >= 316)
+    assert service.count("cancel") > 0
