@@ -17,7 +17,7 @@ help:
 	@echo "make test-system  run the tests that start a real Airflow and kill parts of it (AIRFLOWS=2 at a time; minutes)"
 	@echo "make test-browser click through Airflow in a real browser, and renew docs/images (Debian; minutes)"
 	@echo "make test-distributed  run the tests that lose workers and triggerers of an Airflow with CeleryExecutor (minutes)"
-	@echo "make test-compat  run the tests on each Airflow and Python, and renew docs/compatibility.md (three hours; ONLY=2.11 for some)"
+	@echo "make test-compat  run the tests on each Airflow and Python, and renew docs/compatibility.md (three hours; ONLY=3.1 for some)"
 	@echo "make standalone   Airflow with the example DAGs and the emulator, until Ctrl-C (PORT=8080 sets the UI's port)"
 	@echo "make bench        measure what it costs, beside others, and renew docs/benchmarks (an hour)"
 	@echo "make docs         build the documentation into build/docs; a warning is an error"

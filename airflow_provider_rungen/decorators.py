@@ -97,7 +97,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
 
     def execute(self, context: Context) -> Any:
         """Call the function, run what it returns, and wait for it."""
-        # not DecoratedOperator's: that of Airflow 3.0 pushes by a method that operators no longer have
+        # not DecoratedOperator's, which returns what the function returns
         return self.done(self._begin(context).execute())
 
     def _call(self, context: Context) -> Source:
@@ -131,8 +131,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
 
 def _without_inherited(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Return the arguments without those that ``default_args`` have for other tasks. Airflow 2 passes these to a
-    mapped task, too.
+    Return the arguments without those that ``default_args`` have for other tasks.
 
     :raises TypeError: one of them was given to this task.
     """

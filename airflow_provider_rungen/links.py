@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, BaseOperatorLink
+from airflow_provider_rungen._airflow import BaseOperatorLink
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator
@@ -33,7 +33,7 @@ class _Link(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
         """
-        Return what was pushed. Airflow 3 asks on the worker at the end, Airflow 2 in the webserver.
+        Return what was pushed. Airflow asks on the worker at the end.
 
         :return: an empty text where nothing was pushed.
         """
@@ -72,9 +72,7 @@ class RunGenAppLink(_Link):
 
 
 def are_pages_enabled() -> bool:
-    """Return whether this Airflow can have the pages, and ``[rungen] pages`` does not turn them off."""
-    if not AIRFLOW_V_3_0_PLUS:
-        return False
+    """Return whether ``[rungen] pages`` does not turn the pages off."""
     # that of the core, which every component has read: the SDK's reads the providers first
     from airflow.configuration import conf
 

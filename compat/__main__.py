@@ -56,7 +56,7 @@ def main() -> int:
         nargs="+",
         metavar="NAME",
         default=[],
-        help="run those whose names begin with this: 2.11, 3.3-py3.13, oldest …",
+        help="run those whose names begin with this: 3.1, 3.3-py3.13, oldest …",
     )
     parser.add_argument("--no-page", action="store_true", help="do not renew the page and its figures")
     options = parser.parse_args()

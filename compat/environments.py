@@ -22,8 +22,6 @@ TESTED = Path(__file__).parent / "tested"
 
 # The Pythons that each Airflow and the package support.
 AIRFLOWS = {
-    "2.11": ("3.11", "3.12"),
-    "3.0": ("3.11", "3.12"),
     "3.1": ("3.11", "3.12", "3.13"),
     "3.2": ("3.11", "3.12", "3.13"),
     "3.3": ("3.11", "3.12", "3.13"),
@@ -51,7 +49,7 @@ class Environment:
     """
     An Airflow on a Python.
 
-    :param airflow: the minor version, such as ``3.0``. Its newest patch or its pre-release is installed.
+    :param airflow: the minor version, such as ``3.1``. Its newest patch or its pre-release is installed.
     :param python: the minor version, such as ``3.11``.
     :param is_oldest: install the oldest versions that the package allows, also of Airflow.
     """
@@ -95,7 +93,16 @@ class Environment:
         create(self.folder, self.python)
         # pip installs a pre-release only where one is pinned, and only Airflow is
         version = PRE_RELEASES.get(self.airflow, f"{self.airflow}.{'0' if self.is_oldest else '*'}")
-        pip(self.folder, "install", *options, f"apache-airflow=={version}", "-e", f"{ROOT}[test]")
+        pip(
+            self.folder,
+            "install",
+            *options,
+            f"apache-airflow=={version}",
+            "-e",
+            f"{ROOT}/emulator",
+            "-e",
+            f"{ROOT}[test]",
+        )
         stamp.write_text(digest)
 
     def constraints(self) -> list[str]:

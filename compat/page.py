@@ -33,9 +33,9 @@ _FEATURES = """
 
 *yes* means that all tests with the marker of the feature passed in every run with this Airflow. Most of
 them run an operator or a trigger alone. `make test-system` kills the parts of a real Airflow 3.3. Its test
-that marks a deferred task also passed on 3.0 and 3.1, and the one that clears a task on 3.1.
+that marks a deferred task, and the one that clears a task, also passed on 3.1.
 `make test-browser` fills in the connection form, tests the connection and follows the links of a task in the
-UI of 3.3 and 2.11. It opens the pages in 3.1, 3.3 and the pre-release 3.4.
+UI of 3.3. It opens the pages in 3.1, 3.3 and the pre-release 3.4.
 
 """
 _BOUNDS = """

@@ -13,30 +13,12 @@ Version = tuple[int, int]
 # ``module:attribute``, with dots in the attribute for a member of a class, by the first Airflow that the
 # names are used on, and the first on which they no longer are.
 PRIVATE_NAMES: dict[tuple[Version, Version | None], tuple[str, ...]] = {
-    ((2, 11), (3, 0)): (
-        "airflow.models.baseoperator:BaseOperator._BaseOperator__from_mapped",
-        "airflow.models.baseoperator:BaseOperator.resume_execution",
-        "airflow.models.baseoperator:ExecutorSafeguard.test_mode",
-        "airflow.models.mappedoperator:MappedOperator._get_specified_expand_input",
-        "airflow.models.taskinstance:TaskInstance.try_number",
-        "airflow.models.xcom:XCom.get_one",
-        "airflow.models.xcom:XCom.get_value",
-        "airflow.sensors.base:BaseSensorOperator._get_next_poke_interval",
-        "airflow.utils.context:ConnectionAccessor",
-        "airflow.utils.context:VariableAccessor",
-        "airflow.utils.log.secrets_masker:mask_secret",
-        "airflow.utils.session:create_session",
-        "airflow.utils.types:NOTSET",
-        "airflow.www.views:SENSITIVE_FIELD_PLACEHOLDER",
-        "flask_appbuilder.fieldwidgets:BS3PasswordFieldWidget",
-    ),
-    ((2, 11), (3, 2)): (
+    ((3, 1), (3, 2)): (
         "airflow.stats:Stats",
         "airflow.utils.operator_helpers:determine_kwargs",
     ),
-    ((2, 11), None): ("airflow.listeners.listener:get_listener_manager",),
-    ((3, 0), (3, 1)): ("airflow.sdk.execution_time.secrets_masker:mask_secret",),
-    ((3, 0), None): (
+    ((3, 1), None): (
+        "airflow.listeners.listener:get_listener_manager",
         "airflow.models.renderedtifields:RenderedTaskInstanceFields.get_templated_fields",
         "airflow.models.serialized_dag:SerializedDagModel.dag_version_id",
         "airflow.models.xcom:XComModel.value",
@@ -56,8 +38,6 @@ PRIVATE_NAMES: dict[tuple[Version, Version | None], tuple[str, ...]] = {
         "airflow.sdk:BaseOperator._BaseOperator__from_mapped",
         "airflow.sdk:BaseOperator.resume_execution",
         "airflow.sdk:BaseSensorOperator._get_next_poke_interval",
-    ),
-    ((3, 1), None): (
         "airflow.sdk.definitions.context:context_merge",
         "airflow.sdk.log:mask_secret",
     ),

@@ -13,26 +13,18 @@ home = tempfile.mkdtemp(prefix="rungen-airflow-")
 os.environ |= {"AIRFLOW_HOME": home, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
 
 import airflow  # noqa: E402 - it reads its settings when imported
-import rungen_emulator as emulator
+import rungen_emulator as emulator  # noqa: E402
 from rungen_emulator.fakes import FakeTaskInstance  # noqa: E402
 
 import airflow_provider_rungen as package  # noqa: E402
 from airflow_provider_rungen import operators  # noqa: E402
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS  # noqa: E402
-
-# a program, what needs pytest, and what needs a newer Airflow
-_NOT_HERE = {"__main__", "pytest_plugin"} | (set() if AIRFLOW_V_3_3_PLUS else {"retries"})
 
 
 def main() -> None:
     if not str(package.__file__).startswith(sys.prefix):
         raise SystemExit("the imported package is not the installed one")
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        _, _, name = module.name.rpartition(".")
-        has_pages = AIRFLOW_V_3_0_PLUS or not module.name.startswith(f"{package.__name__}.plugins.")
-        # the examples need a newer common-compat than old constraint files have
-        if name not in _NOT_HERE and has_pages and ".example_dags." not in module.name:
-            importlib.import_module(module.name)
+        importlib.import_module(module.name)
     for lazy in (operators, emulator):
         for name in lazy.__all__:
             getattr(lazy, name)

@@ -455,7 +455,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _clears_keep_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the state after a clear, as Airflow 3.3 does, unless a test discards it."""
-    monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", False)
+    monkeypatch.setattr("airflow_provider_rungen._airflow.CLEAR_DISCARDS_STATE", False)
 
 
 @pytest.fixture

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.version_compat import (
-    AIRFLOW_V_3_0_PLUS,
-    AIRFLOW_V_3_1_PLUS,
     AIRFLOW_V_3_3_PLUS,
 )
 from conftest import HOME
@@ -38,9 +36,7 @@ pytestmark = [
 ]
 
 DAGS = Path(__file__).parent / "dags"
-# an approval needs Airflow 3.1
-APPROVAL = EXAMPLE_DAGS / "rungen_approval.py"
-EXAMPLES = sorted(path for path in EXAMPLE_DAGS.glob("rungen_*.py") if path != APPROVAL or AIRFLOW_V_3_1_PLUS)
+EXAMPLES = sorted(EXAMPLE_DAGS.glob("rungen_*.py"))
 # As documented, and with all that may differ; tests/client/test_endpoints.py has the other combinations.
 WAYS: dict[str, dict[str, Any]] = {
     "documented": {"style": {}},
@@ -176,7 +172,7 @@ def test_no_job_was_made_twice(runs: Runs) -> None:
         FORM["prompt"],
     )
     jobs = [prompt for prompt in runs.prompts() if prompt not in ("again", *examples)]
-    assert len(jobs) == 4 * len(WAYS) + (13 if AIRFLOW_V_3_0_PLUS else 11)
+    assert len(jobs) == 4 * len(WAYS) + 13
     assert runs.emulator.service.count("run") == runs.emulator.service.stats()["jobs_created"]
 
 
@@ -188,14 +184,13 @@ def test_a_deferred_task_comes_back(runs: Runs) -> None:
 def test_a_failed_job_fails_its_dag_run(runs: Runs) -> None:
     states = {**runs.states["failing"]}
     assert (states.pop("submitted[-1]"), states.pop("collected_bad[-1]")) == ("success", "upstream_failed")
-    late = ("late[-1]",) if AIRFLOW_V_3_0_PLUS else ()
-    assert states == dict.fromkeys(("bad[-1]", "wait_for_bad[-1]", "bad_table[-1]", *late), "failed")
+    assert states == dict.fromkeys(("bad[-1]", "wait_for_bad[-1]", "bad_table[-1]", "late[-1]"), "failed")
     assert "out of memory" in runs.log
 
 
 @pytest.mark.skipif(
-    AIRFLOW_V_3_0_PLUS and not AIRFLOW_V_3_3_PLUS,
-    reason="dag.test() of Airflow 3.0 to 3.2 gives callbacks no exception",
+    not AIRFLOW_V_3_3_PLUS,
+    reason="dag.test() of Airflow 3.1 and 3.2 gives callbacks no exception",
 )
 def test_a_callback_finds_the_app_and_the_jobs_of_a_failed_task(runs: Runs) -> None:
     def found(kind: str, app_id: str, *prompts: str) -> dict[str, Any]:
@@ -203,8 +198,8 @@ def test_a_callback_finds_the_app_and_the_jobs_of_a_failed_task(runs: Runs) -> N
         ids = [job["id"] for prompt in prompts for job in jobs if job["input"]["prompt"] == prompt]
         return {"kind": kind, "app_id": app_id, "job_ids": ids}
 
-    late = {"late": found("AirflowTaskTimeout", "flux-schnell", "late")} if AIRFLOW_V_3_0_PLUS else {}
-    assert runs.report("failing") == late | {
+    assert runs.report("failing") == {
+        "late": found("AirflowTaskTimeout", "flux-schnell", "late"),
         "bad": found("RunGenJobFailedError", "flux-schnell", "fail: out of memory"),
         "wait_for_bad": found("AirflowFailException", "flux-schnell", "fail: no luck"),
         "bad_table": found("RunGenJobFailedError", "llama-text", "bad", "good"),
@@ -255,10 +250,6 @@ def test_the_rows_of_a_table_cost_the_seconds_that_their_jobs_ran(runs: Runs) ->
 def test_neither_key_nor_signed_url_is_in_the_log(runs: Runs) -> None:
     assert "Submitted job" in runs.log
     lines = runs.log.splitlines()
-    if not AIRFLOW_V_3_1_PLUS:
-        # Airflow 3.0 itself writes in dag.test(), at DEBUG, what a task asks of it: to mask, to push, to show
-        talk = ("Sending request", "Received message from task runner")
-        lines = [line for line in lines if not any(words in line for words in talk)]
     assert [line for line in lines if runs.emulator.service.api_key in line] == []
     assert [line for line in lines if "X-Amz-Signature" in line] == []
 
@@ -366,8 +357,3 @@ def test_an_example_is_a_dag_that_starts_no_run_by_itself(
     assert [task.task_id for task in dag.tasks if not task.doc_md] == []
     timetable = type(dag.timetable).__name__  # so unpausing it starts no run
     assert timetable in ("NullTimetable", "AssetTriggeredTimetable", "DatasetTriggeredTimetable")
-
-
-@pytest.mark.skipif(AIRFLOW_V_3_1_PLUS, reason="from Airflow 3.1 on it waits for an approval")
-def test_where_nobody_can_approve_there_is_no_dag_that_pays() -> None:
-    assert "dag" not in runpy.run_path(str(APPROVAL))

@@ -20,7 +20,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from conftest import HOME
 from rungen_emulator import Emulator
 from rungen_emulator.__main__ import _parser as emulator_arguments
@@ -230,8 +229,6 @@ def _environment(folder: Path, emulator: Emulator, warehouse: LocalPostgres | No
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
-    if not AIRFLOW_V_3_0_PLUS:
-        pytest.skip("the pages are written for Airflow 3 (airflow.sdk)")
     with ExitStack() as stack:
         emulator = stack.enter_context(Emulator(job_seconds=0))
         warehouse = None

@@ -28,9 +28,3 @@ def test_the_bounds_allow_what_is_pinned(path: Path) -> None:
         requirement = Requirement(line)
         pinned = pins.get(canonicalize_name(requirement.name))
         assert pinned is None or requirement.specifier.contains(pinned), f"{line}, but {pinned} is pinned"
-
-
-def test_common_compat_is_pinned_to_what_has_none_of_the_names() -> None:
-    pinned = {path.stem: read_pins(path)["apache-airflow-providers-common-compat"] for path in FILES}
-    assert pinned["2.11.0"] == "1.7.0"
-    assert pinned["3.0.6"] == "1.7.3"

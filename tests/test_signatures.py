@@ -130,8 +130,7 @@ def airflow_names(kind: Any) -> set[str]:
 
 
 def test_a_type_checker_knows_what_every_airflow_task_and_sensor_takes() -> None:
-    of_airflow_2 = {"sla", "task_concurrency", "queue"}
-    assert airflow_names(BaseOperator) - typed_names("OperatorArguments") <= of_airflow_2
+    assert airflow_names(BaseOperator) - typed_names("OperatorArguments") <= {"queue"}
     assert airflow_names(BaseSensorOperator) <= typed_names("SensorArguments")
     scaling_up = set(parameters(operators.RunGenScaleAppOperator))
     assert scaling_up <= typed_names("ScaleUpArguments") | set(parameters(operators.scaled_app))

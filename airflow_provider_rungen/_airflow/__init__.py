@@ -1,4 +1,4 @@
-"""Import names of Airflow that moved between versions: each is available here on every supported version."""
+"""Names of Airflow, and what differs between its versions 3.1 and later."""
 
 # What the type checker reads here is what other modules import from here:
 # mypy: implicit-reexport
@@ -52,86 +52,59 @@ if TYPE_CHECKING:
     from airflow.sdk.log import mask_secret
     from airflow.triggers.base import BaseEventTrigger
 
-Version = tuple[int, int]
 
-
-def parse_version(version: str) -> Version:
+def parse_version(version: str) -> tuple[int, int]:
     """Return the major and minor number of an Airflow version. A pre-release counts as its release."""
     major, minor = re.findall(r"\d+", version)[:2]
     return int(major), int(minor)
 
 
-AIRFLOW_VERSION: Version = parse_version(airflow.__version__)
-AIRFLOW_V_3_0_PLUS = AIRFLOW_VERSION >= (3, 0)
-AIRFLOW_V_3_2_PLUS = AIRFLOW_VERSION >= (3, 2)
-AIRFLOW_V_3_3_PLUS = AIRFLOW_VERSION >= (3, 3)
-AIRFLOW_V_3_4_PLUS = AIRFLOW_VERSION >= (3, 4)
+# What differs between the supported versions is asked here, and nowhere else.
+_VERSION = parse_version(airflow.__version__)
+#: Modules of the SDK that 3.1 does not have yet.
+_HAS_WHOLE_SDK = _VERSION >= (3, 2)
+#: A task has a store for its state, a trigger is told of a kill, and a teardown waits for all in its scope.
+HAS_TASK_STATE = _VERSION >= (3, 3)
+TEARDOWNS_WAIT_FOR_ALL = _VERSION >= (3, 3)
+#: A clear of a task discards its state, unless the user keeps it, and a tab can be limited to some operators.
+CLEAR_DISCARDS_STATE = _VERSION >= (3, 4)
+TABS_HAVE_SCOPES = _VERSION >= (3, 4)
 
-# Where each name is, as ``module`` or ``module:attribute``, by the first Airflow that has it there (newest
-# first). The version decides, not an ImportError: an import that fails for another reason must not lead to
-# the code for an older version.
-_EXCEPTIONS = {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"}
-_DECORATORS = {(3, 0): "airflow.sdk.bases.decorator", (2, 11): "airflow.decorators.base"}
-PLACES: dict[str, dict[Version, str]] = {
+_EXCEPTIONS = "airflow.sdk.exceptions" if _HAS_WHOLE_SDK else "airflow.exceptions"
+_DECORATORS = "airflow.sdk.bases.decorator"
+# Where each name is. The version decides, not an ImportError: an import that fails for another reason must
+# not lead to the place of another version.
+PLACES: dict[str, str] = {
+    **dict.fromkeys(("Asset", "BaseHook", "BaseOperator", "BaseOperatorLink"), "airflow.sdk"),
+    **dict.fromkeys(("BaseSensorOperator", "Connection", "Context", "ObjectStoragePath"), "airflow.sdk"),
+    **dict.fromkeys(("Param", "TaskGroup", "TaskInstanceState", "TriggerRule", "XComArg"), "airflow.sdk"),
     **dict.fromkeys(("AirflowException", "AirflowFailException", "AirflowNotFoundException"), _EXCEPTIONS),
     **dict.fromkeys(("AirflowSensorTimeout", "AirflowSkipException", "AirflowTaskTimeout"), _EXCEPTIONS),
     **dict.fromkeys(("DuplicateTaskIdFound", "TaskDeferred"), _EXCEPTIONS),
     **dict.fromkeys(("DecoratedOperator", "TaskDecorator", "_TaskDecorator"), _DECORATORS),
+    "BaseEventTrigger": "airflow.triggers.base",
+    "SET_DURING_EXECUTION": "airflow.sdk.definitions._internal.types",
+    "XCom": "airflow.sdk.execution_time.xcom",
+    "conf": "airflow.sdk.configuration" if _HAS_WHOLE_SDK else "airflow.configuration",
+    "context_merge": "airflow.sdk.definitions.context",
+    "determine_kwargs": _DECORATORS if _HAS_WHOLE_SDK else "airflow.utils.operator_helpers",
+    "mask_secret": "airflow.sdk.log",
     "task_decorator_factory": _DECORATORS,
-    "Asset": {(3, 0): "airflow.sdk", (2, 11): "airflow.datasets:Dataset"},
-    # an asset cannot be watched before 3.0, but the module of the trigger can be imported
-    "BaseEventTrigger": {(3, 0): "airflow.triggers.base", (2, 11): "airflow.triggers.base:BaseTrigger"},
-    "BaseHook": {(3, 1): "airflow.sdk", (2, 11): "airflow.hooks.base"},
-    "BaseOperator": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.baseoperator"},
-    "BaseOperatorLink": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.baseoperatorlink"},
-    "BaseSensorOperator": {(3, 0): "airflow.sdk", (2, 11): "airflow.sensors.base"},
-    "Connection": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.connection"},
-    "Context": {(3, 0): "airflow.sdk", (2, 11): "airflow.utils.context"},
-    "ObjectStoragePath": {(3, 0): "airflow.sdk", (2, 11): "airflow.io.path"},
-    "Param": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.param"},
-    "TaskGroup": {(3, 0): "airflow.sdk", (2, 11): "airflow.utils.task_group"},
-    "TaskInstanceState": {(3, 1): "airflow.sdk", (2, 11): "airflow.utils.state"},
-    "TriggerRule": {(3, 1): "airflow.sdk", (2, 11): "airflow.utils.trigger_rule"},
-    "XCom": {(3, 0): "airflow.sdk.execution_time.xcom", (2, 11): "airflow.models.xcom"},
-    "XComArg": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.xcom_arg"},
-    "determine_kwargs": {(3, 2): "airflow.sdk.bases.decorator", (2, 11): "airflow.utils.operator_helpers"},
-    "context_merge": {(3, 1): "airflow.sdk.definitions.context", (2, 11): "airflow.utils.context"},
-    "SET_DURING_EXECUTION": {
-        (3, 0): "airflow.sdk.definitions._internal.types",
-        (2, 11): "airflow.utils.types:NOTSET",
-    },
-    "conf": {(3, 2): "airflow.sdk.configuration", (2, 11): "airflow.configuration"},
-    "mask_secret": {
-        (3, 1): "airflow.sdk.log",
-        (3, 0): "airflow.sdk.execution_time.secrets_masker",
-        (2, 11): "airflow.utils.log.secrets_masker",
-    },
 }
 
 
-def place_of(name: str, version: Version = AIRFLOW_VERSION) -> tuple[str, str] | None:
-    """
-    Return the module and the attribute of a name, or ``None`` if this Airflow lacks it.
-
-    :param name: a name of `PLACES`.
-    :param version: a version of Airflow.
-    """
-    for since, place in PLACES[name].items():
-        if version >= since:
-            module, _, attribute = place.partition(":")
-            return module, attribute or name
-    return None
+def stats_module(*, is_in_triggerer: bool) -> str:
+    """Return the module that sends Airflow's metrics. A triggerer sets up that of the core."""
+    if not _HAS_WHOLE_SDK:
+        return "airflow.stats"
+    return "airflow.observability.stats" if is_in_triggerer else "airflow.sdk.observability.stats"
 
 
 def __getattr__(name: str) -> Any:
     # at the first use, since some of these modules take seconds to import
-    place = place_of(name) if name in PLACES else None
-    if place is None:
-        raise AttributeError(
-            f"module {__name__!r} has no attribute {name!r} on Airflow {airflow.__version__}"
-        )
-    module, attribute = place
-    value = globals()[name] = getattr(import_module(module), attribute)
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(PLACES[name]), name)
     return value
 
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies
 
-from airflow_provider_rungen._airflow import place_of
+from airflow_provider_rungen._airflow import PLACES
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,12 @@ async def amask(secrets: Iterable[str]) -> None:
     secrets = list(secrets)
     if not secrets:
         return
-    module, _ = place_of("mask_secret") or ("", "")
-    amask_secret = getattr(import_module(module), "amask_secret", None)  # since a patch release of 3.3
+    # since a patch release of 3.3
+    amask_secret = getattr(import_module(PLACES["mask_secret"]), "amask_secret", None)
     if amask_secret is None:
         from asgiref.sync import sync_to_async
 
-        # not asyncio.to_thread: Airflow 3.0 and 3.1 use this loop, which only asgiref finds in a thread
+        # not asyncio.to_thread: Airflow 3.1 uses this loop, which only asgiref finds in a thread
         await sync_to_async(partial(mask, secrets), thread_sensitive=False)()
         return
     for secret in secrets:

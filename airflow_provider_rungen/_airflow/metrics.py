@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen._airflow import stats_module
+
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.flow import Request, Response
     from airflow_provider_rungen.client.models import Job
@@ -91,11 +93,7 @@ def _send(kind: str, name: str, value: Any) -> None:
 @functools.cache
 def _stats() -> Any:
     """Return what sends Airflow's metrics. Warn and return ``None`` if this Airflow has it elsewhere."""
-    from airflow_provider_rungen._airflow import AIRFLOW_V_3_2_PLUS
-
-    name = "airflow.stats"
-    if AIRFLOW_V_3_2_PLUS:
-        name = "airflow.observability.stats" if _is_in_triggerer else "airflow.sdk.observability.stats"
+    name = stats_module(is_in_triggerer=_is_in_triggerer)
     try:
         module = importlib.import_module(name)
     except ImportError as error:

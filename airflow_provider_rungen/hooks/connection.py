@@ -133,9 +133,8 @@ def _read_extra(text: str | None) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise _FieldError("extra must be a JSON object")
     extra: dict[str, Any] = {}
-    for prefixed, given in raw.items():
+    for name, given in raw.items():
         value = given.strip() if isinstance(given, str) else given  # pasted text often ends with a space
-        name = prefixed.removeprefix("extra__rungen__")
         if name not in _EXTRAS:
             raise _FieldError(f"extra field {name!r} is unknown; known are {', '.join(sorted(_EXTRAS))}")
         if value is None or value == "":
@@ -164,8 +163,8 @@ def _string(value: Any) -> str:
 def _flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    if isinstance(value, str) and value.lower() in ("true", "false", "y"):
-        return value.lower() != "false"  # the form of Airflow 2 sends y for a checked box
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() != "false"
     raise ValueError("must be true or false")
 
 
@@ -190,10 +189,9 @@ def _number(value: Any, expected: str = "a positive number") -> float:
 
 def _timeout(value: Any) -> tuple[float, float]:
     expected = "seconds (a positive number), or an object with connect and read"
-    if isinstance(value, str) and value.startswith("{"):
-        # the form of Airflow 2 shows, and sends, an object as Python writes it
+    if isinstance(value, str) and value.startswith("{"):  # a text field of the form
         with contextlib.suppress(ValueError):
-            value = json.loads(value.replace("'", '"'))
+            value = json.loads(value)
     if isinstance(value, dict):
         if unknown := set(value) - {"connect", "read"}:
             raise ValueError(f"has the unknown part {min(unknown)!r}; known are connect and read")
@@ -283,12 +281,12 @@ def find_connection(conn_id: str) -> Connection | None:
     return found
 
 
-# --- the form of Airflow before 3.2. Later versions read provider.toml ----
+# --- the form of Airflow 3.1. Later versions read provider.toml ----
 
 
 def form_widgets() -> dict[str, Any]:
     """Return the fields of the form."""
-    from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+    from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
     from wtforms import BooleanField, PasswordField, StringField
 
     widgets: dict[str, Any] = {}
@@ -297,7 +295,7 @@ def form_widgets() -> dict[str, Any]:
         if "boolean" in spec["schema"]["type"]:
             widgets[name] = BooleanField(label, description=text, default=spec["schema"].get("default"))
         elif spec["schema"].get("format") == "password":
-            widgets[name] = PasswordField(label, description=text, widget=_draw_password)
+            widgets[name] = PasswordField(label, description=text, widget=BS3PasswordFieldWidget())
         else:
             widgets[name] = StringField(label, description=text, widget=BS3TextFieldWidget())
     return widgets
@@ -307,12 +305,3 @@ def ui_field_behaviour() -> dict[str, Any]:
     """Return the labels, placeholders and hidden fields of the form."""
     behaviour = get_provider_info()["connection-types"][0]["ui-field-behaviour"]
     return {name.replace("-", "_"): value for name, value in behaviour.items()}
-
-
-def _draw_password(field: Any, **attributes: Any) -> Any:
-    """Draw a password field that keeps its value when other fields are edited, unlike the library's."""
-    from airflow.www.views import SENSITIVE_FIELD_PLACEHOLDER
-    from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget
-
-    value = SENSITIVE_FIELD_PLACEHOLDER if field.data else ""
-    return BS3PasswordFieldWidget(hide_value=False)(field, **attributes, value=value)

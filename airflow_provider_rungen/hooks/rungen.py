@@ -261,12 +261,12 @@ class RunGenHook(FlowHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Return the fields of Airflow 2's connection form."""
+        """Return the fields of Airflow 3.1's connection form."""
         return form_widgets()
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return the labels and hidden fields of Airflow 2's connection form."""
+        """Return the labels and hidden fields of Airflow 3.1's connection form."""
         return ui_field_behaviour()
 
 

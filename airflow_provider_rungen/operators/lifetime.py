@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow_provider_rungen._airflow import (
-    AIRFLOW_V_3_3_PLUS,
+    TEARDOWNS_WAIT_FOR_ALL,
     BaseOperator,
     DuplicateTaskIdFound,
     TaskGroup,
@@ -215,7 +215,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
                 if is_last:
                     self.down.set_upstream(self._add_after(task))
             # before 3.3, Airflow only lets a teardown wait for the tasks right before it
-            elif is_last or not AIRFLOW_V_3_3_PLUS:
+            elif is_last or not TEARDOWNS_WAIT_FOR_ALL:
                 self.down.set_upstream(task)
         self._check_waits()
         # a task that was made before all blocks may be between two of this one

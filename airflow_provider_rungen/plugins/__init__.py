@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS
+from airflow_provider_rungen._airflow import TABS_HAVE_SCOPES
 from airflow_provider_rungen.links import PREFIX, are_pages_enabled, mount_path
 
 # Airflow's names for the classes whose tasks have a page.
@@ -56,7 +56,7 @@ def _views() -> list[dict[str, Any]]:
     views: list[dict[str, Any]] = [
         {"name": "RunGen", "href": f"{mount_path()}/", "destination": "nav", "url_route": "rungen"}
     ]
-    if AIRFLOW_V_3_4_PLUS:
+    if TABS_HAVE_SCOPES:
         page = "dags/{DAG_ID}/runs/{RUN_ID}/tasks/{TASK_ID}/{MAP_INDEX}"
         views.append(
             {
@@ -71,7 +71,7 @@ def _views() -> list[dict[str, Any]]:
 
 
 class RunGenPlugin(AirflowPlugin):
-    """The pages, their navigation entry, and their tab. Empty on Airflow 2, or with ``pages = False``."""
+    """The pages, their navigation entry, and their tab. Empty with ``pages = False``."""
 
     name = "rungen"
     fastapi_apps: list[Any] = []  # noqa: RUF012 - as Airflow declares them

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -37,8 +36,7 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
             return None
         with run.attempt(), run.naming_jobs(), run.guard.working():
             try:
-                # unwrapped, since the decorator of Airflow 2.11 warns if another `execute` calls this one
-                return inspect.unwrap(BaseSensorOperator.execute)(self, context)
+                return BaseSensorOperator.execute(self, context)
             except AirflowSensorTimeout:
                 if run.late is None:
                     raise

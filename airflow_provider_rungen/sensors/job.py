@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS
+from airflow_provider_rungen._airflow import HAS_TASK_STATE
 from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
@@ -86,7 +86,7 @@ class RunGenJobSensor(RunGenBaseSensor):
         if start_from_trigger and not deferrable:
             raise ValueError("start_from_trigger needs deferrable=True")
         # on the instance: Airflow cannot map a class that sets it
-        self.start_from_trigger = start_from_trigger and AIRFLOW_V_3_3_PLUS
+        self.start_from_trigger = start_from_trigger and HAS_TASK_STATE
         if self.start_from_trigger:
             self.start_trigger_args = self._start_arguments()
 

@@ -125,5 +125,5 @@ class RunGenBaseTrigger(BaseTrigger):
 
 
 async def ask_airflow(question: Callable[[Any], Any], ti: Any) -> Any:
-    # not asyncio.to_thread: Airflow 3.0 and 3.1 ask on this loop, which only asgiref finds there
+    # not asyncio.to_thread: Airflow 3.1 asks on this loop, which only asgiref finds there
     return await sync_to_async(question, thread_sensitive=False)(ti)

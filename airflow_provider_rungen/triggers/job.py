@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 
+from airflow_provider_rungen import _airflow
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
@@ -167,11 +168,11 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                     return [job_id for job_id in job_ids if job_id in pushed or self.attempt in pushed]
                 if state == TaskInstanceState.DEFERRED:
                     return job_ids  # a sensor pushes none, since it waits for jobs of other tasks
-            if not may_resume and not attempts.CLEAR_DISCARDS_STATE:
+            if not may_resume and not _airflow.CLEAR_DISCARDS_STATE:
                 return []
             if time.monotonic() > give_up_at:
                 # from Airflow 3.4 on, the next attempt most likely knows nothing of them
-                return [] if attempts.CLEAR_DISCARDS_STATE else job_ids
+                return [] if _airflow.CLEAR_DISCARDS_STATE else job_ids
             await asyncio.sleep(0.5)
             state = await ask_airflow(attempts.task_state, self.task_instance)
         return []

@@ -12,7 +12,7 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 from airflow.providers.common.compat.sdk import redact
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, place_of
+from airflow_provider_rungen._airflow import PLACES
 from airflow_provider_rungen._airflow.masking import amask, mask, proxy_passwords
 from airflow_provider_rungen.hooks import RunGenHook
 
@@ -86,7 +86,6 @@ class Supervisor:
         self.received.append(message.value)
 
 
-@pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="Airflow 2 has no supervisor")
 def test_the_supervisor_of_a_trigger_gets_the_secrets_without_blocking_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -102,14 +101,12 @@ def test_the_supervisor_of_a_trigger_gets_the_secrets_without_blocking_the_loop(
     assert redact("a-secret-of-the-loop") == "***"
 
 
-@pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="Airflow 2 has no supervisor")
 def test_a_supervisor_that_is_gone_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow.sdk.execution_time import task_runner
 
     send, asend = Mock(side_effect=BrokenPipeError), AsyncMock(side_effect=BrokenPipeError)
-    gone = Mock(send=send, send_request=send, asend=asend)  # Airflow 3.0 has another name
-    module, _ = place_of("mask_secret") or ("", "")
-    is_async = hasattr(import_module(module), "amask_secret")  # otherwise it sends in a thread
+    gone = Mock(send=send, send_request=send, asend=asend)
+    is_async = hasattr(import_module(PLACES["mask_secret"]), "amask_secret")  # otherwise it sends in a thread
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", gone, raising=False)
     asyncio.run(amask(["a-secret-that-nobody-hears"]))
     mask(["another-that-nobody-hears"])

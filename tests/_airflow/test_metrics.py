@@ -19,7 +19,7 @@ import pytest
 from conftest import FakeStore, FakeTaskInstance, run_task, table_of
 from rungen_emulator import Emulator, Fault
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_2_PLUS, metrics
+from airflow_provider_rungen._airflow import metrics, stats_module
 from airflow_provider_rungen.exceptions import RunGenConnectionError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunJobOperator
@@ -27,7 +27,7 @@ from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
-STATS_MODULE = "airflow.sdk.observability.stats" if AIRFLOW_V_3_2_PLUS else "airflow.stats"
+STATS_MODULE = stats_module(is_in_triggerer=False)
 
 
 class Backend:

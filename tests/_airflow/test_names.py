@@ -6,32 +6,23 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import airflow
 import pytest
 
 from airflow_provider_rungen import _airflow
-from airflow_provider_rungen._airflow import AIRFLOW_VERSION, PLACES, parse_version, place_of
+from airflow_provider_rungen._airflow import PLACES, parse_version
 from compat.private_names import look_up, names_used_on
 
-# On older versions, these are other objects than those of common-compat.
-_OTHER_FALL_BACKS = {"SET_DURING_EXECUTION"}
 
-
-def names_here() -> list[str]:
-    return [name for name in PLACES if place_of(name) is not None]
-
-
-@pytest.mark.parametrize("name", names_here())
+@pytest.mark.parametrize("name", sorted(PLACES))
 def test_a_name_is_where_the_table_has_it_and_the_one_that_airflow_gives_to_providers(name: str) -> None:
-    assert getattr(_airflow, name) is not None
     compat = pytest.importorskip("airflow.providers.common.compat.sdk")
-    if name not in _OTHER_FALL_BACKS or _airflow.AIRFLOW_V_3_0_PLUS:
-        assert getattr(compat, name, getattr(_airflow, name)) is getattr(_airflow, name)
+    assert getattr(compat, name, getattr(_airflow, name)) is getattr(_airflow, name)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Airflow's web server and its libraries
-@pytest.mark.parametrize("name", names_used_on(AIRFLOW_VERSION))
+@pytest.mark.parametrize("name", names_used_on(parse_version(airflow.__version__)))
 def test_a_private_name_is_where_it_was_seen(name: str) -> None:
     assert look_up(name) is not None
 
@@ -50,33 +41,13 @@ def test_type_checkers_know_the_names_of_the_table() -> None:
 
 
 def test_a_pre_release_counts_as_its_release() -> None:
-    versions = ("2.11.0", "3.0.6", "3.4.0b2", "3.10.1.dev0", "4.0")
-    assert [*map(parse_version, versions)] == [(2, 11), (3, 0), (3, 4), (3, 10), (4, 0)]
-
-
-@pytest.mark.parametrize(
-    ("name", "version", "place"),
-    [
-        *(("conf", version, ("airflow.configuration", "conf")) for version in ((2, 11), (3, 1))),
-        *(("conf", version, ("airflow.sdk.configuration", "conf")) for version in ((3, 2), (4, 0))),
-        ("Asset", (2, 11), ("airflow.datasets", "Dataset")),
-        ("Asset", (3, 0), ("airflow.sdk", "Asset")),
-    ],
-)
-def test_the_version_decides(name: str, version: tuple[int, int], place: Any) -> None:
-    assert place_of(name, version) == place
-
-
-@pytest.mark.parametrize("name", ["NoSuchName", *sorted(set(PLACES) - set(names_here()))])
-def test_what_this_airflow_does_not_have_is_not_an_attribute(name: str) -> None:
-    with pytest.raises(AttributeError, match=f"no attribute '{name}' on Airflow"):
-        getattr(_airflow, name)
+    versions = ("3.1.0", "3.4.0b2", "3.10.1.dev0", "4.0")
+    assert [*map(parse_version, versions)] == [(3, 1), (3, 4), (3, 10), (4, 0)]
 
 
 def test_a_broken_import_is_not_taken_for_an_older_airflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, _ = place_of("XCom") or ("", "")
     monkeypatch.delitem(_airflow.__dict__, "XCom", raising=False)
-    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, PLACES["XCom"], None)
     with pytest.raises(ImportError):
         _ = _airflow.XCom
 
@@ -97,13 +68,11 @@ for name in [name for name in sys.modules if name.startswith("airflow.providers"
     del sys.modules[name]
 sys.meta_path.insert(0, Absent())
 import airflow_provider_rungen as package
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, AIRFLOW_VERSION
+from airflow import __version__
 names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
-names = [name for name in names if not name.endswith("__main__") and ".example_dags." not in name]
-if not AIRFLOW_V_3_3_PLUS:
-    names.remove("airflow_provider_rungen.retries")
-# 2.11 imports them when a page is opened; the web server of 3.0 and 3.1 itself needs common.compat
-if AIRFLOW_VERSION < (3, 2):
+names = [name for name in names if not name.endswith("__main__")]
+# the web server of 3.1 itself needs common.compat
+if __version__.startswith("3.1."):
     names = [name for name in names if not name.startswith("airflow_provider_rungen.plugins.")]
 for name in names:
     __import__(name)

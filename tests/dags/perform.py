@@ -18,16 +18,10 @@ def main(emulator: str, plan: str) -> None:
     from airflow.cli.cli_parser import get_parser
     from airflow.providers.common.compat.sdk import DAG
 
-    from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
-
     # in this process, since each new one takes seconds to import Airflow
     for command in (["db", "migrate"], ["dags", "reserialize"]):
         arguments = get_parser().parse_args(command)
         arguments.func(arguments)
-    if not AIRFLOW_V_3_0_PLUS:  # its migration configures the logging in its own way
-        from airflow.logging_config import configure_logging
-
-        configure_logging()  # type: ignore[no-untyped-call]
     folder = Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
     files = sorted(folder.glob("*/rungen_*.py"))
     sys.path[:0] = sorted({str(file.parent) for file in files})

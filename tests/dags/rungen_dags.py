@@ -11,7 +11,6 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, TaskGroup, task
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
@@ -88,14 +87,13 @@ with DAG(
     RunGenRunTableOperator(
         task_id="bad_table", app_id="llama-text", table=[fails, {"prompt": "good"}], **place, **FAST
     )
-    if AIRFLOW_V_3_0_PLUS:  # before, it ends dag.test(), too
-        RunGenRunTableOperator(
-            task_id="late",
-            table=[{"prompt": "late", "emulator": {"seconds": 60}}] * 2,
-            **place,
-            execution_timeout=timedelta(seconds=2),
-            **FAST,
-        )
+    RunGenRunTableOperator(
+        task_id="late",
+        table=[{"prompt": "late", "emulator": {"seconds": 60}}] * 2,
+        **place,
+        execution_timeout=timedelta(seconds=2),
+        **FAST,
+    )
 
 with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from rungen_emulator import Emulator
 
 pytestmark = pytest.mark.contract
@@ -174,7 +173,6 @@ def test_with_a_secrets_backend_unit_tests_reach_the_emulator_alone(
     assert real.service.records() == []
 
 
-@pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="its DAG imports airflow.sdk")
 def test_with_a_secrets_backend_a_whole_dag_reaches_the_emulator_alone(
     tmp_path: Path, real: Emulator
 ) -> None:

@@ -17,10 +17,9 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Airfl
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from conftest import SOON, table_of
 from rungen_emulator import Emulator, Fault
+from rungen_emulator.names import AIRFLOW_VERSION, HAS_TASK_STATE
 from rungen_emulator.testing import TaskResult, run_operator
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS, AIRFLOW_VERSION
-from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.exceptions import RunGenJobFailedError
 from airflow_provider_rungen.ledger import Ledger
 from airflow_provider_rungen.operators import (
@@ -46,7 +45,7 @@ def test_an_operator_needs_no_dag_and_returns_value_xcoms_and_log(rungen_emulato
     assert result.xcoms["job_id"] == result.xcoms["return_value"] == made["id"]
     assert result.xcoms["usage"]["jobs"] == 1
     assert f"INFO Submitted job {made['id']} to app flux-schnell" in result.log.splitlines()
-    assert ("Not durable" in result.log) != AIRFLOW_V_3_3_PLUS
+    assert ("Not durable" in result.log) != HAS_TASK_STATE
 
 
 @pytest.mark.contract
@@ -118,7 +117,6 @@ def test_templates_know_connections_variables_and_the_task_instance(
 
 
 @pytest.mark.contract
-@pytest.mark.skipif(AIRFLOW_VERSION == (3, 0), reason="it then asks the supervisor, which does not run")
 def test_a_variable_and_a_connection_may_have_a_default(rungen_emulator: Emulator) -> None:
     op = job("{{ var.value.get('absent', 'blue') }} {{ conn.get('absent', 'none') }}")
     assert run_operator(op).rendered["input"] == {"prompt": "blue none"}
@@ -131,9 +129,8 @@ def test_what_earlier_tasks_returned_is_pulled(rungen_emulator: Emulator) -> Non
 
     with DAG("d", schedule=None):
         paint = job()
-        mapped: Any = RunGenRunJobOperator.partial(task_id="mapped").expand(input=[{"prompt": "x"}])
-        one, several = collect("one", paint.output), collect("several", mapped.output)
-        both = collect("both", [mapped.output, paint.output])
+        another = RunGenRunJobOperator(task_id="another", input={"prompt": "x"})
+        one, both = collect("one", paint.output), collect("both", [another.output, paint.output])
         sensor = RunGenJobSensor(
             task_id="wait", job_id="{{ ti.xcom_pull('paint', key='job_id') }}", poke_interval=0.05
         )
@@ -141,27 +138,9 @@ def test_what_earlier_tasks_returned_is_pulled(rungen_emulator: Emulator) -> Non
     for upstream in ({"paint": first}, {"paint": first.value}):
         assert run_operator(one, upstream=upstream).value["images"]
     assert run_operator(sensor, upstream={"paint": first}).error is None
-    ids = [first.value] * 2
-    assert len(run_operator(several, upstream={"mapped": ids}).value) == 2
-    assert len(run_operator(both, upstream={"paint": first, "mapped": ids}).value) == 3
+    assert len(run_operator(both, upstream={"paint": first, another.task_id: first}).value) == 2
     assert one.upstream_task_ids == {"paint"}
     assert isinstance(run_operator(one).error, AirflowFailException), "no id"
-
-
-@pytest.mark.contract
-def test_a_decorated_function_can_be_run_mapped_or_not(rungen_emulator: Emulator) -> None:
-    @rungen_task(poll_interval=0.05, app_id="llama-text")
-    def describe(name: str, ds: str | None = None) -> dict[str, Any]:
-        return {"prompt": f"{name} on {ds}"}
-
-    with DAG("d", schedule=None):
-        described = describe("a kettle")
-        mapped = describe.expand(name=["a kettle", "a desk"])
-    result = run_operator(described, context={"ds": "2026-01-31"})
-    assert result.value == "You said: a kettle on 2026-01-31"
-    assert result.rendered["inputs"] == [{"prompt": "a kettle on 2026-01-31"}]
-    result = run_operator(mapped, map_index=1, context={"ds": "2026-01-31"})
-    assert result.value == "You said: a desk on 2026-01-31"
 
 
 @pytest.mark.contract
@@ -185,45 +164,6 @@ def test_the_teardown_of_a_block_knows_whether_its_setup_has_run(
 
 
 # --- mapped tasks ---
-
-
-@pytest.mark.contract
-def test_each_of_the_tasks_of_a_mapped_operator_can_be_run(rungen_emulator: Emulator) -> None:
-    with DAG("d", schedule=None, params={"color": "red"}):
-        mapped: Any = RunGenRunJobOperator.partial(task_id="paint", app_id="llama-text", **WAITING).expand(
-            input=[{"prompt": "{{ params.color }} boat"}, {"prompt": "house {{ ti.map_index }}"}]
-        )
-        collect = RunGenCollectResultsOperator(task_id="c", job_id=mapped.output, poll_interval=0.05)
-    results = [run_operator(mapped, map_index=number) for number in range(2)]
-    assert [result.rendered["input"]["prompt"] for result in results] == ["red boat", "house 1"]
-    collected = run_operator(collect, upstream={"paint": results}, context={"task": collect})
-    assert collected.error is None
-    assert len(rungen_emulator.service.jobs()) == 2
-    with pytest.raises(TypeError, match="map_index"):
-        run_operator(mapped)
-    with pytest.raises(TypeError, match="map_index"):
-        run_operator(job(), map_index=0)
-    assert isinstance(run_operator(mapped, map_index=2).error, IndexError)
-
-
-@pytest.mark.contract
-def test_a_mapped_operator_maps_over_what_earlier_tasks_returned(rungen_emulator: Emulator) -> None:
-    with DAG("d", schedule=None):
-        first: Any = BaseOperator(task_id="first")
-        one: Any = RunGenRunJobOperator.partial(task_id="m").expand(input=[{"prompt": "x"}])
-        inputs: Any = BaseOperator(task_id="inputs")
-        mapped: Any = RunGenRunJobOperator.partial(task_id="paint").expand_kwargs(inputs.output)
-        collect: Any = RunGenCollectResultsOperator.partial(task_id="c", poll_interval=0.05).expand(
-            job_id=one.output, app_id=[first.output, "b"]
-        )
-    values = [{"input": {"prompt": "{{ no template }}"}}, {"input": {"prompt": "b"}}]
-    assert run_operator(mapped, upstream={"inputs": values}, map_index=1).error is None
-    result = run_operator(mapped, upstream={"inputs": values}, map_index=0)
-    assert result.rendered["input"] == {"prompt": "{{ no template }}"}, "what a task returned is no template"
-    upstream = {"m": ["j0", "j1"], "first": "a"}
-    found = [run_operator(collect, upstream=upstream, map_index=index).rendered for index in range(4)]
-    pairs = [(each["job_id"], each["app_id"]) for each in found]
-    assert pairs == [("j0", "a"), ("j0", "b"), ("j1", "a"), ("j1", "b")]
 
 
 # --- tables ---
@@ -295,7 +235,6 @@ DATED = "{{ dag_run.logical_date or 'none' }} {{ ds is defined }}"
 
 
 @pytest.mark.contract
-@pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="each run has a logical date")
 def test_a_run_may_have_no_date(rungen_emulator: Emulator) -> None:
     assert run_operator(job(DATED), logical_date=None).rendered["input"]["prompt"] == "none False"
     assert "'ds' is undefined" in str(run_operator(job("{{ ds }}"), logical_date=None).error)
@@ -304,13 +243,6 @@ def test_a_run_may_have_no_date(rungen_emulator: Emulator) -> None:
     prompt = run_operator(op, logical_date=None).rendered["input"]["prompt"]
     assert prompt.endswith("__paint__run")
     assert prompt.split()[0] in (today, f"{datetime.now(UTC):%Y-%m-%d}")
-
-
-@pytest.mark.contract
-@pytest.mark.skipif(AIRFLOW_V_3_0_PLUS, reason="a run may have none")
-def test_airflow_2_has_no_runs_without_a_date() -> None:
-    with pytest.raises(ValueError, match="Airflow 3"):
-        run_operator(job(), logical_date=None)
 
 
 @pytest.mark.contract
@@ -378,7 +310,7 @@ def test_an_alarm_of_the_test_runner_stays() -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="there is no task state store")
+@pytest.mark.skipif(not HAS_TASK_STATE, reason="there is no task state store")
 def test_the_state_store_can_be_shared_by_attempts(rungen_emulator: Emulator) -> None:
     from rungen_emulator.fakes import FakeStore
 

@@ -37,6 +37,7 @@ from hypothesis import strategies as st
 from places import Died
 from rungen_emulator import Emulator, Service
 
+from airflow_provider_rungen import _airflow
 from airflow_provider_rungen.client import job_poller, poll_state, polling, retry
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenForbiddenError
 from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner
@@ -865,7 +866,7 @@ def led(
     monkeypatch.setattr(attempts, "pushed_job_ids", lambda ti: None)
 
     def lead(script: Script) -> Life:
-        monkeypatch.setattr(attempts, "CLEAR_DISCARDS_STATE", script.airflow == "3.4")
+        monkeypatch.setattr(_airflow, "CLEAR_DISCARDS_STATE", script.airflow == "3.4")
         log.lines.clear()
         life = Life(emulator, script, tmp_path / str(len(current)), log)
         current.append(life)

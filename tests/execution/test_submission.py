@@ -32,6 +32,7 @@ from conftest import (
 from places import Died
 from rungen_emulator import Emulator
 
+from airflow_provider_rungen import _airflow
 from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -41,7 +42,6 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.jobs import deferral
 from airflow_provider_rungen.execution.sending import log_writer
-from airflow_provider_rungen.execution.task import attempts as attempt
 from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.operators import RunGenRunJobOperator
@@ -659,7 +659,7 @@ def test_a_clear_while_the_task_runs_leaves_the_job_only_with_its_state(
     waiting: Task, monkeypatch: pytest.MonkeyPatch, on_clear: str, is_kept: bool, statuses: list[str]
 ) -> None:
     """From Airflow 3.4 on: where the state is gone, the next attempt does not know the job."""
-    monkeypatch.setattr(attempt, "CLEAR_DISCARDS_STATE", True)
+    monkeypatch.setattr(_airflow, "CLEAR_DISCARDS_STATE", True)
     kept = waiting.kept
     killed(waiting, "restarting", on_ask=(lambda: None) if is_kept else kept.clear, on_clear=on_clear)
     assert waiting.statuses() == statuses
@@ -821,7 +821,7 @@ def test_a_cleared_task_that_resumes_has_its_time_again(emulator: Emulator) -> N
 
 def test_a_state_that_was_kept_on_purpose_is_resumed(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """From Airflow 3.4 on, a clear discards it unless the user keeps it."""
-    monkeypatch.setattr(attempt, "CLEAR_DISCARDS_STATE", True)
+    monkeypatch.setattr(_airflow, "CLEAR_DISCARDS_STATE", True)
     job_id = die_after_submission(task)
     task.clear()
     assert task.attempt().value == job_id

@@ -8,11 +8,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
 from airflow_provider_rungen.execution.task.attempts import task_state
-
-if not AIRFLOW_V_3_0_PLUS:
-    pytest.skip("Airflow 2 keeps states in the triggerer's own database", allow_module_level=True)
 
 
 def instance(map_index: int | None = -1) -> Any:

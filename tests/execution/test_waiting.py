@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferred
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS
 from client_mistakes import early_retries
 from conftest import APP, FakeTaskInstance, run_task
 from rungen_emulator import Emulator, Fault
@@ -54,7 +53,6 @@ def first_event(deferred: TaskDeferred) -> Any:
     return asyncio.run(first())
 
 
-ENDS_THERE = pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a worker is started for it")
 ENDING: dict[str, Any] = WAITING | {"defer_after": 0, "end_from_trigger": True}
 
 
@@ -74,7 +72,7 @@ def test_a_retry_after_holds_from_the_worker_into_the_triggerer(
 
 @pytest.mark.parametrize("mode", ["poke", "reschedule"])
 def test_a_sensor_pokes_no_sooner_than_the_service_asked(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, mode: Any, monkeypatch: pytest.MonkeyPatch
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, mode: Any
 ) -> None:
     job_id = submitted(0)
     rungen_emulator.service.inject(Fault(on="get", status=429, headers={"Retry-After": "1"}))
@@ -83,8 +81,6 @@ def test_a_sensor_pokes_no_sooner_than_the_service_asked(
         assert run_task(op, context).error is None
     else:
         ti.get_first_reschedule_date = lambda _: None  # type: ignore[attr-defined]
-        if not AIRFLOW_V_3_0_PLUS:  # the sensor asks the database, and there is none
-            monkeypatch.setattr("airflow.sensors.base._orig_start_date", lambda **_: None)
         error: Any = run_task(op, context).error
         assert type(error).__name__ == "AirflowRescheduleException"
         assert 0 < error.reschedule_date.timestamp() - time.time() <= 1.5

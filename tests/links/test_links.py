@@ -14,7 +14,7 @@ from rungen_emulator import Emulator, Fault
 from airflow_provider_rungen._airflow import XCom
 from airflow_provider_rungen.execution.task.xcom_keys import PAGE_KEY
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink, are_pages_enabled
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
@@ -26,7 +26,6 @@ from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
 pytestmark = pytest.mark.usefixtures("unsettled")
 
 JOB, APP_LINK, RESULTS = RunGenJobLink.key, RunGenAppLink.key, RunGenResultsLink.key
-with_pages = pytest.mark.skipif(not are_pages_enabled(), reason="Airflow 2 has no pages")
 WAIT: dict[str, Any] = {"task_id": "task", "defer_after": 0}
 POLL: dict[str, Any] = {**WAIT, "poll_interval": 0.02}
 
@@ -67,7 +66,6 @@ OF_MANY = pytest.mark.parametrize("make", [batch, collect, sensor])
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
 
 
-@with_pages
 @EVERY
 @MODES
 def test_what_people_see_is_pushed_before_the_wait_and_stays(
@@ -94,7 +92,6 @@ def test_what_people_see_is_pushed_before_the_wait_and_stays(
 
 
 @pytest.mark.contract
-@with_pages
 def test_a_task_without_a_job_does_not_look_for_its_link(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +105,6 @@ def test_a_task_without_a_job_does_not_look_for_its_link(
     assert looked_up == [], "the SDK logs a missing XCom as an error"
 
 
-@with_pages
 @pytest.mark.parametrize("kind", [RunGenJobSensor, RunGenAppSensor])
 def test_a_rescheduling_sensor_pushes_its_links_at_its_first_look(
     rungen_emulator: Emulator, ti: FakeTaskInstance, kind: Any
@@ -127,19 +123,6 @@ def test_a_rescheduling_sensor_pushes_its_links_at_its_first_look(
 
 
 @pytest.mark.contract
-@with_pages
-def test_a_sensor_of_airflow_2_pushes_its_links_at_each_look(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
-) -> None:
-    """Airflow 2 removes them before each look, and its context does not count the looks."""
-    [job_id] = submitted(given(seconds=60))
-    for _ in range(3):
-        RunGenJobSensor(task_id="task", job_id=job_id, mode="reschedule").poke(context)
-    assert [key for key, _ in ti.pushed if key in (JOB, APP_LINK)] == [APP_LINK, JOB] * 3
-
-
-@pytest.mark.contract
-@with_pages
 @OF_MANY
 @MODES
 def test_of_many_jobs_the_first_that_failed_is_linked(
@@ -153,7 +136,6 @@ def test_of_many_jobs_the_first_that_failed_is_linked(
 
 
 @pytest.mark.contract
-@with_pages
 def test_a_submission_that_was_refused_has_the_link_to_the_app(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
 ) -> None:
@@ -215,7 +197,6 @@ def test_without_a_page_and_without_a_pattern_there_is_no_link(
 
 
 @pytest.mark.contract
-@with_pages
 def test_links_begin_with_the_path_of_airflow(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +205,6 @@ def test_links_begin_with_the_path_of_airflow(
     assert ti.xcoms[RESULTS].startswith("/team/airflow/rungen/dags/")
 
 
-@with_pages
 @MODES
 def test_the_page_of_a_task_learns_what_it_shows_before_it_submits(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, deferrable: bool, tmp_path: Any

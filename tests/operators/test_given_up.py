@@ -72,13 +72,8 @@ def test_a_row_is_given_up_until_the_ledger_is_told_to_forget(run: Run, mode: bo
     assert nights(task, 2, ledger=Ledger(uri, refresh=True, max_attempts=1)) == [4, 4]
 
 
-def test_a_job_that_fails_while_nobody_looks_counts(
-    run: Run, mode: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_fails_while_nobody_looks_counts(run: Run, mode: bool) -> None:
     task = run(deferrable=mode, stop_after=None)
-    # before Airflow 3, there is a link only with this
-    connection = task.emulator.airflow_connection(job_url="https://console.example/{job_id}")
-    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", connection)
     task.max_tries = 3
     for bought in (4, 6):
         task.attempt_until("rungen_job_link")

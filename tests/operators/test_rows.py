@@ -377,7 +377,7 @@ def test_the_dag_is_the_same_each_time_that_it_is_parsed(table: Any) -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("store", [None, FakeStore], ids=["2.11", "3.3"])
+@pytest.mark.parametrize("store", [None, FakeStore], ids=["3.1", "3.3"])
 def test_a_retry_counts_the_rows_that_changed_and_adopts_the_others(
     run: Run, database: Path, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

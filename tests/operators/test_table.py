@@ -42,7 +42,7 @@ def mode(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-STORES = pytest.mark.parametrize("store", [None, FakeStore], ids=["2.11", "3.3"])
+STORES = pytest.mark.parametrize("store", [None, FakeStore], ids=["3.1", "3.3"])
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}}
 PROMPT = {"type": "object", "properties": {"prompt": {"type": "string"}}}
 

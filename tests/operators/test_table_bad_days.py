@@ -539,7 +539,7 @@ def test_jobs_are_known_after_a_change_of_the_key_though_the_service_writes_inpu
 
 
 @pytest.mark.parametrize("has_ledger", [True, False])
-@pytest.mark.parametrize("store", [None, FakeStore], ids=["2.11", "3.3"])
+@pytest.mark.parametrize("store", [None, FakeStore], ids=["3.1", "3.3"])
 def test_what_is_stored_is_not_bought_again_when_the_service_forgets_it(
     run: Run, has_ledger: bool, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
 ROWS = 24
 #: As many inputs may be bought twice by each kill (``max_concurrency``).
 BLOCK = 4
-# An attempt that is killed, in a process of its own. It has no task state store, as on Airflow 2.11.
+# An attempt that is killed, in a process of its own. It has no task state store, as before Airflow 3.3.
 ATTEMPT = """
 import sys, time, warnings
 from pathlib import Path

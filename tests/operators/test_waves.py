@@ -1915,7 +1915,7 @@ def test_a_kill_after_the_connection_was_refused_is_told_what_may_run(
 def test_a_clear_that_forgets_the_state_of_the_task_buys_only_what_failed(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", True)
+    monkeypatch.setattr("airflow_provider_rungen._airflow.CLEAR_DISCARDS_STATE", True)
     given = [*inputs(3), *failing(4)[3:]]
     task = make(TABLE, given, deferrable=False)
     task.max_tries = 0

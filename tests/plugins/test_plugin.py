@@ -12,7 +12,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from airflow_provider_rungen import get_provider_info, operators, sensors
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS
+from airflow_provider_rungen._airflow import TABS_HAVE_SCOPES
 from airflow_provider_rungen.operators.base import RunGenBaseOperator
 from airflow_provider_rungen.plugins import OPERATORS
 
@@ -50,7 +50,7 @@ def test_the_plugin_has_pages_and_is_cheap_to_load() -> None:
     assert not [name for name in names if "fastapi" in name or "models" in name]
     assert apps == ["/rungen"]
     assert views[0]["href"] == "/rungen/"
-    assert (len(views) == 2) == AIRFLOW_V_3_4_PLUS
+    assert (len(views) == 2) == TABS_HAVE_SCOPES
 
 
 def test_pages_can_be_turned_off() -> None:

@@ -21,7 +21,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
     AirflowSkipException,
 )
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 from bad_answers import Fault
 from conftest import APP, KEY, SOON, Outcome, run_task, signal_when
 from rungen_emulator import Emulator
@@ -103,9 +103,6 @@ def test_a_poke_is_one_look(rungen_emulator: Emulator, context: Any) -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.skipif(
-    not AIRFLOW_V_3_0_PLUS, reason="a sensor of Airflow 2 asks the database when it is rescheduled"
-)
 def test_rescheduling_frees_the_slot_between_two_looks(rungen_emulator: Emulator, context: Any) -> None:
     from airflow.exceptions import AirflowRescheduleException
 

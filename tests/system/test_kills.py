@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rungen_emulator import Emulator
 
-from airflow_provider_rungen.execution.task.attempts import CLEAR_DISCARDS_STATE
+from airflow_provider_rungen._airflow import CLEAR_DISCARDS_STATE
 from system.stage import AirflowInstance, Run, task_processes, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]

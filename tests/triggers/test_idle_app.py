@@ -19,7 +19,7 @@ from conftest import APP, KEY
 from rungen_emulator import Emulator
 from wire import Connections
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, BaseEventTrigger
+from airflow_provider_rungen._airflow import BaseEventTrigger
 from airflow_provider_rungen.triggers import RunGenIdleAppTrigger
 
 IDLE_FOR = 0.3
@@ -79,7 +79,6 @@ def test_it_is_the_same_after_the_way_through_the_database() -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="Airflow 2 has no asset watchers")
 def test_airflow_takes_it_for_an_asset_watcher() -> None:
     from airflow.sdk import AssetWatcher
 

@@ -265,7 +265,7 @@ def test_a_trigger_names_the_jobs_that_it_could_not_cancel(
 def test_the_state_may_be_asked_for_on_the_triggerers_own_loop(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Airflow 3.0 and 3.1 do, whose connection to the supervisor belongs to that loop."""
+    """As Airflow 3.1 does, whose connection to the supervisor belongs to that loop."""
 
     def ask(_: Any) -> str:
         async def answer() -> str:
@@ -392,7 +392,7 @@ def test_jobs_are_left_to_the_attempt_that_waits_for_them(
     """Two jobs, of which the latest attempt has pushed the last ones, or others."""
     if told == ["scheduled"]:
         monkeypatch.setattr(job, "RESUME_TIME", 0.2)
-    monkeypatch.setattr(attempts, "CLEAR_DISCARDS_STATE", is_discarded)
+    monkeypatch.setattr(_airflow, "CLEAR_DISCARDS_STATE", is_discarded)
     airflow_tells(monkeypatch, *told, pushed=["another-job"] if pushed is None else ids[len(ids) - pushed :])
     shared = {"shared": ids[1:]} if "shared" in options else {}
     _start_and_end(trigger(ids, **{**options, **shared}), rungen_emulator, kill=True)

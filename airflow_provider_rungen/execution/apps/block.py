@@ -10,7 +10,7 @@ from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, TaskInstanceState
+from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.daemon_threads import batches, begin
 from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
@@ -253,12 +253,12 @@ def find_needs(ti: Any, blocks: Collection[Block], app_id: str) -> Needs:
     """
     Find the other blocks of the DAG, in any of its runs, that have the app up, and will scale it down.
 
-    Blocks of mapped task groups see each other at the same map index only. Before Airflow 3 none are found.
+    Blocks of mapped task groups see each other at the same map index only.
 
     :param ti: that of a block's setup or teardown: see `decide`.
     """
     needs = Needs()
-    if not blocks or not (AIRFLOW_V_3_0_PLUS or hasattr(ti, "get_task_states")):
+    if not blocks:
         return needs
     airflow = asked_of(ti)
     count = partial(airflow.get_dr_count, dag_id=ti.dag_id, states=["running"])

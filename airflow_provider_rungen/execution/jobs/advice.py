@@ -6,10 +6,10 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen import _airflow
 from airflow_provider_rungen.client.endpoints import FATE_UNKNOWN
 from airflow_provider_rungen.exceptions import RunGenError, RunGenSubmissionUnknownError
 from airflow_provider_rungen.execution.jobs.places import StoragePlace
-from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.outcomes import rules_out_retry
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Advice:
         """Whether the attempt after a clear resumes nothing."""
         on_clear, home = self._run.ending.on_clear, self._log.home
         # from 3.4 on, Airflow forgets then what it has of a log
-        is_forgotten = attempts.CLEAR_DISCARDS_STATE and not isinstance(home.place, StoragePlace)
+        is_forgotten = _airflow.CLEAR_DISCARDS_STATE and not isinstance(home.place, StoragePlace)
         return on_clear == "new" or (on_clear == "resume" and (is_forgotten or not home.is_durable))
 
     def how_to_resume(self) -> str:
@@ -172,4 +172,4 @@ class Advice:
 
 def _how_to_keep() -> str:
     """How to clear a task so that its jobs are resumed."""
-    return "with its task state kept" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
+    return "with its task state kept" if _airflow.CLEAR_DISCARDS_STATE else "with on_clear='resume'"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from airflow_provider_rungen import _airflow
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
 from airflow_provider_rungen.client.daemon_threads import ends_within
 from airflow_provider_rungen.client.texts import format_count, format_duration
@@ -315,14 +316,14 @@ class Ending:
             self._state_at_kill = (attempts.ask_for_state(self._run.ti, self._note_clear, within=within),)
         [state] = self._state_at_kill
         if state == TaskInstanceState.RESTARTING:
-            is_discarded = attempts.CLEAR_DISCARDS_STATE and self.on_clear != "keep"
+            is_discarded = _airflow.CLEAR_DISCARDS_STATE and self.on_clear != "keep"
             return self._log.home.has_head if is_discarded else self.on_clear != "new"
         return not attempts.was_ended_by_user(state)
 
     def _note_clear(self, state: str | None) -> None:
         """Note that a user cleared the task while it ran, which its numbers do not show."""
         if state == TaskInstanceState.RESTARTING:
-            if attempts.CLEAR_DISCARDS_STATE:
+            if _airflow.CLEAR_DISCARDS_STATE:
                 self._log.home.read_head()
             else:
                 self._log.note(end=End.CLEARED)

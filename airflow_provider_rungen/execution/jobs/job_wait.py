@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
+from airflow_provider_rungen._airflow import HAS_TASK_STATE, metrics
 from airflow_provider_rungen.client.endpoints import get_job
 from airflow_provider_rungen.client.flow import Flow, Gather, Sleep, T
 from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
@@ -159,7 +159,7 @@ class JobWait:
     def may_end_from_trigger(self) -> bool:
         """Whether a success needs no worker: asset events and lengths to map over are made there."""
         task = self._run.task
-        if not self._options.end_from_trigger or not AIRFLOW_V_3_3_PLUS or task.outlets:
+        if not self._options.end_from_trigger or not HAS_TASK_STATE or task.outlets:
             return False
         return not task.has_dag() or next(iter(task.iter_mapped_dependants()), None) is None
 

@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, conf
+from airflow_provider_rungen import _airflow
+from airflow_provider_rungen._airflow import conf
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace, StoragePlace, StorePlace
-from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.attempts import Attempt, loop_position
 from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
@@ -40,7 +40,7 @@ _LOST_LOG = "Without it nobody knows which jobs run. Look at the app's jobs, the
 
 def token_of(ti: Any) -> str:
     """Return the token of a task run: the same in all of its attempts, and in no other Airflow."""
-    base_url = conf.get("api" if AIRFLOW_V_3_0_PLUS else "webserver", "base_url", fallback="").rstrip("/")
+    base_url = conf.get("api", "base_url", fallback="").rstrip("/")
     map_index = -1 if ti.map_index is None else ti.map_index
     region = "/".join(map(str, loop_position(ti)))
     task = records.to_json([base_url, ti.dag_id, ti.run_id, ti.task_id, map_index, region])
@@ -157,7 +157,7 @@ class LogHome:
         """
         if not self.has_head:
             # Airflow knows of no log before 3.3, nor after a clear from 3.4 on
-            is_forgotten = attempts.CLEAR_DISCARDS_STATE and self.numbers.max_tries != self.numbers.retries
+            is_forgotten = _airflow.CLEAR_DISCARDS_STATE and self.numbers.max_tries != self.numbers.retries
             if (self._store is None or is_forgotten) and isinstance(place, StoragePlace):
                 # an earlier attempt may have failed before it had one
                 log.warning(
@@ -221,7 +221,7 @@ class LogHome:
         """Return whether the jobs from before a clear are resumed."""
         # Since Airflow 3.4, a log whose head survived a clear was kept on purpose. A clear of the whole run
         # keeps it, too (apache/airflow #72929), and looks the same.
-        return on_clear != "new" or (attempts.CLEAR_DISCARDS_STATE and self.has_head)
+        return on_clear != "new" or (_airflow.CLEAR_DISCARDS_STATE and self.has_head)
 
     @property
     def how_to_forget(self) -> str:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from airflow_provider_rungen._airflow import (
-    AIRFLOW_V_3_0_PLUS,
-    AIRFLOW_V_3_4_PLUS,
     AirflowTaskTimeout,
     TaskInstanceState,
 )
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: From Airflow 3.4 on, a clear of a task discards its task state store, unless the user keeps it.
-CLEAR_DISCARDS_STATE = AIRFLOW_V_3_4_PLUS
 #: Seconds for a call to Airflow or to the ledger, when the task is killed: 5 s later the process is gone.
 CALL_TIME = 1.5
 _ENDED_BY_USER = (
@@ -50,8 +46,6 @@ def task_state(ti: Any) -> str | None:
 
     :param ti: the ``ti`` of a context, or the ``task_instance`` of a trigger.
     """
-    if not AIRFLOW_V_3_0_PLUS and not hasattr(ti, "get_task_states"):
-        return _state_from_database(ti)
     found = states_in_run(ti, ti.task_id)
     if TaskInstanceState.DEFERRED in found:  # of several, one that may be this one: nothing is undone then
         return TaskInstanceState.DEFERRED
@@ -65,9 +59,6 @@ def states_in_run(ti: Any, task_id: str) -> list[str | None]:
     :param ti: see `task_state`.
     :return: nothing if the run has no such task, or is gone; several for a task in a loop of Airflow 3.4.
     """
-    if not AIRFLOW_V_3_0_PLUS and not hasattr(ti, "get_task_states"):
-        found = ti.get_dagrun().get_task_instance(task_id, map_index=ti.map_index)
-        return [] if found is None else [found.state]
     # map_index may be None for a task in a loop of Airflow 3.4: Airflow then answers for each index
     which = {"task_ids": [task_id], "run_ids": [ti.run_id], "map_index": ti.map_index}
     states = asked_of(ti).get_task_states(dag_id=ti.dag_id, **which)
@@ -80,15 +71,10 @@ def find_states(
     """
     Return the states of tasks in some runs, or in all, by place and task id. It blocks.
 
-    :param ti: see `task_state`. Before Airflow 3, only its own run is found.
+    :param ti: see `task_state`.
     :param map_index: that of the mapped ones to find; -1 for all.
     """
     states: defaultdict[Place, dict[str, str | None]] = defaultdict(dict)
-    if not AIRFLOW_V_3_0_PLUS and not hasattr(ti, "get_task_states"):
-        for each in ti.get_dagrun().get_task_instances():
-            if each.task_id in task_ids:
-                states[Place(ti.run_id, each.map_index)][each.task_id] = each.state
-        return states
     which: dict[str, Any] = {} if run_ids is None else {"run_ids": [*run_ids]}
     which |= {"dag_id": ti.dag_id, "task_ids": [*task_ids], "map_index": map_index}
     for run_id, found in asked_of(ti).get_task_states(**which).items():
@@ -102,7 +88,7 @@ def find_states(
 
 
 def asked_of(ti: Any) -> Any:
-    """Return what answers questions about runs on Airflow 3. In a trigger, that is not its ``ti``."""
+    """Return what answers questions about runs. In a trigger, that is not its ``ti``."""
     if hasattr(ti, "get_task_states"):
         return ti
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -115,26 +101,6 @@ def loop_position(ti: Any) -> list[Any]:
     region = getattr(ti, "region_id", None)
     # outside of a loop, the region is missing or nil, and the index is the map index
     return [] if region in (None, UUID(int=0)) else [str(region), ti.region_index]
-
-
-def _state_from_database(ti: Any) -> str | None:
-    """Ask Airflow 2's database, which its triggerer may read. Another try is another task here."""
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-
-    with create_session() as session:
-        state: str | None = (
-            session.query(TaskInstance.state)
-            .filter(
-                TaskInstance.dag_id == ti.dag_id,
-                TaskInstance.task_id == ti.task_id,
-                TaskInstance.run_id == ti.run_id,
-                TaskInstance.map_index == ti.map_index,
-                TaskInstance.try_number == ti.try_number,
-            )
-            .scalar()
-        )
-        return state
 
 
 def teardowns(context: Context) -> list[Any]:
