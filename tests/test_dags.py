@@ -230,10 +230,8 @@ def test_a_branch_in_a_block_does_not_skip_scaling_down(runs: Runs) -> None:
         assert (runs.updates().count(app), active[app]) == (2, 0), "up and down"
 
 
-def test_the_bill_has_the_jobs_of_mapped_tasks(runs: Runs) -> None:
+def test_the_bill_is_what_the_service_counted(runs: Runs) -> None:
     bill = runs.report("scaled")["bill"]
-    assert bill["jobs"] == 2 + 2 + 1
-    assert float(bill["busy_seconds"]) > 0
     paid = runs.emulator.service.stats()["worker_seconds"]["gpu"]
     assert float(bill["worker_seconds"]) == pytest.approx(paid, abs=2)
     assert float(bill["cost"]) == pytest.approx(float(bill["worker_seconds"]), abs=0.001)
