@@ -185,7 +185,6 @@ _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
     "on_unknown_submission": partial(_check_choice, choices=("resubmit", "fail")),
     "poll_interval": to_seconds,
     "queued_timeout": to_optional_seconds,
-    "result_format": partial(_check_choice, choices=("json", None)),
     "output_type": _check_schema,
     "stop_after": _check_limit,
     "table": _to_table,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_rungen._airflow import (
     SET_DURING_EXECUTION,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 # The parameters that a job has not.
-_OF_RESULT = ("output_type", "result_format", "destination", "max_output_bytes", "max_xcom_bytes")
+_OF_RESULT = ("output_type", "destination", "max_output_bytes", "max_xcom_bytes")
 
 
 class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
@@ -45,8 +45,8 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
     :param python_callable: the function.
     :param op_args: its arguments (templated).
     :param op_kwargs: its keyword arguments (templated).
-    :param output_type: what the result has to be: a class that pydantic knows, or a JSON Schema.
-    :param result_format: ``json`` parses a result that is text, also in a Markdown code fence.
+    :param output_type: what the result has to be: a class that pydantic knows, or a JSON Schema. If it is
+        an object or an array, a text is parsed as JSON, also in a Markdown code fence.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
         absolute path, or an ``ObjectStoragePath`` (templated). The small manifest that
         `RunGenCollectResultsOperator` returns is returned in place of the result.
@@ -76,7 +76,6 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
         op_args: Collection[Any] | None = None,
         op_kwargs: Mapping[str, Any] | None = None,
         output_type: OutputSource | None = None,
-        result_format: Literal["json"] | None = None,
         destination: Destination | None = None,
         max_output_bytes: int = 1 << 30,
         max_xcom_bytes: int = 1_000_000,

@@ -20,13 +20,13 @@ def done(result: Any) -> Job:
     return Job("the-job", "the-app", JobStatus.COMPLETED, result)
 
 
-def read(source: Any, result: Any, **options: Any) -> Any:
-    return OutputType(source, **options).read(done(result)).result
+def read(source: Any, result: Any) -> Any:
+    return OutputType(source).read(done(result)).result
 
 
-def refusal(source: Any, result: Any, **options: Any) -> str:
+def refusal(source: Any, result: Any) -> str:
     with pytest.raises(RunGenResultError) as caught:
-        read(source, result, **options)
+        read(source, result)
     assert (caught.value.job_id, caught.value.app_id) == ("the-job", "the-app")
     assert not caught.value.retryable
     return caught.value.message
@@ -38,6 +38,13 @@ class Color(enum.Enum):
 
 class Part(BaseModel):
     name: str
+
+
+class Title(BaseModel):
+    title: str
+
+
+OBJECT = {"type": "object"}
 
 
 class Tag(BaseModel):
@@ -92,34 +99,62 @@ JSONS = [
 ]
 
 
+class Answer(BaseModel):
+    text: str
+
+
 @pytest.mark.parametrize("text", JSONS)
 @pytest.mark.parametrize("is_object", [False, True])
 def test_json_is_read_from_a_text_and_from_a_code_fence(text: str, is_object: bool) -> None:
     result = {"text": text} if is_object else text
-    assert read(None, result, is_json=True) == {"title": "a kettle"}
-    assert read(None, result) == result, "unless it is not asked for"
+    sources: list[Any] = [OBJECT, Title, Title | None, Title | Part, dict[str, str]]
+    for source in [*sources, {"properties": {"title": {}}}]:
+        assert read(source, result)["title"] == "a kettle"
+
+
+@pytest.mark.parametrize(
+    ("source", "result"),
+    [
+        (str, '{"title": "x"}'),
+        ({"type": "string"}, "[1]"),
+        (str | Title, '{"title": "x"}'),
+        ({"type": ["object", "string"]}, "{}"),
+        ({}, "{}"),
+        (Any, "[]"),
+        ({"enum": ["1", "2"]}, "1"),
+        (Answer, {"text": '{"text": "x"}'}),
+        (Answer, {"text": "a kettle"}),
+    ],
+)
+def test_a_text_stays_where_the_type_allows_one(source: Any, result: Any) -> None:
+    assert read(source, result) == result
+
+
+def test_a_list_is_read_from_a_text() -> None:
+    for source in (list[int], {"type": "array"}, {"type": ["null", "array"]}):
+        assert read(source, "```json\n[1]\n```") == [1]
 
 
 def test_json_may_hold_a_fence_itself() -> None:
     value = {"code": "```py\nprint()\n```", "text": "ü 🦊 \x00"}
     for text in (json.dumps(value), f"```json\n{json.dumps(value, ensure_ascii=True)}\n```"):
-        assert read(None, text, is_json=True) == value
+        assert read(OBJECT, text) == value
 
 
-@pytest.mark.parametrize("result", [{"title": "x"}, [1], 7, None, {"text": 7}, {"text": "{}", "usage": 3}])
+@pytest.mark.parametrize("result", [{"title": "x"}, {"text": 7}, {"text": "{}", "usage": 3}])
 def test_what_is_no_text_stays_as_it_is(result: Any) -> None:
-    assert read(None, result, is_json=True) == result
+    assert read(OBJECT, result) == result
 
 
 @pytest.mark.parametrize("text", ["", "a kettle", "{'title': 1}", "```json\n{\n```", "```", "[" * 100_000])
 def test_text_that_is_no_json_does_not_fit(text: str) -> None:
-    assert "is not JSON" in refusal(None, text, is_json=True)
+    assert "is not JSON" in refusal(OBJECT, text)
 
 
 def test_a_text_of_a_megabyte_is_parsed_at_once() -> None:
     value = {"title": "é" * 1_000_000}
-    assert read(Tag, f"```json\n{json.dumps(value)}\n```", is_json=True)["title"] == value["title"]
-    assert "is not JSON" in refusal(None, "```x y " * 150_000, is_json=True)
+    assert read(Tag, f"```json\n{json.dumps(value)}\n```")["title"] == value["title"]
+    assert "is not JSON" in refusal(Tag, "```x y " * 150_000)
 
 
 def test_a_class_has_typed_columns() -> None:
@@ -171,7 +206,7 @@ def test_a_class_says_where_a_result_does_not_fit() -> None:
             return title
 
     assert "result.parts.0.name: " in refusal(Checked, {"title": "x", "parts": [{"name": 7}]})
-    assert "result: " in refusal(Checked, "a text")
+    assert "result: " in refusal(Checked, [7])
     assert "s3cret" not in refusal(Checked, {"title": "https://host/x.png?X-Amz-Signature=s3cret"})
     assert "result.title: 7 is not of type 'string'" in refusal(Tag.model_json_schema(), {"title": 7})
 

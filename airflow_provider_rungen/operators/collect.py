@@ -73,9 +73,8 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         absolute path that ends in ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
     :param output_type: what every result has to be: a class that pydantic knows, such as a ``BaseModel``, or
         a JSON Schema: a dict, the path or URI of a file, or the name of a schema that comes with the package,
-        such as ``flux-schnell``. Each top-level property is a column of ``results``, with its type.
-    :param result_format: ``json`` parses results that are text, also in a Markdown code fence. Results are
-        kept as they are when ``None``.
+        such as ``flux-schnell``. If it is an object or an array, a text is parsed as JSON, also in a Markdown
+        code fence. Each top-level property is a column of ``results``, with its type.
     :param max_concurrency: how many files are downloaded at a time at most.
     :param max_failed: how many jobs may fail before the task does: a number, a share below 1, or ``any``.
     :param max_output_bytes: bytes of a file at most.
@@ -106,7 +105,6 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         contact_sheet: bool = False,
         results: Destination | None = None,
         output_type: OutputSource | None = None,
-        result_format: Literal["json"] | None = None,
         max_concurrency: int = 8,
         max_failed: float | Literal["any"] = 0,
         max_output_bytes: int = 1 << 30,

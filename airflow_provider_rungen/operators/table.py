@@ -102,10 +102,9 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param ledger: remembers which inputs were paid for, so that a row whose input was run before is reused. A
         text is the folder of a ledger: a URI or an absolute path. Needs ``destination`` (templated).
     :param output_type: what every result has to be: a class that pydantic knows, such as a ``BaseModel``, or
-        a JSON Schema as for ``input_schema``. A row whose result does not fit is ``invalid``. Each top-level
-        property is a column of the results table, with its type.
-    :param result_format: ``json`` parses results that are text, also in a Markdown code fence. Other text is
-        ``invalid``. Results are kept as they are when ``None``.
+        a JSON Schema as for ``input_schema``. If it is an object or an array, a text is parsed as JSON, also
+        in a Markdown code fence. A row whose result does not fit is ``invalid``. Each top-level property is a
+        column of the results table, with its type.
     :param check: a function that takes each new result and its stored files (``ObjectStoragePath``). It may
         raise ``RejectRow("blank image")`` of `airflow_provider_rungen.exceptions`: the row is
         ``rejected``, and its files stay. Any other exception fails the task, and a retry asks again.
@@ -167,7 +166,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         results: Destination | None = None,
         ledger: LedgerSource | None = None,
         output_type: OutputSource | None = None,
-        result_format: Literal["json"] | None = None,
         check: Check | None = None,
         failed_table: Destination | None = None,
         max_jobs: Limit | None = None,

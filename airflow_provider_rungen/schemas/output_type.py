@@ -50,38 +50,36 @@ _LIST_KINDS = {"integer": "integers", "number": "numbers", "text": "texts"}
 
 class OutputType:
     """
-    What every result has to be, and how it is read.
+    What every result has to be. If that is an object or an array, a text is read as JSON.
 
-    :param source: a class that pydantic knows, or the source of a `Schema`. Any result will do when ``None``.
-    :param is_json: whether a text is parsed as JSON.
+    :param source: a class that pydantic knows, or the source of a `Schema`.
     :raises RunGenInputError: it is no such class or schema.
     """
 
-    def __init__(self, source: Any, *, is_json: bool = False) -> None:
-        self._is_json = is_json
+    def __init__(self, source: Any) -> None:
         self._schema: Schema | None = None
         self._class: Any = None
-        contents: Mapping[str, Any] = {}
+        contents: Mapping[str, Any]
         if isinstance(source, str | os.PathLike | Mapping):
             self._schema = Schema(source, "output_type")
             contents = self._schema.contents
-        elif source is not None:
+        else:
             self._class, contents = _read_class(source)
         fields = inlined(contents, contents).get("properties", {})
         self._contents = contents
+        self._is_parsed = _is_nested(contents, contents)
         #: The type of a column for each property of a result: see `write_parquet`.
         self.columns = {name: _kind(field, contents) for name, field in fields.items()}
 
     @classmethod
-    def of(cls, source: Any, result_format: str | None = None) -> Self | None:
+    def of(cls, source: Any) -> Self | None:
         """Return what results are read with, or ``None`` if they are kept as they are."""
-        is_json = result_format == "json"
-        return cls(source, is_json=is_json) if is_json or source is not None else None
+        return None if source is None else cls(source)
 
     @cached_property
     def digest(self) -> str:
         """What tells it from other types."""
-        text = json.dumps([self._contents, self._is_json], sort_keys=True, default=str)
+        text = json.dumps(self._contents, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def read(self, job: Job, *, is_known: bool = False) -> Job:
@@ -91,13 +89,19 @@ class OutputType:
         :param is_known: whether it is known to fit, and only parsed.
         :raises RunGenResultError: the result does not fit; the message names the path in it and the rule.
         """
-        if self._is_json and (text := _text_of(job.result)) is not None:
+        if self._is_parsed and (text := self._text_of(job.result)) is not None:
             job = replace(job, result=_parse(text, job))
         if is_known:
             return job
         if self._schema is not None:
             self._schema.check_result(job)
         return job if self._class is None else replace(job, result=self._convert(job))
+
+    def _text_of(self, result: Any) -> str | None:
+        """Return the text that a model wrote, which may be in an object with nothing else."""
+        if isinstance(result, Mapping) and result.keys() == {"text"} and "text" not in self.columns:
+            result = result["text"]
+        return result if isinstance(result, str) else None
 
     def _convert(self, job: Job) -> Any:
         """Return a result as an instance of the class has it, in JSON."""
@@ -146,20 +150,29 @@ def _misfit(job: Job, why: str) -> RunGenResultError:
     return RunGenResultError(text, app_id=job.app_id, job_id=job.id)
 
 
-def _text_of(result: Any) -> str | None:
-    """Return the text that a model wrote, which may be in an object with nothing else."""
-    if isinstance(result, Mapping) and result.keys() == {"text"}:
-        result = result["text"]
-    return result if isinstance(result, str) else None
-
-
 def _parse(text: str, job: Job) -> Any:
     """Return the JSON in a text: all of it, or what is in its code fence."""
     inside = text.partition("```")[2].rpartition("```")[0]
     for each in (text, inside, _LANGUAGE.sub("", inside)):
         with suppress(ValueError, RecursionError):
             return json.loads(each)
-    raise _misfit(job, "is not JSON (result_format), and has no code fence around JSON")
+    raise _misfit(job, "does not fit output_type: it is not JSON, and has no code fence around JSON")
+
+
+def _is_nested(field: Any, contents: Mapping[str, Any], depth: int = 8) -> bool:
+    """Return whether a schema asks for an object or an array, and allows no text."""
+    field = inlined(field, contents)
+    kinds = field.get("type", [])
+    names = {kinds} if isinstance(kinds, str) else {*kinds}
+    if names:
+        return names != {"null"} and names <= {"object", "array", "null"}
+    choices = [
+        _is_nested(each, contents, depth - 1)
+        for keyword in ("anyOf", "oneOf")
+        for each in field.get(keyword, ())
+        if depth and each != {"type": "null"}
+    ]
+    return all(choices) if choices else not field.keys().isdisjoint(("properties", "required", "items"))
 
 
 # --- columns ---

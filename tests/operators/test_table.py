@@ -457,7 +457,7 @@ def test_a_text_that_is_no_json_without_its_signature_is_kept(run: Run) -> None:
     def to_input(row: dict[str, Any]) -> dict[str, Any]:
         return picture(row) | {"emulator": {"result": result}}
 
-    task = run(products(3), to_input=to_input, result_format="json")
+    task = run(products(3), to_input=to_input, output_type={"type": "object"})
     for night in ("night 1", "night 2"):
         task.next_run(night)
         assert task.attempt().error is None

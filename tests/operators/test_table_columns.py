@@ -76,7 +76,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("mode", "stores", "kind"), pairwise([False, True], [False, True], [Tag, SCHEMA]))
 def test_each_property_is_a_column(run: Run, tmp_path: Path, mode: bool, stores: bool, kind: Any) -> None:
     path = tmp_path / "tags.parquet"
-    options: dict[str, Any] = {"output_type": kind, "result_format": "json", "results": path.as_uri()}
+    options: dict[str, Any] = {"output_type": kind, "results": path.as_uri()}
     if not stores:
         options |= {"destination": None, "ledger": None}
     task = run(products(4), to_input=tag, deferrable=mode, max_failed=2, **options)
@@ -100,7 +100,7 @@ def test_each_property_is_a_column(run: Run, tmp_path: Path, mode: bool, stores:
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_columns_of_texts(run: Run, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"tags{suffix}"
-    options: dict[str, Any] = {"output_type": Tag, "result_format": "json", "results": path.as_uri()}
+    options: dict[str, Any] = {"output_type": Tag, "results": path.as_uri()}
     task = run(products(2), to_input=tag, ledger=None, destination=None, max_failed="any", **options)
     assert task.attempt().error is None
     good, bad = read(path)
@@ -117,7 +117,7 @@ def test_columns_of_texts(run: Run, tmp_path: Path, suffix: str) -> None:
 def test_a_retry_runs_invalid_rows_again_and_the_next_night_buys_nothing(
     run: Run, mode: bool, has_ledger: bool
 ) -> None:
-    task = run(products(4), to_input=tag, deferrable=mode, output_type=Tag, result_format="json")
+    task = run(products(4), to_input=tag, deferrable=mode, output_type=Tag)
     if not has_ledger:
         task.options["ledger"] = None
     error = task.attempt().error
@@ -144,7 +144,7 @@ def test_a_retry_runs_invalid_rows_again_and_the_next_night_buys_nothing(
 @MODES
 def test_what_other_runs_bought_does_not_stop_a_run(run: Run, mode: bool, tmp_path: Path) -> None:
     ledger = Ledger((tmp_path / "ledger").as_uri(), ignore=("emulator",))
-    options: dict[str, Any] = {"output_type": Tag, "result_format": "json", "max_failed": "any"}
+    options: dict[str, Any] = {"output_type": Tag, "max_failed": "any"}
     task = run(products(4), to_input=tag, deferrable=mode, ledger=ledger, stop_after=None, **options)
     assert task.attempt().error is None
     assert task.column("status") == ["completed", "invalid", "invalid", "completed"]
@@ -170,7 +170,6 @@ def test_a_deferral_keeps_how_a_row_ended(run: Run) -> None:
         max_in_flight=2,
         max_failed="any",
         output_type=Tag,
-        result_format="json",
         check=reject_all,
     )
     outcome = task.attempt()

@@ -126,7 +126,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         stop_after=5,
         results="s3://bucket/pictures/results.parquet",
         output_type=Picture,
-        result_format="json",
         check=look_at,
         failed_table="s3://bucket/quarantine.csv",
         max_jobs=500,

@@ -81,7 +81,7 @@ class ResultSink(Collector):
     ) -> None:
         options = CollectOptions.of(run.task)
         has_sheet = options.destination is not None and options.contact_sheet
-        output = OutputType.of(options.output_type, options.result_format)
+        output = OutputType.of(options.output_type)
         typed = output.columns if output is not None else {}
         if table is not None and typed:
             carried = [*key, *getattr(run.task, "columns", ())] if labels is None else ["label"]

@@ -64,7 +64,6 @@ class CollectOptions(RunOptions):
     contact_sheet: bool = False
     results: Any = None
     output_type: Any
-    result_format: str | None = None
     check: Any = None
     failed_table: Any = None
     job_label: Any = None
