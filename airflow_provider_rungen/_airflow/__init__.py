@@ -63,8 +63,10 @@ def parse_version(version: str) -> tuple[int, int]:
 _VERSION = parse_version(airflow.__version__)
 #: Modules of the SDK that 3.1 does not have yet.
 _HAS_WHOLE_SDK = _VERSION >= (3, 2)
-#: A task has a store for its state, a trigger is told of a kill, and a teardown waits for all in its scope.
+#: A task has a store for its state and a retry policy, a trigger is told of a kill, and a teardown waits for all
+#: in its scope.
 HAS_TASK_STATE = _VERSION >= (3, 3)
+HAS_RETRY_POLICY = _VERSION >= (3, 3)
 TEARDOWNS_WAIT_FOR_ALL = _VERSION >= (3, 3)
 #: A clear of a task discards its state, unless the user keeps it, and a tab can be limited to some operators.
 CLEAR_DISCARDS_STATE = _VERSION >= (3, 4)

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow_provider_rungen._airflow import (
+    HAS_RETRY_POLICY,
     TEARDOWNS_WAIT_FOR_ALL,
     BaseOperator,
     DuplicateTaskIdFound,
@@ -32,7 +33,7 @@ _OWN_POLICY: dict[str, Any] = {
     "retries": 10,
     "retry_delay": timedelta(seconds=30),
     "retry_exponential_backoff": False,
-    "retry_policy": None,
+    **({"retry_policy": None} if HAS_RETRY_POLICY else {}),
     "pool_slots": 1,
     "execution_timeout": None,
     "depends_on_past": False,
