@@ -63,7 +63,7 @@ def parse_version(version: str) -> tuple[int, int]:
 _VERSION = parse_version(airflow.__version__)
 #: Modules of the SDK that 3.1 does not have yet.
 _HAS_WHOLE_SDK = _VERSION >= (3, 2)
-#: A task has a store for its state and a retry policy, a trigger is told of a kill, and a teardown waits for all
+#: A task has a store for its state and a retry policy, a trigger is told of a kill, a teardown waits for all
 #: in its scope.
 HAS_TASK_STATE = _VERSION >= (3, 3)
 HAS_RETRY_POLICY = _VERSION >= (3, 3)
