@@ -44,25 +44,9 @@ def set_parameters(task: Any, given: Mapping[str, Any]) -> None:
         if (check := _LITERALS.get(name)) and not is_running and not _is_template(value, task.template_ext):
             check(value, name)
         setattr(task, attribute, value)
-    if getattr(task, "end_from_trigger", False):
-        task.end_from_trigger = _may_end_from_trigger(task.task_id)
     for name, reason in _NEED_DESTINATION.items():
         if getattr(task, name, None) and getattr(task, "destination", None) is None:
             raise ValueError(f"{name} needs destination: {reason}")
-
-
-def _may_end_from_trigger(task_id: str) -> bool:
-    """
-    Return whether a success may end in the triggerer: not where a plugin has listeners.
-
-    They would not be called there, so Airflow refuses a DAG file with such a task.
-    """
-    from airflow.listeners.listener import get_listener_manager  # it loads all plugins
-
-    if not get_listener_manager().has_listeners:
-        return True
-    log.info("Task %s ends on a worker: a plugin has listeners, which rules out end_from_trigger", task_id)
-    return False
 
 
 def check_output_columns(output_type: Any, own: Iterable[str]) -> None:
@@ -171,7 +155,6 @@ _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
     "to_input": _check_function,
     "columns": _check_columns,
     "contact_sheet": partial(_check_choice, choices=(True, False)),
-    "defer_after": partial(to_seconds, allow_zero=True),
     "idle_for": to_seconds,
     "input_schema": _check_schema,
     "key": _check_columns,

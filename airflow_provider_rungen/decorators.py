@@ -39,8 +39,8 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
     The function is called once an attempt. Its arguments are templated. Its return value, a dict, is not,
     because prompts may be untrusted. For many inputs, use `RunGenRunTableOperator`.
 
-    The other parameters are those of `RunGenRunJobOperator`, without ``input``, ``wait_for_completion`` and
-    ``end_from_trigger``: the function returns the input, and the task the result.
+    The other parameters are those of `RunGenRunJobOperator`, without ``input`` and
+    ``wait_for_completion``: the function returns the input, and the task the result.
 
     :param python_callable: the function.
     :param op_args: its arguments (templated).
@@ -90,7 +90,6 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
             input=SET_DURING_EXECUTION,
             # the result is what ends the task, so it needs a worker, and there is always a wait
             wait_for_completion=True,
-            end_from_trigger=False,
         )
         set_parameters(self, {name: given[name] for name in _OF_RESULT})
 
@@ -135,7 +134,7 @@ def _without_inherited(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     :raises TypeError: one of them was given to this task.
     """
     arguments = dict(kwargs)
-    for name in ("input", "wait_for_completion", "end_from_trigger"):
+    for name in ("input", "wait_for_completion"):
         if arguments.pop(name, None) is not None and name not in default_arg_names(kwargs):
             raise TypeError(
                 f"@task.rungen takes no {name}: the function returns the input, and the task the result"

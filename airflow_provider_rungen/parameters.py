@@ -112,7 +112,6 @@ if TYPE_CHECKING:
         """What scaling up takes beside the app and its workers: see `RunGenScaleAppOperator`."""
 
         deferrable: bool
-        defer_after: Duration
         timeout: Duration
 
     class SensorArguments(OperatorArguments, total=False):

@@ -36,7 +36,6 @@ def main(run: dict[str, Any], ids: list[str], poll_interval: float) -> None:
                     deadline=time.time() + 86400,
                     deferred_at=time.time(),
                     cancel_on_kill=True,
-                    end_from_trigger=True,
                 )
             )
             session.add(trigger)

@@ -2,8 +2,7 @@
 DAGs in a real Airflow.
 
 The time from the request that triggers a DAG to the end of its run, in an `airflow standalone` that has
-read the DAG. A deferrable task first waits for the end on the worker for 5 s, unless `defer_after=0`. The
-mapped tasks run once, and fewer of them: their time is scaled up.
+read the DAG. The mapped tasks run once, and fewer of them: their time is scaled up.
 """
 
 from __future__ import annotations

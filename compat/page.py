@@ -19,8 +19,6 @@ FEATURES = {
     "durable": "a retry resumes the job of the attempt before (`durable=True`)",
     "kill": "a killed task cancels the job it waits for (`cancel_on_kill=True`)",
     "timeout": "`timeout`, and `execution_timeout`, cancel the job",
-    "end": "a success ends in the triggerer (`end_from_trigger=True`)",
-    "start": "a sensor starts in the triggerer (`start_from_trigger=True`)",
     "schemas": "`input_schema` and `output_type` are checked",
     "assets": "asset events name the app and the jobs (`outlets`)",
     "lineage": "OpenLineage events name apps and files",

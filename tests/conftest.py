@@ -530,8 +530,7 @@ def linger(seconds: float = 60) -> None:
 
 def run_task(op: Any, context: Any, timeout: float | None = 200) -> Outcome:
     """Run a task as `run_operator` does, with a context that has no task state store unless it is given."""
-    defers_at_once = getattr(op, "deferrable", False) and getattr(op, "defer_after", None) == 0
-    emulator = _emulator_of_test[0] if defers_at_once and _emulator_of_test else None
+    emulator = _emulator_of_test[0] if getattr(op, "deferrable", False) and _emulator_of_test else None
     given = {"task_state_store": None, **context}
     return run_operator(op, context=given, emulator=emulator, timeout=timeout)
 

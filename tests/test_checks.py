@@ -150,7 +150,7 @@ OF_TABLES: Any = rungen_table_task
         (lambda: job(zzz=1), "RunGenRunJobOperator has no parameter 'zzz'$"),
         (lambda: job(retires=3), "no parameter 'retires': use 'retries'"),
         (lambda: RunGenAppSensor(task_id="x", poke_intervall=3), "use 'poke_interval'"),  # type: ignore[call-arg]
-        (lambda: SCALED(defer_aftr=1), "scaled_app has no parameter 'defer_aftr': use 'defer_after'"),
+        (lambda: SCALED(deferable=1), "scaled_app has no parameter 'deferable': use 'deferrable'"),
         (DECORATOR(retires=1)(picture), "@task.rungen has no parameter 'retires': use 'retries'"),
         (DECORATOR()(picture).override(app="x"), "@task.rungen has no parameter 'app'"),
         (

@@ -25,8 +25,8 @@ ORDER = """
     python_callable op_args op_kwargs input inputs sql conn_id parameters uri version ignore expires
     refresh max_attempts table key to_input columns where limit job_id name configuration workflow
     active_workers app_ids idle_for scale_down app_id scale_up_task_id only_if rungen_conn_id description
-    status wait_for_completion deferrable defer_after
-    end_from_trigger start_from_trigger price poll_interval timeout
+    status wait_for_completion deferrable
+    price poll_interval timeout
     queued_timeout cancel_on_kill durable on_unknown_submission on_clear input_schema
     destination contact_sheet results ledger output_type check failed_table label max_jobs
     max_cost max_concurrency max_in_flight max_failed stop_after max_output_bytes max_xcom_bytes
@@ -85,7 +85,7 @@ def test_each_template_field_is_a_parameter_and_documented_as_one(kind: Any) -> 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not operators.scaled_app])
 def test_defaults_are_the_same_everywhere(kind: Any) -> None:
-    for name in ("rungen_conn_id", "poll_interval", "defer_after", "on_clear", "on_unknown_submission"):
+    for name in ("rungen_conn_id", "poll_interval", "on_clear", "on_unknown_submission"):
         if each := parameters(kind).get(name):
             assert each.default == parameters(operators.RunGenRunJobOperator)[name].default
 

@@ -132,14 +132,13 @@ class JobSensorRun(TaskRun[JobOptions]):
         return app_id, job_ids
 
     def _wait_for(self, app_id: str, job_ids: list[str], timeout: float) -> None:
-        ends = self._output_type is None and self._wait.may_end_from_trigger
         jobs = self._wait.wait(
             app_id,
             job_ids,
             deadline=self.deadline(time.time() + timeout),
             on_finished=self._check,
             # all of them, since nothing else remembers those that failed before the deferral
-            before_defer=lambda ended: {"job_id": job_ids, "end_from_trigger": ends},
+            before_defer=lambda ended: {"job_id": job_ids},
         )
         self._finish(app_id, job_ids, jobs)
 

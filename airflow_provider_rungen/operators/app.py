@@ -100,7 +100,6 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
         is left as it is (templated, or a task's ``.output``).
     :param rungen_conn_id: the Airflow connection (templated).
     :param deferrable: wait in the triggerer, without a worker slot.
-    :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param poll_interval: seconds between two polls.
     :param timeout: seconds that the app may take to be ``RUNNING``.
     """
@@ -115,7 +114,6 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
         only_if: bool | int | str | XComArg | None = True,
         rungen_conn_id: str = DEFAULT_CONN_ID,
         deferrable: bool = DEFAULT_DEFERRABLE,
-        defer_after: Duration = 5,
         poll_interval: Duration = 5,
         timeout: Duration = 1800,
         **kwargs: Unpack[OperatorArguments],

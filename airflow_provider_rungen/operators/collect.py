@@ -59,7 +59,6 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         ``.output`` is given.
     :param wait_for_completion: wait until the jobs have ended. Otherwise, one that has not is an error.
     :param deferrable: wait in the triggerer, without a worker slot.
-    :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param poll_interval: seconds between two polls.
     :param timeout: seconds to wait at most.
     :param queued_timeout: seconds that jobs may stay queued while none starts. No limit when left out.
@@ -96,7 +95,6 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         rungen_conn_id: str = DEFAULT_CONN_ID,
         wait_for_completion: bool = True,
         deferrable: bool = DEFAULT_DEFERRABLE,
-        defer_after: Duration = 5,
         poll_interval: Duration = 5,
         timeout: Duration = 86400,
         queued_timeout: Duration | None = None,

@@ -41,9 +41,6 @@ class RunGenRunJobOperator(RunGenBaseOperator):
     :param rungen_conn_id: the Airflow connection (templated).
     :param wait_for_completion: wait until the job has ended, and fail if it failed or was canceled.
     :param deferrable: wait in the triggerer, without a worker slot. Only with ``wait_for_completion``.
-    :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
-    :param end_from_trigger: let a success end in the triggerer, without starting a worker again, where
-        Airflow can (3.3 and later; not with ``outlets``, nor where a plugin has listeners).
     :param poll_interval: seconds between two polls.
     :param timeout: seconds that the job may take. After that it is canceled, and the task fails.
     :param queued_timeout: seconds that the job may stay queued. No limit when left out.
@@ -72,8 +69,6 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         rungen_conn_id: str = DEFAULT_CONN_ID,
         wait_for_completion: bool = False,
         deferrable: bool = DEFAULT_DEFERRABLE,
-        defer_after: Duration = 5,
-        end_from_trigger: bool = False,
         poll_interval: Duration = 5,
         timeout: Duration = 86400,
         queued_timeout: Duration | None = None,

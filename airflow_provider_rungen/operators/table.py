@@ -76,7 +76,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
     :param deferrable: wait in the triggerer, without a worker slot.
-    :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param poll_interval: seconds between two polls.
     :param timeout: seconds that the jobs may take together, submission included. After that they are
         canceled, and the task fails. A retry that submits any of them has the whole time.
@@ -152,7 +151,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         app_id: str | XComArg | None = None,
         rungen_conn_id: str = DEFAULT_CONN_ID,
         deferrable: bool = DEFAULT_DEFERRABLE,
-        defer_after: Duration = 5,
         poll_interval: Duration = 5,
         timeout: Duration = 86400,
         queued_timeout: Duration | None = None,

@@ -55,7 +55,7 @@ class RunGenBaseTrigger(BaseTrigger):
             if not hasattr(BaseTrigger, "on_kill"):  # before Airflow 3.3 nobody else would call it
                 await self.on_kill()
             raise
-        yield await self._fired(event)
+        yield TriggerEvent(event)
 
     def _local_time(self, at: float) -> float:
         """Convert a time by the clock of the worker to a time by this clock, as far as the skew is known."""
@@ -77,9 +77,6 @@ class RunGenBaseTrigger(BaseTrigger):
     async def _wait(self, event: dict[str, Any]) -> None:
         """Wait, and add the result to the event."""
         raise NotImplementedError
-
-    async def _fired(self, event: dict[str, Any]) -> TriggerEvent:
-        return TriggerEvent(event)
 
     async def on_kill(self) -> None:
         """

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
+from typing import Any
 
 from airflow_provider_rungen import _airflow
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
@@ -21,26 +18,11 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
 from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
-from airflow_provider_rungen.execution.task.outcomes import GO_ON, are_all_over, format_ranges
-from airflow_provider_rungen.execution.task.report import Usage, report_usage, times_to_push
-from airflow_provider_rungen.execution.task.xcom_keys import MAX_PAGE_JOBS, PAGE_KEY, USAGE_KEY
+from airflow_provider_rungen.execution.task.outcomes import GO_ON, format_ranges
 from airflow_provider_rungen.hooks.rungen import RunGenHook
-from airflow_provider_rungen.links import (
-    RunGenAppLink,
-    RunGenJobLink,
-    RunGenResultsLink,
-    app_url,
-    are_pages_enabled,
-    job_url,
-    page_url,
-)
 from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger, ask_airflow
 from airflow_provider_rungen.triggers.watcher import shared_poller
-
-if TYPE_CHECKING:
-    from airflow_provider_rungen.client.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +53,11 @@ class RunGenJobTrigger(RunGenBaseTrigger):
 
     :param rungen_conn_id: the Airflow connection.
     :param app_id: the app of the jobs; the connection's ``app_id`` when left out.
-    :param job_id: the jobs to wait for: one id, a list, or the text that a template makes of a list.
+    :param job_id: the jobs to wait for.
     :param poll_interval: seconds between two polls.
-    :param timeout: seconds to wait at most, from the start of the task; used without a ``deadline``.
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param queued_timeout: seconds that jobs may stay queued while none starts, from the start of the trigger.
-    :param deferred_at: the time (seconds since 1970) of the deferral, if a worker deferred the task.
+    :param deferred_at: the time (seconds since 1970) of the deferral.
     :param not_before: the time (seconds since 1970) before which the service asked not to be polled.
     :param left: how many jobs may still be in flight when the trigger fires, after `MIN_ROUND_TIME`.
     :param stop_after: fire also when so many jobs in a row have failed.
@@ -86,15 +67,13 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         if that resumes them (``resume``), or leaves them in any case (``keep``).
     :param attempt: the attempt that submitted the jobs, as the XCom ``rungen_log`` names it. A task without
         one keeps no log, so its event names the jobs that failed, in ``"failed"``.
-    :param end_from_trigger: end the task here when all jobs completed.
     """
 
     rungen_conn_id: str = RunGenHook.default_conn_name
     app_id: str | None = None
-    job_id: Any = None
+    job_id: list[str] = field(default_factory=list)
     poll_interval: float = 5
-    timeout: float = 86400
-    deadline: float | None = None
+    deadline: float = 0
     queued_timeout: float | None = None
     deferred_at: float = 0
     not_before: float = 0
@@ -104,19 +83,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     shared: list[str] = field(default_factory=list)
     on_clear: str = "new"
     attempt: str = ""
-    end_from_trigger: bool = False
-    _usage: Usage = field(default_factory=Usage, init=False)
     # the jobs that are being canceled, and may still run
     _open: dict[str, None] | None = field(default=None, init=False)
-
-    async def _fired(self, event: dict[str, Any]) -> TriggerEvent:
-        used = self._usage.to_json()
-        if self.end_from_trigger and are_all_over(event) and used["completed"] == used["jobs"]:
-            report_usage(used)
-            xcoms: dict[str, Any] = {USAGE_KEY: used} | times_to_push(self._usage.times)
-            # Airflow 3 stores the XComs of an event as text
-            return TaskSuccessEvent(xcoms=None if await self._push(xcoms.copy) else xcoms)
-        return TriggerEvent(event)
 
     @property
     def _has_undo(self) -> bool:
@@ -125,7 +93,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:
         """Cancel the jobs that no attempt of the task waits for."""
         shared = set(self.shared)
-        job_ids = [job_id for job_id in parse_known_job_ids(self.job_id) if job_id not in shared]
+        job_ids = [job_id for job_id in self.job_id if job_id not in shared]
         kept = await self._wanted(job_ids, state)
         if kept:
             log.info("Not canceled, since another attempt waits: jobs %s", ", ".join(kept[:_MAX_LISTED]))
@@ -181,7 +149,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         try:
             found: set[str] | None = await ask_airflow(attempts.pushed_job_ids, self.task_instance)
         except attempts.AttemptOverError:
-            return set(parse_known_job_ids(self.job_id)) if self.on_clear == "resume" else set()
+            return set(self.job_id) if self.on_clear == "resume" else set()
         except Exception as error:
             log.warning("Could not read the jobs of the latest attempt (%s)", type(error).__name__)
             return None
@@ -200,46 +168,15 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         if self._open is not None:
             self._open.pop(job_id, None)
 
-    async def _push(self, values: Callable[[], dict[str, Any]]) -> bool:
-        """Push XComs, and return whether this version of Airflow can. No task fails because of them."""
-        from airflow_provider_rungen._airflow import XCom
-
-        ti: Any = self.task_instance
-        try:
-            for key, value in values().items():
-                place = {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id}
-                await XCom.aset(key, value, **place, map_index=ti.map_index)
-        except Exception as error:
-            log.debug("Could not push the XComs of the task: %s", type(error).__name__)
-            return False
-        return True
-
-    def _link_values(self, settings: Settings, app_id: str, job_ids: list[str]) -> dict[str, Any]:
-        """Return what a worker would push: the links, and the record for the page of the task."""
-        ti: Any = self.task_instance
-        links = {RunGenResultsLink.key: page_url(ti), RunGenAppLink.key: app_url(ti, settings, app_id)}
-        for job_id in job_ids[:1]:
-            links[RunGenJobLink.key] = job_url(ti, settings, app_id, job_id)
-        record = {"connection": self.rungen_conn_id, "app": app_id, "jobs": job_ids[:MAX_PAGE_JOBS]}
-        page = {PAGE_KEY: record} if are_pages_enabled() else {}
-        return {key: url for key, url in links.items() if url} | page
-
     async def _wait(self, event: dict[str, Any]) -> None:
-        job_ids, now = parse_known_job_ids(self.job_id), time.time()
+        job_ids = self.job_id
         hook, deferred_at = RunGenHook(self.rungen_conn_id), self._local_time(self.deferred_at)
         event["app_id"] = await hook.aresolve_app_id(self.app_id)
-        if not self.deferred_at:  # no worker has pushed them
-            settings = await hook.asettings()
-            await self._push(partial(self._link_values, settings, event["app_id"], job_ids))
-        deadline = self.deadline
-        if deadline is None:
-            started = getattr(self.task_instance, "start_date", None)
-            deadline = (started.timestamp() if started else now) + self.timeout
         with metrics.timing("wait.triggerer"):
             jobs = await shared_poller(self.rungen_conn_id, event["app_id"]).wait(
                 job_ids,
                 poll_interval=self.poll_interval,
-                deadline=self._local_time(deadline),
+                deadline=self._local_time(self.deadline),
                 # only jobs of this task are new
                 visible_by=deferred_at + VISIBILITY_GRACE if self.attempt else 0.0,
                 not_before=self._local_time(self.not_before),
@@ -251,8 +188,6 @@ class RunGenJobTrigger(RunGenBaseTrigger):
 
     def _found(self, job_ids: list[str], jobs: list[Job]) -> dict[str, Any]:
         """Return the fields of the event about the jobs that have ended. There may be many."""
-        for job in jobs:
-            self._usage.note(job)
         ended = {job.id for job in jobs}
         failed = {job.id for job in jobs if not job.is_usable}
         found: dict[str, Any] = {

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
 
-from rungen_emulator.fakes import RETURN_VALUE
-
 if TYPE_CHECKING:
     from rungen_emulator.server import Emulator
     from rungen_emulator.testing import TaskResult
@@ -63,7 +61,6 @@ class Performance:
             task.mode = "poke"  # only Airflow's database knows when its first poke was
         if self._emulator is None or not getattr(task, "deferrable", False):
             return self._perform(partial(task.execute, self._context))
-        task.defer_after = 0.0  # no job ends before, and the pause is short
         return self._perform(partial(self._pause_and_execute, self._emulator))
 
     def _pause_and_execute(self, emulator: Emulator) -> Any:
@@ -88,8 +85,6 @@ class Performance:
                     kwargs = {"error": reason, "traceback": traceback.format_exception(error)}
                 else:
                     self._result.events.append(event.payload)
-                    if (state := getattr(event, "task_instance_state", None)) is not None:
-                        return _end_from_trigger(event, str(state), self._context["ti"])
                     kwargs["event"] = event.payload
                 self._trigger = None
                 step = partial(self.task.resume_execution, method, kwargs, self._context)
@@ -144,15 +139,6 @@ def _run_apart(work: Coroutine[Any, Any, T]) -> T:
         finally:
             loop.call_soon_threadsafe(task.cancel)
             pool.submit(runner.close)
-
-
-def _end_from_trigger(event: Any, state: str, ti: Any) -> Any:
-    """Do what Airflow does when an event ends the task, and return what the task returned."""
-    for key, value in (event.xcoms or {}).items():
-        ti.xcom_push(key=key, value=value)
-    if state != "success":
-        raise RuntimeError(f"the trigger ended the task: {state}")
-    return ti.xcoms.get(RETURN_VALUE)
 
 
 # --- the time limit ---

@@ -90,8 +90,8 @@ def run_operator(
         `TaskResult` also has what they pushed, and whether they failed. Other tasks have not run yet.
     :param context: entries of Airflow's context, such as ``{"params": {"color": "red"}}``, that replace those
         made here.
-    :param emulator: makes a deferrable operator defer at once, whatever its ``defer_after``. The emulator's
-        clock stands still until then, so that no job ends before.
+    :param emulator: its clock stands still until a deferrable operator has deferred, so that no job ends
+        before.
     :param replace: parameters that the operator has in this run, such as ``{"destination": tmp_path}``. They
         are not templated. ``results`` and ``failed_table`` move to a new ``destination``. If the rows or a
         place are replaced, and another place is not, nothing is run.
@@ -150,7 +150,7 @@ def _as_task_runner(operator: Any, replaced: Iterable[str]) -> Iterator[None]:
     from rungen_emulator.names import ExecutorSafeguard
 
     attributes = vars(operator)
-    names = (*operator.template_fields, "defer_after", "mode", *replaced)
+    names = (*operator.template_fields, "mode", *replaced)
     before = {name: attributes[name] for name in names if name in attributes}
     attributes["_lock_for_execution"] = True  # or Airflow would treat a rendered field as one of the DAG
     try:

@@ -97,7 +97,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sent]:
 
 def run(**options: Any) -> RunGenRunJobOperator:
     given = {"prompt": "x", "emulator": options.pop("emulator", {"seconds": 0.3})}
-    wait = {"wait_for_completion": True, "poll_interval": 0.05, "defer_after": 0}
+    wait = {"wait_for_completion": True, "poll_interval": 0.05}
     return RunGenRunJobOperator(**{"task_id": "run", "input": given} | wait | options)
 
 
@@ -147,7 +147,7 @@ def test_what_jobs_used_is_counted(
     rungen_emulator: Emulator, context: Any, sent: Sent, deferrable: bool
 ) -> None:
     good, bad = ({"prompt": "x", "emulator": {"seconds": 0.6, **more}} for more in ({}, {"fail": "no luck"}))
-    options: dict[str, Any] = {"poll_interval": 0.05, "defer_after": 0, "deferrable": deferrable}
+    options: dict[str, Any] = {"poll_interval": 0.05, "deferrable": deferrable}
     task = table_of(task_id="batch", inputs=[good, good, bad], **options)
     assert run_task(task, context).error is not None
     usage = ("jobs", "completed", "failed", "reused", "execution_seconds")
@@ -157,15 +157,11 @@ def test_what_jobs_used_is_counted(
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("ends", [False, True])
-def test_a_sensor_counts_each_job_once(
-    rungen_emulator: Emulator, context: Any, sent: Sent, ends: bool
-) -> None:
+def test_a_sensor_counts_each_job_once(rungen_emulator: Emulator, context: Any, sent: Sent) -> None:
     with RunGenHook() as hook:
         given: list[Any] = [{"prompt": "x", "emulator": {"seconds": seconds}} for seconds in (0, 1.5)]
         job_ids = [hook.run_job(input=each).id for each in given]
-    waits = {"poke_interval": 0.05, "defer_after": 0.5}
-    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": ends, **waits}
+    options: dict[str, Any] = {"deferrable": True, "poke_interval": 0.05}
     assert run_task(RunGenJobSensor(task_id="wait", job_id=job_ids, **options), context).error is None
     assert counted(sent, "rungen.jobs.completed") == [2]
 

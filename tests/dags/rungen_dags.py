@@ -122,7 +122,6 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
             input={"prompt": "y", "emulator": {"seconds": 2}},
             wait_for_completion=True,
             deferrable=True,
-            defer_after=0,
             **FAST,
         )
         work >> fail() >> never()

@@ -20,7 +20,7 @@ from airflow_provider_rungen.execution.task import store_writer
 pytestmark = pytest.mark.usefixtures("unsettled")
 
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
-OPTIONS: dict[str, Any] = {"app_id": "llama-text", "poll_interval": 0.02, "defer_after": 0}
+OPTIONS: dict[str, Any] = {"app_id": "llama-text", "poll_interval": 0.02}
 
 
 def saying(words: str, **emulator: Any) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def test_default_args_for_other_tasks_take_no_result_away(
     def say(word: str) -> dict[str, Any]:
         return saying(word)
 
-    others = {"wait_for_completion": False, "end_from_trigger": True, "deferrable": True}
+    others = {"wait_for_completion": False, "deferrable": True}
     with DAG("decorated", schedule=None, default_args=others):
         decorated: Any = rungen_task(**OPTIONS)(say)
         op = decorated.expand(word=["a fox"]).operator if mapped else decorated("a fox").operator
@@ -220,7 +220,7 @@ def test_default_args_for_other_tasks_take_no_result_away(
 
 @pytest.mark.contract
 def test_what_the_function_decides_is_no_parameter() -> None:
-    for name in ("input", "wait_for_completion", "end_from_trigger"):
+    for name in ("input", "wait_for_completion"):
         with pytest.raises(TypeError, match=name):
             operator(saying, "x", **{name: False})
 
@@ -253,9 +253,7 @@ def test_a_schema_that_cannot_be_read_after_the_wait_leaves_a_job_that_is_over_a
 
     ti = FakeTaskInstance()
     ti.on_push = spoil
-    op = operator(
-        lambda: saying("one"), task_id="say", deferrable=True, defer_after=0, output_type=str(schema)
-    )
+    op = operator(lambda: saying("one"), task_id="say", deferrable=True, output_type=str(schema))
     error = str(run_task(op, {"ti": ti}).error)
     assert "cannot be read" in error
     assert "may still run" not in error

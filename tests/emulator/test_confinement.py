@@ -58,7 +58,7 @@ def test_without_a_fixture_a_stand_in_on_this_machine_is_used(monkeypatch):
     assert "must not reach" in str(run_operator(paint()).error)
 
 
-@pytest.mark.parametrize("options", [{}, {"deferrable": True, "defer_after": 0}])
+@pytest.mark.parametrize("options", [{}, {"deferrable": True}])
 def test_a_job_runs_at_the_emulator(rungen_emulator, options):
     result = run_operator(paint(**options), emulator=rungen_emulator)
     assert (result.error, result.xcoms["rungen_page"]["app"]) == (None, "flux-schnell")
@@ -105,7 +105,7 @@ from airflow_provider_rungen.operators import RunGenRunJobOperator
 with DAG("postcard", schedule=None) as dag:
     RunGenRunJobOperator(task_id="worker", input={"prompt": "x"}, wait_for_completion=True)
     RunGenRunJobOperator(
-        task_id="triggerer", input={"prompt": "x"}, wait_for_completion=True, deferrable=True, defer_after=0
+        task_id="triggerer", input={"prompt": "x"}, wait_for_completion=True, deferrable=True
     )
     RunGenRunJobOperator(task_id="refused", input={"prompt": "x"}, rungen_conn_id="rungen_marketing")
 """

@@ -57,12 +57,11 @@ def test_an_error_is_returned(rungen_emulator: Emulator) -> None:
     assert result.xcoms["job_id"]
 
 
-@pytest.mark.parametrize("defer_after", [0, 60])
 def test_a_deferrable_operator_defers_and_comes_back(
-    rungen_emulator: Emulator, defer_after: float, monkeypatch: pytest.MonkeyPatch
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.triggers.base.SETTLING_TIME", 60.0)
-    op = job(deferrable=True, defer_after=defer_after, **WAITING)
+    op = job(deferrable=True, **WAITING)
     began, billed = time.monotonic(), worker_seconds(rungen_emulator)
     result = run_operator(op, emulator=rungen_emulator)
     took = time.monotonic() - began
@@ -72,7 +71,6 @@ def test_a_deferrable_operator_defers_and_comes_back(
     assert result.value == result.xcoms["job_id"]
     assert [event["outcome"] for event in result.events] == ["go on"]
     assert result.timeouts == [pytest.approx(timedelta(days=1, minutes=10), abs=timedelta(seconds=10))]
-    assert op.defer_after == defer_after
 
 
 @pytest.mark.contract
@@ -260,7 +258,7 @@ def test_a_run_may_have_a_partition(rungen_emulator: Emulator) -> None:
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_a_task_that_takes_too_long_is_ended(rungen_emulator: Emulator, deferrable: bool) -> None:
     rungen_emulator.service.configure({"job_seconds": 600})
-    op = job(deferrable=deferrable, defer_after=0, timeout=900, **WAITING)
+    op = job(deferrable=deferrable, timeout=900, **WAITING)
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"task 'paint' did not end within 0\.7 s") as caught:
         run_operator(op, emulator=rungen_emulator, timeout=0.7)

@@ -71,7 +71,7 @@ def submitted(*inputs: dict[str, Any]) -> list[str]:
 
 
 def collect_op(job_id: Any, destination: Any, **options: Any) -> RunGenCollectResultsOperator:
-    options = {"poll_interval": 0.02, "defer_after": 0, **options}
+    options = {"poll_interval": 0.02, **options}
     return RunGenCollectResultsOperator(task_id="collect", job_id=job_id, destination=destination, **options)
 
 

@@ -105,7 +105,7 @@ class Script:
     poll_interval: float = 0.1
     on_unknown_submission: str = "resubmit"
     on_clear: str = "new"
-    end_from_trigger: bool = False
+    stores: bool = False
     max_failed: int = 0
 
 
@@ -193,7 +193,7 @@ def scripts(draw: st.DrawFn) -> Script:
         poll_interval=draw(st.sampled_from([0.05, 0.1, 0.2])),
         on_unknown_submission=draw(st.sampled_from(["resubmit", "fail"])),
         on_clear=draw(st.sampled_from(["new", "resume"])),
-        end_from_trigger=draw(st.booleans()),
+        stores=draw(st.booleans()),
         max_failed=draw(st.sampled_from([0, 0, 1])) if owns and kind != "job" else 0,
     )
 
@@ -420,7 +420,6 @@ class Life:
             "task_id": "task",
             "dag": DAG("dag", schedule=None),
             "deferrable": script.deferrable,
-            "defer_after": 0,
             "retries": script.retries,
         }
         if script.kind == "sensor":
@@ -428,23 +427,19 @@ class Life:
                 job_id=list(self.given),
                 poke_interval=script.poll_interval,
                 timeout=script.timeout,
-                end_from_trigger=script.end_from_trigger,
                 **common,
             )
         common |= {"poll_interval": script.poll_interval, "timeout": script.timeout}
         if script.kind == "collect":
-            destination = str(self.folder) if script.end_from_trigger else None
+            destination = str(self.folder) if script.stores else None
             return RunGenCollectResultsOperator(job_id=list(self.given), destination=destination, **common)
         common |= {
             "on_unknown_submission": script.on_unknown_submission,
             "on_clear": script.on_clear,
-            "end_from_trigger": script.end_from_trigger,
-            "wait_for_completion": True,
         }
         if script.kind == "job":
-            return RunGenRunJobOperator(input=self.inputs()[0], **common)
+            return RunGenRunJobOperator(input=self.inputs()[0], wait_for_completion=True, **common)
         common["max_failed"] = script.max_failed
-        del common["end_from_trigger"], common["wait_for_completion"]
         folder = str(self.folder)
         place = {"destination": folder} if self.stores else {"results": f"{folder}/results.jsonl"}
         return RunGenRunTableOperator(table=self.inputs(), **place, **common)

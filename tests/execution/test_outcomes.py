@@ -65,7 +65,7 @@ def test_jobs_that_the_service_does_not_know_have_not_failed(
 ) -> None:
     unknown = [f"unknown-{number}" for number in range(count)]
     ids = [*submitted(3), *unknown]
-    waiting: dict[str, Any] = {"deferrable": deferrable, "defer_after": 0}
+    waiting: dict[str, Any] = {"deferrable": deferrable}
     sensor = RunGenJobSensor(task_id="wait", job_id=ids, poke_interval=0.02, **waiting)
     collect = RunGenCollectResultsOperator(task_id="collect", job_id=ids, poll_interval=0.02, **waiting)
     for op in (sensor, collect):
@@ -87,7 +87,7 @@ def test_a_job_that_failed_is_named_beside_one_that_is_unknown(
         failed = hook.run_job(input={"prompt": "fail: out of memory"}).id
     ids = [failed, "unknown"]
     error = failure(
-        RunGenJobSensor(task_id="wait", job_id=ids, poke_interval=0.02, deferrable=deferrable, defer_after=0),
+        RunGenJobSensor(task_id="wait", job_id=ids, poke_interval=0.02, deferrable=deferrable),
         context,
     )
     assert type(error) in (RunGenJobFailedError, RunGenNotFoundError)

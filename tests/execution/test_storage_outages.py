@@ -258,7 +258,6 @@ def test_neither_a_kill_nor_a_time_limit_waits_for_the_ledger(
         table=[{"n": n, "prompt": "a fox", "seconds": seconds} for n, seconds in enumerate((0, 1, 60, 61))],
         to_input=lambda row: {"prompt": row["prompt"], "emulator": {"seconds": row["seconds"]}},
         deferrable=deferrable,
-        defer_after=0.5,
     )
     with stopped_when(op, number, lambda: len(refused) > 2 if deferrable else bool(hung)):
         run_task(op, context)

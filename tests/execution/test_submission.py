@@ -86,7 +86,7 @@ class Task:
 
     def __init__(self, emulator: Emulator, **options: Any) -> None:
         self.emulator = emulator
-        self.options: dict[str, Any] = {"input": INPUT, "poll_interval": 0.02, "defer_after": 0} | options
+        self.options: dict[str, Any] = {"input": INPUT, "poll_interval": 0.02} | options
         self.store: Store | None = Store(emulator)
         self.max_tries, self.tries = 2, 0
         self.clear_number = 0

@@ -53,9 +53,6 @@ def first_event(deferred: TaskDeferred) -> Any:
     return asyncio.run(first())
 
 
-ENDING: dict[str, Any] = WAITING | {"defer_after": 0, "end_from_trigger": True}
-
-
 @pytest.mark.parametrize(("count", "skip"), [(1, 0), (3, 1)], ids=["the only job", "one of several"])
 def test_a_retry_after_holds_from_the_worker_into_the_triggerer(
     rungen_emulator: Emulator, context: Any, count: int, skip: int
@@ -63,7 +60,7 @@ def test_a_retry_after_holds_from_the_worker_into_the_triggerer(
     ids = [submitted(0.5 * (number != skip)) for number in range(count)]
     rungen_emulator.service.inject(Fault(on="get", status=503, headers={"Retry-After": "1"}, skip=skip))
     begun_at = time.monotonic()
-    outcome = run_task(sensor(ids, defer_after=0.3), context)
+    outcome = run_task(sensor(ids), context)
     assert outcome.error is None
     assert outcome.events, "it was deferred while the service had asked to be left alone"
     assert time.monotonic() - begun_at >= 1
@@ -98,7 +95,7 @@ def test_a_job_that_nobody_starts_is_canceled_in_time(
     rungen_emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture, deferrable: bool
 ) -> None:
     rungen_emulator.service.scale(APP, 0)
-    options = WAITING | {"deferrable": deferrable, "defer_after": 0, "queued_timeout": 0.5}
+    options = WAITING | {"deferrable": deferrable, "queued_timeout": 0.5}
     error = run_task(RunGenRunJobOperator(task_id="run", input=job_input(1), **options), context).error
     assert type(error) is RunGenJobQueuedTimeoutError
     assert str(error).startswith("Queued for too long: ")
@@ -116,7 +113,7 @@ def test_a_sensor_on_jobs_that_nobody_starts_leaves_them(
     job_id = submitted(1)
     with RunGenHook() as hook, pytest.raises(RunGenJobQueuedTimeoutError):
         hook.wait_for_job(job_id=job_id, poll_interval=0.1, queued_timeout=0.3)
-    op = sensor(job_id, deferrable=deferrable, defer_after=0, queued_timeout=0.3)
+    op = sensor(job_id, deferrable=deferrable, queued_timeout=0.3)
     error = run_task(op, context).error
     assert isinstance(error, AirflowSensorTimeout)
     assert str(error).startswith("Queued for too long: ")

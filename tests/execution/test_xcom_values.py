@@ -197,7 +197,7 @@ ODD: dict[str, Any] = {
 
 
 def collect(context: Any, job_id: Any, **options: Any) -> Outcome:
-    options = {"app_id": APP, "poll_interval": 0.02, "defer_after": 0, **options}
+    options = {"app_id": APP, "poll_interval": 0.02, **options}
     return run_task(RunGenCollectResultsOperator(task_id="collect", job_id=job_id, **options), context)
 
 
@@ -250,7 +250,7 @@ def test_a_destination_takes_them_all(rungen_emulator: Emulator, context: Any, t
 
 
 def decorated(**options: Any) -> Any:
-    options = {"app_id": APP, "poll_interval": 0.02, "defer_after": 0, **options}
+    options = {"app_id": APP, "poll_interval": 0.02, **options}
     given: Any = {"prompt": "x", "emulator": {"seconds": 0, "result": options.pop("result")}}
     if options.pop("is_many", False):
         given = [given, {"prompt": "x", "emulator": {"seconds": 0}}]

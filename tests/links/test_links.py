@@ -26,7 +26,7 @@ from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
 pytestmark = pytest.mark.usefixtures("unsettled")
 
 JOB, APP_LINK, RESULTS = RunGenJobLink.key, RunGenAppLink.key, RunGenResultsLink.key
-WAIT: dict[str, Any] = {"task_id": "task", "defer_after": 0}
+WAIT: dict[str, Any] = {"task_id": "task"}
 POLL: dict[str, Any] = {**WAIT, "poll_interval": 0.02}
 
 

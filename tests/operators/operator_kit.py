@@ -35,7 +35,7 @@ from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
 #: Polls at once, and defers at once.
-FAST: dict[str, Any] = {"poll_interval": 0.02, "defer_after": 0}
+FAST: dict[str, Any] = {"poll_interval": 0.02}
 # The exception of a kill may strike in a finalizer, which swallows it. The task has to end anyway.
 KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

@@ -43,7 +43,7 @@ def collect(given: dict[str, Any], _: Path, **options: Any) -> Any:
 
 
 def sensor(given: dict[str, Any], _: Path, **options: Any) -> Any:
-    return RunGenJobSensor(task_id="t", job_id=submitted(given), poke_interval=0.02, defer_after=0, **options)
+    return RunGenJobSensor(task_id="t", job_id=submitted(given), poke_interval=0.02, **options)
 
 
 EVERY = pytest.mark.parametrize("make", [job, table, collect, sensor])

@@ -68,7 +68,7 @@ def dag() -> Iterator[DAG]:
 
 
 def waiting(**options: Any) -> RunGenJobSensor:
-    return RunGenJobSensor(poke_interval=0.02, defer_after=0, **options)
+    return RunGenJobSensor(poke_interval=0.02, **options)
 
 
 def collecting(**options: Any) -> RunGenCollectResultsOperator:

@@ -954,7 +954,7 @@ def test_a_deferred_setup_leaves_the_app_to_its_teardown_if_that_is_to_come(
 ) -> None:
     down, others, want = case
     with pytest.raises(TaskDeferred) as deferral:
-        up(lambda op, context: op.execute(context), deferrable=True, defer_after=0)
+        up(lambda op, context: op.execute(context), deferrable=True)
     trigger: Any = deferral.value.trigger
     # what a trigger has cannot be asked
     trigger.task_instance = SimpleNamespace(dag_id="dag", run_id="run", task_id="app_up", map_index=-1)

@@ -646,15 +646,16 @@ def test_a_service_that_returns_other_inputs_is_no_reason_to_buy_again(
     task.attempt_until_deferred()
     if is_changed:
         task.given = inputs(seconds=0.4)[::-1]
-    transport, edits = RunGenHook.transport, []
+    service, edits = task.emulator.service, []
+    handle = service.handle
 
     def edit(*request: Any) -> Any:
-        answer = transport.handle_request(*request)  # type: ignore[union-attr]
-        body, count = re.subn(rb'"prompt": ?"picture [^"]*"', echo, answer.body)
+        reply = handle(*request)
+        body, count = re.subn(rb'"prompt": ?"picture [^"]*"', echo, reply.body)
         edits.append(count)
-        return SimpleNamespace(status=answer.status, headers=answer.headers, body=body)
+        return replace(reply, body=body)
 
-    monkeypatch.setattr(RunGenHook, "transport", SimpleNamespace(handle_request=edit))
+    monkeypatch.setattr(service, "handle", edit)
     assert task.attempt(deferrable=mode).error is None
     assert sum(edits)
     assert set(task.bought.values()) == {1}

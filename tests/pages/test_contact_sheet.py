@@ -27,7 +27,7 @@ from airflow_provider_rungen.operators import (
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
-QUICK: Any = {"task_id": "paint", "poll_interval": 0.02, "defer_after": 0, "contact_sheet": True}
+QUICK: Any = {"task_id": "paint", "poll_interval": 0.02, "contact_sheet": True}
 
 
 class Page(Reader):

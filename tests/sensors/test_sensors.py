@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import pkgutil
 import signal
 import time
-from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
-from typing import Any, cast
+from datetime import timedelta
+from typing import Any
 
-import jinja2
 import pytest
 from airflow.providers.common.compat.sdk import (
-    DAG,
     AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
@@ -29,7 +22,6 @@ from wire import Connections
 
 from airflow_provider_rungen.exceptions import RunGenForbiddenError
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -45,7 +37,7 @@ KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWar
 
 
 def sensor(job_id: Any, **options: Any) -> RunGenJobSensor:
-    options = {"task_id": "wait", "poke_interval": 0.02, "timeout": 20, "defer_after": 0, **options}
+    options = {"task_id": "wait", "poke_interval": 0.02, "timeout": 20, **options}
     return RunGenJobSensor(job_id=job_id, **options)
 
 
@@ -159,34 +151,6 @@ def test_many_results_are_checked_after_a_deferral(rungen_emulator: Emulator, co
 
 
 @pytest.mark.contract
-def test_a_check_of_results_needs_a_worker(rungen_emulator: Emulator, context: Any) -> None:
-    [job_id] = submitted(0.5, result=7)
-    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "output_type": "flux-schnell"}
-    outcome = run_task(sensor(job_id, **options), context)
-    assert [event["outcome"] for event in outcome.events] == ["go on"]
-    assert type(outcome.error) is AirflowFailException
-
-
-@pytest.mark.contract
-@SINCE_3_3
-@pytest.mark.feature("start")
-def test_a_sensor_that_starts_in_the_triggerer_checks_results_on_a_worker(
-    rungen_emulator: Emulator, context: Any
-) -> None:
-    ids = submitted(0) + submitted(0, result=7)
-    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "start_from_trigger": True}
-    task = sensor("{{ ids }}", **options, output_type="flux-schnell")
-    arguments: Any = task.start_trigger_args
-    assert arguments.trigger_kwargs["end_from_trigger"] is False
-    arguments = sensor("x", **options).start_trigger_args
-    assert arguments.trigger_kwargs["end_from_trigger"] is True
-    task.job_id = str(ids)  # as the template makes it
-    event = {"outcome": "go on", "ended": "0-1", "in_flight": 0, "app_id": APP}
-    with pytest.raises(AirflowFailException, match=f"{ids[1]}.* 7 is not of type 'object'"):
-        task.execute_complete(context, event)
-
-
-@pytest.mark.contract
 def test_a_output_type_that_cannot_be_read_is_told_before_the_wait(
     rungen_emulator: Emulator, context: Any
 ) -> None:
@@ -240,19 +204,6 @@ def test_the_sensor_ends_in_time_and_leaves_the_jobs(
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("soft_fail", [False, True])
-def test_a_time_that_is_over_before_the_deferral_ends_in_the_same_way(
-    rungen_emulator: Emulator, context: Any, soft_fail: bool
-) -> None:
-    [job_id] = submitted(60)
-    short: dict[str, Any] = {"deferrable": True, "timeout": 0.3, "defer_after": 5}
-    outcome = run_task(sensor(job_id, soft_fail=soft_fail, **short), context)
-    assert type(outcome.error) is (AirflowSkipException if soft_fail else AirflowSensorTimeout)
-    assert str(outcome.error).endswith("Raise timeout (now 0.3 s) if it needs longer.")
-    assert outcome.events == []
-
-
-@pytest.mark.contract
 @MODES
 def test_what_is_no_id_is_hopeless_and_sends_nothing(
     rungen_emulator: Emulator, context: Any, deferrable: bool
@@ -291,116 +242,6 @@ def test_a_kill_ends_the_sensor(rungen_emulator: Emulator, context: Any, cancel:
     assert time.monotonic() - sent[0] < SOON
     assert isinstance(outcome.error, AirflowException)
     assert states(rungen_emulator) == [state]
-
-
-STRAIGHT: dict[str, Any] = {"deferrable": True, "start_from_trigger": True}
-
-
-def started(task: RunGenJobSensor, start: datetime | None = None) -> dict[str, Any]:
-    """What the trigger fires that Airflow starts in the sensor's stead."""
-    args = cast("Any", task).start_trigger_args
-    trigger = pkgutil.resolve_name(args.trigger_cls)(**json.loads(json.dumps(args.trigger_kwargs)))
-    trigger.task_instance = SimpleNamespace(start_date=start, task_id=task.task_id)
-
-    async def first() -> Any:
-        async with aclosing(trigger.run()) as stream:
-            return (await anext(stream)).payload
-
-    event: dict[str, Any] = asyncio.run(first())
-    return event
-
-
-@pytest.mark.contract
-@SINCE_3_3
-@pytest.mark.feature("start")
-def test_a_sensor_that_starts_in_the_triggerer_waits_for_its_jobs(
-    rungen_emulator: Emulator, context: Any
-) -> None:
-    ids = submitted(0, 0.2)
-    for given in (ids, str(ids), repr([*ids, None])):
-        task = sensor(given, **STRAIGHT)
-        assert cast("Any", task).start_from_trigger is True
-        event = started(task)
-        assert (event["app_id"], event["outcome"], event["ended"]) == (APP, "go on", "0-1")
-        task.execute_complete(context, event)
-
-
-@pytest.mark.contract
-@SINCE_3_3
-@pytest.mark.feature("start")
-def test_the_timeout_counts_from_the_start_of_the_task(rungen_emulator: Emulator, context: Any) -> None:
-    [job_id] = submitted(60)
-    task = sensor(job_id, timeout=30, **STRAIGHT)
-    event = started(task, datetime.now(UTC) - timedelta(seconds=31))
-    with pytest.raises(AirflowSensorTimeout, match=job_id):
-        task.execute_complete(context, event)
-
-
-@pytest.mark.contract
-@SINCE_3_3
-def test_a_sensor_that_starts_in_the_triggerer_says_that_there_is_no_id(
-    rungen_emulator: Emulator, context: Any
-) -> None:
-    for nothing in ("None", "", "[None, '']", "[None]"):
-        task = sensor(nothing, **STRAIGHT)
-        with pytest.raises(AirflowFailException, match="Did the upstream task push nothing"):
-            task.execute_complete(context, started(task))
-
-
-@pytest.mark.contract
-@SINCE_3_3
-def test_what_the_triggerer_cannot_render_is_refused_when_the_dag_is_parsed(
-    rungen_emulator: Emulator, context: Any
-) -> None:
-    with DAG("straight"):
-        run = RunGenRunJobOperator(task_id="run", input=INPUT)
-        many = RunGenRunJobOperator.partial(task_id="many").expand(input=[INPUT])
-        waiting = sensor(run.output, **STRAIGHT)
-        with pytest.raises(ValueError, match="not mapped"):
-            sensor(many.output, **{"task_id": "wait_many", **STRAIGHT})
-        with pytest.raises(ValueError, match="map_indexes=-1"):
-            sensor("{{ ti.xcom_pull(task_ids='run') }}", **{"task_id": "for_ever", **STRAIGHT})
-        with pytest.raises(ValueError, match="app_id of elsewhere"):
-            sensor("a", app_id=run.output.map(str), **{"task_id": "elsewhere", **STRAIGHT})
-    arguments = cast("Any", waiting).start_trigger_args.trigger_kwargs
-    # the app and connection of the task that ran the job, too
-    job_id = run_task(run, context).value
-    pushed = dict(context["ti"].pushed) | {"return_value": job_id}
-
-    def pull(*, task_ids: str, key: str, map_indexes: int) -> Any:
-        assert (task_ids, map_indexes) == ("run", -1)
-        return pushed[key]
-
-    rendered = [
-        jinja2.Template(arguments[name]).render(ti=SimpleNamespace(xcom_pull=pull))
-        for name in ("job_id", "app_id", "rungen_conn_id")
-    ]
-    assert rendered == [job_id, APP, "rungen_default"]
-    assert waiting.upstream_task_ids == {"run"}
-
-
-@pytest.mark.contract
-def test_starting_in_the_triggerer_is_a_way_to_defer() -> None:
-    with pytest.raises(ValueError, match="deferrable=True"):
-        sensor("a", start_from_trigger=True)
-
-
-@pytest.mark.contract
-@SINCE_3_3
-def test_a_template_with_parentheses_can_start_in_the_triggerer() -> None:
-    for arguments in ("task_ids=('a')", "task_ids=params.get('x')"):
-        template = f"{{{{ ti.xcom_pull({arguments}, key='job_id', map_indexes=-1) }}}}"
-        kept = cast("Any", sensor(template, **STRAIGHT)).start_trigger_args.trigger_kwargs
-        assert kept["job_id"] == template
-
-
-@pytest.mark.contract
-def test_where_airflow_cannot_start_in_the_triggerer_the_sensor_defers(
-    rungen_emulator: Emulator, context: Any
-) -> None:
-    assert not getattr(RunGenJobSensor, "start_from_trigger", False)
-    outcome = run_task(sensor(submitted(0.3), **STRAIGHT), context)
-    assert (outcome.error, len(outcome.events)) == (None, 1)
 
 
 # --- a poke -------------------------------------------------------------------------------------------------

@@ -115,18 +115,6 @@ def test_a_refusal_that_lasts_is_an_event(rungen_emulator: Emulator, monkeypatch
     assert KEY not in json.dumps(event)
 
 
-@pytest.mark.parametrize("is_missing", [True, False])
-def test_without_a_connection_a_trigger_that_begins_its_task_is_an_event(
-    monkeypatch: pytest.MonkeyPatch, is_missing: bool
-) -> None:
-    if not is_missing:
-        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", '{"conn_type": "rungen", "extra": {"team": "x"}}')
-    conn_id = "no_such_connection" if is_missing else "rungen_default"
-    [event] = fire(trigger(["j"], rungen_conn_id=conn_id, deferred_at=0))
-    assert (event["outcome"], event["error"]["retryable"]) == ("error", is_missing)
-    assert f"'{conn_id}'" in event["error"]["message"]
-
-
 def test_a_connection_that_is_missing_during_a_wait_is_waited_for_and_named_at_the_deadline() -> None:
     [event] = fire(trigger(["j"], rungen_conn_id="no_such_connection", deadline=time.time() + 0.3))
     assert event["error"]["kind"] == "RunGenJobTimeoutError"
@@ -413,21 +401,3 @@ def test_an_attempt_that_another_has_replaced_cancels_its_jobs(
     monkeypatch.setattr(_airflow.XCom, "get_one", raising(RuntimeError(refusal)))
     _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
     assert states(rungen_emulator) == [want, want]
-
-
-# --- without a job ------------------------------------------------------------------------------------------
-
-
-def test_a_row_without_jobs_is_an_error_that_says_so(rungen_emulator: Emulator) -> None:
-    [event] = fire(RunGenJobTrigger(app_id=APP, deferred_at=1.0))
-    assert event["outcome"] == "error"
-    assert "job_id" in event["error"]["message"]
-
-
-@pytest.mark.parametrize("nothing", ["", None, "None", [None]])
-def test_a_kill_of_a_trigger_without_an_id_does_not_raise(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, nothing: Any
-) -> None:
-    monkeypatch.setattr(attempts, "task_state", lambda _: "failed")
-    asyncio.run(trigger(nothing).on_kill())
-    assert rungen_emulator.service.count("cancel") == 0

@@ -92,8 +92,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         label="{{ ds }}",
         wait_for_completion=True,
         deferrable=True,
-        defer_after=timedelta(seconds=5),
-        end_from_trigger=True,
         queued_timeout=900,
         cancel_on_kill=True,
         durable=True,
@@ -167,7 +165,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
     RunGenJobSensor(
         task_id="wait",
         job_id=run.output,
-        start_from_trigger=False,
         poke_interval=timedelta(seconds=30),
         timeout=3600,
         soft_fail=True,

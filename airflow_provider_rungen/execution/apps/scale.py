@@ -82,7 +82,7 @@ class ScaleRun(TaskRun[Any]):
             is_up = self._set_workers(app_id, wanted, deadline)
             if is_up:
                 target = AppTarget(app_id, active_workers=wanted)
-                defer_at = time.time() + task.defer_after if task.deferrable else math.inf
+                defer_at = time.time() if task.deferrable else math.inf
                 raised = self._record.to_json() if self._is_to_restore else None
                 undo = {"raised": raised, "blocks": list(map(asdict, self._blocks))}
                 wait_or_defer(self, target, defer_at=defer_at, deadline=deadline, **undo)

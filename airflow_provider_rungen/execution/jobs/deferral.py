@@ -80,19 +80,17 @@ class Deferral:
                 "in_flight": len(task_log.running),
             }
 
-            def push() -> bool:
+            def push() -> None:
                 run.report.push_ids()
                 run.ti.xcom_push(key=LOG_KEY, value=state)
-                return run.report.can_end_from_trigger(len(ended))
 
-            ends = run.guard.call_patiently("push what the next round needs", push)
+            run.guard.call_patiently("push what the next round needs", push)
         # storing takes time, and others run meanwhile
         half = len(task_log.jobs.running) // 2 if task_log.stores else 0
         return {
             "left": max(in_flight, half),
             "attempt": state["attempt"],
             "on_clear": run.ending.on_clear,
-            "end_from_trigger": ends,
         }
 
     def _state_of_log(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow_provider_rungen._airflow import HAS_TASK_STATE, metrics
+from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.endpoints import get_job
 from airflow_provider_rungen.client.flow import Flow, Gather, Sleep, T
 from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
@@ -57,7 +57,6 @@ class JobWait:
         # the jobs that have ended, and whose result could not be taken
         self._not_taken: list[Job] = []
         self._pauses = growing_pauses(FIRST_INTERVAL, self._options.poll_interval)
-        self._defer_at = math.inf
         # when a job was last submitted, or seen to start or to end
         self._moved_at = 0.0
         self._quiet_log = QuietLog()
@@ -94,8 +93,7 @@ class JobWait:
         :param may_defer: whether the task can go on after a deferral.
         :param stop_at: the time (seconds since 1970) to stop at, and to return what is over by then.
         :param before_defer: called before a deferral with the jobs that have ended. It returns more arguments
-            of `RunGenJobTrigger`, which waits for the others: for all with ``end_from_trigger``, if these
-            are all that the task has.
+            of `RunGenJobTrigger`, which waits for the others.
         :param ended: the jobs that a trigger found to have ended. They are polled first, and each of them.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change, and that is not one of a single job.
@@ -103,7 +101,8 @@ class JobWait:
         self._counted |= set(ended)
         wait = self.begin(app_id, job_ids, on_finished, visible_by, goal)
         if not wait.goal.is_reached(len(wait.waiting)):
-            defer_at = self._defer_at if may_defer and self._options.deferrable else math.inf
+            # it looks once, at jobs that may be over already
+            defer_at = time.time() if may_defer and self._options.deferrable else math.inf
             rounds = wait.run(self._pauses, deadline=deadline, stop_at=min(defer_at, stop_at), ended=ended)
             is_over = self.perform(rounds, job_ids)
             self._moved_at = wait.moved_at
@@ -124,7 +123,6 @@ class JobWait:
         if self._poller is None or self._poller.app_id != app_id:
             self._poller = JobPoller(app_id, self._log, on_finished=self._keep)
             self._progress = Progress(now, others=self.others)
-            self._defer_at = now + self._options.defer_after
         poller, self._on_finished = self._poller, on_finished
         poller.is_lean = on_finished is strip_payloads
         poller.forget({*poller.waiting, *poller.finished}.difference(job_ids))
@@ -154,14 +152,6 @@ class JobWait:
             if job.cause is None and job.id not in self._counted:  # the service has reported how it ended
                 metrics.count_end(job)
         return jobs
-
-    @property
-    def may_end_from_trigger(self) -> bool:
-        """Whether a success needs no worker: asset events and lengths to map over are made there."""
-        task = self._run.task
-        if not self._options.end_from_trigger or not HAS_TASK_STATE or task.outlets:
-            return False
-        return not task.has_dag() or next(iter(task.iter_mapped_dependants()), None) is None
 
     def perform(self, flow: Flow[T], job_ids: Collection[str]) -> T:
         """Perform a flow that is about these jobs: with requests side by side if they are many."""
@@ -197,10 +187,9 @@ class JobWait:
     ) -> NoReturn:
         more = before_defer(ended := self._take())
         poller, goal, now, options = wait.poller, wait.goal, time.time(), self._options
-        if not more.get("end_from_trigger"):  # such a trigger must see those that failed, too
-            # one that is given all of a sensor's jobs counts these, too
-            self.count([] if "job_id" in more else ended)
-            job_ids = list(wait.waiting)
+        # a trigger that is given all of a sensor's jobs counts these, too
+        self.count([] if "job_id" in more else ended)
+        job_ids = list(wait.waiting)
         is_one = len(job_ids) == 1
         what = format_ids(poller.app_id, job_ids[0] if is_one else "")
         log.info("Waiting in the triggerer %s%s", "" if is_one else f"for {len(job_ids)} jobs ", what)

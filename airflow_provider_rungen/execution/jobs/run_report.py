@@ -272,29 +272,3 @@ class RunReport:
         log.info(
             "Submitted %d of %d inputs to app %s%s", submitted, task_log.state.count, task_log.app_id, more
         )
-
-    def can_end_from_trigger(self, ended_count: int) -> bool:
-        """
-        Return whether a success needs no worker, and push what it returns if so.
-
-        :param ended_count: how many jobs of this wait have ended: the trigger counts what they used.
-        """
-        run = self._run
-        totals, running = run.task_log.jobs.totals(), run.task_log.jobs.running
-        if (
-            not run.wait.may_end_from_trigger
-            or run.options.destination is not None
-            or run.task_log.has_unsent
-            or self.unsent_error is not None
-            # it cannot count what earlier rounds and attempts used
-            or totals.shared
-            or totals.submitted != len(running) + ended_count
-        ):
-            return False
-        result = self.result()
-        if None in result.ids or result.jobs:
-            return False
-        if not run.is_single:
-            run.ti.xcom_push(key="failed", value=[])
-        run.push_return_value(result.ids[0] if run.is_single else result.ids)
-        return True

@@ -34,8 +34,6 @@ class JobOptions(RunOptions):
 
     poll_interval: float
     deferrable: bool
-    defer_after: float
-    end_from_trigger: bool = False
     queued_timeout: float | None = None
     cancel_on_kill: bool
     wait_for_completion: bool = True

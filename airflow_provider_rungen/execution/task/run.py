@@ -231,11 +231,6 @@ class TaskRun(Generic[Options]):
         """Return what this task pushed in this attempt."""
         return self.ti.xcom_pull(task_ids=self.ti.task_id, key=key, map_indexes=self.ti.map_index)
 
-    def push_return_value(self, value: Any) -> None:
-        """Push what the task returns when it ends in the triggerer, which cannot."""
-        if self.task.do_xcom_push:
-            self.ti.xcom_push(key="return_value", value=value)
-
     def link_to(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
         """Push the links to the page of the task, to the app, and to the first job."""
         self.note_app(app_id, job_ids)

@@ -85,9 +85,7 @@ with (
     RunGenRunJobOperator(input=given(seconds=0.1), rungen_conn_id="rungen_stuck", **JOB)
 
 with DAG("revoked_while_deferred", **ARGUMENTS):
-    RunGenRunJobOperator(
-        input=given(seconds=600), rungen_conn_id="rungen_lost", deferrable=True, defer_after=0, **JOB
-    )
+    RunGenRunJobOperator(input=given(seconds=600), rungen_conn_id="rungen_lost", deferrable=True, **JOB)
 
 with DAG("collecting", **ARGUMENTS):
     RunGenCollectResultsOperator(task_id="paint", job_id="00000000-0000-0000-0000-000000000000")

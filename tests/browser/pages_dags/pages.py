@@ -16,7 +16,7 @@ FOLDER = os.environ.get("PAGES_FOLDER", "/tmp")  # noqa: S108 - the tests set it
 THINGS = ("lighthouse", "harbor", "windmill", "orchard", "glacier", "market", "bridge", "meadow")
 LIGHTS = ("at dawn", "in the rain", "under a full moon", "in thick fog", "on a bright winter morning")
 ARGUMENTS: dict[str, Any] = {"start_date": datetime(2025, 1, 1, tzinfo=UTC), "schedule": None}
-BATCH: dict[str, Any] = {"app_id": APP, "deferrable": True, "defer_after": 0, "max_failed": 1000}
+BATCH: dict[str, Any] = {"app_id": APP, "deferrable": True, "max_failed": 1000}
 
 
 def scene(number: int) -> dict[str, Any]:

@@ -47,6 +47,6 @@ def chain(dag_id: str, **options: Any) -> None:
 
 
 chain("scaled")
-chain("scaled_deferred", deferrable=True, defer_after=1)
+chain("scaled_deferred", deferrable=True)
 chain("scaled_without_retries", retries=0)
 chain("scaled_and_forgotten")
