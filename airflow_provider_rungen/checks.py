@@ -235,7 +235,6 @@ def _check_price(value: Any, name: str) -> None:
 _LITERALS: dict[str, Callable[[Any, str], object]] = {
     "input": _check_input,
     "destination": _check_folder,
-    "failed_table": _check_folder,
     "results": _check_folder,
     "configuration": _check_configuration,
     "limit": to_limit,

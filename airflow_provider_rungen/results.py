@@ -73,22 +73,25 @@ class Results:
         """
         Return an iterator of the rows as dicts. It reads them as a stream, and is the same for each format.
 
-        ``result`` is parsed, ``outputs`` is a list, ``cost`` a ``Decimal``, ``created_at`` a ``datetime``.
-        Columns of the source have the values of the file: in CSV, all are text.
+        ``input`` and ``result`` are parsed, ``outputs`` is a list, ``cost`` a ``Decimal``, ``created_at`` a
+        ``datetime``. Columns of the source have the values of the file: in CSV, all are text.
 
-        :param status: only rows with this status, or with one of these.
+        :param status: only rows with this status, or with one of these. ``failed`` stands for all but
+            ``completed`` and ``skipped``.
         """
         from airflow_provider_rungen.execution.table.reader import open_rows
         from airflow_provider_rungen.execution.table.result_rows import Status
 
-        wanted = {status} if isinstance(status, str) else {*(Status if status is None else status)}
+        names = [status] if isinstance(status, str) else [*(Status if status is None else status)]
+        wanted = Status.named(names)
         if unknown := sorted(wanted.difference(Status)):
             raise RunGenInputError(f"status must be of {', '.join(Status)}, not {', '.join(unknown)}")
-        rows = _convert(open_rows(self._uri, name="results"), {**FIXED_COLUMNS, "result": "json"})
+        types = {**FIXED_COLUMNS, "input": "json", "result": "json"}
+        rows = _convert(open_rows(self._uri, name="results"), types)
         return (row for row in rows if status is None or row["status"] in wanted)
 
     def to_arrow(self) -> pyarrow.Table:
-        """Return the table. Its own columns have the same types for each format; ``result`` is JSON text."""
+        """Return the table. Its own columns have the same types for each format; results are JSON text."""
         from airflow_provider_rungen.execution.table.arrow import load_pyarrow
         from airflow_provider_rungen.execution.table.files import find_files, wrap_errors
         from airflow_provider_rungen.execution.table.reader import open_rows

@@ -49,10 +49,10 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     The results table has one row for each row of the source, in the same order: the key columns, the
     ``columns`` of the source, ``index``, ``status`` (``completed``, ``failed``, ``canceled``, ``refused``,
     ``invalid``, ``rejected``, ``given_up``, ``skipped``), ``error``, ``job_id``, ``reused``, ``outputs``
-    (stored URIs, without a connection), ``output`` (the first), ``sha256`` (of the first), ``result`` (JSON
-    text, without signed URLs), ``execution_seconds``, ``cost``, ``created_at``, and the properties of
-    ``output_type``. It is written atomically, also when the task fails, unless no row got a job or
-    was refused by the service.
+    (stored URIs, without a connection), ``output`` (the first), ``sha256`` (of the first), ``input`` and
+    ``result`` (JSON text, without signed URLs), ``execution_seconds``, ``cost``, ``created_at``, and the
+    properties of ``output_type``. It is written atomically, also when the task fails, unless no row got a job
+    or was refused by the service.
 
     When it fails after that, its ``return_value`` and the XCom ``failed`` are pushed anyway, and its
     exception has the first 1,000 rows that failed as ``failed_rows``.
@@ -68,10 +68,11 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         anything is sent. When left out, the number of a row names it.
     :param to_input: the function that makes the job's input of a row (a dict), or returns ``None`` to skip
         the row. It is called once a row and attempt, and must return the same for the same row. A second
-        parameter ``params`` takes those of the DAG. When left out, the row is the input.
+        parameter ``params`` takes those of the DAG. When left out, the row is the input, or its column
+        ``input`` if it is one of a results table.
     :param columns: the columns of the source to carry over to the results table.
-    :param where: take only the rows with this status, or one of several: of a results table, such as
-        ``completed``. All when left out.
+    :param where: take only the rows of a results table with this status, or one of several, such as
+        ``completed``. ``failed`` stands for all but ``completed`` and ``skipped``. All when left out.
     :param limit: take only so many rows, the first. All when ``None`` (templated).
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
@@ -107,9 +108,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param check: a function that takes each new result and its stored files (``ObjectStoragePath``). It may
         raise ``RejectRow("blank image")`` of `airflow_provider_rungen.exceptions`: the row is
         ``rejected``, and its files stay. Any other exception fails the task, and a retry asks again.
-    :param failed_table: the file to write a table of the rows that failed to: their key, ``index``,
-        ``status``, ``error``, ``job_id`` and ``input`` (JSON text). A URI or an absolute path that ends in
-        ``.parquet``, ``.csv`` or ``.jsonl``. It is written with ``results``, also without rows (templated).
     :param max_jobs: how many jobs the task run may buy, retries included. If more rows are new, nothing is
         sent, and the task fails without a retry. No limit when ``None`` (templated).
     :param max_cost: what they may cost at the declared price: an amount and its currency, such as ``20 USD``.
@@ -130,7 +128,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         "rungen_conn_id",
         "destination",
         "results",
-        "failed_table",
         "ledger",
         *LIMITS,
     )
@@ -165,7 +162,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         ledger: LedgerSource | None = None,
         output_type: OutputSource | None = None,
         check: Check | None = None,
-        failed_table: Destination | None = None,
         max_jobs: Limit | None = None,
         max_cost: str | XComArg | None = None,
         max_concurrency: int = 16,
@@ -203,11 +199,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
             Schema.of(self.input_schema, "input_schema"),
             key=self.key,
             columns=self.columns,
-            written=[
-                str(each)
-                for each in (self._results_uri(context["ti"]), self.failed_table)
-                if each is not None
-            ],
+            written=[self._results_uri(context["ti"])],
             where=self.where,
             limit=to_limit(self.limit, "limit"),
             shares_equal=self.ledger is not None,
@@ -225,7 +217,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         from airflow_provider_rungen.execution.jobs.runner import Runner
         from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
 
-        uri, failed = self._results_uri(context["ti"]), self.failed_table
+        uri = self._results_uri(context["ti"])
         return Runner(
             self,
             context,
@@ -234,7 +226,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
             folder=uri.rpartition("/")[0] if self.destination is None else self.destination,
             page={
                 "results": redact(uri),
-                "failed_table": failed and redact(str(failed)),
                 "key": list(self.key),
             },
         )

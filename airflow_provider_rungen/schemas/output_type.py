@@ -35,13 +35,12 @@ FIXED_COLUMNS = {
     "outputs": "texts",
     "output": "text",
     "sha256": "text",
+    "input": "text",
     "result": "text",
     "execution_seconds": "number",
     "cost": "decimal",
     "created_at": "time",
 }
-#: The columns of a table of the rows that failed.
-FAILED_COLUMNS = {"index": "integer", "status": "text", "error": "text", "job_id": "text", "input": "text"}
 # The language after a code fence.
 _LANGUAGE = re.compile(r"""\A[^\s{\["]+\s""")
 _KINDS = {"integer": "integer", "number": "number", "boolean": "boolean", "string": "text"}

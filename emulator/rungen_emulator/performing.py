@@ -186,13 +186,13 @@ def interrupting(seconds: float | None, note: Callable[[], object] = bool) -> It
 # --- what a test replaces ---
 
 # What a task writes to, and what it reads.
-_PLACES = ("destination", "results", "failed_table", "ledger")
+_PLACES = ("destination", "results", "ledger")
 _SOURCES = ("table", "inputs")
 
 
 def _replace(task: Any, given: Mapping[str, Any]) -> None:
     """
-    Set attributes of a task. The files of its tables follow its destination, unless they are given, too.
+    Set attributes of a task. Its results table follows its destination, unless it is given, too.
 
     :raises TypeError: the task has no such parameter.
     :raises ValueError: what it reads or writes is partly of the test, and it would write to another place.
@@ -202,10 +202,10 @@ def _replace(task: Any, given: Mapping[str, Any]) -> None:
             raise TypeError(f"{type(task).__name__} has no parameter {name!r} to replace")
     places = {name: value for name in _PLACES if (value := getattr(task, name, None)) is not None}
     new = dict(given)
-    if (destination := given.get("destination")) is not None:
-        for name in {"results", "failed_table"} & {*places} - {*given}:
-            file_name = str(places[name]).rpartition("/")[2]
-            new[name] = f"{str(destination).rstrip('/')}/{file_name}"
+    destination = given.get("destination")
+    if destination is not None and "results" in places and "results" not in given:
+        file_name = str(places["results"]).rpartition("/")[2]
+        new["results"] = f"{str(destination).rstrip('/')}/{file_name}"
     left = [name for name in places if name not in new]
     if left and not {*_PLACES, *_SOURCES}.isdisjoint(given):
         where = " and ".join(f"{name}={places[name]!r}" for name in left)

@@ -93,8 +93,8 @@ def run_operator(
     :param emulator: its clock stands still until a deferrable operator has deferred, so that no job ends
         before.
     :param replace: parameters that the operator has in this run, such as ``{"destination": tmp_path}``. They
-        are not templated. ``results`` and ``failed_table`` move to a new ``destination``. If the rows or a
-        place are replaced, and another place is not, nothing is run.
+        are not templated. ``results`` moves to a new ``destination``. If the rows or a place are
+        replaced, and another place is not, nothing is run.
     :param logical_date: the date of the run, from which ``ds`` and the like follow: today at midnight (UTC)
         when left out. ``None`` is a run without one, where these names are undefined.
     :param partition_key: the partition of the run (Airflow 3.2), which then has no logical date.

@@ -208,23 +208,22 @@ def test_a_test_that_replaces_a_place_writes_nowhere_else(rungen_emulator: Emula
         key="sku",
         destination=str(real),
         results=str(real / "photos.csv"),
-        failed_table=str(real / "failed.csv"),
         ledger=str(real / "ledger"),
         poll_interval=0.05,
     )
     for replace, named in (
         ({"destination": here}, "ledger"),
-        ({"ledger": None}, "destination and results and failed_table"),
-        ({"table": [{"sku": "A-2"}]}, "destination and results and failed_table and ledger"),
-        ({"results": str(here / "r.csv"), "ledger": None}, "destination and failed_table"),
+        ({"ledger": None}, "destination and results"),
+        ({"table": [{"sku": "A-2"}]}, "destination and results and ledger"),
+        ({"results": str(here / "r.csv"), "ledger": None}, "destination"),
     ):
         refused = run_operator(op, replace=replace)
         assert f"; replace {named}, too" in str(refused.error), refused.error
     result = run_operator(op, replace={"destination": here, "ledger": None})
     assert (result.error, result.value["results"]) == (None, f"{here}/photos.csv")
-    assert {"photos.csv", "failed.csv"} <= {path.name for path in here.iterdir()}
+    assert "photos.csv" in {path.name for path in here.iterdir()}
     assert not real.exists()
-    assert (op.results, op.failed_table) == (f"{real}/photos.csv", f"{real}/failed.csv")
+    assert op.results == f"{real}/photos.csv"
 
 
 # --- dates ---

@@ -36,7 +36,7 @@ NOTHING = dict.fromkeys(FIXED_COLUMNS) | {"reused": False, "outputs": []}
 #: Their own columns as a program gets them.
 READ = [
     {name: WRITTEN.get(name) for name in FIXED_COLUMNS}
-    | {"result": RESULT, "cost": FULL.cost, "created_at": CREATED},
+    | {"input": {"prompt": "naïve"}, "result": RESULT, "cost": FULL.cost, "created_at": CREATED},
     {**NOTHING, "index": 1, "status": "refused", "error": "it has no prompt"},
     {**NOTHING, "index": 2, "status": "failed", "error": "no memory", "job_id": "lost"},
     {**NOTHING, "index": 3, "status": "completed", "job_id": "text", "result": "a text"},
@@ -81,9 +81,9 @@ def test_rows_have_the_same_values_in_each_format(tmp_path: Path, suffix: str) -
 @FORMATS
 def test_rows_of_a_status_or_of_several(tmp_path: Path, suffix: str) -> None:
     results = read_results(written(tmp_path, suffix))
-    for status, indexes in {"failed": [2], "completed": [0, 3], "skipped": []}.items():
+    for status, indexes in {"failed": [1, 2], "refused": [1], "completed": [0, 3], "skipped": []}.items():
         assert [row["index"] for row in results.rows(status=status)] == indexes
-    assert [row["index"] for row in results.rows(status=("failed", "refused"))] == [1, 2]
+    assert [row["index"] for row in results.rows(status=("completed", "refused"))] == [0, 1, 3]
     assert list(results.rows(status=())) == []
     # those that count as failed
     assert [row["index"] for row in results.rows() if row["error"]] == [1, 2]

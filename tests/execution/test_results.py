@@ -27,7 +27,7 @@ from airflow_provider_rungen.execution.table.results_table import ResultsTable
 SIGNED = "https://storage.example/in.png?X-Amz-Signature=s3cret"
 FIXED = [
     *("index", "status", "error", "job_id", "reused", "outputs", "output", "sha256"),
-    *("result", "execution_seconds", "cost", "created_at"),
+    *("input", "result", "execution_seconds", "cost", "created_at"),
 ]
 
 

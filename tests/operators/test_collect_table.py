@@ -233,7 +233,7 @@ def test_xcom_stays_small_however_many_fail(task: Collecting) -> None:
 @pytest.mark.parametrize("wait", [True, False])
 def test_results_are_not_held(task: Collecting, wait: bool) -> None:
     # as lists, because looking for URLs in long texts takes time
-    ids = submitted(*[taking(0, result=[{}] * 3_000) for _ in range(30)])
+    ids = submitted(*[taking(0, result=[{}] * 3_000) for _ in range(60)])
     assert task.collect(ids[:1], wait_for_completion=wait).error is None
     tracemalloc.start()
     try:
@@ -241,6 +241,6 @@ def test_results_are_not_held(task: Collecting, wait: bool) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert outcome.value["completed"] == 30
-    assert (task.folder / "results.jsonl").stat().st_size > 300_000
-    assert peak < 3_000_000, "all lists together have over 6 MB"
+    assert outcome.value["completed"] == 60
+    assert (task.folder / "results.jsonl").stat().st_size > 600_000
+    assert peak < 6_000_000, "all lists together have over 13 MB"

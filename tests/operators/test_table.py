@@ -32,7 +32,7 @@ Run = Callable[..., Table]
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 COLUMNS = [
-    *("index", "status", "error", "job_id", "reused", "outputs", "output", "sha256", "result"),
+    *("index", "status", "error", "job_id", "reused", "outputs", "output", "sha256", "input", "result"),
     *("execution_seconds", "cost", "created_at"),
 ]
 
@@ -129,20 +129,14 @@ def test_the_page_of_a_table_that_is_being_read_names_its_app(run: Run) -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("failed_table", ["failed.jsonl", None])
-def test_more_misfits_than_may_fail_leave_the_results_of_the_last_run(
-    run: Run, tmp_path: Path, failed_table: str | None
-) -> None:
+def test_more_misfits_than_may_fail_leave_the_results_of_the_last_run(run: Run) -> None:
     task = run(products(4))
     assert task.attempt().error is None
     other = run(products(4), to_input=to_input, input_schema=PROMPT)
-    name = failed_table and (other.folder / failed_table).as_uri()
-    assert isinstance(other.attempt(failed_table=name).error, AirflowFailException)
+    assert isinstance(other.attempt().error, AirflowFailException)
     assert other.column("status") == ["completed"] * 4
     assert other.ti.xcoms.keys().isdisjoint({"results", "return_value"})
     assert [row["key"] for row in other.ti.xcoms["failed"]] == ["sku-0", "sku-2", "sku-3"]
-    if failed_table is not None:
-        assert len((other.folder / failed_table).read_text().splitlines()) == 3
 
 
 @pytest.mark.contract
@@ -484,14 +478,14 @@ def test_mapped_tasks_with_one_destination_have_a_table_each(
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("place", ["results", "failed_table", "results of a collector"])
+@pytest.mark.parametrize("place", ["results", "results of a collector"])
 def test_mapped_tasks_write_no_table_that_they_share(
     rungen_emulator: Emulator, tmp_path: Path, place: str
 ) -> None:
     def attempt(uri: str) -> list[Any]:
         with DAG("dag", schedule=None):
             op: Any
-            if place in ("results", "failed_table"):
+            if place == "results":
                 places = {"destination": str(tmp_path), place: uri, "key": "sku", "to_input": picture}
                 op = RunGenRunTableOperator.partial(task_id="task", **places).expand(table=tables)
             else:
@@ -548,7 +542,7 @@ def error_of(op: Any, ti: Any = None, **more: Any) -> tuple[BaseException | None
 
 @pytest.mark.contract
 @pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("place", ["results", "destination", "failed_table", "results of a collector"])
+@pytest.mark.parametrize("place", ["results", "destination", "results of a collector"])
 @pytest.mark.parametrize(
     ("state", "is_refused"),
     [

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from rungen_emulator import Emulator
 
 from airflow_provider_rungen.exceptions import RejectRow, RunGenError
+from airflow_provider_rungen.execution.table.result_rows import Status
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 
 Run = Callable[..., Table]
@@ -367,29 +368,27 @@ PROMPT = {"properties": {"width": {"type": "integer"}}}
 @pytest.mark.parametrize(
     ("mode", "suffix", "max_failed"), pairwise([False, True], [".parquet", ".csv", ".jsonl"], ["any", 2, 1])
 )
-def test_failed_rows_have_a_table_of_their_own(
+def test_a_row_that_failed_has_its_input_and_runs_again(
     run: Run, tmp_path: Path, mode: bool, suffix: str, max_failed: Any
 ) -> None:
-    path = tmp_path / f"quarantine{suffix}"
+    path = tmp_path / f"results{suffix}"
     task = run(
         products(5),
         to_input=mixed,
         input_schema=PROMPT,
         deferrable=mode,
-        failed_table=path.as_uri(),
+        results=path.as_uri(),
         max_failed=max_failed,
     )
     outcome = task.attempt()
     assert (outcome.error is None) == (max_failed != 1)
-    refused, failed = read(path)
-    assert list(failed) == ["sku", "index", "status", "error", "job_id", "input"]
-    assert (refused["sku"], refused["status"], failed["sku"], failed["status"]) == (
-        *("sku-1", "refused"),
-        *("sku-2", "failed"),
-    )
+    skipped, refused, failed, *completed = read(path)
+    assert not skipped["input"]
+    assert [row["status"] for row in (skipped, refused, failed)] == ["skipped", "refused", "failed"]
     assert json.loads(failed["input"])["prompt"] == "ü 🦊"
     assert json.loads(refused["input"])["width"] is None
-    assert "s3cret" not in json.dumps([refused, failed])
+    assert "s3cret" not in path.read_bytes().decode("latin-1")
+    assert [json.loads(row["input"]) for row in completed] == [picture(row) for row in products(5)[3:]]
     assert "input.width" in refused["error"]
     assert "no memory" in failed["error"]
     xcom = [
@@ -398,31 +397,48 @@ def test_failed_rows_have_a_table_of_their_own(
     ]
     pushed = task.ti.xcoms["failed"]
     assert [{name: row[name] for name in row if name != "error"} for row in pushed] == xcom
+    summary = task.ti.xcoms["return_value"] if outcome.error is not None else outcome.value
+    assert (summary["completed"], summary["failed"], summary["skipped"]) == (2, 2, 1)
     if outcome.error is not None:
-        again = pickle.loads(pickle.dumps(outcome.error))  # noqa: S301 - its own pickle
-        assert again.failed_rows == pushed
-        summary = task.ti.xcoms["return_value"]
-        assert (summary["completed"], summary["failed"], summary["skipped"]) == (2, 2, 1)
+        copy = pickle.loads(pickle.dumps(outcome.error))  # noqa: S301 - its own pickle
+        assert copy.failed_rows == pushed
+    second = run(summary, where="failed", to_input=None, destination=(tmp_path / "again").as_uri())
+    assert "2 of 2 rows failed" in str(second.attempt().error)
+    again = read(tmp_path / "again" / "results.jsonl")
+    assert [row["sku"] for row in again] == ["sku-1", "sku-2"]
+    assert [json.loads(row["input"]) for row in again] == [
+        json.loads(row["input"]) for row in (refused, failed)
+    ]
+    good = {"width": 512, "emulator": {}}
+    assert second.attempt(to_input=lambda row: json.loads(row["input"]) | good).error is None
+
+
+def test_all_but_what_completed_or_was_skipped_has_failed(run: Run) -> None:
+    rows = [{"sku": status, "status": status} for status in Status]
+    task = run(rows, where="failed", to_input=lambda row: {"prompt": row["sku"]})
+    assert task.attempt().error is None
+    assert {*task.column("sku")} == {*Status} - {"completed", "skipped"}
+    task = run(rows, where=["refused", "completed"], to_input=lambda row: {"prompt": row["sku"]})
+    task.next_run("exact")
+    assert task.attempt().error is None
+    assert task.column("sku") == ["completed", "refused"]
 
 
 def test_rows_of_which_none_can_be_sent_are_in_the_table(run: Run, tmp_path: Path) -> None:
-    path = tmp_path / "quarantine.jsonl"
-    task = run(products(3), to_input=mixed, input_schema=PROMPT, failed_table=path.as_uri())
+    task = run(products(3), to_input=mixed, input_schema=PROMPT)
     error: Any = task.attempt().error
-    failed_rows = error.failed_rows
     assert isinstance(error, AirflowFailException)
-    assert [row["status"] for row in read(path)] == ["refused", "failed"]
-    assert json.loads(read(path)[1]["input"])["prompt"] == "ü 🦊"
-    assert [row["key"] for row in failed_rows] == ["sku-1", "sku-2"]
+    assert task.column("status") == ["skipped", "refused", "failed"]
+    assert json.loads(task.column("input")[2])["prompt"] == "ü 🦊"
+    assert [row["key"] for row in error.failed_rows] == ["sku-1", "sku-2"]
     assert task.ti.xcoms["return_value"]["failed"] == 2
     assert task.created == 0
 
 
-def test_nothing_failed(run: Run, tmp_path: Path) -> None:
-    path = tmp_path / "quarantine.parquet"
-    task = run(products(1), failed_table=path.as_uri(), key=["sku", "title"])
+def test_nothing_failed(run: Run) -> None:
+    task = run(products(1), key=["sku", "title"])
     assert task.attempt().error is None
-    assert (pq.read_table(path).num_rows, task.ti.xcoms["failed"]) == (0, [])
+    assert task.ti.xcoms["failed"] == []
     fails = {"prompt": "x", "emulator": {"fail": "no memory"}}
     task.next_run("night 2")
     error: Any = task.attempt(to_input=lambda row: fails).error
@@ -439,58 +455,11 @@ def test_any_number_may_fail_and_a_stop_buys_no_more(run: Run) -> None:
     assert task.created < 9
 
 
-def test_a_failed_table_in_no_format_is_an_error_before_anything_is_sent(run: Run, tmp_path: Path) -> None:
-    task = run(products(1), failed_table=f"{tmp_path}/quarantine.txt", ledger=Ledger(f"{tmp_path}/l"))
-    assert "failed_table" in str(task.attempt().error)
-    assert task.created == 0
-
-
 # --- what is in the way -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shown", ["{folder}/results.jsonl", "file://{folder}/./results.jsonl"])
-def test_the_table_of_failed_rows_never_replaces_the_results(run: Run, tmp_path: Path, shown: str) -> None:
-    paths = {"results": f"{tmp_path}/results.jsonl", "failed_table": shown.format(folder=tmp_path)}
-    task = run(products(2), **paths)
-    assert "failed_table is the file of the results" in str(task.attempt().error)
-    assert task.created == 0
-
-
-def test_the_table_of_failed_rows_never_replaces_the_source(run: Run, tmp_path: Path) -> None:
-    source = tmp_path / "products.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in products(2)))
-    task = run(str(source), failed_table=source.as_uri())
-    assert "would write to the table that it reads" in str(task.attempt().error)
-    assert len(read(source)) == 2
-    assert task.created == 0
-
-
-def test_the_table_of_failed_rows_is_no_part_of_the_source(run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in products(2)))
-    (folder / "failed.jsonl").write_text('{"sku": "sku-9", "status": "failed"}\n')
-    task = run(f"{folder}/", failed_table=f"{folder}/failed.jsonl")
-    assert task.attempt().error is None
-    assert task.created == 2
-
-
-def test_a_property_may_have_the_name_of_a_column_of_failed_rows(run: Run, tmp_path: Path) -> None:
-    kind = {"properties": {"input": {"type": "string"}}}
-    path = tmp_path / "results.parquet"
-    answer = {"emulator": {"result": {"input": "as asked"}}}
-    task = run(
-        products(1), to_input=lambda row: {"prompt": "x"} | answer, output_type=kind, results=path.as_uri()
-    )
-    assert task.attempt().error is None
-    assert read(path)[0]["input"] == "as asked"
-
-
-def test_a_key_of_the_name_of_a_column_of_failed_rows_is_refused(run: Run, tmp_path: Path) -> None:
-    rows = [{"input": "a", "title": "b"}]
-    task = run(
-        rows, key="input", failed_table=f"{tmp_path}/failed.jsonl", to_input=lambda row: {"prompt": "x"}
-    )
+def test_a_key_of_the_name_of_another_column_is_refused(run: Run) -> None:
+    task = run([{"input": "a", "title": "b"}], key="input", to_input=lambda row: {"prompt": "x"})
     assert "two columns 'input'" in str(task.attempt().error)
     assert task.created == 0
 
@@ -510,18 +479,3 @@ def test_keys_that_are_no_integers_of_64_bits_are_texts(run: Run, tmp_path: Path
     task = run(f"{folder}/", columns=["n"], to_input=lambda row: {"prompt": "x"}, results=path.as_uri())
     assert task.attempt().error is None
     assert [(row["sku"], row["n"]) for row in read(path)] == [(str(2**64 - 1), 1.0), ("A-1", 1.5)]
-
-
-def test_a_table_of_failed_rows_that_cannot_be_written_hides_no_summary(run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "quarantine"
-
-    def lose(result: Any, files: Any) -> None:
-        folder.rename(tmp_path / "moved")
-        folder.write_text("in its place")
-        raise RejectRow("blank")
-
-    task = run(products(1), check=lose, failed_table=f"{folder}/failed.jsonl", max_failed="any")
-    outcome = task.attempt()
-    assert "Could not write failed_table" in str(outcome.error)
-    assert outcome.xcoms["return_value"]["failed"] == 1
-    assert outcome.xcoms["failed"][0]["error"] == "blank"

@@ -125,7 +125,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         results="s3://bucket/pictures/results.parquet",
         output_type=Picture,
         check=look_at,
-        failed_table="s3://bucket/quarantine.csv",
         max_jobs=500,
         max_cost="20 USD",
         max_failed="any",

@@ -6,7 +6,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_rungen.client.models import Job
@@ -29,7 +28,6 @@ from airflow_provider_rungen.execution.sinks.batch_result import (
 from airflow_provider_rungen.execution.sinks.collector import Collector
 from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, describe_job
 from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
-from airflow_provider_rungen.execution.table.files import path_of
 from airflow_provider_rungen.execution.table.result_rows import (
     JobRows,
     ResultCounts,
@@ -44,7 +42,7 @@ from airflow_provider_rungen.execution.task.outcomes import MAX_REASONS
 from airflow_provider_rungen.execution.task.report import TaskOutcome
 from airflow_provider_rungen.execution.task.store_writer import call_patiently
 from airflow_provider_rungen.schemas import OutputType
-from airflow_provider_rungen.schemas.output_type import FAILED_COLUMNS, FIXED_COLUMNS, check_columns
+from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS, check_columns
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.money import Price
@@ -87,20 +85,15 @@ class ResultSink(Collector):
             carried = [*key, *getattr(run.task, "columns", ())] if labels is None else ["label"]
             check_columns([*dict.fromkeys(carried), *typed], "property of output_type")
         has_rows = has_sheet or table is not None
-        rows = JobRows(describe_job if has_sheet else None, list(typed)) if has_rows else None
+        describe, collects = describe_job if has_sheet else None, usage is not None
+        rows = JobRows(describe, list(typed), keeps_inputs=collects) if has_rows else None
         self._label_of = (lambda _: options.job_label) if labels is None else labels.get
         self._values = XComValues(
-            options.max_xcom_bytes, self._label_of, collects=usage is not None, pushes_keys=pushes_keys
+            options.max_xcom_bytes, self._label_of, collects=collects, pushes_keys=pushes_keys
         )
         values = self._values if table is None else None
         super().__init__(run, options, output, values=values, rows=rows, usage=usage)
         self._table = None if table is None else ResultsTable(table, FIXED_COLUMNS | typed)
-        self._failed_table = None
-        if options.failed_table is not None:
-            check_columns([*key, "input"], "column of the source")
-            self._failed_table = ResultsTable(options.failed_table, FAILED_COLUMNS, "failed_table")
-            if path_of(options.failed_table) == path_of(table):
-                raise RunGenInputError(f"failed_table is the file of the results: {clean_text(str(table))}")
         self._sheet = SheetWriter(options.destination, key) if has_sheet else None
         self._key = key
         self._runner = cast("Runner", run) if usage is None else None
@@ -123,11 +116,9 @@ class ResultSink(Collector):
     def prepare(self) -> None:
         check_tables(self._run)
         super().prepare()
-        folders = {str(self._options.destination).removesuffix("/")}
-        for table in filter(None, (self._table, self._failed_table)):
-            if table.folder not in folders:
-                table.prepare()
-                folders.add(table.folder)
+        folder = str(self._options.destination).removesuffix("/")
+        if self._table is not None and self._table.folder != folder:
+            self._table.prepare()
 
     def finish(self, result: BatchResult, plan: Plan) -> Any:
         """
@@ -248,10 +239,7 @@ class ResultSink(Collector):
         def counted_rows() -> Iterator[ResultRow]:
             nonlocal counts
             counts = ResultCounts(self._key)
-            return counts.count(add_costs(result_rows(), self._price))
-
-        def failed_rows() -> Iterator[ResultRow]:
-            return _with_inputs(filter(attrgetter("is_failed"), result_rows()), plan)
+            return counts.count(add_costs(_with_inputs(result_rows(), plan), self._price))
 
         if self._table is not None:
             columns = dict(zip(plan.manifest.columns, plan.manifest.types, strict=True))
@@ -269,13 +257,6 @@ class ResultSink(Collector):
             if self._runner is not None:
                 self._run.failed_rows = counts.first_failed
                 self._run.push_quietly("failed", counts.first_failed, "what failed")
-            if self._failed_table is not None:
-                try:
-                    key = {name: columns[name] for name in self._key}
-                    self._write_table(self._failed_table, failed_rows, key, is_over=is_over)
-                except RunGenError:
-                    self._push_summary(counts)
-                    raise
         self._is_written = True
         if self._sheet is not None:
             self._sheet.write(result_rows, self._run.ti, self._run.known_app_id)
@@ -332,5 +313,8 @@ class ResultSink(Collector):
 
 
 def _with_inputs(rows: Iterable[ResultRow], plan: Plan) -> Iterator[ResultRow]:
-    for row in rows:
-        yield replace(row, typed={"input": json_text(redact_value(plan.input(row.index)))})
+    for row, planned in zip(rows, plan.rows(), strict=True):
+        if planned.has_input:
+            yield replace(row, input=json_text(redact_value(plan.input(row.index))))
+        else:
+            yield row

@@ -24,7 +24,7 @@ from airflow_provider_rungen.execution.table.result_rows import Status
 from airflow_provider_rungen.execution.table.results_table import INT64, to_csv
 from airflow_provider_rungen.execution.task.outcomes import max_failures
 from airflow_provider_rungen.runs.plan import PlannedRow
-from airflow_provider_rungen.schemas.output_type import check_columns
+from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS, check_columns
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.schemas import Schema
@@ -50,12 +50,12 @@ class TableRows(Source):
 
     :param table: what `open_rows` reads, or the summary of a task that wrote a results table.
     :param to_input: makes the input of a row, or ``None`` for a row without a job. Without it, the row is the
-        input.
+        input, or the ``input`` of a row of a results table.
     :param schema: what an input has to fit. A row that does not is refused.
     :param key: the columns that identify a row; its number does without any.
     :param columns: the other columns that the results repeat.
     :param written: the URIs of the tables that the task writes, which are not read.
-    :param where: take only rows with one of these statuses; all if empty.
+    :param where: take only rows with one of these statuses, see `Status.named`; all if empty.
     :param limit: how many rows to take; all if left out.
     :param shares_equal: whether rows with equal inputs share one job.
     """
@@ -76,9 +76,10 @@ class TableRows(Source):
         self._counts: Counter[str] = Counter()
         self._first_refusal = ""
         self._left_out = 0
+        self._statuses = Status.named(self.where)
 
     def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
-        if unknown := set(self.where).difference(Status):
+        if unknown := self._statuses.difference(Status):
             raise RunGenInputError(f"where: {', '.join(sorted(unknown))} is none of {', '.join(Status)}")
         table = self.table.get("results", self.table) if isinstance(self.table, Mapping) else self.table
         rows = open_rows(table, name="table", written=self.written, are_folders_columns=True)
@@ -125,7 +126,7 @@ class TableRows(Source):
         for row in rows:
             if self.where and isinstance(row, Mapping):
                 columns.note(row)
-                if row.get("status") not in self.where:
+                if row.get("status") not in self._statuses:
                     self._left_out += 1
                     continue
             yield row
@@ -142,7 +143,7 @@ class TableRows(Source):
     def _make_input(self, row: dict[str, Any], place: str) -> Any:
         """Return the input of a row as JSON has it, or ``None`` for a row without a job."""
         try:
-            job_input = row if self.to_input is None else self.to_input(row)
+            job_input = (_own_input if self.to_input is None else self.to_input)(row)
         except AirflowException as error:  # the function decides how the task ends
             error.add_note(f"to_input raised this for {place}")
             raise
@@ -173,6 +174,14 @@ class TableRows(Source):
             self._first_refusal = self._first_refusal or reason
             return reason
         return ""
+
+
+def _own_input(row: dict[str, Any]) -> Any:
+    """Return a row as an input, or the input that a row of a results table has."""
+    if not FIXED_COLUMNS.keys() <= row.keys():
+        return row
+    own = row["input"]
+    return json.loads(own) if own and isinstance(own, str) else own or None
 
 
 class _Columns:

@@ -57,6 +57,11 @@ class Status(StrEnum):
             return cls.GIVEN_UP
         return cls.REFUSED if isinstance(error, RunGenBadRequestError) else cls.FAILED
 
+    @classmethod
+    def named(cls, names: Collection[str]) -> set[str]:
+        """Return the statuses that a filter names: ``failed`` is all but ``completed`` and ``skipped``."""
+        return {*names, *({*cls} - {cls.COMPLETED, cls.SKIPPED} if cls.FAILED in names else ())}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultRow:
@@ -69,10 +74,11 @@ class ResultRow:
     :param reused: whether another task run or row bought its job, or a collecting task found it stored.
     :param outputs: the URIs of its stored files.
     :param sha256: the digest of the first file.
+    :param input: its input, as JSON text without the secrets of its URLs.
     :param result: what the model returned, as JSON text without the secrets of its URLs.
     :param cost: what its job cost, in the currency of the price.
     :param created_at: when its job was created (ISO 8601, in UTC).
-    :param typed: the properties of the result that have columns; in a table of rows that failed, the input.
+    :param typed: the properties of the result that have columns.
     :param about: what only a contact sheet shows; see `contact_sheet.describe_job`.
     """
 
@@ -84,6 +90,7 @@ class ResultRow:
     reused: bool = False
     outputs: Sequence[str] = ()
     sha256: str | None = None
+    input: str | None = None
     result: str | None = None
     execution_seconds: float | None = None
     cost: Decimal | None = None
@@ -211,12 +218,16 @@ class JobRows:
 
     :param describe: what else to keep of each job.
     :param typed: the properties of results that have columns.
+    :param keeps_inputs: whether to keep the inputs, which no plan has.
     :raises RunGenOutputError: a method could not use the folder for temporary files.
     """
 
-    def __init__(self, describe: Describe | None = None, typed: Sequence[str] = ()) -> None:
+    def __init__(
+        self, describe: Describe | None = None, typed: Sequence[str] = (), *, keeps_inputs: bool = False
+    ) -> None:
         self._describe = describe
         self._typed = typed
+        self._keeps_inputs = keeps_inputs
         self._spool = Spool()
         # by job, where its row is
         self._positions: dict[str, Position] = {}
@@ -288,8 +299,11 @@ class JobRows:
     ) -> None:
         fields |= {"status": Status.COMPLETED} if rejection is None else _failure(rejection)
         # signed URLs are removed before anything is on a disk
+        redacted = redact_value(input)
         if self._describe is not None:
-            fields["about"] = self._describe(redact_value(input), files, fields.get("result"))
+            fields["about"] = self._describe(redacted, files, fields.get("result"))
+        if self._keeps_inputs and redacted is not None:
+            fields["input"] = json_text(redacted)
         if "result" in fields:
             result = fields["result"]
             if isinstance(result, Mapping):

@@ -208,22 +208,20 @@ class ResultsTable:
 
     :param uri: the file to write, as `ObjectStoragePath` accepts it. Its suffix is the format.
     :param columns: the types of its columns beside those of the source, by name: see `write_parquet`.
-    :param name: the parameter that ``uri`` was passed as.
     :raises RunGenInputError: it cannot be written: its place, its suffix, or pyarrow is missing.
     """
 
-    def __init__(self, uri: Any, columns: Mapping[str, str] = FIXED_COLUMNS, name: str = "results") -> None:
+    def __init__(self, uri: Any, columns: Mapping[str, str] = FIXED_COLUMNS) -> None:
         self._columns = columns
-        self._what = "the results table" if name == "results" else name
         self.uri = str(uri)
         self.folder, slash, self._name = self.uri.rpartition("/")
         self._suffix = next((each for each in WRITERS if self._name.lower().endswith(each)), "")
         if not self._suffix:
             shown = clean_text(self.uri, 200)
-            raise RunGenInputError(f"{name} {shown!r} must end in {' or '.join(WRITERS)}")
+            raise RunGenInputError(f"results {shown!r} must end in {' or '.join(WRITERS)}")
         if self._suffix == ".parquet":
             load_pyarrow()
-        self._storage = Storage(self.folder + slash, name)
+        self._storage = Storage(self.folder + slash, "results")
 
     def prepare(self) -> None:
         """
@@ -244,7 +242,7 @@ class ResultsTable:
         :param source: the types of the columns of the source, by name: see `write_parquet`.
         :raises RunGenOutputError: it could not be written. An older table is still there.
         """
-        reason = f"Could not write {self._what} {clean_text(self.uri, 200)}"
+        reason = f"Could not write the results table {clean_text(self.uri, 200)}"
         written = (row.written(source, self._columns) for row in rows)
         try:
             self._storage.remove_leftovers("")
@@ -258,4 +256,4 @@ class ResultsTable:
             message = f"{reason}: {error.message}"
             # not chained, because the text of the cause would be logged unredacted
             raise error.revised(message, hint=error.hint, retryable=error.retryable) from None
-        log.info("Wrote %s %s", self._what, clean_text(self.uri))
+        log.info("Wrote the results table %s", clean_text(self.uri))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The parameters that name tables, which are in the XCom `PAGE_KEY`, too.
-_NAMES = ("results", "failed_table")
 # Attributes of a task instance that differ between mapped tasks, in a way that only Airflow knows.
 _UNIQUE = {
     *("external_executor_id", "id", "job_id", "key", "log_url", "mark_success_url", "pid", "queued_dttm"),
@@ -64,51 +62,46 @@ def check_tables(run: TaskRun[Any]) -> None:
     definition = None if dag is None else dag.task_dict.get(run.task.task_id)
     if definition is None:
         return
-    own, given = _tables_of(run.page_details()), getattr(definition, "partial_kwargs", {})
-    for name in own:
-        if given.get(name) is not None and _is_same_for_another(run, name, given[name], definition):
-            raise _mapped_error(name)
+    table = run.page_details().get("results")
+    if not isinstance(table, str):
+        return
+    given = getattr(definition, "partial_kwargs", {}).get("results")
+    if given is not None and _is_same_for_another(run, given, definition):
+        raise _mapped_error()
     give_up_at = time.monotonic() + _OLD_PAGE_TIME
-    shared: Mapping[_Place, str] = {}
-    while shared := _find_shared(run, dag, definition, own, before := shared):
-        (task_id, _), name = next(iter(shared.items()))
+    shared: Collection[_Place] = ()
+    while shared := _find_shared(run, dag, definition, table, before := shared):
+        task_id, _ = next(iter(shared))
         if not before:
-            log.info("%s: task %r has named the same table; asking again for a while", name, task_id)
+            log.info("results: task %r has named the same table; asking again for a while", task_id)
         if time.monotonic() < give_up_at:
             run.hook.sleep(_PAUSE)
         elif task_id == run.task.task_id:
-            raise _mapped_error(name)
+            raise _mapped_error()
         else:
             raise RunGenInputError(
-                f"{name}: task {task_id!r} of this run writes the same table",
+                f"results: task {task_id!r} of this run writes the same table",
                 hint="Give each task a table of its own, for example with {{ task.task_id }} in its name",
             )
 
 
-def _mapped_error(name: str) -> RunGenInputError:
+def _mapped_error() -> RunGenInputError:
     return RunGenInputError(
-        f"{name}: each of the mapped tasks would replace the table of the others",
+        "results: each of the mapped tasks would replace the table of the others",
         hint="Write {{ ti.map_index }} into its name",
     )
 
 
-def _tables_of(page: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tables of a task, by parameter."""
-    return {name: table for name in _NAMES if isinstance(table := page.get(name), str)}
-
-
 def _find_shared(
-    run: TaskRun[Any], dag: Any, definition: Any, own: Mapping[str, str], before: Mapping[_Place, str]
-) -> Mapping[_Place, str]:
+    run: TaskRun[Any], dag: Any, definition: Any, table: str, before: Collection[_Place]
+) -> Collection[_Place]:
     """
-    Return which other tasks of the run write one of the tables, as far as Airflow answers.
+    Return which other tasks of the run write the table, as far as Airflow answers.
 
-    :param own: the tables, by parameter.
     :param before: what was found before: what starts again writes it until it names another or has ended.
-    :return: the parameter, for each of these tasks.
     """
     try:
-        return _ask_for_shared(run, dag, definition, own, before)
+        return _ask_for_shared(run, dag, definition, table, before)
     except Exception as error:
         if run.guard.is_killed:
             raise
@@ -117,17 +110,17 @@ def _find_shared(
 
 
 def _ask_for_shared(
-    run: TaskRun[Any], dag: Any, definition: Any, own: Mapping[str, str], before: Mapping[_Place, str]
-) -> Mapping[_Place, str]:
+    run: TaskRun[Any], dag: Any, definition: Any, table: str, before: Collection[_Place]
+) -> Collection[_Place]:
     def ask(call: Callable[[], Any]) -> Any:
         if not ends_within(_ASK_TIME, answer := begin(call), run.guard.is_stopping):
             raise RunGenError("no answer")
         return answer.result()
 
     given = getattr(definition, "partial_kwargs", None)
-    # otherwise each of the `expand` is known to have tables of its own
-    is_asked = given is not None and any(
-        getattr(run.task, name, None) is not None and given.get(name) is None for name in _NAMES
+    # otherwise each of the `expand` is known to have a table of its own
+    is_asked = (
+        given is not None and getattr(run.task, "results", None) is not None and given.get("results") is None
     )
     task_ids = [
         task.task_id
@@ -136,7 +129,7 @@ def _ask_for_shared(
         and (task is not definition or is_asked)
     ]
     if not task_ids:
-        return {}
+        return ()
     after = definition.get_flat_relative_ids(upstream=False)
     others: defaultdict[str, set[int]] = defaultdict(set)
     for (_, index), states in ask(partial(find_states, run.ti, task_ids, [run.ti.run_id])).items():
@@ -146,31 +139,27 @@ def _ask_for_shared(
             is_writing = not is_over and (state in _IN_USE or (task_id, index) in before)
             if is_writing and (task_id, index) != (definition.task_id, run.ti.map_index):
                 others[task_id].add(index)
-    shared: dict[_Place, str] = {}
+    shared: list[_Place] = []
     for task_id, indexes in others.items():
         pulled = ask(partial(run.ti.xcom_pull, task_ids=task_id, key=PAGE_KEY))
         pages = [pulled] if isinstance(pulled, Mapping) else pulled or ()
         # an index that was not started again after a clear has its old page
         named = {page.get("index", -1): page for page in pages if isinstance(page, Mapping)}
         for index in indexes:
-            if index in named:
-                tables = _tables_of(named[index]).values()
-                name = next((name for name, table in own.items() if table in tables), None)
-            else:
-                name = before.get((task_id, index))
-            if name is not None:
-                shared[task_id, index] = name
+            place = task_id, index
+            if named[index].get("results") == table if index in named else place in before:
+                shared.append(place)
     return shared
 
 
-def _is_same_for_another(run: TaskRun[Any], name: str, given: Any, mapped: Any) -> bool:
-    """Return whether a parameter is the same for another task of the ``expand``, as far as that is known."""
+def _is_same_for_another(run: TaskRun[Any], given: Any, mapped: Any) -> bool:
+    """Return whether ``results`` is the same for another task of the ``expand``, as far as that is known."""
     other: Any = copy(run.context)
     other["task"] = mapped  # it has no values of `expand`, which templates may read
     other.pop("params", None)  # they may be of the `expand`, too
     try:
         other["ti"] = other["task_instance"] = _OtherTaskInstance(run.ti, mapped)
-        return str(getattr(run.task, name)) == str(run.task.render_template(given, other))
+        return str(run.task.results) == str(run.task.render_template(given, other))
     except Exception:
         if run.guard.is_killed:
             raise

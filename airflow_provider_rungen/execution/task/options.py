@@ -63,7 +63,6 @@ class CollectOptions(RunOptions):
     results: Any = None
     output_type: Any
     check: Any = None
-    failed_table: Any = None
     job_label: Any = None
     max_failed: float | str
     max_concurrency: int

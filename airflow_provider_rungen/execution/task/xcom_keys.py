@@ -26,7 +26,6 @@ key               value
 ``app``           the app
 ``destination``   the folder of the stored outputs, if there is one
 ``results``       the results table, if there is one
-``failed_table``  the table of the rows that failed, if there is one
 ``index``         the map index, if the task is mapped
 ``key``           the columns that identify a row of it
 ``waits``         false for a task that does not wait for its jobs
