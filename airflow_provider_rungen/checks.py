@@ -44,9 +44,8 @@ def set_parameters(task: Any, given: Mapping[str, Any]) -> None:
         if (check := _LITERALS.get(name)) and not is_running and not _is_template(value, task.template_ext):
             check(value, name)
         setattr(task, attribute, value)
-    for name, reason in _NEED_DESTINATION.items():
-        if getattr(task, name, None) and getattr(task, "destination", None) is None:
-            raise ValueError(f"{name} needs destination: {reason}")
+    if getattr(task, "ledger", None) and getattr(task, "destination", None) is None:
+        raise ValueError("ledger needs destination: only jobs whose outputs are stored can be reused")
 
 
 def check_output_columns(output_type: Any, own: Iterable[str]) -> None:
@@ -154,7 +153,6 @@ _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
     "check": _check_function,
     "to_input": _check_function,
     "columns": _check_columns,
-    "contact_sheet": partial(_check_choice, choices=(True, False)),
     "idle_for": to_seconds,
     "input_schema": _check_schema,
     "key": _check_columns,
@@ -173,10 +171,6 @@ _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
     "table": _to_table,
     "timeout": to_seconds,
     "where": _check_columns,
-}
-_NEED_DESTINATION = {
-    "contact_sheet": "the sheet is written beside the outputs",
-    "ledger": "only jobs whose outputs are stored can be reused",
 }
 
 

@@ -51,9 +51,8 @@ with DAG(
         key="sku",
         to_input=studio_photo,
         columns=["title", "color"],
+        # also has a page to look at: pictures/index.html
         destination="{{ params.folder }}/pictures",
-        # a page to look at: pictures/index.html
-        contact_sheet=True,
         results="{{ params.folder }}/pictures.csv",
         # an input that was paid for before is not paid for again
         ledger="{{ params.folder }}/ledger",

@@ -28,7 +28,7 @@ ORDER = """
     status wait_for_completion deferrable
     price poll_interval timeout
     queued_timeout cancel_on_kill durable on_unknown_submission on_clear input_schema
-    destination contact_sheet results ledger output_type check label max_jobs
+    destination results ledger output_type check label max_jobs
     max_cost max_concurrency max_in_flight max_failed stop_after max_output_bytes max_xcom_bytes
 """
 EACH = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -42,7 +42,8 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     ``{destination}/{job_id}/{n}-{name}``. ``{destination}/{job_id}/manifest.json`` describes the job: its
     input, times, result (with what was stored in place of the URLs), and of each file its size, SHA-256 and
     content type. A small manifest is returned: ``{"job_id", "manifest": uri, "outputs": [{"uri", "size",
-    "sha256", "content_type"}]}``. Files that a manifest lists already are not downloaded again.
+    "sha256", "content_type"}]}``. Files that a manifest lists already are not downloaded again. If a
+    list of jobs has pictures, ``{destination}/index.html`` shows them.
 
     With ``results``, a table with a row for each job, and its ``label`` as the first column, is written, also
     before the task fails. Its counts are returned: ``{"results": uri, "rows", "completed", "failed",
@@ -66,8 +67,6 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         again would find them canceled.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
         absolute path, or an ``ObjectStoragePath`` (templated).
-    :param contact_sheet: write ``index.html`` to ``destination``: a page with all jobs and what they made,
-        and failures by reason. Its links are relative, so that it opens anywhere.
     :param results: the file to write a table of the results to, instead of returning them: a URI or an
         absolute path that ends in ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
     :param output_type: what every result has to be: a class that pydantic knows, such as a ``BaseModel``, or
@@ -100,7 +99,6 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         queued_timeout: Duration | None = None,
         cancel_on_kill: bool = False,
         destination: Destination | None = None,
-        contact_sheet: bool = False,
         results: Destination | None = None,
         output_type: OutputSource | None = None,
         max_concurrency: int = 8,

@@ -94,8 +94,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param destination: the folder to store outputs and manifests in: a URI such as
         ``s3://conn_id@bucket/prefix``, an absolute path, or an ``ObjectStoragePath`` (templated). Without it,
         only the results table is written, for models whose result is text.
-    :param contact_sheet: write ``index.html`` to ``destination``: a page with all rows and what they made,
-        and failures by reason. Its links are relative, so that it opens anywhere.
     :param results: the URI of the results table: ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
         ``results.jsonl`` in ``destination`` when left out, of a mapped task ``results-{map_index}.jsonl``.
         Each of the mapped tasks needs one of its own.
@@ -157,7 +155,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         on_clear: Literal["new", "resume"] = "new",
         input_schema: SchemaSource | None = None,
         destination: Destination | None = None,
-        contact_sheet: bool = False,
         results: Destination | None = None,
         ledger: LedgerSource | None = None,
         output_type: OutputSource | None = None,

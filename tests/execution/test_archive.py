@@ -99,7 +99,8 @@ class Archive:
 
     @property
     def files(self) -> dict[str, bytes]:
-        return files(self.folder)
+        """All files but the contact sheet."""
+        return {name: content for name, content in files(self.folder).items() if not name.endswith(".html")}
 
     def manifest(self, job_id: str) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((self.folder / job_id / "manifest.json").read_text())

@@ -77,7 +77,7 @@ def prompts(task: Table) -> list[str]:
 @MODES
 def test_a_query_is_read_once_and_keeps_its_types(run: Run, database: Path, deferrable: bool) -> None:
     results = database.with_name("results.parquet")
-    options: dict[str, Any] = {"results": str(results), "contact_sheet": True, "deferrable": deferrable}
+    options: dict[str, Any] = {"results": str(results), "deferrable": deferrable}
     task = run(QUERY, columns=["title", "price"], **options)
     # once they are in flight, the database is gone
     task.on_push = lambda key, _: database.unlink() if key == "rungen_log" else None

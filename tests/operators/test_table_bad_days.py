@@ -152,7 +152,7 @@ def test_the_table_tells_what_is_reused_when_nothing_can_be_submitted(run: Run, 
 @pytest.mark.contract
 @pytest.mark.parametrize("ledger", [None, "ledger"])
 def test_the_table_stays_if_nothing_can_be_submitted(run: Run, mode: bool, ledger: str | None) -> None:
-    task = run(products(3), deferrable=mode, contact_sheet=True)
+    task = run(products(3), deferrable=mode)
     more: dict[str, Any] = {"ledger": ledger and (task.folder / ledger).as_uri()}
     assert task.attempt(**more).error is None
     before = {path: path.read_bytes() for path in (task.folder / "photos").glob("[ir]*.*")}

@@ -250,7 +250,7 @@ class Checks:
 @MODES
 def test_a_rejected_row_keeps_its_files_and_runs_again(run: Run, mode: bool) -> None:
     check = Checks(1)
-    task = run(products(3), deferrable=mode, check=check, contact_sheet=True)
+    task = run(products(3), deferrable=mode, check=check)
     error = task.attempt().error
     assert not isinstance(error, AirflowFailException), "a retry may help"
     assert "1 of 3 rows failed" in str(error)

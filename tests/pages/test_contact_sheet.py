@@ -27,7 +27,7 @@ from airflow_provider_rungen.operators import (
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
-QUICK: Any = {"task_id": "paint", "poll_interval": 0.02, "contact_sheet": True}
+QUICK: Any = {"task_id": "paint", "poll_interval": 0.02}
 
 
 class Page(Reader):
@@ -143,11 +143,35 @@ def test_a_batch_that_fails_has_a_sheet(rungen_emulator: Emulator, context: Any,
 
 
 @pytest.mark.contract
-def test_a_sheet_needs_a_destination() -> None:
-    with pytest.raises(ValueError, match="contact_sheet needs destination"):
-        RunGenCollectResultsOperator(task_id="collect", job_id="x", contact_sheet=True)
-    with pytest.raises(ValueError, match="True or False"):
-        RunGenCollectResultsOperator(task_id="collect", job_id="x", destination="/tmp", contact_sheet="yes")  # type: ignore[arg-type]  # noqa: S108
+@pytest.mark.parametrize("is_one", [True, False], ids=["one picture", "texts"])
+def test_neither_one_job_nor_texts_have_a_sheet(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, is_one: bool
+) -> None:
+    ids = submitted(job(seconds=0) if is_one else job(seconds=0, result="a text"))
+    op = RunGenCollectResultsOperator(job_id=ids[0] if is_one else ids, destination=str(tmp_path), **QUICK)
+    assert run_task(op, context).error is None
+    assert (tmp_path / ids[0] / "manifest.json").exists()
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_each_mapped_task_has_a_sheet_of_its_own(ti: FakeTaskInstance, tmp_path: Path) -> None:
+    for _ in range(2):
+        for index, count in ((-1, 2 * JOBS_A_PAGE), (0, 3 * JOBS_A_PAGE), (1, 1)):
+            ti.map_index = index
+            SheetWriter(tmp_path).write(lambda count=count: rows(tmp_path, count), ti, APP)  # type: ignore[misc]
+    pages = [len(pages_from(tmp_path / name)) for name in ("index.html", "index-0.html", "index-1.html")]
+    assert pages == [2, 3, 1]
+    assert len(os.listdir(tmp_path)) == 6, "the pages of the earlier sheets are removed"
+
+
+def test_only_the_first_jobs_are_shown(
+    ti: FakeTaskInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.execution.sinks.contact_sheet.MAX_JOBS", JOBS_A_PAGE)
+    SheetWriter(tmp_path).write(lambda: rows(tmp_path, 3 * JOBS_A_PAGE), ti, APP)
+    [page] = pages_from(tmp_path / "index.html")
+    assert "600 jobs" in page.text
+    assert "the first 200 jobs" in page.text
 
 
 # --- whole or not at all ---
@@ -165,7 +189,7 @@ class FailingStorage(Storage):
         super().put(file, path, folder, name)
 
 
-def rows(count: int) -> Iterator[ResultRow]:
+def rows(folder: Path, count: int) -> Iterator[ResultRow]:
     for index in range(count):
         given = {"prompt": f"picture {index} of a fox", "width": 1024, "height": 1024, "seed": index}
         has_failed = index % 100 == 99
@@ -176,7 +200,7 @@ def rows(count: int) -> Iterator[ResultRow]:
             values={"sku": f"sku-{index}"},
             error=f"Failed: out of memory (job id-{index}, app {APP})" if has_failed else None,
             job_id=f"id-{index}",
-            outputs=() if has_failed else [f"/pictures/id-{index}/0-a.png"],
+            outputs=() if has_failed else [f"{folder}/id-{index}/0-a.png"],
             about=describe_job(given, outputs),
         )
 
@@ -201,10 +225,10 @@ def test_a_store_that_fails_midway_leaves_the_earlier_sheet_whole(
     count = 3 * JOBS_A_PAGE
     monkeypatch.setattr(FailingStorage, "writes_left", 10**9)
     ti.run_id = "night 1"
-    SheetWriter(tmp_path, ["sku"]).write(lambda: rows(count), ti, APP)
+    SheetWriter(tmp_path, ["sku"]).write(lambda: rows(tmp_path, count), ti, APP)
     monkeypatch.setattr(FailingStorage, "writes_left", writes)
     ti.run_id = "night 2"
-    SheetWriter(tmp_path, ["sku"]).write(lambda: rows(count), ti, APP)
+    SheetWriter(tmp_path, ["sku"]).write(lambda: rows(tmp_path, count), ti, APP)
     pages = pages_from(tmp_path / "index.html")
     night = "night 2" if writes == 3 else "night 1"
     assert [night in page.text for page in pages] == [True] * 3
@@ -217,17 +241,17 @@ def test_a_store_that_fails_midway_leaves_the_earlier_sheet_whole(
 def test_pages_of_the_earlier_sheet_are_removed(ti: FakeTaskInstance, tmp_path: Path) -> None:
     (tmp_path / "index-of-mine.html").write_text("not a page of a sheet")
     for count in (3 * JOBS_A_PAGE, 2 * JOBS_A_PAGE, 1):
-        SheetWriter(tmp_path).write(lambda count=count: rows(count), ti, APP)  # type: ignore[misc]
+        SheetWriter(tmp_path).write(lambda count=count: rows(tmp_path, count), ti, APP)  # type: ignore[misc]
         names = [name for name in os.listdir(tmp_path) if name != "index-of-mine.html"]
         assert len(names) == len(pages_from(tmp_path / "index.html")) == max(1, count // JOBS_A_PAGE)
     assert (tmp_path / "index-of-mine.html").exists()
 
 
 def test_many_jobs_in_bounded_memory(ti: FakeTaskInstance, tmp_path: Path) -> None:
-    SheetWriter(tmp_path).write(lambda: rows(1), ti, APP)  # loads Jinja2 and the templates
+    SheetWriter(tmp_path).write(lambda: rows(tmp_path, 1), ti, APP)  # loads Jinja2 and the templates
     tracemalloc.start()
     try:
-        SheetWriter(tmp_path, ["sku"]).write(lambda: rows(4000), ti, APP)
+        SheetWriter(tmp_path, ["sku"]).write(lambda: rows(tmp_path, 4000), ti, APP)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -266,7 +290,7 @@ def test_s3(
     folder = s3.rpartition("/")[2]
     ids = submitted(*[job(seconds=0)] * 6)
     for _ in range(2):
-        op = RunGenCollectResultsOperator(task_id="collect", job_id=ids, destination=s3, contact_sheet=True)
+        op = RunGenCollectResultsOperator(task_id="collect", job_id=ids, destination=s3)
         assert run_task(op, context).error is None
         listed = s3_client.list_objects_v2(Bucket="bucket", Prefix=f"{folder}/index")["Contents"]
         names = sorted(entry["Key"].removeprefix(f"{folder}/") for entry in listed)

@@ -117,7 +117,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         on_clear="new",
         input_schema={"type": "object"},
         destination="s3://bucket/pictures",
-        contact_sheet=True,
         ledger=ledger,
         max_concurrency=8,
         max_in_flight=None,

@@ -49,7 +49,6 @@ def wrong_type() -> None:
     RunGenRunJobOperator(task_id="x", input={}, on_clear="again")  # type: ignore[arg-type]
     RunGenRunJobOperator(task_id="x", input=["prompt"])  # type: ignore[arg-type]
     RunGenRunTableOperator(task_id="x", table=[5])  # type: ignore[list-item]
-    RunGenRunTableOperator(task_id="x", table=[], key="x", contact_sheet="x")  # type: ignore[arg-type]
     RunGenRunTableOperator(task_id="x", table=5, key="x")  # type: ignore[arg-type]
     RunGenRunTableOperator(task_id="x", table=[], max_in_flight="all")  # type: ignore[arg-type]
     RunGenRunTableOperator(task_id="x", table=[], key="x", stop_after="20")  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
 """
-Write a contact sheet beside the stored outputs: ``index.html``, and further pages for many jobs.
+Write a contact sheet beside stored pictures: ``index.html``, and further pages for many jobs.
+
+Each of the tasks of an ``expand`` has one of its own: ``index-{map_index}.html``.
 
 The links of a sheet are relative, so that it works wherever the folder is opened, and holds no signed URL.
 ``index.html`` is written last, and the names of the other pages are new each time. So a reader, and whoever
@@ -43,9 +45,9 @@ from airflow_provider_rungen.pages.output_kinds import guess
 
 log = logging.getLogger(__name__)
 
-INDEX = "index.html"
 JOBS_A_PAGE = 200
-_PAGE = re.compile(r"index-[0-9a-f]{8}-\d+\.html")
+#: So many jobs are shown, the first. All are counted.
+MAX_JOBS = 10_000
 _MAX_VALUE_CHARS = 200
 
 
@@ -78,22 +80,31 @@ class SheetWriter:
 
     def write(self, rows: Callable[[], Iterable[ResultRow]], ti: Any, app_id: str) -> None:
         """
-        Write the sheet. A failure is logged and ends nothing, since the jobs are paid for and stored.
+        Write the sheet, if there are pictures. A failure is logged and ends nothing, since the jobs are paid
+        for and stored.
 
         :param rows: returns the rows, in order. It is called twice, since all of them would fill the memory.
         """
         try:
-            count = self._write(rows, ti, app_id)
-            log.info("Wrote the contact sheet of %d jobs to %s/%s", count, self._shown.rstrip("/"), INDEX)
+            self._write(rows, ti, app_id)
         except (RunGenOutputError, OSError) as error:
             reason = error.message if isinstance(error, RunGenOutputError) else type(error).__name__
             log.warning("No contact sheet: %s. The outputs are stored in %s", reason, clean_text(self._shown))
 
-    def _write(self, rows: Callable[[], Iterable[ResultRow]], ti: Any, app_id: str) -> int:
+    def _write(self, rows: Callable[[], Iterable[ResultRow]], ti: Any, app_id: str) -> None:
         from airflow_provider_rungen.pages.render import render
 
-        counts = ResultCounts()
-        failures = group_failures(map(self._job, counts.count(rows())))
+        counts, has_pictures = ResultCounts(), False
+
+        def jobs_of_all() -> Iterator[JobView]:
+            nonlocal has_pictures
+            for job in map(self._job, counts.count(rows())):
+                has_pictures = has_pictures or any(file.kind == "image" for file in job.outputs)
+                yield job
+
+        failures = group_failures(jobs_of_all())
+        if not has_pictures:
+            return
         ended = counts.by_status
         progress = Progress(
             total=counts.rows,
@@ -105,8 +116,12 @@ class SheetWriter:
         )
         written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         facts = [("DAG", str(ti.dag_id)), ("run", str(ti.run_id)), ("app", app_id), ("written", written)]
-        token, page_count = secrets.token_hex(4), max(1, -(-counts.runnable // JOBS_A_PAGE))
-        names = [INDEX, *(f"index-{token}-{number}.html" for number in range(2, page_count + 1))]
+        if counts.runnable > MAX_JOBS:
+            facts.append(("shown", f"the first {MAX_JOBS:,} jobs"))
+        stem = "index" if ti.map_index in (None, -1) else f"index-{ti.map_index}"
+        token, page_count = secrets.token_hex(4), -(-min(counts.runnable, MAX_JOBS) // JOBS_A_PAGE)
+        first = f"{stem}.html"
+        names = [first, *(f"{stem}-{token}-{number}.html" for number in range(2, page_count + 1))]
         jobs = (job for job in map(self._job, rows()) if job.status != Status.SKIPPED)
         index = b""
         neighbors = zip(["", *names[:-1]], names, [*names[1:], ""], strict=True)
@@ -124,10 +139,11 @@ class SheetWriter:
                 self._put_page(name, content)
             else:
                 index = content
-        self._put_page(INDEX, index)
-        older = [name for name in self._storage.list_folder("") if _PAGE.fullmatch(name)]
+        self._put_page(first, index)
+        page = re.compile(rf"{stem}-[0-9a-f]{{8}}-\d+\.html")
+        older = [name for name in self._storage.list_folder("") if page.fullmatch(name)]
         self._storage.remove(("", name) for name in set(older) - set(names))
-        return counts.runnable
+        log.info("Wrote a contact sheet of %d jobs to %s/%s", counts.runnable, self._shown.rstrip("/"), first)
 
     def _put_page(self, name: str, content: bytes) -> None:
         """Write a page as a file, from whose name a store derives the content type."""

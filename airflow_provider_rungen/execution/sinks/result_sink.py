@@ -78,14 +78,18 @@ class ResultSink(Collector):
         labels: Mapping[str, str] | None = None,
     ) -> None:
         options = CollectOptions.of(run.task)
-        has_sheet = options.destination is not None and options.contact_sheet
+        collects = usage is not None
+        # a single job needs none
+        has_sheet = options.destination is not None and (
+            table is not None or (collects and not run.is_single)
+        )
         output = OutputType.of(options.output_type)
         typed = output.columns if output is not None else {}
         if table is not None and typed:
             carried = [*key, *getattr(run.task, "columns", ())] if labels is None else ["label"]
             check_columns([*dict.fromkeys(carried), *typed], "property of output_type")
         has_rows = has_sheet or table is not None
-        describe, collects = describe_job if has_sheet else None, usage is not None
+        describe = describe_job if has_sheet else None
         rows = JobRows(describe, list(typed), keeps_inputs=collects) if has_rows else None
         self._label_of = (lambda _: options.job_label) if labels is None else labels.get
         self._values = XComValues(

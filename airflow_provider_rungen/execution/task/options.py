@@ -59,7 +59,6 @@ class CollectOptions(RunOptions):
     """What is done with results."""
 
     destination: Any
-    contact_sheet: bool = False
     results: Any = None
     output_type: Any
     check: Any = None
