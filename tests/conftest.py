@@ -390,7 +390,7 @@ _FOLDERS = contextlib.ExitStack()
 atexit.register(_FOLDERS.close)
 
 
-def table_of(*, inputs: Iterable[Any], **options: Any) -> RunGenRunTableOperator:
+def table_of(*, inputs: Any, **options: Any) -> RunGenRunTableOperator:
     """Return a table task of a list of inputs, with results in a folder of its own."""
     if not options.keys() & {"destination", "results"}:
         folder = _FOLDERS.enter_context(tempfile.TemporaryDirectory())

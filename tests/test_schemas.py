@@ -26,8 +26,7 @@ from rungen_emulator import Service
 from airflow_provider_rungen import schemas
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
-from airflow_provider_rungen.execution.sources.inputs import ManyInputs
-from airflow_provider_rungen.runs.plan import input_digest
+from airflow_provider_rungen.execution.table.reader import open_rows
 from airflow_provider_rungen.schemas import Schema, checked
 from airflow_provider_rungen.schemas.schema import MAX_FILE_BYTES, MAX_NAMED_VIOLATIONS, MAX_VIOLATIONS
 
@@ -413,7 +412,7 @@ def test_an_error_shows_no_secret_of_the_uri(error: Exception) -> None:
     may_pass = not isinstance(error, ValueError)
     cases: list[tuple[Callable[[], object], bool]] = [
         (lambda: Schema(SECRET_URI, "output_type"), may_pass),
-        (lambda: list(ManyInputs(SECRET_URI).read(input_digest)), False),
+        (lambda: list(open_rows(SECRET_URI)), False),
     ]
     for read, is_retryable in cases:
         with pytest.raises(RunGenInputError, match=r"memory://\*\*\*@bucket") as caught:

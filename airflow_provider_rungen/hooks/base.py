@@ -210,6 +210,9 @@ class FlowHook(BaseHook):
     def _ends_soon(self) -> bool:
         return self.is_interrupted is not None and self.is_interrupted()
 
+    def _open_async_sender(self, settings: Settings) -> AsyncSender:
+        return AsyncSender(settings)
+
     def perform_concurrently(self, flow: Flow[T]) -> T:
         """Perform a flow, blocking, with as many requests at a time as it allows."""
 
@@ -241,7 +244,7 @@ class FlowHook(BaseHook):
         settings = settings if is_paced else replace(settings, max_requests_per_second=None)
 
         async def run() -> T:
-            sender, end = AsyncSender(settings), time.monotonic() + within
+            sender, end = self._open_async_sender(settings), time.monotonic() + within
 
             async def send(request: Request) -> Response:
                 with contextlib.suppress(TimeoutError):
@@ -292,7 +295,7 @@ class FlowHook(BaseHook):
             # in a thread: importing it blocks the event loop for a third of a second
             await asyncio.to_thread(import_module, "aiohttp")
         if not self._async_senders or self._async_senders[-1][0] is not settings:
-            self._async_senders.append((settings, AsyncSender(settings)))
+            self._async_senders.append((settings, self._open_async_sender(settings)))
         response = None
         try:
             response = await self._async_senders[-1][1](request, self.is_interrupted)

@@ -59,10 +59,8 @@ class FakeTaskInstance:
             return self.xcoms.get(key, default)
         return self._upstream.get(task_ids, {}).get(key, default)
 
-    def get_task_states(
-        self, *_: Any, task_ids: Collection[str] | None = None, **__: Any
-    ) -> dict[str, dict[str, str | None]]:
-        is_asked = self._states if task_ids is None else task_ids
+    def get_task_states(self, *_: Any, **which: Any) -> Any:
+        is_asked: Collection[str] = which.get("task_ids") or self._states
         return {self.run_id: {name: state for name, state in self._states.items() if name in is_asked}}
 
     def get_dr_count(self, *_: Any, **__: Any) -> int:

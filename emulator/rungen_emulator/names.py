@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import airflow
 from airflow.sdk import ObjectStoragePath
@@ -18,7 +19,7 @@ AIRFLOW_VERSION = tuple(int(number) for number in re.findall(r"\d+", airflow.__v
 HAS_PARTITIONS = AIRFLOW_VERSION >= (3, 2)
 HAS_TASK_STATE = AIRFLOW_VERSION >= (3, 3)
 
-if AIRFLOW_VERSION >= (3, 2):
+if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 2):
     from airflow.sdk.exceptions import AirflowSkipException, AirflowTaskTimeout, TaskDeferred
 else:
     from airflow.exceptions import AirflowSkipException, AirflowTaskTimeout, TaskDeferred

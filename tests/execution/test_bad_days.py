@@ -441,7 +441,9 @@ class Life:
             return RunGenRunJobOperator(input=self.inputs()[0], wait_for_completion=True, **common)
         common["max_failed"] = script.max_failed
         folder = str(self.folder)
-        place = {"destination": folder} if self.stores else {"results": f"{folder}/results.jsonl"}
+        place: dict[str, Any] = (
+            {"destination": folder} if self.stores else {"results": f"{folder}/results.jsonl"}
+        )
         return RunGenRunTableOperator(table=self.inputs(), **place, **common)
 
     def lead(self) -> None:

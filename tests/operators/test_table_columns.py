@@ -430,7 +430,7 @@ def test_rows_of_which_none_can_be_sent_are_in_the_table(run: Run, tmp_path: Pat
     assert isinstance(error, AirflowFailException)
     assert task.column("status") == ["skipped", "refused", "failed"]
     assert json.loads(task.column("input")[2])["prompt"] == "ü 🦊"
-    assert [row["key"] for row in error.failed_rows] == ["sku-1", "sku-2"]
+    assert [row["key"] for row in vars(error)["failed_rows"]] == ["sku-1", "sku-2"]
     assert task.ti.xcoms["return_value"]["failed"] == 2
     assert task.created == 0
 
