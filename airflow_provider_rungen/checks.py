@@ -161,7 +161,6 @@ _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
     "max_failed": _check_max_failed,
     "max_in_flight": _check_limit,
     "max_output_bytes": _check_count,
-    "max_xcom_bytes": _check_count,
     "on_clear": partial(_check_choice, choices=("new", "resume")),
     "on_unknown_submission": partial(_check_choice, choices=("resubmit", "fail")),
     "poll_interval": to_seconds,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 # The parameters that a job has not.
-_OF_RESULT = ("output_type", "destination", "max_output_bytes", "max_xcom_bytes")
+_OF_RESULT = ("output_type", "destination", "max_output_bytes")
 
 
 class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
@@ -51,7 +51,6 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
         absolute path, or an ``ObjectStoragePath`` (templated). The small manifest that
         `RunGenCollectResultsOperator` returns is returned in place of the result.
     :param max_output_bytes: bytes of a file at most.
-    :param max_xcom_bytes: bytes at most that are returned without ``destination``.
     """
 
     template_fields: Sequence[str] = (
@@ -78,7 +77,6 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
         output_type: OutputSource | None = None,
         destination: Destination | None = None,
         max_output_bytes: int = 1 << 30,
-        max_xcom_bytes: int = 1_000_000,
         **kwargs: Any,
     ) -> None:
         given = locals()

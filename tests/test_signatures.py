@@ -29,7 +29,7 @@ ORDER = """
     price poll_interval timeout
     queued_timeout cancel_on_kill durable on_unknown_submission on_clear input_schema
     destination results ledger output_type check label max_jobs
-    max_cost max_concurrency max_in_flight max_failed stop_after max_output_bytes max_xcom_bytes
+    max_cost max_concurrency max_in_flight max_failed stop_after max_output_bytes
 """
 EACH = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 

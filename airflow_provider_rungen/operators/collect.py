@@ -35,8 +35,8 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     Return the results of jobs, or store their outputs. One id gives one result, a list gives a list in order.
 
     Without ``destination``, the result itself is returned. The result of an image model has signed URLs.
-    Anyone who can read the XCom can open them for seven days. A result that is too large for XCom fails the
-    task permanently.
+    Anyone who can read the XCom can open them for seven days. Results of more than 1 MB fail the task
+    permanently.
 
     With ``destination``, each file whose URL is in a result is stored as
     ``{destination}/{job_id}/{n}-{name}``. ``{destination}/{job_id}/manifest.json`` describes the job: its
@@ -76,7 +76,6 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     :param max_concurrency: how many files are downloaded at a time at most.
     :param max_failed: how many jobs may fail before the task does: a number, a share below 1, or ``any``.
     :param max_output_bytes: bytes of a file at most.
-    :param max_xcom_bytes: bytes at most that are returned without ``destination`` and ``results``.
     """
 
     template_fields: Sequence[str] = ("app_id", "destination", "job_id", "results", "rungen_conn_id")
@@ -104,7 +103,6 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         max_concurrency: int = 8,
         max_failed: float | Literal["any"] = 0,
         max_output_bytes: int = 1 << 30,
-        max_xcom_bytes: int = 1_000_000,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)

@@ -130,8 +130,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         *LIMITS,
     )
     operator_extra_links = JOB_LINKS
-    # results go to the table, not to XCom
-    max_xcom_bytes = 0
     writes_tables: ClassVar[bool] = True
 
     def __init__(

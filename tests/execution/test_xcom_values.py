@@ -252,8 +252,6 @@ def test_a_destination_takes_them_all(rungen_emulator: Emulator, context: Any, t
 def decorated(**options: Any) -> Any:
     options = {"app_id": APP, "poll_interval": 0.02, **options}
     given: Any = {"prompt": "x", "emulator": {"seconds": 0, "result": options.pop("result")}}
-    if options.pop("is_many", False):
-        given = [given, {"prompt": "x", "emulator": {"seconds": 0}}]
     with DAG("decorated", schedule=None):
         task: Any = rungen_task(task_id="say", **options)
         return task(lambda: given)().operator
@@ -261,15 +259,11 @@ def decorated(**options: Any) -> Any:
 
 @pytest.mark.contract
 @MODES
-def test_a_decorated_batch_names_the_way_out(
-    rungen_emulator: Emulator, context: Any, deferrable: bool
-) -> None:
-    outcome = run_task(decorated(result=ODD["nul"], is_many=True, deferrable=deferrable), context)
+def test_a_decorated_job_names_the_way_out(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
+    outcome = run_task(decorated(result=ODD["nul"], deferrable=deferrable), context)
     assert type(outcome.error) is AirflowFailException
-    assert "1 of 2 inputs failed" in str(outcome.error)
+    assert "XCom cannot hold the result: result.a[0]" in str(outcome.error)
     assert "Collect by id with a destination" in str(outcome.error)
-    [failed] = context["ti"].xcoms["failed"]
-    assert failed["index"] == 0
 
 
 @pytest.mark.contract

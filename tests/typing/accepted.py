@@ -173,7 +173,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         task_id="collect",
         job_id=[run.output, "5b1c9c3e-0d5a-4d26-a4b0-64f1e2b9a3f7"],
         max_failed=1,
-        max_xcom_bytes=1_000_000,
     )
     RunGenCancelJobOperator(task_id="cancel", job_id=run.output, trigger_rule="all_done")
     RunGenDeleteAppOperator(task_id="delete", app_id=create.output, poll_interval=5)
@@ -181,7 +180,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         input=[{"prompt": "x"}]
     )
 
-    @rungen_task(app_id="flux-schnell", max_xcom_bytes=1_000_000, multiple_outputs=False, retries=2)
+    @rungen_task(app_id="flux-schnell", multiple_outputs=False, retries=2)
     def paint(subject: str) -> dict[str, Any]:
         return {"prompt": subject}
 

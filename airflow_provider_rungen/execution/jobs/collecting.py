@@ -141,8 +141,6 @@ class Collecting:
         if job_ids := self._to_store:
             self._to_store = []
             self.gather(job_ids)
-        if (excess := self._run.sink.excess) is not None:
-            self._run.report.stop_submitting(excess)
         ended, self._uncounted = self._uncounted, []
         return self._count_failures(ended)
 

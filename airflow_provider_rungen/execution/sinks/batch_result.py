@@ -306,7 +306,6 @@ class JobId:
     """
 
     stores = False
-    excess = None
     hold = staticmethod(strip_payloads)
 
     def __init__(self, run: Runner) -> None:

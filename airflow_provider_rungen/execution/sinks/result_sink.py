@@ -92,9 +92,7 @@ class ResultSink(Collector):
         describe = describe_job if has_sheet else None
         rows = JobRows(describe, list(typed), keeps_inputs=collects) if has_rows else None
         self._label_of = (lambda _: options.job_label) if labels is None else labels.get
-        self._values = XComValues(
-            options.max_xcom_bytes, self._label_of, collects=collects, pushes_keys=pushes_keys
-        )
+        self._values = XComValues(self._label_of, collects=collects, pushes_keys=pushes_keys)
         values = self._values if table is None else None
         super().__init__(run, options, output, values=values, rows=rows, usage=usage)
         self._table = None if table is None else ResultsTable(table, FIXED_COLUMNS | typed)
@@ -106,15 +104,10 @@ class ResultSink(Collector):
         # why rows have no result, by index
         self._row_errors: dict[int, RunGenError] = {}
 
-    @property
-    def excess(self) -> RunGenError | None:
-        """Why no more results can be taken."""
-        return self._values.find_excess()
-
     def _add(self, job: Job) -> None:
         super()._add(job)
         # a task that only collects leaves the others alone
-        if self._runner is None and (excess := self.excess) is not None:
+        if self._runner is None and (excess := self._values.find_excess()) is not None:
             raise excess
 
     def prepare(self) -> None:

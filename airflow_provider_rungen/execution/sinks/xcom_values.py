@@ -19,9 +19,11 @@ from airflow_provider_rungen.client.texts import clean_text, format_ids
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 
+#: Bytes at most of all results that a task returns, as JSON.
+MAX_XCOM_BYTES = 1_000_000
 # Airflow 3.3 reads fewer than 200 levels, and 190 if lists and dicts alternate.
 MAX_DEPTH = 100
-# A dict with one of these keys may become any object. All versions of Airflow are covered.
+# A dict with one of these keys may become any object.
 RESERVED_KEYS = frozenset(
     ["__classname__", "__version__", "__data__", "__id__", "__cache__", "__type", "__source", "__var"]
 )
@@ -38,7 +40,6 @@ class XComValues:
     """
     The results, or small manifests, that a task returns, by job.
 
-    :param max_bytes: bytes of all results at most.
     :param label_of: returns the label of a job, or ``None``.
     :param collects: whether the task only collects jobs, so that it can do so again.
     :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
@@ -46,7 +47,6 @@ class XComValues:
 
     def __init__(
         self,
-        max_bytes: int,
         label_of: Callable[[str], Any] = lambda _: None,
         *,
         collects: bool = False,
@@ -55,7 +55,6 @@ class XComValues:
         way = "Set destination" if collects else "Collect by id with a destination"
         self._hint = f"{way}: results are stored there, and small manifests are returned"
         self._label_of = label_of
-        self._max_bytes = max_bytes
         self._pushes_keys = pushes_keys
         self._held_bytes = 0
         self._values: dict[str, Any] = {}
@@ -72,7 +71,7 @@ class XComValues:
                 retryable=False,
             )
         self._held_bytes += len(json.dumps(job.result))
-        if self._held_bytes <= self._max_bytes:  # the rest need not be in memory
+        if self._held_bytes <= MAX_XCOM_BYTES:  # the rest need not be in memory
             self._values[job.id] = job.result
         return None
 
@@ -92,13 +91,10 @@ class XComValues:
         :param values: what is to be returned. A result may be there for several inputs.
         """
         size = max(self._held_bytes, len(json.dumps(values)) if len(values) > 1 else 0)
-        if size <= self._max_bytes:
+        if size <= MAX_XCOM_BYTES:
             return None
-        return RunGenOutputError(
-            f"The results have over {self._max_bytes} bytes (max_xcom_bytes), too much for XCom",
-            hint=f"{self._hint}; or raise max_xcom_bytes",
-            retryable=False,
-        )
+        message = f"The results have over {MAX_XCOM_BYTES} bytes, too much for XCom"
+        return RunGenOutputError(message, hint=self._hint, retryable=False)
 
 
 def find_xcom_problem(result: Any) -> str:

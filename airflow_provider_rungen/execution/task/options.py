@@ -66,4 +66,3 @@ class CollectOptions(RunOptions):
     max_failed: float | str
     max_concurrency: int
     max_output_bytes: int
-    max_xcom_bytes: int
