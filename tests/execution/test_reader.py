@@ -78,7 +78,7 @@ CONTENTS = {
 
 def files_of(rows: Iterable[Any]) -> list[str]:
     """Return the files that rows are from, in their order."""
-    return list(dict.fromkeys(rows.position["file"] for _ in rows))  # type: ignore[attr-defined]
+    return list(dict.fromkeys(rows.place.partition(" of ")[2] for _ in rows))  # type: ignore[attr-defined]
 
 
 def failure(source: Any, **options: Any) -> RunGenInputError:
@@ -102,7 +102,7 @@ def test_a_file_is_read_by_its_suffix(tmp_path: Path, suffix: str) -> None:
 def test_a_file_of_another_suffix_is_read_by_a_function(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     path.write_bytes(CSV)
-    error = failure(path, name="table")
+    error = failure(path)
     assert error.message == f"Could not read table: no file of rows in {path}"
     assert "a function as table reads others" in error.hint
 
@@ -123,7 +123,7 @@ def test_a_path_of_any_kind_is_read(tmp_path: Path, as_source: Callable[[Any], A
         rows = open_rows(as_source(source))
         assert list(rows) == ROWS
         assert rows.uri == str(as_source(source))
-        assert rows.position == {"file": f"{prefix}{tmp_path}/t/latest.csv", "line": 3}
+        assert rows.place == f"line 3 of {prefix}{tmp_path}/t/latest.csv"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
@@ -134,9 +134,7 @@ def test_the_folders_of_hive_keep_their_columns(tmp_path: Path, suffix: str, sou
         (root / folder).mkdir(parents=True)
         (root / folder / f"0{suffix}").write_bytes(CONTENTS[suffix])
     uri = f"{root}{source.format(suffix=suffix)}".replace(f"*/*{suffix}", f"*/*/*{suffix}")
-    # rows of a batch are inputs, which folders do not change
-    assert list(open_rows(uri)) == ROWS * 2
-    rows = open_rows(uri, are_folders_columns=True)
+    rows = open_rows(uri)
     added = [("2026-01-31", "de at")] * 2 + [("2026-02-01", None)] * 2
     expected = [
         {**row, "dt": day, "country": country} for row, (day, country) in zip(ROWS * 2, added, strict=True)
@@ -154,8 +152,8 @@ def test_a_column_of_the_file_wins_over_its_folder(tmp_path: Path, suffix: str) 
     folder = tmp_path / "sku=other" / "title"
     folder.mkdir(parents=True)
     (folder / f"0{suffix}").write_bytes(CONTENTS[suffix])
-    assert list(open_rows(tmp_path, are_folders_columns=True)) == ROWS
-    assert list(open_rows(folder, are_folders_columns=True)) == ROWS
+    assert list(open_rows(tmp_path)) == ROWS
+    assert list(open_rows(folder)) == ROWS
 
 
 def put(store: ObjectStore, *names: str) -> None:
@@ -214,7 +212,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> 
 @pytest.mark.parametrize("source", ["t", "t/", "t/*.parquet", "none/*"])
 def test_no_file_is_an_error_that_names_what_is_read(store: ObjectStore, source: str) -> None:
     put(store, "t/notes.txt", "t/_x.csv")
-    error = failure(f"memory://shop@bucket/{source}", name="table")
+    error = failure(f"memory://shop@bucket/{source}")
     assert f"Could not read table: no file of rows in memory://shop@bucket/{source}. " in str(error)
     assert ".parquet" in error.hint
     assert not error.retryable
@@ -248,7 +246,7 @@ def test_an_error_of_the_storage_is_retried_if_that_may_help(
     put(store, "a.csv")
     store.refuse("open", error)
     caught = failure("memory://shop@bucket/a.csv")
-    assert caught.message.startswith("Could not read inputs from memory://shop@bucket/a.csv: ")
+    assert caught.message.startswith("Could not read table from memory://shop@bucket/a.csv: ")
     assert str(error.args[-1]) in caught.message
     assert caught.retryable is retryable
 
@@ -310,9 +308,7 @@ def test_a_row_that_cannot_be_read_is_named_with_its_file(store: ObjectStore, ki
     put(store, f"t/0{Path(name).suffix}")
     store.pipe_file(f"/bucket/t/{name}", content)
     error = failure("memory://shop@bucket/t")
-    assert error.message.startswith(
-        f"Could not read inputs: {words.format(f'memory://shop@bucket/t/{name}')}"
-    )
+    assert error.message.startswith(f"Could not read table: {words.format(f'memory://shop@bucket/t/{name}')}")
     assert not error.retryable
 
 
@@ -331,7 +327,7 @@ def test_a_file_that_is_broken_is_named_and_not_retried(
 ) -> None:
     store.pipe_file(f"/bucket/{name}", content)
     error = failure(f"memory://shop@bucket/{name}")
-    assert error.message.startswith(f"Could not read inputs from memory://shop@bucket/{name}")
+    assert error.message.startswith(f"Could not read table from memory://shop@bucket/{name}")
     assert not error.retryable
 
 
@@ -382,7 +378,7 @@ def test_a_parquet_row_of_more_than_the_limit_is_named_with_its_column(tmp_path:
     path.write_bytes(parquet_bytes(pa.table({"n": range(32), "text": texts}), use_dictionary=False))
     error = failure(path)
     assert error.message == (
-        f"Could not read inputs: row 31 of {path} has more than 16 MiB, 17 of them in column 'text'"
+        f"Could not read table: row 31 of {path} has more than 16 MiB, 17 of them in column 'text'"
     )
     assert "Leave out the large values" in error.hint
 
@@ -548,7 +544,7 @@ def test_values_arrive_as_json_has_them(tmp_path: Path, kind: str, source: str) 
 )
 def test_values_that_json_lacks_are_refused_with_row_and_column(column: Any, words: str) -> None:
     error = failure(pa.table({"value": pa.concat_arrays([pa.nulls(2, column.type), column])}))
-    assert error.message.startswith(f"Could not read inputs: row 3 of a Table has {words} in column 'value'")
+    assert error.message.startswith(f"Could not read table: row 3 of a Table has {words} in column 'value'")
 
 
 TYPES = pa.schema(
@@ -605,7 +601,7 @@ def test_neither_nulls_nor_the_index_of_pandas_are_refused() -> None:
     ],
 )
 def test_other_sources_name_their_rows(source: Callable[[], Any], kind: str) -> None:
-    rows = open_rows(source(), name="table")
+    rows = open_rows(source())
     assert [(row, rows.place) for row in rows] == [(ROWS[0], f"row 1{kind}"), (ROWS[1], f"row 2{kind}")]
     assert rows.uri is None
 
@@ -637,7 +633,7 @@ def test_a_query_that_fails_midway_names_the_last_row() -> None:
 
     reader = pa.RecordBatchReader.from_batches(pa.Table.from_pylist(ROWS).schema, batches())
     error = failure(reader)
-    assert error.message.startswith("Could not read inputs from a RecordBatchReader after row 2: ")
+    assert error.message.startswith("Could not read table from a RecordBatchReader after row 2: ")
     assert "S3CRET" not in "".join(traceback.format_exception(error))
     assert error.retryable
 
@@ -645,9 +641,7 @@ def test_a_query_that_fails_midway_names_the_last_row() -> None:
 @pytest.mark.parametrize("source", [{"a": 1}, b"a.csv", 7, None])
 def test_other_sources_are_refused(source: Any) -> None:
     kind = type(source).__name__
-    assert f"table must be a list, the URI of files or a table, not a {kind}" in str(
-        failure(source, name="table")
-    )
+    assert f"table must be a list, the URI of files or a table, not a {kind}" in str(failure(source))
 
 
 # --- memory ---

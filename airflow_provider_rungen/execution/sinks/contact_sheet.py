@@ -140,8 +140,8 @@ class SheetWriter:
             else:
                 index = content
         self._put_page(first, index)
-        page = re.compile(rf"{stem}-[0-9a-f]{{8}}-\d+\.html")
-        older = [name for name in self._storage.list_folder("") if page.fullmatch(name)]
+        further = re.compile(rf"{stem}-[0-9a-f]{{8}}-\d+\.html")
+        older = [name for name in self._storage.list_folder("") if further.fullmatch(name)]
         self._storage.remove(("", name) for name in set(older) - set(names))
         log.info("Wrote a contact sheet of %d jobs to %s/%s", counts.runnable, self._shown.rstrip("/"), first)
 

@@ -82,7 +82,7 @@ class TableRows(Source):
         if unknown := self._statuses.difference(Status):
             raise RunGenInputError(f"where: {', '.join(sorted(unknown))} is none of {', '.join(Status)}")
         table = self.table.get("results", self.table) if isinstance(self.table, Mapping) else self.table
-        rows = open_rows(table, name="table", written=self.written, are_folders_columns=True)
+        rows = open_rows(table, written=self.written)
         with closing(rows):
             yield from self._read(rows, key_of)
 

@@ -113,7 +113,7 @@ def wrap_errors(name: str, uri: str, position: Callable[[], str] = str) -> Itera
     """
     Convert the errors of storage and table libraries, which may be of any type.
 
-    :param name: what is read, such as ``inputs``.
+    :param name: what is read, such as ``table``.
     :param uri: the source.
     :param position: returns how far it was read, such as " after row 3".
     """
@@ -152,7 +152,7 @@ def find_files(source: Any, name: str, written: Collection[str] = ()) -> list[So
     Return the files of a source, in the order of their paths.
 
     :param source: the URI or path of a file, of a folder, or with wildcards.
-    :param name: what is read, such as ``inputs``.
+    :param name: what is read, such as ``table``.
     :param written: the URIs of files that the task writes, and does not read as part of a folder.
     :raises RunGenInputError: there are none, the only one is in ``written``, or the storage cannot be read.
     """

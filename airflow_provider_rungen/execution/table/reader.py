@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from itertools import chain, islice
@@ -49,9 +49,8 @@ def is_path(source: Any) -> bool:
 def open_rows(
     source: Any,
     *,
-    name: str = "inputs",
+    name: str = "table",
     written: Collection[str] = (),
-    are_folders_columns: bool = False,
 ) -> Rows:
     """
     Return the rows of a source. They are read when they are iterated over.
@@ -61,7 +60,6 @@ def open_rows(
         that returns any of these, or yields dicts or Arrow's record batches.
     :param name: what is read, for errors.
     :param written: the URIs of files that the task writes, and does not read as part of a folder.
-    :param are_folders_columns: whether folders such as ``dt=2026-01-31`` are columns of their rows.
     :raises RunGenInputError: it is none of these, or cannot be opened.
     """
     if is_made := callable(source):
@@ -75,8 +73,6 @@ def open_rows(
         return Rows(name, [_arrow_part(source, name)])
     if is_path(source):
         files = find_files(source, name, written)
-        if not are_folders_columns:
-            files = [replace(file, partition={}) for file in files]
         return Rows(name, list(map(_file_part, files)), str(source))
     if hasattr(source, "fetchmany"):
         return Rows(name, [_Part(lambda: nullcontext(_read_cursor(source)))])
@@ -168,11 +164,6 @@ class Rows:
         """The name of the row that was yielded last, for an error."""
         row = f"{self._part.unit} {self._number}" if self._number else ""
         return " of ".join(filter(None, (row, self._shown))) or "the table"
-
-    @property
-    def position(self) -> dict[str, Any]:
-        """The ``file`` and ``line`` of the row that was yielded last."""
-        return {"file": self._shown, "line": self._number}
 
     def column_types(self) -> dict[str, str] | None:
         """
