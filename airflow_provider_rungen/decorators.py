@@ -14,7 +14,7 @@ from airflow_provider_rungen._airflow import (
     determine_kwargs,
     task_decorator_factory,
 )
-from airflow_provider_rungen.checks import default_arg_names, set_parameters
+from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.operators.job import RunGenRunJobOperator
 from airflow_provider_rungen.operators.table import RunGenRunTableOperator
@@ -84,7 +84,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
             python_callable=python_callable,
             op_args=op_args,
             op_kwargs=op_kwargs,
-            **_without_inherited(kwargs),
+            **kwargs,
             input=SET_DURING_EXECUTION,
             # the result is what ends the task, so it needs a worker, and there is always a wait
             wait_for_completion=True,
@@ -123,21 +123,6 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
             # the function is called once an attempt, and may return something else the next time
             can_read_again=False,
         )
-
-
-def _without_inherited(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Return the arguments without those that ``default_args`` have for other tasks.
-
-    :raises TypeError: one of them was given to this task.
-    """
-    arguments = dict(kwargs)
-    for name in ("input", "wait_for_completion"):
-        if arguments.pop(name, None) is not None and name not in default_arg_names(kwargs):
-            raise TypeError(
-                f"@task.rungen takes no {name}: the function returns the input, and the task the result"
-            )
-    return arguments
 
 
 def rungen_task(

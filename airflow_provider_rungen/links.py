@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from airflow_provider_rungen._airflow import BaseOperatorLink
+from airflow_provider_rungen._airflow import BaseOperatorLink, XCom
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator
@@ -37,8 +37,6 @@ class _Link(BaseOperatorLink):
 
         :return: an empty text where nothing was pushed.
         """
-        from airflow_provider_rungen._airflow import XCom
-
         known: dict[str, str] = getattr(operator, "links", {})
         if RunGenAppLink.key in known:
             # this process began the task, and knows them all. The SDK logs an XCom that it misses as an error

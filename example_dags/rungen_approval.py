@@ -8,7 +8,7 @@
 4. **Approve**, and `paint` paints the others. The ledger has the sample, so nobody pays for it again.
    **Reject**, and the run ends without another job.
 
-With another `style`, all pictures are new. This DAG needs Airflow 3.1 or later.
+With another `style`, all pictures are new.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from airflow.exceptions import AirflowOptionalProviderFeatureException
-from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import DAG
 
 from airflow_provider_rungen.operators import (
     RunGenCreateAppOperator,
@@ -46,76 +46,69 @@ def picture(product: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": prompt, "width": 640, "height": 512}
 
 
-try:
-    from airflow.providers.standard.operators.hitl import ApprovalOperator
-except (ImportError, AirflowOptionalProviderFeatureException):
-    pass  # Airflow 2.11 and 3.0 cannot ask anybody, so there is no DAG that would pay without approval
-else:
-    with DAG(
-        "rungen_approval",
-        description="Paint a sample, quote the price of the rest, and wait for an approval",
-        schedule=None,
-        # two concurrent runs would share the app
-        max_active_runs=1,
-        params={
-            "catalogue": str(Path(__file__).with_name("rungen_catalogue.csv")),
-            "folder": f"{FOLDER.as_uri()}/approval",
-            "style": "watercolor",
-            "sample": 3,
-        },
-        doc_md=__doc__,
-        tags=["rungen", "example"],
-    ) as dag:
-        create = RunGenCreateAppOperator(
-            task_id="create",
-            name="pictures on approval",
-            configuration={"gpu_tier": "BASIC", "active_workers": 0},
-            workflow={"model_url": MODEL_URL},
-            doc_md="Creates the app, without workers. Later runs find it by its name.",
-        )
-        app: dict[str, Any] = {"app_id": create.output, "price": "1.20 USD/h", "deferrable": True}
-        pictures: dict[str, Any] = {
-            "table": "{{ params.catalogue }}",
-            "key": "sku",
-            "columns": ["title", "color"],
-            "to_input": picture,
-            "app_id": create.output,
-            "destination": "{{ params.folder }}/pictures",
-            "ledger": "{{ params.folder }}/ledger",
-            "input_schema": "flux-schnell",
-            "deferrable": True,
-        }
-        # a results table of its own: the sample must not replace that of all pictures
-        first: dict[str, Any] = {
-            "limit": "{{ params.sample }}",
-            "results": "{{ params.folder }}/sample.csv",
-        }
-        plan_sample = RunGenPlanTableOperator(
-            task_id="plan_sample", doc_md="Counts the sample's pictures to pay for.", **pictures, **first
-        )
-        with scaled_app(name="sample_app", only_if=plan_sample.output, **app) as sample_app:
-            sample = RunGenRunTableOperator(
-                task_id="sample", doc_md="Paints the sample.", **pictures, **first
-            )
+with DAG(
+    "rungen_approval",
+    description="Paint a sample, quote the price of the rest, and wait for an approval",
+    schedule=None,
+    # two concurrent runs would share the app
+    max_active_runs=1,
+    params={
+        "catalogue": str(Path(__file__).with_name("rungen_catalogue.csv")),
+        "folder": f"{FOLDER.as_uri()}/approval",
+        "style": "watercolor",
+        "sample": 3,
+    },
+    doc_md=__doc__,
+    tags=["rungen", "example"],
+) as dag:
+    create = RunGenCreateAppOperator(
+        task_id="create",
+        name="pictures on approval",
+        configuration={"gpu_tier": "BASIC", "active_workers": 0},
+        workflow={"model_url": MODEL_URL},
+        doc_md="Creates the app, without workers. Later runs find it by its name.",
+    )
+    app: dict[str, Any] = {"app_id": create.output, "price": "1.20 USD/h", "deferrable": True}
+    pictures: dict[str, Any] = {
+        "table": "{{ params.catalogue }}",
+        "key": "sku",
+        "columns": ["title", "color"],
+        "to_input": picture,
+        "app_id": create.output,
+        "destination": "{{ params.folder }}/pictures",
+        "ledger": "{{ params.folder }}/ledger",
+        "input_schema": "flux-schnell",
+        "deferrable": True,
+    }
+    # a results table of its own: the sample must not replace that of all pictures
+    first: dict[str, Any] = {
+        "limit": "{{ params.sample }}",
+        "results": "{{ params.folder }}/sample.csv",
+    }
+    plan_sample = RunGenPlanTableOperator(
+        task_id="plan_sample", doc_md="Counts the sample's pictures to pay for.", **pictures, **first
+    )
+    with scaled_app(name="sample_app", only_if=plan_sample.output, **app) as sample_app:
+        sample = RunGenRunTableOperator(task_id="sample", doc_md="Paints the sample.", **pictures, **first)
 
-        plan = RunGenPlanTableOperator(
-            task_id="plan", doc_md="Counts the pictures that are left, and quotes their price.", **pictures
-        )
-        approve = ApprovalOperator(
-            task_id="approve",
-            subject="Paint the other pictures?",
-            body=QUOTE,
-            doc_md="Waits for a human. No GPU is up.",
-        )
-        # the app is down before anybody is asked
-        [sample, sample_app.down] >> plan >> approve
+    plan = RunGenPlanTableOperator(
+        task_id="plan", doc_md="Counts the pictures that are left, and quotes their price.", **pictures
+    )
+    approve = ApprovalOperator(
+        task_id="approve",
+        subject="Paint the other pictures?",
+        body=QUOTE,
+        doc_md="Waits for a human. No GPU is up.",
+    )
+    # the app is down before anybody is asked
+    [sample, sample_app.down] >> plan >> approve
 
-        with scaled_app(only_if=plan.output, **app):
-            approve >> RunGenRunTableOperator(
-                task_id="paint",
-                results="{{ params.folder }}/pictures.csv",
-                # as many as were approved, even if the catalog has grown
-                max_jobs="{{ ti.xcom_pull(task_ids='plan') or 1 }}",
-                doc_md="Paints the pictures that were approved.",
-                **pictures,
-            )
+    with scaled_app(only_if=plan.output, **app):
+        approve >> RunGenRunTableOperator(
+            task_id="paint",
+            results="{{ params.folder }}/pictures.csv",
+            # as many as were approved, even if the catalog has grown
+            max_jobs="{{ ti.xcom_pull(task_ids='plan') or 1 }}",
+            doc_md="Paints the pictures that were approved.",
+            **pictures,
+        )

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, Asset
+from airflow.sdk import DAG, Asset
 
 from airflow_provider_rungen.operators import RunGenRunTableOperator
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-from airflow.providers.common.compat.sdk import DAG, Asset, ObjectStoragePath, get_current_context, task
+from airflow.sdk import DAG, Asset, ObjectStoragePath, get_current_context, task
 
 from airflow_provider_rungen.pages.models import ContactSheet, JobView, OutputFile, Progress
 from airflow_provider_rungen.pages.output_kinds import guess
@@ -31,9 +31,7 @@ with DAG(
     @task
     def lay_out() -> list[str]:
         """Write a page beside each new table of pictures, and return the paths of the pages."""
-        context: Any = get_current_context()
-        # the second name is that of Airflow 2
-        events = context.get("triggering_asset_events") or context.get("triggering_dataset_events") or {}
+        events: Any = get_current_context()["triggering_asset_events"] or {}
         # several runs may have replaced the same table
         tables = {event.extra["results"]: event.extra for of_one in events.values() for event in of_one}
         return [contact_sheet(extra) for extra in tables.values()]

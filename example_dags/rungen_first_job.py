@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.sdk import DAG, task
 
 from airflow_provider_rungen.schemas import params_from_schema
 

@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG
+from airflow.sdk import DAG
 
 from airflow_provider_rungen.operators import (
     Ledger,

@@ -464,13 +464,6 @@ def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_rungen.triggers.base.SETTLING_TIME", 0.0)
 
 
-@pytest.fixture
-def with_links(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the links of tasks lead somewhere on Airflow 2, too, which has no pages."""
-    links = {"app_url": "https://console.example/{app_id}", "job_url": "https://console.example/{job_id}"}
-    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", rungen_emulator.airflow_connection(**links))
-
-
 @contextlib.contextmanager
 def signal_when(
     number: signal.Signals, condition: Callable[[], bool], handler: Callable[[], None]

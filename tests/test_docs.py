@@ -48,7 +48,7 @@ EXTERNAL = {
     "https://github.com/apache/airflow/pull/73298",
     "https://github.com/apache/airflow/pull/72938",
     "https://github.com/apache/airflow/issues/67945",
-    "https://img.shields.io/badge/Airflow-2.11_to_3.3-017CEE",
+    "https://img.shields.io/badge/Airflow-3.1_to_3.3-017CEE",
     "https://img.shields.io/badge/Python-3.11_to_3.13-3776AB",
     "https://img.shields.io/badge/License-Apache_2.0-4B5563",
 }

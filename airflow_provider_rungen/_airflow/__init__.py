@@ -1,56 +1,40 @@
 """Names of Airflow, and what differs between its versions 3.1 and later."""
 
-# What the type checker reads here is what other modules import from here:
+# What is imported here is what other modules import from here:
 # mypy: implicit-reexport
 # ruff: noqa: F401
 
 from __future__ import annotations
 
 import re
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import airflow
-
-if TYPE_CHECKING:
-    from airflow.sdk import (
-        Asset,
-        BaseHook,
-        BaseOperator,
-        BaseOperatorLink,
-        BaseSensorOperator,
-        Connection,
-        Context,
-        ObjectStoragePath,
-        Param,
-        TaskGroup,
-        TaskInstanceState,
-        TriggerRule,
-        XComArg,
-    )
-    from airflow.sdk.bases.decorator import (
-        DecoratedOperator,
-        TaskDecorator,
-        _TaskDecorator,
-        determine_kwargs,
-        task_decorator_factory,
-    )
-    from airflow.sdk.configuration import conf
-    from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
-    from airflow.sdk.definitions.context import context_merge
-    from airflow.sdk.exceptions import (
-        AirflowException,
-        AirflowFailException,
-        AirflowNotFoundException,
-        AirflowSensorTimeout,
-        AirflowSkipException,
-        AirflowTaskTimeout,
-        DuplicateTaskIdFound,
-        TaskDeferred,
-    )
-    from airflow.sdk.execution_time.xcom import XCom
-    from airflow.sdk.log import mask_secret
-    from airflow.triggers.base import BaseEventTrigger
+from airflow.sdk import (
+    Asset,
+    BaseHook,
+    BaseOperator,
+    BaseOperatorLink,
+    BaseSensorOperator,
+    Connection,
+    Context,
+    ObjectStoragePath,
+    Param,
+    TaskGroup,
+    TaskInstanceState,
+    TriggerRule,
+    XComArg,
+)
+from airflow.sdk.bases.decorator import (
+    DecoratedOperator,
+    TaskDecorator,
+    _TaskDecorator,
+    task_decorator_factory,
+)
+from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
+from airflow.sdk.definitions.context import context_merge
+from airflow.sdk.execution_time.xcom import XCom
+from airflow.triggers.base import BaseEventTrigger
 
 
 def parse_version(version: str) -> tuple[int, int]:
@@ -63,36 +47,41 @@ def parse_version(version: str) -> tuple[int, int]:
 _VERSION = parse_version(airflow.__version__)
 #: Modules of the SDK that 3.1 does not have yet.
 _HAS_WHOLE_SDK = _VERSION >= (3, 2)
-#: A task has a store for its state and a retry policy, a trigger is told of a kill, a teardown waits for all
-#: in its scope.
-HAS_TASK_STATE = _VERSION >= (3, 3)
+#: A task has a retry policy, and a teardown waits for all in its scope.
 HAS_RETRY_POLICY = _VERSION >= (3, 3)
 TEARDOWNS_WAIT_FOR_ALL = _VERSION >= (3, 3)
 #: A clear of a task discards its state, unless the user keeps it, and a tab can be limited to some operators.
 CLEAR_DISCARDS_STATE = _VERSION >= (3, 4)
 TABS_HAVE_SCOPES = _VERSION >= (3, 4)
 
-_EXCEPTIONS = "airflow.sdk.exceptions" if _HAS_WHOLE_SDK else "airflow.exceptions"
-_DECORATORS = "airflow.sdk.bases.decorator"
-# Where each name is. The version decides, not an ImportError: an import that fails for another reason must
-# not lead to the place of another version.
-PLACES: dict[str, str] = {
-    **dict.fromkeys(("Asset", "BaseHook", "BaseOperator", "BaseOperatorLink"), "airflow.sdk"),
-    **dict.fromkeys(("BaseSensorOperator", "Connection", "Context", "ObjectStoragePath"), "airflow.sdk"),
-    **dict.fromkeys(("Param", "TaskGroup", "TaskInstanceState", "TriggerRule", "XComArg"), "airflow.sdk"),
-    **dict.fromkeys(("AirflowException", "AirflowFailException", "AirflowNotFoundException"), _EXCEPTIONS),
-    **dict.fromkeys(("AirflowSensorTimeout", "AirflowSkipException", "AirflowTaskTimeout"), _EXCEPTIONS),
-    **dict.fromkeys(("DuplicateTaskIdFound", "TaskDeferred"), _EXCEPTIONS),
-    **dict.fromkeys(("DecoratedOperator", "TaskDecorator", "_TaskDecorator"), _DECORATORS),
-    "BaseEventTrigger": "airflow.triggers.base",
-    "SET_DURING_EXECUTION": "airflow.sdk.definitions._internal.types",
-    "XCom": "airflow.sdk.execution_time.xcom",
-    "conf": "airflow.sdk.configuration" if _HAS_WHOLE_SDK else "airflow.configuration",
-    "context_merge": "airflow.sdk.definitions.context",
-    "determine_kwargs": _DECORATORS if _HAS_WHOLE_SDK else "airflow.utils.operator_helpers",
-    "mask_secret": "airflow.sdk.log",
-    "task_decorator_factory": _DECORATORS,
-}
+# The version decides, not an ImportError: an import that fails for another reason must not lead to the place
+# of another version.
+if TYPE_CHECKING or _HAS_WHOLE_SDK:
+    from airflow.sdk.bases.decorator import determine_kwargs
+    from airflow.sdk.configuration import conf
+    from airflow.sdk.exceptions import (
+        AirflowException,
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+        AirflowTaskTimeout,
+        DuplicateTaskIdFound,
+        TaskDeferred,
+    )
+else:
+    from airflow.configuration import conf
+    from airflow.exceptions import (
+        AirflowException,
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+        AirflowTaskTimeout,
+        DuplicateTaskIdFound,
+        TaskDeferred,
+    )
+    from airflow.utils.operator_helpers import determine_kwargs
 
 
 def stats_module(*, is_in_triggerer: bool) -> str:
@@ -100,14 +89,6 @@ def stats_module(*, is_in_triggerer: bool) -> str:
     if not _HAS_WHOLE_SDK:
         return "airflow.stats"
     return "airflow.observability.stats" if is_in_triggerer else "airflow.sdk.observability.stats"
-
-
-def __getattr__(name: str) -> Any:
-    # at the first use, since some of these modules take seconds to import
-    if name not in PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(PLACES[name]), name)
-    return value
 
 
 async def get_async_connection(conn_id: str, hook: type[BaseHook]) -> Connection:
@@ -118,8 +99,6 @@ async def get_async_connection(conn_id: str, hook: type[BaseHook]) -> Connection
     :param hook: the hook class through which Airflow is asked.
     """
     from asgiref.sync import sync_to_async
-
-    from airflow_provider_rungen._airflow import Connection
 
     # Before Airflow 3.3.2, which has `aextra_dejson`, `aget_connection` masks secrets with a blocking call to
     # the supervisor. It raises an error while the event loop waits for another answer.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from functools import partial
-from importlib import import_module
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies
 
-from airflow_provider_rungen._airflow import PLACES
+from airflow.sdk import log as airflow_log
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +35,9 @@ def _password(url: str) -> str | None:
 
 def mask(secrets: Iterable[str]) -> None:
     """Mask secrets in the logs of this process and of its supervisor, which writes the task's log."""
-    from airflow_provider_rungen._airflow import mask_secret
-
     for secret in secrets:
         try:
-            mask_secret(secret)
+            airflow_log.mask_secret(secret)
         except Exception as error:  # a task must not fail because of its logs
             log.debug("Could not mask the password of a proxy: %s", type(error).__name__)
 
@@ -50,8 +47,7 @@ async def amask(secrets: Iterable[str]) -> None:
     secrets = list(secrets)
     if not secrets:
         return
-    # since a patch release of 3.3
-    amask_secret = getattr(import_module(PLACES["mask_secret"]), "amask_secret", None)
+    amask_secret = getattr(airflow_log, "amask_secret", None)  # since a patch release of 3.3
     if amask_secret is None:
         from asgiref.sync import sync_to_async
 

@@ -286,8 +286,7 @@ def find_connection(conn_id: str) -> Connection | None:
 
 def form_widgets() -> dict[str, Any]:
     """Return the fields of the form."""
-    from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
-    from wtforms import BooleanField, PasswordField, StringField
+    from wtforms import BooleanField, PasswordField, StringField  # Airflow's stand-ins
 
     widgets: dict[str, Any] = {}
     for name, spec in get_provider_info()["connection-types"][0]["conn-fields"].items():
@@ -295,9 +294,9 @@ def form_widgets() -> dict[str, Any]:
         if "boolean" in spec["schema"]["type"]:
             widgets[name] = BooleanField(label, description=text, default=spec["schema"].get("default"))
         elif spec["schema"].get("format") == "password":
-            widgets[name] = PasswordField(label, description=text, widget=BS3PasswordFieldWidget())
+            widgets[name] = PasswordField(label, description=text)
         else:
-            widgets[name] = StringField(label, description=text, widget=BS3TextFieldWidget())
+            widgets[name] = StringField(label, description=text)
     return widgets
 
 

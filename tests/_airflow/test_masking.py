@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from importlib import import_module
 from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
 from airflow.providers.common.compat.sdk import redact
+from airflow.sdk import log as airflow_log
 
-from airflow_provider_rungen._airflow import PLACES
 from airflow_provider_rungen._airflow.masking import amask, mask, proxy_passwords
 from airflow_provider_rungen.hooks import RunGenHook
 
@@ -106,7 +105,7 @@ def test_a_supervisor_that_is_gone_fails_nothing(monkeypatch: pytest.MonkeyPatch
 
     send, asend = Mock(side_effect=BrokenPipeError), AsyncMock(side_effect=BrokenPipeError)
     gone = Mock(send=send, send_request=send, asend=asend)
-    is_async = hasattr(import_module(PLACES["mask_secret"]), "amask_secret")  # otherwise it sends in a thread
+    is_async = hasattr(airflow_log, "amask_secret")  # otherwise it sends in a thread
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", gone, raising=False)
     asyncio.run(amask(["a-secret-that-nobody-hears"]))
     mask(["another-that-nobody-hears"])

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import airflow
 import pytest
 
-from airflow_provider_rungen import _airflow
-from airflow_provider_rungen._airflow import PLACES, parse_version
+from airflow_provider_rungen._airflow import parse_version
 from compat.private_names import look_up, names_used_on
-
-
-@pytest.mark.parametrize("name", sorted(PLACES))
-def test_a_name_is_where_the_table_has_it_and_the_one_that_airflow_gives_to_providers(name: str) -> None:
-    compat = pytest.importorskip("airflow.providers.common.compat.sdk")
-    assert getattr(compat, name, getattr(_airflow, name)) is getattr(_airflow, name)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Airflow's web server and its libraries
@@ -33,23 +24,9 @@ def test_a_private_name_that_moved_is_found_out() -> None:
             look_up(path)
 
 
-def test_type_checkers_know_the_names_of_the_table() -> None:
-    module = ast.parse(Path(_airflow.__file__).read_text())
-    [block] = [node for node in module.body if isinstance(node, ast.If)]
-    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    assert sorted(alias.name for each in imports for alias in each.names) == sorted(PLACES)
-
-
 def test_a_pre_release_counts_as_its_release() -> None:
     versions = ("3.1.0", "3.4.0b2", "3.10.1.dev0", "4.0")
     assert [*map(parse_version, versions)] == [(3, 1), (3, 4), (3, 10), (4, 0)]
-
-
-def test_a_broken_import_is_not_taken_for_an_older_airflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(_airflow.__dict__, "XCom", raising=False)
-    monkeypatch.setitem(sys.modules, PLACES["XCom"], None)
-    with pytest.raises(ImportError):
-        _ = _airflow.XCom
 
 
 def test_no_module_needs_common_compat() -> None:

@@ -88,7 +88,6 @@ class Archive:
 
     def collect(self, job_id: Any, to: Any = ..., **options: Any) -> Outcome:
         to = self.folder if to is ... else to
-        # Airflow 3.0 takes a `Path` for something to resolve
         destination = to.as_uri() if isinstance(to, Path) else to
         return run_task(collect_op(job_id, destination, **options), self.context)
 

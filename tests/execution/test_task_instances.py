@@ -1,8 +1,7 @@
-"""What a trigger reads of its task's state. A broken import does not select another Airflow's way."""
+"""What a trigger reads of its task's state."""
 
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,9 +55,3 @@ def test_of_several_that_may_be_meant_one_that_is_deferred_counts(supervise: Any
 def test_a_task_that_is_gone_has_no_state(supervise: Any) -> None:
     supervise()
     assert task_state(instance()) is None
-
-
-def test_a_broken_import_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "airflow.sdk.execution_time.task_runner", None)
-    with pytest.raises(ImportError):
-        task_state(instance())

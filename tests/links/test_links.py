@@ -87,7 +87,7 @@ def test_what_people_see_is_pushed_before_the_wait_and_stays(
     assert {key: ti.xcoms[key] for key in links} == links
     known = early[PAGE_KEY].get("jobs") or [early[JOB].rpartition("/")[2]]
     assert known == [job["id"]]
-    # what Airflow 3 pushes at the end
+    # what Airflow pushes at the end
     assert {link.get_link(op, ti_key=None) for link in op.operator_extra_links} == set(links.values())
 
 
@@ -113,7 +113,7 @@ def test_a_rescheduling_sensor_pushes_its_links_at_its_first_look(
     for look in range(4):  # each is a process of its own
         task = kind(task_id="task", mode="reschedule", **options)
         assert task.poke({"ti": ti, "task_reschedule_count": look}) is False
-        # what Airflow 3 pushes at the end of the look
+        # what Airflow pushes at the end of the look
         assert [link.get_link(task, ti_key=None) for link in task.operator_extra_links] == [
             ti.xcoms[link.key] for link in task.operator_extra_links
         ]

@@ -70,7 +70,6 @@ def test_the_error_of_failed_and_of_late_jobs_names_them(
     assert_named(rungen_emulator, error, AirflowSensorTimeout if make is sensor else RunGenJobTimeoutError)
 
 
-@pytest.mark.usefixtures("with_links")
 @EVERY
 def test_a_time_limit_of_airflow_names_the_jobs(
     rungen_emulator: Emulator, tmp_path: Path, make: Callable[..., Any]
@@ -88,7 +87,6 @@ def test_a_time_limit_of_airflow_names_the_jobs(
     assert_named(rungen_emulator, raised.value, AirflowTaskTimeout)
 
 
-@pytest.mark.usefixtures("with_links")
 def test_a_kill_names_the_jobs(rungen_emulator: Emulator, tmp_path: Path) -> None:
     task, ti = table(SLOW, tmp_path), TrackedTaskInstance()
     ti.on_push = lambda key, _: task.on_kill() if key == RunGenJobLink.key else None

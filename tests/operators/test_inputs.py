@@ -325,7 +325,6 @@ def test_a_kill_while_it_submits_cancels_every_job(make: Make) -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.usefixtures("with_links")
 def test_a_kill_while_a_link_is_pushed_submits_nothing(make: Make) -> None:
     task = make(prompts(40, seconds=60))
     task.on_push = lambda key, _: task.op.on_kill() if key == RunGenAppLink.key else None

@@ -53,7 +53,6 @@ def test_runs_that_overlap_buy_each_input_once(
 
 
 @MODES
-@pytest.mark.usefixtures("with_links")
 def test_what_another_run_has_claimed_is_looked_up_while_jobs_run(
     rungen_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deferrable: bool
 ) -> None:

@@ -79,7 +79,6 @@ def test_a_stray_answer_about_the_app_ends_no_task(task: Task, status: int) -> N
     assert task.created == 1
 
 
-@pytest.mark.usefixtures("with_links")
 def test_a_retry_takes_up_what_a_killed_attempt_submitted(task: Task, mode: bool) -> None:
     task.attempt_until(RunGenJobLink.key, table=inputs(6), deferrable=mode)
     outcome = task.run(inputs(6), deferrable=mode, retry=True)

@@ -44,7 +44,7 @@ QUERY = SqlRows("SELECT id AS sku, title, price FROM products ORDER BY id", "war
 
 
 @pytest.fixture
-def run(rungen_emulator: Emulator, with_links: None, tmp_path: Path) -> Run:
+def run(rungen_emulator: Emulator, tmp_path: Path) -> Run:
     return lambda rows, **options: Table(rungen_emulator, tmp_path, rows, **options)
 
 

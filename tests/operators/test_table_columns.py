@@ -57,7 +57,7 @@ def tag(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def run(rungen_emulator: Emulator, with_links: None, tmp_path: Path) -> Run:
+def run(rungen_emulator: Emulator, tmp_path: Path) -> Run:
     return lambda rows, **options: Table(rungen_emulator, tmp_path, rows, **options)
 
 

@@ -240,7 +240,7 @@ Make = Callable[..., Task]
 
 
 @pytest.fixture(autouse=True)
-def _short_waves(unsettled: None, with_links: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_waves(unsettled: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a trigger fire for a part of its jobs at once, instead of once a minute."""
     monkeypatch.setattr("airflow_provider_rungen.triggers.job.MIN_ROUND_TIME", 0.0)
 
@@ -1930,7 +1930,7 @@ def test_a_clear_that_forgets_the_state_of_the_task_buys_only_what_failed(
 def test_a_refused_key_says_that_a_clear_resumes_what_runs(
     make: Make, *, forgets: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", forgets)
+    monkeypatch.setattr("airflow_provider_rungen._airflow.CLEAR_DISCARDS_STATE", forgets)
     task = make(TABLE, inputs(4, seconds=1), deferrable=False, max_in_flight=None)
     task.max_tries = 0
     task.emulator.service.inject(Fault(on="run", status=403, skip=2, times=None))
@@ -1948,7 +1948,7 @@ def test_a_refused_key_says_that_a_clear_resumes_what_runs(
 def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", True)
+    monkeypatch.setattr("airflow_provider_rungen._airflow.CLEAR_DISCARDS_STATE", True)
     task = make(TABLE, failing(4), deferrable=False)
     assert task.attempt().error is not None
     task.store, task.max_tries = FakeStore(), 9

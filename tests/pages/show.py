@@ -56,10 +56,8 @@ def main(folder: Path) -> None:
 
 def skip_synchronization() -> None:
     """Stop ``dag.test()`` from parsing and storing all DAGs before each run: they are stored already."""
-    try:
-        from airflow.dag_processing import dagbag
-    except ImportError:  # before Airflow 3.1, it does not
-        return
+    from airflow.dag_processing import dagbag
+
     for name in ("BundleDagBag", "sync_bag_to_db"):
         if hasattr(dagbag, name):
             setattr(dagbag, name, lambda *_, **__: None)

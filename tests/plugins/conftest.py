@@ -26,15 +26,12 @@ from airflow_provider_rungen.execution.jobs.log_home import token_of
 from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.links import are_pages_enabled, task_path
+from airflow_provider_rungen.links import task_path
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
 from airflow_provider_rungen.runs.plan import PlannedRow, input_digest
 from airflow_provider_rungen.runs.rows import JobState
-
-if not are_pages_enabled():
-    collect_ignore_glob = ["test_*.py"]
 
 _numbers = itertools.count(1)
 #: In each version, Airflow's server, FastAPI and SQLAlchemy warn about each other in another way.

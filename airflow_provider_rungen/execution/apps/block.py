@@ -10,7 +10,7 @@ from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen._airflow import TaskInstanceState
+from airflow_provider_rungen._airflow import TaskInstanceState, XCom
 from airflow_provider_rungen.client.daemon_threads import batches, begin
 from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
@@ -314,8 +314,6 @@ def pull_record(ti: Any, up: str, map_index: int | None, **of_run: str) -> Scale
     if hasattr(ti, "xcom_pull"):
         value = ti.xcom_pull(task_ids=up, key=SCALED_KEY, map_indexes=map_index, **of_run)
     else:  # in a trigger
-        from airflow_provider_rungen._airflow import XCom
-
         which = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": up, "map_index": map_index}
         value = XCom.get_one(key=SCALED_KEY, **(which | of_run))
     return read_scale_record(value)

@@ -13,6 +13,7 @@ from uuid import UUID
 from airflow_provider_rungen._airflow import (
     AirflowTaskTimeout,
     TaskInstanceState,
+    XCom,
 )
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
@@ -138,8 +139,6 @@ def pushed_job_ids(ti: Any) -> set[str] | None:
     :return: its jobs; of a table, the attempts that submitted them: itself, and those it resumes.
     :raises AttemptOverError: there is a later attempt, which Airflow does not let this one ask about.
     """
-    from airflow_provider_rungen._airflow import XCom
-
     for key in ("job_id", LOG_KEY):
         try:
             found: Any = XCom.get_one(
