@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -375,6 +376,27 @@ class AirflowInstance:
         index = "" if map_index is None else f"/{map_index}"
         path = f"{_run(dag_id, run_id)}/taskInstances/{quote(task_id)}{index}"
         self.request("PATCH", path, {"new_state": state})
+
+    def answer(
+        self, dag_id: str, run_id: str, task_id: str, option: str, timeout: float = 120
+    ) -> dict[str, Any]:
+        """
+        Answer a task that asks a human, such as an ``ApprovalOperator``, and return what it asked.
+
+        :param timeout: seconds within which it has to ask.
+        :raises AirflowError: it has not asked in time.
+        """
+        path = f"{_run(dag_id, run_id)}/taskInstances/{quote(task_id)}/-1/hitlDetails"
+        # the scheduler fails a task that is answered before it has seen its process end
+        seen = f"executor event with state success .*task_id='{task_id}', run_id='{re.escape(run_id)}'"
+        deadline = time.monotonic() + timeout
+        while not re.search(seen, self.log_file.read_text(errors="replace")):
+            if time.monotonic() > deadline:
+                raise AirflowError(f"Task {task_id} of {dag_id} has asked nothing in {timeout:g} s")
+            time.sleep(_POLL_INTERVAL)
+        asked: dict[str, Any] = self.request("GET", path)
+        self.request("PATCH", path, {"chosen_options": [option], "params_input": {}})
+        return asked
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
         """Return the log of one try of a task, one line per event, with tracebacks."""

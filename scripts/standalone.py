@@ -10,25 +10,23 @@ import time
 from pathlib import Path
 
 from airflow_instance import EXAMPLES, AirflowError, AirflowInstance
+from demo import add_language_model
 from rungen_emulator import Emulator
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".standalone"
 CONN_ID = "rungen_default"
 FIRST = "rungen_first_job"
-# It runs no job. While paused, it would miss the event that the catalog is painted.
-UNPAUSED = "rungen_contact_sheet"
 
 
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
     with Emulator(job_seconds=8) as emulator:
+        add_language_model(emulator)
         environment = {
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-            "RUNGEN_CATALOGUE_FOLDER": str(HOME / "catalogue"),
-            "RUNGEN_DESCRIPTIONS_FOLDER": str(HOME / "descriptions"),
-            "RUNGEN_PICTURES_FOLDER": str(HOME / "pictures"),
+            "RUNGEN_FOLDER": str(HOME / "rungen"),
         }
         airflow = AirflowInstance(
             HOME / "airflow",
@@ -39,7 +37,6 @@ def main() -> None:
         print("Starting Airflow (about half a minute) ...", flush=True)
         with airflow:
             add_connection(airflow, emulator)
-            airflow.unpause(UNPAUSED)
             print(f"Airflow {airflow.version()}, no login needed: {airflow.url}")
             print(f"Paint a picture: {airflow.url}/dags/{FIRST}")
             print(f"RunGen emulator: {emulator.url} (counts: {emulator.url}/_emulator/stats)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from rungen_emulator import Emulator
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from airflow_instance import EXAMPLES as EXAMPLE_DAGS
-from demo import change_two_colors, format_summary
+from demo import ANSWER, add_language_model, change_two_colors, format_summary
 
 # the first test runs all DAGs, which takes minutes on Airflow 3.2
 pytestmark = [
@@ -54,6 +53,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 # The apps of blocks with branches.
 BRANCHED = ("leaf", "group", "inner")
+BOATS = ["a green boat", "a red boat"]
 NIGHT = ["a harbor at dawn", "a market in the rain", "a mountain hut at night"]
 # What a user types into the form of the first job. Prompts are no templates.
 FORM = {"prompt": "{{ 7 * 7 }}", "width": 320, "height": 256, "seed": 12}
@@ -69,19 +69,18 @@ class Runs:
 
     def __init__(self, folder: Path, emulator: Emulator) -> None:
         self.emulator = emulator
-        self.catalogue, self.descriptions = folder / "catalogue", folder / "descriptions"
-        self.pictures = folder / "pictures"
-        self.costs, self.chain = folder / "costs.jsonl", folder / "chain"
-        changed = {"catalogue": str(change_two_colors(folder / "changed.csv"))}
+        self.stored, self.costs, self.chain = folder / "stored", folder / "costs.jsonl", folder / "chain"
+        changed = {"table": str(change_two_colors(folder / "changed.csv"))}
         runs: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             **{name: ("rungen_ways", options, {}) for name, options in WAYS.items()},
             **{name: (f"rungen_{name}", {}, {}) for name in ("failing", "retried")},
             "chained": ("rungen_chained", {}, {"folder": str(self.chain), "without": 2}),
             "scaled": ("rungen_scaled", {}, {"results": str(self.costs)}),
             "branches": ("rungen_branches", {}, {}),
-            "first night": ("rungen_catalogue", {}, {}),
-            "second night": ("rungen_catalogue", {}, changed),
-            **{name: ("rungen_descriptions", {}, {}) for name in ("descriptions", "descriptions again")},
+            "first night": ("rungen_catalog", {}, {}),
+            "second night": ("rungen_catalog", {}, changed),
+            **{name: (f"rungen_{name}", {}, {}) for name in ("descriptions", "second_stage")},
+            "fired": ("rungen_fire_and_collect", {}, {}),
             "first job": ("rungen_first_job", {}, FORM),
             **{f"gpu {number}": ("rungen_scaled_app", {}, {}) for number in ("once", "twice")},
         }
@@ -100,9 +99,7 @@ class Runs:
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
             "AIRFLOW_CONN_WAREHOUSE": json.dumps({"conn_type": "sqlite", "host": ":memory:"}),
-            "RUNGEN_CATALOGUE_FOLDER": str(self.catalogue),
-            "RUNGEN_DESCRIPTIONS_FOLDER": str(self.descriptions),
-            "RUNGEN_PICTURES_FOLDER": str(self.pictures),
+            "RUNGEN_FOLDER": str(self.stored),
         }
         done = subprocess.run(
             [sys.executable, str(DAGS / "perform.py"), emulator.url, json.dumps(plan)],
@@ -144,6 +141,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     with Emulator(OddService(job_seconds=0.1)) as emulator:
+        add_language_model(emulator)
         emulator.service.add_app("gpu", init_seconds=0.5)
         for name in ("idle", *BRANCHED):
             emulator.service.add_app(name)
@@ -166,8 +164,11 @@ def test_a_dag_of_every_operator_succeeds_in_every_shape(runs: Runs, way: str) -
 def test_no_job_was_made_twice(runs: Runs) -> None:
     examples = (
         *runs.prompts("studio photo"),
-        *runs.prompts("Describe"),
+        *runs.prompts("As JSON"),
+        *runs.prompts("Write a scene"),
+        *runs.prompts(ANSWER["scene"]),
         *runs.prompts("link"),
+        *BOATS,
         *NIGHT,
         FORM["prompt"],
     )
@@ -256,7 +257,7 @@ def test_what_the_form_of_the_first_job_holds_is_its_input(runs: Runs) -> None:
     assert runs.states["first job"] == {"paint[-1]": "success"}
     [job] = [job for job in runs.emulator.service.jobs() if job["input"]["prompt"] == FORM["prompt"]]
     assert job["input"] == FORM, "numbers stay numbers, and empty fields are left out"
-    [manifest] = [json.loads(path.read_text()) for path in runs.pictures.glob("*/manifest.json")]
+    [manifest] = [json.loads(path.read_text()) for path in runs.stored.glob("first_job/*/manifest.json")]
     assert manifest["job_id"] == job["id"]
 
 
@@ -297,9 +298,8 @@ def test_a_catalog_pays_for_what_changed(runs: Runs) -> None:
     assert {prompt.removeprefix("studio photo of ") for prompt in prompts[10:]} == {
         *("rubber boots, green", "wall clock, red")
     }
-    with (runs.catalogue / "pictures.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["sku"] for row in rows if row["reused"] == "false"] == ["BT-220", "CL-032"]
+    rows = [json.loads(line) for line in (runs.stored / "catalog" / "results.jsonl").read_text().splitlines()]
+    assert [row["sku"] for row in rows if not row["reused"]] == ["BT-220", "CL-032"]
 
 
 def test_a_table_is_the_rows_of_the_next(runs: Runs) -> None:
@@ -314,44 +314,43 @@ def test_a_table_is_the_rows_of_the_next(runs: Runs) -> None:
     assert len(runs.prompts("link")) == 3 * 2 + 2
 
 
-def test_the_contact_sheet_shows_the_table(runs: Runs) -> None:
-    sheet = runpy.run_path(str(EXAMPLE_DAGS / "rungen_contact_sheet.py"))
-    results = runs.value("second night", "paint")["results"]
-    extra = {"results": results, "app_id": "flux-schnell", "failed_count": 0}
-    page = Path(sheet["contact_sheet"](extra).removeprefix("file://"))
-    text = page.read_text()
-    assert "painted by flux-schnell" in text
+def test_the_pictures_of_a_catalog_are_on_one_page(runs: Runs) -> None:
+    text = (runs.stored / "catalog" / "index.html").read_text()
+    assert "studio photo of enamel kettle, red" in text
     assert "<b>8</b> reused" in text
-    pictures = re.findall('<img src="(.*?)" alt="(.*?)"', text)
-    assert [title for _, title in pictures][:2] == ["enamel kettle, red", "rubber boots, green"]
-    for source, _ in pictures:
-        assert (page.parent / source).read_bytes().startswith(b"\x89PNG")
-    assert "studio photo of enamel kettle, red" in (page.parent / "pictures" / "index.html").read_text()
 
 
-def test_parquet_becomes_parquet(runs: Runs) -> None:
-    assert set(runs.states["descriptions"].values()) == {"success"}
-    assert format_summary(runs.value("descriptions", "describe")) == "4 rows: 3 bought, 1 skipped"
-    again = format_summary(runs.value("descriptions again", "describe"))
-    assert again == "4 rows: 3 reused, 1 skipped"
-    assert len(runs.prompts("Describe")) == 3, "the second run paid for nothing"
-    table = parquet.read_table(runs.descriptions / "descriptions.parquet")
-    assert table.column("id").to_pylist() == [104, 220, 310, 118]
-    assert table.column("price").to_pylist() == [39.5, 54.0, 620.0, 89.9]
-    assert table.column("status").to_pylist() == ["completed", "completed", "skipped", "completed"]
-    text = json.loads(table.column("result")[0].as_py())
-    assert text == "You said: Describe in two sentences: enamel kettle, 39.5 EUR"
+def test_texts_become_typed_columns(runs: Runs) -> None:
+    assert runs.states["descriptions"] == {"describe[-1]": "success"}
+    table = parquet.read_table(runs.stored / "descriptions.parquet")
+    assert table.column("sku").to_pylist() == ["KT-104", "BT-220"]
+    assert table.column("headline").to_pylist() == [ANSWER["headline"]] * 2
+    assert table.column("keywords").to_pylist() == [ANSWER["keywords"]] * 2
+
+
+def test_the_texts_of_one_table_are_painted_by_the_next(runs: Runs) -> None:
+    assert runs.states["second_stage"] == {"write[-1]": "success", "paint[-1]": "success"}
+    assert runs.prompts(str(ANSWER["scene"])) == [f"{ANSWER['scene']}, watercolor"] * 3
+    assert len([*(runs.stored / "scenes").glob("*/*.png")]) == 3
+
+
+def test_what_one_task_submitted_another_collects(runs: Runs) -> None:
+    states = runs.states["fired"]
+    assert states == dict.fromkeys(["fire[0]", "fire[1]", "wait[-1]", "collect[-1]"], "success")
+    assert sorted(prompt for prompt in runs.prompts() if prompt in BOATS) == BOATS
+    for manifest in runs.value("fired", "collect"):
+        [picture] = manifest["outputs"]
+        assert Path(picture["uri"].removeprefix("file://")).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_is_a_dag_that_starts_no_run_by_itself(
+def test_an_example_is_short_and_starts_no_run_by_itself(
     example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    assert len(example.read_text().splitlines()) <= 40
     dag = runpy.run_path(str(example))["dag"]
     assert dag.dag_id == example.stem
     dag.validate()
     assert all([dag.description, dag.doc_md, dag.tags])
-    assert [task.task_id for task in dag.tasks if not task.doc_md] == []
-    timetable = type(dag.timetable).__name__  # so unpausing it starts no run
-    assert timetable in ("NullTimetable", "AssetTriggeredTimetable", "DatasetTriggeredTimetable")
+    assert type(dag.timetable).__name__ == "NullTimetable", "so unpausing it starts no run"

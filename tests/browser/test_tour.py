@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-DAG_ID, TASK_ID = "rungen_catalogue", "paint"
+DAG_ID, TASK_ID = "rungen_catalog", "paint"
 # The page shows it, so the README does.
 FOLDER = Path("/tmp/catalog")  # noqa: S108 - the test makes and removes it
 FONT = "/usr/share/fonts/truetype/liberation/LiberationSans-Bold.ttf"
@@ -70,7 +70,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowInstanc
         with Emulator(job_seconds=5, workers=3) as emulator:
             environment = {
                 "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
-                "RUNGEN_CATALOGUE_FOLDER": str(FOLDER),
+                "RUNGEN_FOLDER": str(FOLDER),
             }
             with AirflowInstance(home, EXAMPLES, environment=environment) as instance:
                 instance.unpause(DAG_ID)
@@ -102,7 +102,7 @@ def test_a_tour_of_ten_seconds(page: Page, airflow: AirflowInstance, tmp_path: P
     film.shoot("The pictures are in your storage, and in Airflow", 2.2)
 
     changed = change_two_colors(tmp_path / "changed.csv")
-    run_id = airflow.trigger(DAG_ID, {"catalogue": str(changed)})
+    run_id = airflow.trigger(DAG_ID, {"table": str(changed)})
     assert airflow.wait_for_run(DAG_ID, run_id, 180) == "success"
     summary = format_summary(airflow.xcom(DAG_ID, run_id, TASK_ID))
     assert "2 bought" in summary

@@ -145,7 +145,7 @@ PAGE = PageXCom(
     connection="rungen_default", app="flux-schnell", results="s3://bucket/catalog/results.parquet"
 )
 TASK = TaskRecord(
-    dag_id="rungen_catalogue",
+    dag_id="rungen_catalog",
     task_id="take_pictures",
     run_id="scheduled__2026-03-04T02:00:00+00:00",
     state="success",
@@ -333,7 +333,7 @@ def contact_sheet() -> ContactSheet:
     jobs[6] = failed(6)
     return ContactSheet(
         title="take_pictures",
-        facts=[("DAG", "rungen_catalogue"), ("app", "flux-schnell"), ("written", "2026-03-04 02:14 UTC")],
+        facts=[("DAG", "rungen_catalog"), ("app", "flux-schnell"), ("written", "2026-03-04 02:14 UTC")],
         progress=Progress(total=30, completed=29, failed=1, reused=8),
         jobs=jobs,
         failures=[group(1, "out of memory", jobs[6])],

@@ -40,8 +40,10 @@ def _connection(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def airflow(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowInstance]:
-    environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(), **IMPATIENT}
     home, dags = tmp_path_factory.mktemp("airflow"), Path(__file__).parent / "dags"
+    connection = emulator.airflow_connection(price="1.20 USD/h")
+    stored = {"RUNGEN_FOLDER": str(tmp_path_factory.mktemp("stored"))}  # of the examples
+    environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": connection, **stored, **IMPATIENT}
     with AirflowInstance(home, dags, environment=environment) as instance:
         yield instance
         check_that_the_key_is_nowhere(instance, emulator)
