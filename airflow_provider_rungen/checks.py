@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import SET_DURING_EXECUTION
@@ -157,16 +157,11 @@ _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
     "input_schema": _check_schema,
     "key": _check_columns,
     "ledger": _to_ledger,
-    "max_concurrency": _check_count,
     "max_failed": _check_max_failed,
     "max_in_flight": _check_limit,
-    "max_output_bytes": _check_count,
-    "on_clear": partial(_check_choice, choices=("new", "resume")),
-    "on_unknown_submission": partial(_check_choice, choices=("resubmit", "fail")),
     "poll_interval": to_seconds,
     "queued_timeout": to_optional_seconds,
     "output_type": _check_schema,
-    "stop_after": _check_limit,
     "table": _to_table,
     "timeout": to_seconds,
     "where": _check_columns,

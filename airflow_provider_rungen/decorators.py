@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 # The parameters that a job has not.
-_OF_RESULT = ("output_type", "destination", "max_output_bytes")
+_OF_RESULT = ("output_type", "destination")
 
 
 class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
@@ -50,7 +50,6 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
         absolute path, or an ``ObjectStoragePath`` (templated). The small manifest that
         `RunGenCollectResultsOperator` returns is returned in place of the result.
-    :param max_output_bytes: bytes of a file at most.
     """
 
     template_fields: Sequence[str] = (
@@ -65,7 +64,6 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
     custom_operator_name = "@task.rungen"
     # so that the UI shows the input
     overwrite_rtif_after_execution = True
-    max_concurrency = 16
     max_failed = 0
 
     def __init__(
@@ -76,7 +74,6 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
         op_kwargs: Mapping[str, Any] | None = None,
         output_type: OutputSource | None = None,
         destination: Destination | None = None,
-        max_output_bytes: int = 1 << 30,
         **kwargs: Any,
     ) -> None:
         given = locals()

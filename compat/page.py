@@ -16,7 +16,7 @@ NOT_RUN = "not run yet"
 
 # A test carries the marker `feature` with the key of what it proves.
 FEATURES = {
-    "durable": "a retry resumes the job of the attempt before (`durable=True`)",
+    "durable": "a retry resumes the job of the attempt before",
     "kill": "a killed task cancels the job it waits for (`cancel_on_kill=True`)",
     "timeout": "`timeout`, and `execution_timeout`, cancel the job",
     "schemas": "`input_schema` and `output_type` are checked",

@@ -27,9 +27,9 @@ ORDER = """
     active_workers app_ids idle_for scale_down app_id scale_up_task_id only_if rungen_conn_id description
     status wait_for_completion deferrable
     price poll_interval timeout
-    queued_timeout cancel_on_kill durable on_unknown_submission on_clear input_schema
+    queued_timeout cancel_on_kill input_schema
     destination results ledger output_type check label max_jobs
-    max_cost max_concurrency max_in_flight max_failed stop_after max_output_bytes
+    max_cost max_in_flight max_failed
 """
 EACH = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
@@ -85,7 +85,7 @@ def test_each_template_field_is_a_parameter_and_documented_as_one(kind: Any) -> 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not operators.scaled_app])
 def test_defaults_are_the_same_everywhere(kind: Any) -> None:
-    for name in ("rungen_conn_id", "poll_interval", "on_clear", "on_unknown_submission"):
+    for name in ("rungen_conn_id", "poll_interval"):
         if each := parameters(kind).get(name):
             assert each.default == parameters(operators.RunGenRunJobOperator)[name].default
 

@@ -173,11 +173,7 @@ class Downloader:
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
-            raise RunGenOutputError(
-                f"the file has over {self._max_bytes} bytes (max_output_bytes)",
-                hint="Raise max_output_bytes if that size is right",
-                retryable=False,
-            )
+            raise RunGenOutputError(f"the file has over {self._max_bytes:,} bytes", retryable=False)
 
     async def _save(self, chunks: AsyncIterator[bytes], file: BinaryIO, content_type: str | None) -> Download:
         size, digest, begun_at = 0, hashlib.sha256(), time.monotonic()

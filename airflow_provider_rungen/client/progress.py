@@ -63,34 +63,44 @@ def status_line(job: Job) -> tuple[int, str]:
 PROGRESS_INTERVAL = 30.0
 
 
+#: So many failures stop a run if there was no success before, and so many in a row if there was one.
+FIRST_FAILURES = 20
+FAILURES_IN_A_ROW = 100
+
+
+def are_too_many(failures: int, *, has_success: bool) -> bool:
+    """Return whether so many failures in a row stop a run."""
+    return failures >= (FAILURES_IN_A_ROW if has_success else FIRST_FAILURES)
+
+
 @dataclass
 class WaitGoal:
     """
     What a wait is for: few enough jobs in flight, or the proof that all of them fail.
 
     :param left: how many jobs may still be in flight when the wait ends.
-    :param stop_after: so many jobs that failed in a row end the wait, too. Never when left out.
-    :param failures: how many jobs failed since the last success.
+    :param failures: how many jobs failed since the last success; ``None`` if any number may.
+    :param has_success: whether a job completed before.
     :param shared: the jobs that other runs submitted. They are never canceled, and say nothing about those
         of this run.
     """
 
     left: int = 0
-    stop_after: int | None = None
-    failures: int = 0
+    failures: int | None = None
+    has_success: bool = False
     shared: Collection[str] = ()
     #: Whether too many jobs failed in a row.
     is_broken: bool = field(default=False, init=False)
 
     def note(self, job: Job) -> None:
         """Note a job that is over. One that was canceled says nothing about the others."""
-        if job.id in self.shared:
+        if job.id in self.shared or self.failures is None:
             return
         if job.is_usable:
-            self.failures = 0
+            self.failures, self.has_success = 0, True
         elif job.status is JobStatus.FAILED:
             self.failures += 1
-        self.is_broken |= self.stop_after is not None and self.failures >= self.stop_after
+        self.is_broken |= are_too_many(self.failures, has_success=self.has_success)
 
     def is_reached(self, in_flight: int) -> bool:
         """Return whether the wait is over while so many jobs are in flight."""

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Step = Request | Sleep | Gather[Any]
+#: How many submissions of a task, and how many downloads, are in flight at most.
+MAX_CONCURRENCY = 16
 # How many flows of a `Gather` may continue in the background.
 MAX_BACKGROUND = 16
 

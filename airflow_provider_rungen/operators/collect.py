@@ -73,9 +73,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         a JSON Schema: a dict, the path or URI of a file, or the name of a schema that comes with the package,
         such as ``flux-schnell``. If it is an object or an array, a text is parsed as JSON, also in a Markdown
         code fence. Each top-level property is a column of ``results``, with its type.
-    :param max_concurrency: how many files are downloaded at a time at most.
     :param max_failed: how many jobs may fail before the task does: a number, a share below 1, or ``any``.
-    :param max_output_bytes: bytes of a file at most.
     """
 
     template_fields: Sequence[str] = ("app_id", "destination", "job_id", "results", "rungen_conn_id")
@@ -100,9 +98,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         destination: Destination | None = None,
         results: Destination | None = None,
         output_type: OutputSource | None = None,
-        max_concurrency: int = 8,
         max_failed: float | Literal["any"] = 0,
-        max_output_bytes: int = 1 << 30,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)

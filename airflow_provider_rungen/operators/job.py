@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import (
@@ -36,6 +36,8 @@ class RunGenRunJobOperator(RunGenBaseOperator):
     """
     Run a job: submit it, push its id under the XCom key ``job_id`` at once, and return the id.
 
+    From Airflow 3.3 on, a retry resumes the job of the last attempt. A clear cancels it, and runs a new one.
+
     :param input: a JSON object (a dict), as the app's model expects it (templated, nested values too).
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
@@ -45,12 +47,6 @@ class RunGenRunJobOperator(RunGenBaseOperator):
     :param timeout: seconds that the job may take. After that it is canceled, and the task fails.
     :param queued_timeout: seconds that the job may stay queued. No limit when left out.
     :param cancel_on_kill: cancel the job when the task is killed, or cleared while the job runs.
-    :param durable: save the job's id in Airflow's task state store (Airflow 3.3 and later), so that a retry
-        resumes the job of the last attempt.
-    :param on_unknown_submission: what a retry does when it is unknown whether the last attempt created a job:
-        ``resubmit``, with a warning, or ``fail``.
-    :param on_clear: what the attempt after a clear does: run a ``new`` job, or ``resume`` the earlier one if
-        input and app are the same. A failed job runs again. Needs ``durable``.
     :param input_schema: the JSON Schema that the input has to fit before it is sent: a dict, the path or URI
         of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     :param label: a text for the job, such as ``{{ task.input.prompt }}``, that a task which collects its
@@ -73,9 +69,6 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         timeout: Duration = 86400,
         queued_timeout: Duration | None = None,
         cancel_on_kill: bool = True,
-        durable: bool = True,
-        on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
-        on_clear: Literal["new", "resume"] = "new",
         input_schema: SchemaSource | None = None,
         label: str | None = None,
         **kwargs: Unpack[OperatorArguments],

@@ -81,13 +81,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param timeout: seconds that the jobs may take together, submission included. After that they are
         canceled, and the task fails. A retry that submits any of them has the whole time.
     :param queued_timeout: seconds that jobs may stay queued while none starts. No limit when left out.
-    :param cancel_on_kill: cancel the jobs when the task is killed, or cleared while they run.
-    :param durable: save the ids in Airflow's task state store (Airflow 3.3 and later) as they come.
-    :param on_unknown_submission: what a retry does with rows for which it is unknown whether a job was
-        created: ``resubmit`` them, with a warning, or ``fail``.
-    :param on_clear: what the attempt after a clear does: run ``new`` jobs for all rows, or ``resume`` the
-        earlier ones if table and app are the same. Needs ``durable``. A ``ledger`` always resumes, except
-        with ``refresh``.
+    :param cancel_on_kill: cancel the jobs when a user marks the task, or no attempt follows to resume them.
     :param input_schema: the JSON Schema that every input has to fit: a dict, the path or URI of a file, or
         the name of a schema that comes with the package, such as ``flux-schnell``. A row whose input does not
         fit is ``refused``. If more are than may fail, nothing is sent.
@@ -110,14 +104,9 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         sent, and the task fails without a retry. No limit when ``None`` (templated).
     :param max_cost: what they may cost at the declared price: an amount and its currency, such as ``20 USD``.
         The seconds of jobs in the ledger are the estimate. No limit when ``None`` (templated).
-    :param max_concurrency: how many submissions, and how many downloads, are in flight at most.
     :param max_in_flight: how many jobs of the task are queued or running at the service at most. The rest is
         submitted as they end. No limit when ``None``.
     :param max_failed: how many rows may fail before the task does: a number, a share below 1, or ``any``.
-    :param stop_after: the task ends when so many jobs in a row have failed, with no success in between: it
-        submits no more, cancels what is in flight, and keeps what completed. The same holds for refused
-        inputs. Never when ``None``.
-    :param max_output_bytes: bytes of a file at most.
     """
 
     template_fields: Sequence[str] = (
@@ -148,9 +137,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         timeout: Duration = 86400,
         queued_timeout: Duration | None = None,
         cancel_on_kill: bool = True,
-        durable: bool = True,
-        on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
-        on_clear: Literal["new", "resume"] = "new",
         input_schema: SchemaSource | None = None,
         destination: Destination | None = None,
         results: Destination | None = None,
@@ -159,11 +145,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         check: Check | None = None,
         max_jobs: Limit | None = None,
         max_cost: str | XComArg | None = None,
-        max_concurrency: int = 16,
         max_in_flight: int | None = 1000,
         max_failed: float | Literal["any"] = 0,
-        stop_after: int | None = 20,
-        max_output_bytes: int = 1 << 30,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         if destination is None and results is None:
@@ -218,6 +201,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
             context,
             lambda: self._source(context),
             partial(ResultSink, table=uri, key=self.key),
+            survives_clear=True,
             folder=uri.rpartition("/")[0] if self.destination is None else self.destination,
             page={
                 "results": redact(uri),

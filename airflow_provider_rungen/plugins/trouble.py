@@ -26,7 +26,7 @@ _LOST = (
     "The last attempt did not record its end: a user marked it while it was deferred, it was killed, or its"
     " worker was lost."
 )
-_LOST_ADVICE = "A retry uses the jobs that it submitted, and so does a clear with on_clear='resume'"
+_LOST_ADVICE = "A retry uses the jobs that it submitted, and so does a clear of a table"
 _NO_REASON = (
     "The task did not report why: a user marked it, its worker was lost, or it failed before it began"
     " (see its log)."

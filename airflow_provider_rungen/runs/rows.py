@@ -147,7 +147,7 @@ class InputState(Enum):
     FAILED = auto()
 
 
-#: The states of inputs that may be announced. For `UNKNOWN`, ``on_unknown_submission`` decides.
+#: The states of inputs that may be announced.
 SUBMITTABLE = frozenset({InputState.UNSENT, InputState.UNKNOWN, InputState.TO_REPEAT})
 _HAVE_A_JOB = frozenset({InputState.RUNNING, InputState.COMPLETED, InputState.FAILED})
 

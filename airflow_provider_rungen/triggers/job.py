@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from airflow_provider_rungen import _airflow
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
@@ -28,8 +25,6 @@ log = logging.getLogger(__name__)
 
 # Seconds after a deferral until an event about some of the jobs, since each event starts a worker.
 MIN_ROUND_TIME = 60.0
-# Seconds for the next attempt to resume the jobs of this one. They are a part of CANCEL_TIME.
-RESUME_TIME = 8.0
 # The states after which no attempt follows. A task that was cleared has no state at first.
 _ENDED = (
     TaskInstanceState.SUCCESS,
@@ -60,11 +55,12 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param deferred_at: the time (seconds since 1970) of the deferral.
     :param not_before: the time (seconds since 1970) before which the service asked not to be polled.
     :param left: how many jobs may still be in flight when the trigger fires, after `MIN_ROUND_TIME`.
-    :param stop_after: fire also when so many jobs in a row have failed.
+    :param failures: how many jobs in a row have failed; it fires also when they are too many. ``None`` if any
+        number may.
+    :param has_success: whether a job of the task completed before.
     :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
     :param shared: the jobs that another task run submitted, which are never canceled.
-    :param on_clear: whether a clear of the task cancels the jobs (``new``), leaves them to the next attempt
-        if that resumes them (``resume``), or leaves them in any case (``keep``).
+    :param survives_clear: whether a clear of the task leaves the jobs to the next attempt.
     :param attempt: the attempt that submitted the jobs, as the XCom ``rungen_log`` names it. A task without
         one keeps no log, so its event names the jobs that failed, in ``"failed"``.
     """
@@ -78,10 +74,11 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     deferred_at: float = 0
     not_before: float = 0
     left: int = 0
-    stop_after: int | None = None
+    failures: int | None = None
+    has_success: bool = False
     cancel_on_kill: bool = False
     shared: list[str] = field(default_factory=list)
-    on_clear: str = "new"
+    survives_clear: bool = False
     attempt: str = ""
     # the jobs that are being canceled, and may still run
     _open: dict[str, None] | None = field(default=None, init=False)
@@ -121,37 +118,29 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         """
         Return the jobs that this attempt, on another triggerer, or a later attempt still waits for.
 
-        A deferred task may be in its next attempt already. That attempt has pushed which jobs it waits for:
-        new ones, or these.
+        A deferred task may be in its next attempt already. That attempt has pushed which job it waits for: a
+        new one, or this.
         """
-        may_resume = self.on_clear == "resume"
-        give_up_at = time.monotonic() + RESUME_TIME
-        while state not in _ENDED:
-            # an attempt that is up for retry ended on a worker, which decided about its jobs
-            if state == TaskInstanceState.UP_FOR_RETRY or self.on_clear == "keep":
-                return job_ids
-            if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
-                pushed = await self._pushed()
-                if pushed is not None:
-                    return [job_id for job_id in job_ids if job_id in pushed or self.attempt in pushed]
-                if state == TaskInstanceState.DEFERRED:
-                    return job_ids  # a sensor pushes none, since it waits for jobs of other tasks
-            if not may_resume and not _airflow.CLEAR_DISCARDS_STATE:
-                return []
-            if time.monotonic() > give_up_at:
-                # from Airflow 3.4 on, the next attempt most likely knows nothing of them
-                return [] if _airflow.CLEAR_DISCARDS_STATE else job_ids
-            await asyncio.sleep(0.5)
-            state = await ask_airflow(attempts.task_state, self.task_instance)
+        if state in _ENDED:
+            return []
+        # an attempt that is up for retry ended on a worker, which decided about its jobs
+        if state == TaskInstanceState.UP_FOR_RETRY or self.survives_clear:
+            return job_ids
+        if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
+            pushed = await self._pushed()
+            if pushed is not None:
+                return [job_id for job_id in job_ids if job_id == pushed]
+            if state == TaskInstanceState.DEFERRED:
+                return job_ids  # a sensor pushes none, since it waits for jobs of other tasks
         return []
 
-    async def _pushed(self) -> set[str] | None:
+    async def _pushed(self) -> str | None:
         try:
-            found: set[str] | None = await ask_airflow(attempts.pushed_job_ids, self.task_instance)
+            found: str | None = await ask_airflow(attempts.pushed_job_id, self.task_instance)
         except attempts.AttemptOverError:
-            return set(self.job_id) if self.on_clear == "resume" else set()
+            return ""
         except Exception as error:
-            log.warning("Could not read the jobs of the latest attempt (%s)", type(error).__name__)
+            log.warning("Could not read the job of the latest attempt (%s)", type(error).__name__)
             return None
         return found
 
@@ -181,7 +170,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 visible_by=deferred_at + VISIBILITY_GRACE if self.attempt else 0.0,
                 not_before=self._local_time(self.not_before),
                 queued_timeout=self.queued_timeout,
-                goal=WaitGoal(self.left, self.stop_after, shared=frozenset(self.shared)),
+                goal=WaitGoal(self.left, self.failures, self.has_success, frozenset(self.shared)),
                 part_at=deferred_at + MIN_ROUND_TIME,
             )
         event |= {"outcome": GO_ON} | self._found(job_ids, jobs)

@@ -17,18 +17,24 @@ def jobs(ends: str) -> list[Job]:
 @pytest.mark.parametrize(
     ("ends", "before", "failures", "is_broken"),
     [
-        *(("", 0, 0, False), ("xx", 0, 2, False), ("xxx", 0, 3, True), ("xx.xx", 0, 2, False)),
-        *(("xxcx", 0, 3, True), ("ccc", 0, 0, False), ("xxx.", 0, 0, True), ("x", 2, 3, True)),
+        *(
+            ("", 0, 0, False),
+            ("x" * 19, 0, 19, False),
+            ("x" * 20, 0, 20, True),
+            ("x" * 19 + ".", 0, 0, False),
+        ),
+        *(("x" * 18 + "cxx", 0, 20, True), ("c" * 30, 0, 0, False), ("x" * 20 + ".", 0, 0, True)),
+        *(("x", 19, 20, True), ("." + "x" * 99, 0, 99, False), ("." + "x" * 100, 0, 100, True)),
     ],
 )
 def test_failures_in_a_row_end_a_wait(ends: str, before: int, failures: int, is_broken: bool) -> None:
-    goal, unlimited = WaitGoal(stop_after=3, failures=before), WaitGoal()
+    goal, unlimited = WaitGoal(failures=before), WaitGoal()
     for job in jobs(ends):
         goal.note(job)
         unlimited.note(job)
     assert (goal.failures, goal.is_broken, goal.is_reached(5)) == (failures, is_broken, is_broken)
     assert not unlimited.is_broken
-    of_others = WaitGoal(stop_after=1, shared={job.id for job in jobs(ends)})
+    of_others = WaitGoal(failures=0, shared={job.id for job in jobs(ends)})
     for job in jobs(ends):
         of_others.note(job)
     assert (of_others.failures, of_others.is_broken) == (0, False)

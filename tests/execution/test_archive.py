@@ -224,7 +224,7 @@ def test_a_job_without_outputs_has_its_manifest(archive: Archive, result: Any) -
 
 
 @pytest.mark.contract
-def test_a_data_url_is_stored_as_a_file(archive: Archive) -> None:
+def test_a_data_url_is_stored_as_a_file(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "data:image/png;base64," + base64.b64encode(b"\x89PNG picture").decode()
     [job_id] = submitted(job(result={"images": [{"image": text}, {"image": "output:0.png"}]}))
     for _ in range(2):
@@ -235,9 +235,10 @@ def test_a_data_url_is_stored_as_a_file(archive: Archive) -> None:
         images = archive.manifest(job_id)["result"]["images"]
         assert [image["image"] for image in images] == [first["uri"], second["uri"]]
     assert sum(archive.fetches.values()) == 1
-    error = archive.collect(job_id, archive.folder / "other", max_output_bytes=5).error
+    monkeypatch.setattr(output_store, "MAX_OUTPUT_BYTES", 5)
+    error = archive.collect(job_id, archive.folder / "other").error
     assert type(error) is AirflowFailException
-    assert "result.images[0].image: the file has over 5 bytes (max_output_bytes)" in str(error)
+    assert "result.images[0].image: the file has over 5 bytes" in str(error)
 
 
 def test_a_job_has_so_many_outputs_at_most(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +351,7 @@ def test_no_secret_of_a_destination_is_shown(
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("name", ["max_concurrency", "max_output_bytes", "max_failed"])
+@pytest.mark.parametrize("name", ["max_failed"])
 @pytest.mark.parametrize("bad", [-1, "1", 1.5, None, True])
 def test_a_number_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> None:
     with pytest.raises(ValueError, match=name):
@@ -753,7 +754,7 @@ def test_an_outage_of_many_is_outlasted(
     monkeypatch.setattr(output_store, "OUTAGE_TIME", 30.0)
     ids = submitted(*[job() for _ in range(40)])
     archive.inject(status=status, times=retry.ATTEMPTS * 40)
-    assert archive.collect(ids, max_concurrency=4).error is None
+    assert archive.collect(ids).error is None
     assert set(archive.fetches.values()) == {retry.ATTEMPTS + 1}
 
 
@@ -761,11 +762,13 @@ def test_an_outage_of_many_is_outlasted(
 def test_an_outage_that_lasts_ends_before_everything_was_tried(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, jobs: int, files: int
 ) -> None:
+    monkeypatch.setattr(output_store, "MAX_CONCURRENCY", 1)
+    monkeypatch.setattr(job_archiver, "MAX_CONCURRENCY", 1)
     monkeypatch.setattr(output_store, "OUTAGE_TIME", 0.0)
     ids = submitted(*[job(images=files) for _ in range(jobs)])
     archive.inject(status=503, times=None)
     for _ in range(2):
-        error = archive.collect(ids, max_concurrency=2).error
+        error = archive.collect(ids).error
         assert type(error) is RunGenOutputError
         assert error.retryable
         assert jobs == 1 or f"{jobs} jobs were not collected" in str(error)
@@ -780,13 +783,14 @@ def test_a_moment_in_which_all_downloads_fail_is_no_outage_that_has_lasted(
     monkeypatch.setattr(output_store, "OUTAGE_TIME", 0.0)
     ids = submitted(*[job() for _ in range(40)])
     archive.inject(status=503, times=output_store.OUTAGE_FAILURES - 1)
-    assert archive.collect(ids, max_concurrency=8, max_failed=15).error is None
+    assert archive.collect(ids, max_failed=15).error is None
     assert len(archive.fetches) == 40
 
 
 def test_few_of_the_results_that_cannot_be_stored_are_in_memory(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(output_store, "MAX_CONCURRENCY", 1)
     ids = submitted(*[job() for _ in range(60)])
     archive.inject(status=503, times=None)
     handle, at_once = archive.service.handle, list[int]()
@@ -798,7 +802,7 @@ def test_few_of_the_results_that_cannot_be_stored_are_in_memory(
         return handle(*request)
 
     monkeypatch.setattr(archive.service, "handle", count)
-    assert archive.collect(ids, max_concurrency=1).error is not None
+    assert archive.collect(ids).error is not None
     assert 0 < max(at_once) <= output_store.OUTAGE_FAILURES + 2
 
 
@@ -816,7 +820,7 @@ def test_a_few_that_are_broken_are_no_outage(archive: Archive) -> None:
     ids = submitted(*[job() for _ in range(6)])
     for job_id in ids[:3]:
         archive.inject(status=503, times=None, job_id=job_id)
-    outcome = archive.collect(ids, max_concurrency=1, max_failed=3)
+    outcome = archive.collect(ids, max_failed=3)
     assert [small and small["job_id"] for small in outcome.value] == [None] * 3 + ids[3:]
     assert Counter(archive.fetches.values()) == {retry.ATTEMPTS: 3, 1: 3}
 
@@ -926,7 +930,7 @@ def test_a_refused_output_has_expired_if_its_time_is_over_or_its_host_says_so(
 def test_many_outputs_that_have_expired_are_all_given_up(archive: Archive) -> None:
     ids = submitted(*[job() for _ in range(output_store.OUTAGE_FAILURES + 4)])
     archive.inject(status=400, body=EXPIRED, times=None)
-    error = archive.collect(ids, max_concurrency=1, max_failed=len(ids) - 1).error
+    error = archive.collect(ids, max_failed=len(ids) - 1).error
     assert type(error) is AirflowFailException
     assert set(archive.fetches.values()) == {2}
 
@@ -972,7 +976,8 @@ def test_no_job_is_given_up_for_an_input_that_its_result_repeats(archive: Archiv
 @pytest.mark.contract
 @MODES
 @pytest.mark.parametrize("to", ["destination", "xcom"])
-def test_some_may_fail(archive: Archive, deferrable: bool, to: str) -> None:
+def test_some_may_fail(archive: Archive, deferrable: bool, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_store, "MAX_OUTPUT_BYTES", 9000)
     good, bad, odd, large = submitted(
         job(seconds=0.2), job(fail="out of memory"), job(result=7), job(output_bytes=10_000)
     )
@@ -983,7 +988,6 @@ def test_some_may_fail(archive: Archive, deferrable: bool, to: str) -> None:
         "to": ... if is_stored else None,
         "deferrable": deferrable,
         "output_type": "flux-schnell",
-        "max_output_bytes": 9000,
         "outlets": [outlet],
     }
     failed = [0, 2, 3, 4] if is_stored else [0, 2, 3]
@@ -1019,7 +1023,7 @@ def test_those_that_are_not_over_are_no_failures_and_keep_no_other_from_being_st
 ) -> None:
     archive.service.scale(APP, 20)
     *_, over = ids = submitted(*[job(seconds=60)] * 5, job())
-    error = archive.collect(ids, max_failed=5, max_concurrency=1, wait_for_completion=False).error
+    error = archive.collect(ids, max_failed=5, wait_for_completion=False).error
     assert type(error) is RunGenJobError
     assert "Not over yet" in str(error)
     assert "5 jobs were not collected" in str(error)
@@ -1081,11 +1085,11 @@ def test_a_result_that_is_too_large_ends_the_wait(archive: Archive) -> None:
 def test_a_thousand_outputs_are_stored_few_at_a_time(archive: Archive, connections: Connections) -> None:
     ids = submitted(*[job(images=4, output_bytes=500) for _ in range(250)])
     connections.most = 0
-    value = archive.collect(ids, max_concurrency=6, wait_for_completion=False).value
+    value = archive.collect(ids, wait_for_completion=False).value
     assert [small["job_id"] for small in value] == ids
     counts = archive.fetches
     assert len(counts) == sum(counts.values()) == 1000
-    assert connections.most <= 2 * 6 + 1
+    assert connections.most <= 2 * 16 + 1
     stored = archive.files
     assert len(stored) == 1250
     for output in (output for small in value for output in small["outputs"]):
@@ -1098,9 +1102,10 @@ def test_the_log_shows_the_progress(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(output_store, "PROGRESS_INTERVAL", 0.0)
+    monkeypatch.setattr(output_store, "MAX_CONCURRENCY", 1)
     ids = submitted(*[job() for _ in range(5)])
     archive.inject(kind="drip", times=None, drip_seconds=0.0005)
-    archive.collect(ids, max_concurrency=1)
+    archive.collect(ids)
     lines = [line for line in caplog.messages if line.startswith("Stored")]
     assert any("of 4 of 5 jobs" in line and "left" in line for line in lines)
     assert re.match(r"Stored 5 files \([\d.]+ kB\) of 5 jobs in \S+; ", lines[-1])
@@ -1159,7 +1164,7 @@ import sys
 from rungen_emulator.testing import run_operator
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 folder, *ids = sys.argv[1:]
-options = {"max_concurrency": 4, "wait_for_completion": False}
+options = {"wait_for_completion": False}
 run_operator(RunGenCollectResultsOperator(task_id="collect", job_id=ids, destination=folder, **options))
 """
 

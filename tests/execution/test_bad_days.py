@@ -103,8 +103,6 @@ class Script:
     retries: int = 1
     timeout: float = 1.5
     poll_interval: float = 0.1
-    on_unknown_submission: str = "resubmit"
-    on_clear: str = "new"
     stores: bool = False
     max_failed: int = 0
 
@@ -191,8 +189,6 @@ def scripts(draw: st.DrawFn) -> Script:
         retries=draw(st.integers(0, 2)),
         timeout=draw(st.sampled_from([0.5, 0.8, 1.5])),
         poll_interval=draw(st.sampled_from([0.05, 0.1, 0.2])),
-        on_unknown_submission=draw(st.sampled_from(["resubmit", "fail"])),
-        on_clear=draw(st.sampled_from(["new", "resume"])),
         stores=draw(st.booleans()),
         max_failed=draw(st.sampled_from([0, 0, 1])) if owns and kind != "job" else 0,
     )
@@ -341,12 +337,12 @@ class Life:
     @property
     def is_durable(self) -> bool:
         """Whether an attempt can find what an earlier one did."""
-        return self.stores or self.store is not None
+        return self.script.kind in ("bare", "table") or self.store is not None
 
     def read_log(self) -> str:
         """Return what the log of the task run says."""
         found = "" if self.store is None else read_log(StorePlace(self.store, 100))
-        if self.stores and self.folder.exists():
+        if self.folder.exists():
             found += read_log(StoragePlace(str(self.folder), token_of(Instance())))
         return found
 
@@ -433,10 +429,6 @@ class Life:
         if script.kind == "collect":
             destination = str(self.folder) if script.stores else None
             return RunGenCollectResultsOperator(job_id=list(self.given), destination=destination, **common)
-        common |= {
-            "on_unknown_submission": script.on_unknown_submission,
-            "on_clear": script.on_clear,
-        }
         if script.kind == "job":
             return RunGenRunJobOperator(input=self.inputs()[0], wait_for_completion=True, **common)
         common["max_failed"] = script.max_failed
@@ -719,7 +711,7 @@ class Life:
         between = self.tries[old.attempt : new.attempt]
         is_cleared = any(this.is_cleared for this in between)
         is_discarded = any(old.attempt <= number < new.attempt for number in self.discarded_after)
-        if not self.is_durable or is_discarded or (is_cleared and self.script.on_clear == "new"):
+        if not self.is_durable or is_discarded or (is_cleared and self.script.kind == "job"):
             return True
         job = next(job for job in self.service.jobs() if job["id"] == old.id)
         is_over = job["status"] in ("FAILED", "CANCELED") and job["finished"] <= new.time
@@ -739,7 +731,7 @@ class Life:
         if old.id in self.tries[new.attempt - 1].stored:
             return False
         told = sum(self._unknown_told(this.number) for this in self.tries[old.attempt - 1 : new.attempt])
-        return told > 0 and (is_cleared or self.script.on_unknown_submission == "resubmit")
+        return told > 0
 
     def _judge_fates(self) -> None:
         """Check that every job is used, over, or named."""
@@ -829,7 +821,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (job_poller, {"POLL_TIMEOUT": 0.5}),
         (polling, {"POLL_TIMEOUT": 0.5}),
         (base, {"SETTLING_TIME": 0.0, "CANCEL_TIME": 2.0}),
-        (job_trigger, {"RESUME_TIME": 0.3, "MIN_ROUND_TIME": 0.0, "VISIBILITY_GRACE": 0.4}),
+        (job_trigger, {"MIN_ROUND_TIME": 0.0, "VISIBILITY_GRACE": 0.4}),
     ]
     for module, values in scales:
         for name, value in values.items():
@@ -860,7 +852,7 @@ def led(
     monkeypatch.setenv(CONNECTION, "")
     current: list[Life] = []
     monkeypatch.setattr(attempts, "task_state", lambda ti: current[-1].state)
-    monkeypatch.setattr(attempts, "pushed_job_ids", lambda ti: None)
+    monkeypatch.setattr(attempts, "pushed_job_id", lambda ti: None)
 
     def lead(script: Script) -> Life:
         monkeypatch.setattr(_airflow, "CLEAR_DISCARDS_STATE", script.airflow == "3.4")

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
+from airflow.providers.common.compat.sdk import TaskDeferred
 from bad_answers import Fault
 from conftest import (
     APP,
@@ -251,15 +251,6 @@ def test_a_cleared_task_is_run_anew(task: Task, caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.contract
-def test_without_durable_every_attempt_submits(emulator: Emulator) -> None:
-    task = Task(emulator, durable=False)
-    task.attempt()
-    task.attempt()
-    assert len(task.job_ids()) == 2
-    assert task.kept == {}
-
-
-@pytest.mark.contract
 def test_an_airflow_without_a_store_says_so_and_works(
     emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -298,32 +289,6 @@ def test_a_job_that_completed_before_a_clear_is_not_said_to_be_resumed(
     task.clear()
     assert task.attempt().value == task.job_ids()[1]
     assert f"Resuming a job that is COMPLETED (job {job_id}" not in caplog.text
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize("on_clear", ["new", "resume"])
-def test_an_unknown_fate_can_fail_the_task_for_good_until_it_is_cleared(
-    emulator: Emulator, on_clear: str
-) -> None:
-    """The message tells the user to look, and to clear the task then."""
-    task = Task(emulator, on_unknown_submission="fail", on_clear=on_clear)
-    emulator.service.inject(Fault(on="run", kind="reset_after"))
-    assert isinstance(task.attempt().error, AirflowFailException)
-    assert len(task.job_ids()) == 1
-    task.clear()
-    assert task.attempt().value == task.job_ids()[1]
-
-
-@pytest.mark.contract
-def test_a_retry_after_an_unknown_fate_can_fail_the_task_for_good(emulator: Emulator) -> None:
-    task = Task(emulator, on_unknown_submission="fail")
-    failing(task, 1000)
-    die_after_submission(task)
-    failing(task, 0)
-    error = task.attempt().error
-    assert isinstance(error, AirflowFailException)
-    assert isinstance(error.__context__, RunGenSubmissionUnknownError)
-    assert len(task.job_ids()) == 1
 
 
 @pytest.mark.contract
@@ -389,14 +354,13 @@ NEXT = pytest.mark.parametrize(("max_tries", "statuses"), [(2, ["RUNNING"]), (0,
 
 @pytest.mark.contract
 @NEXT
-@pytest.mark.parametrize("durable", [True, False])
 def test_a_deferral_that_airflow_ended_keeps_the_job_only_for_a_next_attempt(
-    deferred: Callable[..., Task], max_tries: int, statuses: list[str], durable: bool
+    deferred: Callable[..., Task], max_tries: int, statuses: list[str]
 ) -> None:
-    task = deferred(max_tries, durable=durable)
+    task = deferred(max_tries)
     with pytest.raises(RunGenError, match="Trigger timeout"):
         task.op.resume_execution("__fail__", {"error": "Trigger timeout"}, task.context)
-    assert task.statuses() == (statuses if durable else ["CANCELED"])
+    assert task.statuses() == statuses
 
 
 @pytest.mark.contract
@@ -428,7 +392,7 @@ def test_an_event_that_ends_the_wait_keeps_the_job_only_for_a_next_attempt(
 def test_a_refusal_in_the_triggerer_cancels_no_job(deferred: Callable[..., Task], status: int) -> None:
     task = deferred(0, retries=0)
     event = {"error": error_to_json(RunGenForbiddenError("Could not get the job", status_code=status))}
-    with pytest.raises(RunGenForbiddenError, match=r"Canceled nothing.*on_clear='resume'"):
+    with pytest.raises(RunGenForbiddenError, match=r"Canceled nothing.*collect or cancel by id"):
         task.op.execute_complete(task.context, event)
     assert task.statuses() == ["RUNNING"]
 
@@ -439,7 +403,7 @@ def test_a_refusal_in_the_triggerer_cancels_no_job(deferred: Callable[..., Task]
 @pytest.mark.contract
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_proxy_that_hides_the_answer_buys_one_job_for_one_task(emulator: Emulator, status: int) -> None:
-    task = Task(emulator, on_unknown_submission="fail")
+    task = Task(emulator)
     emulator.service.inject(Fault(on="run", kind="html", status=status, taken=True, times=None))
     assert task.attempt().error is not None
     assert emulator.service.count("run") == len(task.job_ids()) == 1
@@ -648,24 +612,6 @@ def test_a_kill_by_a_user_cancels_the_job(waiting: Task, state: str) -> None:
 
 
 @pytest.mark.contract
-def test_a_clear_while_the_task_runs_leaves_the_job_where_it_is_resumed(waiting: Task) -> None:
-    killed(waiting, "restarting", on_clear="resume")
-    assert waiting.statuses() == ["RUNNING"]
-
-
-@pytest.mark.parametrize(("is_kept", "statuses"), [(True, ["RUNNING"]), (False, ["CANCELED"])])
-@pytest.mark.parametrize("on_clear", ["new", "resume"])
-def test_a_clear_while_the_task_runs_leaves_the_job_only_with_its_state(
-    waiting: Task, monkeypatch: pytest.MonkeyPatch, on_clear: str, is_kept: bool, statuses: list[str]
-) -> None:
-    """From Airflow 3.4 on: where the state is gone, the next attempt does not know the job."""
-    monkeypatch.setattr(_airflow, "CLEAR_DISCARDS_STATE", True)
-    kept = waiting.kept
-    killed(waiting, "restarting", on_ask=(lambda: None) if is_kept else kept.clear, on_clear=on_clear)
-    assert waiting.statuses() == statuses
-
-
-@pytest.mark.contract
 def test_a_clear_while_the_task_runs_is_no_retry(waiting: Task) -> None:
     """Airflow leaves all the numbers of the task as they are."""
     killed(waiting, "restarting", cancel_on_kill=True)
@@ -683,16 +629,13 @@ def test_a_kill_without_an_answer_of_airflow_leaves_the_job(waiting: Task) -> No
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("reason", ["no tries", "not durable", "no store"])
+@pytest.mark.parametrize("reason", ["no tries", "no store"])
 def test_a_kill_that_no_attempt_follows_cancels_the_job_unasked(waiting: Task, reason: str) -> None:
-    changes: dict[str, Any] = {}
     if reason == "no tries":
         waiting.max_tries = 0
-    elif reason == "no store":
-        waiting.store = None
     else:
-        changes["durable"] = False
-    killed(waiting, **changes)
+        waiting.store = None
+    killed(waiting)
     assert waiting.ti.asked == 0
     assert waiting.statuses() == ["CANCELED"]
 
@@ -798,42 +741,17 @@ def test_a_clear_after_the_last_failure_runs_a_new_job(task: Task, *, is_cleared
     assert len(task.job_ids()) == 1 + is_cleared
 
 
-@pytest.mark.contract
-def test_a_cleared_task_resumes_where_it_is_told_to(task: Task) -> None:
-    task.options |= {"on_clear": "resume", "input": INPUT | {"emulator": {"seconds": 0.3}}}
-    job_id = die_after_submission(task)
-    task.clear()
-    assert task.attempt().value == job_id
-    task.clear()
-    assert task.attempt(wait_for_completion=True).value == job_id
-    assert task.job_ids() == [job_id]
-
-
-@pytest.mark.contract
-def test_a_cleared_task_that_resumes_has_its_time_again(emulator: Emulator) -> None:
-    task = Task(emulator, on_clear="resume", timeout=0.2, **MODES["blocking"])
-    task.options["input"] = INPUT | {"emulator": {"seconds": 0.5}}
-    job_id = die_after_submission(task)
-    time.sleep(0.25)
-    task.clear()
-    assert task.attempt(timeout=60).value == job_id
-
-
-def test_a_state_that_was_kept_on_purpose_is_resumed(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_clear_buys_a_new_job_whether_or_not_its_state_was_kept(
+    task: Task, monkeypatch: pytest.MonkeyPatch, is_kept: bool
+) -> None:
     """From Airflow 3.4 on, a clear discards it unless the user keeps it."""
     monkeypatch.setattr(_airflow, "CLEAR_DISCARDS_STATE", True)
-    job_id = die_after_submission(task)
-    task.clear()
-    assert task.attempt().value == job_id
-    task.kept.clear()
+    die_after_submission(task)
+    if not is_kept:
+        task.kept.clear()
     task.clear()
     assert task.attempt().value == task.job_ids()[1]
-
-
-@pytest.mark.contract
-def test_what_is_no_way_to_clear_breaks_the_dag_file() -> None:
-    with pytest.raises(ValueError, match="on_clear"):
-        RunGenRunJobOperator(task_id="t", input=INPUT, on_clear="never")  # type: ignore[arg-type]
 
 
 # --- values that nobody wrote -------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_a_row_is_given_up_until_the_ledger_is_told_to_forget(run: Run, mode: bo
 
 
 def test_a_job_that_fails_while_nobody_looks_counts(run: Run, mode: bool) -> None:
-    task = run(deferrable=mode, stop_after=None)
+    task = run(deferrable=mode)
     task.max_tries = 3
     for bought in (4, 6):
         task.attempt_until("rungen_job_link")
@@ -123,18 +123,18 @@ def test_retries_count_and_fail_without_one_when_all_is_given_up(run: Run, mode:
 
 
 def test_what_is_given_up_is_so_where_an_attempt_stops(run: Run, mode: bool) -> None:
-    rows = products(140)
+    rows = products(145)
 
     def broken(row: dict[str, Any]) -> dict[str, Any]:
         return picture(row) | {"emulator": {"fail": "no memory"}}
 
-    options = {"deferrable": mode, "stop_after": None, "max_failed": "any"}
-    task = run(table=rows[70:], to_input=broken, **options)
+    options = {"deferrable": mode, "max_failed": "any"}
+    task = run(table=rows[130:], to_input=broken, **options)
     nights(task, 2)
     task.next_run("stopped")
-    error = task.attempt(table=rows, stop_after=5, max_in_flight=16, max_failed=0).error
+    error = task.attempt(table=rows, max_in_flight=16, max_failed=0).error
     assert "Stopped: " in str(error)
-    assert task.column("status")[70:] == ["given_up"] * 70
+    assert task.column("status")[130:] == ["given_up"] * 15
 
 
 def test_a_canceled_job_does_not_count(run: Run) -> None:

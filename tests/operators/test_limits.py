@@ -160,7 +160,7 @@ def test_a_retry_counts_what_earlier_attempts_bought(
 
 @pytest.mark.parametrize("late", [-3600, 3600], ids=["in-time", "late-clock"])
 def test_a_clear_begins_to_count_again(run: Run, mode: bool, late: int) -> None:
-    task = run(products(10), deferrable=mode, stop_after=None, to_input=failing, max_jobs=15)
+    task = run(products(10), deferrable=mode, to_input=failing, max_jobs=15)
     task.run_began = datetime.now(UTC) + timedelta(seconds=late)  # the clock of the worker may be late
     task.max_tries = 3
     for created in (10, 20):
@@ -176,7 +176,7 @@ def test_a_clear_begins_to_count_again(run: Run, mode: bool, late: int) -> None:
     ids=["lost", "cut", "other-inputs", "other-app"],
 )
 def test_jobs_that_may_exist_count(run: Run, kind: str, changed: dict[str, Any]) -> None:
-    task = run(products(5), max_concurrency=5, on_unknown_submission="resubmit")
+    task = run(products(5))
     lost = {"status": 502, "body": b"<html>", "taken": True} if kind == "lost" else {"kind": "reset_after"}
     task.emulator.service.inject(Fault(on="run", times=5, **lost))
     assert task.attempt(max_jobs=5).error is not None
@@ -276,7 +276,7 @@ def test_what_is_stored_is_no_failure_of_an_attempt_that_ends_early(run: Run, mo
     def to_input(row: dict[str, Any]) -> dict[str, Any]:
         return picture(row) | ({"emulator": odd} if row["title"] in new else {})
 
-    limits: dict[str, Any] = {"stop_after": 5} if end == "stopped" else {"timeout": 2}
+    limits: dict[str, Any] = {} if end == "stopped" else {"timeout": 2}
     error = task.attempt(table=rows, to_input=to_input, max_in_flight=20, **limits).error
     assert ("Stopped: " if end == "stopped" else "Not over in time") in str(error)
     assert Counter(task.column("status"))["completed"] == 140

@@ -132,8 +132,6 @@ class Night:
             results="memory://bucket/results/results.jsonl",
             ledger=Ledger("memory://bucket/ledger"),
             poll_interval=0.1,
-            max_concurrency=4,
-            stop_after=None,
         )
         # as Airflow's task runner does
         signal.signal(signal.SIGTERM, lambda *_: task.on_kill())

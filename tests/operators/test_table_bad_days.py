@@ -167,7 +167,7 @@ def test_the_table_stays_if_nothing_can_be_submitted(run: Run, mode: bool, ledge
 def test_the_table_tells_why_outputs_could_not_be_stored(run: Run, mode: bool) -> None:
     task = run(products(3), deferrable=mode, max_failed=1)
     task.emulator.service.inject(Fault(on="output", status=403, skip=1, times=None, body=HAS_EXPIRED))
-    error = str(task.attempt(max_concurrency=1).error)
+    error = str(task.attempt().error)
     assert "2 of 3 rows failed" in error
     assert any(f"sku-{number}: Could not store" in error for number in range(3))
     assert sorted(task.column("status")) == ["completed", "invalid", "invalid"]
@@ -242,7 +242,7 @@ def test_a_killed_attempt_costs_nothing(
 ) -> None:
     is_late, target, after = (KILL_POINTS | KILL_POINTS_OF_DEFERRALS)[point]
     # long enough for a deferral
-    task = run(products(6), to_input=lasting(0.7), deferrable=is_deferred, max_concurrency=1)
+    task = run(products(6), to_input=lasting(0.7), deferrable=is_deferred)
     method = "execute_complete" if is_late and is_deferred else "execute"
     original = getattr(RunGenRunTableOperator, method)
     killed: Any = lambda *args, **kw: kill(lambda: original(*args, **kw), target, after)  # noqa: E731
@@ -429,7 +429,7 @@ def test_outputs_that_are_gone_are_bought_again_with_refresh(
     for job in task.emulator.service.jobs():
         task.emulator.service.inject(Fault(on="output", status=404, times=None, job_id=job["id"]))
     assert "answered 404" in str(task.attempt().error)
-    task.clear()
+    task.next_run("night 2")
     again = Ledger((task.folder / "ledger").as_uri(), refresh=True)
     assert task.attempt(ledger=again).value["completed"] == 2
     assert task.created == 4

@@ -16,8 +16,8 @@ from rungen_emulator import Emulator, Fault
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
 ROWS = 24
-#: As many inputs may be bought twice by each kill (``max_concurrency``).
-BLOCK = 4
+#: As many inputs may be bought twice by each kill.
+BLOCK = 16
 # An attempt that is killed, in a process of its own. It has no task state store, as before Airflow 3.3.
 ATTEMPT = """
 import sys, time, warnings
@@ -49,7 +49,6 @@ RunGenRunTableOperator(
     results=(folder / "out" / f"{sys.argv[5]}.csv").as_uri(),
     ledger=Ledger((folder / "ledger").as_uri()) if ledger == "ledger" else None,
     poll_interval=0.1,
-    max_concurrency=4,
     retries=9,
 ).execute({"ti": ti})
 """

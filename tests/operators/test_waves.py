@@ -52,6 +52,7 @@ from places import AttemptStore
 from rungen_emulator import Emulator, Service
 from rungen_emulator.messages import Reply
 
+from airflow_provider_rungen import _airflow
 from airflow_provider_rungen.client import poll_state, progress, retry
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.exceptions import (
@@ -107,7 +108,7 @@ class Task(Attempts):
     """
 
     def __init__(self, emulator: Emulator, folder: Path, kind: str, given: Any, **options: Any) -> None:
-        waves = {"max_in_flight": LIMIT, "stop_after": None}
+        waves = {"max_in_flight": LIMIT}
         super().__init__(emulator, partial(self.operator, kind), **waves | options)
         self.folder, self.given = folder, given
         #: The workers of the app while a trigger runs.
@@ -289,13 +290,10 @@ def test_every_bound_works(make: Make, mode: bool, limit: int | None) -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("name", ["max_in_flight", "stop_after"])
 @pytest.mark.parametrize("value", [0, True, "1"])
-def test_a_limit_that_is_none_is_refused_when_the_dag_is_parsed(
-    make: Make, kind: str, name: str, value: Any
-) -> None:
-    with pytest.raises(ValueError, match=name):
-        make(kind, inputs(), **{name: value}).begin()
+def test_a_limit_that_is_none_is_refused_when_the_dag_is_parsed(make: Make, kind: str, value: Any) -> None:
+    with pytest.raises(ValueError, match="max_in_flight"):
+        make(kind, inputs(), max_in_flight=value).begin()
 
 
 @pytest.mark.contract
@@ -388,14 +386,15 @@ def test_failures_of_all_waves_are_reported(make: Make, kind: str, mode: bool) -
 
 @pytest.mark.contract
 def test_more_failures_than_an_event_names_are_all_reported(make: Make, mode: bool) -> None:
-    """Without ``stop_after``, nothing stops it."""
-    given = [*failing(250, seconds=0.3), *inputs(50, seconds=0.3)]
+    """Every sixth completes, so nothing stops it."""
+    fail = [n for n in range(300) if n % 6]
+    given = [(failing if n % 6 else inputs)(300, seconds=0.3)[n] for n in range(300)]
     task = make(BARE, given, deferrable=mode, max_in_flight=240)
     task.workers = 100
     error = str(task.attempt().error)
     assert "250 of 300 rows failed" in error
     assert error.count("out of memory") == 10
-    assert task.failed == list(range(250))
+    assert task.failed == fail
     assert task.ti.xcoms["usage"]["failed"] == 250
 
 
@@ -428,36 +427,35 @@ def stopped(task: Task, error: BaseException | None, allowed: int = LIMIT) -> st
     """Check what a stopped task left behind, and return its error."""
     told = str(error)
     assert told.startswith("Stopped: ")
-    assert "(stop_after=3)" in told
     assert not task.ends.keys() & {"QUEUED", "RUNNING"}
     assert task.most_in_flight <= allowed
     return told
 
 
 def broken(count: int = COUNT) -> list[dict[str, Any]]:
-    """Return inputs of which three fail, and the others take long."""
-    return [*failing(3), *inputs(count, seconds=60)[3:]]
+    """Return inputs of which the first twenty fail, and the others take long."""
+    return [*failing(20), *inputs(count, seconds=60)[20:]]
 
 
 @pytest.mark.contract
 @pytest.mark.parametrize("has_store", [True, False], ids=["store", "no store"])
 def test_a_broken_app_is_not_sent_everything(make: Make, kind: str, mode: bool, has_store: bool) -> None:
-    task = make(kind, broken(60), deferrable=mode, stop_after=3)
+    task = make(kind, broken(60), deferrable=mode)
     task.store = FakeStore() if has_store else None
     told = stopped(task, task.attempt().error)
-    assert "3 jobs in a row failed" in told
-    assert told.count("out of memory") == 3
+    assert "20 jobs in a row failed" in told
+    assert told.count("out of memory") == 10
     unsent = 60 - len(task.jobs)
-    canceled = 57 - unsent
+    canceled = 40 - unsent
     jobs = f"{canceled} job{'s' * (canceled != 1)} canceled (billed for what they ran)"
     assert f"{unsent} of 60 inputs were not bought, {jobs}" in told
-    assert task.ends == {"FAILED": 3, "CANCELED": canceled}
+    assert task.ends == {"FAILED": 20, "CANCELED": canceled}
     usage = task.ti.xcoms["usage"]
     assert (usage["completed"], usage["failed"]) == (0, 60 - unsent)
     ran_for = sum(job["finished"] - job["started"] for job in task.jobs if job["started"])
     assert usage["execution_seconds"] == pytest.approx(ran_for, abs=0.01), "canceled jobs are billed, too"
     rows = Counter(row["status"] for row in task.results)
-    assert rows == {"failed": 3 + unsent, "canceled": canceled}
+    assert rows == {"failed": 20 + unsent, "canceled": canceled}
     bought = [row for row in task.results if row["status"] == "failed" and row["job_id"]]
     assert all(row["execution_seconds"] for row in bought), "they are paid for"
     ran = [row["execution_seconds"] for row in task.results]
@@ -466,57 +464,58 @@ def test_a_broken_app_is_not_sent_everything(make: Make, kind: str, mode: bool, 
 
 @pytest.mark.contract
 def test_a_retry_goes_on_from_there(make: Make, kind: str, mode: bool) -> None:
-    given = [*inputs(8), *failing(12)[8:], *inputs(COUNT)[12:]]
-    task = make(kind, given, deferrable=mode, stop_after=3)
-    stopped(task, task.attempt().error)
-    completed = task.ends["COMPLETED"]
-    assert completed >= 5
-    assert task.pictures() == (completed if kind == TABLE else 0)
-    assert task.attempt(stop_after=None, max_failed=4).error is None
-    counts = Counter(job["input"]["prompt"] for job in task.jobs if job["status"] == "COMPLETED")
-    assert set(counts.values()) == {1}
-    assert len(counts) == COUNT - 4
+    given = [*inputs(2, seconds=0), *failing(140, seconds=0.2)[2:]]
+    task = make(kind, given, deferrable=mode, max_in_flight=20)
+    task.workers = 20
+    told = stopped(task, task.attempt().error, 20)
+    assert "jobs in a row failed" in told
+    assert task.ends["FAILED"] >= 100
+    assert task.ends["COMPLETED"] == 2
+    assert task.pictures() == (2 if kind == TABLE else 0)
+    task.given = [*inputs(2, seconds=0), *inputs(10)[2:]]
+    assert task.attempt().error is None
+    completed = Counter(job["input"]["prompt"] for job in task.jobs if job["status"] == "COMPLETED")
+    assert completed == Counter(f"picture {n}" for n in range(10))
 
 
 @pytest.mark.contract
 def test_failures_are_counted_over_waves_and_deferrals(make: Make, mode: bool) -> None:
     """`test_progress` says which count."""
-    task = make(BARE, [*inputs(2), *failing(COUNT)[2:]], deferrable=mode, stop_after=5, max_in_flight=2)
+    task = make(BARE, failing(COUNT), deferrable=mode, max_in_flight=2)
     task.workers = 1
     outcome = task.attempt()
-    assert re.match(r"Stopped: [56] jobs in a row failed \(stop_after=5\)", str(outcome.error))
-    assert task.ends["COMPLETED"] == 2
-    assert 5 <= task.ends["FAILED"] <= 6
+    assert re.match(r"Stopped: 2[01] jobs in a row failed", str(outcome.error))
+    assert 20 <= task.ends["FAILED"] <= 21
     assert len(outcome.events) >= 3 * mode
 
 
 @pytest.mark.contract
-def test_by_default_twenty_failures_stop_it(make: Make, kind: str) -> None:
+def test_the_first_twenty_failures_stop_it(make: Make, kind: str) -> None:
     task = make(kind, [*failing(20), *inputs(50, seconds=60)[20:]], deferrable=False)
-    del task.options["stop_after"], task.options["max_in_flight"]
-    assert "Stopped: 20 jobs in a row failed (stop_after=20)" in str(task.attempt().error)
+    del task.options["max_in_flight"]
+    assert "Stopped: 20 jobs in a row failed" in str(task.attempt().error)
     assert task.ends == {"FAILED": 20, "CANCELED": 30}
 
 
 @pytest.mark.contract
 def test_when_all_is_over_nothing_is_stopped(make: Make, mode: bool) -> None:
-    task = make(BARE, failing(3), deferrable=mode, stop_after=3, max_in_flight=1)
-    assert "3 of 3 rows failed" in str(task.attempt().error)
+    task = make(BARE, failing(20), deferrable=mode, max_in_flight=5)
+    assert "20 of 20 rows failed" in str(task.attempt().error)
 
 
 @pytest.mark.contract
 def test_results_that_cannot_be_used_are_failures(make: Make, kind: str, mode: bool) -> None:
     schema = {"type": "object", "required": ["verdict"]}
-    task = make(kind, inputs(), deferrable=mode, stop_after=3, max_in_flight=2, output_type=schema)
-    assert "jobs in a row failed (stop_after=3)" in str(task.attempt().error)
-    assert len(task.jobs) < COUNT / 2
+    task = make(kind, inputs(), deferrable=mode, max_in_flight=2, output_type=schema)
+    assert "jobs in a row failed" in str(task.attempt().error)
+    assert len(task.jobs) < COUNT
 
 
 @pytest.mark.contract
 def test_it_cancels_its_own_jobs_though_kills_do_not(make: Make, mode: bool) -> None:
-    task = make(BARE, broken(), deferrable=mode, stop_after=3, cancel_on_kill=False)
+    task = make(BARE, broken(), deferrable=mode, cancel_on_kill=False)
     stopped(task, task.attempt().error)
-    assert task.ends == {"FAILED": 3, "CANCELED": len(task.jobs) - 3}
+    assert task.ends == {"FAILED": 20, "CANCELED": len(task.jobs) - 20}
 
 
 @pytest.fixture
@@ -541,12 +540,12 @@ def test_the_jobs_of_others_are_in_flight_too(make: Make, tmp_path: Path) -> Non
 
 @pytest.mark.contract
 def test_it_never_cancels_the_jobs_of_others(make: Make, ledger: dict[str, Any]) -> None:
-    other = make(TABLE, inputs(2, seconds=60), stop_after=3, **ledger | {"deferrable": True})
+    other = make(TABLE, inputs(2, seconds=60), **ledger | {"deferrable": True})
     other.attempt_until_deferred()
-    given = [*inputs(2, seconds=60), *failing(5)[2:], *inputs(COUNT, seconds=60)[5:]]
-    task = make(TABLE, given, stop_after=3, **ledger)
+    given = [*inputs(2, seconds=60), *failing(22)[2:], *inputs(COUNT, seconds=60)[22:]]
+    task = make(TABLE, given, **ledger)
     task.run_id = "night 2"
-    assert str(task.attempt().error).startswith("Stopped: 3 jobs in a row failed")
+    assert str(task.attempt().error).startswith("Stopped: 20 jobs in a row failed")
     assert {job["status"] for job in task.jobs[:2]} <= {"QUEUED", "RUNNING"}
     assert not {job["status"] for job in task.jobs[2:]} & {"QUEUED", "RUNNING"}
 
@@ -554,7 +553,7 @@ def test_it_never_cancels_the_jobs_of_others(make: Make, ledger: dict[str, Any])
 @pytest.mark.contract
 @pytest.mark.parametrize("status", [402, 409])
 def test_jobs_that_cannot_be_canceled_are_named(make: Make, mode: bool, status: int) -> None:
-    task = make(BARE, broken(), deferrable=mode, stop_after=3)
+    task = make(BARE, broken(), deferrable=mode)
     task.emulator.service.inject(Fault(on="cancel", status=status, times=None))
     error = str(task.attempt().error)
     left = task.ends["RUNNING"] + task.ends["QUEUED"]
@@ -564,24 +563,23 @@ def test_jobs_that_cannot_be_canceled_are_named(make: Make, mode: bool, status: 
 
 @pytest.mark.contract
 def test_refusals_in_a_row_stop_it(make: Make, kind: str, mode: bool) -> None:
-    given = [*inputs(2), *[{"prompt": "", "seed": n} for n in range(40)]]
-    task = make(kind, given, deferrable=mode, stop_after=3, max_concurrency=1, max_in_flight=20)
+    given = [*inputs(2), *[{"prompt": "", "seed": n} for n in range(200)]]
+    task = make(kind, given, deferrable=mode, max_in_flight=20)
     task.is_held = False  # the worker waits for what was accepted
     error = task.attempt().error
     told = stopped(task, error, 20)
     assert isinstance(error, AirflowFailException)
-    assert "3 inputs in a row were refused" in told
-    assert "37 of 42 inputs were not bought. Reasons" in told
+    assert re.match(r"Stopped: 1[0-3]\d inputs in a row were refused", told)
     assert task.ends == {"COMPLETED": 2}
-    assert task.emulator.service.count("run") == 5
+    assert 102 <= task.emulator.service.count("run") < 140
 
 
 @pytest.mark.contract
 def test_refusals_are_counted_over_waves(make: Make) -> None:
     given = [{"prompt": "", "seed": n} for n in range(40)]
-    task = make(BARE, given, stop_after=3, max_concurrency=1, max_in_flight=1)
+    task = make(BARE, given, max_in_flight=1)
     stopped(task, task.attempt().error)
-    assert task.emulator.service.count("run") == 3
+    assert task.emulator.service.count("run") == 20
 
 
 # --- kills ---
@@ -955,13 +953,13 @@ def test_a_submission_of_unknown_fate_is_named_though_another_run_has_bought_its
 @pytest.mark.contract
 def test_reused_rows_are_in_the_table_of_a_task_that_stops(make: Make, ledger: dict[str, Any]) -> None:
     assert make(TABLE, inputs(5), **ledger).attempt().error is None
-    task = make(TABLE, [*inputs(5), *failing(COUNT)[5:]], stop_after=3, **ledger)
+    task = make(TABLE, [*inputs(5), *failing(40)[5:]], **ledger)
     task.run_id = "night 2"
     stopped(task, task.attempt().error)
     rows = Counter(row["status"] for row in task.results)
     assert rows["completed"] == 5
-    assert rows["failed"] >= 3
-    assert sum(rows.values()) == COUNT
+    assert rows["failed"] >= 20
+    assert sum(rows.values()) == 40
 
 
 # --- bad days of later waves ---
@@ -1338,8 +1336,8 @@ def test_a_write_of_a_table_that_fails_once_is_made_again(
         *(((TABLE, 4, broken, 1), False) for broken in ("all", "one")),
         ((TABLE, 4, "all but a failed one", 1), False),
         *(((TABLE, 4, broken, 0), broken == "one") for broken in ("all", "one", "all but a failed one")),
-        *(((TABLE, 24, "all", retries), False) for retries in (0, 1)),  # some are not even tried
-        *(((TABLE, 24, "all, as it is refused", retries), True) for retries in (0, 1)),
+        *(((TABLE, 40, "all", retries), False) for retries in (0, 1)),  # some are not even tried
+        *(((TABLE, 40, "all, as it is refused", retries), True) for retries in (0, 1)),
     ],
     ids=str,
 )
@@ -1353,9 +1351,7 @@ def test_an_outage_of_the_host_of_outputs_is_no_failure_of_the_inputs(
     """But a host that refuses a file says something of it."""
     kind, count, broken, retries = case
     bad = failing(1) if "failed" in broken else []
-    task = make(
-        kind, [*inputs(count - len(bad)), *bad], deferrable=False, max_failed="any", max_concurrency=4
-    )
+    task = make(kind, [*inputs(count - len(bad)), *bad], deferrable=False, max_failed="any")
     task.max_tries, task.workers = retries, 100
     service, handle = task.emulator.service, task.emulator.service.handle
     status = 403 if broken == "all, as it is refused" else 503
@@ -1446,14 +1442,14 @@ def test_an_outage_of_the_service_is_no_failure_of_the_jobs_that_are_collected(
 @pytest.mark.contract
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_run_that_was_stopped_fails_if_an_outage_took_what_had_completed(make: Make, retries: int) -> None:
-    given = [*inputs(4, seconds=0), *failing(20, seconds=0.3)]
-    task = make(TABLE, given, deferrable=False, max_failed="any", stop_after=4, max_in_flight=4)
+    given = [*inputs(4, seconds=0), *failing(140, seconds=0.05)[4:]]
+    task = make(TABLE, given, deferrable=False, max_failed="any", max_in_flight=4)
     task.max_tries, task.workers = retries, 100
     task.emulator.service.inject(Fault(on="output", status=503, times=None))
     error = task.attempt().error
     assert (error is not None) is bool(retries)
     if retries:
-        assert "Stopped: 4 jobs in a row failed" in str(error)
+        assert re.search(r"Stopped: \d+ jobs in a row failed", str(error))
         task.emulator.service.clear_faults()
         assert task.attempt().value["completed"] == 4
 
@@ -1464,7 +1460,7 @@ def test_files_that_cannot_be_fetched_keep_no_other_from_being_stored(
     make: Make, monkeypatch: pytest.MonkeyPatch, *, status: int, count: int, retries: int
 ) -> None:
     """Though many come first, and in a row."""
-    task = make(TABLE, inputs(60, seconds=0), deferrable=False, max_failed="any", max_concurrency=4)
+    task = make(TABLE, inputs(60, seconds=0), deferrable=False, max_failed="any")
     task.max_tries, task.workers = retries, 100
     service, handle = task.emulator.service, task.emulator.service.handle
     tried = list[str]()
@@ -1930,7 +1926,7 @@ def test_a_clear_that_forgets_the_state_of_the_task_buys_only_what_failed(
 def test_a_refused_key_says_that_a_clear_resumes_what_runs(
     make: Make, *, forgets: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen._airflow.CLEAR_DISCARDS_STATE", forgets)
+    monkeypatch.setattr(_airflow, "CLEAR_DISCARDS_STATE", forgets)
     task = make(TABLE, inputs(4, seconds=1), deferrable=False, max_in_flight=None)
     task.max_tries = 0
     task.emulator.service.inject(Fault(on="run", status=403, skip=2, times=None))
@@ -1948,7 +1944,7 @@ def test_a_refused_key_says_that_a_clear_resumes_what_runs(
 def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen._airflow.CLEAR_DISCARDS_STATE", True)
+    monkeypatch.setattr(_airflow, "CLEAR_DISCARDS_STATE", True)
     task = make(TABLE, failing(4), deferrable=False)
     assert task.attempt().error is not None
     task.store, task.max_tries = FakeStore(), 9

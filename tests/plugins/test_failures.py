@@ -244,7 +244,7 @@ def test_a_task_that_was_marked_while_it_ran_says_what_it_spent(world: World) ->
 def test_jobs_whose_answers_were_lost_are_not_counted_as_not_submitted(world: World, has_log: bool) -> None:
     world.emulator.service.inject(Fault(on="run", kind="reset_after", skip=2, times=3))
     inputs = [given(str(number)) for number in range(5)]
-    op = table_of(inputs=inputs, max_concurrency=1, **place_of(world, has_log), **POLL)
+    op = table_of(inputs=inputs, **place_of(world, has_log), **POLL)
     assert world.perform(op).error is not None
     assert world.emulator.service.stats()["jobs_created"] == 5
     text = words_of(world.get(world.save("failed")).text)
@@ -275,7 +275,7 @@ def test_jobs_of_a_lost_worker_are_counted_alike_on_each_page(world: World, page
     listed = text.partition("May still run, and be billed:")[2].partition("To stop them now")[0]
     assert "job-150 job-151 " in listed
     assert listed.endswith("and 60 more ")
-    assert "A retry uses the jobs that it submitted, and so does a clear with on_clear='resume'" in text
+    assert "A retry uses the jobs that it submitted, and so does a clear of a table" in text
 
 
 @pytest.mark.parametrize("page", [1, 2])

@@ -255,16 +255,15 @@ def test_a_failed_task_says_why_and_what_to_do(world: World) -> None:
     assert "May still run" not in page
 
 
-@pytest.mark.parametrize(("on_clear", "clear"), [("new", "all 3 inputs"), ("resume", "1 of 3 inputs")])
-def test_a_failed_task_says_what_a_retry_and_a_clear_pay_for(world: World, on_clear: Any, clear: str) -> None:
+def test_a_failed_task_says_what_a_retry_and_a_clear_pay_for(world: World) -> None:
     inputs = [given("one"), given("two"), given("bad", fail="out of memory")]
-    op = table_of(inputs=inputs, destination=world.folder.as_uri(), on_clear=on_clear, **POLL)
+    op = table_of(inputs=inputs, destination=world.folder.as_uri(), **POLL)
     assert world.perform(op).error is not None
     text = words_of(world.get(path := world.save("failed")).text)
-    assert f"A clear submits {clear}" in text
+    assert "A clear submits 1 of 3 inputs" in text
     assert "retry" not in text, "none follows"
     [job] = links(world.get(f"{path}?status=failed").text, "/jobs/")
-    assert f"A clear of the task submits {clear}." in words_of(world.get(job).text)
+    assert "A clear of the task submits 1 of 3 inputs." in words_of(world.get(job).text)
     assert "Spent 3 jobs" in text
 
 

@@ -32,7 +32,7 @@ MAX_IN_FLIGHT = 20
 
 
 class UnknownFateError(Exception):
-    """An input may have a job that nobody knows, and ``on_unknown_submission`` is ``fail``."""
+    """An input may have a job that nobody knows, and nothing is sent."""
 
 
 class DeferredError(Exception):

@@ -86,7 +86,7 @@ def test_the_next_night_and_a_clear_buy_only_what_changed(
     assert keys_leaked(emulator.service) == 0
 
 
-@pytest.mark.parametrize("dag_id", ["table_blocking", "table_ledger_only"])
+@pytest.mark.parametrize("dag_id", ["table_blocking"])
 def test_a_kill_while_waiting_buys_nothing_twice(nights: Nights, dag_id: str) -> None:
     nights.seconds = 15
     nights.write(rows=20)
@@ -100,7 +100,7 @@ def test_a_kill_while_waiting_buys_nothing_twice(nights: Nights, dag_id: str) ->
     assert [row["status"] for row in nights.results()] == ["completed"] * 20
 
 
-@pytest.mark.parametrize("dag_id", ["table_deferred", "table_ledger_only"])
+@pytest.mark.parametrize("dag_id", ["table_deferred"])
 def test_a_kill_while_storing_buys_and_fetches_nothing_twice(
     emulator: Emulator, nights: Nights, dag_id: str
 ) -> None:

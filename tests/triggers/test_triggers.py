@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -163,7 +163,7 @@ def test_a_clock_behind_that_of_the_worker_delays_no_deadline(rungen_emulator: E
 
 @pytest.mark.parametrize(
     ("seconds", "options"),
-    [((0, 0, 60), {"left": 1}), ((60, 0, 0), {"stop_after": 2})],
+    [((0, 0, 60), {"left": 1}), ((60, 0, 0), {"failures": 18})],
     ids=["few in flight", "all fail"],
 )
 def test_a_part_of_the_jobs_may_be_enough(
@@ -171,7 +171,7 @@ def test_a_part_of_the_jobs_may_be_enough(
 ) -> None:
     monkeypatch.setattr(base, "SETTLING_TIME", 0.0)
     rungen_emulator.service.scale(APP, 20)
-    all_fail = "stop_after" in options
+    all_fail = "failures" in options
     ids = submitted(*seconds, **({"fail": "x"} if all_fail else {}))
     # that all fail is reported at once
     deferred_at = time.time() - (0 if all_fail else job.MIN_ROUND_TIME)
@@ -323,47 +323,36 @@ def ids(rungen_emulator: Emulator) -> list[str]:
     return submitted(60, 60)
 
 
-def airflow_tells(monkeypatch: pytest.MonkeyPatch, *told: str, pushed: Iterable[str] | None) -> None:
-    """Make Airflow report these states of the task, the last one on, and the jobs of its last attempt."""
+def airflow_tells(monkeypatch: pytest.MonkeyPatch, *told: str, pushed: str | None) -> None:
+    """Make Airflow report these states of the task, the last one on, and the job of its last attempt."""
     left = list(told)
     monkeypatch.setattr(attempts, "task_state", lambda _: left.pop(0) if len(left) > 1 else left[0])
-    monkeypatch.setattr(attempts, "pushed_job_ids", lambda _: None if pushed is None else set(pushed))
+    monkeypatch.setattr(attempts, "pushed_job_id", lambda _: pushed)
 
 
 @pytest.mark.parametrize(
-    ("latest", "want"),
-    [
-        ({"attempt": "0001-0001-ab"}, "RUNNING"),
-        ({"attempt": "0002-0002-cd", "resumes": ["0001-0001-ab"]}, "RUNNING"),
-        ({"attempt": "0002-0002-cd"}, "CANCELED"),
-    ],
-    ids=["moved", "resumed", "begun anew"],
+    ("state", "want"),
+    [("deferred", "RUNNING"), ("running", "RUNNING"), ("scheduled", "RUNNING"), ("failed", "CANCELED")],
 )
-def test_the_jobs_of_a_table_are_left_to_the_attempt_that_waits_for_them(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, *, ids: list[str], latest: Any, want: str
+def test_the_jobs_of_a_table_are_left_to_the_next_attempt_unless_a_user_marked_it(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, *, ids: list[str], state: str, want: str
 ) -> None:
-    xcoms = {"rungen_log": latest}
-    monkeypatch.setattr(attempts, "task_state", lambda _: "deferred")
-    monkeypatch.setattr(_airflow.XCom, "get_one", lambda key, **_: xcoms.get(key))
-    _start_and_end(trigger(ids, attempt="0001-0001-ab"), rungen_emulator, kill=True)
+    airflow_tells(monkeypatch, state, pushed=None)
+    _start_and_end(trigger(ids, attempt="0001-0001-ab", survives_clear=True), rungen_emulator, kill=True)
     assert states(rungen_emulator) == [want, want]
 
 
 @pytest.mark.parametrize(
-    ("told", "pushed", "options", "is_discarded", "left"),
+    ("told", "pushed", "options", "left"),
     [
         # asking for the state took 7 s on Airflow 3.4.0b2
-        (["deferred"], None, {}, False, 0),
-        (["deferred"], 1, {}, False, 1),
-        (["failed"], 0, {"shared": 1}, False, 1),
-        # the next attempt comes in time
-        (["queued", "scheduled", "running"], 2, {"on_clear": "resume"}, False, 2),
-        (["queued", "scheduled", "running"], 2, {"on_clear": "new"}, True, 2),
-        (["queued", "scheduled", "running"], 2, {"on_clear": "resume"}, True, 2),
-        # it does not: what was pushed is of before, and not wiped yet
-        (["scheduled"], 2, {"on_clear": "new"}, False, 0),
-        (["scheduled"], 2, {"on_clear": "resume"}, False, 2),
-        (["scheduled"], 2, {"on_clear": "new"}, True, 0),
+        ("deferred", "another-job", {}, 0),
+        ("deferred", "the last", {}, 1),
+        ("deferred", None, {}, 2),
+        ("running", None, {}, 0),
+        ("failed", None, {"shared": 1}, 1),
+        # what was pushed is of before, and not wiped yet
+        ("scheduled", "the last", {}, 0),
     ],
 )
 def test_jobs_are_left_to_the_attempt_that_waits_for_them(
@@ -371,25 +360,20 @@ def test_jobs_are_left_to_the_attempt_that_waits_for_them(
     monkeypatch: pytest.MonkeyPatch,
     *,
     ids: list[str],
-    told: list[str],
-    pushed: int | None,
+    told: str,
+    pushed: str | None,
     options: dict[str, Any],
-    is_discarded: bool,
     left: int,
 ) -> None:
-    """Two jobs, of which the latest attempt has pushed the last ones, or others."""
-    if told == ["scheduled"]:
-        monkeypatch.setattr(job, "RESUME_TIME", 0.2)
-    monkeypatch.setattr(_airflow, "CLEAR_DISCARDS_STATE", is_discarded)
-    airflow_tells(monkeypatch, *told, pushed=["another-job"] if pushed is None else ids[len(ids) - pushed :])
+    """Two jobs, of which the latest attempt has pushed the last one, or another."""
+    airflow_tells(monkeypatch, told, pushed=ids[1] if pushed == "the last" else pushed)
     shared = {"shared": ids[1:]} if "shared" in options else {}
-    _start_and_end(trigger(ids, **{**options, **shared}), rungen_emulator, kill=True)
+    _start_and_end(trigger(ids, **shared), rungen_emulator, kill=True)
     assert states(rungen_emulator) == ["CANCELED"] * (2 - left) + ["RUNNING"] * left
 
 
-@pytest.mark.parametrize(("on_clear", "want"), [("new", "CANCELED"), ("resume", "RUNNING")])
 def test_an_attempt_that_another_has_replaced_cancels_its_jobs(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, ids: list[str], on_clear: str, want: str
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, ids: list[str]
 ) -> None:
     """As on Airflow 3.4.0b2, which answers an old attempt with 403."""
 
@@ -399,5 +383,5 @@ def test_an_attempt_that_another_has_replaced_cancels_its_jobs(
     )
     monkeypatch.setattr(attempts, "task_state", lambda _: "deferred")
     monkeypatch.setattr(_airflow.XCom, "get_one", raising(RuntimeError(refusal)))
-    _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
-    assert states(rungen_emulator) == [want, want]
+    _start_and_end(trigger(ids), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == ["CANCELED", "CANCELED"]

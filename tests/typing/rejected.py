@@ -46,12 +46,10 @@ def missing() -> None:
 
 def wrong_type() -> None:
     RunGenRunJobOperator(task_id="x", input={}, timeout="1h")  # type: ignore[arg-type]
-    RunGenRunJobOperator(task_id="x", input={}, on_clear="again")  # type: ignore[arg-type]
     RunGenRunJobOperator(task_id="x", input=["prompt"])  # type: ignore[arg-type]
     RunGenRunTableOperator(task_id="x", table=[5])  # type: ignore[list-item]
     RunGenRunTableOperator(task_id="x", table=5, key="x")  # type: ignore[arg-type]
     RunGenRunTableOperator(task_id="x", table=[], max_in_flight="all")  # type: ignore[arg-type]
-    RunGenRunTableOperator(task_id="x", table=[], key="x", stop_after="20")  # type: ignore[arg-type]
     RunGenRunTableOperator(task_id="x", table=[], destination="x", ledger=5)  # type: ignore[arg-type]
     RunGenJobSensor(task_id="x", job_id=5)  # type: ignore[arg-type]
     read_results(["x"])  # type: ignore[arg-type]

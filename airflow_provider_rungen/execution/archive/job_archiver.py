@@ -22,7 +22,7 @@ from airflow_provider_rungen.client.output_urls import (
 )
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.client.transport import gather_limited
+from airflow_provider_rungen.client.transport import MAX_CONCURRENCY, gather_limited
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import (
     MANIFEST,
@@ -178,7 +178,7 @@ class JobArchiver:
                     self._store.add_file(entry)
 
         missing = [output for output in self._outputs if output.name not in self._entries]
-        await gather_limited(store, missing, self._store.max_concurrency)
+        await gather_limited(store, missing, MAX_CONCURRENCY)
         return failed
 
     async def _store_output(self, output: Output) -> dict[str, Any]:

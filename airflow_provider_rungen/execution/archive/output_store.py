@@ -24,7 +24,7 @@ from airflow_provider_rungen.client.poll_state import concerns_one_job
 from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, pace
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import format_bytes, format_count, format_duration
-from airflow_provider_rungen.client.transport import gather_limited, watched
+from airflow_provider_rungen.client.transport import MAX_CONCURRENCY, gather_limited, watched
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenInputError,
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Bytes of a file at most.
+MAX_OUTPUT_BYTES = 1 << 30
 Check: TypeAlias = Callable[[StoredJob], RunGenError | None]
 # So many failures may be an outage, and fewer are single broken files.
 OUTAGE_FAILURES = 16
@@ -105,7 +107,6 @@ class OutputStore:
     ) -> None:
         self.hook = run.hook
         self.storage = Storage(options.destination)
-        self.max_concurrency = options.max_concurrency
         self.figures = Figures()
         self._guard = run.guard
         self._options = options
@@ -203,11 +204,9 @@ class OutputStore:
         # it imports aiohttp
         from airflow_provider_rungen.client.download import Downloader
 
-        self.slots = asyncio.Semaphore(self.max_concurrency)
+        self.slots = asyncio.Semaphore(MAX_CONCURRENCY)
         self._checking = asyncio.Lock()
-        self.downloader = Downloader(
-            self.hook.settings, max_bytes=self._options.max_output_bytes, at_once=self.max_concurrency
-        )
+        self.downloader = Downloader(self.hook.settings, max_bytes=MAX_OUTPUT_BYTES, at_once=MAX_CONCURRENCY)
 
         try:
             await watched(self._store_all(app_id, job_ids), self._watch(len(job_ids)))
@@ -227,7 +226,7 @@ class OutputStore:
         while todo:
             before, self._failed, self._began_at = self.figures.jobs, {}, time.monotonic()
             store = partial(self._store_one, app_id, is_first=failures == 0)
-            await gather_limited(store, todo, self.max_concurrency)
+            await gather_limited(store, todo, MAX_CONCURRENCY)
             stored, now = self.figures.jobs - before, time.monotonic()
             failures, failed = 1 if stored else failures + 1, self._failed
             is_over = failures >= retry.ATTEMPTS and len(failed) < max(self._most_failures, stored)
@@ -305,7 +304,7 @@ class OutputStore:
 
     @property
     def _most_failures(self) -> int:
-        return max(OUTAGE_FAILURES, 2 * self.max_concurrency)
+        return max(OUTAGE_FAILURES, 2 * MAX_CONCURRENCY)
 
     def note_failure(self, error: RunGenError) -> None:
         """Note that a file could not be stored, or a job for another reason."""

@@ -6,10 +6,8 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen import _airflow
 from airflow_provider_rungen.client.endpoints import FATE_UNKNOWN
 from airflow_provider_rungen.exceptions import RunGenError, RunGenSubmissionUnknownError
-from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.task.outcomes import rules_out_retry
 
 if TYPE_CHECKING:
@@ -39,22 +37,19 @@ class Advice:
         if not self._log.knows_jobs:  # nor what is submitted
             return {"still_billing": self._log.running[:_MAX_LISTED], "inputs": 0}
         everything = self._log.state.count
-        retry = rest = self._unfinished if self._run.ending.is_durable else everything
-        fails = bool(self._log.unknown) and self._run.options.on_unknown_submission == "fail"
-        if fails or not self._may_buy_rest:
-            retry = 0
+        rest = self._unfinished if self._log.home.is_durable else everything
         return {
             "still_billing": self._log.running[:_MAX_LISTED],
             "unknown": len(self._log.unknown),
-            "retry_submits": retry,
-            "clear_submits": everything if self._clear_buys_all else rest,
+            "retry_submits": rest if self._may_buy_rest else 0,
+            "clear_submits": rest if self._log.home.survives_clear else everything,
             "inputs": everything,
         }
 
     @property
     def _unfinished(self) -> int:
         """How many inputs a later attempt submits that finds the log of this one."""
-        lost = len(self._run.submitting.unsaved_ids()) if self._run.ending.is_durable else 0
+        lost = len(self._run.submitting.unsaved_ids()) if self._log.home.is_durable else 0
         unfinished = max(self._log.unfinished_count - self._run.ledger.unloaded_count, 0)
         return min(unfinished + lost, self._log.state.count)
 
@@ -64,28 +59,13 @@ class Advice:
         allowance = self._log.state.allowance
         return allowance is None or allowance >= self._unfinished
 
-    @property
-    def _clear_buys_all(self) -> bool:
-        """Whether the attempt after a clear resumes nothing."""
-        on_clear, home = self._run.ending.on_clear, self._log.home
-        # from 3.4 on, Airflow forgets then what it has of a log
-        is_forgotten = _airflow.CLEAR_DISCARDS_STATE and not isinstance(home.place, StoragePlace)
-        return on_clear == "new" or (on_clear == "resume" and (is_forgotten or not home.is_durable))
-
     def how_to_resume(self) -> str:
         """How to resume jobs that run on, once what stopped the attempt is mended."""
-        ending, has_next = self._run.ending, self._run.ending.has_next()
-        is_saved = ending.is_durable and not self._run.submitting.unsaved_ids()
-        unwanted = set(self._log.unwanted(ending.on_clear)).intersection(self._log.running)
-        if unwanted.issuperset(self._log.running):
-            is_canceled = has_next and self._run.options.cancel_on_kill
-            return "A retry cancels them" if is_canceled else "Then cancel by id"
-        if has_next and is_saved:
-            return f"A retry resumes{' those from after the clear' if unwanted else ''}"
-        if not is_saved or (self._clear_buys_all and not self._log.home.is_durable):
+        has_next, survives = self._run.ending.has_next(), self._log.home.survives_clear
+        is_saved = self._log.home.is_durable and not self._run.submitting.unsaved_ids()
+        if not is_saved or self._log.unwanted() or not (has_next or survives):
             return "Then collect or cancel by id"
-        how = f" {_how_to_keep()}" if self._clear_buys_all else ""
-        return f"Then clear the task{how} to resume, or cancel by id"
+        return "A retry resumes" if has_next else "Then clear the task to resume, or cancel by id"
 
     def add_to(self, error: Exception) -> None:
         """Add what a clear submits to an error, unless a retry follows, or the error speaks of it."""
@@ -96,14 +76,6 @@ class Advice:
             error.add_hint(self.clear_hint(""))
         elif not has_next and not isinstance(error, RunGenError):  # that of Airflow, or of the user's code
             log.error("%s", self.clear_hint(""))
-
-    @property
-    def how_to_submit_again(self) -> str:
-        """How to submit inputs of unknown fate again."""
-        if self._log.state.count == 1:
-            return "Look at the app's jobs, then clear the task to submit it again"
-        what = "all inputs" if self._clear_buys_all else "these"
-        return f"Look at the app's jobs, then clear the task to submit {what} again"
 
     @property
     def _awaited(self) -> int:
@@ -121,55 +93,39 @@ class Advice:
         """
         everything = self._log.state.count
         some = min(self._unfinished + (self._awaited if is_last else 0), everything)
-        if some >= everything:
+        if some >= everything or not self._log.home.survives_clear:
             return advice
         submits = f"{advice}. That submits" if advice else "A clear submits"
-        again = f"{submits} {f'all {everything} inputs' if everything > 1 else 'its input'} again"
-        only = f"only {some}" if some else "none"
-        if self._clear_buys_all and not self._log.home.is_durable:
-            return again
-        if self._clear_buys_all:
-            return f"{again}; {_how_to_keep()}, {only}"
-        return f"{submits} {f'{only} of {everything} inputs' if everything > 1 else 'nothing'}"
+        return f"{submits} {f'only {some}' if some else 'none'} of {everything} inputs"
 
-    def retry_hint(self, some: str, everything: str, *, buys: bool = False) -> str:
+    def retry_hint(self, some: str, *, buys: bool = False) -> str:
         """
-        Return what a retry does, or else a clear if no retry follows.
+        Return what a retry of a table does, or else a clear if no retry follows.
 
-        :param some: what it runs if it finds what this attempt did.
-        :param everything: what it runs if it does not.
+        :param some: what it runs.
         :param buys: whether it has to buy jobs.
         """
-        ending, has_next = self._run.ending, self._log.home.numbers.has_next
+        has_next = self._log.home.numbers.has_next
         if buys and not self._may_buy_rest:
             advice = "A retry is refused: raise max_jobs or max_cost, and clear the task"
             return self.clear_hint(advice, is_last=not has_next)
-        again = f"A {'retry' if has_next else 'clear'} runs {some if ending.is_durable else everything}"
-        if not has_next and (self._clear_buys_all or self._awaited):
+        again = f"A {'retry' if has_next else 'clear'} runs {some}"
+        if not has_next and self._awaited:
             again = self.clear_hint("Clear the task", is_last=True)
-        if not ending.is_durable or not (unknown := self._log.unknown):
+        if not (unknown := self._log.unknown):
             return again
         inputs = f"{len(unknown)} input{'s' * (len(unknown) > 1)} of unknown fate"
-        if self._run.options.on_unknown_submission == "fail" and self._log.home.is_durable:
-            vain = f"A retry submits nothing, and fails because of {inputs} (on_unknown_submission). "
-            return f"{vain if has_next else ''}{self.how_to_submit_again}"
         return f"{again}, and may pay twice for {inputs}. Look at the app's jobs first"
 
     def explain_unknown(self, error: RunGenSubmissionUnknownError) -> RunGenSubmissionUnknownError:
         """Return the error of an attempt that gives up submitting because of such errors."""
         task_log = self._log
         if task_log.state.count == 1:
-            is_resubmitted = self._run.options.on_unknown_submission == "resubmit"
-            return error.revised(error.message, hint=error.hint, retryable=is_resubmitted)
+            return error.revised(error.message, hint=error.hint, retryable=True)
         reason = error.message.removeprefix(f"{FATE_UNKNOWN}. ")
         return error.revised(
             f"Fate unknown: RunGen may have created the jobs of {len(task_log.unknown)} of "
             f"{task_log.state.count} inputs. {reason}",
-            hint=self.retry_hint("only what has no job", "all inputs again"),
+            hint=self.retry_hint("only what has no job"),
             retryable=error.retryable,
         )
-
-
-def _how_to_keep() -> str:
-    """How to clear a task so that its jobs are resumed."""
-    return "with its task state kept" if _airflow.CLEAR_DISCARDS_STATE else "with on_clear='resume'"

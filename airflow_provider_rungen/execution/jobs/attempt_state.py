@@ -17,6 +17,7 @@ class AttemptState:
     :param has_stopped: whether nothing more is submitted, whatever is not submitted yet.
     :param is_single: whether there is one job, whose error is that of the task.
     :param failures: how many jobs failed since the last success, those without a usable result included.
+    :param has_success: whether a job completed.
     :param refusals: how many inputs in a row were refused.
     :param submitted_at: when the last jobs may have been submitted (seconds since 1970).
     :param allowance: how many more jobs the attempt may buy; ``None`` without a limit.
@@ -32,6 +33,7 @@ class AttemptState:
     has_stopped: bool = False
     is_single: bool = False
     failures: int = 0
+    has_success: bool = False
     refusals: int = 0
     submitted_at: float = 0.0
     allowance: int | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.client.daemon_threads import ends_within
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of
+from airflow_provider_rungen.client.progress import are_too_many
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenResponseError
 from airflow_provider_rungen.execution.jobs.job_ends import ENDS, end_of, reason_of
 from airflow_provider_rungen.execution.task import store_writer
@@ -110,18 +111,17 @@ class Collecting:
 
     def _count_failures(self, ended: Collection[str]) -> bool:
         """Count how many of the jobs failed in a row, and return whether it is worth to go on no more."""
-        table, stop_after = self._log.jobs.table, self._run.options.stop_after
-        is_broken = False
+        table, state, is_broken = self._log.jobs.table, self._log.state, False
         for job_id in ended:
             job = table.job(job_id) if job_id in table.input_of else None
             # what another run bought says nothing about the model as it is now
             match job.state if job and not job.is_shared else None:
                 case JobState.COMPLETED:
-                    self._log.state.failures = 0
+                    state.failures, state.has_success = 0, True
                 case JobState.FAILED | JobState.INVALID | JobState.REJECTED:
-                    self._log.state.failures += 1
-            is_broken |= stop_after is not None and self._log.state.failures >= stop_after
-        return is_broken and bool(self._log.has_unsent or self._log.jobs.running)
+                    state.failures += 1
+            is_broken |= are_too_many(state.failures, has_success=state.has_success)
+        return is_broken and not self._run.is_single and bool(self._log.has_unsent or self._log.jobs.running)
 
     def _note_ended_unstored(self, ended: list[str]) -> None:
         jobs = self._log.jobs

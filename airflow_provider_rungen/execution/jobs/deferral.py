@@ -90,7 +90,7 @@ class Deferral:
         return {
             "left": max(in_flight, half),
             "attempt": state["attempt"],
-            "on_clear": run.ending.on_clear,
+            "survives_clear": task_log.home.survives_clear,
         }
 
     def _state_of_log(self) -> dict[str, Any]:
@@ -108,7 +108,6 @@ class Deferral:
         running = [jobs.table.row(number).current(jobs.since) for number in jobs.inputs(InputState.RUNNING)]
         return {
             "attempt": str(jobs.writer),
-            "resumes": [str(record.writer) for record in earlier if record.turn >= jobs.since],
             "state": asdict(task_log.state),
             "record": asdict(run_log.attempt),
             "earlier": [asdict(record) for record in earlier],

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from airflow_provider_rungen import _airflow
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
 from airflow_provider_rungen.client.daemon_threads import ends_within
+from airflow_provider_rungen.client.progress import FIRST_FAILURES
 from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError, RunGenLimitError
 from airflow_provider_rungen.execution.jobs.job_ends import reason_of
-from airflow_provider_rungen.execution.jobs.log_home import OnClear
 from airflow_provider_rungen.execution.sinks.batch_result import Stopped
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.attempts import CALL_TIME, call_briefly
@@ -67,21 +66,10 @@ class Ending:
         known = [record.app_id for record in self._log.home.earlier if record.app_id]
         self.app_id = known[-1] if known else self.app_id
 
-    @property
-    def is_durable(self) -> bool:
-        """Whether the next attempt finds the jobs of this one."""
-        return self._log.home.is_durable or self._options.ledger is not None
-
-    @property
-    def on_clear(self) -> OnClear:
-        """What a clear of the task does with its jobs: see `OnClear`."""
-        ledger = self._options.ledger
-        return self._options.on_clear if ledger is None or ledger.refresh else "keep"
-
     def has_next(self, error: Exception | None = None) -> bool:
         """Return whether another attempt follows that finds what is saved."""
         is_final = isinstance(error, _NO_RETRY) or (isinstance(error, RunGenError) and rules_out_retry(error))
-        return self.is_durable and not is_final and self._log.home.numbers.has_next
+        return self._log.home.is_durable and not is_final and self._log.home.numbers.has_next
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -196,19 +184,19 @@ class Ending:
         """Return the jobs that may run, and that no attempt resumes."""
         if not has_next:
             return self._log.running
-        return {*self._run.submitting.unsaved_ids(), *self._log.unwanted(self.on_clear)}
+        return {*self._run.submitting.unsaved_ids(), *self._log.unwanted()}
 
     def stop_failing(self) -> None:
         # of what one poll found, a success may have come last
-        failures = max(self._log.state.failures, self._options.stop_after or 0)
+        failures = max(self._log.state.failures, FIRST_FAILURES)
         self._stop(f"{format_count(failures, 'job')} in a row failed", retryable=True)
 
     def stop_refused(self, deadline: float) -> None:
         """Submit no more. Inputs that were accepted are fine, so their jobs may end."""
         # an answer that came after the last refusal may have been a success
-        refusals = max(self._log.state.refusals, self._options.stop_after or 0)
+        refusals = max(self._log.state.refusals, FIRST_FAILURES)
         unsent = self._run.submitting.stop()
-        log.warning("Submitting no more: %d inputs in a row were refused (stop_after)", refusals)
+        log.warning("Submitting no more: %d inputs in a row were refused", refusals)
         try:
             while self._log.jobs.running and not self._run.wait_for_part(deadline, may_defer=False):
                 self._run.collecting.store()
@@ -220,7 +208,6 @@ class Ending:
     def _stop(self, cause: str, *, retryable: bool, unsent: int = 0) -> None:
         """Cancel what is in flight, unless a later attempt waits for it."""
         self._log.fence()
-        cause = f"{cause} (stop_after={self._options.stop_after})"
         running = self._log.running
         log.warning("Stopped: %s. Canceling %d jobs", cause, len(running))
         not_canceled = self._cancel_and_look(running, f"after {cause}")
@@ -279,7 +266,7 @@ class Ending:
             remains = f"Canceled nothing: {begin_with_jobs(running, self.app_id)} may still run."
             return f"{remains} {unread}".strip()
         lost = self._lost(has_next=self._is_left_to_next())
-        is_last = self.is_durable and not self._log.home.numbers.has_next
+        is_last = self._log.home.is_durable and not self._log.home.numbers.has_next
         note = partial(self._note_end, End.FAILED)
         if is_last:
             # before the cancels, because it takes the store no time when all is well
@@ -316,17 +303,13 @@ class Ending:
             self._state_at_kill = (attempts.ask_for_state(self._run.ti, self._note_clear, within=within),)
         [state] = self._state_at_kill
         if state == TaskInstanceState.RESTARTING:
-            is_discarded = _airflow.CLEAR_DISCARDS_STATE and self.on_clear != "keep"
-            return self._log.home.has_head if is_discarded else self.on_clear != "new"
+            return self._log.home.survives_clear
         return not attempts.was_ended_by_user(state)
 
     def _note_clear(self, state: str | None) -> None:
         """Note that a user cleared the task while it ran, which its numbers do not show."""
         if state == TaskInstanceState.RESTARTING:
-            if _airflow.CLEAR_DISCARDS_STATE:
-                self._log.home.read_head()
-            else:
-                self._log.note(end=End.CLEARED)
+            self._log.note(end=End.CLEARED)
 
 
 def _add_remains(error: Exception, remains: str) -> None:

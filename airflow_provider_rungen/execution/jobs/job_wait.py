@@ -203,7 +203,8 @@ class JobWait:
             "deferred_at": now,
             "not_before": max([poller.not_before, *(state.not_before for state in poller.waiting.values())]),
             "left": goal.left,
-            "stop_after": goal.stop_after and max(goal.stop_after - goal.failures, 1),
+            "failures": goal.failures,
+            "has_success": goal.has_success,
             "cancel_on_kill": options.cancel_on_kill,
             "shared": [job_id for job_id in job_ids if job_id in goal.shared],
         }

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen import _airflow
 from airflow_provider_rungen._airflow import conf
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# After a clear, the jobs are canceled, resumed if the log survives it, or found by any later attempt.
-OnClear = Literal["new", "resume", "keep"]
 _HEAD_KEY = "rungen_log"
 _ANY_PART = range(1 << 30)
 _TOKEN_DIGITS = 32
-_LOST_LOG = "Without it nobody knows which jobs run. Look at the app's jobs, then {} to go on without them"
+_LOST_LOG = (
+    "Without it nobody knows which jobs run. Look at the app's jobs, then clear the task to go on "
+    "without them"
+)
 
 
 def token_of(ti: Any) -> str:
@@ -55,9 +56,7 @@ class LogHome:
     :param context: Airflow's context of the attempt.
     :param folder: the URI of the folder to keep the log in; ``None`` for Airflow's task state store, or the
         memory of this process where there is none.
-    :param on_clear: what a clear does if the log is elsewhere. A ledger has no say then: it has what earlier
-        attempts saved, but not what they announced, and which jobs are of no use now.
-    :param is_durable: whether a later attempt is to resume what this one leaves.
+    :param survives_clear: whether the attempt after a clear resumes what is known, as a retry does.
     :param hook: has the API key, which files in the folder are sealed with.
     """
 
@@ -67,12 +66,11 @@ class LogHome:
         context: Context,
         *,
         folder: Any,
-        on_clear: OnClear,
-        is_durable: bool,
+        survives_clear: bool,
         hook: RunGenHook,
     ) -> None:
         self._hook = hook
-        ti, store = context["ti"], context.get("task_state_store") if is_durable else None
+        ti, store = context["ti"], context.get("task_state_store")
         self.numbers = Attempt.of(context, task)
         self.began = getattr(getattr(context.get("dag_run"), "start_date", None), "timestamp", float)()
         self._store = store
@@ -83,12 +81,13 @@ class LogHome:
         self._secret = secrets.token_hex(32)
         self.token = token_of(ti)
         self._folder = folder
-        self._on_clear = on_clear
+        #: Whether the attempt after a clear resumes what is known, as a retry does.
+        self.survives_clear = survives_clear
         #: Where it is, and where ids go that this place does not take.
         self.place: StoragePlace | StorePlace | MemoryPlace = MemoryPlace()
         self.fallback: StorePlace | None = None
         #: Whether a later attempt finds what this one leaves.
-        self.is_durable = is_durable and (folder is not None or store is not None)
+        self.is_durable = folder is not None or store is not None
         #: The attempts before this one.
         self.earlier: list[AttemptRecord] = []
 
@@ -152,8 +151,7 @@ class LogHome:
         """
         Find out why there is no log of the last attempt.
 
-        :raises DamagedLogError: it was removed, or is elsewhere. No log is needed after a clear that resumes
-            nothing.
+        :raises DamagedLogError: it was removed, or is elsewhere. After a clear, nobody needs it.
         """
         if not self.has_head:
             # Airflow knows of no log before 3.3, nor after a clear from 3.4 on
@@ -169,25 +167,23 @@ class LogHome:
         numbers = self._head.get("numbers")
         if not isinstance(numbers, Mapping):
             return
-        is_cleared = self.numbers.was_cleared_since(Attempt(**numbers), End.UNKNOWN)
-        if is_cleared and not self.resumes_clears(self._on_clear):
+        if self.numbers.was_cleared_since(Attempt(**numbers), End.UNKNOWN):
             if self._is_elsewhere:
                 log.warning(
                     "The destination is another one than before the clear. Jobs from before it are not known "
                     "here, and may still run: look at the app's jobs"
                 )
             return
-        hint = _LOST_LOG.format(self.how_to_forget)
         if self._is_elsewhere:
             raise DamagedLogError(
                 "The destination is another one than in an earlier attempt; nothing was sent",
-                hint=f"Set it back, and retry. {hint}",
+                hint=f"Set it back, and retry. {_LOST_LOG}",
             )
         if isinstance(place, StoragePlace):
             place.check_reachable()
             raise DamagedLogError(
                 f"The log of the task run is missing in {place.shown}; nothing was sent",
-                hint=f"Restore its folder in .rungen/runs, and retry. {hint}",
+                hint=f"Restore its folder in .rungen/runs, and retry. {_LOST_LOG}",
             )
 
     @property
@@ -216,17 +212,6 @@ class LogHome:
             return True  # the DAG run was deleted, and made again
         is_forgotten = self._store is not None and not self.has_head
         return is_forgotten or self.numbers.was_cleared_since(_numbers_of(last), last.end)
-
-    def resumes_clears(self, on_clear: OnClear) -> bool:
-        """Return whether the jobs from before a clear are resumed."""
-        # Since Airflow 3.4, a log whose head survived a clear was kept on purpose. A clear of the whole run
-        # keeps it, too (apache/airflow #72929), and looks the same.
-        return on_clear != "new" or (_airflow.CLEAR_DISCARDS_STATE and self.has_head)
-
-    @property
-    def how_to_forget(self) -> str:
-        """How a user clears the task so that nothing from before is resumed."""
-        return "clear the task" if self._on_clear == "new" else "clear the task with on_clear='new'"
 
     @property
     def first_turn(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,7 +17,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenInputError,
     RunGenNotFoundError,
-    RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.jobs.job_ends import ENDS
 from airflow_provider_rungen.execution.jobs.plans import read_digests
@@ -75,8 +73,6 @@ class Resuming:
         self._app_id = run.task_log.app_id
         #: The jobs that the service does not know. Their outputs may be stored.
         self.lost: list[str] = []
-        # inputs of earlier plans only, and from before a clear, that may have a job whose id is unknown
-        self._unknown_gone, self._unknown_before = 0, Counter[str]()
 
     def adopt_earlier(self) -> None:
         """Adopt the jobs of earlier plans whose input the new plan has, too, and cancel the others."""
@@ -88,7 +84,6 @@ class Resuming:
     def _adopt(self, home: LogHome, jobs: Jobs) -> None:
         # before parts are dropped: the jobs of those that are done may be known from other plans, too
         self._log.bought = jobs.unknown_since(home.first_turn)
-        self._unknown_before[self._app_id] += jobs.unknown_since(0) - jobs.unknown_since(jobs.since)
         unwanted = self._find_unwanted()
         of_plan = [job for row in jobs.table.rows.values() for job in row.jobs]
         bought = [*of_plan, *(each.job for each in unwanted)]
@@ -110,7 +105,6 @@ class Resuming:
             for _, files in home.read_parts(other):
                 known.load((), *files)
             task_log.bought += known.unknown_since(home.first_turn)
-            self._unknown_before[app_id] += known.unknown_since(0) - known.unknown_since(known.since)
             planned = read_digests(home.place, other)
             if planned and app_id == self._app_id and not are_of_one_kind(planned, digests.values()):
                 ours = self._digests_without_ledger(digests, known)
@@ -126,7 +120,7 @@ class Resuming:
                 trusted = set(known.table.input_of) - known.table.unchecked
                 left = adopt_rows(task_log.jobs, ours, pairs, trusted)
                 task_log.jobs.submitted_by = max(task_log.jobs.submitted_by, known.submitted_by)
-            self._unknown_gone += self._count_unknown(app_id, left, ours)
+            self._warn_of_gone(app_id, left, ours)
             for digest, row in left:
                 for job in row.jobs:
                     is_ours = job.id not in known.table.unchecked
@@ -149,12 +143,12 @@ class Resuming:
         self._log.jobs.bill(job for row in known.table.rows.values() for job in row.jobs)
         raise RunGenInputError(
             "An earlier attempt had a ledger, and without it its jobs cannot be resumed; nothing was sent",
-            hint=f"Set ledger again. To submit all inputs again, {self._log.home.how_to_forget} without it",
+            hint="Set ledger again, or choose another destination",
             retryable=True,
         )
 
-    def _count_unknown(self, app_id: str, left: _Rows, digests: Mapping[int, str]) -> int:
-        """Warn of inputs that are gone, were not submitted again, and may have a job; return their number."""
+    def _warn_of_gone(self, app_id: str, left: _Rows, digests: Mapping[int, str]) -> None:
+        """Warn of inputs that are gone, were not submitted again, and may have a job."""
         jobs = self._log.jobs
         ours = jobs.table.rows.items() if app_id == self._app_id else ()
         turns = sorted((job.turn, digests[number]) for number, row in ours for job in row.jobs)
@@ -162,7 +156,6 @@ class Resuming:
         open_rows = [each for each in left if each[1].state(jobs.writer, jobs.since) is InputState.UNKNOWN]
         unknown = sum(submitted.get(each, 0) <= row.intents[-1].writer.turn for each, row in open_rows)
         _warn_of_left(unknown, "that are gone", app_id)
-        return unknown
 
     def _cancel_unwanted(self, unwanted: Sequence[_Unwanted]) -> None:
         """Cancel jobs of earlier plans (``cancel_on_kill``) that are certainly ours, and bill all of them."""
@@ -223,32 +216,14 @@ class Resuming:
         wait.cancel(app_id, job_ids, within=CANCEL_TIME + len(job_ids) / 10)
         return wait.seconds_of(app_id, sorted(wait.canceled.intersection(job_ids)))
 
-    def check_unknown(self) -> None:
-        """
-        Decide about inputs of which it is unknown whether they have a job.
-
-        :raises RunGenSubmissionUnknownError: there are some, and ``on_unknown_submission`` is ``fail``.
-        """
+    def warn_of_unknown(self) -> None:
+        """Warn of inputs of which it is unknown whether they have a job. They are submitted again."""
         jobs = self._log.jobs
-        unknown = jobs.inputs(InputState.UNKNOWN)
-        for app_id, before in self._unknown_before.items() if self._log.home.is_cleared else ():
-            _warn_of_left(before, "from before the clear", app_id)
         _warn_of_left(jobs.unknown_count_of_shared, "that another run has bought since", self._app_id)
-        is_single, app_id = self._log.state.count == 1, self._app_id
-        may_exist = len(unknown) + self._unknown_gone
-        if may_exist and self._run.options.on_unknown_submission == "fail" and not self._log.home.is_cleared:
-            first = f"the first is inputs[{unknown[0]}]" if unknown else "gone from the inputs"
-            message = (
-                f"Fate unknown: an earlier attempt may have created the job {format_ids(app_id)}"
-                if is_single and unknown
-                else f"Fate unknown: an earlier attempt may have created jobs of app {app_id} for up to "
-                f"{format_count(may_exist, 'input')} ({first})"
-            )
-            hint = self._run.advice.how_to_submit_again
-            raise RunGenSubmissionUnknownError(message, hint=hint, retryable=False)
-        if unknown:
-            created = "job" if is_single else f"jobs for {format_count(len(unknown), 'input')}"
-            warn_of_resubmission("an earlier attempt", created, app_id)
+        if unknown := jobs.inputs(InputState.UNKNOWN):
+            is_one = self._log.state.count == 1
+            created = "job" if is_one else f"jobs for {format_count(len(unknown), 'input')}"
+            warn_of_resubmission("an earlier attempt", created, self._app_id)
 
     def refetch(self) -> None:
         """Ask the service how the jobs are that may run, and whose they are. Cancel the outdated ones."""

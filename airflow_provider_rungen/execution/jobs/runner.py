@@ -59,6 +59,7 @@ class Runner(TaskRun[JobOptions]):
     :param make_source: returns the source; it is called once, and again after a deferral.
     :param make_sink: makes what takes the results of the jobs, given this attempt.
     :param folder: where the log is kept; ``None`` without a place of the user's.
+    :param survives_clear: see `LogHome`.
     :param page: what else the page of the task has to know; see `xcom_keys`.
     :param can_read_again: whether the source can be read again after a deferral.
     """
@@ -71,6 +72,7 @@ class Runner(TaskRun[JobOptions]):
         make_sink: Callable[[Runner], Sink],
         *,
         folder: Any = None,
+        survives_clear: bool = False,
         page: Mapping[str, Any] = MappingProxyType({}),
         can_read_again: bool = True,
     ) -> None:
@@ -84,8 +86,7 @@ class Runner(TaskRun[JobOptions]):
             task,
             context,
             folder=folder,
-            on_clear=options.on_clear,
-            is_durable=options.durable,
+            survives_clear=survives_clear,
             hook=self.hook,
         )
         self.task_log = TaskLog(home, stores=options.destination is not None)
@@ -104,10 +105,10 @@ class Runner(TaskRun[JobOptions]):
 
     def execute(self) -> Any:
         """Run what has no job yet, and return what the sink makes of the jobs."""
-        if self.options.durable and not self.ending.is_durable:
+        if not self.task_log.home.is_durable:
             log.info(
-                "Not durable: without a destination, jobs are remembered from Airflow 3.3 on. If this "
-                "attempt dies, the next one submits again"
+                "Not durable: a single job is remembered from Airflow 3.3 on. If this attempt dies, the next "
+                "one submits again"
             )
         with self._working():
             self._begin()
@@ -212,7 +213,6 @@ class Runner(TaskRun[JobOptions]):
             app_id=app_id,
             model=model,
             deadline=now + options.timeout,
-            resumes=task_log.home.resumes_clears(self.ending.on_clear),
             saves_inputs=options.deferrable and options.wait_for_completion,
         )
         resuming = Resuming(self)
@@ -223,7 +223,8 @@ class Runner(TaskRun[JobOptions]):
         task_log.state.submitted_at = min(task_log.jobs.submitted_by, now)
         unnoted = self.ledger.add_resumed()
         self.collecting.find_unstored([*resuming.lost, *unnoted])
-        self.submitting.keep_within(limits, resuming.check_unknown)
+        resuming.warn_of_unknown()
+        self.submitting.keep_within(limits)
         self.submitting.keep_deadline(now)
 
     # --- the work ---
@@ -270,7 +271,8 @@ class Runner(TaskRun[JobOptions]):
         # outputs are stored while others run, some at a time
         in_flight = max(half, len(running) - max(len(running) // 4, 1)) if task_log.stores else half
         lookup_at, shared = self.submitting.next_lookup, frozenset(task_log.jobs.shared)
-        goal = WaitGoal(in_flight, options.stop_after, task_log.state.failures, shared)
+        failures = None if self.is_single else task_log.state.failures
+        goal = WaitGoal(in_flight, failures, task_log.state.has_success, shared)
         ended: list[Job] = []
         try:
             ended = self.wait.wait(

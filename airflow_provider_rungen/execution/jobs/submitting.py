@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.client.texts import format_ids
+from airflow_provider_rungen.client.transport import MAX_CONCURRENCY
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobTimeoutError,
@@ -43,7 +44,7 @@ class Submitting:
     def __init__(self, run: Runner) -> None:
         self._run = run
         self._log = run.task_log
-        self._throttle = Throttle(run.options.max_concurrency)
+        self._throttle = Throttle(MAX_CONCURRENCY)
         #: Why inputs have no job, as far as this attempt knows.
         self.errors: dict[int, RunGenError] = {}
         #: The inputs that another run was about to submit when they were last looked up.
@@ -54,26 +55,20 @@ class Submitting:
         self._lost: set[str] = set()
         self._unknown_count = 0
         # why no more may be bought, if so
-        self._limit = RunGenError("jobs that were resumed failed, and max_jobs or max_cost is reached")
+        self._limit = RunGenLimitError("jobs that were resumed failed, and max_jobs or max_cost is reached")
 
-    def keep_within(self, limits: Limits, check_unknown: Callable[[], None]) -> None:
+    def keep_within(self, limits: Limits) -> None:
         """
         Find out how many jobs the attempt may buy. If these are too few, it only waits for those in flight.
 
-        :param check_unknown: see `Resuming.check_unknown`. If it raises, nothing may be bought.
         :raises RunGenLimitError: they are too few, and there is nothing to wait for or to collect.
-        :raises RunGenSubmissionUnknownError: the same of what the check raises.
         """
         try:
-            check_unknown()
             self._log.state.allowance = limits.check(self._log.plan, self._run.ledger.new_count)
-        except (RunGenLimitError, RunGenSubmissionUnknownError) as error:
-            has_jobs = self._log.running or self._log.jobs.totals().own
-            if not (has_jobs and self._run.options.wait_for_completion):
+        except RunGenLimitError as error:
+            if not (self._log.running or self._log.jobs.totals().own):
                 raise
             self._log.state.allowance, self._limit = 0, error
-            if isinstance(error, RunGenSubmissionUnknownError):  # also of inputs that are gone
-                self._run.report.unsent_error = error
 
     def submit(self, deadline: float) -> bool:
         """
@@ -176,7 +171,7 @@ class Submitting:
 
     def _stop_at_limit(self) -> None:
         """Submit no more if the ledger lacks any, since no more may be bought."""
-        error = self._limit
+        error: RunGenError = self._limit
         try:
             self._settle_rest()
         except RunGenError as failure:
@@ -237,7 +232,7 @@ class Submitting:
                 self._run.report.log_submitted(count)
 
     def _send(self, taken: list[int], deadline: float) -> bool:
-        run, hook, options, plan = self._run, self._run.hook, self._run.options, self._log.plan
+        run, hook, plan = self._run, self._run.hook, self._log.plan
         is_single = self._log.state.count == 1
         if is_single:  # one job waits for nothing, unless another run has claimed its input
             self._throttle = Throttle(1, ATTEMPTS)
@@ -249,8 +244,8 @@ class Submitting:
             throttle=self._throttle,
             deadline=deadline,
             is_stopping=lambda: run.guard.is_pending,
-            stop_after=options.stop_after if options.wait_for_completion else None,
             refusals=self._log.state.refusals,
+            has_success=self._log.jobs.totals().own > 0,
             fallback=self._log.home.fallback,
         )
 

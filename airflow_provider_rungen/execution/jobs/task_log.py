@@ -15,7 +15,7 @@ from typing import Any
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.attempt_state import AttemptState
-from airflow_provider_rungen.execution.jobs.log_home import LogHome, OnClear
+from airflow_provider_rungen.execution.jobs.log_home import LogHome
 from airflow_provider_rungen.execution.jobs.places import StoragePlace
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.sending.log_writer import END_TIME, Saver
@@ -88,7 +88,6 @@ class TaskLog:
         app_id: str,
         model: str,
         deadline: float,
-        resumes: bool,
         saves_inputs: bool,
     ) -> None:
         """
@@ -98,14 +97,13 @@ class TaskLog:
         :param app_id: the app.
         :param model: the identity of its model, if known.
         :param deadline: the deadline (seconds since 1970) of jobs that are submitted now.
-        :param resumes: whether jobs from before a clear count.
         :param saves_inputs: whether the attempt needs the inputs after a deferral.
         """
         # it may be written to by now, and so tells for certain what it has
         self.home.earlier = self.home.earlier or read_attempts(self.home.place)
         is_cleared, earlier = self.home.is_cleared, self.home.earlier
         turn = next_turn(earlier, self.home.numbers.try_number, self.home.began)
-        is_new = not earlier or not self.home.is_durable or (is_cleared and not resumes)
+        is_new = not earlier or not self.home.is_durable or (is_cleared and not self.home.survives_clear)
         record = AttemptRecord(
             turn=turn,
             nonce=secrets.token_hex(4),
@@ -212,11 +210,11 @@ class TaskLog:
         """The jobs that are undecided, without those of this plan."""
         return [job_id for job_id in self.undecided if job_id not in self.jobs.table.input_of]
 
-    def unwanted(self, on_clear: OnClear) -> Sequence[str]:
+    def unwanted(self) -> Sequence[str]:
         """Return the jobs that may run, and that nobody waits for: replaced, or from before a clear."""
         if self.has_begun:
             return self.jobs.outdated
-        return self.running if self.home.is_cleared and not self.home.resumes_clears(on_clear) else ()
+        return self.running if self.home.is_cleared and not self.home.survives_clear else ()
 
     def is_stored(self, job_id: str) -> bool:
         """Return whether a job is known to be stored. It is if nothing is left to do in its part."""

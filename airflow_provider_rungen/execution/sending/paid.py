@@ -333,7 +333,7 @@ class PaidInputs:
         if jobs.state(number) not in SUBMITTABLE or job_id in table.foreign:
             return False
         if known_number is not None:
-            # one that does not count any more (durable=False), and that the ledger has kept
+            # one that does not count any more, and that the ledger has kept
             if known_number != number or not table.job(job_id).use:
                 return False
         elif not self.ledger.is_of_task(entry):

@@ -14,7 +14,7 @@ from airflow_provider_rungen.client.answers import was_not_accepted
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.progress import pace
+from airflow_provider_rungen.client.progress import are_too_many, pace
 from airflow_provider_rungen.client.senders import FINAL_GRACE
 from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import (
@@ -60,8 +60,8 @@ class Sender:
     :param throttle: how many submissions are in flight at most.
     :param deadline: the time (seconds since 1970) after which no more are started.
     :param is_stopping: returns whether to stop at once.
-    :param stop_after: stop when so many inputs in a row were refused.
-    :param refusals: how many in a row were refused, up to the last answer.
+    :param refusals: how many inputs in a row were refused, up to the last answer.
+    :param has_success: whether an input was accepted before.
     :param fallback: where the files of the log go if its own place fails at the end.
     """
 
@@ -73,8 +73,8 @@ class Sender:
     throttle: Throttle
     deadline: float
     is_stopping: Callable[[], bool]
-    stop_after: int | None = None
     refusals: int = 0
+    has_success: bool = False
     fallback: Place | None = None
     #: Why inputs were refused, or have an unknown fate.
     errors: dict[int, RunGenError] = field(init=False, default_factory=dict)
@@ -187,7 +187,7 @@ class Sender:
             self.errors[number] = error
             self.saver.jobs.refuse(number, error.message)
             self.refusals += 1
-            self.is_broken |= self.stop_after is not None and self.refusals >= self.stop_after
+            self.is_broken |= are_too_many(self.refusals, has_success=self.has_success)
         except RunGenError as error:
             self.saver.jobs.withdraw([number])
             if self.is_stopping():
@@ -219,7 +219,7 @@ class Sender:
             )
         self._writer.add(number, job.id)
         self._submitted += 1
-        self.refusals = 0
+        self.refusals, self.has_success = 0, True
         self.throttle.note_success()
 
     # --- the end ---

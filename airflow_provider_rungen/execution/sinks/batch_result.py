@@ -20,7 +20,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobTimeoutError,
     RunGenLimitError,
     RunGenOutputError,
-    RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.task.attempts import Attempt
 from airflow_provider_rungen.execution.task.outcomes import (
@@ -51,7 +50,7 @@ log = logging.getLogger(__name__)
 #: Why an input has no job, if it was neither refused nor submitted.
 NOT_SUBMITTED = "it was not submitted"
 # What keeps inputs from being submitted, and is the error of the task.
-_LIMITS = (RunGenLimitError, RunGenOutputError, RunGenSubmissionUnknownError)
+_LIMITS = (RunGenLimitError, RunGenOutputError)
 # How inputs end that a stop has kept from running.
 _STOPPED = (RunGenJobCanceledError, RunGenJobTimeoutError)
 
@@ -211,7 +210,7 @@ def _retry_hint(
     ended = {job.id for job in result.jobs}
     buys = any((job_id := result.ids[index]) is None or job_id in ended for index in errors)
     some = some if buys else "no job again, and downloads the outputs"
-    return run.advice.retry_hint(some, f"all {what} again", buys=buys)
+    return run.advice.retry_hint(some, buys=buys)
 
 
 def check_collected(
@@ -280,7 +279,7 @@ def _stop_error(
     message += f". Reasons: {_reasons(failed)}"
     hint = run.advice.clear_hint()
     if stopped.retryable:
-        hint = f"Check the app. {run.advice.retry_hint('only what did not complete', 'all inputs again')}"
+        hint = f"Check the app. {run.advice.retry_hint('only what did not complete')}"
     app_id = run.known_app_id
     return RunGenJobFailedError(message, app_id=app_id, hint=where + hint, retryable=stopped.retryable)
 

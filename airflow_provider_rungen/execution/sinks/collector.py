@@ -267,7 +267,7 @@ class Collector:
     def _hint_at_retry(self) -> str:
         # only tasks that run jobs have a check
         run = cast("Runner", self._run)
-        return run.advice.retry_hint("the function again, and no job that completed", "all inputs again")
+        return run.advice.retry_hint("the function again, and no job that completed")
 
     def _hold(self, job: Job) -> Job:
         self._add(job)

@@ -16,7 +16,6 @@ from airflow_provider_rungen._airflow import (
     XCom,
 )
 from airflow_provider_rungen.client.daemon_threads import begin
-from airflow_provider_rungen.execution.task.xcom_keys import LOG_KEY
 from airflow_provider_rungen.runs.attempt_record import End
 
 if TYPE_CHECKING:
@@ -131,28 +130,21 @@ class AttemptOverError(Exception):
     """Another attempt has taken the place of the one that asks."""
 
 
-def pushed_job_ids(ti: Any) -> set[str] | None:
+def pushed_job_id(ti: Any) -> str | None:
     """
-    Return what the latest attempt of a task waits for, as far as it has pushed that; ``None`` until then.
+    Return the job that the latest attempt of a task has pushed; ``None`` until then.
 
     :param ti: a trigger's ``task_instance``. It blocks.
-    :return: its jobs; of a table, the attempts that submitted them: itself, and those it resumes.
     :raises AttemptOverError: there is a later attempt, which Airflow does not let this one ask about.
     """
-    for key in ("job_id", LOG_KEY):
-        try:
-            found: Any = XCom.get_one(
-                key=key, dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index
-            )
-        except Exception as error:
-            if "not a live attempt" in str(error):  # the words of the API server since Airflow 3.4
-                raise AttemptOverError from error
-            raise
-        if isinstance(found, Mapping):
-            found = [found.get("attempt"), *found.get("resumes", ())]
-        if found is not None:
-            return {found} if isinstance(found, str) else {each for each in found if each}
-    return None
+    place = {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id, "map_index": ti.map_index}
+    try:
+        found: str | None = XCom.get_one(key="job_id", **place)
+    except Exception as error:
+        if "not a live attempt" in str(error):  # the words of the API server since Airflow 3.4
+            raise AttemptOverError from error
+        raise
+    return found
 
 
 @dataclass(frozen=True)

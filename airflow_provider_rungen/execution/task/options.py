@@ -7,7 +7,7 @@ All fields are named and described as the parameters are, apart from ``job_label
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator
@@ -38,20 +38,15 @@ class JobOptions(RunOptions):
     cancel_on_kill: bool
     wait_for_completion: bool = True
     timeout: float
-    durable: bool = True
     job_label: Any = None
-    on_unknown_submission: Literal["resubmit", "fail"] = "resubmit"
-    on_clear: Literal["new", "resume"] = "new"
     destination: Any = None
     results: Any = None
     check: Any = None
     ledger: Ledger | None = None
     max_jobs: Any = None
     max_cost: Any = None
-    max_concurrency: int = 1
     max_in_flight: int | None = None
     max_failed: float | str = 0
-    stop_after: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,5 +59,3 @@ class CollectOptions(RunOptions):
     check: Any = None
     job_label: Any = None
     max_failed: float | str
-    max_concurrency: int
-    max_output_bytes: int

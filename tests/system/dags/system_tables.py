@@ -35,5 +35,3 @@ def table_dag(dag_id: str, **options: Any) -> None:
 
 table_dag("table_blocking", deferrable=False)
 table_dag("table_deferred", deferrable=True)
-# no state but that of the ledger, as before Airflow 3.3
-table_dag("table_ledger_only", deferrable=False, durable=False)
