@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +81,6 @@ def _check_max_failed(value: Any, name: str) -> Any:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if not is_count and value != "any" and not (isinstance(value, float) and 0 <= value < 1):
         raise ValueError(f"{name} must be a whole number, a share below 1, or 'any', not {value!r}")
-    return value
-
-
-def _check_choice(value: Any, name: str, *, choices: Sequence[Any]) -> Any:
-    if value not in choices:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
     return value
 
 

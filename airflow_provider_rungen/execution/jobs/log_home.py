@@ -141,11 +141,10 @@ class LogHome:
             head: dict[str, Any] = {"attempt": str(run_log.attempt.writer), "plan": plan.digest}
             head |= {"place": self._place_digest, "secret": self._secret, "numbers": asdict(self.numbers)}
             self._store.set(_HEAD_KEY, head)
-        in_storage, is_durable = isinstance(self.place, StoragePlace), self.place.is_durable
-        saves_inputs = with_inputs and in_storage and is_durable
-        if is_durable and (plan.count > 1 or in_storage):  # that of one input is known by its name
-            plan.save(self.place, with_inputs=saves_inputs)
-        return saves_inputs
+        if not isinstance(self.place, StoragePlace):  # the plan of one input is known by its name
+            return False
+        plan.save(self.place, with_inputs=with_inputs)
+        return with_inputs
 
     def _check_missing(self, place: StoragePlace | StorePlace | MemoryPlace) -> None:
         """
