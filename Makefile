@@ -28,7 +28,7 @@ help:
 	@echo
 	@echo "They install what they need into $(VENV). PYTHON=python3.12 chooses another interpreter than python3."
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml emulator/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Python 3.11 or newer is needed, and $(PYTHON) is not: try  make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Setting up $(VENV), once; this takes a minute or two ..."

@@ -166,7 +166,7 @@ def test_no_job_was_made_twice(runs: Runs) -> None:
         *runs.prompts("studio photo"),
         *runs.prompts("As JSON"),
         *runs.prompts("Write a scene"),
-        *runs.prompts(ANSWER["scene"]),
+        *runs.prompts(str(ANSWER["scene"])),
         *runs.prompts("link"),
         *BOATS,
         *NIGHT,

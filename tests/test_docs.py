@@ -314,7 +314,7 @@ def test_commands_exist(block: Block, request: pytest.FixtureRequest) -> None:
                 assert set(packages) <= {"apache-airflow", ".", wheel, "airflow-provider-rungen[tables]"}
             case ["pip", "wheel", "--no-deps", "--wheel-dir", "dist", "."]:
                 pass
-            case ["python", "-m", "rungen_emulator", *arguments]:
+            case ["rungen-emulator", *arguments]:
                 emulator_arguments().parse_args(arguments)
             case ["export", setting]:
                 _check_setting(setting, request.getfixturevalue("monkeypatch"))
@@ -386,11 +386,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 # --- nothing is left out ---
 
 
-FILE = re.compile(r"`((?:bench|compat|docs|scripts|tests)/[\w./-]+\.\w+)`")
+FILE = re.compile(r"`((?:bench|compat|docs|emulator|example_dags|scripts|tests)/[\w./-]+\.\w+)`")
 
 # a path in the package, except the file that is to be added
 MODULE = re.compile(
-    r"`((?:client|emulator|execution|hooks|links|operators|triggers)/(?!logs\.py)[\w/]+\.py)`"
+    r"`((?:client|execution|hooks|links|operators|triggers)/(?!logs\.py)[\w/]+\.py)`"
 )
 
 
