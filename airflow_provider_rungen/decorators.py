@@ -91,7 +91,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
     def execute(self, context: Context) -> Any:
         """Call the function, run what it returns, and wait for it."""
         # not DecoratedOperator's, which returns what the function returns
-        return self.done(self._begin(context).execute())
+        return self.ended(lambda: self._begin(context).execute())
 
     def _call(self, context: Context) -> Source:
         context_merge(context, self.op_kwargs)
@@ -189,7 +189,7 @@ class RunGenTableDecoratedOperator(_RowFunction, RunGenRunTableOperator):
     def execute(self, context: Context) -> Any:
         """Run what is not paid for yet, wait for it, store the outputs, and write the results table."""
         # not DecoratedOperator's, which calls the function and returns what it returns
-        return self.done(self._begin(context).execute())
+        return self.ended(lambda: self._begin(context).execute())
 
 
 def rungen_table_task(**kwargs: Any) -> Callable[[Callable[..., Any]], _TaskDecorator[..., Any, Any]]:

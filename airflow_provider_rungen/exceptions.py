@@ -23,7 +23,7 @@
         ├── RunGenJobFailedError
         ├── RunGenJobCanceledError
         ├── RunGenJobTimeoutError
-        │   └── RunGenJobQueuedTimeoutError    none of the jobs started in ``queued_timeout``
+        │   └── RunGenJobQueuedTimeoutError    the app had no worker for ``queued_timeout``
         ├── RunGenResultError          the job completed, but its result does not fit ``output_type``
         ├── RejectRow                  raised by the function ``check`` of a table
         └── RunGenOutputError          the job completed, but an output cannot be fetched or stored
@@ -181,8 +181,9 @@ class RunGenAPIError(RunGenError):
         is_from_service: bool = False,
         hint: str | None = None,
         retryable: bool | None = None,
+        app_id: str = "",
     ) -> None:
-        super().__init__(message, hint=hint, retryable=retryable, retry_after=retry_after)
+        super().__init__(message, hint=hint, retryable=retryable, retry_after=retry_after, app_id=app_id)
         self.status_code = status_code
         self.is_from_service = is_from_service
 
@@ -190,21 +191,21 @@ class RunGenAPIError(RunGenError):
 class RunGenBadRequestError(RunGenAPIError):
     """The input or the body is invalid (400, 413, 422)."""
 
-    default_hint = "Correct the input: RunGen refuses it as it is"
+    default_hint = "Correct the input"
     default_retryable = False
 
 
 class RunGenForbiddenError(RunGenAPIError):
     """The API key is missing, wrong or not allowed (401, 403)."""
 
-    default_hint = "Check API key and Team ID of the Airflow connection"
+    default_hint = "Check the password of the Airflow connection"
     default_retryable = False
 
 
 class RunGenNotFoundError(RunGenAPIError):
     """There is no such app, or no such job of that app (404)."""
 
-    default_hint = "Check app_id and job_id, and that the connection's team_id owns them"
+    default_hint = "Check job_id, app_id, and the Team ID of the Airflow connection"
     default_retryable = False
 
 
@@ -266,9 +267,9 @@ class RunGenJobTimeoutError(RunGenJobError, TimeoutError):
 
 
 class RunGenJobQueuedTimeoutError(RunGenJobTimeoutError):
-    """The job stayed queued for longer than ``queued_timeout``, and no other job of the wait started."""
+    """The job waited for longer than ``queued_timeout`` while its app had no worker."""
 
-    default_hint = "Scale the app up, or raise queued_timeout if it needs longer"
+    default_hint = "Scale the app up, with scaled_app or in its console"
 
 
 class RunGenResultError(RunGenJobError):

@@ -395,7 +395,9 @@ def table_of(*, inputs: Any, **options: Any) -> RunGenRunTableOperator:
     if not options.keys() & {"destination", "results"}:
         folder = _FOLDERS.enter_context(tempfile.TemporaryDirectory())
         options["results"] = f"{folder}/results.jsonl"
-    return RunGenRunTableOperator(**{"task_id": "task"} | options, table=list(inputs))
+    return RunGenRunTableOperator(
+        **{"task_id": "task"} | options, table=inputs if hasattr(inputs, "operator") else list(inputs)
+    )
 
 
 class TrackedTaskInstance(FakeTaskInstance):
@@ -433,7 +435,7 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
 # Shorter waits for all tests. A test of such a wait sets its own.
 _SHORT_WAITS = {
     "client.retry.BACKOFF": 0.05,
-    "client.retry.REFUSAL_GRACE": 0.5,
+    "client.retry.PATIENCE": 0.5,
     "client.retry.GONE_GRACE": 0.5,
     "client.scaling.CONFIRM_TIME": 2.0,
     "client.poll_state.RESULT_GRACE": 0.5,

@@ -389,9 +389,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 FILE = re.compile(r"`((?:bench|compat|docs|emulator|example_dags|scripts|tests)/[\w./-]+\.\w+)`")
 
 # a path in the package, except the file that is to be added
-MODULE = re.compile(
-    r"`((?:client|execution|hooks|links|operators|triggers)/(?!logs\.py)[\w/]+\.py)`"
-)
+MODULE = re.compile(r"`((?:client|execution|hooks|links|operators|triggers)/(?!logs\.py)[\w/]+\.py)`")
 
 
 @pages

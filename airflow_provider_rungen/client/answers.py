@@ -37,8 +37,7 @@ class Refused(Enum):
 
 # What a status means: the error, and whose answer refuses a POST. The first row that has the status counts.
 #
-# A verdict ends something only if it is the service's own and cannot pass. So an error is final if its class
-# is (`default_retryable`), and the body is the service's: JSON with its error text. A page, an empty body or
+# A verdict ends something only if it is the service's own: JSON with its error text. A page, an empty body or
 # other JSON says something about whoever stands between, and for a moment.
 _TABLE: tuple[tuple[Container[int], type[RunGenAPIError], Refused], ...] = (
     ((301, 307, 308), RunGenAPIError, Refused.BY_ANYBODY),
@@ -46,17 +45,21 @@ _TABLE: tuple[tuple[Container[int], type[RunGenAPIError], Refused], ...] = (
     ((400, 413, 422), RunGenBadRequestError, Refused.BY_ANYBODY),
     ((401, 403), RunGenForbiddenError, Refused.BY_ANYBODY),
     ((404, 410), RunGenNotFoundError, Refused.BY_ANYBODY),
-    ((408, 499), RunGenAPIError, Refused.BY_NOBODY),
+    ((408,), RunGenAPIError, Refused.BY_NOBODY),
     ((409,), RunGenConflictError, Refused.BY_ANYBODY),
     ((429,), RunGenRateLimitedError, Refused.BY_SERVICE),
+    ((499,), RunGenAPIError, Refused.BY_SERVICE),
     (range(400, 500), RunGenAPIError, Refused.BY_ANYBODY),
     ((503,), RunGenServerError, Refused.BY_SERVICE),
     (range(500, 1000), RunGenServerError, Refused.BY_NOBODY),
 )
 _HINTS = {
-    402: "Check that the account of the API key can pay",
+    402: "Check that the account of the Airflow connection can pay",
     **dict.fromkeys(range(300, 400), "If the API moved there, change the Base URL of the Airflow connection"),
 }
+
+# What to do about another refusal.
+_REFUSED = "Check the app, and what the Airflow connection may do"
 
 
 def _row(status: int) -> tuple[type[RunGenAPIError], Refused]:
@@ -81,14 +84,18 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
     # a proxy may send a page with a Retry-After, too, and a 503 after it passed the request on
     is_own = has_words or (asked is not None and (status == 429 or isinstance(body, Mapping)))
     is_redirect = 300 <= status < 400
+    is_refusal = is_own and 400 <= status < 500 and status not in (408, 429)
+    if request.method not in ("GET", "POST"):  # the state of a job or an app may change, and allow it then
+        is_refusal &= not kind.default_retryable
     reason = error_text(body) or to_plain_text(response.body) or "the service gave no reason"
     return kind(
         request.failure(_redirection(response) if is_redirect else reason, status),
         status_code=status,
         retry_after=asked,
         is_from_service=is_own,
-        retryable=kind.default_retryable or not is_own,
-        hint=_HINTS.get(status),
+        retryable=not is_refusal,
+        hint=_HINTS.get(status) or (_REFUSED if is_refusal and not kind.default_hint else None),
+        app_id=request.app_id,
     )
 
 

@@ -86,11 +86,16 @@ class AppPoller:
     Polls an app until something holds.
 
     :param app_id: the app.
+    :param is_known: whether the service has answered for it before, so that a refusal may pass.
     """
 
     app_id: str
+    is_known: bool = field(default=False, kw_only=True)
     outages: Outages = field(default_factory=lambda: Outages(log_line), repr=False, kw_only=True)
     _state: PollState = field(default_factory=lambda: PollState(0.0), repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._state.is_known = self.is_known
 
     def is_met(self, app: App, now: float) -> bool:
         """Record an answer at a time (seconds since 1970), and return whether the wait is over."""

@@ -10,7 +10,15 @@ from airflow_provider_rungen.client.answers import was_not_accepted
 from airflow_provider_rungen.client.codec import encode, encode_input, path_segment
 from airflow_provider_rungen.client.flow import Flow, Gather, Request
 from airflow_provider_rungen.client.models import App, Job, JobStatus
-from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET, call, is_transient, retry, send
+from airflow_provider_rungen.client.retry import (
+    ATTEMPTS,
+    RETRY_BUDGET,
+    call,
+    is_refusal,
+    is_transient,
+    retry,
+    send,
+)
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -29,7 +37,8 @@ FATE_UNKNOWN = "Fate unknown: RunGen may have created the job"
 
 
 def _app_request(method: str, app_id: str, purpose: str, **options: Any) -> Request:
-    return Request(method, f"app/{path_segment(app_id)}", purpose, about=format_ids(app_id), **options)
+    path, about = f"app/{path_segment(app_id)}", format_ids(app_id)
+    return Request(method, path, purpose, about=about, app_id=app_id, **options)
 
 
 def _job_request(method: str, app_id: str, job_id: str, purpose: str, **options: Any) -> Request:
@@ -48,8 +57,8 @@ def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) 
     :raises RunGenSubmissionUnknownError: the job may or may not have been created.
     """
     body = b'{"input":' + encode_input(input) + b"}"
-    path, about = f"app/{path_segment(app_id)}/run_async", format_ids(app_id)
-    request = Request("POST", path, "run a job", body, about=about)
+    path = f"app/{path_segment(app_id)}/run_async"
+    request = Request("POST", path, f"run a job of app {app_id}", body, app_id=app_id)
 
     def read(answer: Any) -> Job:
         job = Job.from_json(answer, app_id=app_id, status=JobStatus.QUEUED)
@@ -88,15 +97,18 @@ def get_job(
     return (yield from call(request, read, attempts=attempts))
 
 
-def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) -> Flow[Job]:
+def cancel_job(
+    app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET, is_known: bool = False
+) -> Flow[Job]:
     """
     Cancel a queued or running job.
 
     :param app_id: its app.
     :param job_id: the job.
     :param retry_budget: seconds after which the request is not sent again.
+    :param is_known: whether the service has accepted its submission, so that a refusal may pass.
     :raises RunGenConflictError: the job is over, and was not canceled.
-    :raises RunGenNotFoundError: the service does not know the job, also after some seconds.
+    :raises RunGenNotFoundError: the service does not know the job.
     :raises RunGenAPIError: the service refuses with a 409, but the job may still run.
     """
     request = _job_request("PUT", app_id, job_id, "cancel the job", as_user=True, is_lean=True)
@@ -131,13 +143,19 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
 
     def may_retry(error: RunGenError) -> bool:
         # what was submitted a moment ago may not be known yet
-        return isinstance(error, RunGenNotFoundError) or is_transient(error)
+        is_patient = is_known and (is_refusal(error) or isinstance(error, RunGenNotFoundError))
+        return is_patient or is_transient(error)
 
     return (yield from retry(attempt, may_retry, retry_budget=retry_budget))
 
 
 def cancel_jobs(
-    app_id: str, job_ids: Sequence[str], outcomes: dict[str, RunGenError | None], *, retry_budget: float
+    app_id: str,
+    job_ids: Sequence[str],
+    outcomes: dict[str, RunGenError | None],
+    *,
+    retry_budget: float,
+    are_known: bool = False,
 ) -> Flow[None]:
     """
     Cancel many jobs.
@@ -146,11 +164,12 @@ def cancel_jobs(
     :param job_ids: the jobs.
     :param outcomes: gets for each job, once it is known, why it was not canceled, or ``None``.
     :param retry_budget: seconds after which a request is not sent again.
+    :param are_known: see `cancel_job`.
     """
 
     def cancel(job_id: str) -> Flow[None]:
         try:
-            yield from cancel_job(app_id, job_id, retry_budget=retry_budget)
+            yield from cancel_job(app_id, job_id, retry_budget=retry_budget, is_known=are_known)
             outcomes[job_id] = None
         except RunGenError as error:
             outcomes[job_id] = error

@@ -23,6 +23,7 @@ class Request:
     :param purpose: what the request is for, as an infinitive for logs and errors: ``get the app``.
     :param body: the JSON text to send, if any.
     :param about: the ids that end its errors: ``(app flux)``.
+    :param app_id: the app, if a 404 means that there is no such app.
     :param as_user: whether to send the connection's ``user_id``. The API asks for it when a job is canceled.
     :param timeout: the most seconds for the whole exchange. Without it, only the connection's limits apply.
     :param is_lean: whether ids, status and errors of the answer are enough. Large results and inputs may then
@@ -34,6 +35,7 @@ class Request:
     purpose: str
     body: bytes | None = field(default=None, repr=False)
     about: str = ""
+    app_id: str = ""
     as_user: bool = False
     timeout: float | None = None
     is_lean: bool = False

@@ -116,21 +116,21 @@ class JobPoller:
         return max(self.outages.quiet_until, soonest)
 
     def add(
-        self, job_ids: Collection[str], now: float, visible_by: float = 0.0, not_before: float = 0.0
+        self, job_ids: Collection[str], now: float, not_before: float = 0.0, *, are_known: bool = False
     ) -> None:
         """
         Wait for more jobs, the oldest first.
 
         :param now: the time (seconds since 1970).
-        :param visible_by: the time (seconds since 1970) until which the service may not know them.
         :param not_before: the time (seconds since 1970) before which they must not be polled.
+        :param are_known: whether the service has accepted their submission, or has answered for them before.
         :raises RunGenInputError: an id cannot be one; none is added.
         """
         for job_id in job_ids:
             path_segment(job_id, "job_id")
         for job_id in job_ids:
             if job_id not in self.waiting and job_id not in self.finished:
-                self.waiting[job_id] = PollState(now, visible_by, not_before)
+                self.waiting[job_id] = PollState(now, are_known, not_before)
                 self._has_new, self.outages.quiet_until = True, 0.0
 
     def forget(self, job_ids: Iterable[str]) -> None:
@@ -318,7 +318,7 @@ class JobPoller:
 
     def _note_job(self, state: PollState, job: Job, now: float) -> None:
         before, state.job, state.polled_at = state.job, replace(job, input=None), now
-        state.visible_by = 0.0
+        state.is_known = True
         if before is None:
             state.status_since = state.added_at
         elif before.status is not job.status:

@@ -200,6 +200,11 @@ class App:
     updated_at: pendulum.DateTime | None = None
 
     @property
+    def label(self) -> str:
+        """Its name and its id, which is what tasks and connections need."""
+        return f"{self.name[:60]} ({self.id})" if self.name else self.id
+
+    @property
     def active_workers(self) -> int | None:
         """The number of workers the app is set to, if known. It is billed while there is one."""
         return codec.to_counts(self.configuration).get("active_workers")

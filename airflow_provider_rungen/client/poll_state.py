@@ -15,7 +15,6 @@ from airflow_provider_rungen.client.retry import NOT_FOUND, Doubt, is_refusal, i
 from airflow_provider_rungen.exceptions import (
     RunGenConfigError,
     RunGenError,
-    RunGenNotFoundError,
     RunGenResponseError,
 )
 
@@ -35,7 +34,7 @@ class PollState:
     What is known of a job that is waited for. Times are in seconds since 1970.
 
     :param added_at: when the wait for it began.
-    :param visible_by: until when the service may not know it, after its submission.
+    :param is_known: whether the service has accepted its submission, or has answered for it.
     :param not_before: before when it must not be polled, for example because of a ``Retry-After``.
     :param polled_at: when a poll of it was last answered, 0 if none was.
     :param job: the last answer.
@@ -50,7 +49,7 @@ class PollState:
     """
 
     added_at: float
-    visible_by: float = 0.0
+    is_known: bool = False
     not_before: float = 0.0
     polled_at: float = 0.0
     job: Job | None = None
@@ -99,12 +98,9 @@ class PollState:
 
     def may_appear(self, error: RunGenError, now: float) -> bool:
         """Note that the job is not found, or its answer not readable; return whether it may be later."""
-        is_new = isinstance(error, RunGenNotFoundError) and now < self.visible_by
         if isinstance(error, RunGenResponseError):  # which may be large
             self.not_before = now + RESULT_GRACE
-            if error.is_too_large:
-                self.visible_by = 0.0
-        return self.doubt.may_pass(error, now) or is_new
+        return self.doubt.may_pass(error, now, has_worked=self.is_known)
 
 
 def concerns_one_job(error: object) -> bool:
@@ -180,7 +176,9 @@ class Outages:
         """Record a failed poll, unless no waiting can change the error; return whether it is recorded."""
         may_pass = is_unanswered(error)
         if is_refusal(error):  # for this job, and for all that were polled
-            may_pass = self.doubt.may_pass(error, now) & state.doubt.may_pass(error, now)
+            has_worked = state.is_known or self.accepted_at > -math.inf
+            may_pass = self.doubt.may_pass(error, now, has_worked=has_worked)
+            may_pass &= state.doubt.may_pass(error, now, has_worked=has_worked)
         if may_pass:
             self.note_failure(state, error, now)
         return may_pass

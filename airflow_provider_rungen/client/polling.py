@@ -19,7 +19,7 @@ from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages, concerns_one_job
 from airflow_provider_rungen.client.progress import LogCallback, Progress, WaitGoal, log_line, log_of
-from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout
+from airflow_provider_rungen.client.queue_watch import check_queued_timeout, explain_timeout
 from airflow_provider_rungen.exceptions import RunGenError
 
 # Seconds to the second poll of a job that may be over soon, and by how much the pauses grow from there.
@@ -31,8 +31,6 @@ MAX_FETCHES = 64
 REFETCH_INTERVAL = 3.0
 # Seconds without an answer after which fetching ends.
 FETCH_BUDGET = retry.RETRY_BUDGET
-# Seconds within which the service must know a job that it has just created.
-VISIBILITY_GRACE = 120.0
 
 
 def growing_pauses(first: float, longest: float) -> Iterator[float]:
@@ -84,7 +82,7 @@ def poll_alone(
 ) -> Flow[T | None]:
     """Poll once, and again while the last answer is one that counts only if it lasts."""
     now = yield Sleep(0)
-    known_at = now + 1.2 * max(retry.REFUSAL_GRACE, retry.GONE_GRACE, poll_state.RESULT_GRACE)
+    known_at = now + 1.2 * max(retry.PATIENCE, poll_state.RESULT_GRACE)
     while (result := (yield from poll())) is None and is_in_doubt() and now < known_at:
         now = yield Sleep(max(outages.quiet_until - (yield Sleep(0)), 1.0))
     return result
@@ -99,7 +97,7 @@ class Wait:
     :param job_ids: the jobs.
     :param poll_interval: seconds between two polls.
     :param begun_at: the time (seconds since 1970).
-    :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
+    :param queued_timeout: seconds that the jobs may wait while the app has no worker.
     :param goal: what the wait is for. Default: the end of all jobs.
     :param progress: counts the jobs that have finished, if others are counted with them.
     """
@@ -108,16 +106,17 @@ class Wait:
     job_ids: InitVar[Collection[str]]
     poll_interval: float
     begun_at: InitVar[float]
-    queued_timeout: InitVar[float | None] = None
+    queued_timeout: float | None = None
     goal: WaitGoal = field(default_factory=WaitGoal)
     progress: Progress | None = None
     #: The jobs that have not finished, in order, and those that have, in the order of their ends.
     waiting: dict[str, None] = field(init=False)
     finished: dict[str, Job] = field(default_factory=dict, init=False)
 
-    def __post_init__(self, job_ids: Collection[str], begun_at: float, queued_timeout: float | None) -> None:
+    def __post_init__(self, job_ids: Collection[str], begun_at: float) -> None:
         self.waiting = dict.fromkeys(job_ids)
-        self._timer = QueueTimer(queued_timeout, begun_at)
+        if self.queued_timeout is not None:
+            self.poller.queue.ask_every = min(self.poller.queue.ask_every, self.queued_timeout)
         self._progress = self.progress or Progress(begun_at, len(self.waiting))
 
     def note(self, now: float) -> bool:
@@ -125,7 +124,7 @@ class Wait:
         Note what polls have found; return whether the wait is over.
 
         :param now: the time (seconds since 1970).
-        :raises RunGenJobQueuedTimeoutError: no job started in time.
+        :raises RunGenJobQueuedTimeoutError: the app had no worker for too long.
         :raises RunGenError: an error that no waiting can change.
         """
         poller = self.poller
@@ -139,13 +138,9 @@ class Wait:
             self._progress.note(job)
         if self.goal.is_reached(len(self.waiting)):
             return True
-        self._timer.check(poller, self.waiting, now)
+        if self.queued_timeout is not None:
+            check_queued_timeout(poller, self.waiting, self.queued_timeout)
         return False
-
-    @property
-    def moved_at(self) -> float:
-        """When a job was last seen to start or to end, at first the beginning of the wait."""
-        return self._timer.moved_at
 
     def log_progress(self, log: LogCallback, now: float) -> None:
         """Log how far the wait has come, if it is time."""
@@ -187,9 +182,7 @@ class Wait:
     def _is_in_doubt(self, now: float) -> bool:
         """Return whether a job or result that should be there was not found: nobody else finds out."""
         states = (self.poller.waiting[job_id] for job_id in self.waiting)
-        return any(
-            state.is_in_doubt and state.visible_by <= now and not state.doubt.is_refusal for state in states
-        )
+        return any(state.is_in_doubt and not state.doubt.is_refusal for state in states)
 
     def run(
         self,
@@ -237,7 +230,7 @@ def wait_for_jobs(
     *,
     poll_interval: float,
     deadline: float | None = None,
-    visible_by: float = 0.0,
+    are_known: bool = False,
     first_interval: float = math.inf,
     queued_timeout: float | None = None,
 ) -> Flow[list[Job]]:
@@ -248,16 +241,16 @@ def wait_for_jobs(
 
     :param poll_interval: seconds between two polls.
     :param deadline: the time (seconds since 1970) to stop at; one that has passed allows one full poll.
-    :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
+    :param are_known: see `JobPoller.add`.
     :param first_interval: a shorter pause after the first poll, which grows to ``poll_interval``.
-    :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
+    :param queued_timeout: seconds that the jobs may wait while the app has no worker.
     :raises RunGenJobTimeoutError: the deadline passed; names the first job that has not finished.
-    :raises RunGenJobQueuedTimeoutError: no job started for ``queued_timeout``.
+    :raises RunGenJobQueuedTimeoutError: the app had no worker for ``queued_timeout``.
     :raises RunGenError: an error that no waiting can change, or one of the only job.
     """
     job_ids, now = list(job_ids), (yield Sleep(0))
     poller = JobPoller(app_id, log_of(len(job_ids) > COUNTER_THRESHOLD))
-    poller.add(job_ids, now, visible_by)
+    poller.add(job_ids, now, are_known=are_known)
     wait = Wait(poller, job_ids, poll_interval, now, queued_timeout)
     pauses = growing_pauses(first_interval, poll_interval)
     yield from wait.run(pauses, deadline=math.inf if deadline is None else deadline)
@@ -267,32 +260,36 @@ def wait_for_jobs(
     return jobs
 
 
-def get_known_job(app_id: str, job_id: str) -> Flow[Job]:
+def get_job(app_id: str, job_id: str, *, are_known: bool) -> Flow[Job]:
     """
-    Get a job that is known to exist: a replica that lags behind may not know it, or its result, for a moment.
+    Get a job that should have ended: a replica that lags behind may not have its result for a moment.
 
+    :param are_known: see `JobPoller.add`.
     :raises RunGenNotFoundError: it is gone.
     """
     outcomes: list[Job | RunGenError] = []
-    yield from fetch_known_jobs(app_id, [job_id], lambda _, outcome: outcomes.append(outcome))
+    yield from fetch_jobs(app_id, [job_id], lambda _, outcome: outcomes.append(outcome), are_known=are_known)
     if isinstance(outcomes[0], RunGenError):
         raise outcomes[0]
     return outcomes[0]
 
 
-def fetch_known_jobs(
+def fetch_jobs(
     app_id: str,
     job_ids: Sequence[str],
     on_outcome: Callable[[str, Job | RunGenError], None],
     within: float | None = None,
     have_ended: bool = True,
+    *,
+    are_known: bool,
 ) -> Flow[None]:
     """
-    Get jobs that are known to exist, some at a time: see `get_known_job`.
+    Get jobs, some at a time: see `get_job`.
 
     :param on_outcome: takes a job, or the error in its place, as it comes. What it raises ends it all.
     :param within: seconds without an answer after which to give up. Default: `FETCH_BUDGET`.
     :param have_ended: whether they should have ended, so that an answer that says otherwise may be stale.
+    :param are_known: see `JobPoller.add`.
     """
     within, refused = FETCH_BUDGET if within is None else within, list[RunGenError]()
 
@@ -310,7 +307,7 @@ def fetch_known_jobs(
 
     poller = JobPoller(app_id, log_outages, take, batch_size=MAX_FETCHES, takes_all=True)
     poller.watches_queue, poller.have_ended = False, have_ended
-    poller.add(job_ids, now := (yield Sleep(0)))
+    poller.add(job_ids, now := (yield Sleep(0)), are_known=are_known)
     poller.outages.answered_at = now
     try:
         while poller.waiting:
@@ -329,7 +326,7 @@ def fetch_known_jobs(
             poller.forget([*lost, *poller.errors, *poller.finished])
             if poller.waiting:
                 is_in_doubt = any(state.is_in_doubt for state in poller.waiting.values())
-                pause = min(REFETCH_INTERVAL, retry.GONE_GRACE) if is_in_doubt else 0.0
+                pause = min(REFETCH_INTERVAL, retry.PATIENCE) if is_in_doubt else 0.0
                 due = min(max(poller.not_before, now + pause), give_up_at)
                 now = yield Sleep(max(due - (yield Sleep(0)), 0))
     finally:

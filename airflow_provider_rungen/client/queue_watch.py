@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App, JobStatus
 from airflow_provider_rungen.client.texts import format_duration, format_ids
-from airflow_provider_rungen.client.workers import describe_workers, workers_of
+from airflow_provider_rungen.client.workers import describe_workers, has_no_worker, workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class QueueWatch:
     poller: JobPoller
     #: The last answer about the app.
     app: App | None = None
+    #: When the first and the last of the answers came that say that it has no worker (seconds since 1970).
+    down_since: float | None = None
+    down_at: float = 0.0
+    #: Seconds between two questions.
+    ask_every: float = ASK_INTERVAL
     _asked_at: float = -math.inf
     _warned_at: float = -math.inf
 
@@ -54,7 +60,7 @@ class QueueWatch:
 
     def ask(self, now: float) -> Flow[None]:
         """Ask for the app, unless that was a moment ago. Without an answer, nothing is known."""
-        if now < self._asked_at + ASK_INTERVAL:
+        if now < self._asked_at + self.ask_every:
             return
         self._asked_at = now
         try:
@@ -65,9 +71,10 @@ class QueueWatch:
 
     def _note(self, app: App, now: float) -> None:
         self.app = app
-        if workers_of(app) != 0:
-            self._warned_at = -math.inf
+        if not has_no_worker(app):
+            self.down_since, self._warned_at = None, -math.inf
             return
+        self.down_since, self.down_at = self.down_since or now, now
         queued = app.jobs.get("in_queue", self._queued())
         if queued and now >= self._warned_at + WARN_INTERVAL:
             self._warned_at = now
@@ -79,43 +86,22 @@ class QueueWatch:
         return sum(state.status is JobStatus.QUEUED for state in self.poller.waiting.values())
 
 
-@dataclass(eq=False)
-class QueueTimer:
+def check_queued_timeout(poller: JobPoller, job_ids: Iterable[str], limit: float) -> None:
     """
-    Limits how long jobs may stay queued while none of them starts.
+    Limit how long jobs may wait while their app has no worker.
 
-    :param limit: the seconds, or ``None`` for no limit.
-    :param moved_at: when a job was last seen to start or to end, at first the beginning of the wait.
+    :param job_ids: the jobs that have not finished.
+    :param limit: the seconds. The time counts from the first to the last answer that says so.
+    :raises RunGenJobQueuedTimeoutError: they have waited for longer.
     """
-
-    limit: float | None
-    moved_at: float
-    _count: int = 0
-    _is_stuck: bool = False
-
-    def check(self, poller: JobPoller, job_ids: Collection[str], now: float) -> None:
-        """
-        Note what a round has found.
-
-        :param job_ids: the jobs that have not finished.
-        :raises RunGenJobQueuedTimeoutError: they have been queued for too long.
-        """
-        if self.limit is None:
-            return
-        states = [state for job_id in job_ids if (state := poller.waiting.get(job_id)) is not None]
-        known = [state for state in states if state.job is not None]
-        is_moving = len(job_ids) < self._count or any(state.has_started for state in known)
-        self._count = len(job_ids)
-        if is_moving:
-            self.moved_at, self._is_stuck = now, False
-        elif not poller.outages.failed_rounds:
-            # of many jobs, few are polled: one that is still queued then, and hides those behind it
-            limit_at, queued = self.moved_at + self.limit, poller.waiting.values()
-            is_over = any(state.polled_at >= limit_at and not state.has_started for state in queued)
-            was_stuck, self._is_stuck = self._is_stuck, is_over
-            # it must be so twice, since a job may be between two states
-            if self._is_stuck and (was_stuck or (poller.app is None and len(known) == len(states))):
-                raise timeout_error(poller, job_ids, queued_for=now - self.moved_at)
+    queue = poller.queue
+    if queue.down_since is None:
+        return
+    states = [state for job_id in job_ids if (state := poller.waiting.get(job_id)) is not None]
+    queued = [state.added_at for state in states if state.status is JobStatus.QUEUED]
+    since = max(queue.down_since, min(queued, default=math.inf))
+    if queue.down_at - since >= limit:
+        raise timeout_error(poller, job_ids, no_worker_since=since)
 
 
 # --- the errors of waits that took too long ---
@@ -129,12 +115,12 @@ def explain_timeout(poller: JobPoller, job_ids: Iterable[str]) -> Flow[RunGenJob
 
 
 def timeout_error(
-    poller: JobPoller, job_ids: Iterable[str], *, queued_for: float | None = None
+    poller: JobPoller, job_ids: Iterable[str], *, no_worker_since: float | None = None
 ) -> RunGenJobTimeoutError:
     """
     Return the error for those of the jobs that did not finish in time; it names the first.
 
-    :param queued_for: the seconds that none of them started in, if that is the reason.
+    :param no_worker_since: since when they wait while the app has no worker, if that is the reason.
     """
     waiting = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in poller.finished]
     state, app, failure = poller.waiting.get(waiting[0]), poller.queue.app, poller.outages.last_failure
@@ -143,22 +129,22 @@ def timeout_error(
     kind: type[RunGenJobTimeoutError]
     kind, event, option = RunGenJobTimeoutError, "Not over in time", "timeout or execution_timeout"
     reasons = ["status unknown"]
-    if queued_for is not None:
+    if no_worker_since is not None:
         kind, event, option = RunGenJobQueuedTimeoutError, "Queued for too long", "queued_timeout"
-        reasons = [format_duration(queued_for)]
+        reasons = [f"no worker since {datetime.fromtimestamp(no_worker_since, UTC):%Y-%m-%d %H:%M} UTC"]
     elif state is not None and status is not None:
         seen_for = max(state.polled_at - state.status_since, 0)
         ran_for = state.job.execution_time if state.job and status is JobStatus.RUNNING else None
         reasons = [f"{status} for {format_duration(seen_for if ran_for is None else ran_for)}"]
-    if app is not None:
+    if app is not None and no_worker_since is None:
         reasons.append(describe_workers(app) if has_workers else "no active workers")
     if failure is not None:
         reasons.append(f"the last poll failed: {failure.message}")
     more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
     message = f"{event}: {', '.join(filter(None, reasons))} {format_ids(poller.app_id, waiting[0] + more)}"
     hint = None  # that of the error's class
-    if not has_workers:
-        hint = f"Scale the app up. Raise {option} if it needs longer"
-    elif queued_for is not None or status is JobStatus.QUEUED:
+    if no_worker_since is not None or not has_workers:
+        hint = f"Scale the app up, with scaled_app or in its console. Raise {option} if it needs longer"
+    elif status is JobStatus.QUEUED:
         hint = f"Give the app more workers. Raise {option} if it needs longer"
     return kind(message, app_id=poller.app_id, job_id=waiting[0], hint=hint)

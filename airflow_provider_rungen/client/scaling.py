@@ -163,7 +163,7 @@ def set_workers(
         is_new = False
         return (yield from scale_app(app_id, wanted, attempts=1))
 
-    request = partial(retry.retry, put, retry.is_transient, retry_budget=retry_budget)
+    request = partial(retry.retry, put, _may_retry, retry_budget=retry_budget)
     while True:
         if has != wanted:
             answer = yield from outlast(app_id, request, within=outlasting)
@@ -187,6 +187,11 @@ def set_workers(
         line = "STILL BILLED: app %s may still have workers: it was set to none, and is %s"
         log.warning(line, app_id, describe(app))
     return app
+
+
+def _may_retry(error: RunGenError) -> bool:
+    # what stays up is billed, and a key may be about to be replaced
+    return retry.is_transient(error) or retry.is_refusal(error)
 
 
 def _see(app_id: str, answer: App, wanted: int, within: float) -> Flow[App]:
@@ -213,4 +218,5 @@ def stop_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[None
     within = deadline - (yield Sleep(0))
     # also if it says STOPPED: it may be about to start
     yield from set_workers(app_id, 0, poll_interval=poll_interval, within=within)
-    yield from wait_for_app(AppTarget(app_id, "STOPPED"), poll_interval=poll_interval, deadline=deadline)
+    target = AppTarget(app_id, "STOPPED", is_known=True)
+    yield from wait_for_app(target, poll_interval=poll_interval, deadline=deadline)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from airflow_provider_rungen.client.redaction import redact
 
 MAX_TEXT = 500
+# Characters of the error that ends a task, which is one line.
+MAX_LINE = 299
 _ERROR_FIELDS = (
     *("error", "error_message", "message", "msg", "detail", "details"),
     *("reason", "failure_reason", "errors", "error_code", "code"),
@@ -39,6 +41,22 @@ def format_ids(app_id: str, job_id: str = "") -> str:
 def format_count(count: int | None, noun: str) -> str:
     """Return a number of things: ``1 worker``, ``2 workers``."""
     return f"{'an unknown number of' if count is None else count} {noun}{'' if count == 1 else 's'}"
+
+
+def join_within(texts: Sequence[str], room: int, most: int = 20) -> str:
+    """
+    Return some of many texts as one: ``a, b, and 3 more``.
+
+    :param room: how many characters it may have. The first text is always in it.
+    :param most: how many texts it has at most.
+    """
+    joined = ""
+    for count in range(min(most, len(texts)), 0, -1):
+        more = [f"and {len(texts) - count} more"] if count < len(texts) else []
+        joined = ", ".join([*texts[:count], *more])
+        if len(joined) <= room:
+            break
+    return joined
 
 
 def format_bytes(size: int) -> str:

@@ -11,6 +11,8 @@ from airflow_provider_rungen.client.texts import format_count, format_ids
 
 # The order in which the states of workers are named.
 _WORKER_STATES = ("ready", "running", "idle", "initializing", "throttled", "unhealthy")
+# Those of a worker that takes jobs, or is about to.
+_STARTED = ("ready", "running", "idle", "initializing")
 KNOWN_STATUSES = ("STOPPED", "INITIALIZING", "RUNNING", "")
 # Seconds by which the clock of the service may differ from this one.
 _CLOCK_SKEW = 60.0
@@ -36,6 +38,12 @@ def counts_workers(app: App) -> bool:
 def is_down(app: App) -> bool:
     """Return whether an app says that it has no workers, not even some on their way out."""
     return workers_of(app) == 0 and (app.has_status("STOPPED") or not counts_workers(app))
+
+
+def has_no_worker(app: App) -> bool:
+    """Return whether an app certainly has no worker, not even one that starts."""
+    is_set_to_none = app.active_workers == 0 or app.has_status("STOPPED")
+    return is_set_to_none and not any(app.workers.get(state) for state in _STARTED)
 
 
 def describe(app: App) -> str:

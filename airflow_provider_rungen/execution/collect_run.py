@@ -71,7 +71,7 @@ class CollectRun(TaskRun[JobOptions]):
 
         :param event: what the trigger sent; ``None`` without such a wait.
         """
-        job_id = self.task.job_id
+        job_id, self.wait.are_known = self.task.job_id, event is not None
         with self.attempt(*JOB_IS_OVER), self.opened():
             app_id, ids = (event or {}).get("app_id") or self.app_id, self._ids(job_id)
             job_ids = [each for each in dict.fromkeys(ids) if each is not None]

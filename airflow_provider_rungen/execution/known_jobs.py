@@ -77,6 +77,7 @@ class JobSensorRun(TaskRun[JobOptions]):
 
         :param timeout: seconds to wait at most if the event does not say that all jobs have ended.
         """
+        self._wait.are_known = True
         with self.attempt(*JOB_IS_OVER), self.opened():
             app_id, job_ids = event.get("app_id") or self.app_id, parse_known_job_ids(self._job_id)
             self.note_app(app_id, job_ids)
@@ -95,9 +96,10 @@ class JobSensorRun(TaskRun[JobOptions]):
             app_id, job_ids = self._begin()
             only: Sequence[str] | None = None
             if self._pokes is None:
+                # a rescheduled sensor has looked at the jobs, and at the queue, at its first poke
+                self._wait.are_known = bool(self.context.get("task_reschedule_count"))
                 self._pokes, only = self._wait.begin(app_id, job_ids, self._check), job_ids
-                # a rescheduled sensor has looked at the queue at its first poke
-                self._pokes.poller.watches_queue = not self.context.get("task_reschedule_count")
+                self._pokes.poller.watches_queue = not self._wait.are_known
             wait = self._pokes
             try:
                 is_over = self._wait.perform(wait.poll(None, only), job_ids)

@@ -15,12 +15,14 @@ from airflow_provider_rungen import _airflow
 from airflow_provider_rungen._airflow import BaseHook, metrics
 from airflow_provider_rungen._airflow.masking import amask, mask, proxy_passwords
 from airflow_provider_rungen.client.daemon_threads import begin
+from airflow_provider_rungen.client.endpoints import list_apps
 from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.senders import KILL_REQUEST_TIMEOUT, AsyncSender, Sender
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.client.transport import adrive, drive, end_background, short_sleeps, watched
-from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenConnectionError
+from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenConnectionError, RunGenError
 from airflow_provider_rungen.hooks.connection import explaining, find_connection, is_allowed, read_connection
+from airflow_provider_rungen.hooks.hints import is_about_missing_app, name_apps, name_connection
 
 if TYPE_CHECKING:
     import requests  # for the type of get_conn() only
@@ -136,20 +138,20 @@ class FlowHook(BaseHook):
         Return the app to use.
 
         :param app_id: the app; the connection's ``app_id`` if omitted.
-        :raises RunGenConfigError: neither names one.
+        :raises RunGenConfigError: neither names one, or it is empty.
         """
-        app_id = app_id or self.settings.app_id
-        if not app_id:
+        found = self.settings.app_id if app_id is None else app_id.strip()
+        if not found:
             raise RunGenConfigError(
-                "There is no app_id",
-                hint="Set app_id in the task, or Default app ID (extra field 'app_id') in the Airflow "
+                "There is no app_id" if app_id is None else "app_id is empty",
+                hint="Set app_id in the task, or Default app ID (extra field 'app_id') in "
                 f"connection {self.rungen_conn_id!r}",
             )
-        return app_id
+        return found
 
     async def aresolve_app_id(self, app_id: str | None = None) -> str:
         """Return the app to use, in an event loop; see `resolve_app_id`."""
-        if not app_id:
+        if app_id is None:
             await self.asettings()
         return self.resolve_app_id(app_id)
 
@@ -167,6 +169,10 @@ class FlowHook(BaseHook):
         """Return a connection, in an event loop; see `get_connection`."""
         return find_connection(conn_id) or await super().aget_connection(conn_id)
 
+    def explain(self, error: RunGenError) -> None:
+        """Name the connection in what to do about an error, unless it is named already."""
+        name_connection(error, self.rungen_conn_id, has_team=bool(self._settings and self._settings.team_id))
+
     # --- blocking ---
 
     def perform(self, flow: Flow[T]) -> T:
@@ -182,7 +188,14 @@ class FlowHook(BaseHook):
                     response = self._send(request, renewed)
             return response
 
-        return drive(flow, send, self.sleep)
+        try:
+            return drive(flow, send, self.sleep)
+        except RunGenError as error:
+            if is_about_missing_app(error):
+                with contextlib.suppress(RunGenError):
+                    name_apps(error, self.rungen_conn_id, drive(list_apps(attempts=1), send, self.sleep))
+            self.explain(error)
+            raise
 
     def sleep(self, seconds: float) -> None:
         """Sleep, and call `checkpoint` often."""
@@ -288,7 +301,14 @@ class FlowHook(BaseHook):
             for part in [seconds] if check is None else short_sleeps(seconds, check):
                 await asyncio.sleep(part)
 
-        return await adrive(flow, send, sleep, background=self._background)
+        try:
+            return await adrive(flow, send, sleep, background=self._background)
+        except RunGenError as error:
+            if is_about_missing_app(error):
+                with contextlib.suppress(RunGenError):
+                    name_apps(error, self.rungen_conn_id, await adrive(list_apps(attempts=1), send, sleep))
+            self.explain(error)
+            raise
 
     async def _asend(self, request: Request, settings: Settings) -> Response:
         if not self._async_senders:

@@ -13,7 +13,14 @@ from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import App, Job, JsonValue
 from airflow_provider_rungen.client.polling import FIRST_INTERVAL, wait_for_jobs
 from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
-from airflow_provider_rungen.client.texts import format_ids, to_optional_seconds, to_seconds
+from airflow_provider_rungen.client.texts import (
+    MAX_TEXT,
+    format_count,
+    format_ids,
+    join_within,
+    to_optional_seconds,
+    to_seconds,
+)
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenConnectionError, RunGenError
 from airflow_provider_rungen.hooks.base import FlowHook
 from airflow_provider_rungen.hooks.connection import form_widgets, ui_field_behaviour
@@ -77,7 +84,7 @@ class RunGenHook(FlowHook):
         app_id: str | None = None,
         poll_interval: float | timedelta = 5,
         timeout: float | timedelta | None = 86400,
-        queued_timeout: float | timedelta | None = None,
+        queued_timeout: float | timedelta | None = 900,
     ) -> Job:
         """
         Wait until a job has ended, and return it, whether it completed or not: see ``Job.raise_for_status``.
@@ -86,9 +93,9 @@ class RunGenHook(FlowHook):
         :param app_id: its app; the connection's ``app_id`` if omitted.
         :param poll_interval: seconds between two polls.
         :param timeout: the most seconds to wait; ``None`` for no limit.
-        :param queued_timeout: the most seconds that the job may stay queued; ``None`` for no limit.
+        :param queued_timeout: seconds that it may wait while the app has no worker; ``None`` for no limit.
         :raises RunGenJobTimeoutError: the job has not ended in time; it continues to run.
-        :raises RunGenJobQueuedTimeoutError: it stayed queued; it continues to wait.
+        :raises RunGenJobQueuedTimeoutError: the app has no worker; the job continues to wait.
         :raises RunGenError: RunGen refused.
         """
         app_id = self.resolve_app_id(app_id)
@@ -101,7 +108,7 @@ class RunGenHook(FlowHook):
         app_id: str | None = None,
         poll_interval: float | timedelta = 5,
         timeout: float | timedelta | None = 86400,  # noqa: ASYNC109 - that of wait_for_job
-        queued_timeout: float | timedelta | None = None,
+        queued_timeout: float | timedelta | None = 900,
     ) -> Job:
         """Wait in an event loop until a job has ended, and return it; see `wait_for_job`."""
         app_id = await self.aresolve_app_id(app_id)
@@ -137,7 +144,7 @@ class RunGenHook(FlowHook):
         within: float = 30.0,
     ) -> dict[str, RunGenError | None]:
         """
-        Cancel jobs in a bounded time, on connections of their own.
+        Cancel jobs that were submitted, or read, before: in a bounded time, on connections of their own.
 
         For a killed task, whose usual session may be in the middle of a request.
 
@@ -149,7 +156,7 @@ class RunGenHook(FlowHook):
         app_id = self.resolve_app_id(app_id)
         outcomes: dict[str, RunGenError | None] = {}
         # the last request needs time for its answer
-        flow = endpoints.cancel_jobs(app_id, job_ids, outcomes, retry_budget=within * 0.75)
+        flow = endpoints.cancel_jobs(app_id, job_ids, outcomes, retry_budget=within * 0.75, are_known=True)
         late = "Could not cancel the job: there was no time left"
         with suppress(RunGenConnectionError):
             self.perform_with_deadline(flow, within=within, is_paced=len(job_ids) > 1)
@@ -252,7 +259,9 @@ class RunGenHook(FlowHook):
                 apps = self.perform(endpoints.list_apps(attempts=1))
         except RunGenError as error:
             return False, f"{str(error).rstrip('.')}. The Base URL is {settings.base_url}"
-        found = f"{len(apps)} app{'s' * (len(apps) != 1)}" + _format_apps(apps)
+        found = format_count(len(apps), "app")
+        if apps:
+            found += f": {join_within([app.label for app in apps], 10 * MAX_TEXT)}"
         default = settings.app_id
         if default is None or any(app.id == default for app in apps):
             return True, f"Connected to {settings.base_url}: {found}"
@@ -268,13 +277,6 @@ class RunGenHook(FlowHook):
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Return the labels and hidden fields of Airflow 3.1's connection form."""
         return ui_field_behaviour()
-
-
-def _format_apps(apps: Sequence[App], most: int = 20) -> str:
-    """Return the names of apps with their ids, since the ids are what tasks and connections need."""
-    names = [f"{app.name} ({app.id})" if app.name else app.id for app in apps[:most]]
-    names += [f"and {len(apps) - most} more"] if len(apps) > most else []
-    return f": {', '.join(names)}" if names else ""
 
 
 def _wait(

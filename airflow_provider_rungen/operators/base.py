@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from airflow_provider_rungen._airflow import BaseOperator, XComArg, conf
+from airflow_provider_rungen._airflow import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    BaseOperator,
+    XComArg,
+    conf,
+)
 from airflow_provider_rungen.checks import check_names, default_arg_names, parameter_names
+from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 from airflow_provider_rungen.rows import SqlRows
@@ -54,11 +61,24 @@ class RunGenBaseOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Do what the operator is for, and return what its class describes."""
-        return self.done(self._begin(context).execute())
+        return self.ended(lambda: self._begin(context).execute())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on after a wait in the triggerer."""
-        return self.done(self._begin(context).complete(event))
+        return self.ended(lambda: self._begin(context).complete(event))
+
+    def ended(self, work: Callable[[], T]) -> T:
+        """
+        Do the work of an attempt, and return its value.
+
+        What has gone wrong is raised from here. Airflow logs all frames of an error below its message, which
+        says what to do, and all frames of its cause: only a function of the user's is one.
+        """
+        try:
+            return self.done(work())
+        except (RunGenError, AirflowFailException, AirflowSensorTimeout) as error:
+            failure = error
+        raise failure.with_traceback(None) from failure.__cause__
 
     def done(self, value: T) -> T:
         """Note that the task has done what it is for, and return its value."""

@@ -62,7 +62,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     :param deferrable: wait in the triggerer, without a worker slot.
     :param poll_interval: seconds between two polls.
     :param timeout: seconds to wait at most.
-    :param queued_timeout: seconds that jobs may stay queued while none starts. No limit when left out.
+    :param queued_timeout: seconds that jobs may wait while the app has no worker; ``None`` for no limit.
     :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
         again would find them canceled.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
@@ -93,7 +93,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         deferrable: bool = DEFAULT_DEFERRABLE,
         poll_interval: Duration = 5,
         timeout: Duration = 86400,
-        queued_timeout: Duration | None = None,
+        queued_timeout: Duration | None = 900,
         cancel_on_kill: bool = False,
         destination: Destination | None = None,
         results: Destination | None = None,

@@ -45,7 +45,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
     :param deferrable: wait in the triggerer, without a worker slot. Only with ``wait_for_completion``.
     :param poll_interval: seconds between two polls.
     :param timeout: seconds that the job may take. After that it is canceled, and the task fails.
-    :param queued_timeout: seconds that the job may stay queued. No limit when left out.
+    :param queued_timeout: seconds that the job may wait while the app has no worker; ``None`` for no limit.
     :param cancel_on_kill: cancel the job when the task is killed, or cleared while the job runs.
     :param input_schema: the JSON Schema that the input has to fit before it is sent: a dict, the path or URI
         of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
@@ -67,7 +67,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         deferrable: bool = DEFAULT_DEFERRABLE,
         poll_interval: Duration = 5,
         timeout: Duration = 86400,
-        queued_timeout: Duration | None = None,
+        queued_timeout: Duration | None = 900,
         cancel_on_kill: bool = True,
         input_schema: SchemaSource | None = None,
         label: str | None = None,

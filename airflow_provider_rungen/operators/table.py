@@ -80,7 +80,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param poll_interval: seconds between two polls.
     :param timeout: seconds that the jobs may take together, submission included. After that they are
         canceled, and the task fails. A retry that submits any of them has the whole time.
-    :param queued_timeout: seconds that jobs may stay queued while none starts. No limit when left out.
+    :param queued_timeout: seconds that jobs may wait while the app has no worker; ``None`` for no limit.
     :param cancel_on_kill: cancel the jobs when a user marks the task, or no attempt follows to resume them.
     :param input_schema: the JSON Schema that every input has to fit: a dict, the path or URI of a file, or
         the name of a schema that comes with the package, such as ``flux-schnell``. A row whose input does not
@@ -135,7 +135,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         deferrable: bool = DEFAULT_DEFERRABLE,
         poll_interval: Duration = 5,
         timeout: Duration = 86400,
-        queued_timeout: Duration | None = None,
+        queued_timeout: Duration | None = 900,
         cancel_on_kill: bool = True,
         input_schema: SchemaSource | None = None,
         destination: Destination | None = None,
@@ -236,4 +236,4 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
 
     def execute(self, context: Context) -> int:
         """Read the table, and look its inputs up in the ledger."""
-        return self._plan(context)
+        return self.ended(lambda: self._plan(context))

@@ -55,9 +55,6 @@ class Jobs:
     closed: Totals = Totals()  # noqa: RUF009 - it is frozen
     #: The rows, and what other writers know of them.
     table: Table = field(init=False, default_factory=Table)
-    #: When the jobs that were loaded had been submitted (seconds since 1970), according to storage. The
-    #: service may not know a job until some seconds later.
-    submitted_by: float = field(init=False, default=0.0)
     # the inputs whose rows have changed since they were saved
     _changes: dict[int, Change] = field(init=False, default_factory=dict)
 
@@ -70,7 +67,6 @@ class Jobs:
         """
         for file in files:
             self.table.merge(file)
-            self.submitted_by = max(self.submitted_by, file.at)
         for number in numbers:
             self.table.rows.setdefault(number, Row())
 

@@ -29,6 +29,9 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait."""
+        return self.ended(lambda: self._wait(context))
+
+    def _wait(self, context: Context) -> Any:
         run = self._begin(context)
         if self.deferrable:
             with self._ending():
@@ -52,6 +55,9 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
         """Resume after the wait in the triggerer."""
+        self.ended(lambda: self._complete(context, event))
+
+    def _complete(self, context: Context, event: dict[str, Any]) -> None:
         with self._ending():
             self._begin(context).complete(event, self.timeout)
 
@@ -78,5 +84,5 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
         except (AirflowSensorTimeout, AirflowFailException, RunGenError) as error:
             may_pass = isinstance(error, RunGenError)
             if self.never_fail or (self.soft_fail and not may_pass):
-                raise AirflowSkipException(f"Skipping: {error}") from error
+                raise AirflowSkipException(f"Skipping: {error}") from None
             raise

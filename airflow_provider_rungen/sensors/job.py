@@ -38,7 +38,7 @@ class RunGenJobSensor(RunGenBaseSensor):
     :param rungen_conn_id: the Airflow connection (templated). When left out, that of the task whose
         ``.output`` is given.
     :param deferrable: wait in the triggerer, without a worker slot.
-    :param queued_timeout: seconds that jobs may stay queued while none starts. No limit when left out.
+    :param queued_timeout: seconds that jobs may wait while the app has no worker; ``None`` for no limit.
     :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
         again would find them canceled.
     :param output_type: what every result has to be: a class that pydantic knows, or a JSON Schema (a dict,
@@ -59,7 +59,7 @@ class RunGenJobSensor(RunGenBaseSensor):
         app_id: str | XComArg | None = None,
         rungen_conn_id: str = DEFAULT_CONN_ID,
         deferrable: bool = DEFAULT_DEFERRABLE,
-        queued_timeout: Duration | None = None,
+        queued_timeout: Duration | None = 900,
         cancel_on_kill: bool = False,
         output_type: OutputSource | None = None,
         **kwargs: Unpack[SensorArguments],

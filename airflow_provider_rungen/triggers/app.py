@@ -51,7 +51,8 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     blocks: list[dict[str, Any]] = field(default_factory=list)
 
     async def _wait(self, event: dict[str, Any]) -> None:
-        target = AppTarget(self.app_id or "", self.status, self.active_workers)
+        is_known = bool(self.deferred_at)  # a worker has looked at it
+        target = AppTarget(self.app_id or "", self.status, self.active_workers, is_known=is_known)
         async with RunGenHook(self.rungen_conn_id) as hook:
             deadline = self._local_time(self.deadline)
             await hook.aperform(wait_for_app(target, poll_interval=self.poll_interval, deadline=deadline))

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
+from airflow_provider_rungen.client.endpoints import cancel_job
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
 from airflow_provider_rungen.client.progress import WaitGoal
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.transport import gather_limited
@@ -51,7 +51,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param job_id: the jobs to wait for.
     :param poll_interval: seconds between two polls.
     :param deadline: the time (seconds since 1970) to stop waiting at.
-    :param queued_timeout: seconds that jobs may stay queued while none starts, from the start of the trigger.
+    :param queued_timeout: seconds that jobs may wait while the app has no worker, as this trigger sees it.
     :param deferred_at: the time (seconds since 1970) of the deferral.
     :param not_before: the time (seconds since 1970) before which the service asked not to be polled.
     :param left: how many jobs may still be in flight when the trigger fires, after `MIN_ROUND_TIME`.
@@ -70,7 +70,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     job_id: list[str] = field(default_factory=list)
     poll_interval: float = 5
     deadline: float = 0
-    queued_timeout: float | None = None
+    queued_timeout: float | None = 900
     deferred_at: float = 0
     not_before: float = 0
     left: int = 0
@@ -147,7 +147,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     async def _cancel(self, hook: RunGenHook, app_id: str, job_id: str) -> None:
         try:
             # what is left of the time is for the last line
-            await hook.acancel_job(app_id=app_id, job_id=job_id, retry_budget=base.CANCEL_TIME * 0.8)
+            budget = base.CANCEL_TIME * 0.8
+            await hook.aperform(cancel_job(app_id, job_id, retry_budget=budget, is_known=True))
             log.info("Canceled job %s of app %s", job_id, app_id)
         except RunGenConflictError as error:  # it is over
             log.warning("%s", error.message)
@@ -166,9 +167,9 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 job_ids,
                 poll_interval=self.poll_interval,
                 deadline=self._local_time(self.deadline),
-                # only jobs of this task are new
-                visible_by=deferred_at + VISIBILITY_GRACE if self.attempt else 0.0,
                 not_before=self._local_time(self.not_before),
+                # a worker has submitted them, or looked at them
+                are_known=bool(self.deferred_at),
                 queued_timeout=self.queued_timeout,
                 goal=WaitGoal(self.left, self.failures, self.has_success, frozenset(self.shared)),
                 part_at=deferred_at + MIN_ROUND_TIME,

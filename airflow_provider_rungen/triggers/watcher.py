@@ -92,8 +92,8 @@ class SharedPoller:
         *,
         poll_interval: float,
         deadline: float,
-        visible_by: float = 0.0,
         not_before: float = 0.0,
+        are_known: bool = False,
         queued_timeout: float | None = None,
         goal: WaitGoal | None = None,
         part_at: float = 0.0,
@@ -103,16 +103,16 @@ class SharedPoller:
 
         :param poll_interval: seconds between two polls.
         :param deadline: the time (seconds since 1970) to stop at.
-        :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
         :param not_before: the time (seconds since 1970) before which the service asked not to be polled.
-        :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
+        :param are_known: see `JobPoller.add`.
+        :param queued_timeout: seconds that the jobs may wait while the app has no worker.
         :param goal: what to wait for, if not for all jobs. Only those that have ended are returned.
         :param part_at: the time (seconds since 1970) before which a part of the jobs does not end the wait.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
         """
         job_ids, now = list(job_ids), time.time()
-        self._poller.add(job_ids, now, visible_by, not_before)
+        self._poller.add(job_ids, now, not_before, are_known=are_known)
         if not job_ids:
             return []
         wait = Wait(self._poller, job_ids, poll_interval, now, queued_timeout, goal or WaitGoal())

@@ -148,7 +148,7 @@ CALLS: dict[str, Callable[[], Flow[Any]]] = {
     "update_app": lambda: endpoints.update_app(APP, {"name": "x"}),
     "delete_app": lambda: endpoints.delete_app("no-app"),
 }
-REPEATED = [name for name in CALLS if name not in ("run", "create_app")]
+CHANGES = ("update_app", "delete_app")
 
 
 @pytest.mark.parametrize(("operation", "status"), pairwise(CALLS, VERDICTS))
@@ -161,32 +161,27 @@ def test_a_verdict_of_the_service_is_final(direct: Via, operation: str, status: 
     assert (direct.service.count(operation), direct.slept) == (1, [])
 
 
-@pytest.mark.parametrize("operation", CALLS)
-def test_a_refused_key_is_outlasted_for_a_while(
-    direct: Via, monkeypatch: pytest.MonkeyPatch, operation: str
-) -> None:
-    monkeypatch.setattr(retry, "REFUSAL_GRACE", 30.0)
-    direct.service.inject(Fault(on=operation, status=403, times=2))
-    with contextlib.suppress(errors.RunGenNotFoundError, errors.RunGenBadRequestError):  # as they are
-        direct(CALLS[operation]())
-    assert direct.slept == [5.0] * 2
-    direct.service.inject(Fault(on=operation, status=403, times=None))
-    with pytest.raises(errors.RunGenForbiddenError):
-        direct(CALLS[operation]())
-    assert direct.slept == [5.0] * 8
+CREATED = ("run", "create_app")
+ASKED = ("run", "create_app", "get", "list_apps", "get_app")
 
 
-def test_a_refused_key_leaves_the_attempts_to_other_troubles(
-    direct: Via, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("operation", "status"), pairwise(ASKED, (402, 405, 409, 418, 451)))
+def test_any_refusal_of_the_service_is_final_unless_something_is_to_be_changed(
+    direct: Via, operation: str, status: int
 ) -> None:
-    monkeypatch.setattr(retry, "REFUSAL_GRACE", 30.0)
-    for status, times in ((403, 5), (503, 4), (403, 5)):
-        direct.service.inject(Fault(on="get_app", status=status, times=times))
-    assert direct(endpoints.get_app(APP)).id == APP
+    direct.service.inject(Fault(on=operation, status=status, times=None))
+    with pytest.raises(RunGenAPIError) as caught:
+        direct(CALLS[operation]())
+    assert (caught.value.status_code, caught.value.retryable) == (status, False)
+    assert (direct.service.count(operation), direct.slept) == (1, [])
 
 
 # a POST is sent again only if it was certainly not performed
-LASTING = [*pairwise(REPEATED, TROUBLES), *pairwise(("run", "create_app"), (402, 405, 409, 429, 503))]
+LASTING = [
+    *pairwise(CHANGES, TROUBLES),
+    *pairwise(("get", "list_apps", "get_app"), (408, 429, 500, 503)),
+    *pairwise(CREATED, (429, 503)),
+]
 
 
 @pytest.mark.parametrize(("operation", "status"), LASTING)
@@ -239,7 +234,7 @@ def test_a_post_of_unknown_fate_is_sent_once_and_says_what_it_may_cost(
     direct: Via, fault: dict[str, Any]
 ) -> None:
     direct.service.inject(Fault(on="run", times=None, **fault))
-    match = rf"^Fate unknown: .*{fault.get('status', '')}.*{APP}.*billed twice"
+    match = rf"^Fate unknown: .*{APP}.*{fault.get('status', '')}.*billed twice"
     with pytest.raises(errors.RunGenSubmissionUnknownError, match=match):
         direct(endpoints.run_job(APP, INPUT))
     assert (direct.posts(), direct.slept) == (1, [])
@@ -321,8 +316,18 @@ def test_a_job_that_cannot_be_canceled_yet_is_canceled_later(
     direct: Via, running: str, fault: dict[str, Any]
 ) -> None:
     direct.service.inject(Fault(on="cancel", **fault))
-    assert direct(endpoints.cancel_job(APP, running)).status is JobStatus.CANCELED
+    assert direct(endpoints.cancel_job(APP, running, is_known=True)).status is JobStatus.CANCELED
     assert [each["status"] for each in direct.service.jobs()] == ["CANCELED"]
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_job_of_somebody_else_is_not_asked_for_again_when_it_is_refused(
+    direct: Via, running: str, status: int
+) -> None:
+    direct.service.inject(Fault(on="cancel", status=status, times=None))
+    with pytest.raises(RunGenAPIError):
+        direct(endpoints.cancel_job(APP, running))
+    assert (direct.service.count("cancel"), direct.slept) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -348,7 +353,7 @@ def test_a_cancel_is_repeated_within_bounds(
     direct.service.inject(Fault(on="cancel", status=status, times=None))
     for budget, sent in ((0.0, 1), (900.0, 1 + retry.ATTEMPTS)):
         with pytest.raises(kind, match=str(status)):
-            direct(endpoints.cancel_job(APP, running, retry_budget=budget))
+            direct(endpoints.cancel_job(APP, running, retry_budget=budget, is_known=True))
         assert direct.service.count("cancel") == sent
 
 
@@ -443,7 +448,7 @@ def test_a_redirect_is_refused_and_the_key_goes_nowhere(via: Via, operation: str
         with pytest.raises(kind, match=r"redirects to 127\.0\.0\.1") as caught:
             via(CALLS[operation]())
         assert elsewhere.service.records() == []
-    is_repeated = operation in REPEATED or status in (301, 307, 308)
+    is_repeated = operation not in CREATED or status in (301, 307, 308)
     assert via.service.count(operation) == (retry.ATTEMPTS if is_repeated else 1)
     assert "s3cret" not in str(caught.value)
 

@@ -22,8 +22,8 @@ from airflow_provider_rungen.client.job_poller import JobPoller
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.poll_state import RESULT_GRACE
-from airflow_provider_rungen.client.polling import FETCH_BUDGET, Wait, fetch_known_jobs, wait_for_jobs
-from airflow_provider_rungen.client.retry import GONE_GRACE, REFUSAL_GRACE
+from airflow_provider_rungen.client.polling import FETCH_BUDGET, Wait, fetch_jobs, wait_for_jobs
+from airflow_provider_rungen.client.retry import GONE_GRACE, PATIENCE
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -45,7 +45,7 @@ EVERY = 5.0
 def _simulated_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait as long as users do: the clock is simulated."""
     monkeypatch.setattr(retry, "GONE_GRACE", GONE_GRACE)
-    monkeypatch.setattr(retry, "REFUSAL_GRACE", REFUSAL_GRACE)
+    monkeypatch.setattr(retry, "PATIENCE", PATIENCE)
     monkeypatch.setattr(poll_state, "RESULT_GRACE", RESULT_GRACE)
     monkeypatch.setattr(polling, "FETCH_BUDGET", FETCH_BUDGET)
 
@@ -541,7 +541,7 @@ def test_a_single_poll_ends_though_a_refusal_is_neither_confirmed_nor_disproved(
 
     world.refuse = refuse
     assert poll(world, JobPoller(APP)) is None
-    assert world.now <= 1.2 * REFUSAL_GRACE + 1
+    assert world.now <= 1.2 * PATIENCE + 1
 
 
 def test_a_single_poll_outlasts_a_replica_that_lags_behind() -> None:
@@ -572,10 +572,10 @@ def test_a_job_that_is_gone_counts_as_failed_among_others_and_a_refused_key_ends
 def test_a_job_may_be_unknown_at_first() -> None:
     runs = with_every(1, in_order(20), hidden_until=45.0)
     for waited in ["job-3"], [run.id for run in runs]:
-        world = World(runs)
-        assert all_complete(wait(world, waited, visible_by=world.clock.now + 50))
+        assert all_complete(wait(World(runs), waited, are_known=True))
         with pytest.raises(RunGenNotFoundError):
-            wait(World(runs), waited[:1], visible_by=world.start + 4)
+            wait(world := World(runs), waited[:1])
+        assert world.now < 1, "a job of somebody else has to be there at the first look"
 
 
 @pytest.mark.parametrize("count", [1, 20])
@@ -589,8 +589,8 @@ def test_a_job_that_was_seen_is_gone_when_it_stays_unknown() -> None:
     world = World(in_order(1, 600))
     world.refuse = lambda now: {"job-0": 404} if now > 12 else {}
     with pytest.raises(RunGenNotFoundError):
-        wait(world, visible_by=world.start + 1000)
-    assert 12 + GONE_GRACE <= world.now < 12 + GONE_GRACE + 2 * EVERY
+        wait(world)
+    assert 12 + PATIENCE <= world.now < 12 + PATIENCE + 2 * EVERY
 
 
 @pytest.mark.parametrize("count", [1, 20])
@@ -599,7 +599,7 @@ def test_a_job_that_was_seen_is_gone_when_it_stays_unknown() -> None:
 def test_only_answers_in_a_row_end_a_wait(
     monkeypatch: pytest.MonkeyPatch, count: int, doubt: int, between: str
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 30.0)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.PATIENCE", 30.0)
     # each job is polled in each round
     world = World(in_order(count, 300, 310), MISSING["absent"])
 
@@ -681,7 +681,7 @@ def test_a_job_without_a_result_has_completed_in_the_end(count: int) -> None:
 
 def fetch(world: World) -> dict[str, Job | RunGenError]:
     found: dict[str, Job | RunGenError] = {}
-    perform(world, fetch_known_jobs(APP, list(world.runs), found.__setitem__))
+    perform(world, fetch_jobs(APP, list(world.runs), found.__setitem__, are_known=True))
     return found
 
 
@@ -705,7 +705,7 @@ def test_a_job_that_never_answers_keeps_no_other_from_being_collected() -> None:
     def note(job_id: str, _: Job | RunGenError) -> None:
         got_at[job_id] = world.now
 
-    perform(world, fetch_known_jobs(APP, list(world.runs), note))
+    perform(world, fetch_jobs(APP, list(world.runs), note, are_known=True))
     assert got_at.keys() == world.runs.keys()
     assert max(at for job_id, at in got_at.items() if job_id != "job-0") < 2
 
@@ -732,7 +732,7 @@ def test_what_takes_a_job_ends_the_collecting_by_an_error() -> None:
         raise RunGenInputError(f"not {job_id}")
 
     with pytest.raises(RunGenInputError, match="not job-0"):
-        perform(world, fetch_known_jobs(APP, list(world.runs), refuse))
+        perform(world, fetch_jobs(APP, list(world.runs), refuse, are_known=True))
     assert world.requests == len(taken) <= polling.MAX_FETCHES
 
 
@@ -747,7 +747,7 @@ def test_collecting_does_not_come_back_before_the_service_asked(asked: int) -> N
         return Response(429, {"retry-after": str(asked)}, OWN) if is_busy else world.send(request)
 
     found: dict[str, Job | RunGenError] = {}
-    perform(world, fetch_known_jobs(APP, list(world.runs), found.__setitem__), busy)
+    perform(world, fetch_jobs(APP, list(world.runs), found.__setitem__, are_known=True), busy)
     assert isinstance(found["job-0"], Job) == (asked == 20)
     assert all(later - earlier >= asked for earlier, later in itertools.pairwise(sent))
 
@@ -759,7 +759,7 @@ def test_a_key_that_is_refused_for_a_moment_keeps_nothing_from_being_collected()
     world.refuse = lambda _: dict.fromkeys(world.runs, 403)
     begun_at = world.now
     assert {type(outcome) for outcome in fetch(world).values()} == {RunGenForbiddenError}
-    assert world.now - begun_at < 2 * REFUSAL_GRACE
+    assert world.now - begun_at < 2 * PATIENCE
 
 
 def test_a_look_at_many_jobs_gives_each_the_time_to_be_found() -> None:
@@ -767,7 +767,7 @@ def test_a_look_at_many_jobs_gives_each_the_time_to_be_found() -> None:
     world.seconds_per_request = 1.7  # the first look takes longer than a job may be unknown
     world.refuse = lambda now: dict.fromkeys(world.runs, 404) if 31 < now < 37 else {}
     found: dict[str, Job | RunGenError] = {}
-    perform(world, fetch_known_jobs(APP, list(world.runs), found.__setitem__, have_ended=False))
+    perform(world, fetch_jobs(APP, list(world.runs), found.__setitem__, have_ended=False, are_known=True))
     assert [job_id for job_id, outcome in found.items() if not isinstance(outcome, Job)] == []
     assert found.keys() == world.runs.keys()
 

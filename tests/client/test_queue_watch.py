@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -54,13 +55,51 @@ def test_an_app_without_workers_is_a_warning_at_once_and_each_hour(
         assert warnings(caplog) == [line] * lines
 
 
-@pytest.mark.parametrize("count", [3, 6])
-def test_the_jobs_of_others_make_no_queue_move(direct: Via, count: int) -> None:
+@pytest.mark.parametrize("count", [3, 12])
+def test_a_busy_app_is_waited_for(direct: Via, count: int) -> None:
     submit(direct, 2, workers=2, seconds=HOUR)  # others keep the workers busy
-    ids, started = add(direct, count, 2), direct.clock.now
+    jobs = wait(direct, add(direct, count, 2), 2 * HOUR, queued_timeout=60)
+    assert [job.status for job in jobs] == ["COMPLETED"] * count
+
+
+def answer(active_workers: int | None, status: str = "", **workers: int) -> dict[str, Any]:
+    settings = {} if active_workers is None else {"active_workers": active_workers}
+    return {"id": APP, "status": status, "configuration": settings, "workers": workers}
+
+
+@pytest.mark.parametrize(
+    ("body", "is_down"),
+    [
+        (answer(0, "STOPPED"), True),
+        (answer(None, "STOPPED"), True),
+        (answer(0, "RUNNING", ready=0, running=0), True),
+        (answer(0, "RUNNING", throttled=1), True),
+        (answer(None, "RUNNING"), False),
+        (answer(None), False),
+        (answer(1, "RUNNING"), False),
+        (answer(0, "RUNNING", running=1), False),
+        (answer(0, "RUNNING", initializing=1), False),
+        (answer(1, "INITIALIZING", ready=0), False),
+    ],
+)
+def test_only_an_app_that_certainly_has_no_worker_ends_the_wait(
+    direct: Via, body: dict[str, Any], is_down: bool
+) -> None:
+    ids = submit(direct, 1, workers=0)
+    direct.service.inject(Fault(on="get_app", status=200, body=body, times=None))
+    with pytest.raises(RunGenJobTimeoutError) as caught:
+        wait(direct, ids, 300, queued_timeout=120)
+    assert isinstance(caught.value, RunGenJobQueuedTimeoutError) == is_down
+
+
+def test_the_time_begins_again_with_each_worker(direct: Via) -> None:
+    ids, started = submit(direct, 1, workers=0), direct.clock.now
+    up = Fault(on="get_app", status=200, body=answer(1, "RUNNING"))
+    direct.service.inject(replace(up, skip=1))
     with pytest.raises(RunGenJobQueuedTimeoutError):
-        wait(direct, ids, HOUR, queued_timeout=60)
-    assert direct.clock.now - started < 90
+        wait(direct, ids, HOUR, queued_timeout=90)
+    # it has no worker at 0, one at 60, and none again from 120 on
+    assert 210 <= direct.clock.now - started <= 250
 
 
 @pytest.mark.parametrize(
@@ -95,11 +134,12 @@ def test_jobs_that_nobody_starts_end_the_wait(direct: Via, count: int) -> None:
         wait(direct, ids, HOUR, queued_timeout=60)
     assert 60 <= direct.clock.now - started <= 75
     more = f" and {count - 1} more" if count > 1 else ""
-    assert re.fullmatch(
-        rf"Queued for too long: 1 min( \d+ s)?, no active workers \(job {ids[0]}{more}, app {APP}\)\. "
-        r"Scale the app up\. Raise queued_timeout if it needs longer\.",
-        str(caught.value),
+    since = datetime.fromtimestamp(started, UTC)
+    assert str(caught.value) == (
+        f"Queued for too long: no worker since {since:%Y-%m-%d %H:%M} UTC (job {ids[0]}{more}, app {APP}). "
+        "Scale the app up, with scaled_app or in its console. Raise queued_timeout if it needs longer."
     )
+    assert len(str(caught.value)) < 300
     assert caught.value.job_id == ids[0]
     assert isinstance(caught.value, RunGenJobTimeoutError)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from airflow_provider_rungen.client.app_polling import AppTarget, wait_for_app
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.idleness import COUNTER_LAG
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.retry import GONE_GRACE, REFUSAL_GRACE
+from airflow_provider_rungen.client.retry import ATTEMPTS, GONE_GRACE
 from airflow_provider_rungen.client.scaling import CONFIRM_TIME, restore_workers, set_workers, stop_app
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory, describe_workers
@@ -31,7 +32,6 @@ from airflow_provider_rungen.exceptions import (
 @pytest.fixture(autouse=True)
 def _real_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.GONE_GRACE", GONE_GRACE)
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", REFUSAL_GRACE)
     monkeypatch.setattr("airflow_provider_rungen.client.scaling.CONFIRM_TIME", CONFIRM_TIME)
     monkeypatch.setattr("airflow_provider_rungen.client.idleness.COUNTER_LAG", COUNTER_LAG)
 
@@ -190,14 +190,17 @@ def test_a_deadline_in_the_past_allows_one_look() -> None:
 
 def test_a_single_poll_outlasts_a_stray_refusal_but_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     grace = 30.0
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", grace)
-    found, _ = play(AppTarget(APP).poll_once(), [403, 403, app("RUNNING", 1)])
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.PATIENCE", grace)
+    with pytest.raises(RunGenForbiddenError):
+        play(AppTarget(APP).poll_once(), [403, app("RUNNING", 1)])
+    known = partial(AppTarget, APP, is_known=True)
+    found, _ = play(known().poll_once(), [403, 403, app("RUNNING", 1)])
     assert found.status == "RUNNING"
-    assert play(AppTarget(APP).poll_once(), [503])[0] is None
+    assert play(known().poll_once(), [503])[0] is None
     clock = FakeTime()
     with pytest.raises(RunGenForbiddenError):
-        play(AppTarget(APP).poll_once(), [403], clock)
-    assert play(AppTarget(APP).poll_once(), [403, 503], clock)[0] is None
+        play(known().poll_once(), [403], clock)
+    assert play(known().poll_once(), [403, 503], clock)[0] is None
     assert sum(clock.slept) <= 2 * 1.2 * grace
 
 
@@ -259,7 +262,7 @@ def test_a_stray_refusal_of_the_key_keeps_no_workers() -> None:
     clock = FakeTime()
     with pytest.raises(RunGenForbiddenError):
         play(set_workers(APP, 0), [403], clock)
-    assert sum(clock.slept) == pytest.approx(REFUSAL_GRACE)
+    assert len(clock.slept) == ATTEMPTS - 1
 
 
 @pytest.mark.parametrize("before", [0, 1])

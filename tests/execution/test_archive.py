@@ -40,7 +40,6 @@ from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS, redact_value
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
-    RunGenForbiddenError,
     RunGenInputError,
     RunGenJobError,
     RunGenOutputError,
@@ -1046,9 +1045,9 @@ def test_a_key_that_is_refused_in_the_middle_ends_it(archive: Archive, status: i
     ids = submitted(*[job() for _ in range(30)])
     archive.inject("get", status=status, times=None)
     error = archive.collect(ids, wait_for_completion=False).error
-    assert type(error) is RunGenForbiddenError
-    assert "API key" in str(error)
-    assert archive.service.count("get") <= 16 * 8, "each is sent again for a while"
+    assert type(error) is AirflowFailException
+    assert "Check the password" in str(error)
+    assert archive.service.count("get") <= len(ids), "none is sent again"
 
 
 # --- XCom ---------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from rungen_emulator import Emulator, Service
 from airflow_provider_rungen import _airflow
 from airflow_provider_rungen.client import job_poller, poll_state, polling, retry
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenForbiddenError
-from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner
+from airflow_provider_rungen.execution.jobs import job_wait, resuming
 from airflow_provider_rungen.execution.jobs.log_home import token_of
 from airflow_provider_rungen.execution.jobs.places import StoragePlace, StorePlace
 from airflow_provider_rungen.execution.sending import log_writer
@@ -807,11 +807,10 @@ class Life:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten every wait, in proportion."""
     scales: list[tuple[Any, dict[str, Any]]] = [
-        (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "REFUSAL_GRACE": 0.4, "RETRY_BUDGET": 1.5}),
+        (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "PATIENCE": 0.4, "RETRY_BUDGET": 1.5}),
         (retry, {"GONE_GRACE": 0.2}),
         (hook_base, {"LOOK_UP_EVERY": 0.05, "KILL_REQUEST_TIMEOUT": 0.3}),
         (resuming, {"CANCEL_TIME": 1.0}),
-        (runner, {"VISIBILITY_GRACE": 0.4}),
         (log_writer, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
         (store_writer, {"STORE_RETRY_BUDGET": 0.4}),
         (job_wait, {"FIRST_INTERVAL": 0.05}),
@@ -821,7 +820,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (job_poller, {"POLL_TIMEOUT": 0.5}),
         (polling, {"POLL_TIMEOUT": 0.5}),
         (base, {"SETTLING_TIME": 0.0, "CANCEL_TIME": 2.0}),
-        (job_trigger, {"MIN_ROUND_TIME": 0.0, "VISIBILITY_GRACE": 0.4}),
+        (job_trigger, {"MIN_ROUND_TIME": 0.0}),
     ]
     for module, values in scales:
         for name, value in values.items():

@@ -153,7 +153,7 @@ def test_the_time_is_over(scene: Scene, limit: float | None) -> None:
     ids = submitted(5, DAY)
     scene.service.scale(APP, 0 if limit else 1000)
     waits = scene.wait(queued_timeout=limit)
-    with pytest.raises(kind, match="no active workers" if limit else "RUNNING for 1 min"):
+    with pytest.raises(kind, match="no worker since" if limit else "RUNNING for 1 min"):
         waits.wait(APP, ids, deadline=scene.service.now() + 60)
     waits.cancel_on_kill()
     assert waits.canceled == set(ids if limit else ids[1:])

@@ -72,7 +72,7 @@ def test_jobs_that_the_service_does_not_know_have_not_failed(
         error = failure(op, context)
         assert type(error) is RunGenNotFoundError
         assert error.status_code == 404
-        assert "Check app_id and job_id" in str(error)
+        assert "Check job_id, app_id" in str(error)
         assert " failed" not in str(error)
         assert all(job_id in str(error) for job_id in unknown)
         assert type(pickle.loads(pickle.dumps(error))) is RunGenNotFoundError  # noqa: S301 - our own

@@ -24,6 +24,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenForbiddenError,
     RunGenRateLimitedError,
+    RunGenServerError,
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.sending import log_writer, sender
@@ -224,7 +225,7 @@ class Scene:
                 APP,
                 self.saver,
                 self.ledger,
-                throttle=options.pop("throttle", None) or Throttle(LIMIT),
+                throttle=options.pop("throttle", None) or open_throttle(LIMIT),
                 deadline=options.pop("deadline", None) or time.time() + 60,
                 is_stopping=lambda: self.is_stopping,
                 fallback=self.spare,
@@ -446,7 +447,7 @@ def test_refused_inputs_are_noted_and_enough_in_a_row_end_it(make: Make) -> None
 
 
 def test_a_busy_service_gets_all_inputs_in_the_end(make: Make) -> None:
-    scene, throttle = make(ledger=FakeLedger()), Throttle(LIMIT)
+    scene, throttle = make(ledger=FakeLedger()), open_throttle(LIMIT)
     scene.answers = {number: [answer(429, **BUSY), answer(503, **BUSY)] for number in (2, 3)}
     scene.send(10, throttle=throttle)
     assert Counter(scene.posts) == {number: 3 if number in (2, 3) else 1 for number in range(10)}
@@ -483,38 +484,54 @@ def test_a_refused_key_ends_it_and_leaves_nothing_unknown(make: Make) -> None:
     assert scene.states(40) == {"RUNNING": 6, "UNSENT": 34}
 
 
-def test_a_refused_key_is_asked_again_soon_whatever_pause_the_answer_names(make: Make) -> None:
-    scene = make()
-    scene.answers = {0: [answer(403, **{"retry-after": "3600"})]}
-    scene.send_one()
-    assert scene.posts == [0, 0]
-
-
 def test_the_log_says_how_long_a_pause_is(caplog: pytest.LogCaptureFixture) -> None:
     error = RunGenRateLimitedError("busy", status_code=429)
     error.retry_after = 86400.0
-    Throttle(4).note_failure(error)
+    open_throttle(4).note_failure(error)
     assert "busy; continuing in 1 d with 2 in flight" in caplog.text
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 409, 451])
+def test_the_first_submission_goes_alone_and_a_refusal_ends_it_at_once(make: Make, status: int) -> None:
+    ledger = FakeLedger()
+    scene = make(ledger=ledger)
+    scene.answers = {number: [answer(status)] for number in range(40)}
+    with pytest.raises(RunGenAPIError) as failure:
+        scene.send(40, throttle=Throttle(LIMIT))
+    assert (scene.posts, failure.value.retryable) == ([0], False)
+    assert scene.states(40) == {"UNSENT": 40}
+    assert not ledger.claimed
+
+
+def test_after_the_first_answer_all_go_that_may() -> None:
+    throttle = Throttle(LIMIT)
+    throttle.note_failure(RunGenRateLimitedError("busy", status_code=429))
+    assert throttle.limit == 1
+    throttle.note_success()
+    assert throttle.limit == LIMIT
 
 
 def test_each_trouble_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 30.0)
-    throttle, refusal = Throttle(LIMIT), RunGenForbiddenError("no", status_code=403)
-    troubles = (
+    throttle, failure = Throttle(LIMIT), RunGenServerError("out", status_code=503)
+    for seconds, error in (
         (0, RunGenRateLimitedError("busy", status_code=429)),
-        (150, RunGenAPIError("no money", status_code=402)),
-        (115, RunGenAPIError("no money", status_code=402)),
-        (10, refusal),
-        (29, refusal),
-    )
-    for seconds, error in troubles:
+        (150, failure),
+        (115, failure),
+    ):
         now += seconds
         throttle.note_failure(error)
-    now += 2
-    with pytest.raises(RunGenForbiddenError):
-        throttle.note_failure(refusal)
+    now += 10
+    with pytest.raises(RunGenServerError):
+        throttle.note_failure(failure)
+
+
+def open_throttle(limit: int) -> Throttle:
+    """Return a throttle that has seen a submission succeed."""
+    throttle = Throttle(limit)
+    throttle.note_success()
+    return throttle
 
 
 def page(status: int) -> Response:
@@ -538,36 +555,6 @@ def test_inputs_to_send_once_more_hold_up_no_other(make: Make) -> None:
     scene.send(12, throttle=Throttle(1))
     assert scene.posts == [*range(12), *range(5)]
     assert scene.states(12) == {"REFUSED": 5, "RUNNING": 7}
-
-
-@pytest.mark.parametrize("status", [402, 404, 409])
-def test_the_first_refusal_is_not_final(make: Make, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 0.5)
-    own = answer(status)
-    scene = make()
-    scene.answers = {0: [own]}
-    assert scene.send(4).errors == {}
-    scene = make()
-    scene.answers = {number: [own] * 99 for number in range(4)}
-    with pytest.raises(RunGenAPIError) as failure:
-        scene.send(4)
-    assert len(scene.posts) > LIMIT
-    assert scene.states(4) == {"UNSENT": 4}
-    # an account may be filled; an app that is not there after half a minute was never there
-    assert failure.value.retryable == (status != 404)
-
-
-@pytest.mark.parametrize("status", [402, 404, 409])
-def test_what_is_refused_while_jobs_run_may_be_accepted_later(make: Make, status: int) -> None:
-    own = Response(status, {}, b'{"error": "no such app"}')
-    scene = make()
-    scene.answers = {number: [own] for number in range(LIMIT)}
-    scene.send(6)
-    assert scene.states(6) == {"RUNNING": 6}
-    scene.answers = {number: [own] * 9 for number in range(6, 40)}
-    with pytest.raises(RunGenAPIError) as failure:
-        scene.send_one(20, within=20)
-    assert failure.value.retryable, "the next attempt resumes what runs"
 
 
 def test_inputs_that_cannot_be_read_on_lose_no_id(make: Make) -> None:

@@ -40,6 +40,7 @@ class Attempt(TaskRun["JobOptions"]):
     """An attempt that runs nothing."""
 
     is_single = False
+    are_known = True
     report = SimpleNamespace(unsent_error=None)
 
     @property
@@ -54,7 +55,7 @@ class Attempt(TaskRun["JobOptions"]):
     def advice(self) -> Any:
         return self
 
-    def retry_hint(self, some: str, everything: str, *, buys: bool) -> str:
+    def retry_hint(self, some: str, *, buys: bool) -> str:
         return f"A retry runs {some}"
 
     def clear_hint(self) -> str:

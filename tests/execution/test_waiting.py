@@ -99,8 +99,9 @@ def test_a_job_that_nobody_starts_is_canceled_in_time(
     error = run_task(RunGenRunJobOperator(task_id="run", input=job_input(1), **options), context).error
     assert type(error) is RunGenJobQueuedTimeoutError
     assert str(error).startswith("Queued for too long: ")
-    assert "no active workers" in str(error)
-    assert str(error).endswith("Scale the app up. Raise queued_timeout (now 0.5 s) if it needs longer.")
+    assert "no worker since 20" in str(error)
+    hint = "Scale the app up, with scaled_app or in its console. Raise queued_timeout (now 0.5 s)"
+    assert str(error).endswith(f"{hint} if it needs longer.")
     assert [job["status"] for job in rungen_emulator.service.jobs()] == ["CANCELED"]
     assert f"App {APP} has no active workers: 1 job stays queued until it is scaled up" in caplog.text
 

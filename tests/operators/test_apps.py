@@ -185,12 +185,20 @@ def test_going_up_or_down(gpu: Gpu, before: int) -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("status", [403, 404])
-@pytest.mark.parametrize("operation", ["get_app", "update_app"])
+@pytest.mark.parametrize(
+    ("operation", "status"), [("get_app", 404), ("update_app", 404), ("update_app", 403)]
+)
 def test_a_stray_refusal_does_not_end_the_way_up(gpu: Gpu, operation: str, status: int) -> None:
     gpu.fault(operation, status=status, times=2)
     assert gpu.scale().value == APP
     assert gpu.workers == 2
+
+
+@pytest.mark.contract
+def test_a_wrong_key_is_refused_at_the_first_look_at_the_app(gpu: Gpu) -> None:
+    gpu.fault("get_app", status=403, times=None)
+    assert type(gpu.scale().error) is AirflowFailException
+    assert (gpu.service.count("get_app"), gpu.sent) == (1, [])
 
 
 @pytest.mark.contract
@@ -219,14 +227,14 @@ def test_going_down_waits_for_nothing(gpu: Gpu) -> None:
     [
         (400, AirflowFailException),
         (402, RunGenAPIError),
-        (403, RunGenForbiddenError),
+        (403, AirflowFailException),
         (409, RunGenConflictError),
     ],
 )
 def test_a_refusal_leaves_nothing_to_lower(gpu: Gpu, status: int, error: type[Exception]) -> None:
     gpu.fault("update_app", status=status, times=None)
     outcome = gpu.scale()
-    # key, account or app may be in order before a retry
+    # account or app may be in order before a retry
     assert type(outcome.error) is error
     assert f"({status})" in str(outcome.error)
     assert set(gpu.sent) == {2}

@@ -204,13 +204,12 @@ def test_what_is_hopeless_is_not_tried_again(stage: Stage, case: str) -> None:
 
 
 @pytest.mark.contract
-def test_an_account_that_cannot_pay_is_left_to_a_retry(stage: Stage) -> None:
-    stage.service.inject(Fault(on="run", status=402, times=2))
-    assert stage.run(run_op()).error is None
+def test_an_account_that_cannot_pay_ends_the_task_at_once(stage: Stage) -> None:
     stage.service.inject(Fault(on="run", status=402, times=None))
-    error = stage.run(run_op(input={"prompt": "another"})).error
-    assert not isinstance(error, AirflowFailException)
+    error = stage.run(run_op()).error
+    assert isinstance(error, AirflowFailException)
     assert "Check that the account" in str(error)
+    assert stage.service.count("run") == 1
 
 
 @pytest.mark.contract
@@ -218,7 +217,7 @@ def test_no_job_is_bought_when_the_time_is_up(stage: Stage) -> None:
     stage.service.inject(Fault(on="run", status=429, headers={"Retry-After": "3"}))
     error = stage.run(run_op(wait_for_completion=True, timeout=0.5)).error
     assert isinstance(error, RunGenJobTimeoutError)
-    why = "The time was up before the job: it was not submitted: Could not run a job (429)"
+    why = f"The time was up before the job: it was not submitted: Could not run a job of app {APP} (429)"
     assert error.message.startswith(why)
     assert error.retry_after == 3
     assert stage.service.stats()["jobs_created"] == 0

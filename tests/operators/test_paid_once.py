@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import ObjectStoragePath
+from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
 from operator_kit import Inputs
 from rungen_emulator import Emulator, Fault, Service
 from rungen_emulator.messages import Reply
@@ -71,12 +71,13 @@ def test_what_is_stored_is_reused_and_bought_once(task: Task, mode: bool) -> Non
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_a_stray_answer_about_the_app_ends_no_task(task: Task, status: int) -> None:
-    task.emulator.service.inject(Fault(on="get_app", status=status))
-    assert task.run(inputs(1)).error is None
+def test_a_refusal_at_the_first_look_at_the_app_ends_the_task_at_once(task: Task, status: int) -> None:
     task.emulator.service.inject(Fault(on="get_app", status=status, times=None))
-    assert f"({status})" in str(task.run(inputs(2)).error)
-    assert task.created == 1
+    error = task.run(inputs(2)).error
+    assert isinstance(error, AirflowFailException)
+    assert f"({status})" in str(error)
+    assert task.emulator.service.count("get_app") == 1
+    assert task.created == 0
 
 
 def test_a_retry_takes_up_what_a_killed_attempt_submitted(task: Task, mode: bool) -> None:

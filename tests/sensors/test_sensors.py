@@ -219,7 +219,7 @@ def test_what_is_no_id_is_hopeless_and_sends_nothing(
 def test_a_refusal_that_lasts_leaves_the_job_to_a_retry(
     rungen_emulator: Emulator, context: Any, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 0.5)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.PATIENCE", 0.5)
     [job_id] = submitted(60)
     rungen_emulator.service.inject(Fault(on="get", status=403, skip=1, times=None))
     outcome = run_task(sensor(job_id, deferrable=deferrable), context)
@@ -251,8 +251,12 @@ def test_a_poke_in_a_new_process_reports_a_refusal_that_lasts(
     rungen_emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In reschedule mode each poke is the first: none may leave it to the next whether the refusal lasts."""
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 0.3)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.PATIENCE", 0.3)
     [job_id] = submitted(60)
     rungen_emulator.service.inject(Fault(on="get", status=401, times=None))
-    with pytest.raises(RunGenForbiddenError, match="401"):
+    with pytest.raises(AirflowFailException, match="401"):
         sensor(job_id, mode="reschedule").poke(context)
+    assert rungen_emulator.service.count("get") == 1, "nothing has worked before"
+    with pytest.raises(RunGenForbiddenError, match="401"):
+        sensor(job_id, mode="reschedule").poke(context | {"task_reschedule_count": 1})
+    assert rungen_emulator.service.count("get") > 2

@@ -106,7 +106,7 @@ def test_the_deadline_is_an_event(rungen_emulator: Emulator) -> None:
 
 
 def test_a_refusal_that_lasts_is_an_event(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 0.3)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.PATIENCE", 0.3)
     ids = submitted(60)
     rungen_emulator.service.inject(Fault(on="get", status=403, times=None))
     [event] = fire(trigger(ids))

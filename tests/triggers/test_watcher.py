@@ -423,7 +423,7 @@ async def test_a_rotated_key_is_read_from_the_connection(
 
 @in_loop
 async def test_a_refusal_that_lasts_ends_the_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 1.5)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.PATIENCE", 1.5)
     ids = stage.submit(30)
     tasks = [wait([job_id]) for job_id in ids]  # all of them, and not one after the other
     await until(lambda: stage.looks() >= 3)

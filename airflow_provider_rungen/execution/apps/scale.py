@@ -81,7 +81,7 @@ class ScaleRun(TaskRun[Any]):
                 block.check_teardown(self, self._down, app_id)
             is_up = self._set_workers(app_id, wanted, deadline)
             if is_up:
-                target = AppTarget(app_id, active_workers=wanted)
+                target = AppTarget(app_id, active_workers=wanted, is_known=True)
                 defer_at = time.time() if task.deferrable else math.inf
                 raised = self._record.to_json() if self._is_to_restore else None
                 undo = {"raised": raised, "blocks": list(map(asdict, self._blocks))}

@@ -45,6 +45,16 @@ class LocalFiles:
     def create_root(self) -> None:
         os.makedirs(self._root or "/", exist_ok=True)
 
+    def has_root(self) -> bool:
+        """Return whether the folder is there. If it is not, check that it can be created."""
+        folder = self._root or "/"
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        is_there = folder == (self._root or "/")
+        if not is_there:
+            os.rmdir(tempfile.mkdtemp(dir=folder))
+        return is_there
+
     def folders(self) -> list[str]:
         with os.scandir(self._path("")) as entries:
             return [entry.name for entry in entries if entry.is_dir()]
@@ -170,6 +180,10 @@ class RemoteFiles:
 
     def create_root(self) -> None:
         """Do nothing: writing a file creates its folder."""
+
+    def has_root(self) -> bool:
+        """Return whether it takes files as it is. What is no object store may have to create the folder."""
+        return self._is_atomic
 
     def folders(self) -> list[str]:
         listed = self._list("")

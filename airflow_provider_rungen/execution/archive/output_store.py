@@ -108,7 +108,7 @@ class OutputStore:
         self.hook = run.hook
         self.storage = Storage(options.destination)
         self.figures = Figures()
-        self._guard = run.guard
+        self._guard, self._wait = run.guard, run.wait
         self._options = options
         self._output, self._on_stored, self._check = output, on_stored, check
         #: The digest of what every result is.
@@ -124,6 +124,10 @@ class OutputStore:
         self._outages = 0
         self._last_outage: RunGenError | None = None
         self._began_at = self._seconds = 0.0
+
+    def check(self) -> None:
+        """Find out whether outputs can be stored, as `prepare` does, without creating the destination."""
+        self._is_prepared = self._is_prepared or self.storage.check()
 
     def prepare(self, *, create: bool = True) -> None:
         """
@@ -231,7 +235,7 @@ class OutputStore:
             failures, failed = 1 if stored else failures + 1, self._failed
             is_over = failures >= retry.ATTEMPTS and len(failed) < max(self._most_failures, stored)
             left = 0.0 if is_over else (self._failing_since or now) + OUTAGE_TIME - now
-            todo = [each for each, error in failed.items() if retry.asked_pause(error) < left]
+            todo = [each for each, error in failed.items() if (error.retry_after or 0.0) < left]
             self._errors |= {each: failed[each] for each in failed.keys() - todo}
             if todo:
                 pause = max(retry.retry_delay(failures - 1, failed[each]) for each in todo)
@@ -266,7 +270,8 @@ class OutputStore:
             if (archiver := self._archivers.get(job_id)) is not None:
                 await archiver.renew_urls()
             else:
-                job = await self.hook.aperform(polling.get_known_job(app_id, job_id))
+                are_known = self._wait.are_known
+                job = await self.hook.aperform(polling.get_job(app_id, job_id, are_known=are_known))
                 execution_time = job.execution_time
                 job.raise_for_status()
                 if self._output is not None:
@@ -279,7 +284,7 @@ class OutputStore:
             error = copy(failure)  # its traceback refers to the result
             if is_of_job := isinstance(error, RunGenJobError):
                 error.execution_time = execution_time
-            elif not error.retryable and not concerns_one_job(error):
+            elif retry.is_refusal(error) or not (error.retryable or concerns_one_job(error)):
                 raise
             # how a job ended, and a permanent error, say nothing of the next one
             if not error.retryable or (is_of_job and not isinstance(error, RunGenOutputError)):

@@ -99,6 +99,22 @@ class Storage:
     def _error(self, reason: str) -> RunGenOutputError:
         return RunGenOutputError(f"the {self._name} cannot be used: {redact(reason)}", hint=self._hint)
 
+    def check(self) -> bool:
+        """
+        Find out what is not allowed, as `prepare` does, without creating the folder.
+
+        :return: whether it is prepared. A missing folder is not, though it can be created.
+        :raises RunGenInputError: it cannot be used. A retry may help.
+        """
+        try:
+            with self._wrap_errors():
+                is_there = self._files.has_root()
+        except RunGenOutputError as error:
+            raise RunGenInputError(error.message, hint=error.hint, retryable=error.retryable) from None
+        if is_there:
+            self.prepare(create=False)
+        return is_there
+
     def prepare(self, *, create: bool = True) -> Self:
         """
         Write, list, read and remove a small file, to find out what is not allowed before it costs something.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.endpoints import FATE_UNKNOWN
 from airflow_provider_rungen.exceptions import RunGenError, RunGenSubmissionUnknownError
-from airflow_provider_rungen.execution.task.outcomes import rules_out_retry
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.runner import Runner
@@ -72,7 +71,7 @@ class Advice:
         if not self._log.knows_jobs or (isinstance(error, RunGenError) and _SAYS_SO.search(error.hint)):
             return
         has_next = self._log.home.numbers.has_next
-        if isinstance(error, RunGenError) and (rules_out_retry(error) or not has_next):
+        if isinstance(error, RunGenError) and not (error.retryable and has_next):
             error.add_hint(self.clear_hint(""))
         elif not has_next and not isinstance(error, RunGenError):  # that of Airflow, or of the user's code
             log.error("%s", self.clear_hint(""))

@@ -19,7 +19,6 @@ class AttemptState:
     :param failures: how many jobs failed since the last success, those without a usable result included.
     :param has_success: whether a job completed.
     :param refusals: how many inputs in a row were refused.
-    :param submitted_at: when the last jobs may have been submitted (seconds since 1970).
     :param allowance: how many more jobs the attempt may buy; ``None`` without a limit.
     :param submitted: how many jobs it submitted.
     :param paid: how many inputs of each part need no job, as the ledger had it at the begin.
@@ -35,7 +34,6 @@ class AttemptState:
     failures: int = 0
     has_success: bool = False
     refusals: int = 0
-    submitted_at: float = 0.0
     allowance: int | None = None
     submitted: int = 0
     paid: list[int] = field(default_factory=list)

@@ -18,7 +18,7 @@ from airflow_provider_rungen.execution.sinks.batch_result import Stopped
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.attempts import CALL_TIME, call_briefly
 from airflow_provider_rungen.execution.task.job_ids import begin_with_jobs, format_jobs, log_jobs
-from airflow_provider_rungen.execution.task.outcomes import is_misconfigured, rules_out_retry
+from airflow_provider_rungen.execution.task.outcomes import is_misconfigured
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
 from airflow_provider_rungen.runs.rows import JobState
@@ -68,7 +68,7 @@ class Ending:
 
     def has_next(self, error: Exception | None = None) -> bool:
         """Return whether another attempt follows that finds what is saved."""
-        is_final = isinstance(error, _NO_RETRY) or (isinstance(error, RunGenError) and rules_out_retry(error))
+        is_final = isinstance(error, _NO_RETRY) or (isinstance(error, RunGenError) and not error.retryable)
         return self._log.home.is_durable and not is_final and self._log.home.numbers.has_next
 
     @contextmanager
@@ -108,8 +108,9 @@ class Ending:
             raise error.revised(
                 f"{error.message}. Canceled nothing: {format_jobs(running)} of app {self.app_id} may still "
                 "run",
-                hint=f"Check the Airflow connection {self._options.rungen_conn_id!r}. "
-                f"{self._run.advice.how_to_resume()}. {self._run.deferral.unread}".removesuffix(". "),
+                hint=f"{error.hint}. {self._run.advice.how_to_resume()}. {self._run.deferral.unread}".strip(
+                    ". "
+                ),
                 retryable=True,
             ).with_traceback(error.__traceback__) from None
 

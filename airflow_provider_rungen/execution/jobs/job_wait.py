@@ -15,7 +15,7 @@ from airflow_provider_rungen.client.flow import Flow, Gather, Sleep, T
 from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.polling import FIRST_INTERVAL, Wait, fetch_known_jobs, growing_pauses
+from airflow_provider_rungen.client.polling import FIRST_INTERVAL, Wait, fetch_jobs, growing_pauses
 from airflow_provider_rungen.client.progress import OtherInputs, Progress, QuietLog, WaitGoal, log_line
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
@@ -40,10 +40,12 @@ class JobWait:
 
     :param run: the attempt. Its options are `JobOptions`.
     :param defer: defers the task with these arguments of `RunGenJobTrigger`, and seconds until the deadline.
+    :param are_known: whether the service has accepted the jobs, or answered for them, in this task run.
     """
 
-    def __init__(self, run: TaskRun[Any], defer: Defer) -> None:
+    def __init__(self, run: TaskRun[Any], defer: Defer, *, are_known: bool = False) -> None:
         self._run = run
+        self.are_known = are_known
         self._options: JobOptions = run.options
         self._defer = defer
         #: The jobs that this attempt has canceled.
@@ -57,8 +59,6 @@ class JobWait:
         # the jobs that have ended, and whose result could not be taken
         self._not_taken: list[Job] = []
         self._pauses = growing_pauses(FIRST_INTERVAL, self._options.poll_interval)
-        # when a job was last submitted, or seen to start or to end
-        self._moved_at = 0.0
         self._quiet_log = QuietLog()
         self._progress = Progress(0.0)
         #: How many jobs the waits have returned, and how many of these did not complete.
@@ -73,7 +73,6 @@ class JobWait:
         job_ids: Collection[str],
         *,
         deadline: float,
-        visible_by: float = 0.0,
         on_finished: Callable[[Job], Job] = identity,
         goal: WaitGoal | None = None,
         may_defer: bool = True,
@@ -87,7 +86,6 @@ class JobWait:
         The jobs of earlier waits that are not among them are polled no more.
 
         :param deadline: the time (seconds since 1970) to stop waiting at.
-        :param visible_by: the time (seconds since 1970) until which the service may not know new jobs.
         :param on_finished: takes each job that is over, with its result, and returns what to keep of it.
         :param goal: what to wait for, if not for all jobs. It is used for this wait only.
         :param may_defer: whether the task can go on after a deferral.
@@ -99,13 +97,13 @@ class JobWait:
         :raises RunGenError: an error that no waiting can change, and that is not one of a single job.
         """
         self._counted |= set(ended)
-        wait = self.begin(app_id, job_ids, on_finished, visible_by, goal)
+        wait = self.begin(app_id, job_ids, on_finished, goal)
         if not wait.goal.is_reached(len(wait.waiting)):
             # it looks once, at jobs that may be over already
             defer_at = time.time() if may_defer and self._options.deferrable else math.inf
             rounds = wait.run(self._pauses, deadline=deadline, stop_at=min(defer_at, stop_at), ended=ended)
             is_over = self.perform(rounds, job_ids)
-            self._moved_at = wait.moved_at
+            self.are_known = True
             if not is_over and defer_at <= stop_at:
                 self._hand_over(wait, list(dict.fromkeys(job_ids)), deadline, before_defer)
         return self.count(self._take())
@@ -115,7 +113,6 @@ class JobWait:
         app_id: str,
         job_ids: Collection[str],
         on_finished: Callable[[Job], Job] = identity,
-        visible_by: float = 0.0,
         goal: WaitGoal | None = None,
     ) -> Wait:
         """Return a wait for these jobs. No others are polled any more."""
@@ -127,13 +124,11 @@ class JobWait:
         poller.is_lean = on_finished is strip_payloads
         poller.forget({*poller.waiting, *poller.finished}.difference(job_ids))
         poller.errors.clear()
-        if new := set(job_ids) - poller.waiting.keys():
-            self._moved_at = now
-        self._progress.total += len(new)
-        poller.add(job_ids, now, visible_by)
+        self._progress.total += len(set(job_ids) - poller.waiting.keys())
+        poller.add(job_ids, now, are_known=self.are_known)
         interval, queued_timeout = self._options.poll_interval, self._options.queued_timeout
         goal = goal or WaitGoal()
-        return Wait(poller, job_ids, interval, self._moved_at, queued_timeout, goal, self._progress)
+        return Wait(poller, job_ids, interval, now, queued_timeout, goal, self._progress)
 
     def take_ended(self) -> list[Job]:
         """Return the jobs that have ended, and that no wait has returned: an error ended it before."""
@@ -290,4 +285,5 @@ class JobWait:
             with self._run.guard.allow_signals():
                 on_outcome(job_id, outcome)
 
-        self.perform(fetch_known_jobs(app_id, job_ids, note, within, have_ended), job_ids)
+        fetch = fetch_jobs(app_id, job_ids, note, within, have_ended, are_known=self.are_known)
+        self.perform(fetch, job_ids)

@@ -119,7 +119,6 @@ class Resuming:
             if app_id == self._app_id:
                 trusted = set(known.table.input_of) - known.table.unchecked
                 left = adopt_rows(task_log.jobs, ours, pairs, trusted)
-                task_log.jobs.submitted_by = max(task_log.jobs.submitted_by, known.submitted_by)
             self._warn_of_gone(app_id, left, ours)
             for digest, row in left:
                 for job in row.jobs:

@@ -11,7 +11,6 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from airflow_provider_rungen.client.app_polling import outlast
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.exceptions import RunGenError
@@ -65,9 +64,9 @@ class RunLedger:
         from airflow_provider_rungen.execution.ledger.entries import model_identity
 
         app_id = self._run.app_id
-        model = model_identity(hook.perform(outlast(app_id, lambda: get_app(app_id))))
-        self._book = self._make_book(options.ledger, model)
+        self._book = self._make_book(options.ledger, "")
         self.new_ledger = self._book.open(create=create)
+        model = self._book.model = model_identity(hook.perform(get_app(app_id)))
         return model
 
     def check_model(self) -> None:

@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
 from airflow_provider_rungen.client.progress import WaitGoal
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import (
@@ -81,7 +80,7 @@ class Runner(TaskRun[JobOptions]):
         self._make_sink = make_sink
         self._sink: Sink | None = None
         self.make_source = make_source
-        self.wait = JobWait(self, task.defer_for_jobs)
+        self.wait = JobWait(self, task.defer_for_jobs, are_known=True)
         home = LogHome(
             task,
             context,
@@ -187,6 +186,7 @@ class Runner(TaskRun[JobOptions]):
     def _begin(self) -> None:
         self.ending.read_earlier()
         limits = Limits(self)
+        self.deferral.outlast("write to the destination", self.sink.check)
         model = self.deferral.outlast("read the ledger", self.ledger.open)
         self.source = source = self.make_source()
         task_log, options = self.task_log, self.options
@@ -220,7 +220,6 @@ class Runner(TaskRun[JobOptions]):
         self.ending.app_id = app_id  # no job of another app is left to decide about
         self.ledger.note_found()
         resuming.refetch()
-        task_log.state.submitted_at = min(task_log.jobs.submitted_by, now)
         unnoted = self.ledger.add_resumed()
         self.collecting.find_unstored([*resuming.lost, *unnoted])
         resuming.warn_of_unknown()
@@ -279,7 +278,6 @@ class Runner(TaskRun[JobOptions]):
                 task_log.app_id,
                 running,
                 deadline=deadline,
-                visible_by=task_log.state.submitted_at + VISIBILITY_GRACE,
                 on_finished=self.sink.hold,
                 goal=goal,
                 # a trigger knows no ledger

@@ -220,14 +220,13 @@ class Submitting:
         try:
             return self._send(taken, deadline)
         except RunGenSubmissionUnknownError as error:
-            raise self._run.advice.explain_unknown(error) from error
+            raise self._run.advice.explain_unknown(error) from None
         finally:
             totals = self._log.jobs.totals()
             count = totals.submitted - before.submitted
             if state.allowance is not None:  # a submission of unknown fate may have been bought
                 state.allowance = max(state.allowance - count - totals.unknown + before.unknown, 0)
             state.submitted += count
-            state.submitted_at = time.time() if count else state.submitted_at
             if count or not self.claimed_by_others:
                 self._run.report.log_submitted(count)
 
@@ -247,6 +246,7 @@ class Submitting:
             refusals=self._log.state.refusals,
             has_success=self._log.jobs.totals().own > 0,
             fallback=self._log.home.fallback,
+            is_single=is_single,
         )
 
         async def submit() -> None:

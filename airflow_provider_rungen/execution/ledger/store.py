@@ -47,14 +47,14 @@ class LedgerStore:
     What was paid for, as one attempt of a task sees it.
 
     :param ledger: the ledger, with its templates rendered.
-    :param model: the identity of the model.
+    :param model: the identity of the model, once it is known.
     :param run: a token of this task run (lower-case hexadecimal digits), the same in all of its attempts.
     :param began: when the run began (seconds since 1970), if known. What had not expired by then does not.
     :raises RunGenInputError: there can be no such ledger.
     """
 
     def __init__(self, ledger: Ledger, model: str, run: str, *, began: float = 0.0) -> None:
-        self._ledger, self._model, self._run = ledger, model, run
+        self._ledger, self.model, self._run = ledger, model, run
         self._at = min(began or math.inf, time.time())
         self._expires: Any = ledger.expires  # checked in __post_init__
         self._destinations: dict[str, Storage] = {}
@@ -101,7 +101,7 @@ class LedgerStore:
         :param job_input: the input.
         :raises RunGenInputError: it is not a JSON object.
         """
-        return ledger_key(job_input, self._model, self._ledger.version, self._ledger.ignore)
+        return ledger_key(job_input, self.model, self._ledger.version, self._ledger.ignore)
 
     def is_of_task(self, entry: Entry) -> bool:
         """Return whether this task wrote an entry in this DAG run, whatever was cleared since."""

@@ -18,7 +18,6 @@ from airflow_provider_rungen.client.progress import are_too_many, pace
 from airflow_provider_rungen.client.senders import FINAL_GRACE
 from airflow_provider_rungen.client.texts import format_duration
 from airflow_provider_rungen.exceptions import (
-    RunGenAPIError,
     RunGenBadRequestError,
     RunGenError,
     RunGenRateLimitedError,
@@ -42,6 +41,8 @@ LAST_ANSWERS = FINAL_GRACE - 0.25
 RELEASE_TIME = 0.5
 # Seconds until an input is sent once more that a page has refused.
 PAGE_PAUSE = 10.0
+# Refused inputs whose reasons are logged.
+MAX_LOGGED_REFUSALS = 100
 # Seconds between checks for a kill, and whether a submission may begin.
 _POLL = 0.05
 
@@ -63,6 +64,7 @@ class Sender:
     :param refusals: how many inputs in a row were refused, up to the last answer.
     :param has_success: whether an input was accepted before.
     :param fallback: where the files of the log go if its own place fails at the end.
+    :param is_single: whether the task has one input, whose error is that of the task.
     """
 
     perform: Callable[[Flow[Job]], Awaitable[Job]]
@@ -76,6 +78,7 @@ class Sender:
     refusals: int = 0
     has_success: bool = False
     fallback: Place | None = None
+    is_single: bool = False
     #: Why inputs were refused, or have an unknown fate.
     errors: dict[int, RunGenError] = field(init=False, default_factory=dict)
     #: The inputs that another run is about to submit.
@@ -186,6 +189,9 @@ class Sender:
                 return PAGE_PAUSE
             self.errors[number] = error
             self.saver.jobs.refuse(number, error.message)
+            self.throttle.note_success()
+            if not self.is_single and len(self.errors) <= MAX_LOGGED_REFUSALS:
+                log.warning("%s (input %d)", error.message, number)
             self.refusals += 1
             self.is_broken |= are_too_many(self.refusals, has_success=self.has_success)
         except RunGenError as error:
@@ -194,12 +200,7 @@ class Sender:
                 return 0.0
             if not was_not_accepted(error):
                 raise
-            try:
-                self.throttle.note_failure(error)
-            except RunGenError:
-                # the next attempt resumes what runs
-                error.retryable |= self.saver.jobs.totals().submitted > 0
-                raise
+            self.throttle.note_failure(error)
             return 0.0
         finally:
             del self._in_flight[worker]
@@ -275,8 +276,8 @@ class Throttle:
 
     def __init__(self, max_concurrency: int, attempts: int | None = None) -> None:
         self.max_concurrency = max_concurrency
-        #: How many submissions may be in flight now.
-        self.limit = max_concurrency
+        #: How many submissions may be in flight now: one, until it is known that the service takes any.
+        self.limit = 1
         #: How many slots are in use.
         self.in_use = 0
         #: The last failure since the last success.
@@ -286,10 +287,10 @@ class Throttle:
         self._not_before = 0.0
         # since when there is only trouble of one kind
         self._since: float | None = None
-        self._doubt = retry.Doubt()
-        self._kind = (False, False)
+        self._is_limited = False
         self._begun_at = 0.0
         self._failures = self._successes = 0
+        self._has_worked = False
 
     async def __aenter__(self) -> None:
         # no condition: one throttle serves several event loops
@@ -302,39 +303,42 @@ class Throttle:
         self.in_use -= 1
 
     def note_success(self) -> None:
-        """Raise the limit again after as many successes as it allows at a time."""
-        self._failures, self._since, self._doubt, self.trouble = 0, None, retry.Doubt(), None
+        """Note that the service answers, and raise the limit: after the first time to all that may be."""
+        self._failures, self._since, self.trouble = 0, None, None
         self._successes += 1
-        if self._successes % self.limit == 0:
+        if not self._has_worked:
+            self._has_worked, self.limit = True, self.max_concurrency
+        elif self._successes % self.limit == 0:
             self.limit = min(self.limit + 1, self.max_concurrency)
 
     def note_failure(self, error: RunGenError) -> None:
         """
         Back off.
 
-        :raises RunGenError: the error, if there were too many, or it has been too long without success.
+        :raises RunGenError: the error, if it is a refusal, the last of too many, or if there was no success
+            for too long.
         """
         self.trouble = error
-        now, kind = time.monotonic(), (retry.is_refusal(error), isinstance(error, RunGenRateLimitedError))
-        if kind != self._kind or self._begun_at > self._not_before + retry.RETRY_BUDGET / 2:
+        now, is_limited = time.monotonic(), isinstance(error, RunGenRateLimitedError)
+        if not error.retryable:
+            raise error
+        if is_limited != self._is_limited or self._begun_at > self._not_before + retry.RETRY_BUDGET / 2:
             # another trouble than the last one, or nothing was sent for long
-            self._since, self._doubt, self._kind = None, retry.Doubt(), kind
+            self._since, self._is_limited = None, is_limited
         is_first = now >= self._not_before  # of those that were in flight together
         if is_first:
             self._failures += 1
             self.limit = max(1, self.limit // 2)
         self._not_before = max(self._not_before, now + retry.retry_delay(self._failures - 1, error))
         self._since = self._since or now
-        if self._has_failed(now, error):
+        if self._has_failed(now):
             raise error
         if is_first:
             pause = format_duration(self._not_before - now)
             log.warning("%s; continuing in %s with %d in flight", error.message, pause, self.limit)
 
-    def _has_failed(self, now: float, error: RunGenError) -> bool:
-        if isinstance(error, RunGenAPIError) and (retry.is_refusal(error) or not error.retryable):
-            return not self._doubt.may_pass(error, now)
+    def _has_failed(self, now: float) -> bool:
         give_up_at = (self._since or now) + retry.RETRY_BUDGET
         if self._attempts is not None:
             return self._failures >= self._attempts or self._not_before > give_up_at
-        return now > give_up_at and not isinstance(error, RunGenRateLimitedError)
+        return now > give_up_at and not self._is_limited

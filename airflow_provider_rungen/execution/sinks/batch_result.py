@@ -261,7 +261,8 @@ def push_failed(
 
 def _single_error(app_id: str, error: RunGenError) -> RunGenError:
     if type(error) is RunGenJobTimeoutError and not error.job_id:
-        message = f"The time was up before the job: {error.message} {format_ids(app_id)}"
+        ids = "" if app_id in error.message else f" {format_ids(app_id)}"
+        message = f"The time was up before the job: {error.message}{ids}"
         return RunGenJobTimeoutError(message, app_id=app_id, retry_after=error.retry_after)
     return error
 
@@ -311,6 +312,9 @@ class JobId:
         self.errors: dict[str, RunGenError] = {}
         self.stored: list[StoredJob] = []
         self._run = run
+
+    def check(self) -> None:
+        pass
 
     def prepare(self) -> None:
         pass

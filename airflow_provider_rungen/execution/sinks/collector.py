@@ -144,6 +144,11 @@ class Collector:
         # the jobs that were looked for in the destination
         self._searched: set[str] = set()
 
+    def check(self) -> None:
+        """Find out whether results can be kept, as `prepare` does, before the first request."""
+        if self._store is not None:
+            self._store.check()
+
     def prepare(self) -> None:
         """
         Find out whether results can be kept, before anything is sent.

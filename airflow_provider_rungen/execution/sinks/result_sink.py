@@ -110,12 +110,22 @@ class ResultSink(Collector):
         if self._runner is None and (excess := self._values.find_excess()) is not None:
             raise excess
 
+    def check(self) -> None:
+        super().check()
+        if (table := self._table_elsewhere) is not None:
+            table.check()
+
     def prepare(self) -> None:
         check_tables(self._run)
         super().prepare()
+        if (table := self._table_elsewhere) is not None:
+            table.prepare()
+
+    @property
+    def _table_elsewhere(self) -> ResultsTable | None:
+        """The table, if it is in another folder than the outputs."""
         folder = str(self._options.destination).removesuffix("/")
-        if self._table is not None and self._table.folder != folder:
-            self._table.prepare()
+        return None if self._table is None or self._table.folder == folder else self._table
 
     def finish(self, result: BatchResult, plan: Plan) -> Any:
         """

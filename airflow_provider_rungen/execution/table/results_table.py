@@ -223,6 +223,10 @@ class ResultsTable:
             load_pyarrow()
         self._storage = Storage(self.folder + slash, "results")
 
+    def check(self) -> None:
+        """Find out whether the table can be written, as `prepare` does, without creating its folder."""
+        self._storage.check()
+
     def prepare(self) -> None:
         """
         Find out whether the table can be written.

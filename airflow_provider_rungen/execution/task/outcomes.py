@@ -11,12 +11,13 @@ from typing import Any
 
 from airflow_provider_rungen._airflow import AirflowFailException
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.client.retry import is_refusal
+from airflow_provider_rungen.client.texts import MAX_LINE, clean_text
 from airflow_provider_rungen.exceptions import (
     RejectRow,
+    RunGenAPIError,
     RunGenConfigError,
     RunGenError,
-    RunGenForbiddenError,
     RunGenJobCanceledError,
     RunGenJobFailedError,
     RunGenNotFoundError,
@@ -36,7 +37,7 @@ _USELESS = (*JOB_IS_OVER, RunGenNotFoundError, RunGenResultError, RejectRow)
 GO_ON = "go on"
 _RANGES = re.compile(r"(?:\d{1,9}(?:-\d{1,9})?(?:,\d{1,9}(?:-\d{1,9})?)*)?")
 # What an event says of an error beside its message.
-_ABOUT = ("app_id", "job_id", "status_code", "active_workers", "retry_after")
+_ABOUT = ("app_id", "job_id", "status_code", "is_from_service", "active_workers", "retry_after")
 
 
 def error_to_json(error: RunGenError) -> dict[str, Any]:
@@ -160,33 +161,41 @@ def brief_reason(error: RunGenError) -> str:
 
 
 def is_misconfigured(error: BaseException) -> bool:
-    """Return whether the key or the connection is at fault, which is no reason to cancel a job."""
-    return isinstance(error, RunGenForbiddenError | RunGenConfigError)
+    """Return whether key, account or connection is at fault, which is no reason to cancel a job."""
+    return is_refusal(error) or isinstance(error, RunGenConfigError)
 
 
-def rules_out_retry(error: RunGenError) -> bool:
-    """Return whether no retry of the task can help. Somebody may have corrected the connection by then."""
-    return not error.retryable and not is_misconfigured(error)
+def one_line(error: RunGenError) -> str:
+    """Return why a task fails, and what to do, cut to what Airflow shows as one line."""
+    text = str(error)
+    room = MAX_LINE - (len(text) - len(error.message))
+    if len(text) <= MAX_LINE or not isinstance(error, RunGenAPIError | RunGenConfigError):
+        return text
+    return text.replace(error.message, f"{error.message[: max(room, 100) - 1]}…", 1)
 
 
 @contextmanager
 def fail_without_retry(
-    *also: type[RunGenError], is_killed: Callable[[], bool] = lambda: False
+    *also: type[RunGenError],
+    is_killed: Callable[[], bool] = lambda: False,
+    explain: Callable[[RunGenError], None] = lambda error: None,
 ) -> Iterator[None]:
     """
     Convert permanent errors to `AirflowFailException`.
 
     :param also: errors that are permanent here, though the same call may succeed later.
     :param is_killed: whether the attempt was killed, so that any error may be that of the kill.
+    :param explain: completes an error: that of a trigger does not name the connection.
     """
     try:
         yield
     except RunGenError as error:
-        error.retryable = is_killed() or not (rules_out_retry(error) or isinstance(error, also))
+        explain(error)
+        error.retryable = is_killed() or (error.retryable and not isinstance(error, also))
         if error.retryable:
             raise
         # its traceback, which would be logged a second time as that of the cause
-        failure = error.named_in(AirflowFailException(str(error)))
+        failure = error.named_in(AirflowFailException(one_line(error)))
         raise failure.with_traceback(error.__traceback__) from None
 
 

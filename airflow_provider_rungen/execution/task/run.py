@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 
 # Characters of an error, and of its hint, on the page of the task.
 _MAX_TEXT = 1000
-# Characters of a line that Airflow shows without scrolling.
-_MAX_LINE = 160
 
 Options = TypeVar("Options", bound=RunOptions)
 
@@ -104,7 +102,7 @@ class TaskRun(Generic[Options]):
         :param also: see `fail_without_retry`.
         """
         try:
-            with fail_without_retry(*also, is_killed=lambda: self.guard.is_killed):
+            with fail_without_retry(*also, is_killed=lambda: self.guard.is_killed, explain=self.hook.explain):
                 yield
         except Exception as error:
             if not self.guard.is_killed:
@@ -128,7 +126,6 @@ class TaskRun(Generic[Options]):
         """Push why the attempt fails, and keep it for the next one: it begins without XComs."""
         texts = {"error": clean_text(error, _MAX_TEXT), "hint": clean_text(hint, _MAX_TEXT)}
         value = {"try_number": self.ti.try_number, **texts, **self.failure_details()}
-        self._log_failure(**texts)  # a push may hang
         if RunGenResultsLink.key not in self.links:
             self._link_to_page()
             self.push_page(self.known_app_id)
@@ -136,12 +133,6 @@ class TaskRun(Generic[Options]):
         with suppress(Exception):
             if self._store is not None:
                 self._store.set(xcom_keys.FAILURE_KEY, value)
-
-    def _log_failure(self, error: str, hint: str) -> None:
-        """Log why the attempt fails, what to do, and where to see more, each on a line of its own."""
-        log.error("%s", error if len(error) <= _MAX_LINE else f"{error[: _MAX_LINE - 1]}…")
-        for line in filter(None, (hint, (url := page_url(self.ti)) and f"Results: {full_url(url)}")):
-            log.info("%s", line)
 
     def _pass_on_failure(self) -> None:
         """Push why the last attempt failed, for the page of this one."""
@@ -213,7 +204,9 @@ class TaskRun(Generic[Options]):
         last_words = self.cleanup()
         if attempts.is_timing_out():  # otherwise another attempt may follow
             attempts.call_briefly(self._push_usage, self.guard.time_left())
-        push = partial(self._push_failure, *self._why_killed())
+        why = self._why_killed()
+        log.error("%s. %s.", *why)
+        push = partial(self._push_failure, *why)
         attempts.call_briefly(push, self.guard.time_left())
         return last_words
 
