@@ -209,16 +209,13 @@ class FlowHook(BaseHook):
     def _send(self, request: Request, settings: Settings) -> Response:
         if self._sender is None or self._sender.settings is not settings:
             self.close()  # the connection has changed
-            self._sender = self._open_sender(settings)
+            self._sender = Sender(settings, is_interrupted=self._ends_soon)
         response = None
         try:
             response = self._sender(request)
         finally:
             metrics.count_request(request, response)
         return response
-
-    def _open_sender(self, settings: Settings) -> Sender:
-        return Sender(settings, is_interrupted=self._ends_soon)
 
     def _ends_soon(self) -> bool:
         return self.is_interrupted is not None and self.is_interrupted()

@@ -101,12 +101,12 @@ class Stage:
         return [record.operation for record in self.emulator.service.records()]
 
     def job(self, **options: Any) -> RunGenRunJobOperator:
-        options = {"input": INPUT, "wait_for_completion": True, "poll_interval": 0.05} | options
-        return RunGenRunJobOperator(task_id="run", **options)
+        given: dict[str, Any] = {"input": INPUT, "wait_for_completion": True, "poll_interval": 0.05}
+        return RunGenRunJobOperator(task_id="run", **given | options)
 
     def table(self, rows: list[dict[str, Any]] | None = None, **options: Any) -> RunGenRunTableOperator:
-        options = {"destination": str(self.folder / "out"), "poll_interval": 0.05} | options
-        return RunGenRunTableOperator(task_id="table", table=rows or pictures(20), **options)
+        given: dict[str, Any] = {"destination": str(self.folder / "out"), "poll_interval": 0.05}
+        return RunGenRunTableOperator(task_id="table", table=rows or pictures(20), **given | options)
 
 
 def pictures(count: int) -> list[dict[str, Any]]:
@@ -243,7 +243,7 @@ def test_so_does_the_test_of_a_connection(stage: Stage, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("status", REFUSED)
 def test_a_refusal_stops_a_table_and_releases_what_was_claimed(stage: Stage, status: int) -> None:
-    ledger = {"ledger": Ledger(str(stage.folder / "ledger"))}
+    ledger: dict[str, Any] = {"ledger": Ledger(str(stage.folder / "ledger"))}
     stage.refuse("run", status)
     line = stage.mistake(stage.table(**ledger))
     assert f"({status}): {REFUSED[status]}" in line
@@ -410,7 +410,7 @@ def test_a_place_that_cannot_be_written(stage: Stage, name: str, folder: str) ->
     taken = stage.folder / "file"
     taken.write_text("in the place of a folder")
     place = str(taken / folder / ("results.jsonl" if name == "results" else ""))
-    op = stage.table(**{name: place}, ledger=Ledger(str(stage.folder / "ledger")))
+    op = stage.table(None, **{name: place}, ledger=Ledger(str(stage.folder / "ledger")))
     error = stage.run(op).error
     assert error is not None
     assert f"the {name} cannot be used: NotADirectoryError" in str(error)

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.client.download import Downloader
     from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
     from airflow_provider_rungen.execution.task.options import CollectOptions
-    from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ class OutputStore:
 
     def __init__(
         self,
-        run: TaskRun[Any],
+        run: Any,
         options: CollectOptions,
         output: OutputType | None,
         on_stored: Callable[[StoredJob, RunGenError | None], object],
