@@ -15,7 +15,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from compat.environments import FOLDER, CompatError, create, pip, run
+from compat.environments import FOLDER, ROOT, CompatError, create, pip, run
 
 PINS = Path(__file__).parent / "pins"
 PYTHON = "3.12"  # the pins are for this version
@@ -50,7 +50,8 @@ def check(folder: Path, wheel: Path, pins: Path, *, install: bool) -> str:
     began = time.monotonic()
     if install:
         create(folder, PYTHON)
-        pip(folder, "install", "-c", str(pins), f"apache-airflow=={pins.stem}", str(wheel))
+        ours = str(wheel), str(ROOT / "emulator")
+        pip(folder, "install", "-c", str(pins), f"apache-airflow=={pins.stem}", *ours)
         outcome = run([str(folder / "bin" / "python"), "-I", str(SMOKE)]).splitlines()[-1]
     else:
         versions, pinned = resolve(folder, wheel, pins), read_pins(pins)
