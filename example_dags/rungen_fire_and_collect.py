@@ -24,7 +24,7 @@ with DAG(
     fire = RunGenRunJobOperator.partial(task_id="fire").expand(
         input=[{"prompt": f"a {color} boat"} for color in ("red", "green")]
     )
-    wait = RunGenJobSensor(task_id="wait", job_id=fire.output, deferrable=True)
+    wait = RunGenJobSensor(task_id="wait", job_id=fire.output, poke_interval=5, deferrable=True)
     collect = RunGenCollectResultsOperator(
         task_id="collect", job_id=fire.output, destination=f"{FOLDER}/boats"
     )
