@@ -9,11 +9,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-system test-browser test-distributed test-compat standalone bench docs lint types format clean
+.PHONY: help demo say-demo test say-test test-system test-browser test-distributed test-compat standalone bench docs lint types format clean
 
 help:
-	@echo "make demo         run the example DAGs: real Airflow, emulated RunGen service, no key needed (two minutes)"
-	@echo "make test         run the tests on all cores (ARGS=\"-k name -x\" passes arguments to pytest, -n 0 uses one process)"
+	@echo "make demo         run the example DAGs: real Airflow, emulated RunGen service, no key needed (two to three minutes)"
+	@echo "make test         run the tests on all cores, in five minutes on two (ARGS=\"-k name -x\" passes arguments to pytest)"
+	@echo "make test ARGS=\"-m contract\"  run only those that prove a promise to users"
 	@echo "make test-system  run the tests that start a real Airflow and kill parts of it (AIRFLOWS=2 at a time; minutes)"
 	@echo "make test-browser click through Airflow in a real browser, and renew docs/images (Debian; minutes)"
 	@echo "make test-distributed  run the tests that lose workers and triggerers of an Airflow with CeleryExecutor (minutes)"
@@ -31,43 +32,48 @@ help:
 $(READY): pyproject.toml emulator/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Python 3.11 or newer is needed, and $(PYTHON) is not: try  make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "Setting up $(VENV), once; this takes a minute or two ..."
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e emulator -e '.[dev]'
+	@echo "Setting up $(VENV), once. It takes one to three minutes:"
+	@$(PYTHON) scripts/set_up.py dev
 	@touch $(READY)
 
-demo: $(READY)
+demo: say-demo $(READY)
 	@$(BIN)/python scripts/demo.py
+
+say-demo:
+	@echo "Runs the example DAGs in a real Airflow, against an emulator of RunGen: two to three minutes."
 
 standalone: $(READY)
 	@$(BIN)/python scripts/standalone.py
 
-test: $(READY)
+test: say-test $(READY)
 	@$(BIN)/python -m pytest -n auto $(ARGS)
+
+say-test:
+	@echo "Runs the tests on all cores: about five minutes on two, less on more."
 
 # how many Airflows share the system tests, which mainly wait; each takes 1 GB
 AIRFLOWS ?= 2
 test-system: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e emulator -e '.[system]'
+	@$(BIN)/python scripts/set_up.py system
 	@$(BIN)/python -m pytest -m system -n $(AIRFLOWS) $(ARGS)
 
 test-browser: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e emulator -e '.[browser]'
+	@$(BIN)/python scripts/set_up.py browser
 	@$(BIN)/python -m pytest -m browser tests/browser
 
 test-distributed: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e emulator -e '.[dev,distributed]'
+	@$(BIN)/python scripts/set_up.py dev distributed
 	@$(BIN)/python -m pytest -m distributed
 
 test-compat:
 	@$(PYTHON) -m compat $(if $(ONLY),--only $(ONLY))
 
 bench: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e emulator -e '.[bench]'
+	@$(BIN)/python scripts/set_up.py bench
 	@$(BIN)/python -m bench
 
 docs: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e emulator -e '.[docs]'
+	@$(BIN)/python scripts/set_up.py docs
 	@$(BIN)/python -m sphinx --fail-on-warning --nitpicky --keep-going --fresh-env --quiet docs build/docs
 	@! grep -rnE '<(script|link|img|iframe)[^>]+(src|href)="(https?:)?//' build/docs --include='*.html'  # works offline
 	@echo "build/docs/index.html"

@@ -1,7 +1,7 @@
-"""Build the wheel and the sdist, and check their metadata and files, that both agree and are reproducible.
+"""Build the wheels and sdists of the package and the emulator, and check their metadata and files.
 
-Arguments: the folder to write them to, and ``--tag`` with a release's tag, which has to fit the version and
-the changelog.
+Wheel and sdist have to agree, and to be reproducible. Arguments: the folder to write them to, and ``--tag``
+with a release's tag, which has to fit the version and the changelog.
 """
 
 from __future__ import annotations
@@ -15,21 +15,63 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = "airflow_provider_rungen"
-NEEDED = (
-    "py.typed",
-    "pages/templates/page.js",
-    "pages/templates/style.css",
-    "pages/templates/task.html",
-    "schemas/flux-schnell.input.json",
-    "schemas/flux-schnell.result.json",
+PACKAGE, EMULATOR = "airflow_provider_rungen", "rungen_emulator"
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What a distribution has to hold."""
+
+    module: str
+    #: The folder of its pyproject.toml.
+    folder: Path
+    #: Files of the module.
+    files: tuple[str, ...]
+    #: Files of the sdist.
+    in_sdist: tuple[str, ...]
+    #: Fields and classifiers of its metadata, and lines of its entry points.
+    fields: tuple[str, ...]
+    classifier: str
+    entry_points: tuple[str, ...]
+
+
+DISTRIBUTIONS = (
+    Distribution(
+        PACKAGE,
+        ROOT,
+        files=(
+            "py.typed",
+            "pages/templates/page.js",
+            "pages/templates/style.css",
+            "pages/templates/task.html",
+            "schemas/flux-schnell.input.json",
+            "schemas/flux-schnell.result.json",
+        ),
+        # the tests need these in an unpacked sdist
+        in_sdist=(
+            *("CHANGELOG.md", "LICENSE", "Makefile", "README.md", "docs/reliability.md", "tests/conftest.py"),
+            *("emulator/pyproject.toml", "example_dags/rungen_catalog.py"),
+        ),
+        fields=("Summary", "Keywords", "License-Expression", "License-File", "Project-URL"),
+        classifier="Framework :: Apache Airflow :: Provider",
+        # without it, Airflow would not find the provider
+        entry_points=("[apache_airflow_provider]",),
+    ),
+    Distribution(
+        EMULATOR,
+        ROOT / "emulator",
+        files=("py.typed", "flux-schnell.input.json", "pytest_plugin.py"),
+        in_sdist=("README.md", "pyproject.toml"),
+        fields=("Summary", "Keywords", "License-Expression"),
+        classifier="Framework :: Pytest",
+        entry_points=("[pytest11]", f"{EMULATOR}={EMULATOR}.pytest_plugin", "[console_scripts]"),
+    ),
 )
-# The tests need these in an unpacked sdist.
-IN_SDIST = ("CHANGELOG.md", "LICENSE", "Makefile", "README.md", "docs/reliability.md", "tests/conftest.py")
 
 
 def main() -> None:
@@ -39,7 +81,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.tag:
         check_tag(options.tag)
-    build(options.folder)
+    for distribution in DISTRIBUTIONS:
+        build(distribution, options.folder)
 
 
 def check_tag(tag: str) -> None:
@@ -54,31 +97,31 @@ def check_tag(tag: str) -> None:
         sys.exit(f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD'")
 
 
-def build(folder: Path) -> None:
+def build(distribution: Distribution, folder: Path) -> None:
+    module, source = distribution.module, str(distribution.folder)
     # this builds the wheel from the sdist; below it is built from the tree
-    run("-m", "build", "--outdir", str(folder), str(ROOT))
-    [wheel], [sdist] = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    run("-m", "build", "--outdir", str(folder), source)
+    [wheel], [sdist] = folder.glob(f"{module}-*.whl"), folder.glob(f"{module}-*.tar.gz")
     run("-m", "twine", "check", "--strict", str(wheel), str(sdist))
     with tempfile.TemporaryDirectory() as other:
-        run("-m", "build", "--wheel", "--sdist", "--outdir", other, str(ROOT))
-        [of_tree] = Path(other).glob("*.whl")
-        check_equal(contents(wheel), contents(of_tree))
+        run("-m", "build", "--wheel", "--sdist", "--outdir", other, source)
+        check_equal(contents(wheel), contents(Path(other) / wheel.name))
         for built in (wheel, sdist):
             assert built.read_bytes() == (Path(other) / built.name).read_bytes(), (
                 f"{built.name} differs each time"
             )
     files = contents(wheel)
-    for name in NEEDED:
-        assert f"{PACKAGE}/{name}" in files, f"the wheel has no {name}"
-    others = [name for name in files if not name.startswith(PACKAGE)]
-    assert not others, f"the wheel holds more than the package: {others}"
+    missing = [name for name in distribution.files if f"{module}/{name}" not in files]
+    assert not missing, f"{wheel.name} has no {missing}"
+    others = [name for name in files if not name.startswith((f"{module}/", f"{module}-"))]
+    assert not others, f"{wheel.name} holds more than {module}: {others}"
     tests = [name for name in files if Path(name).name.startswith(("test_", "conftest"))]
-    assert not tests, f"the wheel holds tests: {tests}"
+    assert not tests, f"{wheel.name} holds tests: {tests}"
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    missing = [name for name in IN_SDIST if name not in held]
-    assert not missing, f"the sdist has no {missing}"
-    check_metadata(wheel)
+    missing = [name for name in distribution.in_sdist if name not in held]
+    assert not missing, f"{sdist.name} has no {missing}"
+    check_metadata(distribution, wheel)
     print(f"{wheel.name}: {len(files)} files, equal from tree and sdist; {sdist.name}: {len(held)} files")
 
 
@@ -99,18 +142,18 @@ def check_equal(one: dict[str, str], other: dict[str, str]) -> None:
     assert not differ, f"the wheels from the sdist and from the tree differ: {differ}"
 
 
-def check_metadata(wheel: Path) -> None:
+def check_metadata(distribution: Distribution, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata: Message = email.message_from_bytes(archive.read(name))
         [name] = [name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")]
         entry_points = archive.read(name).decode()
-    for field in ("Summary", "Keywords", "License-Expression", "License-File", "Project-URL"):
-        assert metadata[field], f"the metadata has no {field}"
-    classifiers = metadata.get_all("Classifier") or []
-    assert "Framework :: Apache Airflow :: Provider" in classifiers
+    for field in distribution.fields:
+        assert metadata[field], f"the metadata of {wheel.name} has no {field}"
+    assert distribution.classifier in (metadata.get_all("Classifier") or [])
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert "[apache_airflow_provider]" in entry_points, "Airflow would not find it"
+    for line in distribution.entry_points:
+        assert line in entry_points, f"the entry points of {wheel.name} have no {line}"
 
 
 if __name__ == "__main__":
