@@ -49,13 +49,13 @@ def run(*arguments):
 
 run(1, 1, "small")  # what it imports does not count
 before = peak()
-value = run(count, size, "large")
+run(count, size, "large")
 above = peak() - before
 if what == "table":
     for place in ("small", "large"):
         rows = [json.loads(line) for line in open(f"{folder}/{place}/results.jsonl")]
         json.dump([row["job_id"] for row in rows], open(f"{folder}/{place}.json", "w"))
-print(json.dumps({"above": above, "reused": value["reused"] if what == "table" else 0}))
+print(json.dumps({"above": above}))
 """
 
 
@@ -84,6 +84,5 @@ def test_results_of_many_megabytes_are_stored_and_reused_in_bounded_memory(
     tasks = ["table", "table", "collect"]
     took = [measure(tmp_path, task, rungen_emulator) for task in tasks]
     assert rungen_emulator.service.stats()["jobs_created"] == JOBS + 1
-    assert took[1]["reused"] == JOBS
     above = [each["above"] for each in took]
     assert max(above) <= MOST, dict(zip(["first table", *tasks[1:]], above, strict=True))

@@ -22,6 +22,8 @@ Item: TypeAlias = tuple[int, Any]
 
 # Seconds after which an input that was put back is noticed.
 _POLL = 2.0
+# Seconds in which a look-ahead ends, so that what it claims is known, and can be released.
+_END_TIME = 0.5
 
 
 @dataclass(eq=False)
@@ -97,7 +99,8 @@ class Inputs:
         return due
 
     async def close(self) -> None:
-        """End the look-ahead."""
+        """End the look-ahead. What it is about to claim should be known before claims are released."""
+        await asyncio.wait([self._next_block], timeout=_END_TIME)
         self._next_block.cancel()
         await asyncio.gather(self._next_block, return_exceptions=True)
 

@@ -35,9 +35,6 @@ def hold_first_attempt(context: Any, result: Any = None) -> None:
 with dag("no_wait"):
     RunGenRunJobOperator(task_id="run", input=INPUT, deferrable=False, post_execute=hold_first_attempt)
 
-with dag("asked_to_wait"):
-    RunGenRunJobOperator(task_id="run", input=INPUT)
-
 with dag("hopeless"):
     RunGenRunJobOperator(task_id="run", input=INPUT, app_id="no-such-app")
 
