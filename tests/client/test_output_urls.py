@@ -18,7 +18,7 @@ from airflow_provider_rungen.client.output_urls import (
     redact_value,
     safe_name,
 )
-from airflow_provider_rungen.client.redaction import without_secrets, without_signatures
+from airflow_provider_rungen.client.redaction import without_secrets
 
 URL = "https://storage.example/outputs/a.png"
 SIGNED = f"{URL}?X-Amz-Date=20250111T164534Z&X-Amz-Expires=604800&X-Amz-Signature=s3cret"
@@ -218,16 +218,6 @@ def test_what_is_nested_too_deeply_is_kept_as_json_text() -> None:
         [shallow], levels = shallow, levels + 1
     assert levels == MAX_DEPTH
     assert json.loads(shallow) == json.loads("[" * 200 + json.dumps({"image": URL}) + "]" * 200)
-
-
-def test_cleaning_takes_no_longer_for_what_is_made_to_slow_it() -> None:
-    data = "data:image/png;base64,"
-    urls = ["a" * 1_000_000 + "://", "://" * 300_000, "://" + "a" * 1_000_000 + "@"]
-    for text in (*urls, "X-Amz-" * 200_000, data * 50_000, data + "=" * 1_000_000, data + "a" * 1_000_001):
-        without_secrets(text)
-        without_signatures(f"see {text}")
-        without_signatures(f"see https://h/x?{text}")
-        find_outputs([text])
 
 
 @pytest.mark.parametrize(

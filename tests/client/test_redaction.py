@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import itertools
 import json
-import sys
 import time
 from collections.abc import Callable
 from urllib.parse import quote, quote_plus, unquote_plus
@@ -156,35 +155,6 @@ def test_what_is_cut_in_the_middle_of_a_password_does_not_show_it() -> None:
 def test_an_error_does_not_show_parts_of_its_uri(uri: str, texts: tuple[str, ...]) -> None:
     for text in texts:
         assert "SECRET" not in redact_error(ValueError(text), uri)
-
-
-HOSTILE = [
-    *("a", "://", "%25", "%3A%2F%2F", "\\", "&#0", "@", "://a:b", "//", " //", "&token", "?a-", "X-Amz-"),
-    *("&amp;", "?", "://@", "\\u002", "http://u:p", " //a", "%", "/", ":", "=", "&", "https://x.y/?"),
-]
-
-
-@pytest.mark.parametrize("unit", HOSTILE)
-def test_time_grows_with_the_text_and_no_faster(unit: str) -> None:
-    def steps(size: int) -> int:
-        """Count what is looked at: by regular expressions in matches, by Python in events."""
-        text, count = unit * (size // len(unit)), 0
-
-        def trace(*_: object) -> None:
-            nonlocal count
-            count += 1
-
-        sys.setprofile(trace)
-        try:
-            redact(text)
-        finally:
-            sys.setprofile(None)
-        return count
-
-    assert steps(4 * 4000) <= 5 * steps(4000) + 100
-    # quadratic work in a regular expression would take minutes for each of these
-    for text in (unit * (200_000 // len(unit)), "://" + unit * (200_000 // len(unit)) + "@"):
-        redact(text)
 
 
 # --- the API key ---

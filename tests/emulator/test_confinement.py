@@ -164,6 +164,7 @@ def run_pytest(folder: Path, real: Emulator, cache: bool = False) -> str:
     return done.stdout
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("cache", [False, True], ids=["", "cached"])
 def test_with_a_secrets_backend_unit_tests_reach_the_emulator_alone(
     tmp_path: Path, real: Emulator, cache: bool
@@ -173,6 +174,7 @@ def test_with_a_secrets_backend_unit_tests_reach_the_emulator_alone(
     assert real.service.records() == []
 
 
+@pytest.mark.system
 def test_with_a_secrets_backend_a_whole_dag_reaches_the_emulator_alone(
     tmp_path: Path, real: Emulator
 ) -> None:

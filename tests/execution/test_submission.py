@@ -32,7 +32,6 @@ from conftest import (
 from places import Died
 from rungen_emulator import Emulator
 
-from airflow_provider_rungen import _airflow
 from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -465,23 +464,6 @@ def test_an_id_that_the_store_did_not_take_is_saved_between_polls(emulator: Emul
     assert task.statuses() == ["RUNNING"]
 
 
-@pytest.mark.usefixtures("impatient")
-def test_an_id_that_the_store_did_not_take_is_saved_after_a_deferral(emulator: Emulator) -> None:
-    emulator.service.job_seconds = 1.0  # a deferral comes before the end, also on a slow machine
-    task = Task(emulator, **MODES["deferred"])
-    failing(task, 1000)
-    task.begin()
-    with pytest.raises(TaskDeferred):
-        task.op.execute(task.context)
-    [job_id] = task.job_ids()
-    assert not is_saved(task)
-    failing(task, 0)
-    with pytest.raises(RunGenError, match="down"):
-        task.op.execute_complete(task.context, {"error": error_to_json(RunGenError("down"))})
-    assert is_saved(task)
-    assert task.attempt().value == job_id
-
-
 @pytest.mark.contract
 @pytest.mark.usefixtures("impatient")
 def test_an_id_that_the_store_did_not_take_is_saved_at_the_end(emulator: Emulator) -> None:
@@ -739,19 +721,6 @@ def test_a_clear_after_the_last_failure_runs_a_new_job(task: Task, *, is_cleared
         task.clear()
     assert task.attempt().value == task.job_ids()[is_cleared]
     assert len(task.job_ids()) == 1 + is_cleared
-
-
-@pytest.mark.parametrize("is_kept", [True, False])
-def test_a_clear_buys_a_new_job_whether_or_not_its_state_was_kept(
-    task: Task, monkeypatch: pytest.MonkeyPatch, is_kept: bool
-) -> None:
-    """From Airflow 3.4 on, a clear discards it unless the user keeps it."""
-    monkeypatch.setattr(_airflow, "CLEAR_DISCARDS_STATE", True)
-    die_after_submission(task)
-    if not is_kept:
-        task.kept.clear()
-    task.clear()
-    assert task.attempt().value == task.job_ids()[1]
 
 
 # --- values that nobody wrote -------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from conftest import Outcome
 from operator_kit import MODES, Table, picture, products, wait_until
 from rungen_emulator import Emulator
 
-from airflow_provider_rungen.execution.archive.files import LocalFiles
 from airflow_provider_rungen.execution.jobs import submitting
 from airflow_provider_rungen.hooks import RunGenHook
 
@@ -85,23 +84,3 @@ def test_what_another_run_has_claimed_is_looked_up_while_jobs_run(
     assert outcome.error is None
     assert task.column("status") == ["completed", "completed", "canceled"]
     assert (outcome.value["jobs"], task.created) == (2, 4)
-
-
-@pytest.mark.parametrize("options", [{"ledger": None}, {}], ids=["alone", "with a ledger"])
-def test_slow_storage_adds_a_fifth_to_the_time_of_the_jobs_at_most(
-    rungen_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
-) -> None:
-    task = Table(rungen_emulator, tmp_path, products(100), poll_interval=0.1, **options)
-    rungen_emulator.service.scale("flux-schnell", 13)
-    rungen_emulator.service.job_seconds = 2.5
-    put = LocalFiles.put
-
-    def put_slowly(*args: Any) -> None:
-        time.sleep(0.2)
-        put(*args)
-
-    monkeypatch.setattr(LocalFiles, "put", put_slowly)
-    assert task.attempt().error is None
-    ended, jobs = time.time(), rungen_emulator.service.jobs()
-    begun, over = min(job["created"] for job in jobs), max(job["finished"] for job in jobs)
-    assert ended - over <= (over - begun) / 5

@@ -458,63 +458,6 @@ def test_a_table_whose_deferral_airflow_ends_is_written(run: Run) -> None:
 # --- the log of the task run ---
 
 
-def forge(content: bytes) -> bytes:
-    return content.replace(b"photo of", b"nudes of").replace(b"sku-", b"uks-")
-
-
-CHANGES: dict[str, Callable[[bytes], bytes | None]] = {
-    "removed": lambda content: None,
-    "empty": lambda content: b"",
-    "cut": lambda content: content[: len(content) // 2],
-    "garbage": lambda content: b"\xff\n",
-    "twice": lambda content: content * 2,
-    "forged": forge,
-}
-# the attempt, its jobs, the plan, and the rows and inputs of the plan
-FILES = {"attempts": "attempts/*", "jobs": "jobs/*/*", "plan": "plans/*"}
-
-
-@pytest.mark.parametrize(
-    ("kind", "change", "has_ledger"),
-    [*((kind, change, False) for kind in FILES for change in CHANGES), ("plan", "forged", True)],
-)
-def test_what_changes_the_log_between_two_waves_decides_nothing(
-    run: Run, kind: str, change: str, has_ledger: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.3)
-    # a log of one part is handed over by Airflow itself, so that nobody else has a say
-    count, in_flight = (70, 66) if kind == "jobs" else (8, 2)
-    task = run(products(count), deferrable=True, max_in_flight=in_flight)
-    if not has_ledger:
-        task.options["ledger"] = None
-    wait, before = RunGenJobTrigger.run, {}
-
-    def meddle(trigger: Any) -> Any:
-        for path in (task.folder / "photos" / ".rungen" / "runs").glob(f"*/{FILES[kind]}"):
-            content = path.read_bytes()
-            changed = CHANGES[change](content)
-            if changed != content:
-                before[path] = content
-                path.unlink() if changed is None else path.write_bytes(changed)
-        return wait(trigger)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunGenJobTrigger, "run", meddle)
-        outcome = task.attempt()
-    if not before:  # nothing to forge
-        assert (change, outcome.error) == ("forged", None)
-        return
-    if kind == "attempts" and change != "removed":  # only a later attempt reads it
-        assert (outcome.error, task.created) == (None, count)
-        return
-    assert isinstance(outcome.error, RunGenError)
-    assert any(path.name in str(outcome.error) for path in before), outcome.error
-    assert task.created == in_flight
-    for path, content in before.items():
-        path.write_bytes(content)
-    assert task.attempt().value["completed"] == task.created == count
-
-
 # --- what the service says is not what we know ---
 
 

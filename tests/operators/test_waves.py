@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
 import logging
 import os
 import re
@@ -21,7 +20,6 @@ from functools import partial
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pydantic
@@ -29,8 +27,6 @@ import pytest
 from airflow.providers.common.compat.sdk import (
     AirflowException,
     AirflowFailException,
-    AirflowNotFoundException,
-    ObjectStoragePath,
     TaskDeferred,
 )
 from bad_answers import Fault
@@ -48,23 +44,16 @@ from conftest import (
     stopped_when,
 )
 from operator_kit import FAST, KILLED, Attempts, Died, submitted, wait_until
-from places import AttemptStore
 from rungen_emulator import Emulator, Service
 from rungen_emulator.messages import Reply
 
 from airflow_provider_rungen import _airflow
-from airflow_provider_rungen.client import poll_state, progress, retry
+from airflow_provider_rungen.client import poll_state, retry
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.exceptions import (
-    RunGenConfigError,
     RunGenError,
     RunGenJobTimeoutError,
-    RunGenOutputError,
 )
-from airflow_provider_rungen.execution.jobs import submitting
-from airflow_provider_rungen.execution.jobs.places import StorePlace, without_seal
-from airflow_provider_rungen.execution.ledger import files
-from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.task import store_writer
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks import RunGenHook
@@ -74,7 +63,6 @@ from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunTableOperator,
 )
-from airflow_provider_rungen.runs.part_files import PART_ROWS
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 #: A table with outputs, and one of results alone.
@@ -82,8 +70,6 @@ TABLE, BARE = "table", "bare"
 KINDS = (TABLE, BARE)
 COUNT = 26
 CONNECTION = "AIRFLOW_CONN_RUNGEN_DEFAULT"
-#: What an entry of the ledger has only if there is a stored job.
-JOB_FIELDS = {"manifest", "execution_seconds"}
 LIMIT = 6
 #: What is pushed when the first inputs are submitted.
 JOB_LINK = RunGenJobLink.key
@@ -307,27 +293,6 @@ def test_a_job_that_is_over_is_not_polled_again_in_each_wave(make: Make, kind: s
     assert {job_id for job_id, _ in polls} == ended.keys()
     # once by the worker before a deferral, perhaps, once by the trigger, once for the outputs
     assert sum(time >= ended[job_id] for job_id, time in polls) <= 40 * 3
-
-
-def test_a_wave_writes_its_own_part_of_the_log(make: Make) -> None:
-    task = make(TABLE, inputs(6 * PART_ROWS, seconds=0.02), deferrable=True, max_in_flight=PART_ROWS)
-    task.workers = 100
-    seen: dict[str, int] = {}
-    waves: list[list[int]] = []
-    sizes: list[int] = []
-
-    def look(key: str, value: Any) -> None:
-        if key == "rungen_log":
-            files = {path.name: path.stat().st_mtime_ns for path in task.folder.rglob("jobs/*/*.jsonl")}
-            waves.append([int(name[:6]) for name, time in files.items() if seen.get(name) != time])
-            seen.update(files)
-            sizes.append(len(json.dumps(value)))
-
-    task.on_push = look
-    assert task.attempt().error is None
-    assert len(waves) >= 6
-    assert all(max(parts) - min(parts) <= 2 for parts in waves if parts), "the parts that are over stay"
-    assert max(sizes) < 2000
 
 
 @pytest.mark.contract
@@ -884,72 +849,6 @@ def test_with_a_ledger_a_wave_looks_nothing_up_twice(make: Make, ledger: dict[st
     assert task.most_in_flight <= LIMIT
 
 
-def be_killed_before_the_ids_are_written(ledger: Path) -> list[Path]:
-    """Change the entries of a ledger into claims."""
-    claims = list(ledger.glob("??/*.json"))
-    for path in claims:
-        entry = json.loads(path.read_text()) | {"state": "claimed", "job_id": ""}
-        path.write_text(json.dumps({name: entry[name] for name in entry.keys() - JOB_FIELDS}))
-    return claims
-
-
-def test_inputs_that_another_run_has_claimed_hold_nothing_up(
-    make: Make, ledger: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert make(TABLE, inputs(10), **ledger).attempt().error is None
-    claims = be_killed_before_the_ids_are_written(tmp_path / "ledger")
-    task = next_night(make(TABLE, inputs(), **ledger))
-    task.is_held = False  # it does not defer while inputs are claimed
-    waits: list[int] = []
-
-    def wait(seconds: float) -> None:
-        assert seconds == submitting.WAIT_INTERVAL
-        waits.append(len(task.jobs))
-        if len(waits) == 3:
-            for path in claims:
-                path.unlink()
-
-    monkeypatch.setattr(submitting, "time", SimpleNamespace(time=time.time, sleep=wait))
-    assert task.attempt().error is None
-    # all others were submitted before it waited, and each of them once
-    assert waits == [COUNT] * 3
-    assert Counter(task.bought.values()) == {1: COUNT - 10, 2: 10}
-    assert {row["status"] for row in task.results} == {"completed"}
-    assert task.most_in_flight <= LIMIT
-
-
-@pytest.mark.parametrize("mode", [False])
-def test_inputs_that_another_run_has_claimed_until_the_deadline_say_so(
-    make: Make,
-    ledger: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(submitting, "WAIT_INTERVAL", 0.1)
-    options = ledger | {"destination": (tmp_path / "out").as_uri()}
-    assert make(TABLE, inputs(3), **options).attempt().error is None
-    be_killed_before_the_ids_are_written(tmp_path / "ledger")
-    task = next_night(make(TABLE, inputs(4), timeout=2, **options))
-    assert task.attempt().error is not None
-    claimed = "it was not submitted: another run has claimed it"
-    assert [row["error"] for row in task.results][:3] == [claimed] * 3
-    assert set(task.bought.values()) == {1}
-
-
-def test_a_submission_of_unknown_fate_is_named_though_another_run_has_bought_its_input(
-    make: Make, ledger: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = make(TABLE, inputs(2), **ledger)
-    task.emulator.service.inject(Fault(on="run", kind="reset_after"))
-    assert task.attempt().error is not None
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "CLAIM_TIME", 0.0)
-        assert next_night(make(TABLE, inputs(2), **ledger)).attempt().error is None
-    caplog.clear()
-    assert task.attempt().error is None
-    assert "jobs may exist for 1 input that another run has bought since" in caplog.text
-
-
 @pytest.mark.contract
 def test_reused_rows_are_in_the_table_of_a_task_that_stops(make: Make, ledger: dict[str, Any]) -> None:
     assert make(TABLE, inputs(5), **ledger).attempt().error is None
@@ -1079,159 +978,6 @@ def _fail(*_: Any, **__: Any) -> None:
     raise RuntimeError("the API server is down")
 
 
-@pytest.mark.parametrize(
-    ("broken", "error", "knows"),
-    [
-        ("xcom", "is down", True),  # the log knows
-        ("all", r"could not be read \(RuntimeError\)", False),
-    ],
-)
-def test_an_attempt_that_cannot_go_on_cancels_its_jobs_or_says_so(
-    make: Make,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    *,
-    broken: str,
-    error: str,
-    knows: bool,
-) -> None:
-    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 0.0)
-    task = make(BARE, inputs(4, seconds=60), deferrable=True)
-    task.max_tries = 0
-    task.attempt_until_deferred()
-    monkeypatch.setattr(task.ti, "xcom_pull", _fail)
-    if broken == "all":
-        task.store.get = _fail
-        monkeypatch.setattr(RunGenHook, "get_connection", _fail)
-    with pytest.raises((RuntimeError, RunGenConfigError), match=error) as raised:
-        task.complete({"outcome": "go on"})
-    assert (task.ends == {"CANCELED": 4}) is knows
-    is_said = "may still run: their ids could not be read" in f"{caplog.text}{raised.value}"
-    assert is_said is not knows
-
-
-def break_once(
-    task: Any,
-    broken: str,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: type[Exception] = AirflowNotFoundException,
-) -> list[str]:
-    """Make the next call of a kind fail, and return what has failed."""
-    failed: list[str] = []
-
-    def fail_once(original: Any, *args: Any, **options: Any) -> Any:
-        if not failed:
-            failed.append(broken)
-            raise kind("it fails")
-        return original(*args, **options)
-
-    if broken == "xcom":
-        monkeypatch.setattr(task.ti, "xcom_pull", partial(fail_once, task.ti.xcom_pull))
-    elif broken == "store":
-        task.store.get = partial(fail_once, task.store.get)
-    elif broken == "write to the store":
-        task.store.set = partial(fail_once, task.store.set)
-    elif broken == "write to the destination":
-        monkeypatch.setattr(os, "replace", partial(fail_once, os.replace))
-    else:
-        fs: Any = ObjectStoragePath.fs
-        monkeypatch.setattr(ObjectStoragePath, "fs", property(partial(fail_once, fs.fget)))
-    return failed
-
-
-@pytest.mark.parametrize(
-    ("broken", "kind"),
-    [
-        ("xcom", ValueError),  # a proxy's page is no JSON
-        ("xcom", FileNotFoundError),
-        ("store", AirflowNotFoundException),
-        ("connection of the destination", AirflowNotFoundException),
-    ],
-)
-def test_a_call_that_fails_once_after_a_deferral_is_made_again(
-    make: Make, monkeypatch: pytest.MonkeyPatch, broken: str, kind: type[Exception]
-) -> None:
-    count = 2 * PART_ROWS
-    task = make(TABLE, inputs(count), deferrable=True, max_in_flight=count)
-    task.max_tries, task.workers = 0, 100
-    trigger = task.attempt_until_deferred()
-    failed = break_once(task, broken, monkeypatch, kind)
-    assert task.go_on(trigger).error is None
-    assert failed == [broken]
-    assert task.ends == {"COMPLETED": count}
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        "store",
-        "write to the store",
-        "connection of the destination",
-        "write to the destination",
-        "log",
-        "log, when it is loaded",
-    ],
-)
-def test_a_call_that_fails_once_at_the_begin_of_the_last_attempt_is_made_again(
-    make: Make, monkeypatch: pytest.MonkeyPatch, broken: str, disk: Disk
-) -> None:
-    task = make(TABLE, inputs(4, seconds=0.5), deferrable=False)
-    task.max_tries = 1
-    task.attempt_until(JOB_LINK)
-    if broken == "log":
-        disk.faults.append(disk.fail_once)
-    elif broken == "log, when it is loaded":
-        disk.faults.append(partial(disk.fail_at, 2))
-    else:
-        break_once(task, broken, monkeypatch, OSError)
-    assert task.attempt().error is None
-    assert task.ends == {"COMPLETED": 4}
-    assert disk.reads == {"log": 1, "log, when it is loaded": 2}.get(broken, 0)
-
-
-@pytest.mark.parametrize("read", [1, 2, 3, 5])
-def test_a_read_of_the_ledger_that_fails_once_at_the_begin_of_the_last_attempt_is_made_again(
-    make: Make, disk: Disk, tmp_path: Path, read: int
-) -> None:
-    ledger = Ledger((tmp_path / "ledger").as_uri())
-    task = make(TABLE, inputs(4, seconds=0.5), deferrable=False, ledger=ledger)
-    task.max_tries, disk.files = 1, "/ledger/"
-    task.attempt_until(JOB_LINK)
-    disk.faults.append(partial(disk.fail_at, read))
-    assert task.attempt().error is None
-    assert task.ends == {"COMPLETED": 4}
-    assert disk.reads == read
-
-
-def test_an_outage_of_the_destination_is_outlasted_once_after_each_deferral(
-    make: Make, disk: Disk, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    task = make(TABLE, inputs(4), deferrable=True)
-    trigger = task.attempt_until_deferred()
-    disk.files = r"/out/(?!\.rungen)"
-    disk.faults.append(disk.fail)
-    assert "4 of 4" in str(task.go_on(trigger).error)
-    outlasted = caplog.text.count("Could not read the destination")
-    assert 0 < outlasted <= caplog.text.count("Waiting in the triggerer")
-
-
-def test_a_destination_that_takes_no_files_after_a_deferral_has_an_outage(make: Make, disk: Disk) -> None:
-    """Whatever it still lets be read, and though the log can be written."""
-    task = make(TABLE, inputs(4), deferrable=True, max_failed="any")
-    trigger = task.attempt_until_deferred()
-    # only the file that is tried before the first output fails: a job that ends at a later look is stored
-    task.scale(4)
-    wait_until(lambda: task.ends == {"COMPLETED": 4})
-    disk.files = r"/out/(?!\.rungen).*\.part"
-    disk.faults.append(disk.fail)
-    assert "4 jobs were not collected: the destination cannot be used" in str(task.go_on(trigger).error)
-    assert disk.reads > 0
-    disk.faults.clear()
-    assert task.attempt().error is None
-    assert (task.pictures(), task.created) == (4, 4)
-
-
 @pytest.mark.parametrize("is_short", [True, False])
 def test_an_outage_of_the_destination_is_no_failure_of_the_inputs(
     make: Make, disk: Disk, is_short: bool
@@ -1281,33 +1027,6 @@ def collected(make: Make, tmp_path: Path) -> Callable[[], int]:
         return cast("int", value["completed"])
 
     return go_on
-
-
-def test_a_read_of_the_destination_that_fails_once_after_a_deferral_is_made_again(
-    collected: Callable[[], int], disk: Disk
-) -> None:
-    disk.files = "manifest"
-    disk.faults.append(disk.fail_once)
-    assert collected() == 2
-    assert disk.reads > 0
-
-
-def test_a_job_that_is_stored_is_not_lost_when_its_row_cannot_be_kept_once(
-    collected: Callable[[], int], rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert collected() == 2
-    add, failed = Spool.add, list[bytes]()
-
-    def fail_once(spool: Spool, content: bytes) -> Any:
-        if not failed:
-            failed.append(content)
-            raise RunGenOutputError("the disk is full")
-        return add(spool, content)
-
-    rungen_emulator.service.inject(Fault(on="get", status=404, times=None))  # it has forgotten them
-    monkeypatch.setattr(Spool, "add", fail_once)
-    assert collected() == 2
-    assert failed
 
 
 @pytest.mark.contract
@@ -1545,38 +1264,6 @@ def test_an_attempt_whose_time_is_up_while_the_service_takes_no_job_fails(make: 
     assert task.ends == {"COMPLETED": 5}
 
 
-@pytest.mark.parametrize("read", [1, 2, 3], ids=["manifest", "rows", "inputs"])
-def test_a_plan_that_cannot_be_read_for_a_moment_is_read_again(make: Make, read: int, disk: Disk) -> None:
-    task = make(TABLE, inputs(6), deferrable=True, max_in_flight=4)
-    task.max_tries, task.workers, disk.files = 0, 100, "/plans/"
-    trigger = task.attempt_until_deferred()
-
-    def fail_at_last() -> None:
-        if disk.reads == read:
-            disk.fail_once()
-
-    disk.faults.append(fail_at_last)
-    assert task.go_on(trigger).error is None
-    assert disk.reads == read
-    assert task.ends == {"COMPLETED": 6}
-
-
-@pytest.mark.parametrize("gone", [1, 2])
-def test_the_jobs_that_are_not_restored_are_counted(make: Make, gone: int) -> None:
-    count = 3 * PART_ROWS
-    task = make(TABLE, inputs(count, seconds=60), deferrable=True, max_in_flight=count)
-    task.max_tries = 0
-    task.attempt_until_deferred()
-    for number in range(gone):
-        [path] = task.folder.rglob(f"jobs/*/{number:06d}.*")
-        path.unlink()
-    # of those that are restored, the trigger has seen some end
-    left = count - 40
-    with pytest.raises(RunGenError, match=f" {gone * PART_ROWS} jobs of app {APP} may still run"):
-        task.complete({"outcome": "go on", "in_flight": left})
-    assert task.ends["CANCELED"] == count - gone * PART_ROWS
-
-
 class Disk:
     """Reads of some files, by default parts of the run log, which fail or hang while there are faults."""
 
@@ -1611,60 +1298,6 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
 
 
-@pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
-def test_a_log_that_cannot_be_read_for_a_moment_is_read_again_in_the_last_attempt(
-    make: Make, kind: str, disk: Disk, *, deferrable: bool
-) -> None:
-    """After a deferral, and where parts of it were let go meanwhile."""
-    count = 2 * PART_ROWS
-    task = make(kind, inputs(count), deferrable=deferrable, max_in_flight=count if deferrable else PART_ROWS)
-    task.max_tries, task.workers = 0, 100
-    trigger = task.attempt_until_deferred() if deferrable else None
-    disk.faults.append(disk.fail_once)
-    outcome = task.attempt() if trigger is None else task.go_on(trigger)
-    assert outcome.error is None
-    assert disk.reads == 1
-    assert task.ends == {"COMPLETED": count}
-
-
-@pytest.mark.parametrize("max_tries", [0, 2], ids=["last", "retry"])
-def test_a_log_that_cannot_be_read_after_a_deferral_is_left_to_a_retry_or_its_jobs_are_counted(
-    make: Make, max_tries: int, disk: Disk
-) -> None:
-    count = 2 * PART_ROWS
-    task = make(TABLE, inputs(count), deferrable=True, max_in_flight=count)
-    task.max_tries, task.workers = max_tries, 100
-    task.attempt_until_deferred()
-    disk.faults.append(disk.fail)
-    with pytest.raises(RunGenError, match="Input/output error") as raised:
-        task.complete({"outcome": "go on", "in_flight": 5})  # the trigger has seen the others end
-    lost = f". 5 jobs of app {APP} may still run: their ids could not be read. Look at the app's jobs"
-    assert (lost in str(raised.value)) is (max_tries == 0)
-    assert task.ti.xcoms["rungen_failure"]["inputs"] == 0, "the page does not know what a retry submits"
-    if max_tries:
-        disk.faults.clear()
-        assert task.attempt().error is None
-        assert task.created == count
-
-
-@KILLED
-def test_a_kill_while_the_log_is_read_after_a_deferral_says_how_many_jobs_may_run(
-    make: Make, disk: Disk
-) -> None:
-    count = 2 * PART_ROWS
-    task = make(TABLE, inputs(count, seconds=60), deferrable=True, max_in_flight=count)
-    task.max_tries = 0
-    task.attempt_until_deferred()
-    disk.faults.append(linger)
-    stop = task.op.on_kill
-    with (
-        signal_when(signal.SIGTERM, lambda: disk.reads > 0, stop) as sent,
-        pytest.raises(AirflowException, match=f"was killed. {count} jobs of app {APP} may still run"),
-    ):
-        task.complete({"outcome": "go on"})
-    assert time.monotonic() - sent[0] < SOON
-
-
 @pytest.mark.contract
 @KILLED
 def test_a_kill_while_airflow_does_not_answer_reads_nothing_more(
@@ -1690,32 +1323,6 @@ def test_a_kill_while_airflow_does_not_answer_reads_nothing_more(
     assert len(asked) == 1
 
 
-@KILLED
-@pytest.mark.parametrize("hangs", [False, True], ids=["fails", "hangs"])
-def test_a_kill_does_not_wait_for_a_plan_that_cannot_be_read(
-    make: Make, disk: Disk, monkeypatch: pytest.MonkeyPatch, *, hangs: bool
-) -> None:
-    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 60.0)
-    monkeypatch.setattr("airflow_provider_rungen.runs.plan.PLAN_ROWS", PART_ROWS)
-    given = [
-        *inputs(PART_ROWS, seconds=0.3),
-        *inputs(2 * PART_ROWS, seconds=60)[PART_ROWS:],
-        *inputs(PART_ROWS),
-    ]
-    task = make(TABLE, given, deferrable=True, max_in_flight=PART_ROWS + 32)
-    task.max_tries, task.workers, disk.files = 0, 100, "/plans/"
-    trigger = task.attempt_until_deferred()
-    event = task.fire(trigger)
-    disk.faults.append(lambda: (linger() if hangs else disk.fail()) if disk.reads > 3 else None)
-    with (
-        signal_when(signal.SIGTERM, lambda: disk.reads > 3, task.op.on_kill) as sent,
-        pytest.raises(AirflowException, match="was killed"),
-    ):
-        task.complete(event)
-    assert time.monotonic() - sent[0] < SOON
-    assert task.ends == {"COMPLETED": PART_ROWS, "CANCELED": 32}
-
-
 @pytest.mark.contract
 @KILLED
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
@@ -1736,34 +1343,6 @@ def test_neither_a_kill_nor_a_time_limit_waits_for_an_xcom(make: Make, key: str,
         run_task(op, task.context)
     assert task.ends == {"CANCELED": 4}
     over.set()
-
-
-@KILLED
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
-def test_a_signal_that_strikes_in_a_callback_of_the_event_loop_ends_the_attempt(
-    make: Make, number: Any
-) -> None:
-    """Asyncio swallows what a signal handler raises there."""
-    count = COUNTER_THRESHOLD + 1
-    task = make(BARE, inputs(count, seconds=60), deferrable=False)
-    task.max_tries, task.state = 0, "failed"
-    met, service = threading.Event(), task.emulator.service
-    handle = service.handle
-
-    def dwell() -> None:
-        met.set()
-        linger(0.2)
-
-    def answer(method: str, path: str, headers: Any, body: bytes = b"") -> Reply:
-        if method == "GET" and not met.is_set():
-            asyncio.get_running_loop().call_soon(dwell)
-        return handle(method, path, headers, body)
-
-    service.handle = answer  # type: ignore[method-assign]
-    op = task.begin()
-    with stopped_when(op, number, met.is_set):
-        run_task(op, task.context)
-    assert task.ends == {"CANCELED": count}
 
 
 @pytest.mark.contract
@@ -1825,102 +1404,6 @@ def test_a_signal_ends_a_function_of_the_user_that_hangs(make: Make, user: str, 
     assert task.ends == {"COMPLETED": over, "CANCELED": count - over}
 
 
-def test_an_attempt_whose_time_is_up_takes_what_the_ledger_has_of_the_rest(make: Make) -> None:
-    """The rest is in a part of the ledger that was not looked up yet."""
-    old, new = inputs(2 * PART_ROWS, seconds=0)[PART_ROWS:], inputs(PART_ROWS, seconds=0)
-    first = make(TABLE, old, max_in_flight=PART_ROWS, deferrable=False)
-    ledger = Ledger((first.folder / "ledger").as_uri())
-    assert first.attempt(ledger=ledger).error is None
-    task = make(TABLE, new + old, max_in_flight=PART_ROWS, deferrable=False, check=taking(0.05), timeout=2.5)
-    task.next_run("night 2")
-    task.store = None
-    value = task.attempt(ledger=ledger).value
-    assert (value["jobs"], value["reused"], value["completed"]) == (PART_ROWS, PART_ROWS, 2 * PART_ROWS)
-
-
-@pytest.mark.parametrize("owner", ["another run", "this run", "this run, after an outage"])
-@pytest.mark.parametrize("when", ["while it is deferred", "before a retry"])
-def test_a_stored_job_that_is_lost_is_bought_again_by_a_retry(make: Make, owner: str, when: str) -> None:
-    """Its part was let go, since all of it was stored. The service has forgotten the job, too."""
-    count, refusal = 2 * PART_ROWS, Fault(on="run", status=400)
-    task = make(TABLE, inputs(PART_ROWS, seconds=0), max_in_flight=PART_ROWS, deferrable=False)
-    task.options["ledger"] = (task.folder / "ledger").as_uri()
-    if owner == "another run":
-        assert task.attempt().error is None
-        task.next_run("night 2")
-        task.store = None
-        task.emulator.service.inject(refusal)
-    task.given, task.max_tries = inputs(count, seconds=0), 4
-    trigger = task.attempt_until_deferred(deferrable=True)
-    if owner != "another run":
-        task.emulator.service.inject(refusal)
-        trigger = task.complete_until_deferred(task.fire(trigger))
-    if owner == "this run, after an outage":  # then Airflow has the last ids of a submission, too
-        [run_log] = (task.folder / "out").glob(".rungen/runs/*")
-        paths = list(run_log.glob("jobs/*/*"))
-        parts = {str(path.relative_to(run_log)): without_seal(path.read_bytes()) for path in paths}
-        StorePlace(task.store, task.tries).put(parts)
-    if when == "before a retry":
-        assert "1 of 128" in str(task.go_on(trigger).error)
-    [lost] = [job["id"] for job in task.jobs if job["input"]["prompt"] == "picture 3"]
-    shutil.rmtree(task.folder / "out" / lost)
-    task.emulator.service.inject(Fault(on="get", status=404, times=None, job_id=lost))
-    error = task.attempt().error if when == "before a retry" else task.go_on(trigger).error
-    assert lost in str(error)
-    own = count - 1 - PART_ROWS * (owner == "another run")
-    assert task.ti.xcoms["usage"]["jobs"] == own + (when == "before a retry")
-    assert task.attempt().error is None
-    assert task.bought == Counter(f"picture {number}" for number in [*range(count), 3])
-    assert [row["status"] for row in task.results] == ["completed"] * count
-
-
-@KILLED
-def test_a_time_limit_while_the_log_cannot_be_read_leaves_word_of_what_may_run(
-    make: Make, disk: Disk, caplog: pytest.LogCaptureFixture
-) -> None:
-    task = make(TABLE, inputs(4, seconds=60), deferrable=False)
-    task.max_tries = 1
-    task.attempt_until(JOB_LINK)
-    disk.faults.append(linger)
-    op = task.begin()
-    with stopped_when(op, signal.SIGALRM, lambda: disk.reads > 0):
-        run_task(op, task.context)
-    assert "Jobs submitted before may still run" in caplog.text
-
-
-@KILLED
-def test_a_kill_after_the_connection_was_refused_is_told_what_may_run(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 60.0)
-    task = make(BARE, inputs(4, seconds=60), deferrable=False)
-    task.max_tries = 1
-    task.attempt_until(JOB_LINK)
-    monkeypatch.setattr(RunGenHook, "get_connection", _fail)
-    asked: list[str] = []
-
-    def fail(key: str) -> None:
-        asked.append(key)
-        _fail()
-
-    task.store.get = fail
-    assert "was killed. Jobs submitted before may still run" in task.attempt_killed(lambda: len(asked) > 1)
-
-
-def test_a_clear_that_forgets_the_state_of_the_task_buys_only_what_failed(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_provider_rungen._airflow.CLEAR_DISCARDS_STATE", True)
-    given = [*inputs(3), *failing(4)[3:]]
-    task = make(TABLE, given, deferrable=False)
-    task.max_tries = 0
-    assert str(task.attempt().error).endswith("A clear runs only these again.")
-    task.clear()
-    task.store = FakeStore()
-    assert task.attempt().error is not None
-    assert task.created == 5
-
-
 @pytest.mark.contract
 @pytest.mark.parametrize("forgets", [False, True])
 def test_a_refused_key_says_that_a_clear_resumes_what_runs(
@@ -1939,17 +1422,6 @@ def test_a_refused_key_says_that_a_clear_resumes_what_runs(
         task.store = FakeStore()
     assert task.attempt().error is None
     assert task.created == 4
-
-
-def test_another_destination_after_a_clear_that_forgets_the_log_is_warned_of(
-    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(_airflow, "CLEAR_DISCARDS_STATE", True)
-    task = make(TABLE, failing(4), deferrable=False)
-    assert task.attempt().error is not None
-    task.store, task.max_tries = FakeStore(), 9
-    task.attempt(destination=(task.folder / "elsewhere").as_uri())
-    assert "Earlier attempts left no log in" in caplog.text
 
 
 @pytest.mark.contract
@@ -2018,37 +1490,6 @@ def test_a_log_that_airflow_knows_of_and_that_is_gone_buys_nothing(
         assert len(task.jobs) == made + 16 + more
 
 
-@pytest.mark.parametrize("is_there", [False, True], ids=["missing", "empty"])
-def test_a_damaged_part_leaves_no_job_of_the_others_after_a_deferral(
-    make: Make, kind: str, is_there: bool
-) -> None:
-    task = make(kind, inputs(2 * PART_ROWS, seconds=60), deferrable=True, max_in_flight=2 * PART_ROWS)
-    task.store, task.max_tries = None, 0
-    task.attempt_until_deferred()
-    [path] = task.folder.rglob("jobs/*/000000.*")
-    path.write_text("") if is_there else path.unlink()
-    with pytest.raises(RunGenError, match=rf"{path.name}: it .* {PART_ROWS} jobs of app .* may still run"):
-        task.complete({"outcome": "go on"})
-    assert task.ends["CANCELED"] == PART_ROWS
-
-
-def test_inputs_of_a_part_that_is_gone_when_it_is_over_are_not_called_unsent(make: Make, kind: str) -> None:
-    task = make(kind, inputs(4 * PART_ROWS, seconds=0.02), deferrable=True, max_in_flight=PART_ROWS)
-    task.store, task.workers = None, 100
-
-    def remove(key: str, value: Any) -> None:
-        if key == "rungen_log" and 0 not in value["parts"]:
-            for path in task.folder.rglob("jobs/*/000000.*"):
-                path.unlink()
-
-    task.on_push = remove
-    error = task.attempt().error
-    assert re.search("Could not read the log of the task run: .*000000.*: it is missing", str(error))
-    assert not (task.folder / "out" / "results.jsonl").exists()
-    assert task.attempt().error is not None  # and nothing is bought again
-    assert set(task.bought.values()) == {1}
-
-
 @pytest.mark.contract
 @pytest.mark.parametrize("max_tries", [2, 0], ids=["retry", "clear"])
 def test_an_attempt_that_was_cut_off_leaves_all_to_its_successor(
@@ -2069,36 +1510,6 @@ def test_an_attempt_that_was_cut_off_leaves_all_to_its_successor(
     assert task.go_on(trigger).error is None
     assert task.ends == {"COMPLETED": COUNT}
     assert set(task.bought.values()) == {1}
-
-
-@pytest.mark.parametrize("end", ["the time is up", "another error"])
-def test_an_attempt_that_was_cut_off_cancels_and_writes_nothing_when_it_fails(
-    make: Make, kind: str, end: str
-) -> None:
-    task = make(kind, inputs(seconds=60), deferrable=True)
-    store = task.store
-    task.store = AttemptStore(store, lambda: task.tries > 1)
-    event = task.fire(task.attempt_until_deferred(timeout=0.5))
-    first, context, task.store = task.op, task.context, store
-    task.attempt_until_deferred(timeout=60)  # the successor
-    if end == "another error":
-        event = {"error": error_to_json(RunGenError("it broke", retryable=False))}
-    with pytest.raises(Exception, match="is cut off"):
-        first.execute_complete(context, event)
-    assert "CANCELED" not in task.ends
-    assert not (task.folder / "out" / "results.jsonl").exists()
-
-
-def test_the_last_attempt_looks_at_jobs_that_were_over_when_it_canceled_them(make: Make) -> None:
-    task = make(BARE, inputs(2, seconds=0.1), deferrable=True)
-    task.max_tries = 0
-    task.attempt_until_deferred()
-    task.scale(100)
-    wait_until(lambda: task.ends == {"COMPLETED": 2})
-    with pytest.raises(RunGenError, match="it broke"):
-        task.complete({"error": error_to_json(RunGenError("it broke"))})
-    usage = task.ti.xcoms["usage"]
-    assert (usage["completed"], usage["failed"]) == (2, 0)
 
 
 class FailsOnce(Service):
@@ -2170,24 +1581,3 @@ def test_what_the_log_counts_as_submitted_rises_from_wave_to_wave(
     assert len(counts) > 2
     assert counts == sorted(set(counts))
     assert counts[-1] == COUNT
-
-
-@pytest.mark.contract
-def test_what_the_log_counts_as_done_rises_from_wave_to_wave_and_attempt_to_attempt(
-    make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(progress, "PROGRESS_INTERVAL", 0.0)
-    given = [*failing(5), *inputs(55)]
-    given[10] = {"prompt": ""}
-    task = make(TABLE, given, deferrable=False, max_in_flight=24)
-    pattern = r"(\d+) of (\d+) done, (\d+) queued or running, (?:(\d+) not submitted yet, )?(\d+) failed"
-    for _ in range(2):  # a retry runs what failed again
-        caplog.clear()
-        with caplog.at_level(logging.INFO):
-            assert "6 of 60 rows failed" in str(task.attempt().error)
-        lines = re.findall(pattern, caplog.text)
-        found = [tuple(int(number or 0) for number in line) for line in lines]
-        assert {total for _, total, *_ in found} == {len(given)}
-        assert all(done + running + unsent == total for done, total, running, unsent, _ in found)
-        for counts in zip(*((done, failures) for done, *_, failures in found), strict=True):
-            assert list(counts) == sorted(counts)

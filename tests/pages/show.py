@@ -56,7 +56,10 @@ def main(folder: Path) -> None:
 
 def skip_synchronization() -> None:
     """Stop ``dag.test()`` from parsing and storing all DAGs before each run: they are stored already."""
-    from airflow.dag_processing import dagbag
+    try:
+        dagbag = importlib.import_module("airflow.dag_processing.dagbag")
+    except ImportError:  # Airflow 3.1
+        dagbag = importlib.import_module("airflow.models.dagbag")
 
     for name in ("BundleDagBag", "sync_bag_to_db"):
         if hasattr(dagbag, name):
