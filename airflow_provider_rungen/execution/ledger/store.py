@@ -91,7 +91,7 @@ class LedgerStore:
         if not is_new:
             return None
         folder = redact(str(self._ledger.uri))
-        log.warning("New ledger, nothing is remembered yet: %s", folder)
+        log.info("New ledger, nothing is remembered yet: %s", folder)
         return folder
 
     def key(self, job_input: Mapping[str, Any]) -> str:
