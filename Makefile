@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 
 help:
 	@echo "make demo         run the example DAGs: real Airflow, emulated RunGen service, no key needed (two to three minutes)"
-	@echo "make test         run the tests on all cores, in five minutes on two (ARGS=\"-k name -x\" passes arguments to pytest)"
+	@echo "make test         run the tests on all cores, in six minutes on two (ARGS=\"-k name -x\" passes arguments to pytest)"
 	@echo "make test ARGS=\"-m contract\"  run only those that prove a promise to users"
 	@echo "make test-system  run the tests that start a real Airflow and kill parts of it (AIRFLOWS=2 at a time; minutes)"
 	@echo "make test-browser click through Airflow in a real browser, and renew docs/images (Debian; minutes)"
@@ -49,7 +49,7 @@ test: say-test $(READY)
 	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 say-test:
-	@echo "Runs the tests on all cores: about five minutes on two, less on more."
+	@echo "Runs the tests on all cores: about six minutes on two, less on more."
 
 # how many Airflows share the system tests, which mainly wait; each takes 1 GB
 AIRFLOWS ?= 2

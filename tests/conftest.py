@@ -400,6 +400,10 @@ def table_of(*, inputs: Any, **options: Any) -> RunGenRunTableOperator:
     )
 
 
+class Died(BaseException):
+    """Ends an attempt as SIGKILL does: nothing that comes after it is done."""
+
+
 class TrackedTaskInstance(FakeTaskInstance):
     """A task instance whose state can be requested, as in Airflow 3."""
 

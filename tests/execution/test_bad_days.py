@@ -31,10 +31,9 @@ from airflow.providers.common.compat.sdk import (
 from airflow.triggers.base import TaskSuccessEvent
 from bad_answers import Fault
 from client_mistakes import keys_leaked
-from conftest import APP, FakeStore, TrackedTaskInstance, rows_in
+from conftest import APP, Died, FakeStore, TrackedTaskInstance, rows_in
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from places import Died
 from rungen_emulator import Emulator, Service
 
 from airflow_provider_rungen import _airflow

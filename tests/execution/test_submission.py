@@ -22,6 +22,7 @@ from conftest import (
     APP,
     SOON,
     Clock,
+    Died,
     FakeStore,
     Outcome,
     TrackedTaskInstance,
@@ -29,7 +30,6 @@ from conftest import (
     signal_when,
     stopped_when,
 )
-from places import Died
 from rungen_emulator import Emulator
 
 from airflow_provider_rungen.client.retry import ATTEMPTS

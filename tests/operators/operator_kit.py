@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import signal
 import threading
@@ -18,6 +17,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 from conftest import (
     SOON,
+    Died,
     FakeStore,
     Outcome,
     OutletEvents,
@@ -46,10 +46,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < give_up_at
         time.sleep(0.01)
-
-
-class Died(BaseException):
-    """Ends an attempt as SIGKILL does: nothing that comes after it is done."""
 
 
 def die(*_: Any, **__: Any) -> None:
@@ -126,21 +122,6 @@ class Stage:
     @property
     def statuses(self) -> list[str]:
         return statuses(self.emulator)
-
-
-class DyingStore(FakeStore):
-    """Ends the attempt at the n-th write."""
-
-    def __init__(self, writes: int) -> None:
-        super().__init__()
-        self.writes = writes
-
-    def set(self, key: str, value: Any, **_: Any) -> None:
-        assert len(json.dumps(value)) < 64 * 1024
-        self.writes -= 1
-        if self.writes == 0:
-            raise Died
-        super().set(key, value)
 
 
 class Attempts:

@@ -21,8 +21,8 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 from bad_answers import Fault
-from conftest import KEY, FakeStore, Outcome, TrackedTaskInstance, signal_when, stopped_when
-from operator_kit import FAST, KILLED, MODES, Died, Stage, die, failing, hang
+from conftest import KEY, Died, FakeStore, Outcome, TrackedTaskInstance, signal_when, stopped_when
+from operator_kit import FAST, KILLED, MODES, Stage, die, failing, hang
 from rungen_emulator import Emulator
 
 from airflow_provider_rungen import triggers

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 from bad_answers import Fault
-from conftest import FakeStore
-from operator_kit import Died, Table, die, picture, products
+from conftest import Died, FakeStore
+from operator_kit import Table, die, picture, products
 from rungen_emulator import Emulator
 
 from airflow_provider_rungen.client import retry

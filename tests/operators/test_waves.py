@@ -33,6 +33,7 @@ from bad_answers import Fault
 from conftest import (
     APP,
     SOON,
+    Died,
     FakeStore,
     FakeTaskInstance,
     Outcome,
@@ -43,7 +44,7 @@ from conftest import (
     signal_when,
     stopped_when,
 )
-from operator_kit import FAST, KILLED, Attempts, Died, submitted, wait_until
+from operator_kit import FAST, KILLED, Attempts, submitted, wait_until
 from rungen_emulator import Emulator, Service
 from rungen_emulator.messages import Reply
 
