@@ -1266,18 +1266,16 @@ def test_an_attempt_whose_time_is_up_while_the_service_takes_no_job_fails(make: 
 
 
 class Disk:
-    """Reads of some files, by default parts of the run log, which fail or hang while there are faults."""
+    """Reads of some files, which fail while there are faults."""
 
-    files = "/jobs/[^/]+/0000"
+    files: str  #: A pattern of their paths.
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.faults: list[Callable[[], object]] = []
-        self.reads = 0
         monkeypatch.setattr(os, "open", partial(self._open, os.open))
 
     def _open(self, original: Callable[..., Any], path: Any, *args: Any, **options: Any) -> Any:
         if self.faults and isinstance(path, str) and re.search(self.files, path):
-            self.reads += 1
             self.faults[0]()
         return original(path, *args, **options)
 
@@ -1287,10 +1285,6 @@ class Disk:
     def fail_once(self) -> None:
         self.faults.clear()
         self.fail()
-
-    def fail_at(self, read: int) -> None:
-        if self.reads == read:
-            self.fail_once()
 
 
 @pytest.fixture
