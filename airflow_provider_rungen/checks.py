@@ -7,15 +7,12 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow_provider_rungen._airflow import SET_DURING_EXECUTION
 from airflow_provider_rungen.client.money import to_cost, to_limit
 from airflow_provider_rungen.client.texts import to_optional_seconds, to_seconds
 from airflow_provider_rungen.rows import RowFunction, SqlRows
-
-if TYPE_CHECKING:
-    from airflow_provider_rungen.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +41,6 @@ def set_parameters(task: Any, given: Mapping[str, Any]) -> None:
         if (check := _LITERALS.get(name)) and not is_running and not _is_template(value, task.template_ext):
             check(value, name)
         setattr(task, attribute, value)
-    if getattr(task, "ledger", None) and getattr(task, "destination", None) is None:
-        raise ValueError("ledger needs destination: only jobs whose outputs are stored can be reused")
 
 
 def check_output_columns(output_type: Any, own: Iterable[str]) -> None:
@@ -128,12 +123,6 @@ def _check_function(value: Any, name: str) -> Any:
     return value
 
 
-def _to_ledger(value: Any, _: str) -> Ledger | None:
-    from airflow_provider_rungen.ledger import Ledger
-
-    return value if value is None or isinstance(value, Ledger) else Ledger(value)
-
-
 def _check_schema(source: Any, name: str) -> Any:
     """Return a schema as it was given, checked as far as it can be when a DAG is parsed."""
     if source is None:
@@ -150,7 +139,6 @@ _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
     "idle_for": to_seconds,
     "input_schema": _check_schema,
     "key": _check_columns,
-    "ledger": _to_ledger,
     "max_failed": _check_max_failed,
     "max_in_flight": _check_limit,
     "poll_interval": to_seconds,
@@ -203,17 +191,6 @@ def _check_configuration(value: Any, name: str) -> None:
         raise ValueError(f"{name}: gpu_tier must be one of {', '.join(GPU_TIERS)}, not {tier!r}")
 
 
-def _check_price(value: Any, name: str) -> None:
-    if value is None:
-        return
-    from airflow_provider_rungen.client.money import parse_price
-
-    try:
-        parse_price(value)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}, not {value!r}") from None
-
-
 _LITERALS: dict[str, Callable[[Any, str], object]] = {
     "input": _check_input,
     "destination": _check_folder,
@@ -222,7 +199,6 @@ _LITERALS: dict[str, Callable[[Any, str], object]] = {
     "limit": to_limit,
     "max_cost": to_cost,
     "max_jobs": to_limit,
-    "price": _check_price,
 }
 
 

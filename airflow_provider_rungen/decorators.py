@@ -21,9 +21,8 @@ from airflow_provider_rungen.operators.table import RunGenRunTableOperator
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context, TaskDecorator
-    from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import Destination, OutputSource
+    from airflow_provider_rungen.work.single import JobRun
 
 
 # The parameters that a job has not.
@@ -34,7 +33,9 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
     """
     Run the job whose input a function returns, and return its result.
 
-    The result is returned or stored as `RunGenCollectResultsOperator` does.
+    The result is returned. With a ``destination``, its files are stored, and the task returns ``job_id``,
+    ``outputs`` (the files, each with ``uri``, ``size``, ``sha256`` and ``content_type``) and ``result``,
+    which has the URIs of the files. A result of over 64 KB is a file, too, at ``result_uri``.
 
     The function is called once an attempt. Its arguments are templated. Its return value, a dict, is not,
     because prompts may be untrusted. For many inputs, use `RunGenRunTableOperator`.
@@ -48,8 +49,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
     :param output_type: what the result has to be: a class that pydantic knows, or a JSON Schema. If it is
         an object or an array, a text is parsed as JSON, also in a Markdown code fence.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
-        absolute path, or an ``ObjectStoragePath`` (templated). The small manifest that
-        `RunGenCollectResultsOperator` returns is returned in place of the result.
+        absolute path, or an ``ObjectStoragePath`` (templated).
     """
 
     template_fields: Sequence[str] = (
@@ -93,7 +93,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
         # not DecoratedOperator's, which returns what the function returns
         return self.ended(lambda: self._begin(context).execute())
 
-    def _call(self, context: Context) -> Source:
+    def _call(self, context: Context) -> Mapping[str, Any]:
         context_merge(context, self.op_kwargs)
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         given = self.python_callable(*self.op_args, **kwargs)
@@ -104,22 +104,14 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunJobOperator):
                 hint="For many inputs, use RunGenRunTableOperator",
             )
         self.input = given
-        return self._source()
+        return given
 
-    def _make_run(self, context: Context) -> Runner:
-        from airflow_provider_rungen.execution.jobs.runner import Runner
-        from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
+    def _make_run(self, context: Context) -> JobRun:
+        from airflow_provider_rungen.work.single import JobRun
+        from airflow_provider_rungen.work.single_value import JobResult
 
         pushes_keys = self.multiple_outputs and self.destination is None
-        return Runner(
-            self,
-            context,
-            lambda: self._call(context),
-            partial(ResultSink, pushes_keys=pushes_keys),
-            folder=self.destination,
-            # the function is called once an attempt, and may return something else the next time
-            can_read_again=False,
-        )
+        return JobRun(self, context, lambda: self._call(context), partial(JobResult, pushes_keys=pushes_keys))
 
 
 def rungen_task(

@@ -6,7 +6,6 @@
     ├── RunGenConfigError              the Airflow connection is wrong; the message names the field
     ├── RunGenInputError               an input, id or schema that cannot be used; nothing was sent
     ├── RunGenLimitError               more would be bought than ``max_jobs`` or ``max_cost`` allows
-    ├── RunGenGivenUpError             too many jobs of an input failed; no other was submitted
     ├── RunGenConnectionError          the service could not be reached, or its answer never came
     ├── RunGenResponseError            an answer that cannot be read
     ├── RunGenAPIError                 the API refused: ``status_code``, and the service's own words
@@ -116,13 +115,6 @@ class RunGenInputError(RunGenError, ValueError):
 class RunGenLimitError(RunGenError):
     """A task would buy more than ``max_jobs`` or ``max_cost`` allows; no job was submitted."""
 
-    default_retryable = False
-
-
-class RunGenGivenUpError(RunGenError):
-    """No job was submitted for an input, since ``max_attempts`` jobs of it have failed."""
-
-    default_hint = "Correct the input, or raise max_attempts of the ledger to try it again as it is"
     default_retryable = False
 
 
@@ -273,8 +265,13 @@ class RunGenJobQueuedTimeoutError(RunGenJobTimeoutError):
 
 
 class RunGenResultError(RunGenJobError):
-    """The job completed, but its result does not fit ``output_type``."""
+    """
+    The job completed, but its result does not fit ``output_type``.
 
+    ``returned`` is the result, without the secrets of its URLs, where it is small.
+    """
+
+    returned: Any = None
     default_hint = "Look at the result, or correct the schema"
     default_retryable = False
 

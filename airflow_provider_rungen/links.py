@@ -77,17 +77,16 @@ def are_pages_enabled() -> bool:
     return bool(conf.getboolean("rungen", "pages", fallback=True))
 
 
-def page_url(ti: Any, *below: str) -> str:
+def page_url(ti: Any) -> str:
     """
     Return the URL of the page of a task, relative to Airflow's host; empty where there are no pages.
 
     :param ti: the task instance.
-    :param below: a page below it, such as ``"jobs"`` and an id.
     """
     if not are_pages_enabled():
         return ""
-    map_index = -1 if ti.map_index is None else ti.map_index
-    return mount_path() + task_path(ti.dag_id, ti.run_id, ti.task_id, map_index) + path(*below)
+    index = f"?map_index={ti.map_index}" if ti.map_index is not None and ti.map_index >= 0 else ""
+    return f"{mount_path()}/task{path(ti.dag_id, ti.run_id, ti.task_id)}{index}"
 
 
 def full_url(url: str) -> str:
@@ -97,14 +96,17 @@ def full_url(url: str) -> str:
     return urljoin(conf.get("api", "base_url", fallback="") or "", url)
 
 
-def app_url(ti: Any, settings: Settings, app_id: str) -> str:
-    """Return the URL of an app by the connection's ``app_url``; without one, of its page."""
-    return _fill(settings.app_url, app_id=app_id) or page_url(ti, "apps", app_id)
+def app_url(settings: Settings, app_id: str) -> str:
+    """Return the URL of an app by the connection's ``app_url``; without one, in the overview of apps."""
+    overview = f"{mount_path()}/#{quote(app_id, safe='')}" if are_pages_enabled() else ""
+    return _fill(settings.app_url, app_id=app_id) or overview
 
 
 def job_url(ti: Any, settings: Settings, app_id: str, job_id: str) -> str:
-    """Return the URL of a job by the connection's ``job_url``; without one, of its page."""
-    return _fill(settings.job_url, app_id=app_id, job_id=job_id) or page_url(ti, "jobs", job_id)
+    """Return the URL of a job by the connection's ``job_url``; without one, on the page of its task."""
+    page = page_url(ti)
+    panel = f"{page}#job={quote(job_id, safe='')}" if page else ""
+    return _fill(settings.job_url, app_id=app_id, job_id=job_id) or panel
 
 
 def _fill(pattern: str | None, **ids: str) -> str:
@@ -123,10 +125,6 @@ def mount_path() -> str:
     return urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/") + PREFIX
 
 
-def task_path(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
-    """Return the path of the page of a task, below the plugin."""
-    return path("dags", dag_id, "runs", run_id, "tasks", task_id, str(map_index))
-
-
 def path(*segments: str) -> str:
+    """Return segments as the path of a URL."""
     return "".join(f"/{quote(segment, safe='')}" for segment in segments)

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from typing import Any, Literal, Required, TypeAlias, TypedDict
 
     from airflow_provider_rungen._airflow import ObjectStoragePath, XComArg
-    from airflow_provider_rungen.ledger import Ledger
     from airflow_provider_rungen.rows import SqlRows
 
     #: One id, a list, or the output of a task.
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
     Check: TypeAlias = Callable[[Any, list[ObjectStoragePath]], object]
     #: The folder to store outputs in.
     Destination: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg
-    #: What remembers which inputs were paid for, or the folder of one that has nothing else to set.
-    LedgerSource: TypeAlias = Ledger | str | os.PathLike[str] | ObjectStoragePath
     Duration: TypeAlias = float | timedelta
     #: A number of rows or jobs, or a template of one.
     Limit: TypeAlias = int | str | XComArg

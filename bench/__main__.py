@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from bench import gaps, imports, page, reader, real_airflow, simulate, submits, tables, watching
+from bench import gaps, imports, page, reader, real_airflow, simulate, store, submits, watching
 from bench.processes import ROOT
 from compat.environments import measured_at
 
@@ -23,7 +23,7 @@ MEASURES: dict[str, tuple[ModuleType, int]] = {
     "imports": (imports, 5),
     "airflow": (real_airflow, 3),
     "reader": (reader, 3),
-    "tables": (tables, 3),
+    "store": (store, 1),
 }
 
 

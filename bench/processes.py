@@ -53,9 +53,9 @@ def peak_memory() -> int:
     return int(kilobytes) * 1024
 
 
-def submit(service: Service, inputs: Sequence[Mapping[str, Any]]) -> list[str]:
+def submit(service: Service, inputs: Sequence[Mapping[str, Any]], app: str = APP) -> list[str]:
     """Submit jobs in order, and return their ids."""
     headers = {"x-api-key": KEY, "content-type": "application/json"}
     bodies = (json.dumps({"input": each}).encode() for each in inputs)
-    replies = [service.handle("POST", f"/app/{APP}/run_async", headers, body) for body in bodies]
+    replies = [service.handle("POST", f"/app/{app}/run_async", headers, body) for body in bodies]
     return [json.loads(reply.body)["data"]["id"] for reply in replies]

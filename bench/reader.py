@@ -96,7 +96,7 @@ def _write_parquet(path: Path, count: int, *, in_one_group: bool) -> None:
 
 
 def _open_rows(path: str) -> Iterable[Any]:
-    from airflow_provider_rungen.execution.table.reader import open_rows
+    from airflow_provider_rungen.table.reader import open_rows
 
     return open_rows(path)
 
@@ -137,7 +137,7 @@ _FILES: tuple[tuple[str, Callable[[Path, int], None], str], ...] = (
 def _import_all(reader: str, path: str) -> None:
     """Import what a reader imports when it is used."""
     if reader == OURS:
-        from airflow_provider_rungen.execution.table.reader import open_rows
+        from airflow_provider_rungen.table.reader import open_rows
 
         open_rows(path).column_types()
     elif path.endswith(".parquet"):

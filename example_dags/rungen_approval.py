@@ -16,7 +16,8 @@ from airflow_provider_rungen.operators import RunGenPlanTableOperator, RunGenRun
 FOLDER = os.environ.get("RUNGEN_FOLDER", f"{Path.home()}/rungen")  # or s3://my-bucket
 
 QUOTE = """{% set plan = ti.xcom_pull(task_ids="plan", key="plan") %}
-{{ plan.jobs }} of {{ plan.rows }} pictures are left to paint: about {{ plan.cost }} {{ plan.currency }}."""
+{{ plan.jobs }} of {{ plan.rows }} pictures are left to paint, for \
+{{ "about %s %s" % (plan.cost, plan.currency) if plan.cost else "an unknown price" }}."""
 
 with DAG(
     "rungen_approval",
@@ -30,7 +31,6 @@ with DAG(
         "key": "sku",
         "to_input": lambda row: {"prompt": f"watercolor of {row['title']}, {row['color']}"},
         "destination": f"{FOLDER}/watercolors",
-        "ledger": f"{FOLDER}/ledger",
     }
     plan = RunGenPlanTableOperator(task_id="plan", **pictures)
     approve = ApprovalOperator(task_id="approve", subject="Paint the pictures?", body=QUOTE)

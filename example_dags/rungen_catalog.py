@@ -1,8 +1,8 @@
 """
 Take a studio photo of each product, and pay for each one once.
 
-Trigger it twice: the second run buys nothing, because the ledger knows what was paid for. When the table has
-changed, a run buys the new and the changed products.
+Trigger it twice: the second run buys nothing, because the destination has what was paid for. When the table
+has changed, a run buys the new and the changed products.
 """
 
 import os
@@ -35,6 +35,5 @@ with DAG(
         columns=["title", "color"],
         to_input=studio_photo,
         destination=f"{FOLDER}/catalog",
-        ledger=f"{FOLDER}/ledger",
         deferrable=True,
     )

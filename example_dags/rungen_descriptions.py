@@ -34,5 +34,6 @@ with DAG("rungen_descriptions", description=__doc__, doc_md=__doc__, tags=["rung
         to_input=prompt,
         app_id="my-llm",
         output_type=Description,
+        destination=f"{FOLDER}/descriptions",
         results=f"{FOLDER}/descriptions.parquet",
     )

@@ -33,8 +33,7 @@ with DAG(
         "table": [{"prompt": subject} for subject in SUBJECTS],
         "app_id": create.output,
         "destination": f"{FOLDER}/night",
-        "ledger": f"{FOLDER}/ledger",
     }
     plan = rungen.RunGenPlanTableOperator(task_id="plan", **pictures)
-    with rungen.scaled_app(create.output, only_if=plan.output, price="1.20 USD/h"):
+    with rungen.scaled_app(create.output, only_if=plan.output):
         paint = rungen.RunGenRunTableOperator(task_id="paint", deferrable=True, **pictures)

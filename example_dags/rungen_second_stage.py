@@ -27,7 +27,7 @@ with DAG(
         table=[{"prompt": f"Write a scene for {chapter}, as JSON"} for chapter in CHAPTERS],
         app_id="my-llm",
         output_type=Scene,
-        results=f"{FOLDER}/scenes.csv",
+        destination=f"{FOLDER}/scenes",
     )
     paint = RunGenRunTableOperator(
         task_id="paint",

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,14 @@ def add_language_model(emulator: Emulator) -> None:
 
 def _first_job(airflow: AirflowInstance) -> None:
     run_id = _run(airflow, "rungen_first_job")
-    _print_pictures([airflow.xcom("rungen_first_job", run_id, "paint")])
+    for output in airflow.xcom("rungen_first_job", run_id, "paint")["outputs"]:
+        print(f"Picture: {_relative(output['uri'])} ({output['size']:,} bytes)")
 
 
 def _fire_and_collect(airflow: AirflowInstance) -> None:
     run_id = _run(airflow, "rungen_fire_and_collect")
-    _print_pictures(airflow.xcom("rungen_fire_and_collect", run_id, "collect"))
+    summary = airflow.xcom("rungen_fire_and_collect", run_id, "collect")
+    print(f"{summary['completed']} results collected\nTable: {_relative(summary['results'])}")
 
 
 def _catalog(airflow: AirflowInstance) -> None:
@@ -91,14 +93,8 @@ def _texts(airflow: AirflowInstance) -> None:
 
 def _scaled_app(airflow: AirflowInstance) -> None:
     run_id = _run(airflow, "rungen_scaled_app")
-    bill = airflow.xcom("rungen_scaled_app", run_id, "app_down", "bill")
-    print(f"The app cost {bill['cost']} {bill['currency']}: {bill['worker_seconds']} worker seconds")
-
-
-def _print_pictures(manifests: Iterable[Mapping[str, Any]]) -> None:
-    for manifest in manifests:
-        for output in manifest["outputs"]:
-            print(f"Picture: {_relative(output['uri'])} ({output['size']:,} bytes)")
+    bill = airflow.xcom("rungen_scaled_app", run_id, "app_down", "usage")
+    print(f"The app cost {bill['cost']} {bill['currency']}: {bill['seconds']} worker seconds")
 
 
 def _print_table(summary: Mapping[str, Any]) -> None:

@@ -46,9 +46,9 @@ DISTRIBUTIONS = (
         ROOT,
         files=(
             "py.typed",
-            "pages/templates/page.js",
-            "pages/templates/style.css",
-            "pages/templates/task.html",
+            "pages/static/page.html",
+            "pages/static/page.js",
+            "pages/static/style.css",
             "schemas/flux-schnell.input.json",
             "schemas/flux-schnell.result.json",
         ),

@@ -392,9 +392,9 @@ atexit.register(_FOLDERS.close)
 
 def table_of(*, inputs: Any, **options: Any) -> RunGenRunTableOperator:
     """Return a table task of a list of inputs, with results in a folder of its own."""
-    if not options.keys() & {"destination", "results"}:
+    if "destination" not in options:
         folder = _FOLDERS.enter_context(tempfile.TemporaryDirectory())
-        options["results"] = f"{folder}/results.jsonl"
+        options |= {"destination": folder, "results": f"{folder}/results.jsonl"}
     return RunGenRunTableOperator(
         **{"task_id": "task"} | options, table=inputs if hasattr(inputs, "operator") else list(inputs)
     )
@@ -441,14 +441,15 @@ _SHORT_WAITS = {
     "client.retry.BACKOFF": 0.05,
     "client.retry.PATIENCE": 0.5,
     "client.retry.GONE_GRACE": 0.5,
-    "client.scaling.CONFIRM_TIME": 2.0,
+    "client.apps.DOWN_TIME": 1.0,
+    "client.apps.PAUSE": 0.05,
+    "apps.lifecycle.LOOK_EVERY": 0.1,
     "client.poll_state.RESULT_GRACE": 0.5,
     "client.polling.FETCH_BUDGET": 2.0,
-    "execution.jobs.resuming.LOOK_TIME": 0.5,
-    "client.idleness.COUNTER_LAG": 0.1,
-    "execution.jobs.job_wait.FIRST_INTERVAL": 0.05,
-    "execution.sending.sender.PAGE_PAUSE": 0.1,
-    "execution.archive.output_store.OUTAGE_TIME": 2.0,
+    "work.single.LOOK_TIME": 0.5,
+    "work.wait.FIRST_INTERVAL": 0.05,
+    "work.client_service.PAGE_PAUSE": 0.1,
+    "outputs.outage.OUTAGE_TIME": 2.0,
 }
 
 
@@ -456,12 +457,6 @@ _SHORT_WAITS = {
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in _SHORT_WAITS.items():
         monkeypatch.setattr(f"airflow_provider_rungen.{name}", seconds)
-
-
-@pytest.fixture(autouse=True)
-def _clears_keep_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the state after a clear, as Airflow 3.3 does, unless a test discards it."""
-    monkeypatch.setattr("airflow_provider_rungen._airflow.CLEAR_DISCARDS_STATE", False)
 
 
 @pytest.fixture

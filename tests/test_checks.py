@@ -28,7 +28,7 @@ def job(**options: Any) -> Any:
 
 def table(**options: Any) -> Any:
     return RunGenRunTableOperator(
-        **{"task_id": "x", "table": "s3://b/t.csv", "results": "/results.csv", **options}
+        **{"task_id": "x", "table": "s3://b/t.csv", "destination": "/photos", **options}
     )
 
 
@@ -65,7 +65,7 @@ NOWHERE = "must be a URI or an absolute path"
         (table, "destination", [Path("pictures"), "./pictures"], f"destination {NOWHERE}"),
         (table, "results", ["results.csv"], f"results {NOWHERE}, not 'results.csv'"),
         (collect, "destination", ["pictures"], f"destination {NOWHERE}"),
-        (collect, "results", [Path("results.csv")], f"results {NOWHERE}"),
+        (table, "results", [Path("results.csv")], f"results {NOWHERE}"),
         (app, "gpu_tier", ["HUGE"], "configuration: gpu_tier must be one of BASIC, .*, not 'HUGE'"),
     ],
 )
@@ -85,7 +85,7 @@ TABLE_OF_THE_WORKER = "prompts.csv"
 @pytest.mark.parametrize(("name", "value"), [("check", 5), ("to_input", {"prompt": "x"})])
 def test_what_is_no_function_is_found_when_the_dag_is_parsed(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a function, but it is a "):
-        table(results="/x.csv", **{name: value})
+        table(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_is_no_function_is_found_when_the_dag_is_parsed(name: str, value: A
         ),
         (table, "table", [TABLE_OF_THE_WORKER, [INPUT], (INPUT for _ in range(3)), []]),
         (table, "destination", [*FOLDERS, ObjectStoragePath("file:///pictures")]),
-        (collect, "results", ["s3://conn@bucket/{{ ds }}/results.csv"]),
+        (table, "results", ["s3://conn@bucket/{{ ds }}/results.csv"]),
         (app, "gpu_tier", ["BASIC", "{{ params.tier }}"]),
         (app, "location", ["x"]),  # the rest is checked when the task runs
     ],
@@ -154,7 +154,7 @@ OF_TABLES: Any = rungen_table_task
         (DECORATOR(retires=1)(picture), "@task.rungen has no parameter 'retires': use 'retries'"),
         (DECORATOR()(picture).override(app="x"), "@task.rungen has no parameter 'app'"),
         (
-            OF_TABLES(table=[], key="x", result="/x.csv", results="/x.csv")(picture),
+            OF_TABLES(table=[], key="x", result="/x.csv", destination="/x")(picture),
             "@task.rungen_table has no parameter 'result': use 'results'",
         ),
     ],

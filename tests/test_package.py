@@ -18,7 +18,9 @@ from airflow_provider_rungen.decorators import RunGenDecoratedOperator
 
 PACKAGE = "airflow_provider_rungen"
 HEAVY = {"aiohttp", "jsonschema", "requests"}
-RUNS_TASKS = tuple(f"{PACKAGE}.{name}" for name in ("execution", "hooks", "triggers"))
+RUNS_TASKS = tuple(
+    f"{PACKAGE}.{name}" for name in ("apps", "hooks", "outputs", "store", "table", "task", "triggers", "work")
+)
 AIRFLOW = f"from {PACKAGE}._airflow import BaseHook, BaseOperator, conf"
 DAG_FILE = Path(__file__).parent / "typing" / "accepted.py"
 
@@ -52,12 +54,16 @@ def test_parsing_a_dag_file_imports_nothing_heavy_and_nothing_that_runs_a_task()
         (
             f"{AIRFLOW}; from {PACKAGE}._airflow import BaseEventTrigger",
             f"from {PACKAGE}.triggers import RunGenIdleAppTrigger as T; T('a', 900).serialize()",
-            (f"{PACKAGE}.execution", f"{PACKAGE}.hooks", *HEAVY),
+            (*(name for name in RUNS_TASKS if not name.endswith("triggers")), *HEAVY),
         ),
-        # before a page is rendered
-        ("", f"from {PACKAGE}.pages import models, output_kinds, render", ("airflow.", "jinja2", *HEAVY)),
+        # every component of Airflow loads it
+        (
+            "from airflow.plugins_manager import AirflowPlugin",
+            f"import {PACKAGE}.pages.plugin",
+            (f"{PACKAGE}.client", f"{PACKAGE}.pages.routes", *RUNS_TASKS, *HEAVY),
+        ),
     ],
-    ids=["hooks", "idle apps", "pages"],
+    ids=["hooks", "idle apps", "plugin"],
 )
 def test_importing_it_needs_nothing_heavy(before: str, statement: str, unwanted: tuple[str, ...]) -> None:
     loaded = imported(before, statement)

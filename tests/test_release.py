@@ -15,7 +15,7 @@ from compat.environments import AIRFLOWS, PRE_RELEASES
 
 ROOT = Path(__file__).parents[1]
 # What is no task, hook or trigger, but a value of one.
-VALUES = {"Answer", "Ledger", "SqlRows", "Transport"}
+VALUES = {"Answer", "SqlRows", "Transport"}
 
 
 def test_the_registry_lists_all_that_is_public() -> None:

@@ -26,9 +26,9 @@ from rungen_emulator import Service
 from airflow_provider_rungen import schemas
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
-from airflow_provider_rungen.execution.table.reader import open_rows
 from airflow_provider_rungen.schemas import Schema, checked
 from airflow_provider_rungen.schemas.schema import MAX_FILE_BYTES, MAX_NAMED_VIOLATIONS, MAX_VIOLATIONS
+from airflow_provider_rungen.table.reader import open_rows
 
 PICTURE: dict[str, Any] = {
     "type": "object",

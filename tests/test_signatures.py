@@ -22,14 +22,11 @@ KINDS: list[Any] = [
 ]
 #: The order of all parameters; the first is what the task is about.
 ORDER = """
-    python_callable op_args op_kwargs input inputs sql conn_id parameters uri version ignore expires
-    refresh max_attempts table key to_input columns where limit job_id name configuration workflow
-    active_workers app_ids idle_for scale_down app_id scale_up_task_id only_if rungen_conn_id description
-    status wait_for_completion deferrable
-    price poll_interval timeout
-    queued_timeout cancel_on_kill input_schema
-    destination results ledger output_type check label max_jobs
-    max_cost max_in_flight max_failed
+    python_callable op_args op_kwargs input sql conn_id parameters table key to_input columns where
+    limit job_id name configuration workflow active_workers app_id scale_up_task_id only_if
+    rungen_conn_id description status wait_for_completion deferrable poll_interval timeout
+    queued_timeout cancel_on_kill input_schema destination results version reuse per_row output_type
+    check label max_jobs max_cost max_in_flight max_failed max_attempts
 """
 EACH = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
@@ -77,7 +74,7 @@ def test_each_template_field_is_a_parameter_and_documented_as_one(kind: Any) -> 
         if "templated" in described
     }
     if kind is operators.scaled_app:  # its tasks have the fields
-        assert marked <= {"active_workers", "app_id", "only_if", "price", "rungen_conn_id"}
+        assert marked <= {"active_workers", "app_id", "only_if", "rungen_conn_id"}
     else:
         assert marked - {"active_workers", "app_id", "rungen_conn_id"} <= fields
         assert fields - {"rungen_conn_id"} <= marked
@@ -99,8 +96,8 @@ def test_a_parameter_has_one_type_wherever_it_is_taken() -> None:
     for name, annotation in typed_fields("ScaleUpArguments").items():
         if name in types:
             types[name].add(annotation.replace("'", '"'))
-    # what is to be deleted is named, and scaled_app() names its tasks
-    assert {name for name, found in types.items() if len(found) > 1} == {"app_id", "name"}
+    # what is to be deleted is named, scaled_app() names its tasks, and a table has to keep what it buys
+    assert {name for name, found in types.items() if len(found) > 1} == {"app_id", "destination", "name"}
 
 
 # --- what Airflow itself takes ------------------------------------------------------------------------------

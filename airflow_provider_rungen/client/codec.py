@@ -100,6 +100,9 @@ def encode_input(input: Any) -> bytes:
     return encode(input, "input")
 
 
+_to_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, default=dict).encode
+
+
 def encode(value: Mapping[str, Any], name: str) -> bytes:
     """
     Return an object as JSON text in canonical form: equal objects give equal bytes.
@@ -110,9 +113,7 @@ def encode(value: Mapping[str, Any], name: str) -> bytes:
     """
     _check(value, name, 0)
     try:
-        return json.dumps(
-            value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dict
-        ).encode()
+        return _to_json(value).encode()
     except ValueError as error:
         raise RunGenInputError(f"{name} cannot be encoded: {error}; nothing was sent") from None
 

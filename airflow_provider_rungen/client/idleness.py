@@ -1,29 +1,20 @@
-"""Whether an app has anything left to do, or is idle: it has workers, and is billed. No I/O."""
+"""Whether an app is idle: it has workers, is billed, and has nothing to do. No I/O."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypedDict
 
-from airflow_provider_rungen.client import retry
-from airflow_provider_rungen.client.app_polling import outlast
+from airflow_provider_rungen.client.apps import take_down
 from airflow_provider_rungen.client.codec import path_segment
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.scaling import set_workers
 from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
-from airflow_provider_rungen.client.workers import describe, is_down, workers_of
-from airflow_provider_rungen.exceptions import (
-    RunGenAppTimeoutError,
-    RunGenError,
-    RunGenInputError,
-    RunGenNotFoundError,
-)
+from airflow_provider_rungen.client.workers import workers_of
+from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +24,6 @@ _FIGURES = (
     *("jobs.in_queue", "jobs.in_progress", "jobs.completed", "jobs.failed"),
     "workers.running",
 )
-# Seconds by which the counters of jobs may lag.
-COUNTER_LAG = 10.0
-# Answers that must lack the job counters before an app is taken for one that does not count its jobs.
-MAX_MISSING_COUNTERS = 4
 _UNKNOWN = "the service does not report"
 # Counters of jobs that ended. Not every answer has the last one.
 _ENDS = ("completed", "failed", "retried")
@@ -108,9 +95,8 @@ class IdleWatch:
     :param idle_for: the seconds.
     :param since: the first poll of the period, or ``None`` if the app is not idle.
     :param figures: what must not change during the period.
-    :param is_reported: whether an event of the period was sent.
+    :param is_reported: whether the period was reported.
     :param reason: why the app was not idle at the last poll.
-    :param taken: what to report of the workers that were taken from it, unless a job needs them back.
     """
 
     app_id: str
@@ -119,12 +105,6 @@ class IdleWatch:
     figures: tuple[int, ...] = ()
     is_reported: bool = False
     reason: str | None = None
-    taken: IdleEvent | None = None
-
-    @property
-    def is_down(self) -> bool:
-        """Whether the app was scaled to zero, and may need its workers back."""
-        return self.taken is not None and self.since is None
 
     def note(self, app: App, now: float) -> bool:
         """Record an answer, and return whether the app has been idle for long enough."""
@@ -134,88 +114,38 @@ class IdleWatch:
             if not before or (is_unknown and not before.startswith(_UNKNOWN)):
                 level = logging.WARNING if is_unknown else logging.INFO
                 log.log(level, "Not idle: %s %s", self.reason, format_ids(self.app_id))
-            self.restart()
+            self.since = None
             return False
         figures = (app.active_workers or 0, *(app.jobs.get(name, 0) for name in _ENDS))
         if self.since is None or figures != self.figures:
             workers = format_count(figures[0], "active worker")
             log.info("Idle: %s, no job queued or running %s", workers, format_ids(self.app_id))
-            self.restart()
-            self.since, self.figures = now, figures
+            self.since, self.figures, self.is_reported = now, figures, False
         return now - self.since >= self.idle_for
 
-    def restart(self) -> None:
-        """Begin a new period with the next poll."""
-        self.since, self.is_reported = None, False
 
-
-def poll_idle_app(
-    watch: IdleWatch, *, scale_down: bool, attempts: int = retry.ATTEMPTS
-) -> Flow[IdleEvent | None]:
+def poll_idle_app(watch: IdleWatch, *, scale_down: bool) -> Flow[IdleEvent | None]:
     """
-    Poll an app, and scale it to zero if it has been idle for long enough; return what to report.
+    Poll an app, and take it down if it has been idle for long enough; return what to report.
 
     :param watch: what earlier polls have seen.
-    :param scale_down: whether to scale it to zero, or only to report it.
-    :param attempts: how many times to send a poll at most.
+    :param scale_down: whether to take it down, or only to report it.
+    :raises RunGenError: the poll failed, or the app may still have workers.
     """
-    app_id, poll = watch.app_id, partial(get_app, watch.app_id, attempts=attempts)
-    if watch.taken and (event := (yield from _settle(watch, watch.taken, poll))):
-        return event
-    # an app that was not seen yet may never have existed: that is an error soon
-    within = math.inf if watch.since is not None else retry.GONE_GRACE / 3 if attempts > 1 else 0.0
-    # the second poll is sent since a single answer may be old, and a job may have come in
-    for _ in range(2 if scale_down else 1):
-        app = yield from outlast(app_id, poll, within=within)
-        now = yield Sleep(0)
-        if not watch.note(app, now) or watch.is_reported:
-            return None
-    idle_seconds, before = round(now - (watch.since or now), 1), watch.figures[0]
-    event = IdleEvent(app_id=app_id, idle_seconds=idle_seconds, active_workers=before, scaled_down=scale_down)
-    if not scale_down:
-        watch.is_reported = True
-        return event
-    watch.taken = event
-    try:
-        app = yield from set_workers(app_id, 0)
-        if not is_down(app):
-            raise RunGenAppTimeoutError(f"Set to 0 workers, and still {describe(app)}", app_id=app_id)
-    except RunGenNotFoundError:
-        raise
-    except RunGenError as error:
-        log.error("STILL BILLED: app %s is idle, and may still have workers: %s", app_id, error)
-        raise
-    watch.restart()
-    if not app.pending_jobs:
-        yield Sleep(COUNTER_LAG)
-    return (yield from _settle(watch, event, poll))
-
-
-def _settle(watch: IdleWatch, taken: IdleEvent, poll: Callable[[], Flow[App]]) -> Flow[IdleEvent | None]:
-    """
-    Return the event of workers that were taken, or give them back if a job came in meanwhile.
-
-    They stay on record until that is done, or somebody else has given the app workers.
-    """
-    app_id, workers = watch.app_id, format_count(taken["active_workers"], "worker")
-    app = yield from outlast(app_id, poll)
-    if workers_of(app) or app.pending_jobs is None:  # a single answer may be old, or without counters
-        app = yield from outlast(app_id, poll)
-    has_workers = bool(workers_of(app))
-    if app.pending_jobs and not has_workers:
-        jobs = format_count(app.pending_jobs, "job")
-        log.warning("Scaling back to %s: %s came in meanwhile %s", workers, jobs, format_ids(app_id))
-        try:
-            yield from set_workers(app_id, taken["active_workers"])
-        except RunGenNotFoundError:
-            raise
-        except RunGenError as error:
-            log.error("NOT SCALED BACK: app %s has %s, and may have no worker: %s", app_id, jobs, error)
-            raise
-        has_workers = True
-    watch.taken = None
-    if has_workers:
+    app_id = watch.app_id
+    app = yield from get_app(app_id, attempts=1)
+    now = yield Sleep(0)
+    if not watch.note(app, now) or watch.is_reported:
         return None
-    idle = format_duration(taken["idle_seconds"])
-    log.info("Scaled from %s to 0, idle for %s %s", workers, idle, format_ids(app_id))
-    return taken
+    idle_seconds, workers = round(now - (watch.since or now), 1), watch.figures[0]
+    if scale_down:
+        try:
+            yield from take_down(app_id)
+        except RunGenError as error:
+            log.error("STILL BILLED: app %s is idle, and may still have workers: %s", app_id, error)
+            raise
+        idle = format_duration(idle_seconds)
+        before = format_count(workers, "worker")
+        log.info("Scaled from %s to 0, idle for %s %s", before, idle, format_ids(app_id))
+    watch.is_reported = True
+    return IdleEvent(app_id=app_id, idle_seconds=idle_seconds, active_workers=workers, scaled_down=scale_down)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from airflow_provider_rungen.client.codec import path_segment
 from airflow_provider_rungen.client.endpoints import get_app, get_job
 from airflow_provider_rungen.client.flow import Flow, Gather, Pending, Sleep
-from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD, JobSearch, read_counters
+from airflow_provider_rungen.client.job_search import JobSearch, read_counters
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.poll_state import (
     POLL_TIMEOUT,
@@ -23,7 +23,7 @@ from airflow_provider_rungen.client.poll_state import (
     poll_timeout,
     polls_end_by,
 )
-from airflow_provider_rungen.client.progress import LogCallback, log_line, status_line
+from airflow_provider_rungen.client.progress import COUNTER_THRESHOLD, LogCallback, log_line, status_line
 from airflow_provider_rungen.client.queue_watch import QueueWatch
 from airflow_provider_rungen.client.retry import NOT_FOUND, is_refusal
 from airflow_provider_rungen.client.texts import format_ids

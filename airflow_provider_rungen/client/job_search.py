@@ -13,16 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import App, Job, JobStatus
+from airflow_provider_rungen.client.poll_state import Poller
 
-if TYPE_CHECKING:
-    from airflow_provider_rungen.client.job_poller import JobPoller
-
-# Asking for the counters costs a request, so as few jobs are simply polled.
-COUNTER_THRESHOLD = 4
 # Queued jobs among which a round looks for one that has overtaken the others.
 LOOK_AHEAD = 4
 # Seconds from one check of the counters to the next, at least, and without any poll.
@@ -53,7 +48,7 @@ class JobSearch:
     :param poller: polls the jobs. It keeps them in the order of the queue, as far as that is known.
     """
 
-    def __init__(self, poller: JobPoller) -> None:
+    def __init__(self, poller: Poller) -> None:
         self._poller = poller
         # ended jobs in the last report of the counters
         self._reported: int | None = None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeGuard
+from typing import Protocol, TypeGuard
 
 from airflow_provider_rungen.client.flow import Flow, T
-from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.progress import LogCallback
 from airflow_provider_rungen.client.retry import NOT_FOUND, Doubt, is_refusal, is_transient, retry_delay
 from airflow_provider_rungen.exceptions import (
@@ -232,3 +232,26 @@ class Outages:
         self.quiet_until = 0.0
         if self.failed_rounds and self.last_failure is not None and not has_new:
             self.quiet_until = now + retry_delay(self.failed_rounds - 1, self.last_failure)
+
+
+class Poller(Protocol):
+    """What polls the jobs of one app, as those see it that it asks which ones."""
+
+    app_id: str
+    waiting: dict[str, PollState]
+    finished: dict[str, Job]
+    outages: Outages
+    app: App | None
+
+    @property
+    def log(self) -> LogCallback:
+        """Where to log what happens."""
+        ...
+
+    def poll(self, job_ids: Sequence[str]) -> Flow[None]:
+        """Poll jobs."""
+        ...
+
+    def pollable(self, job_ids: Iterable[str]) -> list[str]:
+        """Return those that may be polled now."""
+        ...

@@ -15,10 +15,16 @@ from airflow_provider_rungen.client.job_poller import (
     identity,
     strip_payloads,
 )
-from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages, concerns_one_job
-from airflow_provider_rungen.client.progress import LogCallback, Progress, WaitGoal, log_line, log_of
+from airflow_provider_rungen.client.progress import (
+    COUNTER_THRESHOLD,
+    LogCallback,
+    Progress,
+    WaitGoal,
+    log_line,
+    log_of,
+)
 from airflow_provider_rungen.client.queue_watch import check_queued_timeout, explain_timeout
 from airflow_provider_rungen.exceptions import RunGenError
 

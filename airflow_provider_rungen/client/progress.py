@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.texts import clean_text, format_duration, format_ids
 
 log = logging.getLogger(__name__)
 
+# Asking for the counters costs a request, so as few jobs are simply polled.
+COUNTER_THRESHOLD = 4
 # Takes a log level, a line, and the id of the job it is about, or ``None``.
 LogCallback = Callable[[int, str, str | None], None]
 

@@ -10,17 +10,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App, JobStatus
+from airflow_provider_rungen.client.poll_state import Poller
 from airflow_provider_rungen.client.texts import format_duration, format_ids
 from airflow_provider_rungen.client.workers import describe_workers, has_no_worker, workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
-
-if TYPE_CHECKING:
-    from airflow_provider_rungen.client.job_poller import JobPoller
 
 # Seconds between two questions for the workers while a job is queued, and the most that one may take.
 ASK_INTERVAL = 60.0
@@ -40,7 +38,7 @@ class QueueWatch:
     :param poller: polls the jobs.
     """
 
-    poller: JobPoller
+    poller: Poller
     #: The last answer about the app.
     app: App | None = None
     #: When the first and the last of the answers came that say that it has no worker (seconds since 1970).
@@ -86,7 +84,13 @@ class QueueWatch:
         return sum(state.status is JobStatus.QUEUED for state in self.poller.waiting.values())
 
 
-def check_queued_timeout(poller: JobPoller, job_ids: Iterable[str], limit: float) -> None:
+class WatchedPoller(Poller, Protocol):
+    """A poller whose queue is watched."""
+
+    queue: QueueWatch
+
+
+def check_queued_timeout(poller: WatchedPoller, job_ids: Iterable[str], limit: float) -> None:
     """
     Limit how long jobs may wait while their app has no worker.
 
@@ -107,7 +111,7 @@ def check_queued_timeout(poller: JobPoller, job_ids: Iterable[str], limit: float
 # --- the errors of waits that took too long ---
 
 
-def explain_timeout(poller: JobPoller, job_ids: Iterable[str]) -> Flow[RunGenJobTimeoutError]:
+def explain_timeout(poller: WatchedPoller, job_ids: Iterable[str]) -> Flow[RunGenJobTimeoutError]:
     """Return the error for those of the jobs that did not finish in time, after a look at the workers."""
     if poller.queue.app is None and not poller.outages.failed_rounds:
         yield from poller.queue.ask((yield Sleep(0)))
@@ -115,7 +119,7 @@ def explain_timeout(poller: JobPoller, job_ids: Iterable[str]) -> Flow[RunGenJob
 
 
 def timeout_error(
-    poller: JobPoller, job_ids: Iterable[str], *, no_worker_since: float | None = None
+    poller: WatchedPoller, job_ids: Iterable[str], *, no_worker_since: float | None = None
 ) -> RunGenJobTimeoutError:
     """
     Return the error for those of the jobs that did not finish in time; it names the first.

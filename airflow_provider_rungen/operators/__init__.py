@@ -1,6 +1,5 @@
 """The operators of the provider."""
 
-from airflow_provider_rungen.ledger import Ledger
 from airflow_provider_rungen.operators.app import (
     RunGenCreateAppOperator,
     RunGenDeleteAppOperator,
@@ -13,7 +12,6 @@ from airflow_provider_rungen.operators.table import RunGenPlanTableOperator, Run
 from airflow_provider_rungen.rows import SqlRows
 
 __all__ = [
-    "Ledger",
     "RunGenCancelJobOperator",
     "RunGenCollectResultsOperator",
     "RunGenCreateAppOperator",

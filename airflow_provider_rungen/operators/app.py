@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, RunGenBaseOperator
@@ -14,9 +13,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.execution.apps.lifecycle import CreateAppRun, DeleteAppRun
-    from airflow_provider_rungen.execution.apps.scale import ScaleRun
-    from airflow_provider_rungen.execution.apps.scale_down import ScaleDownRun
+    from airflow_provider_rungen.apps.lifecycle import CreateAppRun, DeleteAppRun
+    from airflow_provider_rungen.apps.scaling import ScaleDownRun, ScaleRun
     from airflow_provider_rungen.parameters import Duration, JsonObject, OperatorArguments
 
 
@@ -50,7 +48,7 @@ class RunGenCreateAppOperator(RunGenBaseOperator):
         set_parameters(self, locals())
 
     def _make_run(self, context: Context) -> CreateAppRun:
-        from airflow_provider_rungen.execution.apps.lifecycle import CreateAppRun
+        from airflow_provider_rungen.apps.lifecycle import CreateAppRun
 
         return CreateAppRun(self, context)
 
@@ -80,19 +78,17 @@ class RunGenDeleteAppOperator(RunGenBaseOperator):
         set_parameters(self, locals())
 
     def _make_run(self, context: Context) -> DeleteAppRun:
-        from airflow_provider_rungen.execution.apps.lifecycle import DeleteAppRun
+        from airflow_provider_rungen.apps.lifecycle import DeleteAppRun
 
         return DeleteAppRun(self, context)
 
 
 class RunGenScaleAppOperator(RunGenBaseOperator):
     """
-    Set an app's number of workers. If that scales it up, wait until it is ``RUNNING``. Return the app's id.
+    Set an app's number of workers, and wait until it is ``RUNNING``. Return the app's id.
 
-    Nothing is sent if the app already has the number. RunGen bills the app from the first worker until the
-    number is 0. `scaled_app` makes sure that it becomes 0. If the app is not ``RUNNING`` in time, or if the
-    task fails, is killed or is cleared before, it is scaled to 0, or to what other blocks need. A killed
-    setup leaves that to its teardown.
+    RunGen bills the app from the first worker until the number is 0. `scaled_app` makes sure that it becomes
+    0. If the task fails, is killed or is cleared while it waits, it sets the app to 0 before it ends.
 
     :param active_workers: the number of workers to have. 0 stops the app and its bill (templated).
     :param app_id: the app. The connection's ``app_id`` when left out (templated).
@@ -122,59 +118,37 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
         set_parameters(self, locals())
 
     def _make_run(self, context: Context) -> ScaleRun:
-        from airflow_provider_rungen.execution.apps.scale import ScaleRun
+        from airflow_provider_rungen.apps.scaling import ScaleRun
 
         return ScaleRun(self, context)
 
 
 class RunGenScaleDownOperator(RunGenBaseOperator):
     """
-    The teardown of `scaled_app`: scale the app to zero if this run scaled it up, and push its ``bill``.
+    Set an app to zero workers, and see that it says so.
 
-    If the app cannot be set to no workers, it may still be billed, and the task fails with a retryable
-    `RunGenAppError`. An app that is set to none and still lists some after a minute is a warning: setting it
-    to none ends the bill, as the API is documented.
+    As the teardown of `scaled_app`, it also pushes what the app cost: the XCom ``usage``. Then it does
+    nothing if its setup never began, and leaves the app to another running run of the DAG that uses it.
 
     :param app_id: the app. The connection's ``app_id`` when left out (templated).
-    :param scale_up_task_id: the task that scaled it up.
+    :param scale_up_task_id: the setup, for a teardown.
     :param rungen_conn_id: the Airflow connection (templated).
-    :param price: what a worker costs, such as ``1.20 USD/h``. The connection's ``price`` when left out
-        (templated).
-    :param poll_interval: seconds between two polls.
+    :param poll_interval: seconds between two tries.
     """
-
-    template_fields: Sequence[str] = (*RunGenBaseOperator.template_fields, "price")
-
-    #: For each task of the block that runs, collects or waits for jobs, the tasks that run them.
-    jobs_of: Mapping[str, Sequence[str]] = MappingProxyType({})
-    #: Why templates could not be rendered, by parameter.
-    unrendered: Mapping[str, Exception] = MappingProxyType({})
 
     def __init__(
         self,
         *,
         app_id: str | XComArg | None = None,
-        scale_up_task_id: str,
+        scale_up_task_id: str | None = None,
         rungen_conn_id: str = DEFAULT_CONN_ID,
-        price: str | XComArg | None = None,
         poll_interval: Duration = 5,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
         set_parameters(self, locals())
 
-    def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
-        """Render the templates that can be rendered: an app that is up is scaled down without the others."""
-        env = jinja_env or self.get_template_env()
-        failures: dict[str, Exception] = {}
-        for name in self.template_fields:
-            try:
-                setattr(self, name, self.render_template(getattr(self, name), context, env))
-            except Exception as error:
-                failures[name] = error
-        self.unrendered = failures
-
     def _make_run(self, context: Context) -> ScaleDownRun:
-        from airflow_provider_rungen.execution.apps.scale_down import ScaleDownRun
+        from airflow_provider_rungen.apps.scaling import ScaleDownRun
 
         return ScaleDownRun(self, context)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from urllib.parse import quote
 
 from airflow_provider_rungen._airflow import (
     AirflowFailException,
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_rungen._airflow import BaseOperatorLink, Context
-    from airflow_provider_rungen.execution.task.run import TaskRun
     from airflow_provider_rungen.parameters import OperatorArguments
+    from airflow_provider_rungen.task.run import TaskRun
 
 T = TypeVar("T")
 
@@ -74,9 +76,11 @@ class RunGenBaseOperator(BaseOperator):
         What has gone wrong is raised from here. Airflow logs all frames of an error below its message, which
         says what to do, and all frames of its cause: only a function of the user's is one.
         """
+        from airflow_provider_rungen.task.kill import TaskKilledError
+
         try:
             return self.done(work())
-        except (RunGenError, AirflowFailException, AirflowSensorTimeout) as error:
+        except (RunGenError, AirflowFailException, AirflowSensorTimeout, TaskKilledError) as error:
             failure = error
         raise failure.with_traceback(None) from failure.__cause__
 
@@ -91,7 +95,10 @@ class RunGenBaseOperator(BaseOperator):
 
     def _begin(self, context: Context) -> Any:
         """Return a new run, which is the one that a kill ends."""
-        run = self._make_run(context)
+        from airflow_provider_rungen.task.outcomes import fail_without_retry
+
+        with fail_without_retry():
+            run = self._make_run(context)
         if self._run is not None:
             run.links = self._run.links
         self._run = run
@@ -112,10 +119,10 @@ class RunGenBaseOperator(BaseOperator):
         return {} if self._run is None else self._run.links
 
     def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
-        """Render templates. Those of a ledger or query are rendered in a copy, since tasks may share it."""
-        from airflow_provider_rungen.ledger import Ledger
-
-        if isinstance(content, Ledger | SqlRows):
+        """Render templates. Those of a query are rendered in a copy, since tasks may share it."""
+        if isinstance(content, Path) and not hasattr(content, "protocol"):
+            content = str(content)  # Airflow 3.1 takes its `resolve` for that of a task's output
+        if isinstance(content, SqlRows):
             content = replace(content)
         return super().render_template(content, *args, **kwargs)
 
@@ -141,7 +148,7 @@ class RunGenBaseOperator(BaseOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return what was read and stored; ``None`` where OpenLineage's provider is not installed."""
-        from airflow_provider_rungen.execution.task.report import lineage_of
+        from airflow_provider_rungen.task.report import lineage_of
 
         return lineage_of(None, "") if self._run is None else self._run.lineage()
 
@@ -191,6 +198,26 @@ def check_deferrable(*, deferrable: bool, wait_for_completion: bool, kwargs: Ope
         )
 
 
+def results_uri(task: RunGenBaseOperator, ti: Any) -> str:
+    """
+    Return the URI of the results table of a task with a destination.
+
+    :raises AirflowFailException: each of the tasks of an ``expand`` would write it: its name has no template.
+    """
+    if task.results is None:
+        index = "" if ti.map_index in (None, -1) else f".{ti.map_index}"
+        name = f"{ti.dag_id}.{ti.task_id}/{quote(ti.run_id, safe=':+')}{index}.jsonl"
+        return f"{str(task.destination).removesuffix('/')}/results/{name}"
+    definition = getattr(task.get_dag(), "task_dict", {}).get(task.task_id)
+    constant = getattr(definition, "partial_kwargs", {}).get("results")
+    if ti.map_index >= 0 and isinstance(constant, str) and "{" not in constant:
+        raise AirflowFailException(
+            "results: each of the mapped tasks would replace the table of the others. Write "
+            "{{ ti.map_index }} in its name, or leave it out"
+        )
+    return str(task.results)
+
+
 def find_job_sources(*values: Any) -> list[str]:
     """Return the ids of this provider's tasks whose ``.output`` is in values."""
     tasks = (task for value in values for task, _ in XComArg.iter_xcom_references(value))
@@ -225,7 +252,7 @@ def follow_job_sources(task: RunGenBaseOperator, context: Context) -> None:
 
     :raises AirflowFailException: the jobs are of several apps.
     """
-    from airflow_provider_rungen.execution.task.outcomes import fail_without_retry
+    from airflow_provider_rungen.task.outcomes import fail_without_retry
 
     sources = task.all_job_sources
     if not sources:
@@ -240,7 +267,7 @@ def follow_job_sources(task: RunGenBaseOperator, context: Context) -> None:
 
 def labels_of(task: RunGenBaseOperator, context: Context) -> dict[str, str]:
     """Return the labels that the tasks have pushed which ran the jobs of a task, by job."""
-    from airflow_provider_rungen.execution.task.xcom_keys import LABEL_KEY
+    from airflow_provider_rungen.task.xcom_keys import LABEL_KEY
 
     found: dict[str, str] = {}
     for source in task.all_job_sources:
@@ -259,7 +286,7 @@ def _pull(ti: Any, sources: Iterable[str], name: str, parameter: str) -> str | N
     :param parameter: the parameter to set if they differ.
     """
     from airflow_provider_rungen.exceptions import RunGenInputError
-    from airflow_provider_rungen.execution.task.xcom_keys import PAGE_KEY
+    from airflow_provider_rungen.task.xcom_keys import PAGE_KEY
 
     found: set[str] = set()
     for source in sources:

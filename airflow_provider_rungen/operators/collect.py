@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 from airflow_provider_rungen.checks import check_output_columns, set_parameters
 from airflow_provider_rungen.operators.base import (
@@ -13,6 +15,7 @@ from airflow_provider_rungen.operators.base import (
     find_job_sources,
     follow_job_sources,
     labels_of,
+    results_uri,
 )
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.execution.collect_run import CollectRun
     from airflow_provider_rungen.parameters import (
         Destination,
         Duration,
@@ -28,29 +30,24 @@ if TYPE_CHECKING:
         OperatorArguments,
         OutputSource,
     )
+    from airflow_provider_rungen.table.inputs import Source
+    from airflow_provider_rungen.work.collect_values import ValuesRun
+    from airflow_provider_rungen.work.table_run import TableRun
 
 
 class RunGenCollectResultsOperator(RunGenBaseOperator):
     """
-    Return the results of jobs, or store their outputs. One id gives one result, a list gives a list in order.
+    Collect the results of jobs that other tasks have submitted.
 
-    Without ``destination``, the result itself is returned. The result of an image model has signed URLs.
-    Anyone who can read the XCom can open them for seven days. Results of more than 1 MB fail the task
-    permanently.
+    With ``destination``, it is a table whose rows already have jobs: each file whose URL is in a result is
+    stored, and a table of the results is written, with a row for each job, and its ``label`` as the first
+    column; see `RunGenRunTableOperator` for what it holds, what is returned, and what a retry does. What is
+    stored is not downloaded again.
 
-    With ``destination``, each file whose URL is in a result is stored as
-    ``{destination}/{job_id}/{n}-{name}``. ``{destination}/{job_id}/manifest.json`` describes the job: its
-    input, times, result (with what was stored in place of the URLs), and of each file its size, SHA-256 and
-    content type. A small manifest is returned: ``{"job_id", "manifest": uri, "outputs": [{"uri", "size",
-    "sha256", "content_type"}]}``. Files that a manifest lists already are not downloaded again. If a
-    list of jobs has pictures, ``{destination}/index.html`` shows them.
-
-    With ``results``, a table with a row for each job, and its ``label`` as the first column, is written, also
-    before the task fails. Its counts are returned: ``{"results": uri, "rows", "completed", "failed",
-    "skipped", "reused", "jobs", "execution_seconds"}``.
-
-    The indexes of jobs that failed are pushed under the XCom key ``failed``. For those that may fail
-    (``max_failed``), ``None`` is returned.
+    Without, the results are returned: one id gives one result, a list gives a list in order. The result of
+    an image model has signed URLs. Anyone who can read the XCom can open them for seven days. Results of more
+    than 1 MB fail the task permanently. The indexes of jobs that failed are pushed under the XCom key
+    ``failed``, and ``None`` is returned for those that may fail (``max_failed``).
 
     :param job_id: one id, a list, or the ``.output`` of a task (templated). The ``None`` that stands for an
         input without a job counts as failed.
@@ -65,10 +62,11 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     :param queued_timeout: seconds that jobs may wait while the app has no worker; ``None`` for no limit.
     :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
         again would find them canceled.
-    :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
-        absolute path, or an ``ObjectStoragePath`` (templated).
-    :param results: the file to write a table of the results to, instead of returning them: a URI or an
-        absolute path that ends in ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
+    :param destination: the folder of what is paid for: outputs, and records of jobs. Tasks with the same one
+        share what was stored. A URI such as ``s3://conn_id@bucket/prefix``, an absolute path, or an
+        ``ObjectStoragePath`` (templated).
+    :param results: the URI of the results table: ``.parquet``, ``.csv`` or ``.jsonl`` (templated). When left
+        out, ``{destination}/results/{dag_id}.{task_id}/{run_id}[.{map_index}].jsonl``.
     :param output_type: what every result has to be: a class that pydantic knows, such as a ``BaseModel``, or
         a JSON Schema: a dict, the path or URI of a file, or the name of a schema that comes with the package,
         such as ``flux-schnell``. If it is an object or an array, a text is parsed as JSON, also in a Markdown
@@ -77,11 +75,12 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     """
 
     template_fields: Sequence[str] = ("app_id", "destination", "job_id", "results", "rungen_conn_id")
-    writes_tables: ClassVar[bool] = True
     operator_extra_links = JOB_LINKS
 
     #: The tasks that ran its jobs, as far as ``.output`` tells.
     job_sources: Sequence[str] = ()
+    #: Each attempt looks again at a job that failed: it buys nothing, so that there is nothing to give up.
+    max_attempts = sys.maxsize
 
     def __init__(
         self,
@@ -104,11 +103,28 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         super().__init__(**kwargs)
         set_parameters(self, locals())
         self.job_sources = find_job_sources(job_id)
-        if results is not None:
+        if destination is not None:
             check_output_columns(output_type, ["label"])
+        elif results is not None:
+            raise ValueError("results needs a destination, in which outputs and records of the jobs are kept")
 
-    def _make_run(self, context: Context) -> CollectRun:
-        from airflow_provider_rungen.execution.collect_run import CollectRun
+    def _make_run(self, context: Context) -> TableRun | ValuesRun:
+        from airflow_provider_rungen.results.sink import ResultSink
+        from airflow_provider_rungen.work.collect_values import ValuesRun, known_ids
+        from airflow_provider_rungen.work.table_run import TableRun
 
         follow_job_sources(self, context)
-        return CollectRun(self, context, labels_of(self, context))
+        if self.destination is None:
+            return ValuesRun(self, context)
+        labels = labels_of(self, context)
+        make_sink = partial(
+            ResultSink, uri=results_uri(self, context["ti"]), columns=["label"] if labels else ()
+        )
+
+        def make_source() -> Source:
+            from airflow_provider_rungen.table.known_jobs import KnownJobs
+
+            return KnownJobs(run.app_id, known_ids(self.job_id, self.max_failed), labels)
+
+        run = TableRun(self, context, make_source, make_sink, collects=True)
+        return run

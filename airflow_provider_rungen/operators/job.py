@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.known_jobs import CancelRun
-    from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import (
         Duration,
         JobIds,
@@ -30,13 +27,16 @@ if TYPE_CHECKING:
         OperatorArguments,
         SchemaSource,
     )
+    from airflow_provider_rungen.work.known_jobs import CancelRun
+    from airflow_provider_rungen.work.single import JobRun
 
 
 class RunGenRunJobOperator(RunGenBaseOperator):
     """
     Run a job: submit it, push its id under the XCom key ``job_id`` at once, and return the id.
 
-    From Airflow 3.3 on, a retry resumes the job of the last attempt. A clear cancels it, and runs a new one.
+    From Airflow 3.3 on, a retry resumes the job of the last attempt. Before, it buys another one: a table
+    with one row does not. A clear cancels the job, and buys another one.
 
     :param input: a JSON object (a dict), as the app's model expects it (templated, nested values too).
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
@@ -77,17 +77,10 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         super().__init__(**kwargs)
         set_parameters(self, locals())
 
-    def _make_run(self, context: Context) -> Runner:
-        from airflow_provider_rungen.execution.jobs.runner import Runner
-        from airflow_provider_rungen.execution.sinks.batch_result import JobId
+    def _make_run(self, context: Context) -> JobRun:
+        from airflow_provider_rungen.work.single import JobRun
 
-        return Runner(self, context, self._source, JobId)
-
-    def _source(self) -> Source:
-        from airflow_provider_rungen.execution.sources.inputs import OneInput
-        from airflow_provider_rungen.schemas import Schema
-
-        return OneInput(self.input, lambda: Schema.of(self.input_schema, "input_schema"))
+        return JobRun(self, context, lambda: self.input)
 
 
 class RunGenCancelJobOperator(RunGenBaseOperator):
@@ -121,7 +114,7 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
         self.job_sources = find_job_sources(job_id)
 
     def _make_run(self, context: Context) -> CancelRun:
-        from airflow_provider_rungen.execution.known_jobs import CancelRun
+        from airflow_provider_rungen.work.known_jobs import CancelRun
 
         follow_job_sources(self, context)
         return CancelRun(self, context)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_rungen.checks import check_output_columns, set_parameters
 from airflow_provider_rungen.client.money import to_limit
@@ -15,6 +16,7 @@ from airflow_provider_rungen.operators.base import (
     JOB_LINKS,
     LIMITS,
     RunGenBaseOperator,
+    results_uri,
 )
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 from airflow_provider_rungen.rows import RowFunction
@@ -23,13 +25,10 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import (
         Check,
         Destination,
         Duration,
-        LedgerSource,
         Limit,
         OperatorArguments,
         OutputSource,
@@ -37,22 +36,26 @@ if TYPE_CHECKING:
         Table,
         ToInput,
     )
+    from airflow_provider_rungen.table.inputs import Source
+    from airflow_provider_rungen.work.table_run import TableRun
 
 
 class RunGenRunTableOperator(RunGenBaseOperator):
     """
     Run a job for each row of a table, store the outputs, and write a table of the results.
 
+    **Each input is bought once.** What was bought is in the ``destination``. Every attempt reuses it: the
+    first, a retry, a clear, a backfill, and those of other tasks with the same ``destination``.
+
     Return ``{"results": uri, "rows", "completed", "failed", "skipped", "reused", "jobs",
     "execution_seconds"}``, and with a price ``"cost"`` and ``"currency"`` of these jobs.
 
     The results table has one row for each row of the source, in the same order: the key columns, the
-    ``columns`` of the source, ``index``, ``status`` (``completed``, ``failed``, ``canceled``, ``refused``,
-    ``invalid``, ``rejected``, ``given_up``, ``skipped``), ``error``, ``job_id``, ``reused``, ``outputs``
-    (stored URIs, without a connection), ``output`` (the first), ``sha256`` (of the first), ``input`` and
-    ``result`` (JSON text, without signed URLs), ``execution_seconds``, ``cost``, ``created_at``, and the
-    properties of ``output_type``. It is written atomically, also when the task fails, unless no row got a job
-    or was refused by the service.
+    ``columns`` of the source, ``index``, ``status`` (``completed``, ``failed``, ``refused``, ``rejected``,
+    ``invalid``, ``canceled``, ``skipped``, ``given_up``), ``error``, ``job_id``, ``reused``, ``outputs``
+    (stored URIs, without a connection), ``output`` (the first), ``input`` and ``result`` (JSON text, without
+    signed URLs), ``seconds``, ``cost``, ``bought_at``, and the properties of ``output_type``. It is written
+    atomically, also when the task fails while it works.
 
     When it fails after that, its ``return_value`` and the XCom ``failed`` are pushed anyway, and its
     exception has the first 1,000 rows that failed as ``failed_rows``.
@@ -78,21 +81,23 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param rungen_conn_id: the Airflow connection (templated).
     :param deferrable: wait in the triggerer, without a worker slot.
     :param poll_interval: seconds between two polls.
-    :param timeout: seconds that the jobs may take together, submission included. After that they are
-        canceled, and the task fails. A retry that submits any of them has the whole time.
+    :param timeout: seconds that an attempt may take, submission included. After that the jobs of the run are
+        canceled, and the task fails.
     :param queued_timeout: seconds that jobs may wait while the app has no worker; ``None`` for no limit.
-    :param cancel_on_kill: cancel the jobs when a user marks the task, or no attempt follows to resume them.
+    :param cancel_on_kill: cancel the jobs when a user marks the task, or no attempt follows that adopts them.
+        A clear cancels none.
     :param input_schema: the JSON Schema that every input has to fit: a dict, the path or URI of a file, or
         the name of a schema that comes with the package, such as ``flux-schnell``. A row whose input does not
         fit is ``refused``. If more are than may fail, nothing is sent.
-    :param destination: the folder to store outputs and manifests in: a URI such as
-        ``s3://conn_id@bucket/prefix``, an absolute path, or an ``ObjectStoragePath`` (templated). Without it,
-        only the results table is written, for models whose result is text.
-    :param results: the URI of the results table: ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
-        ``results.jsonl`` in ``destination`` when left out, of a mapped task ``results-{map_index}.jsonl``.
-        Each of the mapped tasks needs one of its own.
-    :param ledger: remembers which inputs were paid for, so that a row whose input was run before is reused. A
-        text is the folder of a ledger: a URI or an absolute path. Needs ``destination`` (templated).
+    :param destination: the folder of what is paid for: outputs, and records of each purchase. Tasks with the
+        same one share what was bought. A URI such as ``s3://conn_id@bucket/prefix``, an absolute path, or an
+        ``ObjectStoragePath`` (templated).
+    :param results: the URI of the results table: ``.parquet``, ``.csv`` or ``.jsonl`` (templated). When left
+        out, ``{destination}/results/{dag_id}.{task_id}/{run_id}[.{map_index}].jsonl``.
+    :param version: any text (templated). Another one makes all inputs new.
+    :param reuse: which purchases of other runs count: all (``True``), none (``False``), or those that were
+        not older than this when the DAG run started.
+    :param per_row: buy an input for each row that has it. Otherwise, equal inputs share a job.
     :param output_type: what every result has to be: a class that pydantic knows, such as a ``BaseModel``, or
         a JSON Schema as for ``input_schema``. If it is an object or an array, a text is parsed as JSON, also
         in a Markdown code fence. A row whose result does not fit is ``invalid``. Each top-level property is a
@@ -103,10 +108,12 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param max_jobs: how many jobs the task run may buy, retries included. If more rows are new, nothing is
         sent, and the task fails without a retry. No limit when ``None`` (templated).
     :param max_cost: what they may cost at the declared price: an amount and its currency, such as ``20 USD``.
-        The seconds of jobs in the ledger are the estimate. No limit when ``None`` (templated).
+        The mean seconds of jobs in the ``destination`` are the estimate. No limit when ``None`` (templated).
     :param max_in_flight: how many jobs of the task are queued or running at the service at most. The rest is
         submitted as they end. No limit when ``None``.
     :param max_failed: how many rows may fail before the task does: a number, a share below 1, or ``any``.
+    :param max_attempts: how often an input may fail, or its answer be lost, before it is given up. Raise it
+        to try again what was given up.
     """
 
     template_fields: Sequence[str] = (
@@ -115,11 +122,10 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         "rungen_conn_id",
         "destination",
         "results",
-        "ledger",
+        "version",
         *LIMITS,
     )
     operator_extra_links = JOB_LINKS
-    writes_tables: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -138,19 +144,20 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         queued_timeout: Duration | None = 900,
         cancel_on_kill: bool = True,
         input_schema: SchemaSource | None = None,
-        destination: Destination | None = None,
+        destination: Destination,
         results: Destination | None = None,
-        ledger: LedgerSource | None = None,
+        version: str = "",
+        reuse: bool | timedelta = True,
+        per_row: bool = False,
         output_type: OutputSource | None = None,
         check: Check | None = None,
         max_jobs: Limit | None = None,
         max_cost: str | XComArg | None = None,
         max_in_flight: int | None = 1000,
         max_failed: float | Literal["any"] = 0,
+        max_attempts: int = 3,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
-        if destination is None and results is None:
-            raise ValueError("destination or results must be given: the results table is written there")
         super().__init__(**kwargs)
         set_parameters(self, locals())
         check_output_columns(output_type, [*self.key, *self.columns])
@@ -165,8 +172,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
 
     def _source(self, context: Context) -> Source:
         from airflow_provider_rungen._airflow import determine_kwargs
-        from airflow_provider_rungen.execution.sources.table_rows import TableRows
         from airflow_provider_rungen.schemas import Schema
+        from airflow_provider_rungen.table.table_rows import TableRows
 
         table = self.table
         if isinstance(table, RowFunction):
@@ -177,63 +184,44 @@ class RunGenRunTableOperator(RunGenBaseOperator):
             Schema.of(self.input_schema, "input_schema"),
             key=self.key,
             columns=self.columns,
-            written=[self._results_uri(context["ti"])],
+            written=[results_uri(self, context["ti"])],
             where=self.where,
             limit=to_limit(self.limit, "limit"),
-            shares_equal=self.ledger is not None,
+            shares_equal=not self.per_row,
+            per_row=self.per_row,
         )
 
-    def _results_uri(self, ti: Any) -> str:
-        if self.results is not None:
-            return str(self.results)
-        # mapped tasks may have one destination
-        name = "results" if ti.map_index in (None, -1) else f"results-{ti.map_index}"
-        return f"{str(self.destination).removesuffix('/')}/{name}.jsonl"
+    def _make_run(self, context: Context) -> TableRun:
+        from airflow_provider_rungen.results.sink import ResultSink
+        from airflow_provider_rungen.work.table_run import TableRun
 
-    def _make_run(self, context: Context) -> Runner:
-        from airflow_provider_rungen.client.redaction import redact
-        from airflow_provider_rungen.execution.jobs.runner import Runner
-        from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
-
-        uri = self._results_uri(context["ti"])
-        return Runner(
-            self,
-            context,
-            lambda: self._source(context),
-            partial(ResultSink, table=uri, key=self.key),
-            survives_clear=True,
-            folder=uri.rpartition("/")[0] if self.destination is None else self.destination,
-            page={
-                "results": redact(uri),
-                "key": list(self.key),
-            },
+        make_sink = partial(
+            ResultSink, uri=results_uri(self, context["ti"]), key=self.key, columns=self.columns
         )
+        return TableRun(self, context, lambda: self._source(context), make_sink)
 
     def _plan(self, context: Context) -> int:
         """Return how many jobs there are to run, and push what they cost; see `RunGenPlanTableOperator`."""
-        from airflow_provider_rungen.execution.jobs.quote import plan_jobs
-
-        return plan_jobs(self._begin(context))
+        run: TableRun = self._begin(context)
+        return run.plan()
 
 
 class RunGenPlanTableOperator(RunGenRunTableOperator):
     """
     Return how many jobs `RunGenRunTableOperator` would run with the same parameters, and submit none.
 
-    Jobs of a killed attempt that may still run are included. With a ``ledger``, one request asks for the
-    app's model. 0 means that every row is stored, skipped or refused: pass the number to `scaled_app` as
+    It reads the same rows, and decides about each in the same way. Jobs that still run are included. One
+    request asks for the app's model. 0 means that no row needs a job: pass the number to `scaled_app` as
     ``only_if``, so that no GPU starts for nothing.
 
     The XCom ``plan`` is ``{"rows", "jobs", "reused", "skipped", "seconds", "cost", "currency"}``. The jobs
-    are expected to run as long as the mean of the rows that are stored, or else of up to 100 other jobs of
-    the app in the ledger. An unknown figure is 0, and without a price the currency is empty.
+    are expected to run as long as the mean of those in the ``destination``. An unknown figure is 0, and
+    without a price the currency is empty.
 
     The parameters are those of `RunGenRunTableOperator`. If it would buy more than ``max_jobs`` or
     ``max_cost`` allows, this task fails in the same way, so that no GPU starts for a refused run.
     """
 
-    writes_tables = False
-
     def execute(self, context: Context) -> int:
-        """Read the table, and look its inputs up in the ledger."""
+        """Read the table, and decide about each row."""
         return self.ended(lambda: self._plan(context))

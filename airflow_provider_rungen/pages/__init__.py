@@ -1,1 +1,1 @@
-"""HTML pages about tasks, jobs and apps: what they show, and how they look. No Airflow, no I/O."""
+"""The page of a task and the overview of apps in Airflow's UI: a static page, and an API that only reads."""

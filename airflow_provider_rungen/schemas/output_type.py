@@ -34,12 +34,11 @@ FIXED_COLUMNS = {
     "reused": "boolean",
     "outputs": "texts",
     "output": "text",
-    "sha256": "text",
     "input": "text",
     "result": "text",
-    "execution_seconds": "number",
+    "seconds": "number",
     "cost": "decimal",
-    "created_at": "time",
+    "bought_at": "time",
 }
 # The language after a code fence.
 _LANGUAGE = re.compile(r"""\A[^\s{\["]+\s""")

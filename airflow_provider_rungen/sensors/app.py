@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.execution.apps.lifecycle import AppSensorRun
+    from airflow_provider_rungen.apps.waiting import AppSensorRun
     from airflow_provider_rungen.parameters import SensorArguments
 
 
@@ -46,6 +46,6 @@ class RunGenAppSensor(RunGenBaseSensor):
         set_parameters(self, locals())
 
     def _make_run(self, context: Context) -> AppSensorRun:
-        from airflow_provider_rungen.execution.apps.lifecycle import AppSensorRun
+        from airflow_provider_rungen.apps.waiting import AppSensorRun
 
         return AppSensorRun(self, context)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.execution.known_jobs import JobSensorRun
     from airflow_provider_rungen.parameters import Duration, JobIds, OutputSource, SensorArguments
+    from airflow_provider_rungen.work.known_jobs import JobSensorRun
 
 
 class RunGenJobSensor(RunGenBaseSensor):
@@ -69,7 +69,7 @@ class RunGenJobSensor(RunGenBaseSensor):
         self.job_sources = find_job_sources(job_id)
 
     def _make_run(self, context: Context) -> JobSensorRun:
-        from airflow_provider_rungen.execution.known_jobs import JobSensorRun
+        from airflow_provider_rungen.work.known_jobs import JobSensorRun
 
         follow_job_sources(self, context)
         return JobSensorRun(self, context)

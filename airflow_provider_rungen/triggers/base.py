@@ -15,9 +15,9 @@ from asgiref.sync import sync_to_async
 
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks.rungen import RunGenHook
+from airflow_provider_rungen.task import attempts
+from airflow_provider_rungen.task.outcomes import error_to_json
 
 log = logging.getLogger(__name__)
 

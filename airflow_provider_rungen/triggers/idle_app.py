@@ -84,7 +84,7 @@ class RunGenIdleAppTrigger(BaseEventTrigger):
         outages, state = Outages(log_line), PollState(0.0)
         while True:
             try:
-                event = await hook.aperform(poll_idle_app(watch, scale_down=self.scale_down, attempts=1))
+                event = await hook.aperform(poll_idle_app(watch, scale_down=self.scale_down))
             except RunGenError as error:
                 outages.note_failure(state, error, time.time())
             except Exception:

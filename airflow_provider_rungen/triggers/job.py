@@ -14,9 +14,9 @@ from airflow_provider_rungen.client.progress import WaitGoal
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
-from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.execution.task.outcomes import GO_ON, format_ranges
 from airflow_provider_rungen.hooks.rungen import RunGenHook
+from airflow_provider_rungen.task import attempts
+from airflow_provider_rungen.task.outcomes import GO_ON, format_ranges
 from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger, ask_airflow
 from airflow_provider_rungen.triggers.watcher import shared_poller
@@ -63,6 +63,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param survives_clear: whether a clear of the task leaves the jobs to the next attempt.
     :param attempt: the attempt that submitted the jobs, as the XCom ``rungen_log`` names it. A task without
         one keeps no log, so its event names the jobs that failed, in ``"failed"``.
+    :param plan: the plan of a table, which the event names.
     """
 
     rungen_conn_id: str = RunGenHook.default_conn_name
@@ -80,6 +81,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     shared: list[str] = field(default_factory=list)
     survives_clear: bool = False
     attempt: str = ""
+    plan: str = ""
     # the jobs that are being canceled, and may still run
     _open: dict[str, None] | None = field(default=None, init=False)
 
@@ -161,6 +163,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     async def _wait(self, event: dict[str, Any]) -> None:
         job_ids = self.job_id
         hook, deferred_at = RunGenHook(self.rungen_conn_id), self._local_time(self.deferred_at)
+        if self.plan:
+            event |= {"plan": self.plan, "deadline": self.deadline}
         event["app_id"] = await hook.aresolve_app_id(self.app_id)
         with metrics.timing("wait.triggerer"):
             jobs = await shared_poller(self.rungen_conn_id, event["app_id"]).wait(
@@ -184,6 +188,6 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             "ended": format_ranges(number for number, job_id in enumerate(job_ids) if job_id in ended),
             "in_flight": len(set(job_ids) - ended),
         }
-        if not self.attempt:
+        if not (self.attempt or self.plan):
             found["failed"] = format_ranges(number for number, each in enumerate(job_ids) if each in failed)
         return found

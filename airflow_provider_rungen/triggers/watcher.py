@@ -12,10 +12,9 @@ from weakref import WeakKeyDictionary
 
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
-from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import Wait
-from airflow_provider_rungen.client.progress import LogCallback, WaitGoal, log_of
+from airflow_provider_rungen.client.progress import COUNTER_THRESHOLD, LogCallback, WaitGoal, log_of
 from airflow_provider_rungen.client.queue_watch import explain_timeout
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks.rungen import RunGenHook

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 RETURN_VALUE = "return_value"
 
@@ -39,6 +40,7 @@ class FakeTaskInstance:
         if operator is not None:
             self.task, self.dag_id, self.task_id = operator, operator.dag_id, operator.task_id
             self.max_tries = operator.retries or 0
+        self.id = str(uuid4())
         self.start_date = datetime.now(UTC)
         self.pushed: list[tuple[str, Any]] = []
         self._upstream = upstream or {}

@@ -186,7 +186,7 @@ def interrupting(seconds: float | None, note: Callable[[], object] = bool) -> It
 # --- what a test replaces ---
 
 # What a task writes to, and what it reads.
-_PLACES = ("destination", "results", "ledger")
+_PLACES = ("destination", "results")
 _SOURCES = ("table", "inputs")
 
 

@@ -50,7 +50,7 @@ names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{pa
 names = [name for name in names if not name.endswith("__main__")]
 # the web server of 3.1 itself needs common.compat
 if __version__.startswith("3.1."):
-    names = [name for name in names if not name.startswith("airflow_provider_rungen.plugins.")]
+    names = [name for name in names if not name.startswith("airflow_provider_rungen.pages.")]
 for name in names:
     __import__(name)
 print(len(names), [name for name in sys.modules if name.startswith("airflow.providers.common.compat.sdk")])

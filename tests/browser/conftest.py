@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rungen_emulator import Emulator
 
-from compat.environments import ROOT, measured_at
+from compat.environments import ROOT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -27,12 +27,6 @@ FLAGS = [
 def keep_picture(shown: Page | Locator, name: str, **options: Any) -> None:
     """Make a picture of the docs."""
     shown.screenshot(path=IMAGES / f"{name}.png", **options)
-    note_pictures()
-
-
-def note_pictures() -> None:
-    """Write down when the pictures of the docs were made, and of what."""
-    (IMAGES / "made.txt").write_text(f"Pictures: `make test-browser`, {measured_at()}.\n")
 
 
 @pytest.fixture(scope="module")

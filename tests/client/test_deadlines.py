@@ -69,8 +69,7 @@ def endless(first: bytes, again: bytes, gap: float) -> Callable[[socket.socket],
 
 @pytest.fixture(autouse=True)
 def _short_final_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("client.senders.FINAL_GRACE", "execution.sending.sender.LAST_ANSWERS"):
-        monkeypatch.setattr(f"airflow_provider_rungen.{name}", FINAL_GRACE)
+    monkeypatch.setattr("airflow_provider_rungen.client.senders.FINAL_GRACE", FINAL_GRACE)
 
 
 @pytest.fixture

@@ -11,16 +11,9 @@ import pytest
 from conftest import APP, KEY, Via
 from rungen_emulator import Fault
 
-from airflow_provider_rungen.client import idleness, retry
-from airflow_provider_rungen.client.endpoints import delete_app
 from airflow_provider_rungen.client.idleness import IdleWatch, check_app_ids, poll_idle_app, why_not_idle
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.exceptions import (
-    RunGenAPIError,
-    RunGenForbiddenError,
-    RunGenInputError,
-    RunGenNotFoundError,
-)
+from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenInputError
 
 IDLE_FOR = 600.0
 JOBS = {"in_queue": 0, "in_progress": 0, "completed": 7, "failed": 1, "retried": 0}
@@ -150,19 +143,6 @@ def submit(via: Via, seconds: float) -> None:
     assert via.service.handle("POST", f"/app/{APP}/run_async", headers, body).status == 201
 
 
-@pytest.fixture
-def job_at_the_put(direct: Via, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Submit a job just before the app is scaled for the first time."""
-    handle = direct.service.handle
-
-    def handle_with_job(method: str, *request: Any) -> Any:
-        if method == "PUT" and direct.service.count("run") == 0:
-            submit(direct, 60)
-        return handle(method, *request)
-
-    monkeypatch.setattr(direct.service, "handle", handle_with_job)
-
-
 def test_an_idle_app_is_scaled_to_zero(direct: Via, poll: Poll, caplog: Log) -> None:
     caplog.set_level(logging.INFO)
     assert [poll(), poll(5), workers(direct)] == [None, None, 2]
@@ -186,122 +166,20 @@ def test_without_scaling_down_each_period_is_reported_once(direct: Via, poll: Po
     assert (workers(direct), direct.service.count("update_app")) == (2, 0)
 
 
-def test_a_job_that_comes_in_before_the_last_poll_is_noticed(
-    direct: Via, poll: Poll, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    poll()
-    handle, polls = direct.service.handle, direct.service.count("get_app")
-
-    def handle_with_job(*request: Any) -> Any:
-        reply = handle(*request)
-        if direct.service.count("get_app") == polls + 1 and direct.service.count("run") == 0:
-            submit(direct, 60)
-        return reply
-
-    monkeypatch.setattr(direct.service, "handle", handle_with_job)
-    assert poll(10) is None
-    assert (workers(direct), direct.service.count("run")) == (2, 1)
-
-
-@pytest.mark.usefixtures("job_at_the_put")
-@pytest.mark.parametrize("has_counters", [True, False])
-def test_a_job_that_comes_in_while_the_app_is_scaled_down_gets_the_workers_back(
-    direct: Via, poll: Poll, caplog: Log, has_counters: bool
-) -> None:
-    poll()
-    if not has_counters:
-        body = {"id": APP, "configuration": {"active_workers": 0}}
-        direct.service.inject(Fault(on="update_app", status=200, body=body, taken=True))
-    assert poll(10) is None
-    assert workers(direct) == 2
-    assert f"Scaling back to 2 workers: 1 job came in meanwhile (app {APP})" in caplog.text
-
-
-def test_a_job_that_the_counters_show_later_gets_the_workers_back(direct: Via, poll: Poll) -> None:
-    poll()
-
-    def show_job(_: float) -> None:
-        if workers(direct) == 0 and direct.service.count("run") == 0:
-            submit(direct, 60)
-
-    direct.clock.on_sleep = show_job
-    assert poll(10) is None
-    assert (workers(direct), direct.service.count("run")) == (2, 1)
-    assert direct.clock.slept == [idleness.COUNTER_LAG]
-
-
-@pytest.mark.usefixtures("job_at_the_put")
-def test_workers_that_could_not_be_given_back_are_given_back_later(
-    direct: Via, poll: Poll, caplog: Log
-) -> None:
-    poll()
-    direct.service.inject(Fault(on="update_app", status=503, skip=1, times=7))
-    with pytest.raises(RunGenAPIError):
-        poll(10)
-    assert f"NOT SCALED BACK: app {APP} has 1 job" in caplog.text
-    assert "STILL BILLED" not in caplog.text
-    direct.service.inject(Fault(on="get_app", status=403, times=None))
-    with pytest.raises(RunGenForbiddenError):
-        poll(1)
-    direct.service.clear_faults()
-    assert workers(direct) == 0
-    assert poll(1) is None
-    assert workers(direct) == 2
-
-
-@pytest.mark.usefixtures("job_at_the_put")
-def test_workers_that_somebody_else_has_set_meanwhile_stay(direct: Via, poll: Poll) -> None:
-    poll()
-    direct.service.inject(Fault(on="update_app", status=403, skip=1, times=None))
-    with pytest.raises(RunGenForbiddenError):
-        poll(10)
-    direct.service.clear_faults()
-    direct.service.scale(APP, 1)
-    sent = direct.service.count("update_app")
-    assert poll(1) is None
-    direct.service.scale(APP, 0)
-    assert poll(1) is None
-    assert (workers(direct), direct.service.count("update_app")) == (0, sent)
-
-
-def test_what_was_scaled_down_without_an_answer_is_reported_later(direct: Via, poll: Poll) -> None:
-    poll()
-    direct.service.inject(Fault(on="update_app", status=504, taken=True, times=5))
-    with pytest.raises(RunGenAPIError):
-        poll(10)
-    assert workers(direct) == 0
-    assert poll(1) == scaled_down()
-    assert poll(1) is None
-
-
-def test_a_refusal_to_scale_down_is_loud_and_tried_again(direct: Via, poll: Poll, caplog: Log) -> None:
+def test_a_failed_poll_or_scaling_is_loud_and_ends_no_period(direct: Via, poll: Poll, caplog: Log) -> None:
     poll()
     for operation in ("get_app", "update_app"):
         direct.service.inject(Fault(on=operation, status=400, times=None))
-        with pytest.raises(RunGenAPIError):  # a failed poll does not end a period
+        with pytest.raises(RunGenAPIError):
             poll(5)
         direct.service.clear_faults()
     assert f"STILL BILLED: app {APP} is idle" in caplog.text
     assert poll(1)["idle_seconds"] == pytest.approx(660, abs=5)
-
-
-@pytest.mark.parametrize("operation", ["get_app", "update_app"])
-def test_a_stray_404_does_not_end_it(direct: Via, poll: Poll, operation: str) -> None:
-    poll()
-    direct.service.inject(Fault(on=operation, status=404, times=2))
-    assert poll(11)["scaled_down"]
     assert workers(direct) == 0
 
 
-def test_an_app_is_gone_only_if_it_was_there(direct: Via, poll: Poll) -> None:
-    direct.service.inject(Fault(on="get_app", status=404, times=None))
-    with pytest.raises(RunGenAPIError) as info:
-        poll()
-    assert not isinstance(info.value, RunGenNotFoundError)
-    assert sum(direct.clock.slept) < retry.GONE_GRACE, "it may never have existed"
-    direct.service.clear_faults()
+def test_a_lost_answer_is_sent_again(direct: Via, poll: Poll) -> None:
     poll()
-    direct.service.scale(APP, 0)
-    direct(delete_app(APP))
-    with pytest.raises(RunGenNotFoundError):
-        poll(5)
+    direct.service.inject(Fault(on="update_app", status=504, taken=True))
+    assert poll(10) == scaled_down()
+    assert (workers(direct), direct.service.count("update_app")) == (0, 2)

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from airflow_provider_rungen.client import job_poller, poll_state, polling, retry
 from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.job_poller import JobPoller
-from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.poll_state import RESULT_GRACE
 from airflow_provider_rungen.client.polling import FETCH_BUDGET, Wait, fetch_jobs, wait_for_jobs
+from airflow_provider_rungen.client.progress import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.retry import GONE_GRACE, PATIENCE
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.exceptions import (

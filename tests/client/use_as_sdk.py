@@ -9,7 +9,7 @@ import time
 
 sys.modules["airflow"] = None  # type: ignore[assignment]  # whoever imports it gets an ImportError
 
-from airflow_provider_rungen.client import endpoints, polling, scaling  # noqa: E402
+from airflow_provider_rungen.client import endpoints, polling  # noqa: E402
 from airflow_provider_rungen.client.download import Downloader  # noqa: E402
 from airflow_provider_rungen.client.models import Job, JobStatus  # noqa: E402
 from airflow_provider_rungen.client.output_urls import find_outputs  # noqa: E402
@@ -24,7 +24,8 @@ def blocking(settings: Settings) -> None:
     sender = Sender(settings)
     try:
         deadline = time.time() + 30
-        app = drive(scaling.set_workers(APP, 3, poll_interval=0.1), sender)
+        drive(endpoints.scale_app(APP, 3), sender)
+        app = drive(endpoints.get_app(APP), sender)
         assert app.active_workers == 3, app
         job = drive(endpoints.run_job(APP, {"prompt": "a lighthouse"}), sender)
         wait = polling.wait_for_jobs(APP, [job.id], poll_interval=0.1, deadline=deadline)

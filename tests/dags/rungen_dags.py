@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from airflow_provider_rungen.sensors import RunGenJobSensor
 
 FAST: dict[str, Any] = {"poll_interval": 0.05}
 START = datetime(2025, 1, 1)
+FOLDER = os.environ.get("RUNGEN_FOLDER", "")
 
 
 def write_report(name: str, value: Any) -> None:
@@ -39,7 +39,8 @@ def report(name: str, value: Any) -> None:
 
 def report_failure(context: Any) -> None:
     error = context["exception"]
-    of_error = {"kind": type(error).__name__, "app_id": error.app_id, "job_ids": error.job_ids}
+    job_ids = error.job_ids or [row["job_id"] for row in error.failed_rows]
+    of_error = {"kind": type(error).__name__, "app_id": error.app_id, "job_ids": job_ids}
     write_report(context["ti"].task_id, of_error)
 
 
@@ -83,14 +84,17 @@ with DAG(
     submitted = RunGenRunJobOperator(task_id="submitted", input={"prompt": "fail: no luck"})
     RunGenJobSensor(task_id="wait_for_bad", job_id=submitted.output, poke_interval=0.05)
     fails = {"prompt": "bad", "emulator": {"fail": "no luck", "seconds": 0}}
-    place: Any = {"results": f"file://{tempfile.gettempdir()}/{{{{ run_id }}}}/{{{{ task.task_id }}}}.jsonl"}
     RunGenRunTableOperator(
-        task_id="bad_table", app_id="llama-text", table=[fails, {"prompt": "good"}], **place, **FAST
+        task_id="bad_table",
+        app_id="llama-text",
+        table=[fails, {"prompt": "good"}],
+        destination=FOLDER,
+        **FAST,
     )
     RunGenRunTableOperator(
         task_id="late",
         table=[{"prompt": "late", "emulator": {"seconds": 60}}] * 2,
-        **place,
+        destination=FOLDER,
         execution_timeout=timedelta(seconds=2),
         **FAST,
     )
@@ -104,7 +108,7 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
     @task
     def never() -> None: ...
 
-    with scaled_app("gpu", 2, poll_interval=0.05, price="3600 USD/h") as gpu:
+    with scaled_app("gpu", 2, poll_interval=0.05) as gpu:
         RunGenRunJobOperator.partial(task_id="paint", app_id="gpu", wait_for_completion=True, **FAST).expand(
             input=[{"prompt": "one"}, {"prompt": "two"}]
         )
@@ -113,6 +117,7 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
             app_id="gpu",
             table=[{"id": number, "prompt": f"row {number}"} for number in range(2)],
             key="id",
+            destination=FOLDER,
             results="{{ dag_run.conf['results'] }}",
             **FAST,
         )
@@ -126,8 +131,8 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
         )
         work >> fail() >> never()
     bill: Any = gpu.down.output
-    report.override(task_id="report_bill")("bill", bill["bill"])
-    with scaled_app("idle", 2) as idle:
+    report.override(task_id="report_bill")("bill", bill["usage"])
+    with scaled_app("idle", 2, name="idle") as idle:
         never.override(task_id="never_too")()
     work >> fail.override(task_id="fail_before")() >> idle.up
 
@@ -154,7 +159,13 @@ with DAG("rungen_branches", schedule=None, start_date=START) as branches:
         which >> RunGenRunJobOperator(task_id="paint_big", app_id="inner", input={"prompt": "x"}, **FAST)
 
 with DAG("rungen_chained", schedule=None, start_date=START) as chained:
-    CHAIN: dict[str, Any] = {"key": "id", "app_id": "llama-text", "deferrable": True, **FAST}
+    CHAIN: dict[str, Any] = {
+        "key": "id",
+        "app_id": "llama-text",
+        "destination": "{{ dag_run.conf['folder'] }}",
+        "deferrable": True,
+        **FAST,
+    }
     first = RunGenRunTableOperator(
         task_id="first",
         table=SqlRows(
@@ -202,7 +213,6 @@ with DAG("rungen_retried", schedule=None, start_date=START) as retried:
     RaisingAfterSubmission(
         task_id="paint",
         input={"prompt": "again"},
-        wait_for_completion=True,
         retries=1,
         retry_delay=timedelta(0),
         **FAST,

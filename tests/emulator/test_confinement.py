@@ -67,7 +67,7 @@ def test_a_job_runs_at_the_emulator(rungen_emulator, options):
 
 def test_a_table_runs_at_the_emulator(rungen_emulator_module, tmp_path):
     inputs = [{"prompt": str(number)} for number in range(5)]
-    options = {"results": str(tmp_path / "results.jsonl"), "deferrable": True, "poll_interval": 0.05}
+    options = {"destination": str(tmp_path), "deferrable": True, "poll_interval": 0.05}
     op = RunGenRunTableOperator(task_id="t", table=inputs, **options)
     assert run_operator(op, emulator=rungen_emulator_module).error is None
     assert rungen_emulator_module.service.stats()["jobs_created"] == 5

@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, BaseOperator
 from airflow.triggers.base import BaseTrigger, TriggerEvent
-from conftest import SOON, table_of
+from conftest import SOON
 from rungen_emulator import Emulator, Fault
 from rungen_emulator.names import AIRFLOW_VERSION, HAS_TASK_STATE
 from rungen_emulator.testing import TaskResult, run_operator
 
 from airflow_provider_rungen.exceptions import RunGenJobFailedError
-from airflow_provider_rungen.ledger import Ledger
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunJobOperator,
@@ -161,9 +160,6 @@ def test_the_teardown_of_a_block_knows_whether_its_setup_has_run(
     assert ("Nothing to scale down" in result.log) != has_run
 
 
-# --- mapped tasks ---
-
-
 # --- tables ---
 
 
@@ -173,7 +169,6 @@ def test_the_rows_of_a_table_are_at_hand(rungen_emulator: Emulator, tmp_path: Pa
     elsewhere: dict[str, Any] = {
         "table": "s3://bucket/products.parquet",
         "destination": "s3://bucket/{{ run_id }}",
-        "ledger": Ledger("s3://bucket/ledger"),
     }
     op = RunGenRunTableOperator(
         task_id="paint",
@@ -186,13 +181,12 @@ def test_the_rows_of_a_table_are_at_hand(rungen_emulator: Emulator, tmp_path: Pa
         "table": [{"sku": "A-1", "title": "a {{ kettle }}"}],
         "destination": str(tmp_path),
         "results": str(tmp_path / f"results.{suffix}"),
-        "ledger": Ledger(tmp_path / "ledger"),
     }
     [row] = run_operator(op, replace=here).rows
     assert (row["sku"], row["status"]) == ("A-1", "completed")
     assert [each["input"]["prompt"] for each in rungen_emulator.service.jobs()] == ["a {{ kettle }}"]
     [again] = run_operator(op, replace=here).rows
-    assert again["job_id"] == row["job_id"], "the ledger has it"
+    assert again["job_id"] == row["job_id"], "the store has it"
     assert op.table == elsewhere["table"]
     assert "no parameter 'folder'" in str(run_operator(op, replace={"folder": []}).error)
     with pytest.raises(ValueError, match="no results table"):
@@ -208,18 +202,15 @@ def test_a_test_that_replaces_a_place_writes_nowhere_else(rungen_emulator: Emula
         key="sku",
         destination=str(real),
         results=str(real / "photos.csv"),
-        ledger=str(real / "ledger"),
         poll_interval=0.05,
     )
     for replace, named in (
-        ({"destination": here}, "ledger"),
-        ({"ledger": None}, "destination and results"),
-        ({"table": [{"sku": "A-2"}]}, "destination and results and ledger"),
-        ({"results": str(here / "r.csv"), "ledger": None}, "destination"),
+        ({"table": [{"sku": "A-2"}]}, "destination and results"),
+        ({"results": str(here / "r.csv")}, "destination"),
     ):
         refused = run_operator(op, replace=replace)
         assert f"; replace {named}, too" in str(refused.error), refused.error
-    result = run_operator(op, replace={"destination": here, "ledger": None})
+    result = run_operator(op, replace={"destination": here})
     assert (result.error, result.value["results"]) == (None, f"{here}/photos.csv")
     assert "photos.csv" in {path.name for path in here.iterdir()}
     assert not real.exists()
@@ -272,10 +263,8 @@ def test_a_task_that_takes_too_long_is_ended(rungen_emulator: Emulator, deferrab
 @pytest.mark.contract
 def test_an_overrun_quotes_the_last_warning(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="run", status=429, headers={"Retry-After": "60"}, times=None))
-    table: Any = [{"sku": sku, "prompt": "x"} for sku in ("A-1", "A-2")]
-    op = table_of(task_id="paint", inputs=table, poll_interval=0.05)
     with pytest.raises(TimeoutError, match=r"Its log: WARNING .*429"):
-        run_operator(op, timeout=1)
+        run_operator(job(), timeout=1)
 
 
 class Stubborn(BaseOperator):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_rungen.execution.table.result_rows import ResultRow, Status
+from airflow_provider_rungen.results.rows import ResultRow, Status
 
 FORMATS = pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
 COLUMNS = {"sku": "text", "n": "integer", "price": "number", "on": "boolean"}
@@ -22,12 +22,11 @@ FULL = ResultRow(
     job_id="job",
     reused=True,
     outputs=["s3://shop/job/0-0.png", "s3://shop/job/1-1.png"],
-    sha256="0" * 64,
     input='{"prompt": "naïve"}',
     result=json.dumps(RESULT, ensure_ascii=False),
-    execution_seconds=2.0,
+    seconds=2.0,
     cost=Decimal("0.00000050"),
-    created_at="2025-01-11T16:45:34+00:00",
+    bought_at="2025-01-11T16:45:34+00:00",
 )
 BARE = ResultRow(index=1, status=Status.REFUSED, values={"sku": "b"}, error="it has no prompt")
 #: What JSON Lines has of `FULL`, apart from its result.
@@ -40,9 +39,8 @@ WRITTEN: dict[str, Any] = {
     "reused": True,
     "outputs": list(FULL.outputs),
     "output": "s3://shop/job/0-0.png",
-    "sha256": "0" * 64,
     "input": '{"prompt": "naïve"}',
-    "execution_seconds": 2.0,
+    "seconds": 2.0,
     "cost": "0.00000050",
-    "created_at": "2025-01-11T16:45:34+00:00",
+    "bought_at": "2025-01-11T16:45:34+00:00",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import json
 import logging
 import os
@@ -36,25 +37,20 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rungen_emulator import Emulator, Service
 
-from airflow_provider_rungen import _airflow
 from airflow_provider_rungen.client import job_poller, poll_state, polling, retry
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenForbiddenError
-from airflow_provider_rungen.execution.jobs import job_wait, resuming
-from airflow_provider_rungen.execution.jobs.log_home import token_of
-from airflow_provider_rungen.execution.jobs.places import StoragePlace, StorePlace
-from airflow_provider_rungen.execution.sending import log_writer
-from airflow_provider_rungen.execution.task import attempts, store_writer
-from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.hooks import base as hook_base
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunJobOperator,
     RunGenRunTableOperator,
 )
-from airflow_provider_rungen.runs.log import read_attempts
 from airflow_provider_rungen.sensors import RunGenJobSensor
-from airflow_provider_rungen.triggers import RunGenJobTrigger, base
+from airflow_provider_rungen.task import attempts, store_writer
+from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers import job as job_trigger
+from airflow_provider_rungen.work import client_service, kept_job, single, submit, table_run
+from airflow_provider_rungen.work import wait as job_wait
 
 #: How many lives to try. With it set, they are other ones each time.
 EXAMPLES = os.environ.get("BAD_DAYS_EXAMPLES")
@@ -140,7 +136,7 @@ def faults(draw: st.DrawFn, operations: tuple[str, ...]) -> Fault:
 
 
 #: Whose jobs the task submits itself, and whose outputs are stored.
-OWNERS = ("job", "bare", "table")
+OWNERS = ("job", "table")
 REQUESTS = ("run", "get", "get_app", "cancel")
 EVENTS = {
     **dict.fromkeys(("rotate", "rotate late", "unplug"), (*REQUESTS, "attempt")),
@@ -163,7 +159,7 @@ def events(draw: st.DrawFn) -> Event:
 
 @st.composite
 def scripts(draw: st.DrawFn) -> Script:
-    kind = draw(st.sampled_from(["job", "job", "bare", "table", "table", "sensor", "collect"]))
+    kind = draw(st.sampled_from(["job", "job", "job", "table", "table", "sensor", "collect"]))
     count = 1 if kind == "job" else draw(st.integers(1, 7))
     owns = kind in OWNERS
     seconds = st.sampled_from([0.0, 0.1, 0.1, 0.3, 600.0])
@@ -262,13 +258,6 @@ class Store(FakeStore):
             raise Died
 
 
-def read_log(place: StoragePlace | StorePlace) -> str:
-    """Return what the log of a task run says."""
-    folders = ["attempts", *(f"jobs/{record.plan}" for record in read_attempts(place))]
-    names = [f"{folder}/{name}" for folder in dict.fromkeys(folders) for name in place.list(folder)]
-    return " ".join(content.decode() for content in place.get(names).values())
-
-
 class Instance(TrackedTaskInstance):
     """A task instance whose XComs are JSON."""
 
@@ -329,20 +318,17 @@ class Life:
         self.service.on_job = self._note_job
 
     @property
-    def stores(self) -> bool:
-        """Whether outputs are stored, and the log beside them."""
-        return self.script.kind == "table"
-
-    @property
     def is_durable(self) -> bool:
         """Whether an attempt can find what an earlier one did."""
-        return self.script.kind in ("bare", "table") or self.store is not None
+        return self.script.kind == "table" or self.store is not None
 
-    def read_log(self) -> str:
-        """Return what the log of the task run says."""
-        found = "" if self.store is None else read_log(StorePlace(self.store, 100))
-        if self.folder.exists():
-            found += read_log(StoragePlace(str(self.folder), token_of(Instance())))
+    def read_store(self) -> str:
+        """Return what is kept of jobs: in the task state, and in the names and records of the store."""
+        found = "" if self.store is None else " ".join(self.store.kept.values())
+        for path in (self.folder / ".rungen").rglob("*"):
+            if path.is_file():
+                text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+                found += f" {path.name} {text.decode()}"
         return found
 
     # --- what happens ---
@@ -431,11 +417,10 @@ class Life:
         if script.kind == "job":
             return RunGenRunJobOperator(input=self.inputs()[0], wait_for_completion=True, **common)
         common["max_failed"] = script.max_failed
-        folder = str(self.folder)
-        place: dict[str, Any] = (
-            {"destination": folder} if self.stores else {"results": f"{folder}/results.jsonl"}
+        results = f"{self.folder}/results.jsonl"
+        return RunGenRunTableOperator(
+            table=self.inputs(), destination=str(self.folder), results=results, **common
         )
-        return RunGenRunTableOperator(table=self.inputs(), **place, **common)
 
     def lead(self) -> None:
         """Attempt the task until its end."""
@@ -504,7 +489,7 @@ class Life:
         self.discarded_after.add(len(self.tries))
 
     def attempt(self, try_number: int, *, is_cleared: bool) -> None:
-        this = Try(len(self.tries) + 1, try_number, is_cleared, self.read_log())
+        this = Try(len(self.tries) + 1, try_number, is_cleared, self.read_store())
         self.tries.append(this)
         self.log.attempt = this.number
         self.order, self.state = "", "running"
@@ -659,7 +644,7 @@ class Life:
         for this in self.tries:
             said += [repr(error) for error in this.chain()]
             said += [json.dumps(pair) for pair in this.pushed] + [json.dumps(event) for event in this.events]
-        said.append(self.read_log())
+        said.append(self.read_store())
         for text in said:
             self.hold(not any(key in text for key in self.keys), f"a key is in {text}")
             signed = re.search(r"X-Amz-Signature=(?!\*)[0-9a-f]", text)
@@ -681,19 +666,9 @@ class Life:
 
     def _unknown_told(self, number: int) -> int:
         """Count the submissions whose fate an attempt logged as unknown."""
-        most = 0
-        for each, text in self.lines(least=logging.WARNING):
-            if each != number:
-                continue
-            count = text.count("may have created the job") + text.count("may have created a job")
-            for pattern in (
-                r"Fate unknown: (\d+) inputs",
-                r"(?:for up to|created the jobs for) (\d+) inputs?",
-                r"(\d+) submissions to app",
-            ):
-                count += sum(map(int, re.findall(pattern, text)))
-            most = max(most, count)
-        return most
+        said = [text for each, text in self.lines(least=logging.WARNING) if each == number]
+        lost = sum(int(found[1]) for text in said if (found := re.match(r"Lost (\d+) answer", text)))
+        return max([lost, *(text.count("may have created") for text in said)])
 
     def _judge_purchases(self) -> None:
         """None bought twice outside *fate unknown*."""
@@ -738,7 +713,7 @@ class Life:
         # what a client read or found
         known = " ".join(text for _, text in said)
         known += " ".join(json.dumps(this.pushed) for this in self.tries)
-        known += self.read_log()
+        known += self.read_store()
         unknown: Counter[int] = Counter()
         for job in self.service.jobs():
             [made] = [made for made in self.made if made.id == job["id"]]
@@ -809,8 +784,11 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "PATIENCE": 0.4, "RETRY_BUDGET": 1.5}),
         (retry, {"GONE_GRACE": 0.2}),
         (hook_base, {"LOOK_UP_EVERY": 0.05, "KILL_REQUEST_TIMEOUT": 0.3}),
-        (resuming, {"CANCEL_TIME": 1.0}),
-        (log_writer, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
+        (single, {"LOOK_TIME": 1.0}),
+        (kept_job, {"_SAVE_TIME": 0.2}),
+        (client_service, {"PAGE_PAUSE": 0.1}),
+        (submit, {"_LEAST_PAUSE": 0.05, "_MOST_PAUSE": 0.2, "OUTAGE_TIME": 1.0}),
+        (table_run, {"LOOK_INTERVAL": 0.3, "WAIT_INTERVAL": 0.05}),
         (store_writer, {"STORE_RETRY_BUDGET": 0.4}),
         (job_wait, {"FIRST_INTERVAL": 0.05}),
         (polling, {"FETCH_BUDGET": 1.5}),
@@ -853,7 +831,6 @@ def led(
     monkeypatch.setattr(attempts, "pushed_job_id", lambda ti: None)
 
     def lead(script: Script) -> Life:
-        monkeypatch.setattr(_airflow, "CLEAR_DISCARDS_STATE", script.airflow == "3.4")
         log.lines.clear()
         life = Life(emulator, script, tmp_path / str(len(current)), log)
         current.append(life)
@@ -876,59 +853,3 @@ def test_every_job_is_used_or_canceled_or_told_on_any_bad_day(
     led: Callable[[Script], Life], script: Script
 ) -> None:
     led(script)
-
-
-# --- one task must not hurt another -------------------------------------------------------------------------
-
-
-@pytest.mark.contract
-@pytest.mark.usefixtures("hurried")
-@pytest.mark.parametrize(
-    "fault",
-    [
-        *({"kind": kind} for kind in ("hang", "truncate", "garbage", "wrong_types", "oversize")),
-        *({"status": status} for status in (401, 404, 503)),
-        {"status": 429, "headers": {"Retry-After": "1"}},
-    ],
-    ids=str,
-)
-def test_nobody_is_late_because_of_somebody_else(
-    log: Log, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
-) -> None:
-    """In the same triggerer, on the same connection and app, one comes while a look at another one fails."""
-    for module in (poll_state, job_poller, polling):
-        monkeypatch.setattr(module, "POLL_TIMEOUT", 6.0)  # as long as a hanging look could be
-    timeout = {"connect": 0.3, "read": 0.5}
-
-    async def wait_for(job_id: str) -> tuple[Any, float]:
-        trigger = RunGenJobTrigger(
-            app_id=APP, job_id=[job_id], poll_interval=0.1, deadline=time.time() + 20, deferred_at=1.0
-        )
-        stream: Any = trigger.run()
-        try:
-            return (await anext(stream)).payload, time.time()
-        finally:
-            await stream.aclose()
-
-    async def both(theirs: str, healthy: str) -> tuple[Any, float]:
-        other = asyncio.ensure_future(wait_for(theirs))
-        await asyncio.sleep(0.15)
-        outcome = await wait_for(healthy)
-        other.cancel()
-        await asyncio.gather(other, return_exceptions=True)
-        return outcome
-
-    with Emulator(Service(workers=16)) as emulator:
-        monkeypatch.setenv(CONNECTION, emulator.airflow_connection(timeout=timeout, max_response_bytes=10**6))
-        with RunGenHook() as hook:
-            inputs: list[Any] = [{"prompt": "p", "emulator": {"seconds": each}} for each in (60.0, 0.5)]
-            ids = [hook.run_job(app_id=APP, input=each).id for each in inputs]
-        emulator.service.inject(Fault(on="get", job_id=ids[0], times=None, size=1_100_000, **fault))
-        event, at = asyncio.run(both(*ids))
-        gc.collect()
-        [finished] = [job["finished"] for job in emulator.service.jobs() if job["id"] == ids[1]]
-        assert emulator.service.count("cancel") == 0
-    assert (event["outcome"], event["in_flight"], event["failed"]) == ("go on", 0, "")
-    # a round waits a second at least for the slowest look; the rest is for a busy machine
-    assert at - finished < 2.5, f"late by {at - finished:.2f} s"
-    assert not [text for _, record, text in log.lines if record.name == "asyncio"]

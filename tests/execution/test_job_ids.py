@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.task.job_ids import is_single, parse_job_ids, parse_known_job_ids
+from airflow_provider_rungen.task.job_ids import is_single, parse_job_ids, parse_known_job_ids
 
 
 @pytest.mark.parametrize(

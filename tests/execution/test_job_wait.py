@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
-from conftest import APP, Clock, FakeTaskInstance, run_task
+from conftest import APP, Clock, FakeTaskInstance
 from rungen_emulator import Emulator, Fault
 
 from airflow_provider_rungen._airflow import BaseOperator
@@ -21,13 +21,12 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobTimeoutError,
     RunGenNotFoundError,
 )
-from airflow_provider_rungen.execution.jobs.job_wait import JobWait
-from airflow_provider_rungen.execution.task.options import JobOptions
-from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
+from airflow_provider_rungen.task.options import JobOptions
+from airflow_provider_rungen.task.run import TaskRun
 from airflow_provider_rungen.triggers import RunGenJobTrigger
+from airflow_provider_rungen.work.wait import JobWait
 
 DAY = 86_400.0
 
@@ -231,33 +230,11 @@ def test_whoever_comes_in_a_round_that_fails_does_not_wait_for_the_end_of_the_ou
     [{"ended": "", "in_flight": 1}, {"ended": "0-99", "in_flight": 7}, {}],
     ids=["none", "wrong", "bare"],
 )
-@pytest.mark.parametrize("has_destination", [False, True])
 def test_an_event_that_comes_too_early_costs_only_time(
-    rungen_emulator: Emulator, context: Any, tmp_path: Any, event: dict[str, Any], has_destination: bool
+    rungen_emulator: Emulator, context: Any, event: dict[str, Any]
 ) -> None:
     event = {"outcome": "go on", "app_id": APP, **event}
-    [job_id] = submitted(0.3)
-    place: dict[str, Any] = {"destination": str(tmp_path)} if has_destination else {}
-    collect = RunGenCollectResultsOperator(task_id="collect", job_id=job_id, poll_interval=0.05, **place)
-    assert collect.execute_complete(context, event)
     [job_id] = submitted(60)
     sensor = RunGenJobSensor(task_id="wait", job_id=job_id, deferrable=True, poke_interval=0.05)
     with pytest.raises(TaskDeferred):
         sensor.execute_complete(context, event)
-
-
-@pytest.mark.contract
-@pytest.mark.usefixtures("unsettled")
-@pytest.mark.parametrize("has_destination", [False, True])
-def test_a_deferral_costs_a_second_request_for_each_job(
-    rungen_emulator: Emulator, context: Any, tmp_path: Any, has_destination: bool
-) -> None:
-    rungen_emulator.service.scale(APP, 1000)
-    ids = submitted(*[1.5] * 20)
-    place: dict[str, Any] = {"destination": str(tmp_path)} if has_destination else {}
-    collect = RunGenCollectResultsOperator(
-        task_id="collect", job_id=ids, poll_interval=0.5, deferrable=True, **place
-    )
-    outcome = run_task(collect, context)
-    assert (outcome.error, len(outcome.events), len(outcome.value)) == (None, 1, 20)
-    assert rungen_emulator.service.count("get") <= 2.2 * 20

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 
-from airflow_provider_rungen.execution.task.kill import KILL_TIME, KillGuard
+from airflow_provider_rungen.task.kill import KILL_TIME, KillGuard
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM])
 

@@ -13,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rungen_emulator import Emulator
 
-from airflow_provider_rungen.client.app_polling import LoweredError
-from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenError,
@@ -23,11 +21,10 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobFailedError,
     RunGenJobQueuedTimeoutError,
     RunGenNotFoundError,
-    RunGenResultError,
 )
-from airflow_provider_rungen.execution.jobs.job_ends import end_of, job_at_end, reason_of
-from airflow_provider_rungen.execution.task.outcomes import (
-    error_of,
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.sensors import RunGenJobSensor
+from airflow_provider_rungen.task.outcomes import (
     error_to_json,
     fail_without_retry,
     format_ranges,
@@ -35,11 +32,6 @@ from airflow_provider_rungen.execution.task.outcomes import (
     parse_ranges,
     raise_for_event,
 )
-from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators import RunGenCollectResultsOperator
-from airflow_provider_rungen.runs import rows
-from airflow_provider_rungen.runs.rows import JobState
-from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
@@ -65,17 +57,14 @@ def test_jobs_that_the_service_does_not_know_have_not_failed(
 ) -> None:
     unknown = [f"unknown-{number}" for number in range(count)]
     ids = [*submitted(3), *unknown]
-    waiting: dict[str, Any] = {"deferrable": deferrable}
-    sensor = RunGenJobSensor(task_id="wait", job_id=ids, poke_interval=0.02, **waiting)
-    collect = RunGenCollectResultsOperator(task_id="collect", job_id=ids, poll_interval=0.02, **waiting)
-    for op in (sensor, collect):
-        error = failure(op, context)
-        assert type(error) is RunGenNotFoundError
-        assert error.status_code == 404
-        assert "Check job_id, app_id" in str(error)
-        assert " failed" not in str(error)
-        assert all(job_id in str(error) for job_id in unknown)
-        assert type(pickle.loads(pickle.dumps(error))) is RunGenNotFoundError  # noqa: S301 - our own
+    op = RunGenJobSensor(task_id="wait", job_id=ids, poke_interval=0.02, deferrable=deferrable)
+    error = failure(op, context)
+    assert type(error) is RunGenNotFoundError
+    assert error.status_code == 404
+    assert "Check job_id, app_id" in str(error)
+    assert " failed" not in str(error)
+    assert all(job_id in str(error) for job_id in unknown)
+    assert type(pickle.loads(pickle.dumps(error))) is RunGenNotFoundError  # noqa: S301 - our own
 
 
 @pytest.mark.contract
@@ -139,7 +128,6 @@ def test_an_event_that_says_something_else_names_no_jobs(text: Any) -> None:
         RunGenForbiddenError("it broke", status_code=403, hint="Mend it"),
         RunGenAPIError("it broke", status_code=500, retryable=False),
         RunGenError("it broke", retryable=False),
-        LoweredError("it broke", app_id="a"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -170,35 +158,3 @@ def test_no_error_of_an_attempt_that_was_killed_is_final(is_killed: bool) -> Non
         fail_without_retry(is_killed=lambda: is_killed),
     ):
         raise RunGenInputError("no such scheme")
-
-
-GONE = RunGenNotFoundError("Could not get the job (404): no such job (job 1, app flux)")
-
-
-@pytest.mark.parametrize(
-    ("ended", "told"),
-    [
-        (Job("1", "flux", JobStatus.FAILED, error="out of memory"), "Failed: out of memory"),
-        (
-            Job("1", "flux", JobStatus.FAILED, raw_status="FAILED"),
-            "Failed: the service gave no reason (status FAILED)",
-        ),
-        (Job("1", "flux", JobStatus.CANCELED, error="after a stop"), "Canceled: after a stop"),
-        (Job("1", "flux", JobStatus.FAILED, cause=GONE), "Failed: Could not get the job (404): no such job"),
-        (
-            Job(
-                "1", "flux", JobStatus.FAILED, cause=RunGenResultError("not JSON", app_id="flux", job_id="1")
-            ),
-            "not JSON",
-        ),
-    ],
-)
-def test_a_job_that_the_log_knows_fails_for_the_same_reason(ended: Job, told: str) -> None:
-    """However often it is read and logged again."""
-    for _ in range(3):
-        error: Any = error_of(ended)
-        state = JobState.INVALID if isinstance(error, RunGenResultError) else end_of(error)
-        logged = rows.Job("1", 1, state, why=reason_of(error, "flux", "1"))
-        ended = job_at_end(logged, "flux")
-    last: Any = error_of(ended)
-    assert last.message == (told if told == "not JSON" else f"{told} (job 1, app flux)")

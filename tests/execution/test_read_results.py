@@ -20,10 +20,10 @@ from result_samples import BARE, COLUMNS, CREATED, FORMATS, FULL, RESULT, WRITTE
 from rungen_emulator import Emulator
 
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.table.result_rows import ResultRow, Status
-from airflow_provider_rungen.execution.table.results_table import ResultsTable
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunTableOperator
 from airflow_provider_rungen.results import read_results
+from airflow_provider_rungen.results.rows import ResultRow, Status
+from airflow_provider_rungen.results.writers import ResultsTable
 from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS
 
 ROWS = [
@@ -36,7 +36,7 @@ NOTHING = dict.fromkeys(FIXED_COLUMNS) | {"reused": False, "outputs": []}
 #: Their own columns as a program gets them.
 READ = [
     {name: WRITTEN.get(name) for name in FIXED_COLUMNS}
-    | {"input": {"prompt": "naïve"}, "result": RESULT, "cost": FULL.cost, "created_at": CREATED},
+    | {"input": {"prompt": "naïve"}, "result": RESULT, "cost": FULL.cost, "bought_at": CREATED},
     {**NOTHING, "index": 1, "status": "refused", "error": "it has no prompt"},
     {**NOTHING, "index": 2, "status": "failed", "error": "no memory", "job_id": "lost"},
     {**NOTHING, "index": 3, "status": "completed", "job_id": "text", "result": "a text"},
@@ -145,7 +145,7 @@ def test_a_data_frame_has_times_and_decimals(tmp_path: Path, suffix: str) -> Non
     pytest.importorskip("pandas")
     frame = read_results(written(tmp_path, suffix)).to_pandas()
     assert list(frame["index"]) == [0, 1, 2, 3]
-    assert frame["created_at"][0] == CREATED
+    assert frame["bought_at"][0] == CREATED
     assert frame["cost"][0] == Decimal("0.0000005")
     assert list(frame[frame["status"] == "failed"]["error"]) == ["no memory"]
 
@@ -191,6 +191,7 @@ def test_what_a_table_task_and_a_collecting_task_return_is_read(
     collect = RunGenCollectResultsOperator(
         task_id="collect",
         job_id=[row["job_id"] for row in rows],
+        destination=str(tmp_path / "collected"),
         results=str(tmp_path / "collected.csv"),
         poll_interval=0.02,
     )
@@ -311,7 +312,7 @@ def test_a_file_that_was_cut_short_is_an_error(tmp_path: Path, suffix: str, meth
 
 
 @pytest.mark.parametrize(
-    ("method", "column"), [("rows", "result"), ("rows", "cost"), ("to_arrow", "created_at")]
+    ("method", "column"), [("rows", "result"), ("rows", "cost"), ("to_arrow", "bought_at")]
 )
 def test_a_value_that_was_changed_by_hand_is_named(tmp_path: Path, method: str, column: str) -> None:
     path = Path(written(tmp_path, "jsonl"))

@@ -23,7 +23,7 @@ from airflow.providers.common.compat.sdk import AirflowException, ObjectStorageP
 from object_store import ObjectStore, attach
 
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.table.reader import open_rows
+from airflow_provider_rungen.table.reader import open_rows
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
@@ -17,17 +16,18 @@ import pytest
 from object_store import ObjectStore, attach
 from result_samples import BARE, COLUMNS, CREATED, FORMATS, FULL, RESULT, WRITTEN
 
-from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.table.reader import open_rows
-from airflow_provider_rungen.execution.table.result_rows import JobRows, ResultRow, Status
-from airflow_provider_rungen.execution.table.results_table import ResultsTable
+from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
+from airflow_provider_rungen.outputs.storage import Storage
+from airflow_provider_rungen.results.rows import ResultRow, Status
+from airflow_provider_rungen.results.values import ResultReader
+from airflow_provider_rungen.results.writers import ResultsTable, json_text
+from airflow_provider_rungen.store.records import Output, Record
+from airflow_provider_rungen.table.reader import open_rows
 
 SIGNED = "https://storage.example/in.png?X-Amz-Signature=s3cret"
 FIXED = [
-    *("index", "status", "error", "job_id", "reused", "outputs", "output", "sha256"),
-    *("input", "result", "execution_seconds", "cost", "created_at"),
+    *("index", "status", "error", "job_id", "reused", "outputs", "output"),
+    *("input", "result", "seconds", "cost", "bought_at"),
 ]
 
 
@@ -67,9 +67,9 @@ TYPES = {
     "index": "int64",
     "reused": "bool",
     "outputs": "list<element: string>",
-    "execution_seconds": "double",
+    "seconds": "double",
     "cost": "decimal128(38, 8)",
-    "created_at": "timestamp[us, tz=UTC]",
+    "bought_at": "timestamp[us, tz=UTC]",
 }
 
 
@@ -92,7 +92,7 @@ def test_each_format_has_all_columns(tmp_path: Path, suffix: str) -> None:
     elif suffix == "parquet":
         schema = parquet().read_schema(tmp_path / "results.parquet")
         assert {field.name: str(field.type) for field in schema} == TYPES
-        assert full == WRITTEN | {"cost": Decimal("0.0000005"), "created_at": CREATED}
+        assert full == WRITTEN | {"cost": Decimal("0.0000005"), "bought_at": CREATED}
         assert bare == WRITTEN_BARE
     else:
         assert (full, bare) == (WRITTEN, WRITTEN_BARE)
@@ -110,13 +110,13 @@ def test_a_table_without_rows_has_its_schema(tmp_path: Path, suffix: str) -> Non
         assert parquet().read_schema(tmp_path / "results.parquet").names == [*COLUMNS, *FIXED]
 
 
+def bare_row(**values: Any) -> ResultRow:
+    return ResultRow(index=1, status=Status.COMPLETED, **values)
+
+
 @FORMATS
 def test_a_result_of_null_differs_from_none(tmp_path: Path, suffix: str) -> None:
-    rows = JobRows()
-    rows.add_job(Job(id="job", app_id="flux", status=JobStatus.COMPLETED, result=None))
-    row = rows.row(0, "job", RunGenError(), values={}, is_reused=False)
-    rows.close()
-    found = written(tmp_path, suffix, BARE, row)
+    found = written(tmp_path, suffix, BARE, bare_row(result=json_text(None)))
     assert [each["result"] or None for each in found] == [None, "null"]
 
 
@@ -125,24 +125,17 @@ def test_a_result_of_null_differs_from_none(tmp_path: Path, suffix: str) -> None
     "result", ["\ud800", "\0", [float("nan"), float("inf")], 2**70, {"\ud800": 1}], ids=ascii
 )
 def test_any_result_gives_valid_json(tmp_path: Path, suffix: str, result: Any) -> None:
-    rows = JobRows()
-    rows.add_job(Job(id="job", app_id="flux", status=JobStatus.COMPLETED, result=result))
-    row = rows.row(0, "job", RunGenError(), values={"sku": "\ud800"}, is_reused=True)
-    rows.close()
-    [stored] = written(tmp_path, suffix, replace(row, error="\ud800"))
+    row = bare_row(values={"sku": "\ud800"}, result=json_text(result), error="\ud800")
+    [stored] = written(tmp_path, suffix, row)
     assert json.loads(stored["result"]) == (["NaN", "Infinity"] if isinstance(result, list) else result)
 
 
 @pytest.mark.parametrize(
-    "created_at", ["2025-01-11T16:45:34", "2025-01-11T16:45:34Z", "2025-01-11T18:45:34+02:00", "yesterday"]
+    "at", ["2025-01-11T16:45:34", "2025-01-11T16:45:34Z", "2025-01-11T18:45:34+02:00", "yesterday"]
 )
-def test_times_are_in_utc(tmp_path: Path, created_at: str) -> None:
-    rows = JobRows()
-    rows.add_stored(StoredJob("flux", "job", "manifest.json", [], None, 1.0, created_at, None))
-    row = rows.row(0, "job", RunGenError(), values={}, is_reused=False)
-    rows.close()
-    [found] = written(tmp_path, "parquet", row)
-    assert found["created_at"] == (None if created_at == "yesterday" else CREATED)
+def test_times_are_in_utc(tmp_path: Path, at: str) -> None:
+    [found] = written(tmp_path, "parquet", bare_row(bought_at=at))
+    assert found["bought_at"] == (None if at == "yesterday" else CREATED)
 
 
 def test_a_time_that_is_none_in_utc_is_null(tmp_path: Path) -> None:
@@ -302,21 +295,13 @@ def test_row_groups_are_bounded_in_rows_and_in_size(tmp_path: Path, size: int) -
     assert file.read(columns=["index"]).column("index").to_pylist() == list(range(12_000))
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-def test_a_stored_file_has_one_uri_that_every_program_opens(tmp_path: Path, suffix: str) -> None:
+def test_a_stored_file_has_one_uri_that_every_program_opens() -> None:
     """Without the Airflow connection of `s3://conn_id@bucket`."""
-    uri = "s3://my_s3@bucket/photos/job-1/0-0.png"
-    output = {"uri": uri, "size": 1, "sha256": "0" * 64, "content_type": "image/png"}
-    result = {"images": [{"image": uri}, {"image": "https://me:secret@elsewhere/x.png?sig=secret"}]}
-    rows = JobRows()
-    rows.add_stored(StoredJob("flux", "job-1", f"{uri}.json", [output], result, 1.0, None, None))
-    path = tmp_path / f"results{suffix}"
-    ResultsTable(path.as_uri()).write([rows.row(0, "job-1", RunGenError(), values={}, is_reused=False)])
-    rows.close()
-    text = path.read_text()
-    [row] = [json.loads(text)] if suffix == ".jsonl" else csv.DictReader(text.splitlines())
-    plain = "s3://bucket/photos/job-1/0-0.png"
-    assert row["output"] == plain
-    assert json.loads(row["outputs"]) if suffix == ".csv" else row["outputs"] == [plain]
-    assert json.loads(row["result"])["images"][0]["image"] == plain
-    assert "secret" not in text
+    attach(conn_id="my_s3")
+    record = Record(key="a" * 64, n=1, job="job-1", outputs=(Output(number=0, name="0.png", size=1),))
+    [path] = record.paths
+    record = record.model_copy(update={"result": {"images": [{"image": path}]}})
+    reader = ResultReader(Storage("memory://my_s3@bucket/photos"))
+    plain = f"memory://bucket/photos/{path}"
+    assert reader.uris(record) == {path: plain}
+    assert reader.read(record) == {"images": [{"image": plain}]}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import traceback
 import tracemalloc
 from collections.abc import Iterator
 from datetime import date
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,17 +17,18 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.sources.inputs import OneInput, Source
-from airflow_provider_rungen.execution.sources.table_rows import TableRows, ToInput
-from airflow_provider_rungen.runs.plan import PlannedRow, input_digest
 from airflow_provider_rungen.schemas import Schema
+from airflow_provider_rungen.store.keys import input_key
+from airflow_provider_rungen.table.inputs import PlannedRow, Source
+from airflow_provider_rungen.table.table_rows import TableRows, ToInput
 
 INPUTS: list[dict[str, Any]] = [{"prompt": "a"}, {"prompt": "b", "seed": 1}, {"seed": 1, "prompt": "b"}]
+KEY_OF = partial(input_key, model="model", version="")
 SCHEMA = {"type": "object", "properties": {"prompt": {"type": "string"}}}
 
 
 def read(source: Source) -> list[tuple[PlannedRow, Any]]:
-    return list(source.read(input_digest))
+    return list(source.read(KEY_OF))
 
 
 def table(rows: Any, to_input: ToInput | None = None, **options: Any) -> TableRows:
@@ -38,38 +38,6 @@ def table(rows: Any, to_input: ToInput | None = None, **options: Any) -> TableRo
 def lines(path: Path, *rows: Any) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path.as_uri()
-
-
-# --- inputs ---
-
-
-def test_a_single_input_needs_neither_the_reader_nor_pyarrow() -> None:
-    script = """
-import sys
-import airflow_provider_rungen._airflow  # what Airflow itself imports is not counted
-before = set(sys.modules)
-from airflow_provider_rungen.execution.sinks.batch_result import JobId
-from airflow_provider_rungen.execution.sources.inputs import OneInput
-[(row, job_input)] = OneInput({"prompt": "a"}).read(lambda job_input: "00")
-heavy = ("pyarrow", "aiohttp", "fsspec", "jsonschema", "airflow_provider_rungen.execution.table.reader")
-print([name for name in heavy if name in set(sys.modules) - before])
-"""
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert done.stdout.strip().splitlines()[-1] == "[]"
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"prompt": float("nan")}, "input.prompt is nan"),
-        ({"prompt": 7}, "input.prompt: 7 is not"),
-        ("a", "it is a str"),
-    ],
-)
-def test_a_single_input_is_checked(given: Any, words: str) -> None:
-    source = OneInput(given, lambda: Schema(SCHEMA, "input_schema"))
-    with pytest.raises(RunGenInputError, match=words):
-        source.check(0)
 
 
 def test_equal_inputs_name_the_first_if_they_share_its_job() -> None:
@@ -235,7 +203,7 @@ def test_a_large_table_is_not_held() -> None:
     source = table(rows, shares_equal=True)
     tracemalloc.start()
     try:
-        read_count = sum(1 for _ in source.read(input_digest))
+        read_count = sum(1 for _ in source.read(KEY_OF))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

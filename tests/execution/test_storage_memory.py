@@ -22,9 +22,7 @@ MOST = 128
 SCRIPT = """
 import json, sys
 from rungen_emulator.testing import run_operator
-from airflow_provider_rungen.operators import (
-    Ledger, RunGenCollectResultsOperator, RunGenRunTableOperator
-)
+from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunTableOperator
 
 folder, what, count, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 
@@ -35,12 +33,12 @@ def peak():
 def operator(count, size, place):
     what_to_do = {"seconds": 0, "images": 0, "result_bytes": size}
     inputs = [{"prompt": f"{n}", "emulator": what_to_do} for n in range(count)]
-    ledger = Ledger(f"{folder}/{place}-ledger")
-    options = {"destination": f"{folder}/{place}", "ledger": ledger, "poll_interval": 0.1}
+    options = {"task_id": what, "poll_interval": 0.1}
+    options |= {"destination": f"{folder}/{place}", "results": f"{folder}/{place}/results.jsonl"}
     if what == "table":
-        return RunGenRunTableOperator(task_id=what, table=inputs, **options)
+        return RunGenRunTableOperator(table=inputs, **options)
     ids = json.load(open(f"{folder}/{place}.json"))
-    return RunGenCollectResultsOperator(task_id=what, job_id=ids, destination=f"{folder}/{place}")
+    return RunGenCollectResultsOperator(job_id=ids, **options)
 
 def run(*arguments):
     outcome = run_operator(operator(*arguments))

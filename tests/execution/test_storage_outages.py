@@ -1,11 +1,10 @@
-"""An outage of storage is not an absence: whole tasks, whose stores fail, by the number of jobs they buy."""
+"""An outage of storage is not an absence: whole tasks, whose store fails, by the number of jobs they buy."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,15 +14,14 @@ from unittest.mock import MagicMock
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, ObjectStoragePath
-from conftest import FakeTaskInstance, Outcome, run_task, stopped_when
+from conftest import FakeTaskInstance, Outcome, run_task
 from faulty_s3 import CUT, HANG, FaultyS3, S3Fault, S3Request
 from object_store import attach
 from rungen_emulator import Emulator
 
 from airflow_provider_rungen.exceptions import RunGenOutputError
-from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.task import store_writer
-from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator, RunGenRunTableOperator
+from airflow_provider_rungen.operators import RunGenPlanTableOperator, RunGenRunTableOperator
+from airflow_provider_rungen.outputs.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
@@ -40,7 +38,7 @@ def name_of(fault: S3Fault | Exception) -> str:
 
 
 class Task:
-    """A table task with a ledger, that runs again and again."""
+    """A table task that runs again and again."""
 
     def __init__(self, emulator: Emulator, base: str, **options: Any) -> None:
         emulator.service.job_seconds = 0.0
@@ -50,37 +48,45 @@ class Task:
             "table": [{"n": n, "prompt": f"picture {n}"} for n in range(ROWS)],
             "key": "n",
             "destination": f"{base}/photos",
-            "ledger": Ledger(f"{base}/ledger"),
             "poll_interval": 0.02,
         } | options
-        self.runs = 0
+        self.runs = self.tries = 0
 
     def run(self, *, retry: bool = False, **changes: Any) -> Outcome:
         """Run the first attempt of a run, or a retry."""
-        return run_task(*self.begin(retry=retry, **changes))
-
-    def begin(self, *, retry: bool = False, max_tries: int = 2, **changes: Any) -> tuple[Any, Any]:
-        """Return the operator and the context of an attempt."""
         self.runs += not retry
-        self.ti = FakeTaskInstance()
-        self.ti.run_id = f"run {self.runs}"
-        self.ti.try_number = 1 + retry
-        self.ti.max_tries = max_tries
-        return RunGenRunTableOperator(task_id="task", **self.options | changes), {"ti": self.ti}
+        self.tries += 1
+        ti: Any = FakeTaskInstance()
+        ti.run_id, ti.id = f"run {self.runs}", f"try {self.tries}"
+        ti.try_number, ti.max_tries = 1 + retry, 2
+        return run_task(RunGenRunTableOperator(task_id="task", **self.options | changes), {"ti": ti})
 
     @property
     def bought(self) -> int:
         return int(self.emulator.service.stats()["jobs_created"])
 
 
-@pytest.fixture(autouse=True)
-def short_of_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 1.0)
-
-
 def retryable(outcome: Outcome) -> bool:
     """Return whether an attempt failed with an error that Airflow retries."""
     return bool(getattr(outcome.error, "retryable", False))
+
+
+def bought_in(
+    task: Task, faults: Iterable[Any], cause: Callable[[Any], None], end: Callable[[], None]
+) -> dict[str, int | str]:
+    """Buy once, then run in each of several outages. Return what each of these runs bought."""
+    assert task.run().error is None
+    bought: dict[str, int | str] = {}
+    for fault in faults:
+        before = task.bought
+        cause(fault)
+        outcome = task.run()
+        end()
+        # it may not have needed what failed
+        is_good = retryable(outcome) or (outcome.error is None and outcome.value["reused"] == ROWS)
+        bought[name_of(fault)] = task.bought - before if is_good else f"not retryable: {outcome}"
+    assert task.run(retry=True).value["reused"] == ROWS
+    return bought
 
 
 # --- S3, behind a proxy ---
@@ -99,32 +105,15 @@ def in_folder(name: str, *operations: str) -> Where:
 
 
 LOGIN_PAGE = S3Fault(200, "LogIn")
-EVERYTHING = ("GET", "HEAD", "LIST", "PUT", "DELETE", "BULK_DELETE")
 PLACES: dict[str, Where] = {
-    "GET of stored files": in_folder("photos", "GET"),
-    "GET and HEAD of stored files": in_folder("photos", "GET", "HEAD"),
-    "all of the destination": in_folder("photos", *EVERYTHING),
-    "GET of entries": lambda request: (
-        in_folder("ledger", "GET")(request) and "ledger.json" not in request.key
-    ),
-    "all of the ledger": in_folder("ledger", *EVERYTHING),
+    "all": in_folder("photos", "GET", "HEAD", "LIST", "PUT", "DELETE", "BULK_DELETE"),
+    "GET of all": in_folder("photos", "GET"),
+    "HEAD of outputs": in_folder("files", "HEAD"),
+    "HEAD and LIST of outputs": in_folder("files", "HEAD", "LIST"),
+    "GET of records": in_folder("done", "GET"),
+    "LIST of records": in_folder("done", "LIST"),
+    "LIST of claims": in_folder("open", "LIST"),
 }
-
-
-def bought_in(
-    task: Task, faults: Iterable[Any], cause: Callable[[Any], None], end: Callable[[], None]
-) -> dict[str, int | str]:
-    """Buy once, then run in each of several outages. Return what each of these runs bought."""
-    assert task.run().error is None
-    bought: dict[str, int | str] = {}
-    for fault in faults:
-        before = task.bought
-        cause(fault)
-        outcome = task.run()
-        end()
-        bought[name_of(fault)] = task.bought - before if retryable(outcome) else f"not retryable: {outcome}"
-    assert task.run(retry=True).value["reused"] == ROWS
-    return bought
 
 
 @pytest.mark.contract
@@ -134,6 +123,8 @@ def test_no_outage_of_s3_buys_again_what_is_stored(task: Task, faulty_s3: Faulty
         faulty_s3.find_fault = lambda request: fault if PLACES[where](request) else None
 
     faults = [*CODES, CUT, HANG, LOGIN_PAGE]
+    if "HEAD" in where:  # a file that is missing has the same answer
+        faults.remove(S3Fault(404, "NoSuchBucket"))
     assert bought_in(task, faults, cause, faulty_s3.reset) == {name_of(fault): 0 for fault in faults}
 
 
@@ -141,20 +132,18 @@ def test_no_outage_of_s3_buys_again_what_is_stored(task: Task, faulty_s3: Faulty
 @pytest.mark.parametrize(
     "operations", [["PUT"], ["GET", "HEAD"], ["LIST"], ["DELETE", "BULK_DELETE"]], ids=str
 )
-@pytest.mark.parametrize("has_ledger", [True, False])
 def test_each_right_on_the_destination_is_tried_before_anything_is_bought(
-    task: Task, faulty_s3: FaultyS3, operations: list[str], has_ledger: bool
+    task: Task, faulty_s3: FaultyS3, operations: list[str]
 ) -> None:
-    changes: dict[str, Any] = {} if has_ledger else {"ledger": None}
     faulty_s3.find_fault = lambda request: (
         S3Fault(403, "AccessDenied") if in_folder("photos", *operations)(request) else None
     )
-    outcome = task.run(**changes)
+    outcome = task.run()
     assert task.bought == 0
     assert retryable(outcome)
     assert "destination" in str(outcome.error)
     faulty_s3.reset()
-    assert task.run(retry=True, **changes).value["jobs"] == ROWS
+    assert task.run(retry=True).value["jobs"] == ROWS
 
 
 @pytest.mark.contract
@@ -162,14 +151,11 @@ def test_a_place_is_tried_with_few_requests_and_left_as_it_was(
     task: Task, faulty_s3: FaultyS3, s3_client: Any, tmp_path: Path
 ) -> None:
     assert task.run().error is None
-    found = [request for request in faulty_s3.requests if "/.rungen/" in request.key]
-    probes = [request.operation for request in found if "/.rungen/runs/" not in request.key]
-    # of the ledger and of the destination
-    assert probes == 2 * ["PUT", "LIST", "GET", "DELETE"]
-    keys = {
-        each["Key"] for each in s3_client.list_objects_v2(Bucket="bucket", Prefix=tmp_path.name)["Contents"]
-    }
-    assert not [key for key in keys if "/.rungen/" in key and "/.rungen/runs/" not in key]
+    probes = [request.operation for request in faulty_s3.requests if request.key.endswith(".part")]
+    assert probes == ["PUT", "GET", "DELETE"]
+    listed = s3_client.list_objects_v2(Bucket="bucket", Prefix=tmp_path.name)["Contents"]
+    left = {each["Key"].partition("/.rungen/")[2].partition("/")[0] for each in listed}
+    assert left == {"", "store.json", "done", "runs"}
 
 
 def test_an_upload_that_the_store_does_not_confirm_is_none(
@@ -182,7 +168,7 @@ def test_an_upload_that_the_store_does_not_confirm_is_none(
             file.write(b"picture")
             storage.put(file, path, "job", "0.png")
 
-    uploads: list[Callable[[], None]] = [put, lambda: storage.write("job", "manifest.json", b"{}")]
+    uploads: list[Callable[[], None]] = [put, lambda: storage.write("job", "1.json", b"{}")]
     faulty_s3.find_fault = lambda request: LOGIN_PAGE if request.operation == "PUT" else None
     for each in uploads:
         # newer versions of botocore refuse the page themselves
@@ -193,20 +179,17 @@ def test_an_upload_that_the_store_does_not_confirm_is_none(
     for each in uploads:
         each()
     assert [request.operation for request in faulty_s3.requests] == ["PUT", "PUT"]
-    assert storage.list_folder("job") == {"0.png": 7, "manifest.json": 2}
+    assert storage.list_folder("job") == {"0.png": 7, "1.json": 2}
     stored = s3_client.head_object(Bucket="bucket", Key=f"{tmp_path.name}/job/0.png")
     assert stored["ContentType"] == "image/png"
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("name", ["photos", "ledger"])
+@pytest.mark.parametrize("name", ["files", "done", "open"])
 def test_a_login_page_in_place_of_a_store_loses_nothing(task: Task, faulty_s3: FaultyS3, name: str) -> None:
-    assert task.run(table=[{"n": "first", "prompt": "the ledger is there"}]).error is None
+    assert task.run(table=[{"n": "first", "prompt": "the store is there"}]).error is None
     is_stored = in_folder(name, "PUT")
-    # outputs, manifests and entries
-    faulty_s3.find_fault = lambda request: (
-        LOGIN_PAGE if is_stored(request) and "/.rungen/" not in request.key else None
-    )
+    faulty_s3.find_fault = lambda request: LOGIN_PAGE if is_stored(request) else None
     assert retryable(task.run())
     faulty_s3.reset()
     outcome = task.run(retry=True)
@@ -214,56 +197,6 @@ def test_a_login_page_in_place_of_a_store_loses_nothing(task: Task, faulty_s3: F
     assert task.bought == 1 + ROWS
     assert task.run().value["reused"] == ROWS
     assert task.bought == 1 + ROWS
-
-
-@pytest.mark.contract
-def test_an_entry_of_a_stored_job_is_written_again(task: Task, faulty_s3: FaultyS3) -> None:
-    is_stored, is_entry, refused = in_folder("photos", "PUT"), in_folder("ledger", "PUT"), list[str]()
-
-    def refuse_once(request: S3Request) -> S3Fault | None:
-        stored = any(is_stored(each) and "manifest" in each.key for each in faulty_s3.requests)
-        if refused or not (stored and is_entry(request)):
-            return None
-        refused.append(request.key)
-        return S3Fault(403, "AccessDenied")
-
-    faulty_s3.find_fault = refuse_once
-    assert task.run().error is None
-    assert len(refused) == 1
-    assert (task.run().value["reused"], task.bought) == (ROWS, ROWS)
-
-
-@pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=["kill", "time limit"])
-def test_neither_a_kill_nor_a_time_limit_waits_for_the_ledger(
-    task: Task, faulty_s3: FaultyS3, monkeypatch: pytest.MonkeyPatch, *, deferrable: bool, number: Any
-) -> None:
-    monkeypatch.setattr(store_writer, "STORE_RETRY_BUDGET", 60.0)
-    is_file, is_entry = in_folder("photos", "PUT"), in_folder("ledger", "PUT")
-    refused, hung = list[str](), list[str]()
-
-    def refuse(request: S3Request) -> S3Fault | None:
-        """Refuse the entry of the first stored job, and hang for the files of the next."""
-        if is_entry(request) and any("manifest" in each.key for each in faulty_s3.requests if is_file(each)):
-            refused.append(request.key)
-            return S3Fault(403, "AccessDenied")
-        if is_file(request) and refused:
-            hung.append(request.key)
-            return HANG
-        return None
-
-    faulty_s3.find_fault = refuse
-    op, context = task.begin(
-        max_tries=0,
-        table=[{"n": n, "prompt": "a fox", "seconds": seconds} for n, seconds in enumerate((0, 1, 60, 61))],
-        to_input=lambda row: {"prompt": row["prompt"], "emulator": {"seconds": row["seconds"]}},
-        deferrable=deferrable,
-    )
-    with stopped_when(op, number, lambda: len(refused) > 2 if deferrable else bool(hung)):
-        run_task(op, context)
-    statuses = [job["status"] for job in task.emulator.service.jobs()]
-    assert statuses[0] == "COMPLETED"
-    assert statuses[2:] == ["CANCELED"] * 2
 
 
 @pytest.mark.contract
@@ -324,20 +257,23 @@ OUTAGES = {
 
 @pytest.mark.contract
 @pytest.mark.parametrize("broken", [("read",), ("list", "info", "read")], ids=str)
-@pytest.mark.parametrize("where", ["photos", "ledger"])
+@pytest.mark.parametrize("where", ["photos", "files", "done", "open"])
 def test_no_outage_of_another_cloud_buys_again_what_is_stored(
     scheme: str, rungen_emulator: Emulator, where: str, broken: tuple[str, ...]
 ) -> None:
     cloud, current = attach(scheme), list[Exception]()
 
     def fail(kind: str, path: str) -> None:
-        if current and kind in broken and f"/{where}/" in f"{path}/":
+        if current and kind in broken and f"/{where}/" in f"/{path}/":
             raise current[0]
 
     cloud.before = fail
     task = Task(rungen_emulator, f"{scheme}://bucket/x")
-    bought = bought_in(task, OUTAGES[scheme], current.append, current.clear)
-    assert bought == {name_of(error): 0 for error in OUTAGES[scheme]}
+    outages = [
+        each for each in OUTAGES[scheme] if where == "photos" or not isinstance(each, FileNotFoundError)
+    ]
+    bought = bought_in(task, outages, current.append, current.clear)
+    assert bought == {name_of(error): 0 for error in outages}
 
 
 # --- folders of this machine, and mounts ---
@@ -350,37 +286,33 @@ def local(rungen_emulator: Emulator, tmp_path: Path) -> Task:
 
 
 @pytest.mark.contract
-def test_a_destination_on_a_missing_mount_buys_nothing(local: Task, tmp_path: Path) -> None:
-    mount, ledger = tmp_path / "mount", Ledger(str(tmp_path / "ledger"))
-    assert local.run(ledger=ledger).error is None
-    mount.rename(tmp_path / "elsewhere")
-    mount.mkdir()  # as where a mount would be
-    for attempt in range(3):
-        outcome = local.run(ledger=ledger, retry=attempt > 0)
-        assert retryable(outcome)
-        assert str(mount / "photos") in str(outcome.error)
-    assert local.bought == ROWS
-    assert not list(mount.iterdir())
-    mount.rmdir()
-    (tmp_path / "elsewhere").rename(mount)
-    assert local.run(ledger=ledger, retry=True).value["reused"] == ROWS
-
-
-@pytest.mark.contract
-def test_a_ledger_that_had_to_be_created_is_named(
+def test_a_mount_that_is_missing_buys_as_many_as_may_be_and_loses_nothing(
     local: Task, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ledger = f"{tmp_path}/mount/ledger"
-    for shown in (ledger, None):
+    caplog.set_level("INFO")
+    for is_new in (True, False):
         caplog.clear()
         assert local.run().error is None
-        assert any("New ledger" in line and ledger in line for line in caplog.messages) == (shown is not None)
-        assert not [record for record in caplog.records if record.levelname == "WARNING"]
-        assert local.ti.xcoms.get("rungen_page", {}).get("new_ledger") == shown
+        assert any("A new store" in line for line in caplog.messages) == is_new
+        assert not [each for each in caplog.records if each.levelname == "WARNING" and ".work." in each.name]
+    mount = tmp_path / "mount"
+    mount.rename(tmp_path / "elsewhere")
+    mount.mkdir()  # as where a mount would be
+    caplog.clear()
+    assert "max_jobs" in str(local.run(max_jobs=ROWS - 1).error)
+    assert any("A new store" in line for line in caplog.messages)
+    assert local.bought == ROWS
+    local.run(max_jobs=ROWS)
+    assert local.bought == 2 * ROWS
+    for path in sorted(mount.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    mount.rmdir()
+    (tmp_path / "elsewhere").rename(mount)
+    assert local.run().value["reused"] == ROWS
 
 
 @pytest.mark.contract
-def test_a_plan_creates_no_ledger_and_no_folder(local: Task, tmp_path: Path) -> None:
+def test_a_plan_creates_no_folder(local: Task, tmp_path: Path) -> None:
     context = {"ti": FakeTaskInstance()}
     outcome = run_task(RunGenPlanTableOperator(task_id="plan", **local.options), context)
     assert outcome.value == ROWS
@@ -388,7 +320,7 @@ def test_a_plan_creates_no_ledger_and_no_folder(local: Task, tmp_path: Path) -> 
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("what", [r"manifest\.json", r"0-0\.png", r"[0-9a-f]{64}\.json"])
+@pytest.mark.parametrize("what", [r"done/.*\.gz", r"files/../.*0-0\.png", r"store\.json"])
 def test_a_local_file_that_cannot_be_read_is_an_outage(
     local: Task, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -433,4 +365,4 @@ def test_a_kill_while_storage_is_read_is_no_outage(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "scandir", killed)
     with pytest.raises(AirflowException, match=r"^The task was killed$"):
-        Storage(tmp_path).list_all(["ab"])
+        Storage(tmp_path).list_folder("ab")

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from rungen_emulator import Emulator, Fault
 
 from airflow_provider_rungen.decorators import rungen_task
-from airflow_provider_rungen.execution.sinks.xcom_values import (
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import RunGenCollectResultsOperator
+from airflow_provider_rungen.results.xcom import (
     MAX_DEPTH,
     RESERVED_KEYS,
     find_key_problem,
     find_xcom_problem,
 )
-from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 
 EDGES = [2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**400]
 FLOATS = [1e15, 1e16, 1.5e18, float(2**64), 1e20, -1e20, 1e308, 5e-324, -0.0, math.inf, -math.inf, math.nan]
@@ -227,26 +227,15 @@ def test_a_result_that_xcom_cannot_hold_fails_permanently_and_names_the_way_out(
     outcome = collect(context, [good, bad], deferrable=deferrable)
     assert type(outcome.error) is AirflowFailException
     message = str(outcome.error)
-    assert message.startswith("XCom cannot hold the result: result.a[0]")
-    assert f" (job {bad}, app {APP}). " in message
+    assert message.startswith(
+        "1 of 2 jobs failed, 0 may (max_failed): index 1: XCom cannot hold the result: "
+    )
+    assert f" (job {bad}, app {APP}). " in message.partition("result: result.a[0]")[2]
     assert "Set destination" in message
-    assert [each["index"] for each in ti.xcoms["failed"]] == [1]
+    assert ti.xcoms["failed"] == [1]
     outcome = collect(context, [good, bad], deferrable=deferrable, max_failed=1)
     assert outcome.value == [{"a": ["fine"]}, None]
     assert rungen_emulator.service.count("cancel") == 0
-
-
-def test_a_destination_takes_them_all(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
-    deep: Any = "x"
-    for _ in range(500):
-        deep = [deep]
-    ids = submit(rungen_emulator, *ODD.values(), deep, polls=0)
-    outcome = collect(context, ids, destination=str(tmp_path), wait_for_completion=False)
-    assert outcome.error is None
-    assert [value["job_id"] for value in outcome.value] == ids
-    assert find_xcom_problem(outcome.value) == ""
-    for job_id in ids:
-        assert json.loads((tmp_path / job_id / "manifest.json").read_text())["complete"] is True
 
 
 def decorated(**options: Any) -> Any:
@@ -281,3 +270,40 @@ def test_keys_are_checked_where_they_become_xcoms(
         assert outcome.error is None
     else:
         assert outcome.value == result
+
+
+@pytest.mark.contract
+@MODES
+def test_some_may_fail(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
+    good, bad, odd = submit(rungen_emulator, {"a": 1}, 7, {"a": "x"})
+    rungen_emulator.service.inject(Fault(on="get", status=404, times=None, job_id=bad))
+    options: Any = {"deferrable": deferrable, "output_type": {"properties": {"a": {"type": "integer"}}}}
+    outcome = collect(context, [None, good, odd, good], max_failed=2, **options)
+    assert (outcome.error, outcome.value) == (None, [None, {"a": 1}, None, {"a": 1}])
+    assert context["ti"].xcoms["failed"] == [0, 2]
+    error = collect(context, [None, good, odd, good], max_failed=1, **options).error
+    assert type(error) is AirflowFailException
+    assert "2 of 4 jobs failed, 1 may (max_failed): index 0: it has no job; index 2: " in str(error)
+    requests = len(rungen_emulator.service.records())
+    error = collect(context, ["a", None, None], max_failed=1).error
+    assert type(error) is AirflowFailException
+    assert "2 of 3 have no job, 1 may (max_failed). Raise max_failed to collect the others" in str(error)
+    assert len(rungen_emulator.service.records()) == requests
+
+
+@pytest.mark.contract
+@MODES
+@pytest.mark.parametrize("many", [False, True])
+def test_results_too_large_for_xcom_fail_permanently(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, many: bool
+) -> None:
+    # as JSON, with the quotation marks, and a list with what is around its items
+    fitting = 1_000_000 - (2 + 2 + 2 + 3 if many else 2)
+    for excess in (0, 1):
+        ids = submit(rungen_emulator, "x" * (fitting + excess), "y")
+        outcome = collect(context, ids if many else ids[0], deferrable=deferrable)
+        if not excess:
+            assert outcome.error is None
+            continue
+        assert type(outcome.error) is AirflowFailException
+        assert "over 1000000 bytes, too much for XCom. Set destination" in str(outcome.error)

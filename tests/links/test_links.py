@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from conftest import APP, FakeTaskInstance, run_task, table_of
 from rungen_emulator import Emulator, Fault
 
 from airflow_provider_rungen._airflow import XCom
-from airflow_provider_rungen.execution.task.xcom_keys import PAGE_KEY
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.operators import (
@@ -22,6 +22,7 @@ from airflow_provider_rungen.operators import (
     RunGenRunJobOperator,
 )
 from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
+from airflow_provider_rungen.task.xcom_keys import PAGE_KEY
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
@@ -49,7 +50,10 @@ def batch(deferrable: bool, *inputs: dict[str, Any]) -> Any:
 
 
 def collect(deferrable: bool, *inputs: dict[str, Any]) -> Any:
-    return RunGenCollectResultsOperator(job_id=submitted(*inputs), deferrable=deferrable, **POLL)
+    folder = tempfile.mkdtemp()
+    return RunGenCollectResultsOperator(
+        job_id=submitted(*inputs), deferrable=deferrable, destination=folder, **POLL
+    )
 
 
 def sensor(deferrable: bool, *inputs: dict[str, Any]) -> Any:
@@ -81,12 +85,10 @@ def test_what_people_see_is_pushed_before_the_wait_and_stays(
     ti.on_push = note
     assert run_task(op, context).error is None
     [job] = rungen_emulator.service.jobs()
-    page = f"/rungen/dags/{ti.dag_id}/runs/{ti.run_id}/tasks/{ti.task_id}/-1"
-    links = {RESULTS: page, APP_LINK: f"{page}/apps/{APP}", JOB: f"{page}/jobs/{job['id']}"}
+    page = f"/rungen/task/{ti.dag_id}/{ti.run_id}/{ti.task_id}"
+    links = {RESULTS: page, APP_LINK: f"/rungen/#{APP}", JOB: f"{page}#job={job['id']}"}
     assert {key: early[key] for key in links} == links
     assert {key: ti.xcoms[key] for key in links} == links
-    known = early[PAGE_KEY].get("jobs") or [early[JOB].rpartition("/")[2]]
-    assert known == [job["id"]]
     # what Airflow pushes at the end
     assert {link.get_link(op, ti_key=None) for link in op.operator_extra_links} == set(links.values())
 
@@ -131,7 +133,7 @@ def test_of_many_jobs_the_first_that_failed_is_linked(
     op = make(deferrable, given(), given("bad", fail="out of memory"), given("worse", fail="out of memory"))
     assert run_task(op, context).error is not None
     [bad] = [job for job in rungen_emulator.service.jobs() if job["input"]["prompt"] == "bad"]
-    assert ti.xcoms[JOB].rpartition("/")[2] == bad["id"]
+    assert ti.xcoms[JOB].endswith(f"#job={bad['id']}")
     assert RunGenJobLink().get_link(op, ti_key=None) == ti.xcoms[JOB]
 
 
@@ -141,7 +143,7 @@ def test_a_submission_that_was_refused_has_the_link_to_the_app(
 ) -> None:
     rungen_emulator.service.inject(Fault(on="run", status=400))
     assert run_task(run(), context).error is not None
-    assert ti.xcoms[APP_LINK].endswith(f"/apps/{APP}")
+    assert ti.xcoms[APP_LINK] == f"/rungen/#{APP}"
     assert JOB not in ti.xcoms
 
 
@@ -202,7 +204,7 @@ def test_links_begin_with_the_path_of_airflow(
 ) -> None:
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://example.com/team/airflow/")
     run_task(run(), context)
-    assert ti.xcoms[RESULTS].startswith("/team/airflow/rungen/dags/")
+    assert ti.xcoms[RESULTS].startswith("/team/airflow/rungen/task/")
 
 
 @MODES

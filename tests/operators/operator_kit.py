@@ -31,7 +31,7 @@ from rungen_emulator.fakes import TODAY, make_context, make_dag_run
 from rungen_emulator.testing import run_operator
 
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
+from airflow_provider_rungen.operators import RunGenRunTableOperator
 
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
 #: Polls at once, and defers at once.
@@ -213,7 +213,7 @@ class Table(Attempts):
             "key": "sku",
             "to_input": picture,
             "destination": (folder / "photos").as_uri(),
-            "ledger": Ledger((folder / "ledger").as_uri()),
+            "results": (folder / "photos" / "results.jsonl").as_uri(),
         }
         super().__init__(emulator, RunGenRunTableOperator, **own | options)
         # a deferral comes before the first has ended, also on a slow machine
@@ -260,7 +260,11 @@ class Inputs(Attempts):
     """A table task of a list of inputs, without a key, in a folder of its own."""
 
     def __init__(self, emulator: Emulator, folder: Path, inputs: Any, **options: Any) -> None:
-        own: dict[str, Any] = {"table": inputs, "results": f"{folder.as_uri()}/results.jsonl"}
+        own: dict[str, Any] = {
+            "table": inputs,
+            "destination": f"{folder.as_uri()}/bought",
+            "results": f"{folder.as_uri()}/results.jsonl",
+        }
         super().__init__(emulator, RunGenRunTableOperator, **own | options)
         self.folder = folder
 

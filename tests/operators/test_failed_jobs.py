@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSensorTimeout
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout
 from conftest import APP, TrackedTaskInstance, run_task, table_of
 from operator_kit import FAST, MODES, submitted, taking
 from rungen_emulator import Emulator, Fault
@@ -24,6 +24,7 @@ from airflow_provider_rungen.operators import (
     RunGenRunJobOperator,
 )
 from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
+from airflow_provider_rungen.task.kill import TaskKilledError
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
 
@@ -64,7 +65,6 @@ def test_the_error_of_failed_and_of_late_jobs_names_them(
     error: Any = run_task(make(BAD, tmp_path, deferrable=deferrable), context).error
     permanent = make in (collect, sensor)  # they find the same jobs again
     assert_named(rungen_emulator, error, AirflowFailException if permanent else RunGenJobFailedError)
-    assert getattr(error, "job_id", "") in error.job_ids
     rungen_emulator.service.reset()
     error = run_task(make(SLOW, tmp_path / "late", timeout=0.5, deferrable=deferrable), context).error
     assert_named(rungen_emulator, error, AirflowSensorTimeout if make is sensor else RunGenJobTimeoutError)
@@ -90,7 +90,7 @@ def test_a_time_limit_of_airflow_names_the_jobs(
 def test_a_kill_names_the_jobs(rungen_emulator: Emulator, tmp_path: Path) -> None:
     task, ti = table(SLOW, tmp_path), TrackedTaskInstance()
     ti.on_push = lambda key, _: task.on_kill() if key == RunGenJobLink.key else None
-    assert_named(rungen_emulator, run_task(task, {"ti": ti}).error, AirflowException)
+    assert_named(rungen_emulator, run_task(task, {"ti": ti}).error, TaskKilledError)
 
 
 def test_a_refused_submission_names_the_app(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:

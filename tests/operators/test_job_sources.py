@@ -112,33 +112,25 @@ def test_a_job_is_asked_of_the_app_that_ran_it(
 
 @pytest.mark.contract
 @pytest.mark.parametrize("deferrable", [False, True])
-@pytest.mark.parametrize("stores", [False, True])
-def test_a_job_keeps_its_label(
-    rungen_emulator: Emulator, dag: DAG, tmp_path: Path, deferrable: bool, stores: bool
-) -> None:
+def test_a_job_keeps_its_label(rungen_emulator: Emulator, dag: DAG, tmp_path: Path, deferrable: bool) -> None:
     """Of mapped tasks, in whichever order, and of which one has no job."""
     run = Run()
     paint = RunGenRunJobOperator(task_id="paint", input=INPUT, label="{{ name }}")
     other = RunGenRunJobOperator(task_id="other", input=INPUT)
     ids = [run.perform(paint, index, job_label=f"sku-{index} 🦊") for index in range(3)]
     ids += [run.perform(other), None]
-    options: dict[str, Any] = {"max_failed": 1, "deferrable": deferrable}
-    if stores:
-        options["destination"] = tmp_path.as_uri()
     table = collecting(
-        task_id="table", job_id=[paint.output, other.output], results=f"{tmp_path}/results.jsonl", **options
+        task_id="table",
+        job_id=[paint.output, other.output],
+        destination=tmp_path.as_uri(),
+        results=f"{tmp_path}/results.jsonl",
+        max_failed=1,
+        deferrable=deferrable,
     )
     run.perform(table, job_id=ids[::-1])
     rows = rows_in(tmp_path)
-    assert next(iter(rows[0])) == "label"
-    expected = [None, None, "sku-2 🦊", "sku-1 🦊", "sku-0 🦊"]
-    assert [row["label"] for row in rows] == expected
+    assert [row["label"] for row in rows] == [None, None, "sku-2 🦊", "sku-1 🦊", "sku-0 🦊"]
     assert [row["job_id"] for row in rows] == ids[::-1]
-    if stores:
-        listed = run.perform(collecting(task_id="list", job_id=paint.output, **options), job_id=ids)
-        labels = [None if manifest is None else manifest.get("label") for manifest in listed]
-        assert labels == expected[::-1]
-        assert "label" not in listed[3]
 
 
 def test_what_a_function_returns_keeps_its_label(rungen_emulator: Emulator, tmp_path: Path) -> None:
@@ -162,12 +154,6 @@ def test_the_label_of_a_mapped_task_is_a_template(rungen_emulator: Emulator) -> 
     for index, name in enumerate(("a kettle", "a desk")):
         outcome = run_mapped(paint, index)
         assert outcome.xcoms["rungen_label"] == {outcome.value: name}
-
-
-@pytest.mark.contract
-def test_a_label_is_the_name_of_no_other_column() -> None:
-    with pytest.raises(ValueError, match="two columns 'label'"):
-        collecting(task_id="c", job_id="x", results="/x.csv", output_type={"properties": {"label": {}}})
 
 
 @pytest.mark.contract

@@ -13,17 +13,17 @@ from conftest import APP, Outcome, OutletEvents, run_task
 from operator_kit import FAST, MODES, submitted
 from rungen_emulator import Emulator
 
-from airflow_provider_rungen.execution.task.report import (
-    MAX_LISTED_FILES,
-    MAX_LISTED_JOBS,
-    TaskOutcome,
-    lineage_of,
-)
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunJobOperator,
 )
 from airflow_provider_rungen.sensors import RunGenJobSensor
+from airflow_provider_rungen.task.report import (
+    MAX_LISTED_FILES,
+    MAX_LISTED_JOBS,
+    TaskOutcome,
+    lineage_of,
+)
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 

@@ -28,13 +28,15 @@ from rungen_emulator.messages import Reply
 from rungen_emulator.testing import run_operator
 
 from airflow_provider_rungen import operators
-from airflow_provider_rungen.client import idleness, job_search, poll_state, polling, retry, scaling
-from airflow_provider_rungen.execution.apps import scale, scale_down
-from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner, submitting
-from airflow_provider_rungen.execution.sending import sender
+from airflow_provider_rungen.apps import lifecycle
+from airflow_provider_rungen.client import apps, job_search, poll_state, polling, retry
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.outputs import outage
 from airflow_provider_rungen.sensors import RunGenJobSensor
+from airflow_provider_rungen.store import records
 from airflow_provider_rungen.triggers import job as trigger
+from airflow_provider_rungen.work import client_service, single, submit, table_run
+from airflow_provider_rungen.work import wait as job_wait
 
 pytestmark = [KILLED, pytest.mark.contract]
 
@@ -43,12 +45,14 @@ CASES = os.environ.get("ODD_ANSWERS", "120")
 #: All that takes seconds is so much shorter here, in proportion.
 PACE = 1 / 20
 WAITS = {
-    *("BACKOFF", "BACKOFF_CAP", "PATIENCE", "RETRY_BUDGET", "GONE_GRACE", "UNSURE_GRACE"),
-    *("REFETCH_INTERVAL", "FIRST_INTERVAL", "PAGE_PAUSE", "COUNTER_LAG"),
-    *("PAUSE", "CONFIRM_TIME", "MIN_ROUND_TIME", "CHECK_PAUSE", "RESULT_GRACE", "LOOK_TIME", "LOOK_INTERVAL"),
+    *("BACKOFF", "BACKOFF_CAP", "PATIENCE", "RETRY_BUDGET", "GONE_GRACE", "UNSURE_GRACE", "FETCH_BUDGET"),
+    *("REFETCH_INTERVAL", "FIRST_INTERVAL", "PAGE_PAUSE", "PAUSE", "DOWN_TIME", "LOOK_EVERY", "OUTAGE_TIME"),
+    *("MIN_ROUND_TIME", "CHECK_PAUSE", "RESULT_GRACE", "LOOK_TIME", "LOOK_INTERVAL", "WAIT_INTERVAL"),
+    *("_LEAST_PAUSE", "_MOST_PAUSE", "CLAIM_TIME"),
 }
-CLIENT = (retry, poll_state, polling, job_search, scaling, idleness)
-MODULES = (*CLIENT, sender, runner, job_wait, resuming, submitting, scale, scale_down, trigger)
+CLIENT = (retry, poll_state, polling, job_search, apps)
+WORK = (client_service, single, submit, table_run, job_wait, outage, lifecycle, trigger, records)
+MODULES = (*CLIENT, *WORK)
 SECONDS = [(module, name, vars(module)[name]) for module in MODULES for name in WAITS & vars(module).keys()]
 OUTAGE = 20 * PACE
 GPU = "gpu"
@@ -234,18 +238,19 @@ def job(play: Play, **options: Any) -> None:
 
 def inputs(play: Play, **options: Any) -> None:
     play.inputs, folder = 6, play.folder.as_uri()
-    options |= {"destination": f"{folder}/out", "ledger": f"{folder}/ledger", "max_in_flight": 4}
+    options |= {"destination": f"{folder}/out", "max_in_flight": 4}
     value = play.lead(operators.RunGenRunTableOperator, table=pictures(6), **options)
     play.hold(value is None or value["completed"] == 6, f"results are lost: {value}")
 
 
 def table(play: Play) -> None:
     """One job fails, and so does the first attempt."""
-    play.inputs, folder = 3, play.folder / "out"
+    play.inputs, folder = 3, play.folder
     inputs = [*pictures(2), *pictures(1, flaky="out of memory")]
     options: dict[str, Any] = {"key": "n", "to_input": lambda row: json.loads(row["input"])}
     rows = [{"n": n, "input": json.dumps(each)} for n, each in enumerate(inputs)]
-    value = play.lead(operators.RunGenRunTableOperator, table=rows, destination=folder.as_uri(), **options)
+    options |= {"destination": (folder / "out").as_uri(), "results": (folder / "results.jsonl").as_uri()}
+    value = play.lead(operators.RunGenRunTableOperator, table=rows, **options)
     play.hold(value is None or all(row["status"] == "completed" for row in rows_in(folder)), "rows are lost")
 
 
@@ -253,7 +258,7 @@ def collect(play: Play, **options: Any) -> None:
     ids = play.others(3)
     destination = (play.folder / "out").as_uri()
     value = play.lead(operators.RunGenCollectResultsOperator, job_id=ids, destination=destination, **options)
-    play.hold(value is None or [each["job_id"] for each in value] == ids, f"results are lost: {value}")
+    play.hold(value is None or value["completed"] == len(ids), f"results are lost: {value}")
 
 
 def sensor(play: Play, **options: Any) -> None:
@@ -285,9 +290,9 @@ def app(play: Play, workers_after: int, busy: float = 0.1, **options: Any) -> No
     play.others(1, busy, GPU)
     pace: Any = {"poll_interval": 0.02, "timeout": 10}
     with DAG("dag", schedule=None), operators.scaled_app(GPU, 2, **pace, **options) as gpu:
-        results = (play.folder / "results.jsonl").as_uri()
+        place = (play.folder / "out").as_uri()
         run = operators.RunGenRunTableOperator(
-            task_id="run", app_id=GPU, table=pictures(3), results=results, **pace
+            task_id="run", app_id=GPU, table=pictures(3), destination=place, **pace
         )
     play.begin()
     done: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset
-from bad_answers import Fault
-from conftest import FakeStore, FakeTaskInstance
+from conftest import FakeStore
 from operator_kit import KILLED, Table, picture, products, run_mapped, submitted
 from pydantic import BaseModel, field_validator
 from rungen_emulator import Emulator, Service
 from rungen_emulator.messages import Reply
-from rungen_emulator.testing import run_operator
 
-from airflow_provider_rungen.execution.table import written_tables
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenPlanTableOperator,
@@ -32,8 +29,8 @@ Run = Callable[..., Table]
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 COLUMNS = [
-    *("index", "status", "error", "job_id", "reused", "outputs", "output", "sha256", "input", "result"),
-    *("execution_seconds", "cost", "created_at"),
+    *("index", "status", "error", "job_id", "reused", "outputs", "output", "input", "result"),
+    *("seconds", "cost", "bought_at"),
 ]
 
 
@@ -96,7 +93,7 @@ def test_rows_may_be_skipped_refused_and_failed(run: Run, mode: bool) -> None:
     assert "nothing was sent" not in errors[2]
     assert (outcome.value["completed"], outcome.value["failed"], outcome.value["skipped"]) == (2, 2, 1)
     page = task.ti.xcoms["rungen_page"]
-    assert (page["rows"], page["skipped"], page["refused"]) == (5, 1, 1)
+    assert page["rows"] == 5
     assert (task.created, outcome.value["jobs"]) == (3, 3)
 
 
@@ -110,7 +107,7 @@ def test_more_misfits_than_may_fail_are_in_the_table_and_nothing_is_sent(run: Ru
     assert task.created == 0
     assert task.column("status") == ["failed", "skipped", "refused", "failed"]
     page = task.ti.xcoms["rungen_page"]
-    assert (page["rows"], page["skipped"], page["refused"]) == (4, 1, 1)
+    assert page["rows"] == 4
 
 
 @pytest.mark.contract
@@ -129,14 +126,14 @@ def test_the_page_of_a_table_that_is_being_read_names_its_app(run: Run) -> None:
 
 
 @pytest.mark.contract
-def test_more_misfits_than_may_fail_leave_the_results_of_the_last_run(run: Run) -> None:
+def test_more_misfits_than_may_fail_leave_what_was_bought_in_the_results(run: Run) -> None:
     task = run(products(4))
     assert task.attempt().error is None
     other = run(products(4), to_input=to_input, input_schema=PROMPT)
     assert isinstance(other.attempt().error, AirflowFailException)
-    assert other.column("status") == ["completed"] * 4
-    assert other.ti.xcoms.keys().isdisjoint({"results", "return_value"})
-    assert [row["key"] for row in other.ti.xcoms["failed"]] == ["sku-0", "sku-2", "sku-3"]
+    assert other.column("status") == ["completed", "skipped", "refused", "failed"]
+    assert [row["key"] for row in other.ti.xcoms["failed"]] == ["sku-2", "sku-3"]
+    assert other.created == 4
 
 
 @pytest.mark.contract
@@ -155,28 +152,24 @@ def test_the_table_is_written_when_the_task_fails(run: Run, mode: bool) -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("has_ledger", [False, True])
 def test_the_summary_is_about_the_jobs_of_all_attempts(
-    run: Run, mode: bool, has_ledger: bool, caplog: pytest.LogCaptureFixture
+    run: Run, mode: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad: Any = lambda row: FAILS | row if row["sku"] in ("sku-1", "sku-3") else picture(row)  # noqa: E731
     task = run(products(4), deferrable=mode)
-    if not has_ledger:
-        task.options.pop("ledger")
     assert "2 of 4 rows failed" in str(task.attempt(to_input=bad).error)
     for _ in range(2):
         summary, usage = task.attempt().value, task.ti.xcoms["usage"]
         assert summary["jobs"] == usage["jobs"] == task.created == 6
-        assert "4 rows: 6 bought, 0 reused" in caplog.text
+        assert re.search(r"4 rows: 4 completed(, \d reused)?\. This run bought 6 jobs \(", caplog.text)
         ran = sum(job["finished"] - job["started"] for job in task.emulator.service.jobs())
         assert summary["execution_seconds"] == usage["execution_seconds"] == pytest.approx(ran, abs=0.01)
         assert task.column("reused") == [False] * 4
         task.clear()
     task.next_run("night 2")
     summary, usage = task.attempt().value, task.ti.xcoms["usage"]
-    reused, bought = (4, 0) if has_ledger else (0, 4)
-    assert (summary["reused"], summary["jobs"]) == (usage["reused"], usage["jobs"]) == (reused, bought)
-    assert task.column("reused") == [has_ledger] * 4
+    assert (summary["reused"], summary["jobs"]) == (usage["reused"], usage["jobs"]) == (4, 0)
+    assert task.column("reused") == [True] * 4
 
 
 @STORES
@@ -229,19 +222,16 @@ def test_parquet_to_parquet_keeps_types(run: Run, tmp_path: Path, mode: bool) ->
 
 
 @pytest.mark.contract
-def test_text_results_need_no_files(run: Run, tmp_path: Path, mode: bool) -> None:
+def test_text_results_need_no_files(run: Run, mode: bool) -> None:
     def caption(row: dict[str, Any]) -> dict[str, Any]:
         return {"prompt": "x", "emulator": {"result": {"text": f"caption of {row['title']}"}}}
 
-    results = (tmp_path / "photos" / "results.jsonl").as_uri()
-    task = run(products(2), to_input=caption, ledger=None, results=results, deferrable=mode)
-    for destination in (None, tmp_path.as_uri()):
-        task.next_run(str(destination))
-        assert task.attempt(destination=destination).error is None
-        assert [json.loads(each) for each in task.column("result")] == [
-            {"text": f"caption of product {n}"} for n in (0, 1)
-        ]
-        assert task.column("outputs") == [[], []]
+    task = run(products(2), to_input=caption, deferrable=mode)
+    assert task.attempt().error is None
+    assert [json.loads(each) for each in task.column("result")] == [
+        {"text": f"caption of product {n}"} for n in (0, 1)
+    ]
+    assert task.column("outputs") == [[], []]
 
 
 @pytest.mark.contract
@@ -327,7 +317,7 @@ def test_a_plan_counts_the_jobs_to_run_and_sends_none(run: Run) -> None:
     assert 0.8 < task.ti.xcoms["plan"]["seconds"] < 2, "as long as those that are stored"
     operations = [record.operation for record in task.emulator.service.records()[before:]]
     assert operations == ["get_app"] * 2
-    assert plan(ledger=None) == 10
+    assert plan(reuse=False) == 10
     assert not (task.folder / "photos" / "results.csv").exists()
     assert "null or empty" in plan(table=[{"sku": None, "title": "x"}])
 
@@ -341,7 +331,7 @@ def test_a_clear_and_another_dag_buy_nothing(run: Run, mode: bool) -> None:
     assert (value["jobs"], value["reused"], task.created) == (5, 0, 5)
     task.dag_id = "another"
     task.next_run("x")
-    assert task.attempt(destination=(task.folder / "elsewhere").as_uri()).value["reused"] == 5
+    assert task.attempt(results=(task.folder / "elsewhere.csv").as_uri()).value["reused"] == 5
     assert task.created == 5
 
 
@@ -354,7 +344,7 @@ def test_equal_rows_are_one_job(run: Run, mode: bool) -> None:
     assert (task.column("reused"), value["reused"]) == ([False] + [True] * 5, 5), "one is bought"
     assert len(set(task.column("output"))) == 1
     task.next_run("2")
-    assert task.attempt(ledger=None).value["jobs"] == 6, "without a ledger, each row has a job"
+    assert task.attempt(per_row=True).value["jobs"] == 6
 
 
 # --- attempts that are killed ---
@@ -369,7 +359,6 @@ def test_sigterm_cancels_and_forgets(run: Run) -> None:
     slow: Any = lambda row: picture(row) | {"emulator": {"seconds": 60}}  # noqa: E731
     task.attempt_killed(lambda: task.created == 6, to_input=slow)
     assert task.statuses() == ["CANCELED"] * 6
-    assert list((task.folder / "ledger").glob("??/*.json")) == []
     task.next_run("2")
     task.state = "running"
     assert task.attempt().value["jobs"] == 6
@@ -388,15 +377,12 @@ def test_the_assets_and_lineage_name_the_table(run: Run, tmp_path: Path, mode: b
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("has_ledger", [True, False])
-def test_a_retry_runs_the_rows_whose_results_do_not_fit(run: Run, mode: bool, has_ledger: bool) -> None:
+def test_a_retry_runs_the_rows_whose_results_do_not_fit(run: Run, mode: bool) -> None:
     def caption(row: dict[str, Any]) -> dict[str, Any]:
         text = 7 if row["sku"] == "sku-1" else row["title"]
         return {"prompt": row["title"], "emulator": {"result": {"text": text}}}
 
     task = run(products(3), to_input=caption, deferrable=mode, output_type=TEXT)
-    if not has_ledger:
-        task.options["ledger"] = None
     ids = []
     for created in (3, 4):
         error = task.attempt().error
@@ -409,20 +395,6 @@ def test_a_retry_runs_the_rows_whose_results_do_not_fit(run: Run, mode: bool, ha
 
 
 # --- unknown fates ------------------------------------------------------------------------------------------
-
-
-def test_rows_that_may_have_a_job_are_told_from_those_that_were_not_sent(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 0.5)
-    task = run(products(200))
-    task.emulator.service.inject(Fault(on="run", kind="no_id", times=None))
-    error = str(task.attempt().error)
-    assert 0 < task.created < 200
-    assert f"RunGen may have created the jobs of {task.created} of 200 inputs" in error
-    assert f"may pay twice for {task.created} inputs of unknown fate" in error
-    told = Counter(text.partition(":")[0] for text in task.column("error"))
-    assert told == {"Fate unknown": task.created, "not submitted": 200 - task.created}
 
 
 @pytest.mark.contract
@@ -454,7 +426,7 @@ def test_mapped_tasks_with_one_destination_have_a_table_each(
         op = RunGenRunTableOperator.partial(task_id="task", **options).expand(table=tables)
     for index in range(2):
         assert run_mapped(op, index).error is None
-    written = sorted((tmp_path / "photos").glob("results*.jsonl"))
+    written = sorted((tmp_path / "photos" / "results" / "dag.task").glob("*.jsonl"))
     assert [len(path.read_text().splitlines()) for path in written] == [1, 3]
 
 
@@ -470,7 +442,8 @@ def test_mapped_tasks_write_no_table_that_they_share(
                 places = {"destination": str(tmp_path), place: uri, "key": "sku", "to_input": picture}
                 op = RunGenRunTableOperator.partial(task_id="task", **places).expand(table=tables)
             else:
-                op = RunGenCollectResultsOperator.partial(task_id="task", results=uri).expand(job_id=ids)
+                places = {"destination": str(tmp_path), "results": uri}
+                op = RunGenCollectResultsOperator.partial(task_id="task", **places).expand(job_id=ids)
         return [run_mapped(op, index).error for index in range(2)]
 
     ids, tables = submitted({"prompt": "a"}, {"prompt": "b"}), [products(2)[:1], products(2)[1:]]
@@ -481,273 +454,6 @@ def test_mapped_tasks_write_no_table_that_they_share(
     assert rungen_emulator.service.stats()["jobs_created"] == 2
     assert attempt(f"{tmp_path}/t{{{{ ti.map_index }}}}.jsonl") == [None, None]
     assert all((tmp_path / f"t{index}.jsonl").exists() for index in range(2))
-
-
-@pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for no page of another task to be replaced."""
-    monkeypatch.setattr(written_tables, "_OLD_PAGE_TIME", 0.0)
-
-
-class InRun(FakeTaskInstance):
-    """The instance of the task ``second``, beside others of its run."""
-
-    task_id = "second"
-
-    def __init__(self, pages: Mapping[str, Any], **states: str | None) -> None:
-        super().__init__()
-        self.pages, self.states = pages, states
-
-    def get_task_states(self, task_ids: list[str], map_index: int, **_: Any) -> dict[str, Any]:
-        assert map_index == -1
-        return {
-            "run": {name: state for name, state in self.states.items() if name.startswith(tuple(task_ids))}
-        }
-
-    def xcom_pull(
-        self, task_ids: Any = None, key: str = "return_value", default: Any = None, **_: Any
-    ) -> Any:
-        return self.pages[task_ids] if key == "rungen_page" else self.xcoms.get(key, default)
-
-
-def error_of(op: Any, ti: Any = None, **more: Any) -> tuple[BaseException | None, Any]:
-    """Run a task with what Airflow gives it, and return its error and its page."""
-    ti = ti or InRun({})
-    context = {"ti": ti, "run_id": ti.run_id, **more}
-    if (index := more.pop("map_index", None)) is None:
-        outcome = run_operator(op, context=context)
-    else:
-        outcome = run_mapped(op, index, context=context)
-    return outcome.error, ti.xcoms.get("rungen_page")
-
-
-@pytest.mark.contract
-@pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("place", ["results", "destination", "results of a collector"])
-@pytest.mark.parametrize(
-    ("state", "is_refused"),
-    [
-        *((state, True) for state in ("running", "deferred", "success", "up_for_retry")),
-        *((state, False) for state in ("failed", "skipped", None)),
-    ],
-)
-def test_a_task_writes_no_table_of_another_one(
-    rungen_emulator: Emulator, tmp_path: Path, place: str, state: str | None, is_refused: bool
-) -> None:
-    collects = place == "results of a collector"
-
-    def attempt(name: str) -> BaseException | None:
-        shared = f"{tmp_path}/{name}.jsonl"
-        given: dict[str, Any] = {"table": products(1), "key": "sku", "to_input": picture}
-        given |= {"destination": f"{tmp_path}/{{{{ task.task_id }}}}"}
-        given |= {"results": shared} if collects else {place: shared}
-        with DAG("dag", schedule=None):
-            first = RunGenRunTableOperator(task_id="first", **given)
-            RunGenPlanTableOperator(task_id="plan", **given)
-            second: Any = (
-                RunGenCollectResultsOperator(task_id="second", job_id=ids, results=shared)
-                if collects
-                else RunGenRunTableOperator(task_id="second", **given)
-            )
-        error, page = error_of(first)
-        assert error is None
-        return error_of(second, InRun({"first": page}, first=state, plan="success"))[0]
-
-    ids = submitted({"prompt": "a"})
-    error = attempt("t")
-    if is_refused:
-        assert "task 'first' of this run writes the same table" in str(error)
-        assert rungen_emulator.service.stats()["jobs_created"] == 2, "it buys nothing"
-    else:
-        assert error is None
-    assert attempt("t-{{ task.task_id }}-{{ task_instance_key_str }}") is None
-
-
-@pytest.mark.contract
-@pytest.mark.usefixtures("rungen_emulator", "soon")
-@pytest.mark.parametrize("way", ["partial", "destination", "expand_kwargs"])
-def test_mapped_tasks_write_no_table_of_another_mapped_one(tmp_path: Path, way: str) -> None:
-    places, tables = [f"{tmp_path}/{n}" for n in range(2)], [products(1), products(2)]
-    with DAG("dag", schedule=None) as d:
-        for task_id in ("first", "second"):
-            given = {"destination": str(tmp_path)} if way == "partial" else {}
-            kind = RunGenRunTableOperator.partial(task_id=task_id, key="sku", to_input=picture, **given)
-            if way == "partial":
-                kind.expand(table=tables)
-            elif way == "destination":
-                kind.expand(table=tables[:1], destination=places)
-            else:
-                kind.expand_kwargs(
-                    [
-                        {"table": table, "destination": place}
-                        for table, place in zip(tables, places, strict=True)
-                    ]
-                )
-    first, second = (d.task_dict[task_id] for task_id in ("first", "second"))
-    pages = []
-    for index in range(2):
-        ti = InRun({})
-        ti.map_index = index
-        error, page = error_of(first, ti, map_index=index)
-        assert error is None
-        pages.append(page)
-    ti = InRun(
-        {"first": pages, "second": [pages[1]]}, first_0="failed", first_1="success", second_1="running"
-    )
-    ti.map_index = 1
-    assert "task 'first' of this run writes the same table" in str(error_of(second, ti, map_index=1)[0])
-
-
-@pytest.mark.contract
-@pytest.mark.usefixtures("rungen_emulator", "soon")
-@pytest.mark.parametrize(("state", "is_refused"), [("success", True), ("failed", False), ("removed", False)])
-def test_a_mapped_task_writes_no_table_that_another_one_was_given(
-    tmp_path: Path, state: str, is_refused: bool
-) -> None:
-    with DAG("dag", schedule=None):
-        mapped: Any = RunGenRunTableOperator.partial(
-            task_id="second", key="sku", to_input=picture, destination=str(tmp_path)
-        ).expand_kwargs([{"table": products(n), "results": f"{tmp_path}/t.jsonl"} for n in (1, 2)])
-    ti = InRun({})
-    ti.map_index = 0
-    error, page = error_of(mapped, ti, map_index=0)
-    assert error is None
-    ti = InRun({"second": [page, {**page, "index": 1}]}, second_0=state, second_1="running")
-    ti.map_index = 1
-    error, _ = error_of(mapped, ti, map_index=1)
-    assert ("each of the mapped tasks would replace the table" in str(error)) == is_refused, error
-
-
-@pytest.mark.usefixtures("rungen_emulator")
-def test_a_task_that_reads_its_dag_after_a_clear_has_its_old_table_for_a_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(written_tables, "_PAUSE", 0.01)
-    given: dict[str, Any] = {"table": products(1), "key": "sku", "to_input": picture}
-    with DAG("dag", schedule=None):
-        RunGenRunTableOperator(task_id="first", destination=f"{tmp_path}/first", **given)
-        op = RunGenRunTableOperator(task_id="second", destination=str(tmp_path), **given)
-    old, new = ({"results": f"{place}/results.jsonl"} for place in (tmp_path, tmp_path / "first"))
-    pages = [old, old, None, new]
-    ti = InRun({}, first="running")
-    monkeypatch.setattr(ti, "xcom_pull", lambda **_: pages.pop(0))
-    assert error_of(op, ti)[0] is None
-    assert pages == []
-
-
-@pytest.mark.contract
-@pytest.mark.usefixtures("rungen_emulator", "soon")
-@pytest.mark.parametrize("state", ["success", "running"])
-def test_a_task_may_write_again_what_its_fallback_has_written(tmp_path: Path, state: str) -> None:
-    given: dict[str, Any] = {"table": products(1), "key": "sku", "to_input": picture}
-    with DAG("dag", schedule=None):
-        op, fallback = (
-            RunGenRunTableOperator(task_id=task_id, destination=str(tmp_path), **given)
-            for task_id in ("first", "second")
-        )
-        op >> fallback
-    error, _ = error_of(op, InRun({"second": {"results": f"{tmp_path}/results.jsonl"}}, second=state))
-    assert ("task 'second' of this run writes the same table" in str(error)) == (state == "running"), error
-
-
-@pytest.mark.usefixtures("rungen_emulator")
-@pytest.mark.parametrize("before", ["deferred", "up_for_retry"])
-@pytest.mark.parametrize("last", ["running", "failed", "removed"])
-def test_a_task_that_goes_on_keeps_its_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, last: str
-) -> None:
-    monkeypatch.setattr(written_tables, "_PAUSE", 0.01)
-    monkeypatch.setattr(written_tables, "_OLD_PAGE_TIME", 0.5)
-    given: dict[str, Any] = {"table": products(1), "key": "sku", "to_input": picture}
-    with DAG("dag", schedule=None):
-        for task_id in ("first", "second"):
-            op = RunGenRunTableOperator(task_id=task_id, destination=str(tmp_path), **given)
-    ti = InRun({"first": {"results": f"{tmp_path}/results.jsonl"}})
-    states = [before, "scheduled", "queued", "restarting"]
-    monkeypatch.setattr(
-        ti, "get_task_states", lambda **_: {ti.run_id: {"first": states.pop(0) if states else last}}
-    )
-    error, _ = error_of(op, ti)
-    assert states == []
-    assert ("task 'first' of this run writes the same table" in str(error)) == (last == "running"), error
-
-
-@pytest.mark.contract
-@pytest.mark.usefixtures("rungen_emulator")
-def test_airflow_that_does_not_answer_holds_up_no_table(tmp_path: Path) -> None:
-    with DAG("dag", schedule=None):
-        for task_id in ("first", "second"):
-            op = RunGenRunTableOperator(
-                task_id=task_id, table=products(1), key="sku", to_input=picture, destination=str(tmp_path)
-            )
-    # nobody knows the page of the other
-    assert error_of(op, InRun({}, first="success"))[0] is None
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize(
-    ("name", "is_shared"),
-    [
-        ("{{ run_id }}", True),
-        ("{{ ti.dag_id }}{{ task.task_id }}-{{ task_instance.try_number }}", True),
-        ("{{ 'some' if ti.map_index > -1 else 'all' }}", True),
-        ("{{ task_instance.map_index }}", False),
-        ("{{ ti.start_date.microsecond }}", False),
-        ("{{ ti.task.job_id }}", False),
-        ("{{ task.job_id }}", False),
-        ("{{ ['a', 'b'][ti.map_index] }}", False),
-    ],
-)
-def test_whether_mapped_tasks_share_a_table_is_known_of_its_rendered_name(
-    rungen_emulator: Emulator, tmp_path: Path, name: str, is_shared: bool
-) -> None:
-    ids = submitted({"prompt": "a"}, {"prompt": "b"})
-    with DAG("dag", schedule=None):
-        collect: Any = RunGenCollectResultsOperator.partial(
-            task_id="collect", results=f"{tmp_path}/{name}.jsonl"
-        ).expand(job_id=ids)
-    errors = [str(run_mapped(collect, index).error) for index in range(2)]
-    assert ["would replace the table of the others" in error for error in errors] == [is_shared] * 2
-    assert len([*tmp_path.glob("*.jsonl")]) == (0 if is_shared else 2), errors
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize("is_output", [False, True], ids=["list", "output"])
-def test_mapped_tasks_whose_values_are_the_output_of_a_task_name_tables_of_their_own(
-    rungen_emulator: Emulator, tmp_path: Path, is_output: bool
-) -> None:
-    given = [
-        {"job_id": job_id, "params": {"n": n}}
-        for n, job_id in enumerate(submitted({"prompt": "a"}, {"prompt": "b"}))
-    ]
-    with DAG("dag", schedule=None):
-        where: Any = RunGenCollectResultsOperator(task_id="where", job_id="unused")
-        collect: Any = RunGenCollectResultsOperator.partial(
-            task_id="collect", results=f"{tmp_path}/{{{{ ti.map_index }}}}-{{{{ params.n }}}}.jsonl"
-        ).expand_kwargs(where.output if is_output else given)
-    errors = [run_mapped(collect, n, upstream={"where": given}).error for n in range(2)]
-    assert errors == [None, None]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-0.jsonl", "1-1.jsonl"]
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize("is_mapped", [False, True], ids=["partial", "expand"])
-def test_mapped_tasks_that_get_the_name_of_their_table_from_a_task(
-    rungen_emulator: Emulator, tmp_path: Path, is_mapped: bool
-) -> None:
-    ids, uris = submitted({"prompt": "a"}, {"prompt": "b"}), [f"{tmp_path}/{n}.jsonl" for n in range(2)]
-    with DAG("dag", schedule=None):
-        where: Any = RunGenCollectResultsOperator(task_id="where", job_id=ids)
-        if is_mapped:
-            partial = RunGenCollectResultsOperator.partial(task_id="collect", job_id=ids)
-            collect: Any = partial.expand(results=where.output)
-        else:
-            partial = RunGenCollectResultsOperator.partial(task_id="collect", results=where.output)
-            collect = partial.expand(job_id=ids)
-    upstream = {"where": uris if is_mapped else uris[0]}
-    errors = [str(run_mapped(collect, index, upstream=upstream).error) for index in range(2)]
-    assert ["would replace the table of the others" in error for error in errors] == [not is_mapped] * 2
-    assert len([*tmp_path.iterdir()]) == (2 if is_mapped else 0), errors
 
 
 @pytest.mark.contract
@@ -771,9 +477,9 @@ def test_a_result_that_fitted_with_its_urls_is_reused(run: Run, pattern: str) ->
 def test_a_result_that_a_new_validator_refuses_runs_again(run: Run) -> None:
     def longer_than(least: float) -> type:
         class Picture(BaseModel):
-            seconds: float
+            duration: float
 
-            @field_validator("seconds")
+            @field_validator("duration")
             @classmethod
             def check(cls, value: float) -> float:
                 if value < least:
@@ -782,25 +488,10 @@ def test_a_result_that_a_new_validator_refuses_runs_again(run: Run) -> None:
 
         return Picture
 
-    result = {"emulator": {"result": {"seconds": 0.5}}}
+    result = {"emulator": {"result": {"duration": 0.5}}}
     task = run(products(3), to_input=lambda row: picture(row) | result, output_type=longer_than(0))
     assert task.attempt().error is None
     task.next_run("night 2")
     assert task.attempt(output_type=longer_than(1)).error is not None
     assert task.created == 6
     assert task.column("status") == ["invalid"] * 3
-
-
-@pytest.mark.contract
-def test_a_retry_with_another_ignored_field_cancels_no_job_that_is_stored(run: Run) -> None:
-    task = run(products(6))
-    task.options["ledger"].ignore = ("seed",)
-    task.store = FakeStore()
-    for seed in (1, 2):
-        seeded: Any = lambda row, seed=seed: (  # noqa: E731
-            picture(row) | {"seed": seed} | ({"prompt": 7} if row["sku"] == "sku-0" else {})
-        )
-        assert task.attempt(to_input=seeded).error is not None
-        assert task.created == 5
-    assert task.emulator.service.count("cancel") == 0
-    assert task.column("status") == ["refused", *["completed"] * 5]

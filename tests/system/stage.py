@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 import uuid
@@ -15,7 +17,7 @@ from rungen_emulator import Emulator
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from airflow_instance import AirflowInstance
+from airflow_instance import AirflowError, AirflowInstance
 
 __all__ = ["AirflowInstance", "Place", "Run", "task_processes", "until"]
 
@@ -49,18 +51,33 @@ class S3Place(Place):
 
 
 class Run:
-    """A run of a system test's DAG, and its jobs."""
+    """
+    A run of a system test's DAG, and its jobs.
+
+    :param like: a run with the same inputs, whose jobs count as its own, too.
+    """
 
     def __init__(
-        self, airflow: AirflowInstance, emulator: Emulator, dag_id: str, *, seconds: float, **conf: Any
+        self,
+        airflow: AirflowInstance,
+        emulator: Emulator,
+        dag_id: str,
+        *,
+        seconds: float,
+        like: Run | None = None,
+        **conf: Any,
     ) -> None:
         self.airflow, self.emulator, self.dag_id = airflow, emulator, dag_id
-        self.prompt = f"system test {uuid.uuid4()}"
+        self.prompt: str = f"system test {uuid.uuid4()}" if like is None else like.prompt
         job_input = {"prompt": self.prompt, "emulator": {"seconds": seconds}}
         self.id = airflow.trigger(dag_id, {"input": job_input, "count": 1} | conf)
 
     def jobs(self) -> list[dict[str, Any]]:
         return [job for job in self.emulator.service.jobs() if job["input"]["prompt"].startswith(self.prompt)]
+
+    def bought(self) -> Counter[str]:
+        """Return how many jobs each input has."""
+        return Counter(job["input"]["prompt"] for job in self.jobs())
 
     def jobs_by_status(self) -> dict[str, int]:
         return dict(Counter(job["status"] for job in self.jobs()))
@@ -75,6 +92,19 @@ class Run:
 
     def log(self, try_number: int = 1, task_id: str = "run", map_index: int = -1) -> str:
         return self.airflow.log(self.dag_id, self.id, task_id, try_number, map_index)
+
+    def wait_for_log(self, text: str, try_number: int = 1, timeout: float = 120) -> None:
+        def log() -> str:
+            try:
+                return self.log(try_number)
+            except AirflowError:  # it has not begun
+                return ""
+
+        until(lambda: text in log(), timeout, log)
+
+    def kill(self, who: str = "task", number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to the running task, or to its supervisor."""
+        os.kill(task_processes(self.airflow, self)[who], number)
 
     def mark(self, state: str) -> None:
         self.airflow.set_task_state(self.dag_id, self.id, "run", state)

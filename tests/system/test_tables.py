@@ -1,12 +1,15 @@
-"""From a table to a table in a real Airflow: nothing is paid for twice, judged by what the emulator saw."""
+"""Kill, mark and clear tables of a real Airflow: nothing is paid for twice, as the emulator counted."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import re
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -14,122 +17,186 @@ import pytest
 from client_mistakes import keys_leaked
 from rungen_emulator import Emulator, Fault
 
+from airflow_provider_rungen.results import read_results
 from system.stage import AirflowInstance, Place, Run, task_processes, until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.contract]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400), pytest.mark.contract]
 
-
-class Nights:
-    """Runs of the table DAGs over one table, and the jobs of all of them."""
-
-    def __init__(self, start: Callable[..., Run], place: Place, seconds: float = 0.5) -> None:
-        self.start, self.place, self.seconds = start, place, seconds
-        self.prompt = ""
-
-    def write(self, rows: int, changed: int = 0) -> None:
-        lines = [f"{n},product {n}{' renewed' if n < changed else ''}" for n in range(rows)]
-        self.place.write("products.csv", "\n".join(["sku,title", *lines, ""]).encode())
-
-    def run(self, dag_id: str) -> Run:
-        conf: dict[str, Any] = {"home": self.place.uri}
-        if self.prompt:  # rows have the same inputs as in the first night
-            conf["input"] = {"prompt": self.prompt, "emulator": {"seconds": self.seconds}}
-        run = self.start(dag_id, seconds=self.seconds, **conf)
-        self.prompt = self.prompt or run.prompt
-        run.prompt = self.prompt
-        return run
-
-    def results(self) -> list[dict[str, Any]]:
-        content = self.place.read(f"{self.place.uri}/results/photos.parquet")
-        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(content)).to_pylist()
-        return rows
+MODES = ("table_blocking", "table_deferred")
+#: How many submissions are in flight, and cut when a task is killed.
+IN_FLIGHT = 16
 
 
 @pytest.fixture
-def nights(start: Callable[..., Run], place: Place) -> Nights:
-    return Nights(start, place)
+def begin(start: Callable[..., Run], tmp_path: Path) -> Callable[..., Run]:
+    """Start a run of a table, by default with a store of its own."""
+    homes = iter(range(100))
+
+    def begin(dag_id: str, count: int, seconds: float, **conf: Any) -> Run:
+        place = {"home": f"{tmp_path}/{next(homes)}"} | conf
+        return start(dag_id, count=count, seconds=seconds, **place)
+
+    return begin
 
 
-def check_paid_once(run: Run, jobs: int) -> None:
-    """Check that each input has exactly one job, and that none was canceled."""
-    bought = Counter(job["input"]["prompt"] for job in run.jobs())
-    assert set(bought.values()) == {1}
-    assert len(bought) == jobs
-    assert run.jobs_by_status() == {"COMPLETED": jobs}
+@pytest.fixture
+def faults(emulator: Emulator) -> Iterator[Callable[..., None]]:
+    """Inject faults, until the test ends."""
+    yield lambda **fault: emulator.service.inject(Fault(times=None, **fault))
+    emulator.service.clear_faults()
 
 
-def test_the_next_night_and_a_clear_buy_only_what_changed(
-    airflow: AirflowInstance, emulator: Emulator, nights: Nights
+def check(run: Run, count: int, tries: int = 1, cut: int = 0) -> None:
+    """Check that a run succeeds, with one completed job for each row, and at most those that were cut."""
+    assert run.wait_for_end(300) == "success", run.log(run.task()["try_number"])
+    bought, results = run.bought(), run.airflow.xcom(run.dag_id, run.id, "run")
+    assert len(bought) == count, run.log(tries)
+    assert bought.total() - count <= cut
+    assert set(run.jobs_by_status()) == {"COMPLETED"}, "none is canceled"
+    assert run.task()["try_number"] == tries
+    ids = [row["job_id"] for row in read_results(results).rows(status="completed")]
+    assert len(set(ids)) == count
+    assert set(ids) <= {job["id"] for job in run.jobs()}
+
+
+def requests(emulator: Emulator, operation: str) -> int:
+    return sum(record.operation == operation for record in emulator.service.records())
+
+
+def test_each_attempt_and_each_dag_buys_only_what_is_missing(
+    emulator: Emulator, begin: Callable[..., Run], place: Place
 ) -> None:
-    nights.write(rows=10)
-    run = nights.run("table_deferred")
-    assert run.wait_for_end() == "success", run.log()
-    summary = airflow.xcom(run.dag_id, run.id, "run")
-    assert (summary["rows"], summary["jobs"], summary["reused"]) == (10, 10, 0)
-    assert "10 rows: 10 bought, 0 reused" in run.log()
-    nights.write(rows=10, changed=2)
-    run = nights.run("table_blocking")
-    assert run.wait_for_end() == "success", run.log()
-    assert "10 rows: 2 bought, 8 reused" in run.log()
-    check_paid_once(run, 12)
-    first = nights.results()
-    run.clear()
-    run.wait_for_state("success")
+    def summary(run: Run) -> tuple[int, int, int]:
+        assert run.wait_for_end() == "success", run.log()
+        found = run.airflow.xcom(run.dag_id, run.id, "run")
+        return found["rows"], found["jobs"], found["reused"]
+
+    first = begin("table_deferred", 10, 0.5, home=place.uri)
+    again = begin("table_blocking", 10, 0.5, home=place.uri, like=first)
+    counts = [summary(run) for run in (first, again)]
+    assert sum(jobs for _, jobs, _ in counts) == 10, "two at once buy each row once"
+    assert sum(reused for *_, reused in counts) == 10
+
+    lines = [*(f"{n},product {n}" for n in range(8)), "8,a new product", "9,another"]
+    place.write("products.csv", "\n".join(["sku,title", *lines, ""]).encode())
+    changed = begin("table_of_a_file", 0, 0.5, home=place.uri, like=first)
+    assert summary(changed) == (10, 2, 8)
+    log = changed.log()
+    assert re.search(r"10 rows: 2 to buy, about .* of GPU, 0\.00 USD, 8 known\.", log)
+    assert re.search(
+        r"10 completed, 8 reused\. This run bought 2 jobs \(.+ USD\)\. Results: \S+/photos\.parquet", log
+    )
+    uri = f"{place.uri}/results/photos.parquet"
+    stored = pq.read_table(io.BytesIO(place.read(uri))).to_pylist()
+    assert [row["sku"] for row in stored] == [str(n) for n in range(10)]
+    assert place.read(stored[0]["output"]).startswith(b"\x89PNG")
+
+    changed.clear()
+    changed.wait_for_state("success")
     # the same task run: what it has bought, it does not reuse
-    until(lambda: "10 rows: 2 bought, 8 reused" in run.log(run.task()["try_number"]), 60, run.log)
-    assert [row["output"] for row in nights.results()] == [row["output"] for row in first]
-    assert [row["sku"] for row in first] == [str(n) for n in range(10)]
-    assert nights.place.read(first[0]["output"]).startswith(b"\x89PNG")
-    check_paid_once(run, 12)
-    log = run.log() + run.log(2)
-    assert "X-Amz-Signature" not in log
+    changed.wait_for_log("This run bought 2 jobs", try_number=2)
+    again_stored = pq.read_table(io.BytesIO(place.read(uri))).to_pylist()
+    assert [row["output"] for row in again_stored] == [row["output"] for row in stored]
+    assert Counter(changed.bought().values()) == {1: 12}
+    assert "X-Amz-Signature" not in first.log() + again.log() + log + changed.log(2)
     assert keys_leaked(emulator.service) == 0
 
 
-@pytest.mark.parametrize("dag_id", ["table_blocking"])
-def test_a_kill_while_waiting_buys_nothing_twice(nights: Nights, dag_id: str) -> None:
-    nights.seconds = 15
-    nights.write(rows=20)
-    run = nights.run(dag_id)
-    run.wait_for_jobs(20)
-    until(lambda: "Submitted 20 of 20 inputs" in run.log(), 30, run.log)
-    os.kill(task_processes(run.airflow, run)["task"], signal.SIGKILL)
-    assert run.wait_for_end() == "success", run.log(2)
-    assert run.task()["try_number"] == 2
-    check_paid_once(run, 20)
-    assert [row["status"] for row in nights.results()] == ["completed"] * 20
-
-
-@pytest.mark.parametrize("dag_id", ["table_deferred"])
-def test_a_kill_while_storing_buys_and_fetches_nothing_twice(
-    emulator: Emulator, nights: Nights, dag_id: str
+def test_a_kill_while_submitting_buys_again_only_what_was_cut(
+    begin: Callable[..., Run], faults: Callable[..., None], emulator: Emulator
 ) -> None:
-    nights.write(rows=20)
-    asked = emulator.service.count("output")
-    # the first half arrives, and nothing of the rest
-    emulator.service.inject(Fault(on="output", kind="hang", times=None, skip=10))
+    # what is sent after these has a job, and no answer
+    faults(on="run", kind="hang", taken=True, skip=100)
+    runs = [begin(dag_id, 100, 1) for dag_id in MODES]
+
+    def are_stuck() -> bool:
+        jobs = [len(run.jobs()) for run in runs]
+        return min(jobs) > 0 and sum(jobs) > 100
+
+    until(are_stuck, 90, lambda: str([run.log() for run in runs]))
+    for run in runs:
+        run.kill()
+    emulator.service.clear_faults()
+    for run in runs:
+        check(run, 100, tries=2, cut=IN_FLIGHT)
+    assert any("being bought elsewhere" in run.log(2) for run in runs)
+
+
+def test_a_kill_while_waiting_buys_nothing_twice(
+    airflow: AirflowInstance, emulator: Emulator, begin: Callable[..., Run]
+) -> None:
+    canceled = requests(emulator, "cancel")
+    killed, terminated, lost = runs = [begin("table_blocking", 20, 35) for _ in range(3)]
+    deferred = begin("table_deferred", 20, 60)
+    processes: dict[str, int] = {}
+    for run in runs:
+        run.wait_for_log("Submitted 20 of 20 inputs")
+        if run is killed:
+            run.kill()
+        elif run is terminated:
+            run.kill(number=signal.SIGTERM)
+        else:
+            processes = task_processes(airflow, run)
+            os.kill(processes["task"], signal.SIGSTOP)  # an orphaned task would go on
+            os.kill(processes["supervisor"], signal.SIGKILL)
+    deferred.wait_for_trigger()
+    for pid in airflow.processes("airflow triggerer"):
+        os.kill(pid, signal.SIGKILL)
+    airflow.start_component("triggerer")
     try:
-        run = nights.run(dag_id)
-        # a deferred table stores the jobs that have ended, and not all at once
-        until(lambda: emulator.service.count("output") - asked > 10, 90, run.log)
-        os.kill(task_processes(run.airflow, run)["task"], signal.SIGKILL)
+        for run in (killed, terminated, lost):
+            check(run, 20, tries=2)
+            assert "20 rows: 0 to buy, 20 running" in run.log(2)
     finally:
-        emulator.service.clear_faults()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(processes["task"], signal.SIGKILL)
+    check(deferred, 20)
+    assert deferred.log().count("Waiting in the triggerer") == 1, "a worker starts once, when all have ended"
+    assert "The next attempt goes on with 20 jobs" in terminated.log()
+    assert requests(emulator, "cancel") == canceled
+
+
+@pytest.mark.parametrize(("place", "dag_id"), [("file", MODES[0]), ("s3", MODES[1])], indirect=["place"])
+def test_a_kill_while_storing_buys_nothing_twice(
+    emulator: Emulator, begin: Callable[..., Run], faults: Callable[..., None], place: Place, dag_id: str
+) -> None:
+    asked = requests(emulator, "output")
+    # the first half arrives, and nothing of the rest
+    faults(on="output", kind="hang", skip=10)
+    run = begin(dag_id, 20, 0.5, home=place.uri)
+    until(lambda: requests(emulator, "output") - asked > 10, 90, run.log)
+    run.kill()
+    emulator.service.clear_faults()
+    check_s3 = place.uri.startswith("s3")
     assert run.wait_for_end() == "success", run.log(2)
-    check_paid_once(run, 20)
-    assert [row["status"] for row in nights.results()] == ["completed"] * 20
+    assert (len(run.bought()), run.jobs_by_status()) == (20, {"COMPLETED": 20})
+    summary = run.airflow.xcom(run.dag_id, run.id, "run")
+    assert (summary["completed"], summary["jobs"], check_s3) == (20, 20, dag_id == MODES[1])
 
 
-def test_a_deferred_table_that_is_marked_failed_is_canceled_and_bought_anew(nights: Nights) -> None:
-    nights.seconds = 60
-    nights.write(rows=5)
-    run = nights.run("table_deferred")
-    run.wait_for_jobs(5)
-    run.wait_for_trigger()
-    run.mark("failed")
-    run.wait_for_jobs(5, "CANCELED")
-    nights.seconds = 1
-    nights.prompt = ""
-    run = nights.run("table_deferred")
-    assert run.wait_for_end() == "success", run.log()
-    check_paid_once(run, 5)
+def test_a_clear_leaves_what_runs_to_the_next_attempt(emulator: Emulator, begin: Callable[..., Run]) -> None:
+    canceled = requests(emulator, "cancel")
+    blocking, deferred = begin("table_blocking_once", 20, 30), begin("table_deferred_once", 20, 75)
+    blocking.wait_for_log("Submitted 20 of 20 inputs")
+    blocking.clear()
+    deferred.wait_for_trigger()
+    deferred.clear()
+    for run in (blocking, deferred):
+        check(run, 20, tries=2)
+        assert "20 rows: 0 to buy, 20 running" in run.log(2)
+    assert requests(emulator, "cancel") == canceled
+
+
+def test_a_mark_and_a_kill_without_a_next_attempt_cancel_all_jobs(begin: Callable[..., Run]) -> None:
+    runs = [begin(dag_id, 300, 600) for dag_id in (*MODES, "table_blocking_once")]
+    for run in runs:
+        run.wait_for_log("Submitted 300 of 300 inputs", timeout=120)
+    runs[1].wait_for_trigger()
+    for run in runs[:2]:
+        run.mark("failed")
+    runs[2].kill(number=signal.SIGTERM)
+    for run in runs:
+        run.wait_for_jobs(300, "CANCELED", timeout=45)
+        assert run.jobs_by_status() == {"CANCELED": 300}
+        assert run.wait_for_end() == "failed"
+        assert run.task()["try_number"] == 1

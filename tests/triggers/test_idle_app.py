@@ -114,9 +114,8 @@ def test_an_idle_app_is_scaled_to_zero_and_its_bill_stands_still(
 
 
 def test_no_answer_ends_it_and_a_refusal_to_scale_down_is_loud(
-    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.GONE_GRACE", 0.0)
     caplog.set_level(logging.INFO)
     for status in (500, 403, 404, 429, 503):
         rungen_emulator.service.inject(Fault(on="get_app", status=status))

@@ -18,9 +18,9 @@ from conftest import APP, KEY, SOON
 from rungen_emulator import Emulator
 
 from airflow_provider_rungen import _airflow
-from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.execution.task.outcomes import parse_ranges
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.task import attempts
+from airflow_provider_rungen.task.outcomes import parse_ranges
 from airflow_provider_rungen.triggers import RunGenAppTrigger, RunGenJobTrigger, base, job
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger
 

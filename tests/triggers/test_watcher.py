@@ -25,8 +25,8 @@ from wire import Connections
 
 from airflow_provider_rungen import _airflow as compat
 from airflow_provider_rungen.client.job_poller import MAX_WAIT_FOR_POLL, JobPoller
-from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.progress import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.senders import MAX_IN_FLIGHT
 from airflow_provider_rungen.client.transport import MAX_BACKGROUND
 from airflow_provider_rungen.exceptions import (

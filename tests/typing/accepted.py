@@ -14,7 +14,6 @@ from pydantic import BaseModel
 
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.operators import (
-    Ledger,
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
     RunGenCreateAppOperator,
@@ -37,15 +36,6 @@ def report(summary: dict[str, Any]) -> list[str]:
     results = read_results(summary)
     assert results.to_arrow().num_rows == len(results.to_pandas())
     return [row["error"] for row in results.rows(status=["failed", "refused"])]
-
-
-ledger = Ledger(
-    uri="s3://bucket/ledger/{{ ds }}",
-    version="1",
-    ignore=["request_id"],
-    expires=timedelta(days=90),
-    refresh=False,
-)
 
 
 class Picture(BaseModel):
@@ -112,40 +102,43 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         app_id="flux-schnell",
         input_schema={"type": "object"},
         destination="s3://bucket/pictures",
-        ledger=ledger,
-        max_in_flight=None,
         results="s3://bucket/pictures/results.parquet",
+        version="{{ params.version }}",
+        reuse=timedelta(days=90),
+        per_row=True,
+        max_in_flight=None,
         output_type=Picture,
         check=look_at,
         max_jobs=500,
         max_cost="20 USD",
         max_failed="any",
+        max_attempts=5,
     )
-    RunGenRunTableOperator(task_id="rows", table=[{"id": 1}], key="id", results="/tmp/results.csv")  # noqa: S108
+    RunGenRunTableOperator(task_id="rows", table=[{"id": 1}], key="id", reuse=False, destination="/data/rows")
 
     query = SqlRows(
         sql="SELECT sku FROM products WHERE day = %s", conn_id="warehouse", parameters=["{{ ds }}"]
     )
-    RunGenRunTableOperator(task_id="query", table=query, key="sku", results="/tmp/query.csv")  # noqa: S108
+    RunGenRunTableOperator(task_id="query", table=query, key="sku", destination="/data/query")
     RunGenRunTableOperator(
         task_id="function",
         table=lambda params: [{"id": params["id"]}],
         key="id",
-        results="/tmp/function.csv",  # noqa: S108
+        destination="/data/function",
     )
     RunGenRunTableOperator(
         task_id="chain",
         table=XComArg(table, key="results"),
         where=["completed", "skipped"],
         key="sku",
-        results="/tmp/chain.csv",  # noqa: S108
+        destination="/data/chain",
     )
 
     @rungen_table_task(
         table=table.output,
         where="completed",
         key="sku",
-        results="/tmp/rows.csv",  # noqa: S108
+        destination="/data/rows",
         limit="{{ params.limit }}",
     )
     def paint_row(row: dict[str, Any], style: str) -> dict[str, Any]:
@@ -176,5 +169,5 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
     def paint(subject: str) -> dict[str, Any]:
         return {"prompt": subject}
 
-    with scaled_app("gpu", 2, name="gpu", price="1.20 USD/h", pool="gpu"):
+    with scaled_app("gpu", 2, name="gpu", pool="gpu"):
         paint("a lighthouse")

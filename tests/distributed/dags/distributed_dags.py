@@ -10,7 +10,7 @@ from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_provider_rungen.operators import RunGenRunJobOperator, RunGenRunTableOperator
 
-RESULTS = f"file://{os.environ['AIRFLOW_HOME']}/results/{{{{ dag_run.dag_id }}}}-{{{{ run_id }}}}.jsonl"
+STORE = f"{os.environ['AIRFLOW_HOME']}/store"
 RETRIED = {"retries": 2, "retry_delay": timedelta(seconds=1), "poll_interval": 1}
 
 
@@ -24,11 +24,9 @@ def inputs(**context: Any) -> list[dict[str, Any]]:
     return [conf["input"] | {"prompt": f"{conf['input']['prompt']} {n}"} for n in range(conf["count"])]
 
 
-with dag("table_blocking", deferrable=False):
-    RunGenRunTableOperator(task_id="run", table=inputs(), results=RESULTS)
-
-with dag("table_deferred", deferrable=True):
-    RunGenRunTableOperator(task_id="run", table=inputs(), results=RESULTS)
+for dag_id, deferrable in {"table_blocking": False, "table_deferred": True}.items():
+    with dag(dag_id, deferrable=deferrable):
+        RunGenRunTableOperator(task_id="run", table=inputs(), destination=STORE)
 
 with dag("many", deferrable=True):
     RunGenRunJobOperator.partial(task_id="run").expand(input=inputs())

@@ -36,7 +36,7 @@ def leave_a_job(**context: Any) -> None:
 
 def chain(dag_id: str, **options: Any) -> None:
     with DAG(dag_id, schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS) as dag:
-        with scaled_app(APP, 2, timeout=100, price="3600 USD/h", **options) as gpu:
+        with scaled_app(APP, 2, timeout=100, **options) as gpu:
             first = run("first")
             middle = meddle.override(task_id="middle")("middle")
             first >> middle >> run("last")

@@ -6,21 +6,12 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.sdk import DAG
 
-from airflow_provider_rungen.operators import RunGenRunJobOperator, RunGenRunTableOperator
+from airflow_provider_rungen.operators import RunGenRunJobOperator
 
 INPUT = "{{ dag_run.conf['input'] }}"
 DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=1), "poll_interval": 1}
-
-
-class RaisesOnce(RunGenRunJobOperator):
-    """Returns from the triggerer and raises, in the first attempt."""
-
-    def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
-        if context["ti"].try_number == 1:
-            raise RuntimeError("raised by the test")
-        return super().execute_complete(context, event)
 
 
 def dag(dag_id: str, **defaults: Any) -> DAG:
@@ -48,28 +39,8 @@ for dag_id, options in WAITING.items():
     with dag(dag_id, wait_for_completion=True, **options):
         RunGenRunJobOperator(task_id="run", input=INPUT)
 
-with dag("raising", wait_for_completion=True, deferrable=True):
-    RaisesOnce(task_id="run", input=INPUT)
-
 with dag("blocking_execution_timeout", wait_for_completion=True, deferrable=False, retries=0):
-    RunGenRunJobOperator(task_id="run", input=INPUT, execution_timeout=timedelta(seconds=8))
-
-with dag("many", wait_for_completion=True, deferrable=True):
-
-    @task
-    def inputs(**context: Any) -> list[dict[str, Any]]:
-        conf = context["dag_run"].conf
-        return [conf["input"] | {"prompt": f"{conf['input']['prompt']} {n}"} for n in range(conf["count"])]
-
-    RunGenRunJobOperator.partial(task_id="run").expand(input=inputs())
-
-with dag("table"):
-    RunGenRunTableOperator(
-        task_id="run",
-        table="{{ [dag_run.conf['input']] * dag_run.conf['count'] }}",
-        results="file://{{ dag_run.conf['home'] }}/results.jsonl",
-        deferrable=True,
-    )
+    RunGenRunJobOperator(task_id="run", input=INPUT, execution_timeout=timedelta(seconds=20))
 
 with dag("linked", wait_for_completion=True, deferrable=True, retries=0):
     RunGenRunJobOperator(task_id="run", input=INPUT)

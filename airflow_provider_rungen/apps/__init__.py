@@ -1,0 +1,1 @@
+"""Creates, deletes, scales and awaits apps, and says what they cost."""

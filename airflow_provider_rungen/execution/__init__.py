@@ -1,1 +1,0 @@
-"""What one run of a task is made of."""

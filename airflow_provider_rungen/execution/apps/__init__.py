@@ -1,1 +1,0 @@
-"""Creates, deletes and scales apps, and waits for them."""

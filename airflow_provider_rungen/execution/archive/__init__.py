@@ -1,1 +1,0 @@
-"""Outputs in storage."""

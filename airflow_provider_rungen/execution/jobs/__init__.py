@@ -1,1 +1,0 @@
-"""Runs the jobs of a task, on its log."""

@@ -1,1 +1,0 @@
-"""Submits inputs, each after its intent is durable."""

@@ -1,1 +1,0 @@
-"""What takes the results of jobs: ids, values, stored files, a table."""

@@ -1,0 +1,1 @@
+"""The outputs of jobs: downloaded, and stored in a destination."""
