@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.results.rows import ResultRow
 
 _MILLISECOND = Decimal("0.001")
-# The digits of a bill, and of the column ``cost``.
-_PLACES = Decimal("0.0001")
+# The digits of the column ``cost``.
 _COST = Decimal("0.00000001")
 
 
@@ -49,7 +48,7 @@ class Bill:
     @property
     def cost(self) -> Decimal | None:
         """What it costs at the declared price."""
-        return None if self.price is None else self.price.cost(self.seconds, _PLACES)
+        return None if self.price is None else self.price.cost(self.seconds)
 
     def to_json(self) -> dict[str, Any]:
         """Return the XCom ``usage`` of a teardown. ``down_at`` is ``None`` if the app may still be up."""
@@ -81,7 +80,7 @@ def add_costs(rows: Iterable[ResultRow], price: Price | None) -> Iterator[Result
     """Yield rows with their costs, as far as it is known how long their jobs ran."""
     for row in rows:
         if price is not None and (seconds := row.seconds) is not None:
-            row.cost = price.cost(Decimal(str(seconds)), _COST)
+            row.cost = price.cost(seconds, _COST)
         yield row
 
 

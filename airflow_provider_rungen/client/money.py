@@ -13,6 +13,8 @@ from airflow_provider_rungen.exceptions import RunGenInputError
 AMOUNT = r"(\d{1,9}(?:\.\d{1,9})?) *([A-Z]{3})"
 _PRICE = re.compile(AMOUNT + r" */ *(h|min|s)")
 _UNITS = {"h": 3600, "min": 60, "s": 1}
+# The digits of a cost, unless somebody needs others.
+_DIGITS = Decimal("0.0001")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,9 @@ class Price:
     def __str__(self) -> str:
         return f"{self.amount} {self.currency}/{self.unit}"
 
-    def cost(self, worker_seconds: Decimal, digits: Decimal) -> Decimal:
+    def cost(self, worker_seconds: float | Decimal, digits: Decimal = _DIGITS) -> Decimal:
         """Return what these seconds of workers cost, with as many digits as a number has."""
-        return (worker_seconds * self.amount / _UNITS[self.unit]).quantize(digits)
+        return (Decimal(str(worker_seconds)) * self.amount / _UNITS[self.unit]).quantize(digits)
 
 
 def parse_price(text: str) -> Price:

@@ -87,7 +87,7 @@ def _per_hour(app: App, price: Price | None) -> dict[str, Any] | None:
     """Return what the workers of an app cost an hour, if that is known."""
     if not app.active_workers or price is None:
         return None
-    amount = price.cost(Decimal(3600 * app.active_workers), _CENTS)
+    amount = price.cost(3600 * app.active_workers, _CENTS)
     return {"amount": float(amount), "currency": price.currency}
 
 

@@ -9,7 +9,6 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar
 
 from airflow_provider_rungen.client.money import parse_price
@@ -243,7 +242,7 @@ def _usage(task: TaskRecord, view: Mapping[str, Any]) -> dict[str, Any]:
     with contextlib.suppress(ValueError, ArithmeticError):
         if cost is None and seconds is not None:
             price = parse_price(task.page.price)
-            cost, currency = float(price.cost(Decimal(str(seconds)), Decimal("0.0001"))), price.currency
+            cost, currency = float(price.cost(seconds)), price.currency
     jobs, lost = (to_number(used.get(name)) for name in ("jobs", "lost"))
     return shown_usage(None if jobs is None else int(jobs), seconds, cost, shown(currency or "", 10), lost)
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 #: The values of a row by column, as JSON has them.
 Values: TypeAlias = dict[str, Any]
-# The digits of a cost.
-_COST = Decimal("0.0001")
 
 
 class Status(StrEnum):
@@ -167,7 +165,7 @@ class ResultCounts:
         """
         seconds, cost = used["execution_seconds"], {}
         if price is not None and seconds is not None:
-            amount = price.cost(Decimal(str(seconds)), _COST)
+            amount = price.cost(seconds)
             cost = {"cost": float(amount), "currency": price.currency}
         return {
             "results": redact(uri),

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CENTS = Decimal("0.0001")
-
 
 class Quote:
     """
@@ -35,7 +33,7 @@ class Quote:
     @property
     def cost(self) -> Decimal:
         """What the jobs cost, without idle time; 0 if that is not known."""
-        return self.price.cost(Decimal(str(self.seconds)), _CENTS) if self.price else Decimal()
+        return self.price.cost(self.seconds) if self.price else Decimal()
 
     def __str__(self) -> str:
         """Return what is known, as the end of a list."""

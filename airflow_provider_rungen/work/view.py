@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.texts import format_count
@@ -14,8 +13,6 @@ from airflow_provider_rungen.work.limits import Quote
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.money import Price
     from airflow_provider_rungen.work.rows import Counts, Rows
-
-_COST = Decimal("0.0001")
 
 
 def first_line(counts: Counts, quote: Quote, without_job: Mapping[str, int]) -> str:
@@ -78,8 +75,7 @@ def view_of(
     counts = rows.counts
     usage = dict(used)
     if price is not None and used["execution_seconds"] is not None:
-        cost = price.cost(Decimal(str(used["execution_seconds"])), _COST)
-        usage |= {"cost": float(cost), "currency": price.currency}
+        usage |= {"cost": float(price.cost(used["execution_seconds"])), "currency": price.currency}
     return {
         "at": time.time(),
         "counts": {
