@@ -169,14 +169,15 @@ class ResultSink:
         self._run.push("results", redact(self._table.uri))
         self._run.failed_rows = counts.first_failed
         self._run.push_quietly("failed", counts.first_failed, "what failed")
-        write_sheet(
-            self._table.uri,
-            add_costs(self._result_rows(rows, missing), self._price),
-            self._summary(counts),
-            key=self._key,
-            ti=self._run.ti,
-            app_id=self._run.known_app_id,
-        )
+        if counts.file_count:  # a sheet shows pictures, and without one its rows would be read for nothing
+            write_sheet(
+                self._table.uri,
+                add_costs(self._result_rows(rows, missing), self._price),
+                self._summary(counts),
+                key=self._key,
+                ti=self._run.ti,
+                app_id=self._run.known_app_id,
+            )
         return counts
 
     def _check(self, rows: Rows, counts: ResultCounts, unsent: RunGenError | None) -> None:
