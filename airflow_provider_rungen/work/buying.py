@@ -75,9 +75,7 @@ class Buying:
         :raises RunGenLimitError: more is new than it may buy, and nothing else is to be done.
         """
         rows, store = self._run.rows, self._run.store
-        rows.go_on([*store.of_own_run()])
-        bought = sum(1 for _ in store.bought())
-        counts = rows.counts
+        bought, counts = rows.go_on(store.of_own_run()), rows.counts
         try:
             self._allowance = self._limits.check(counts.rows, counts.new, bought, store.seconds_per_job())
         except RunGenLimitError as error:

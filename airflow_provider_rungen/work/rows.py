@@ -183,18 +183,26 @@ class Rows:
                     self._order.append(key)
                 self.new[key] = number
 
-    def go_on(self, facts: Iterable[Record]) -> None:
-        """Count what this attempt bought before it was deferred, and its failures and refusals in a row."""
-        # what others bought is no reason to stop
-        own = [] if self._collects else [each for each in facts if each.by == self._policy.by]
-        bought = [each.at for each in own if each.status is not Status.REFUSED]
+    def go_on(self, facts: Iterable[Record]) -> int:
+        """
+        Count what this attempt bought before it was deferred, and its failures and refusals in a row.
+
+        :param facts: those of the run.
+        :return: how many purchases of the run there are.
+        """
+        count, own = 0, list[tuple[float, Status]]()
+        for each in facts:
+            count += each.status is not Status.REFUSED
+            if each.by == self._policy.by and not self._collects:  # what others bought is no reason to stop
+                own.append((each.at, each.status))
+        bought = [at for at, status in own if status is not Status.REFUSED]
         self.bought_before = len(bought)
-        self.refusals = sum(
-            each.status is Status.REFUSED and each.at >= max(bought, default=0.0) for each in own
-        )
-        last = max((each.at for each in own if each.status is Status.COMPLETED), default=0.0)
+        last_bought = max(bought, default=0.0)
+        self.refusals = sum(status is Status.REFUSED and at >= last_bought for at, status in own)
+        last = max((at for at, status in own if status is Status.COMPLETED), default=0.0)
         self.has_success = last > 0
-        self.failures = sum(each.status in FAILURES and each.at > last for each in own)
+        self.failures = sum(status in FAILURES and at > last for at, status in own)
+        return count
 
     # --- buying ---
 

@@ -88,6 +88,7 @@ class TableRun(TaskRun[JobOptions]):
         self.wait.others = self._others
         self.end_at = 0.0
         self._viewed_at = 0.0  # of the monotonic clock
+        self._bill: Mapping[str, Any] | None = None
         # whether a trigger has seen jobs end, so that a look at some of them is not enough
         self._is_resumed = False
 
@@ -170,8 +171,7 @@ class TableRun(TaskRun[JobOptions]):
                 return self.sink.finish(self.rows, self.buying.error)
         finally:
             if hasattr(self, "store"):  # lineage asks for the bill once more
-                used = self._usage()
-                self.used = lambda: used
+                self._settle()
                 self.store.close()
 
     def _open(self, *, writes: bool = False) -> None:
@@ -406,6 +406,7 @@ class TableRun(TaskRun[JobOptions]):
         self.collector.store_some()
         self._flush()
         self._tidy()
+        self._settle()
 
     def _tidy(self) -> None:
         """Record how old jobs ended that nobody waits for, and merge records. It is not worth a failure."""
@@ -428,6 +429,7 @@ class TableRun(TaskRun[JobOptions]):
         """Write what is known before an error ends the task."""
         try:
             self._flush()
+            self._settle()
             self.sink.report(self.rows, error)
         except RunGenError as failure:
             log.warning("%s", failure.message)
@@ -451,9 +453,17 @@ class TableRun(TaskRun[JobOptions]):
         """Return the bill of this run, from all of its attempts."""
         if not hasattr(self, "rows"):
             return {}
+        return {**(self._bill or self._count()), "reused": self.sink.reused}
+
+    def _count(self) -> Mapping[str, Any]:
         # those of others that are being collected have no claim
         others = self.rows.open.values() if self.collects else ()
-        return bill(chain(others, self.store.bought()), self.sink.reused)
+        return bill(chain(others, self.store.bought()))
+
+    def _settle(self) -> None:
+        """Keep the bill once nothing more is bought: counting it reads all that was."""
+        if self._bill is None and hasattr(self, "rows"):
+            self._bill = self._count()
 
     def page_details(self) -> dict[str, Any]:
         details = {"destination": redact(str(self.options.destination)), **self.sink.page_details()}

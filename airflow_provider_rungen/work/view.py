@@ -32,12 +32,11 @@ def first_line(counts: Counts, quote: Quote, without_job: Mapping[str, int]) -> 
     return f"{format_count(counts.rows, 'row')}: {counts.new:,} to buy{quote}{time_is}{known}."
 
 
-def bill(bought: Iterable[Record], reused: int) -> dict[str, Any]:
+def bill(bought: Iterable[Record]) -> dict[str, Any]:
     """
     Return the XCom ``usage``: what a run has bought, in all of its attempts.
 
     :param bought: its purchases. One without a job may have cost.
-    :param reused: how many rows needed none.
     """
     jobs: dict[str, Record] = {}
     lost = 0
@@ -52,7 +51,6 @@ def bill(bought: Iterable[Record], reused: int) -> dict[str, Any]:
         "jobs": len(jobs),
         "completed": completed,
         "failed": len(jobs) - completed - unfinished,
-        "reused": reused,
         "execution_seconds": round(sum(seconds), 3) if seconds or not jobs else None,
         **({"lost": lost} if lost else {}),
     }
