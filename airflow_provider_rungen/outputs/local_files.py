@@ -49,24 +49,21 @@ class LocalFiles:
         return is_there
 
     def list_folder(self, folder: str) -> dict[str, int]:
-        sizes = {}
+        return {name: status.st_size for name, status in self._scan(folder)}
+
+    def times(self, folder: str) -> dict[str, float]:
+        """Return when each file of a folder was last modified (seconds since 1970)."""
+        found = self._scan(folder)
+        return {name: status.st_mtime for name, status in found if not name.endswith(_TEMPORARY_SUFFIX)}
+
+    def _scan(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
+        """Yield the files of a folder. Links are none."""
         with os.scandir(self._path(folder)) as entries:
             for entry in entries:
                 # others rename their temporary files meanwhile: that is no missing folder
                 with contextlib.suppress(FileNotFoundError):
                     if entry.is_file(follow_symlinks=False):
-                        sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
-        return sizes
-
-    def times(self, folder: str) -> dict[str, float]:
-        """Return when each file of a folder was last modified (seconds since 1970)."""
-        times = {}
-        with os.scandir(self._path(folder)) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    if entry.is_file(follow_symlinks=False) and not entry.name.endswith(_TEMPORARY_SUFFIX):
-                        times[entry.name] = entry.stat(follow_symlinks=False).st_mtime
-        return times
+                        yield entry.name, entry.stat(follow_symlinks=False)
 
     def find(self, folder: str) -> set[str]:
         """Return all files below a folder, by their paths from the root."""

@@ -49,13 +49,11 @@ class RemoteFiles:
         return self._is_atomic
 
     def list_folder(self, folder: str) -> dict[str, int]:
-        listed = (entry for entry in self._list(folder) if entry["type"] == "file")
-        return {entry["name"].rpartition("/")[2]: entry["size"] or 0 for entry in listed}
+        return {name: entry["size"] or 0 for name, entry in self._list(folder).items()}
 
     def times(self, folder: str) -> dict[str, float]:
         """Return when each file of a folder was last modified (seconds since 1970, by the store's clock)."""
-        listed = (entry for entry in self._list(folder) if entry["type"] == "file")
-        return {entry["name"].rpartition("/")[2]: _modified(entry) for entry in listed}
+        return {name: _modified(entry) for name, entry in self._list(folder).items()}
 
     def find(self, folder: str) -> set[str]:
         """Return all files below a folder, by their paths from the root."""
@@ -161,7 +159,8 @@ class RemoteFiles:
     def _path(self, folder: str, name: str = "") -> str:
         return "/".join((self._root, *filter(None, (folder, name))))
 
-    def _list(self, folder: str) -> list[dict[str, Any]]:
+    def _list(self, folder: str) -> dict[str, dict[str, Any]]:
+        """Return what the store says of each file of a folder, past any cache."""
         path = self._path(folder)
         self._fs.invalidate_cache(path)
         try:
@@ -171,7 +170,7 @@ class RemoteFiles:
             if getattr(error.__cause__, "response", None):
                 raise OSError(f"it cannot be listed: {error}") from None
             raise
-        return listed
+        return {entry["name"].rpartition("/")[2]: entry for entry in listed if entry["type"] == "file"}
 
     def _pipe(self, target: str, content: bytes, **options: str) -> None:
         """Upload a small file. S3 confirms it with an ETag, and a login page has none."""
