@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from html import escape
 from importlib.resources import files
 from typing import Annotated, Any
@@ -161,24 +161,26 @@ async def send_file(request: Request, task: Task, path: str = "") -> Response:
     """Send an output of the task's store."""
     if not task.page.destination or not is_output(path):
         raise HTTPException(404, "This task has no such file.")
-    try:
-        return await send_output(task.page.destination, path, request.headers.get("range", ""))
-    except FileNotFoundError:
-        raise HTTPException(404, "This file was removed or moved since it was stored.") from None
-    except (RunGenError, OSError) as error:
-        log.warning("Could not open a file (%s)", type(error).__name__)
-        raise HTTPException(502, "The file could not be read.") from None
+    sending = send_output(task.page.destination, path, request.headers.get("range", ""))
+    missing = "This file was removed or moved since it was stored."
+    return await _sent(sending, missing, "The file could not be read.")
 
 
 async def send_results_file(task: Task) -> Response:
     """Send the results as a download."""
+    sending = send_results(task.results or task.page.results)
+    return await _sent(sending, "This task has no results yet.", "The results could not be read.")
+
+
+async def _sent(sending: Awaitable[Response], missing: str, unread: str) -> Response:
+    """Return the answer with a file, or explain why there is none."""
     try:
-        return await send_results(task.results or task.page.results)
+        return await sending
     except FileNotFoundError:
-        raise HTTPException(404, "This task has no results yet.") from None
+        raise HTTPException(404, missing) from None
     except (RunGenError, OSError) as error:
-        log.warning("Could not open the results (%s)", type(error).__name__)
-        raise HTTPException(502, "The results could not be read.") from None
+        log.warning("%s (%s)", unread.removesuffix("."), type(error).__name__)
+        raise HTTPException(502, unread) from None
 
 
 async def send_apps(user: User) -> Response:
