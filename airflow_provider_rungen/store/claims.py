@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from airflow_provider_rungen.store.files import OPEN, RUNS, Files, claim_path, j
 from airflow_provider_rungen.store.records import Policy, Record, Status, normalize
 
 _OPEN_NAME = re.compile(r"([0-9a-f]{64})\.([1-9][0-9]{0,8})(?:\.(.+))?")
-# What is open for so many seconds is looked at by whoever comes along, so many at a time.
+# What is open for so many seconds is looked at by whoever comes along, so many purchases at a time.
 _STALE_TIME, _MOST_STALE = 86_400.0, 100
 
 
@@ -128,22 +129,30 @@ class Claims:
 
     async def stale(self) -> list[Record]:
         """
-        Return what was open for over a day at the last look, of this app, whoever bought it: claims and jobs.
+        Return purchases that were open for over a day at the last look, of this app, whoever made them.
 
-        Whoever finds them records how they ended, so that nothing is forgotten though its row has changed.
+        A purchase with jobs is each of them, and one without is lost. Whoever finds them records how they
+        ended, so that nothing is forgotten though its row has changed.
         """
-        now = self._store_time
-        old = [path for path, at in self._listed.items() if now - at >= _STALE_TIME][:_MOST_STALE]
-        found = [_OPEN_NAME.fullmatch(path, len(OPEN) + 1) for path in old]
-        places = {(each[1], int(each[2])): each[3] for each in found if each is not None}
-        claims = await self._files.read([claim_path(*place) for place in places])
+        purchases: dict[tuple[str, str], dict[str, str | None]] = {}
+        recent = set[tuple[str, str]]()
+        for path, modified in self._listed.items():
+            if (found := _OPEN_NAME.fullmatch(path, len(OPEN) + 1)) is not None:
+                purchases.setdefault((found[1], found[2]), {})[path] = found[3]
+                if self._store_time - modified < _STALE_TIME:
+                    recent.add((found[1], found[2]))
+        old = [files for purchase, files in purchases.items() if purchase not in recent]
+        jobs: dict[str, str | None] = {}
+        # at random, so that what runs on and on keeps nobody from the others
+        for files in random.sample(old, min(len(old), _MOST_STALE)):
+            # the file of a job has the claim, too
+            jobs |= {path: job for path, job in files.items() if job is not None} or files
         facts = []
-        for path, content in claims.items():
-            claim = _claim_of(path, content)
-            if claim.app == self._policy.app:
-                job = places[claim.key, claim.n]
-                status = Status.LOST if job is None else Status.OPEN
-                facts.append(claim.model_copy(update={"job": unquote(job or ""), "status": status}))
+        for path, content in (await self._files.read(jobs)).items():
+            if (claim := _claim_of(path, content)).app == self._policy.app:
+                job = unquote(jobs[path] or "")
+                status = Status.OPEN if job else Status.LOST
+                facts.append(claim.model_copy(update={"job": job, "status": status}))
         return facts
 
     # --- writing ---

@@ -112,9 +112,10 @@ class Store:
 
     async def stale(self) -> list[Record]:
         """
-        Return what was open for over a day at the last look, of this app, whoever bought it: claims and jobs.
+        Return purchases that were open for over a day at the last look, of this app, whoever made them.
 
-        Whoever finds them records how they ended, so that nothing is forgotten though its row has changed.
+        A purchase with jobs is each of them, and one without is lost. Whoever finds them records how they
+        ended, so that nothing is forgotten though its row has changed.
         """
         return await self._claims.stale()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
+from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.polling import job_of
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
     RejectRow,
@@ -21,11 +24,11 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.outputs.kept import kept_value
 from airflow_provider_rungen.outputs.output_store import OutputStore
 from airflow_provider_rungen.results.check import ResultCheck
+from airflow_provider_rungen.results.values import ResultReader
 from airflow_provider_rungen.store.records import Record, Status
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.outputs.storage import Storage
-    from airflow_provider_rungen.results.values import ResultReader
     from airflow_provider_rungen.schemas import OutputType
     from airflow_provider_rungen.store.store import Store
     from airflow_provider_rungen.task.options import JobOptions
@@ -58,39 +61,81 @@ class Attempt(Protocol):
     def output(self) -> OutputType | None: ...
 
 
+@dataclass
+class Strays:
+    """
+    Jobs that no row of the attempt needs.
+
+    :param open: the purchase of each.
+    """
+
+    open: dict[str, Record]
+    unstored: dict[str, RunGenError] = field(default_factory=dict)
+
+    def note_end(self, record: Record) -> None:
+        """Note how a job ended."""
+        del self.open[record.job]
+
+
 class Collector:
     """
     Collects the jobs of one attempt.
 
     :param run: the attempt.
     :param store: what is known of purchases.
+    :param strays: what is collected in place of its rows. What its task demands of results says nothing of
+        them.
     """
 
-    def __init__(self, run: Attempt, store: Store) -> None:
-        self._run, self._store = run, store
-        check = ResultCheck(run.options.check, run.storage, run.reader)
+    def __init__(self, run: Attempt, store: Store, strays: Strays | None = None) -> None:
+        self._run, self._store, self._strays = run, store, strays
+        self._collects = run.collects and strays is None
+        reader = run.reader if strays is None else ResultReader(run.storage, None)
+        check = ResultCheck(run.options.check, run.storage, reader)
         self.outputs = OutputStore(
             run,
             run.storage,
-            run.reader,
+            reader,
             self._on_stored,
-            output=run.output,
-            check=check if check.is_set else None,
-            keeps_input=run.collects,
+            output=run.output if strays is None else None,
+            check=check if check.is_set and strays is None else None,
+            keeps_input=self._collects,
         )
         # the jobs that completed, and whose outputs are to be stored
         self._completed: list[str] = []
         # of collected jobs, those that did not, and whose inputs are to be asked for
         self._others: dict[str, Job] = {}
 
+    @property
+    def _rows(self) -> Rows | Strays:
+        return self._run.rows if self._strays is None else self._strays
+
+    def look(self, jobs: Sequence[str]) -> None:
+        """
+        Look at each of these jobs once, and store what has completed.
+
+        :raises RunGenError: the service does not answer, or refuses the key.
+        """
+        ended: list[Job] = []
+
+        def take(job_id: str, found: Job | RunGenError) -> None:
+            job = job_of(found, app_id, job_id)
+            if job.is_terminal:
+                ended.append(strip_payloads(job))
+
+        app_id = self._run.known_app_id
+        self._run.wait.refetch(app_id, jobs, take, have_ended=False)
+        self.note_ended(ended)
+        self.store_some()
+
     def note_ended(self, jobs: Collection[Job]) -> None:
         """Note how jobs ended."""
         for job in jobs:
-            if job.id not in self._run.rows.open:
+            if job.id not in self._rows.open:
                 continue
             if job.is_usable:
                 self._completed.append(job.id)
-            elif self._run.collects and job.cause is None:
+            elif self._collects and job.cause is None:
                 self._others[job.id] = job
             else:
                 self._end_job(job)
@@ -108,7 +153,7 @@ class Collector:
             lambda job_id, found: self._end_job(found if isinstance(found, Job) else others[job_id]),
         )
         jobs, self._completed = self._completed, []
-        rows = self._run.rows
+        rows = self._rows
         if records := {job: rows.open[job] for job in jobs if job in rows.open}:
             for job, error in self.outputs.store(self._run.known_app_id, records).items():
                 self._note_error(records[job], error)
@@ -119,24 +164,24 @@ class Collector:
         # one whose answer is too large has completed, and is of no use
         status = _STATUSES.get(job.status, Status.INVALID)
         self.end(
-            self._run.rows.open[job.id].model_copy(
+            self._rows.open[job.id].model_copy(
                 update={
                     "status": status,
                     "why": why or str(status),
                     "seconds": job.execution_time,
                     "created_at": "" if job.created_at is None else job.created_at.isoformat(),
-                    "input": kept_value(job.input) if self._run.collects else None,
+                    "input": kept_value(job.input) if self._collects else None,
                 }
             )
         )
 
     def end(self, record: Record) -> None:
         """Record how a job ended. One that somebody else has submitted was bought when it was created."""
-        if self._run.collects and record.created_at:
+        if self._collects and record.created_at:
             at = datetime.fromisoformat(record.created_at).timestamp()
             record = record.model_copy(update={"at": at})
         self._store.end(record)
-        self._run.rows.note_end(record)
+        self._rows.note_end(record)
 
     async def _on_stored(self, record: Record, rejection: RunGenError | None) -> None:
         if rejection is None:
@@ -144,7 +189,7 @@ class Collector:
         elif isinstance(rejection, RejectRow):
             self.end(record.model_copy(update={"status": Status.REJECTED, "why": rejection.message}))
         else:  # the check failed: the next attempt asks again
-            self._run.rows.unstored[record.job] = rejection
+            self._rows.unstored[record.job] = rejection
         if self._store.is_flush_due:  # what many jobs returned may not fit into memory
             await self._store.flush()
 
@@ -152,7 +197,7 @@ class Collector:
         """Record why a job is of no use, or keep it open for the next attempt."""
         status = _status_of(error)
         if status is None:
-            self._run.rows.unstored[record.job] = error
+            self._rows.unstored[record.job] = error
             return
         why = reason_of(error, record.app, record.job)
         change = {"status": status, "why": why, "seconds": getattr(error, "execution_time", None)}

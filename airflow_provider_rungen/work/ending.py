@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
@@ -11,11 +10,15 @@ from airflow_provider_rungen.store.records import Policy, Status
 from airflow_provider_rungen.task import attempts
 from airflow_provider_rungen.task.job_ids import format_jobs
 from airflow_provider_rungen.task.outcomes import is_misconfigured
+from airflow_provider_rungen.work.collect import Collector, Strays
 
 if TYPE_CHECKING:
+    from airflow_provider_rungen.outputs.storage import Storage
+    from airflow_provider_rungen.results.values import ResultReader
+    from airflow_provider_rungen.schemas import OutputType
+    from airflow_provider_rungen.store.store import Store
     from airflow_provider_rungen.task.kill import KillGuard
     from airflow_provider_rungen.task.options import JobOptions
-    from airflow_provider_rungen.work.collect import Collector
     from airflow_provider_rungen.work.rows import Rows
     from airflow_provider_rungen.work.wait import JobWait
 
@@ -31,6 +34,10 @@ class Attempt(Protocol):
     policy: Policy
     wait: JobWait
     guard: KillGuard
+    store: Store
+    storage: Storage
+    reader: ResultReader
+    output: OutputType | None
     collector: Collector
 
     @property
@@ -43,8 +50,8 @@ class Attempt(Protocol):
     def known_app_id(self) -> str: ...
     @property
     def rows(self) -> Rows: ...
-    def take_what_ended(self, jobs: Sequence[str]) -> None:
-        """Look at each of these jobs once."""
+    def in_loop(self, work: Any) -> Any:
+        """Perform I/O, and return its result."""
 
 
 class Ending:
@@ -110,4 +117,24 @@ class Ending:
             changes = {"status": Status.CANCELED, "why": why, "seconds": seconds.get(job)}
             run.collector.end(run.rows.open[job].model_copy(update=changes))
         # others were over before
-        run.take_what_ended([job for job in jobs if job not in failed and job not in run.wait.canceled])
+        run.collector.look([job for job in jobs if job not in failed and job not in run.wait.canceled])
+
+    def tidy(self) -> None:
+        """
+        Record how old purchases ended that nobody waits for, and merge records. It is not worth a failure.
+
+        They belong to no attempt: not to the ids, the counts or the bill of this one.
+        """
+        run, store = self._run, self._run.store
+        try:
+            stale = [fact for fact in run.in_loop(store.stale()) if fact.job not in run.rows.open]
+            strays = Strays({fact.job: fact for fact in stale if fact.job})
+            for fact in stale:
+                if not fact.job:
+                    store.end(fact)
+            if strays.open:
+                Collector(run, store, strays).look([*strays.open])
+            run.in_loop(store.flush())
+            run.in_loop(store.merge())
+        except RunGenError as error:
+            log.warning("Old records are left for the next attempt: %s", error.message)

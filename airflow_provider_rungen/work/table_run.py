@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.polling import job_of
 from airflow_provider_rungen.client.progress import OtherInputs, WaitGoal
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
@@ -28,7 +27,7 @@ from airflow_provider_rungen.results.values import ResultReader
 from airflow_provider_rungen.schemas import OutputType
 from airflow_provider_rungen.store.files import view_path
 from airflow_provider_rungen.store.keys import input_key, model_identity
-from airflow_provider_rungen.store.records import Policy, Status
+from airflow_provider_rungen.store.records import Policy
 from airflow_provider_rungen.store.spool import KeyFilter
 from airflow_provider_rungen.store.store import Store
 from airflow_provider_rungen.task import attempts
@@ -282,7 +281,7 @@ class TableRun(TaskRun[JobOptions]):
             raise error
         rows = self.rows
         if not self.options.wait_for_completion:
-            self.take_what_ended(list(rows.open))
+            self.collector.look(list(rows.open))
             return
         while not rows.is_over:
             self.guard.check()
@@ -302,24 +301,6 @@ class TableRun(TaskRun[JobOptions]):
                 self._look_again()
                 continue
             self._wait_for_some()
-
-    def take_what_ended(self, jobs: Sequence[str]) -> None:
-        """
-        Look at each of these jobs once.
-
-        :raises RunGenError: the service does not answer, or refuses the key.
-        """
-        ended: list[Job] = []
-
-        def take(job_id: str, found: Job | RunGenError) -> None:
-            job = job_of(found, app_id, job_id)
-            if job.is_terminal:
-                ended.append(strip_payloads(job))
-
-        app_id = self.known_app_id
-        self.wait.refetch(app_id, jobs, take, have_ended=False)
-        self.collector.note_ended(ended)
-        self.collector.store_some()
 
     def _wait_for_some(self) -> None:
         """Wait until more may be bought or stored, and store what has ended."""
@@ -405,25 +386,8 @@ class TableRun(TaskRun[JobOptions]):
             raise
         self.collector.store_some()
         self._flush()
-        self._tidy()
+        self.ending.tidy()
         self._settle()
-
-    def _tidy(self) -> None:
-        """Record how old jobs ended that nobody waits for, and merge records. It is not worth a failure."""
-        try:
-            stale = self.in_loop(self.store.stale())
-            for fact in stale:
-                if fact.status is Status.LOST:
-                    self.store.end(fact)
-                else:
-                    self.rows.open[fact.job] = fact
-            if old := [fact.job for fact in stale if fact.job]:
-                self.take_what_ended(old)
-            if stale:
-                self._flush()
-            self.in_loop(self.store.merge())
-        except RunGenError as error:
-            log.warning("Old records are left for the next attempt: %s", error.message)
 
     def _end(self, error: Exception) -> None:
         """Write what is known before an error ends the task."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextvars
+import gzip
+import json
+import os
 import re
 import shutil
 import time
@@ -17,12 +20,12 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from bad_answers import Fault
-from operator_kit import Inputs, Table, picture, products
+from operator_kit import Attempts, Inputs, Table, picture, products, submitted
 from rungen_emulator import Emulator, Service
 from rungen_emulator.messages import Reply
 
 from airflow_provider_rungen.links import RunGenJobLink
-from airflow_provider_rungen.operators import RunGenPlanTableOperator
+from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenPlanTableOperator
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
 
@@ -249,6 +252,63 @@ def test_a_plan_counts_no_job_for_what_is_given_up(run: Run) -> None:
     assert task.attempt().value == 0
     plan = task.ti.xcoms["plan"]
     assert (plan["rows"], plan["jobs"], plan["reused"], plan["skipped"], plan["cost"]) == (4, 0, 2, 0, 0)
+
+
+# --- what was forgotten ---
+
+
+def test_what_others_left_open_is_recorded_and_belongs_to_nobody(run: Run, tmp_path: Path) -> None:
+    ahead = [0.0]
+
+    def lasts(row: dict[str, Any]) -> dict[str, Any]:
+        return picture(row) | {"emulator": {"seconds": 60 if int(row["sku"][4:]) % 2 else 0}}
+
+    owner = run(products(60), to_input=lasts)
+    service, store = owner.emulator.service, tmp_path / "photos" / ".rungen"
+    service.clock = lambda: time.time() + ahead[0]
+    owner.attempt_until(RunGenJobLink.key)
+    ahead[0] = 10
+    assert Counter(owner.statuses()) == {"COMPLETED": 30, "RUNNING": 30}
+    bought = owner.ids()
+    running = {job["id"] for job in service.jobs() if job["status"] == "RUNNING"}
+    for path in (store / "open").iterdir():
+        os.utime(path, (time.time() - 25 * 3600,) * 2)
+
+    def named() -> set[str]:
+        names = (path.name.split(".", 2) for path in (store / "open").iterdir())
+        return {name[2] for name in names if len(name) == 3}
+
+    # each has a job that fails, so that its error names its jobs
+    table, other = run(products(64)[60:62], to_input=poisoned), run(products(64)[62:], to_input=poisoned)
+    table.dag_id, other.dag_id = "another", "a third"
+    ended, failing = submitted({"prompt": "a"}, {"prompt": "b", "emulator": {"fail": "no memory"}})
+    collecting = Attempts(
+        owner.emulator,
+        RunGenCollectResultsOperator,
+        job_id=[ended, failing],
+        destination=owner.options["destination"],
+        results=(tmp_path / "collected.jsonl").as_uri(),
+    )
+    collecting.dag_id = "collecting"
+    for task in (table, collecting, other):
+        before = owner.ids()
+        error: Any = task.attempt().error
+        new = [ended, failing] if task is collecting else owner.ids()[len(before) :]
+        assert (len(new), task.ti.xcoms["usage"]["jobs"]) == (2, 2)
+        assert "lost" not in task.ti.xcoms["usage"]
+        assert error.job_ids
+        assert set(error.job_ids) <= set(new)
+        assert named() == running
+
+    done = b"".join(gzip.decompress(path.read_bytes()) for path in (store / "done").iterdir())
+    records = [json.loads(line) for line in done.splitlines()]
+    assert {each["job"] for each in records if each["status"] == "completed"} >= {*bought} - running
+    assert [each for each in records if each["status"] == "lost"] == []
+
+    ahead[0], before = 100, owner.ids()
+    outcome = owner.attempt()
+    assert (outcome.value["completed"], owner.ids()) == (60, before)
+    assert (outcome.value["jobs"], set(owner.column("job_id"))) == (60, set(bought))
 
 
 # --- at the same time ---

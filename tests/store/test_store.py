@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -159,14 +160,33 @@ def test_what_was_forgotten_is_found(place: StoreFolder) -> None:
         await first.claim(dict.fromkeys(KEYS, 1))
         await first.add_job(KEYS[0], 1, "a job")
         await first.add_job(KEYS[1], 1, "another/one")
+        await first.add_job(KEYS[1], 1, "a second")
         ahead = [0.0]
         other = Store(place, policy("other", "try-2"), lambda _: False, lambda: time.time() + ahead[0])
         await other.look()
         assert await other.stale() == []
         ahead[0] = 90_000
-        found = {each.key: (each.status, each.job) for each in await other.stale()}
-        jobs = [(Status.OPEN, "a job"), (Status.OPEN, "another/one"), (Status.LOST, "")]
-        assert found == dict(zip(KEYS, jobs, strict=True))
+        found = {(each.key, each.status, each.job) for each in await other.stale()}
+        lost, jobs = (KEYS[2], Status.LOST, ""), ["another/one", "a second"]
+        assert found == {
+            (KEYS[0], Status.OPEN, "a job"),
+            *((KEYS[1], Status.OPEN, job) for job in jobs),
+            lost,
+        }
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("older", ["claim", "job"])
+def test_the_newest_file_of_a_purchase_tells_its_age(tmp_path: Path, older: str) -> None:
+    async def scene() -> None:
+        store = opened(StoreFolder(Storage(tmp_path.as_uri())))
+        await store.claim({KEYS[0]: 1})
+        await store.add_job(KEYS[0], 1, "job")
+        paths = {"claim": tmp_path / CLAIM, "job": tmp_path / f"{CLAIM}.job"}
+        os.utime(paths[older], (time.time() - 90_000,) * 2)
+        await store.look()
+        assert await store.stale() == []
 
     asyncio.run(scene())
 
