@@ -23,7 +23,7 @@ KINDS: list[Any] = [
 #: The order of all parameters; the first is what the task is about.
 ORDER = """
     python_callable op_args op_kwargs input sql conn_id parameters table key to_input columns where
-    limit job_id name configuration workflow active_workers app_id scale_up_task_id only_if
+    limit job_id name configuration workflow active_workers app_id only_if
     rungen_conn_id description status wait_for_completion deferrable poll_interval timeout
     queued_timeout cancel_on_kill input_schema destination results version reuse per_row output_type
     check label max_jobs max_cost max_in_flight max_failed max_attempts

@@ -172,7 +172,7 @@ class ScaleRun(TaskRun[Any]):
 
 
 class ScaleDownRun(TaskRun[Any]):
-    """An attempt of a teardown, or of a task that only takes an app down."""
+    """An attempt of a teardown."""
 
     #: What the setup wrote down, if it did.
     _up: Mapping[str, Any] | None = None
@@ -201,14 +201,12 @@ class ScaleDownRun(TaskRun[Any]):
             self._report(is_down=is_down)
 
     @property
-    def _block(self) -> Block | None:
-        up = self.task.scale_up_task_id
-        return Block(up, self.task.task_id) if up else None
+    def _block(self) -> Block:
+        return Block(self.task.scale_up_task_id, self.task.task_id)
 
     def _is_due(self) -> bool:
         """Read what the setup wrote down; return whether it may have scaled up. Without an answer, it may."""
-        if (block := self._block) is None:
-            return True
+        block = self._block
         pull = partial(self.ti.xcom_pull, task_ids=block.up, key=SCALED_KEY, map_indexes=self.ti.map_index)
         up = self._ask_airflow("read when the app was scaled up", pull, None)
         ask = partial(attempts.states_in_run, self.ti, block.up)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import Context, XComArg
     from airflow_provider_rungen.apps.lifecycle import CreateAppRun, DeleteAppRun
-    from airflow_provider_rungen.apps.scaling import ScaleDownRun, ScaleRun
+    from airflow_provider_rungen.apps.scaling import ScaleRun
     from airflow_provider_rungen.parameters import Duration, JsonObject, OperatorArguments
 
 
@@ -121,34 +121,3 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
         from airflow_provider_rungen.apps.scaling import ScaleRun
 
         return ScaleRun(self, context)
-
-
-class RunGenScaleDownOperator(RunGenBaseOperator):
-    """
-    Set an app to zero workers, and see that it says so.
-
-    As the teardown of `scaled_app`, it also pushes what the app cost: the XCom ``usage``. Then it does
-    nothing if its setup never began, and leaves the app to another running run of the DAG that uses it.
-
-    :param app_id: the app. The connection's ``app_id`` when left out (templated).
-    :param scale_up_task_id: the setup, for a teardown.
-    :param rungen_conn_id: the Airflow connection (templated).
-    :param poll_interval: seconds between two tries.
-    """
-
-    def __init__(
-        self,
-        *,
-        app_id: str | XComArg | None = None,
-        scale_up_task_id: str | None = None,
-        rungen_conn_id: str = DEFAULT_CONN_ID,
-        poll_interval: Duration = 5,
-        **kwargs: Unpack[OperatorArguments],
-    ) -> None:
-        super().__init__(**kwargs)
-        set_parameters(self, locals())
-
-    def _make_run(self, context: Context) -> ScaleDownRun:
-        from airflow_provider_rungen.apps.scaling import ScaleDownRun
-
-        return ScaleDownRun(self, context)

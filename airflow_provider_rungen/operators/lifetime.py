@@ -11,16 +11,17 @@ from airflow_provider_rungen._airflow import (
     BaseOperator,
     TriggerRule,
 )
-from airflow_provider_rungen.checks import check_names, parameter_names
-from airflow_provider_rungen.operators.app import RunGenScaleAppOperator, RunGenScaleDownOperator
-from airflow_provider_rungen.operators.base import class_of
+from airflow_provider_rungen.checks import check_names, parameter_names, set_parameters
+from airflow_provider_rungen.operators.app import RunGenScaleAppOperator
+from airflow_provider_rungen.operators.base import RunGenBaseOperator, class_of
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.parameters import Duration, ScaleUpArguments
+    from airflow_provider_rungen.apps.scaling import ScaleDownRun
+    from airflow_provider_rungen.parameters import Duration, OperatorArguments, ScaleUpArguments
 
 # The DAG's default_args must not decide whether, when and how often an app is scaled down.
 _OWN_POLICY: dict[str, Any] = {
@@ -60,6 +61,37 @@ _END_DOC = """\
 Succeeds when `{name}_up` and `{name}_down` did. Otherwise it fails the run: the app may still be billed. The
 scheduler ends this task by itself, without a worker. That is why **its log is empty**.
 """
+
+
+class RunGenScaleDownOperator(RunGenBaseOperator):
+    """
+    Set the app of a block to zero workers, see that it says so, and push what it cost: the XCom ``usage``.
+
+    It does nothing if its setup never began, and leaves the app to another running run of the DAG that uses
+    it. Outside of a block, `RunGenScaleAppOperator` with 0 workers stops an app.
+
+    :param app_id: the app (templated).
+    :param scale_up_task_id: the setup.
+    :param rungen_conn_id: the Airflow connection (templated).
+    :param poll_interval: seconds between two tries.
+    """
+
+    def __init__(
+        self,
+        *,
+        app_id: str | XComArg | None,
+        scale_up_task_id: str,
+        rungen_conn_id: str,
+        poll_interval: Duration,
+        **kwargs: Unpack[OperatorArguments],
+    ) -> None:
+        super().__init__(**kwargs)
+        set_parameters(self, locals())
+
+    def _make_run(self, context: Context) -> ScaleDownRun:
+        from airflow_provider_rungen.apps.scaling import ScaleDownRun
+
+        return ScaleDownRun(self, context)
 
 
 class RunGenNoOpOperator(BaseOperator):

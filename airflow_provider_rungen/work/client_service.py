@@ -18,7 +18,6 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.work.service import Lost, NotSent, Refused, Submission, Submitted
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.client.models import App, Job
     from airflow_provider_rungen.hooks.rungen import RunGenHook
 
 #: Seconds after which a submission without an answer is lost.
@@ -48,14 +47,8 @@ class ClientService:
         except RunGenError as error:
             return _outcome_of(error)
 
-    async def get(self, job: str) -> Job:
-        return await self._hook.aperform(endpoints.get_job(self._app_id, job))
-
     async def cancel(self, job: str) -> None:
         await self._hook.aperform(endpoints.cancel_job(self._app_id, job, is_known=True))
-
-    async def app(self) -> App:
-        return await self._hook.aperform(endpoints.get_app(self._app_id))
 
 
 def _outcome_of(error: RunGenError) -> Lost | Refused | NotSent:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.exceptions import RunGenError
 
 
@@ -56,7 +55,7 @@ Submission: TypeAlias = Submitted | Refused | NotSent | Lost
 
 
 class Service(Protocol):
-    """What an attempt asks of the service about its app."""
+    """What buying asks of the service."""
 
     async def submit(self, job_input: Mapping[str, Any], start_within: float) -> Submission:
         """
@@ -66,8 +65,4 @@ class Service(Protocol):
         """
         ...
 
-    async def get(self, job: str) -> Job: ...
-
     async def cancel(self, job: str) -> None: ...
-
-    async def app(self) -> App: ...

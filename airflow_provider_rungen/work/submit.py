@@ -36,15 +36,13 @@ class Bought:
     :param opened: the purchases that have a job now.
     :param refused: the inputs that the service did not take.
     :param lost: the purchases whose answer nobody got.
-    :param again: the keys to decide about again: others are buying them, or the service asks to wait.
-    :param pause: seconds to wait before that.
+    :param pause: seconds to wait before the rest is decided about again: the service asks for them.
     :param error: what stops the task.
     """
 
     opened: list[Record] = field(default_factory=list)
     refused: list[Record] = field(default_factory=list)
     lost: list[Record] = field(default_factory=list)
-    again: list[str] = field(default_factory=list)
     pause: float = 0.0
     error: RunGenError | None = None
 
@@ -57,13 +55,11 @@ class Claimed:
     :param inputs: by key.
     :param numbers: which purchase of each key it is.
     :param at: when it was claimed (monotonic clock).
-    :param again: the keys to decide about again.
     """
 
     inputs: Mapping[str, Mapping[str, Any]]
     numbers: Mapping[str, int]
     at: float
-    again: list[str]
 
 
 class Buyer:
@@ -157,10 +153,8 @@ class Buyer:
         :raises RunGenOutputError: the store cannot be read or written.
         """
         wanted = {key: each.n for key in inputs if isinstance(each := self.verdict(key), Buy)}
-        again = [key for key in inputs if key not in wanted]
         at = self._monotonic()
         claimed = await self._store.claim(wanted)
-        again += [key for key in wanted if key not in claimed]
         mine = {key: n for key, n in wanted.items() if key in claimed}
         try:
             await self._store.look()
@@ -171,12 +165,11 @@ class Buyer:
         unsure = {key: n for key, n in mine.items() if key not in sure}
         if unsure:
             await self._store.withdraw(unsure)
-            again += unsure
-        return Claimed(inputs, sure, at, again)
+        return Claimed(inputs, sure, at)
 
     async def send(self, claimed: Claimed) -> Bought:
         """Submit a claimed block."""
-        result = Bought(again=list(claimed.again))
+        result = Bought()
         self._slots = asyncio.Semaphore(MAX_CONCURRENCY)  # each block may be in an event loop of its own
         await asyncio.gather(
             *(
@@ -202,13 +195,11 @@ class Buyer:
             is_quiet = self._monotonic() < self._quiet_until
             if self._stopped is not None or self._is_stopping() or is_quiet or left <= 0:
                 await self._store.withdraw({key: n})
-                result.again.append(key)
                 result.pause = max(result.pause, self._quiet_until - self._monotonic())
                 return
             answer = await self._service.submit(job_input, left)
         if isinstance(answer, NotSent):
             await self._store.withdraw({key: n})
-            result.again.append(key)
             self._back_off(answer, result)
             return
         self._failing_since = None

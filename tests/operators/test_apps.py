@@ -38,7 +38,6 @@ from airflow_provider_rungen.operators import (
     RunGenDeleteAppOperator,
     RunGenScaleAppOperator,
 )
-from airflow_provider_rungen.operators.app import RunGenScaleDownOperator
 from airflow_provider_rungen.sensors import RunGenAppSensor
 from airflow_provider_rungen.task import attempts, store_writer
 
@@ -221,13 +220,11 @@ def test_a_wrong_key_is_refused_at_the_first_look_at_the_app(gpu: Gpu) -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("kind", [RunGenScaleAppOperator, RunGenScaleDownOperator])
-def test_going_down_waits_until_the_app_says_so(gpu: Gpu, kind: Any) -> None:
+def test_going_down_waits_until_the_app_says_so(gpu: Gpu) -> None:
     gpu.service.scale(APP, 2)
     gpu.tell(status="RUNNING")  # and no number
-    own: dict[str, Any] = {"active_workers": 0} if kind is RunGenScaleAppOperator else {}
     for sent in ([0, 0], [0, 0, 0]):
-        outcome = gpu.run(kind(task_id="down", app_id=APP, **own, **FAST))
+        outcome = gpu.scale(0)
         assert outcome.error is None
         # also when it says so already: one answer may be old
         assert (gpu.sent, gpu.workers, "usage" in outcome.xcoms) == (sent, 0, False)

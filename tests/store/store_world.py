@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from airflow_provider_rungen.client.models import App, Job, JobStatus
+from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.store.records import (
     CLAIM_TIME,
@@ -262,9 +262,6 @@ class WorldService:
     async def cancel(self, job: str) -> None:
         await self._process.step()
         self._world.jobs[job].ends_at = self._world.now()
-
-    async def app(self) -> App:
-        raise NotImplementedError
 
 
 class Attempt:
