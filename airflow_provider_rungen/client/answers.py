@@ -37,8 +37,9 @@ class Refused(Enum):
 
 # What a status means: the error, and whose answer refuses a POST. The first row that has the status counts.
 #
-# A verdict ends something only if it is the service's own: JSON with its error text. A page, an empty body or
-# other JSON says something about whoever stands between, and for a moment.
+# A verdict ends something only if it is the service's own: a 4xx (but 408 and 429) with a JSON object, or
+# another status with its error text in one. A page or an empty body says something about whoever stands
+# between, and for a moment.
 _TABLE: tuple[tuple[Container[int], type[RunGenAPIError], Refused], ...] = (
     ((301, 307, 308), RunGenAPIError, Refused.BY_ANYBODY),
     (range(400), RunGenAPIError, Refused.BY_NOBODY),
@@ -80,14 +81,16 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
     except (ValueError, RecursionError):
         body = None
     asked = retry_after(response, now)
-    has_words = isinstance(body, Mapping) and bool(error_text(body.get("error")))
+    is_object = isinstance(body, Mapping)
+    is_refusal = is_object and 400 <= status < 500 and status not in (408, 429)
+    has_words = is_object and bool(error_text(body.get("error")))
     # a proxy may send a page with a Retry-After, too, and a 503 after it passed the request on
-    is_own = has_words or (asked is not None and (status == 429 or isinstance(body, Mapping)))
+    is_own = is_refusal or has_words or (asked is not None and (status == 429 or is_object))
     is_redirect = 300 <= status < 400
-    is_refusal = is_own and 400 <= status < 500 and status not in (408, 429)
     if request.method not in ("GET", "POST"):  # the state of a job or an app may change, and allow it then
         is_refusal &= not kind.default_retryable
-    reason = error_text(body) or to_plain_text(response.body) or "the service gave no reason"
+    reason = error_text(body) or (to_plain_text(response.body) if body != {} else "")
+    reason = reason or "the service gave no reason"
     return kind(
         request.failure(_redirection(response) if is_redirect else reason, status),
         status_code=status,

@@ -18,6 +18,7 @@ from rungen_emulator import Emulator, Fault
 from rungen_emulator.fakes import FakeTaskInstance
 
 from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
     RunGenForbiddenError,
     RunGenJobQueuedTimeoutError,
     RunGenNotFoundError,
@@ -155,6 +156,41 @@ def test_a_job_that_is_refused(stage: Stage, status: int) -> None:
     assert stage.sent.count("run") == 1
 
 
+SPELLINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "message": ({"message": "no money"}, "no money"),
+    "detail": ({"detail": "no money"}, "no money"),
+    "detail in a list": ({"detail": [{"loc": ["body"], "msg": "no money"}]}, "no money"),
+    "errors": ({"errors": [{"message": "no money"}, {"message": "no card"}]}, "no money; no card"),
+    "nested": ({"error": {"message": "no money"}}, "no money"),
+    "another field": ({"explanation": "no money"}, "no money"),
+    "empty": ({}, "the service gave no reason"),
+}
+
+
+@pytest.mark.parametrize("status", [400, 402, 403, 404, 409, 422])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_refusal_in_any_spelling_is_final(stage: Stage, spelling: str, status: int) -> None:
+    body, words = SPELLINGS[spelling]
+    stage.emulator.service.inject(Fault(on="run", status=status, body=body, times=None))
+    line = stage.mistake(stage.job())
+    assert line.startswith(f"Could not run a job of app {APP} ({status}): ")
+    assert words in line
+    assert stage.sent.count("run") == 1
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_table_and_a_hook_believe_it_too(stage: Stage, spelling: str) -> None:
+    body, words = SPELLINGS[spelling]
+    stage.emulator.service.inject(Fault(on="run", status=402, body=body, times=None))
+    assert words in stage.mistake(stage.table())
+    assert stage.sent.count("run") == 1
+    with RunGenHook() as hook, pytest.raises(RunGenAPIError) as raised:
+        hook.run_job(input=INPUT)
+    assert words in str(raised.value)
+    assert not raised.value.retryable
+    assert stage.sent.count("run") == 2
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_an_input_that_is_refused(stage: Stage, status: int) -> None:
     stage.refuse("run", status)
@@ -180,7 +216,18 @@ def test_a_hook_raises_its_own_error(stage: Stage) -> None:
     assert stage.sent == ["run"]
 
 
-@pytest.mark.parametrize("fault", [{"status": 408}, {"status": 503}, {"status": 403, "body": "<h1>WAF</h1>"}])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 408},
+        {"status": 408, "body": {"message": "slow"}},
+        {"status": 429, "body": {"message": "busy"}},
+        {"status": 503},
+        {"status": 403, "body": "<h1>WAF</h1>"},
+        {"status": 403, "body": ""},
+        {"status": 402, "body": ["no object"]},
+    ],
+)
 def test_what_is_no_refusal_of_the_service_is_none(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
 ) -> None:
