@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin, run_concurrently
@@ -29,8 +30,23 @@ File: TypeAlias = tuple[str, str]
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 # Where a file appears once it is uploaded, and not before.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"}
+_AMAZON = ("airflow.providers.amazon", "s3fs", "apache-airflow-providers-amazon[s3fs]")
+_GOOGLE = ("airflow.providers.google", "gcsfs", "apache-airflow-providers-google")
+_AZURE = ("airflow.providers.microsoft", "adlfs", "apache-airflow-providers-microsoft-azure")
+# What a scheme needs: two modules, and the package that has both.
+_NEEDS = {
+    **dict.fromkeys(("s3", "s3a"), _AMAZON),
+    **dict.fromkeys(("gs", "gcs"), _GOOGLE),
+    **dict.fromkeys(("abfs", "abfss", "adl", "wasb"), _AZURE),
+}
 # Where a store is tried. In the destination itself, a listing would have all its jobs.
 _PROBE_FOLDER = ".rungen"
+
+
+def missing_package(uri: str) -> str:
+    """Return which package to install for a place, as a hint; an empty text if none is missing."""
+    *modules, package = _NEEDS.get(uri.partition("://")[0], ("",))
+    return f"Install {package}" if any(find_spec(module) is None for module in modules) else ""
 
 
 class Storage:
@@ -66,8 +82,8 @@ class Storage:
             # not chained, because the text of the cause would be logged unredacted
             raise RunGenInputError(
                 clean_text(f"{name} {text!r} cannot be used: {reason}"),
-                hint=self._hint,
-                retryable=may_pass(error),
+                hint=(install := missing_package(text)) or self._hint,
+                retryable=not install and may_pass(error),
             ) from None
         self._is_prepared = False
         self._tidied: set[str] = set()

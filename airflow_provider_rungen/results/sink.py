@@ -217,6 +217,8 @@ class ResultSink:
             is_final, hint = not rows.open, "Raise max_failed to collect the others, and clear the task"
         elif given_up:
             hint = "Correct the inputs, or raise max_attempts to buy what was given up once more"
+        elif is_final:
+            hint = "Correct the input of these rows"
         raise RunGenJobFailedError(
             f"{counts.failed} of {counts.runnable} rows failed, {allowed} may (max_failed): {why}",
             app_id=run.known_app_id,

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -465,6 +466,25 @@ def test_a_place_that_cannot_be_written(stage: Stage, name: str, folder: str) ->
     assert len(str(error)) < 300
     assert stage.seconds < AT_ONCE
     assert stage.sent == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package"), [("gs", "google"), ("abfs", "microsoft-azure"), ("wasb", "microsoft-azure")]
+)
+def test_a_store_whose_package_is_missing(stage: Stage, scheme: str, package: str) -> None:
+    module = {"google": "gcsfs", "microsoft-azure": "adlfs"}[package]
+    if find_spec(module) is not None:
+        pytest.skip(f"{module} is installed")
+    line = stage.mistake(stage.table(destination=f"{scheme}://bucket/out"))
+    assert line.endswith(f"Install apache-airflow-providers-{package}.")
+    assert stage.sent == []
+
+
+def test_rows_that_are_refused_are_to_be_corrected(stage: Stage) -> None:
+    stage.refuse("run", 422)
+    error = stage.run(stage.table(pictures(2))).error
+    assert type(error) is AirflowFailException
+    assert str(error).endswith("Correct the input of these rows.")
 
 
 def test_a_collecting_task_looks_at_its_destination_first(stage: Stage) -> None:
