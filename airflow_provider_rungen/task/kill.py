@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from airflow_provider_rungen._airflow import AirflowException
@@ -38,9 +38,10 @@ class KillGuard:
     Decides when a kill or a time limit may interrupt an attempt.
 
     Airflow's signal handlers raise wherever the task is. Within `defer_signals` they are noted instead, and
-    `check`, between two requests, delivers them. A kill also comes as a call of `kill`, which may run in a
-    signal handler, in another thread, or in code that swallows exceptions: `check` then raises in the thread
-    that works.
+    `check`, between two requests, delivers them. Python ignores what a handler raises in a finalizer, and a
+    function of the user may swallow it: so `check` raises it again. A kill also comes as a call of `kill`,
+    which may run in a signal handler, in another thread, or in code that swallows exceptions: `check` then
+    raises in the thread that works.
 
     :param cleanup: called at each kill; returns the last words of the attempt, for its log.
     """
@@ -54,45 +55,55 @@ class KillGuard:
         # of the monotonic clock
         self._pending_since: float | None = None
         self._killed_at: float | None = None
-        # what a signal raised in the outermost block of `defer_signals`
+        # what a signal has raised since the outermost block began
         self._raised: BaseException | None = None
         #: Whether the task was killed.
         self.is_killed = False
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Allow a kill to end the work of this thread."""
+        """Allow a kill or a time limit to end the work of this thread."""
         before, self._thread = self._thread, threading.get_ident()
         try:
-            yield
+            with nullcontext() if self._handlers else self._handling(self._deliver):
+                yield
         finally:
             self._thread = before
 
     @contextmanager
     def defer_signals(self) -> Iterator[None]:
         """Defer kills and time limits to the end of the block. A request in flight gets one second more."""
-        handlers: dict[int, Any] = {}
+        with self._handling(self._defer):
+            yield
+        if self.is_killed:
+            self.kill()
+
+    @contextmanager
+    def _handling(self, handle: Callable[[int, Any], None]) -> Iterator[None]:
+        """Handle signals in the block. The outermost one that defers them delivers them at its end."""
+        before: dict[int, Any] = {}
         raised: BaseException | None = None
         # only the main thread may set handlers, and gets signals
-        if threading.current_thread() is threading.main_thread() and not self._handlers:
-            handlers = {each: found for each in _SIGNALS if callable(found := signal.getsignal(each))}
-        self._handlers |= handlers
-        for number in handlers:
-            signal.signal(number, self._defer)
+        if threading.current_thread() is threading.main_thread():
+            before = {each: found for each in _SIGNALS if callable(found := signal.getsignal(each))}
+        is_outermost = bool(before) and not self._handlers
+        if is_outermost:
+            self._handlers = before
+        for number in before:
+            signal.signal(number, handle)
         try:
             yield
         finally:
-            for number, handler in handlers.items():
+            for number, handler in before.items():
                 signal.signal(number, handler)
-            if handlers:  # the outermost block
-                try:
+            try:
+                if before and self._defer not in before.values():
                     self.deliver_pending()
-                finally:
-                    self._handlers.clear()
+            finally:
+                if is_outermost:
+                    self._handlers = {}
                     raised, self._raised = self._raised, None
-        if self.is_killed:
-            self.kill()
-        if raised is not None:  # a function of the user swallowed it
+        if raised is not None:  # nobody saw it
             raise raised
 
     @contextmanager
@@ -141,9 +152,14 @@ class KillGuard:
         Deliver what was deferred, and end the work of a killed task.
 
         :raises TaskKilledError: it was.
+        :raises BaseException: what a signal has raised before, and nobody has seen.
         """
         self.deliver_pending()
-        if self.is_killed and self._thread == threading.get_ident():
+        if self._thread != threading.get_ident():
+            return
+        if self._raised is not None:
+            raise self._raised
+        if self.is_killed:
             raise TaskKilledError(f"The task was killed. {self._last_words}".strip())
 
     def kill(self) -> None:
@@ -163,11 +179,12 @@ class KillGuard:
 
     def is_stopping(self) -> bool:
         """Return whether the attempt is about to end: it was killed, or its time is up."""
-        return self.is_pending or self.is_killed or is_timing_out()
+        return self.is_pending or self.is_killed or self._raised is not None or is_timing_out()
 
     def is_interrupted(self) -> bool:
         """Return whether the work of this thread is about to end."""
-        return self.is_pending or (self.is_killed and self._thread == threading.get_ident())
+        has_ended = self.is_killed or self._raised is not None
+        return self.is_pending or (has_ended and self._thread == threading.get_ident())
 
     def time_left(self) -> float:
         """Return the seconds that are left of a kill, which begins with its first signal."""

@@ -45,7 +45,7 @@ class Attempt(Protocol):
     def known_app_id(self) -> str: ...
     @property
     def rows(self) -> Rows: ...
-    def in_loop(self, work: Any) -> Any:
+    def in_loop(self, work: Any, *, ends_itself: bool) -> Any:
         """Perform I/O, and return its result."""
 
 
@@ -130,7 +130,7 @@ class Buying:
         if left > 0:
             with run.guard.defer_signals():
                 try:
-                    run.in_loop(self._buyer.buy_all(take, note))
+                    run.in_loop(self._buyer.buy_all(take, note), ends_itself=True)
                 finally:
                     rows.put_back()
         if self._allowance is not None:

@@ -8,18 +8,19 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.progress import OtherInputs, WaitGoal
 from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.transport import watched
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.outputs.storage import Storage
 from airflow_provider_rungen.outputs.store_folder import StoreFolder
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.work.sink import Sink
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Seconds between polls of what others are buying: while own jobs run, and while none does.
 LOOK_INTERVAL, WAIT_INTERVAL = 30.0, 2.0
@@ -260,8 +263,7 @@ class TableRun(TaskRun[JobOptions]):
         fits = self.reader.fits if self.reader.checks else None
         self.rows = Rows(plan, self.store, self.policy, fits=fits, collects=self.collects)
         self.in_loop(self.store.look())
-        counts: Counts = self.in_loop(self.rows.decide())
-        return counts
+        return self.in_loop(self.rows.decide())
 
     def _say_what_is_done(self, *, is_new: bool) -> None:
         counts = self.rows.counts
@@ -435,13 +437,23 @@ class TableRun(TaskRun[JobOptions]):
             details |= {"rows": self.rows.counts.rows, "view": view_path(self.policy)}
         return details
 
-    def in_loop(self, work: Any) -> Any:
-        """Perform I/O in an event loop of its own."""
+    def in_loop(self, work: Coroutine[Any, Any, T], *, ends_itself: bool = False) -> T:
+        """
+        Perform I/O in an event loop of its own.
 
-        async def perform() -> Any:
+        :param ends_itself: whether the work ends by itself when the attempt has to. Other work is cut off.
+        """
+
+        def look() -> None:
+            if self.guard.is_interrupted() and not ends_itself:
+                self.guard.check()
+
+        async def perform() -> T:
             try:
-                return await work
+                return await watched(work, look)
             finally:
                 await self.hook.aclose()
 
-        return asyncio.run(perform())
+        # an event loop swallows what a signal handler raises in one of its callbacks
+        with self.guard.defer_signals():
+            return asyncio.run(perform())

@@ -1,8 +1,10 @@
-"""SIGKILL in each phase of a table task, again and again: what the server counted, and what is stored."""
+"""SIGKILL and time limits in each phase of a table task: what the server counted, and what is stored."""
 
 from __future__ import annotations
 
 import gzip
+import json
+import secrets
 import subprocess
 import sys
 import time
@@ -172,3 +174,70 @@ def test_two_runs_that_begin_together_and_are_killed_once_each_buy_inputs_once(s
     assert len(stage.bought) == rows
     # what was in the air at the kills
     assert sum(stage.bought.values()) <= rows + 2 * BLOCK
+
+
+# --- time limits --------------------------------------------------------------------------------------------
+
+# Tables whose time is over at a random moment, as Airflow's `execution_timeout` does it.
+ALARMS = """
+import json, random, signal, sys, time, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+from airflow_provider_rungen._airflow import AirflowTaskTimeout
+from airflow_provider_rungen.operators import RunGenRunTableOperator
+
+folder, known, seed, wanted = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+chance, struck = random.Random(seed), []
+
+def strike(*_):
+    struck.append(time.monotonic())
+    raise AirflowTaskTimeout("Timeout")
+
+class TI:
+    dag_id, task_id, map_index, max_tries, try_number = "dag", "task", -1, 0, 1
+    def xcom_push(self, *args, **kwargs): pass
+    def xcom_pull(self, *args, **kwargs): pass
+
+def perform(number, after):
+    ti = TI()
+    ti.run_id = f"run {number}"
+    rows = [{"prompt": f"known {n}" if known else f"new {number} {n}"} for n in range(known or 8)]
+    op = RunGenRunTableOperator(
+        task_id="task", table=rows, destination=(folder / "out").as_uri(),
+        results=(folder / "results.jsonl").as_uri(), poll_interval=0.05, cancel_on_kill=False,
+    )
+    struck.clear()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, after)
+        op.execute({"ti": ti})
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except AirflowTaskTimeout:
+        return time.monotonic() - struck[0]
+    return None if struck else 0.0
+
+signal.signal(signal.SIGALRM, strike)
+perform(0, 0)
+began = time.monotonic()
+perform(1, 0)
+takes, alarms, lost, latest, number = time.monotonic() - began, 0, 0, 0.0, 1
+while alarms < wanted:
+    number += 1
+    late = perform(number, chance.uniform(0.001, takes))
+    if struck:
+        alarms += 1
+        lost += late is None
+        latest = max(latest, late or 0.0)
+print(json.dumps([alarms, lost, latest]))
+"""
+
+
+@pytest.mark.parametrize("known", [0, 400], ids=["new rows", "known rows"])
+def test_no_time_limit_is_swallowed(rungen_emulator: Emulator, tmp_path: Path, known: int) -> None:
+    service, seed = rungen_emulator.service, secrets.randbelow(10**6)
+    service.scale("flux-schnell", 1000)
+    service.job_seconds = 0.01
+    command = [sys.executable, "-c", ALARMS, str(tmp_path), str(known), str(seed), "100"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=300, check=True)
+    alarms, lost, latest = json.loads(done.stdout.splitlines()[-1])
+    assert (alarms, lost) == (100, 0), f"seed {seed}"
+    assert latest < 2, f"seed {seed}"
