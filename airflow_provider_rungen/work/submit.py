@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import starmap
 from typing import Any
 
 from airflow_provider_rungen.exceptions import RunGenError
@@ -17,6 +18,8 @@ from airflow_provider_rungen.work.service import Lost, NotSent, Service, Submitt
 START_TIME = 30.0
 #: How many submissions are in flight.
 MAX_CONCURRENCY = 16
+#: How many are between the submission and the file of the job's id: a kill buys no more than these again.
+MAX_UNNAMED = 32
 # Seconds for which the store may refuse the id of a paid job, before that job is canceled.
 _ID_TIME = 60.0
 _ID_PAUSE = 1.0
@@ -55,11 +58,13 @@ class Claimed:
     :param inputs: by key.
     :param numbers: which purchase of each key it is.
     :param at: when it was claimed (monotonic clock).
+    :param seconds: how long that took.
     """
 
     inputs: Mapping[str, Mapping[str, Any]]
     numbers: Mapping[str, int]
     at: float
+    seconds: float
 
 
 class Buyer:
@@ -115,7 +120,8 @@ class Buyer:
                 await self._drop(coming)
                 raise
             note(bought)
-            self._fit_block(len(bought.opened), self._monotonic() - began)
+            # the one and the other go on at the same time
+            self._fit_block(len(bought.opened), max(self._monotonic() - began, claimed.seconds))
             if self._stopped is not None or self._is_stopping() or bought.pause:
                 await self._drop(coming)
                 return
@@ -132,10 +138,10 @@ class Buyer:
             await self._store.withdraw(claimed.numbers)
 
     def _fit_block(self, sent: int, seconds: float) -> None:
-        """Make a block as large as five seconds allow."""
-        if sent:
-            self._has_worked = True
-            self._block_size = min(max(MAX_CONCURRENCY, int(sent / seconds * _BLOCK_TIME)), _MAX_BLOCK)
+        """Make a block as large as five seconds allow. One that came too late is followed by a small one."""
+        self._has_worked = self._has_worked or sent > 0
+        if self._has_worked:
+            self._block_size = min(max(MAX_CONCURRENCY, int(sent / max(seconds, 1e-3) * _BLOCK_TIME)), _MAX_BLOCK)
 
     async def buy(self, inputs: Mapping[str, Mapping[str, Any]]) -> Bought:
         """
@@ -165,18 +171,19 @@ class Buyer:
         unsure = {key: n for key, n in mine.items() if key not in sure}
         if unsure:
             await self._store.withdraw(unsure)
-        return Claimed(inputs, sure, at)
+        return Claimed(inputs, sure, at, self._monotonic() - at)
 
     async def send(self, claimed: Claimed) -> Bought:
         """Submit a claimed block."""
         result = Bought()
-        self._slots = asyncio.Semaphore(MAX_CONCURRENCY)  # each block may be in an event loop of its own
-        await asyncio.gather(
-            *(
-                self._submit(key, n, claimed.inputs[key], claimed.at, result)
-                for key, n in claimed.numbers.items()
-            )
-        )
+        # each block may be in an event loop of its own
+        self._slots, unnamed = asyncio.Semaphore(MAX_CONCURRENCY), asyncio.Semaphore(MAX_UNNAMED)
+
+        async def submit(key: str, n: int) -> None:
+            async with unnamed:  # until the store names the job
+                await self._submit(key, n, claimed.inputs[key], claimed.at, result)
+
+        await asyncio.gather(*starmap(submit, claimed.numbers.items()))
         return result
 
     def verdict(self, key: str, but: int = 0) -> Verdict:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -42,6 +42,7 @@ class Attempt:
     :param folder: what is below it: the results, and what the attempt says at its end.
     :param environment: its connections.
     :param strike: the signal that it sends itself before its n-th call to a file of a local store.
+    :param id_seconds: how long the file of the id of a job takes.
     :param begin_at: when it begins (seconds since 1970).
     :param waits: the seconds that the package waits, by name.
     """
@@ -53,6 +54,7 @@ class Attempt:
     run: str = "night 1"
     deferrable: bool = False
     strike: tuple[int, int] = (0, signal.SIGKILL)
+    id_seconds: float = 0.0
     begin_at: float = 0.0
     waits: Mapping[str, float] = field(default_factory=dict)
 
@@ -102,9 +104,9 @@ def recorded(contents: Mapping[str, bytes]) -> list[dict[str, Any]]:
     return [json.loads(line) for lines in done for line in lines.splitlines()]
 
 
-def named(contents: Mapping[str, bytes]) -> set[str]:
+def named(paths: Iterable[str]) -> set[str]:
     """Return the jobs that are named in ``open``."""
-    names = (path.rpartition("/")[2].split(".", 2) for path in contents if "/open/" in path)
+    names = (path.rpartition("/")[2].split(".", 2) for path in paths if "/open/" in path)
     return {name[2] for name in names if len(name) == 3 and name[0]}  # others are temporary
 
 
@@ -150,7 +152,12 @@ def _perform(attempt: Attempt) -> None:
             if calls == attempt.strike[0]:
                 os.kill(os.getpid(), attempt.strike[1])
 
+    def slow_down(event: str, args: tuple[Any, ...]) -> None:
+        if event == "os.link" and attempt.id_seconds and named([str(args[1])]):
+            time.sleep(attempt.id_seconds)
+
     sys.addaudithook(strike)
+    sys.addaudithook(slow_down)
     time.sleep(max(attempt.begin_at - time.time(), 0))
     result = run_operator(operator, context={"ti": ti, "task_state_store": None}, timeout=None)
     error = repr(result.error) if result.error else ""

@@ -123,11 +123,15 @@ class Stage:
         }
         return ", ".join(f"{name}: {each}" for name, each in wrong.items() if each)
 
+    def age_claims(self) -> None:
+        """Make claims as old as those of the dead."""
+        for path in (self.folder / ".rungen" / "open").glob("*"):
+            os.utime(path, (time.time() - 200,) * 2)
+
     def check_retry(self) -> str:
         """Retry three minutes later, and return what is wrong then."""
         known, cut = self.known(), self.cut()
-        for path in (self.folder / ".rungen" / "open").glob("*"):
-            os.utime(path, (time.time() - 200,) * 2)
+        self.age_claims()
         return self.check(self.attempt().result(), known, cut)
 
     def check_while_stopped(self, stopped: Attempt) -> str:
@@ -209,6 +213,36 @@ def test_a_process_that_is_stopped_at_any_call_and_woken(tmp_path: Path, share: 
     cases = [("store", number) for number in range(1, to_store)]
     cases += [("service", number) for number in range(1, to_service + 1)]
     assert failures(cases[share::SHARES], tmp_path, check, waits=SHORT_WAITS) == {}
+
+
+@MODES
+def test_of_a_slow_store_few_paid_jobs_are_unknown_and_a_kill_buys_only_those_again(
+    tmp_path: Path, deferrable: bool
+) -> None:
+    rows, counts, lost = 300, [0], set[str]()
+
+    def unknown() -> set[str]:
+        open_files = (stage.folder / ".rungen" / "open").glob("*")
+        return {job["id"] for job in service.jobs()} - named(map(str, open_files)) - lost
+
+    def on_request(number: int, is_performed: bool) -> None:
+        if (count := len(service.jobs())) > len(counts) - 1:  # one was bought
+            counts.append(len(unknown()))
+            if count == rows // 2:
+                attempt.send_signal(signal.SIGKILL)
+
+    with Emulator(service := Striking(job_seconds=0, workers=1000)) as emulator:
+        stage = Stage(tmp_path / "stage", emulator, rows=rows, id_seconds=0.5, deferrable=deferrable)
+        service.on_request = on_request
+        attempt = stage.attempt().start()
+        assert attempt.wait() == {}
+        with service.busy:
+            lost = unknown()
+        stage.age_claims()
+        outcome = stage.attempt().result()
+        assert (outcome["error"], outcome["value"]["completed"]) == ("", rows)
+        assert max(counts) <= 32
+        assert len(service.jobs()) == rows + len(lost) <= rows + 32
 
 
 @pytest.mark.parametrize("count", [2, 3])
