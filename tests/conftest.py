@@ -440,7 +440,6 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
 _SHORT_WAITS = {
     "client.retry.BACKOFF": 0.05,
     "client.retry.PATIENCE": 0.5,
-    "client.retry.GONE_GRACE": 0.5,
     "client.apps.DOWN_TIME": 1.0,
     "client.apps.PAUSE": 0.05,
     "apps.lifecycle.LOOK_EVERY": 0.1,

@@ -15,7 +15,7 @@ from airflow_provider_rungen.client.job_poller import (
     identity,
     strip_payloads,
 )
-from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages, concerns_one_job
 from airflow_provider_rungen.client.progress import (
     COUNTER_THRESHOLD,
@@ -25,7 +25,7 @@ from airflow_provider_rungen.client.progress import (
     log_line,
     log_of,
 )
-from airflow_provider_rungen.client.queue_watch import check_queued_timeout, explain_timeout
+from airflow_provider_rungen.client.queue_watch import explain_timeout, timeout_error
 from airflow_provider_rungen.exceptions import RunGenError
 
 # Seconds to the second poll of a job that may be over soon, and by how much the pauses grow from there.
@@ -105,6 +105,7 @@ class Wait:
     :param begun_at: the time (seconds since 1970).
     :param queued_timeout: seconds that the jobs may wait while the app has no worker.
     :param goal: what the wait is for. Default: the end of all jobs.
+    :param queued_since: since when no worker was seen to take any of the jobs (seconds since 1970).
     :param progress: counts the jobs that have finished, if others are counted with them.
     """
 
@@ -114,6 +115,7 @@ class Wait:
     begun_at: InitVar[float]
     queued_timeout: float | None = None
     goal: WaitGoal = field(default_factory=WaitGoal)
+    queued_since: float = 0.0
     progress: Progress | None = None
     #: The jobs that have not finished, in order, and those that have, in the order of their ends.
     waiting: dict[str, None] = field(init=False)
@@ -142,11 +144,28 @@ class Wait:
             del self.waiting[job_id]
             self.goal.note(job)
             self._progress.note(job)
+            if job.cause is None and job.status is not JobStatus.CANCELED:
+                self.queued_since = now
         if self.goal.is_reached(len(self.waiting)):
             return True
-        if self.queued_timeout is not None:
-            check_queued_timeout(poller, self.waiting, self.queued_timeout)
+        states = [poller.waiting[job_id] for job_id in self.waiting if job_id in poller.waiting]
+        if any(state.has_started for state in states):
+            self.queued_since = now
+        limit = math.inf if self.queued_timeout is None else self.queued_timeout
+        since, is_queued = self.idle_since(now), any(state.status is JobStatus.QUEUED for state in states)
+        if is_queued and poller.queue.down_at - since >= limit:
+            raise timeout_error(poller, self.waiting, no_worker_since=since)
         return False
+
+    def idle_since(self, now: float) -> float:
+        """
+        Return since when, as far as is known, the jobs wait and no worker could take them.
+
+        :param now: the time (seconds since 1970), as is what it returns.
+        """
+        states = (self.poller.waiting.get(job_id) for job_id in self.waiting)
+        added_at = min((state.added_at for state in states if state is not None), default=now)
+        return max(added_at, self.queued_since, min(self.poller.queue.down_since, now))
 
     def log_progress(self, log: LogCallback, now: float) -> None:
         """Log how far the wait has come, if it is time."""

@@ -41,8 +41,10 @@ class QueueWatch:
     poller: Poller
     #: The last answer about the app.
     app: App | None = None
-    #: When the first and the last of the answers came that say that it has no worker (seconds since 1970).
-    down_since: float | None = None
+    #: Since when the app has no worker (seconds since 1970): 0 until an answer says that it has one, and
+    #: infinity from then until one says that it has none.
+    down_since: float = 0.0
+    #: When the last answer came that says that it has none.
     down_at: float = 0.0
     #: Seconds between two questions.
     ask_every: float = ASK_INTERVAL
@@ -70,9 +72,9 @@ class QueueWatch:
     def _note(self, app: App, now: float) -> None:
         self.app = app
         if not has_no_worker(app):
-            self.down_since, self._warned_at = None, -math.inf
+            self.down_since, self._warned_at = math.inf, -math.inf
             return
-        self.down_since, self.down_at = self.down_since or now, now
+        self.down_since, self.down_at = min(self.down_since, now), now
         queued = app.jobs.get("in_queue", self._queued())
         if queued and now >= self._warned_at + WARN_INTERVAL:
             self._warned_at = now
@@ -88,24 +90,6 @@ class WatchedPoller(Poller, Protocol):
     """A poller whose queue is watched."""
 
     queue: QueueWatch
-
-
-def check_queued_timeout(poller: WatchedPoller, job_ids: Iterable[str], limit: float) -> None:
-    """
-    Limit how long jobs may wait while their app has no worker.
-
-    :param job_ids: the jobs that have not finished.
-    :param limit: the seconds. The time counts from the first to the last answer that says so.
-    :raises RunGenJobQueuedTimeoutError: they have waited for longer.
-    """
-    queue = poller.queue
-    if queue.down_since is None:
-        return
-    states = [state for job_id in job_ids if (state := poller.waiting.get(job_id)) is not None]
-    queued = [state.added_at for state in states if state.status is JobStatus.QUEUED]
-    since = max(queue.down_since, min(queued, default=math.inf))
-    if queue.down_at - since >= limit:
-        raise timeout_error(poller, job_ids, no_worker_since=since)
 
 
 # --- the errors of waits that took too long ---

@@ -37,8 +37,6 @@ BACKOFF_CAP = 30.0
 PATIENCE = 60.0
 # The same of anything, if the answer may be that of a gateway which somebody sets up.
 UNSURE_GRACE = 300.0
-# Seconds for which an app must not be found before it counts as gone.
-GONE_GRACE = 30.0
 #: How the service answers for a job that it does not find: an id that cannot be one is a bad request.
 NOT_FOUND = (RunGenNotFoundError, RunGenBadRequestError)
 

@@ -23,8 +23,9 @@ from airflow_provider_rungen.triggers.watcher import shared_poller
 
 log = logging.getLogger(__name__)
 
-# Seconds after a deferral until an event about some of the jobs, since each event starts a worker.
-MIN_ROUND_TIME = 60.0
+# Seconds after a deferral until an event about a few of the jobs, since each event starts a worker. Of the
+# time that an attempt has waited before, it is this share, if that is longer.
+MIN_ROUND_TIME, ROUND_SHARE = 60.0, 0.2
 # The states after which no attempt follows. A task that was cleared has no state at first.
 _ENDED = (
     TaskInstanceState.SUCCESS,
@@ -40,7 +41,8 @@ _MAX_LISTED = 100
 @dataclass(kw_only=True, eq=False, repr=False)
 class RunGenJobTrigger(RunGenBaseTrigger):
     """
-    Waits until jobs have ended, however they end, or until enough have ended to start a worker.
+    Waits until jobs have ended, however they end, or until enough have ended to start a worker: down to
+    ``left``, or any after a while (`MIN_ROUND_TIME`).
 
     The event is ``{"outcome": "go on", "app_id", "ended": "0-499,502", "in_flight"}``, with positions in
     ``job_id``. It is a hint: a worker polls the jobs itself. If the wait fails, it is
@@ -51,19 +53,21 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param job_id: the jobs to wait for.
     :param poll_interval: seconds between two polls.
     :param deadline: the time (seconds since 1970) to stop waiting at.
-    :param queued_timeout: seconds that jobs may wait while the app has no worker, as this trigger sees it.
+    :param queued_timeout: seconds that jobs may wait while the app has no worker.
+    :param queued_since: since when no worker was seen to take any of them (seconds since 1970). The event of
+        a table has it, too.
     :param deferred_at: the time (seconds since 1970) of the deferral.
     :param not_before: the time (seconds since 1970) before which the service asked not to be polled.
-    :param left: how many jobs may still be in flight when the trigger fires, after `MIN_ROUND_TIME`.
+    :param waited: seconds that the attempt had waited before the deferral.
+    :param left: how many jobs may still be in flight when the trigger fires; 0 if it waits for all.
     :param failures: how many jobs in a row have failed; it fires also when they are too many. ``None`` if any
         number may.
     :param has_success: whether a job of the task completed before.
     :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
     :param shared: the jobs that another task run submitted, which are never canceled.
     :param survives_clear: whether a clear of the task leaves the jobs to the next attempt.
-    :param attempt: the attempt that submitted the jobs, as the XCom ``rungen_log`` names it. A task without
-        one keeps no log, so its event names the jobs that failed, in ``"failed"``.
-    :param plan: the plan of a table, which the event names.
+    :param plan: the plan of a table, which the event names. Without one, it names the jobs that failed, in
+        ``"failed"``.
     """
 
     rungen_conn_id: str = RunGenHook.default_conn_name
@@ -72,7 +76,9 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     poll_interval: float = 5
     deadline: float = 0
     queued_timeout: float | None = 900
+    queued_since: float = 0
     deferred_at: float = 0
+    waited: float = 0
     not_before: float = 0
     left: int = 0
     failures: int | None = None
@@ -80,7 +86,6 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     cancel_on_kill: bool = False
     shared: list[str] = field(default_factory=list)
     survives_clear: bool = False
-    attempt: str = ""
     plan: str = ""
     # the jobs that are being canceled, and may still run
     _open: dict[str, None] | None = field(default=None, init=False)
@@ -164,7 +169,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         job_ids = self.job_id
         hook, deferred_at = RunGenHook(self.rungen_conn_id), self._local_time(self.deferred_at)
         if self.plan:
-            event |= {"plan": self.plan, "deadline": self.deadline}
+            event |= {"plan": self.plan, "deadline": self.deadline, "queued_since": self.queued_since}
         event["app_id"] = await hook.aresolve_app_id(self.app_id)
         with metrics.timing("wait.triggerer"):
             jobs = await shared_poller(self.rungen_conn_id, event["app_id"]).wait(
@@ -175,8 +180,9 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 # a worker has submitted them, or looked at them
                 are_known=bool(self.deferred_at),
                 queued_timeout=self.queued_timeout,
+                queued_since=self._local_time(self.queued_since) if self.queued_since else 0.0,
                 goal=WaitGoal(self.left, self.failures, self.has_success, frozenset(self.shared)),
-                part_at=deferred_at + MIN_ROUND_TIME,
+                part_at=deferred_at + max(MIN_ROUND_TIME, self.waited * ROUND_SHARE),
             )
         event |= {"outcome": GO_ON} | self._found(job_ids, jobs)
 
@@ -188,6 +194,6 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             "ended": format_ranges(number for number, job_id in enumerate(job_ids) if job_id in ended),
             "in_flight": len(set(job_ids) - ended),
         }
-        if not (self.attempt or self.plan):
+        if not self.plan:
             found["failed"] = format_ranges(number for number, each in enumerate(job_ids) if each in failed)
         return found

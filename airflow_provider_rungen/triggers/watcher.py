@@ -30,7 +30,8 @@ class _Waiter:
 
     :param wait: what it waits for.
     :param deadline: the time (seconds since 1970) to stop at.
-    :param part_at: the time (seconds since 1970) before which a part of its jobs does not end the wait.
+    :param part_at: the time (seconds since 1970) from which any part of its jobs ends the wait, if the goal
+        is a part.
     :param done: becomes ready when the wait has ended.
     :param context: the context of its log.
     """
@@ -49,7 +50,8 @@ class _Waiter:
         except RunGenError as error:
             self.end(error)
             return
-        if has_ended and (not self.wait.waiting or self.wait.goal.is_broken or now >= self.part_at):
+        is_part = bool(self.wait.goal.left and self.wait.finished) and now >= self.part_at
+        if has_ended or is_part:
             self.end()
         else:
             self.wait.log_progress(self.say, now)
@@ -94,6 +96,7 @@ class SharedPoller:
         not_before: float = 0.0,
         are_known: bool = False,
         queued_timeout: float | None = None,
+        queued_since: float = 0.0,
         goal: WaitGoal | None = None,
         part_at: float = 0.0,
     ) -> list[Job]:
@@ -105,16 +108,19 @@ class SharedPoller:
         :param not_before: the time (seconds since 1970) before which the service asked not to be polled.
         :param are_known: see `JobPoller.add`.
         :param queued_timeout: seconds that the jobs may wait while the app has no worker.
+        :param queued_since: see `Wait`.
         :param goal: what to wait for, if not for all jobs. Only those that have ended are returned.
-        :param part_at: the time (seconds since 1970) before which a part of the jobs does not end the wait.
+        :param part_at: the time (seconds since 1970) from which any part of the jobs ends the wait, if the
+            goal is a part.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
         """
         job_ids, now = list(job_ids), time.time()
-        self._poller.add(job_ids, now, not_before, are_known=are_known)
+        self._poller.add(job_ids, queued_since or now, not_before, are_known=are_known)
         if not job_ids:
             return []
-        wait = Wait(self._poller, job_ids, poll_interval, now, queued_timeout, goal or WaitGoal())
+        goal = goal or WaitGoal()
+        wait = Wait(self._poller, job_ids, poll_interval, now, queued_timeout, goal, queued_since)
         waiter = _Waiter(wait, deadline, part_at, log_of(len(wait.waiting) > COUNTER_THRESHOLD))
         self._waiters.add(waiter)
         if self._task is None:

@@ -227,6 +227,7 @@ class TableRun(TaskRun[JobOptions]):
             self.note_app(app_id)
             plan = Plan.saved(self._plans, str(event.get("plan")))
             self.end_at = float(event.get("deadline") or 0)
+            self.wait.queued_since = float(event.get("queued_since") or 0)
         is_new = self.in_loop(self.store.open())
         self._decide(plan)
         self.note_app(app_id, list(self.rows.open))
@@ -350,7 +351,9 @@ class TableRun(TaskRun[JobOptions]):
         self.collector.note_ended(ended)
         self.collector.store_some()
         self._flush()
-        return {"plan": self.rows.plan.save(self._plans), "survives_clear": True}
+        # a wait that begins now would end so much later
+        waited = self.deadline(time.time() + self.options.timeout) - self.end_at
+        return {"plan": self.rows.plan.save(self._plans), "survives_clear": True, "waited": waited}
 
     def _flush(self, *, only_if_due: bool = False) -> None:
         """Write what has ended, and the view of this attempt."""

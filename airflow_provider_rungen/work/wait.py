@@ -67,8 +67,9 @@ class JobWait:
         self._pauses = growing_pauses(FIRST_INTERVAL, self._options.poll_interval)
         self._quiet_log = QuietLog()
         self._progress = Progress(0.0)
-        #: How many jobs the waits have returned, and how many of these did not complete.
-        self.returned = self.unsuccessful = 0
+        #: Since when no worker was seen to take any of the jobs, in an attempt that goes on after a deferral.
+        self.queued_since = 0.0
+        self._wait: Wait | None = None
 
     # --- waiting ---
 
@@ -131,21 +132,26 @@ class JobWait:
         poller.forget({*poller.waiting, *poller.finished}.difference(job_ids))
         poller.errors.clear()
         self._progress.total += len(set(job_ids) - poller.waiting.keys())
-        poller.add(job_ids, now, are_known=self.are_known)
+        if self._wait is not None:
+            self.queued_since = self._wait.queued_since
+        poller.add(job_ids, now if self._wait else self.queued_since or now, are_known=self.are_known)
         interval, queued_timeout = self._options.poll_interval, self._options.queued_timeout
-        goal = goal or WaitGoal()
-        return Wait(poller, job_ids, interval, now, queued_timeout, goal, self._progress)
+        self._wait = Wait(
+            poller,
+            job_ids,
+            interval,
+            now,
+            queued_timeout,
+            goal or WaitGoal(),
+            self.queued_since,
+            self._progress,
+        )
+        return self._wait
 
     def take_ended(self) -> list[Job]:
         """Return the jobs that have ended, and that no wait has returned: an error ended it before."""
         not_taken, self._not_taken = self._not_taken, []
         return self.count([*not_taken, *self._take()])
-
-    @property
-    def unfinished(self) -> list[Job]:
-        """The jobs that are still waited for, as they were last seen."""
-        states = [] if self._poller is None else self._poller.waiting.values()
-        return [state.job for state in states if state.job is not None]
 
     def count(self, jobs: list[Job]) -> list[Job]:
         """Count jobs that have ended in Airflow's metrics, unless a trigger has, and return them."""
@@ -171,8 +177,6 @@ class JobWait:
         if self._poller is None:
             return []
         jobs = list(self._poller.finished.values())
-        self.returned += len(jobs)
-        self.unsuccessful += sum(not job.is_usable for job in jobs)
         self._poller.forget(job.id for job in jobs)
         return jobs
 
@@ -201,9 +205,11 @@ class JobWait:
             "poll_interval": options.poll_interval,
             "deadline": deadline,
             "queued_timeout": options.queued_timeout,
+            "queued_since": wait.idle_since(now),
             "deferred_at": now,
             "not_before": max([poller.not_before, *(state.not_before for state in poller.waiting.values())]),
-            "left": goal.left,
+            # a half of what is handed over, if any part is enough
+            "left": min(goal.left, len(job_ids) // 2),
             "failures": goal.failures,
             "has_success": goal.has_success,
             "cancel_on_kill": options.cancel_on_kill,

@@ -23,7 +23,7 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.poll_state import RESULT_GRACE
 from airflow_provider_rungen.client.polling import FETCH_BUDGET, Wait, fetch_jobs, wait_for_jobs
 from airflow_provider_rungen.client.progress import COUNTER_THRESHOLD
-from airflow_provider_rungen.client.retry import GONE_GRACE, PATIENCE
+from airflow_provider_rungen.client.retry import PATIENCE
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -44,7 +44,6 @@ EVERY = 5.0
 @pytest.fixture(autouse=True)
 def _simulated_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait as long as users do: the clock is simulated."""
-    monkeypatch.setattr(retry, "GONE_GRACE", GONE_GRACE)
     monkeypatch.setattr(retry, "PATIENCE", PATIENCE)
     monkeypatch.setattr(poll_state, "RESULT_GRACE", RESULT_GRACE)
     monkeypatch.setattr(polling, "FETCH_BUDGET", FETCH_BUDGET)
@@ -636,7 +635,7 @@ def test_an_answer_that_cannot_be_read_ends_a_job_only_if_it_lasts(count: int, l
     world = World(in_order(count, 300, 310), MISSING["absent"])
     world.refusal = b"[" * 200_000 + b"]" * 200_000
     world.refuse = lambda now: {"job-0": 200} if 12 < now < 12 + lasts else {}
-    if lasts < GONE_GRACE:
+    if lasts < PATIENCE:
         assert all_complete(wait(world))
     elif count == 1:
         with pytest.raises(RunGenResponseError, match="nested too deeply"):

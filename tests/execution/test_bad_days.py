@@ -697,7 +697,7 @@ class Life:
         refused = [time for status, time in answers if status == 400]
         # a 400 that lasts says so, too: see "One wait" in docs/reliability.md
         is_forgotten = 404 in dict(answers) or (
-            bool(refused) and max(refused) - min(refused) >= retry.GONE_GRACE / 2
+            bool(refused) and max(refused) - min(refused) >= retry.PATIENCE / 2
         )
         # whoever gets another id cannot know
         if is_over or is_forgotten or old.fault == "other_id":
@@ -782,7 +782,6 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten every wait, in proportion."""
     scales: list[tuple[Any, dict[str, Any]]] = [
         (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "PATIENCE": 0.4, "RETRY_BUDGET": 1.5}),
-        (retry, {"GONE_GRACE": 0.2}),
         (hook_base, {"LOOK_UP_EVERY": 0.05, "KILL_REQUEST_TIMEOUT": 0.3}),
         (single, {"LOOK_TIME": 1.0}),
         (kept_job, {"_SAVE_TIME": 0.2}),

@@ -170,7 +170,7 @@ def test_a_deferral_hands_over_what_is_in_flight(scene: Scene) -> None:
 
     def save(over: list[Job]) -> dict[str, Any]:
         saved.append((scene.service.now(), [job.id for job in over]))
-        return {"attempt": "0001-0001-ab", "survives_clear": True}
+        return {"plan": "ab", "survives_clear": True}
 
     failing = submitted(0, fail="x")
     ids, deadline = [*failing, *submitted(60, 60, 60)], scene.deadline
@@ -181,7 +181,7 @@ def test_a_deferral_hands_over_what_is_in_flight(scene: Scene) -> None:
     assert saved_at - (deadline - DAY) == pytest.approx(0, abs=1)
     assert over == failing
     wanted = {"job_id": ids[1:], "left": 1, "failures": 2, "shared": [ids[2]], "deadline": deadline}
-    wanted |= {"attempt": "0001-0001-ab", "survives_clear": True, "cancel_on_kill": True}
+    wanted |= {"plan": "ab", "survives_clear": True, "cancel_on_kill": True}
     _, kwargs = RunGenJobTrigger(**arguments).serialize()
     assert {name: kwargs[name] for name in wanted} == wanted
     assert kwargs["deferred_at"] == pytest.approx(scene.service.now(), abs=1)

@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.contract]
 
 # Seconds that a mistake may cost. Each of the waits below is longer.
 AT_ONCE = 5.0
-WAITS = {"PATIENCE": 60.0, "GONE_GRACE": 30.0, "BACKOFF": 5.0}
+WAITS = {"PATIENCE": 60.0, "BACKOFF": 5.0}
 INPUT = {"prompt": "a red fox"}
 NO_JOB = "e9257302-0000-4000-8000-000000000000"
 REFUSED = {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +22,8 @@ from conftest import Outcome, linger, run_task, stopped_when
 from operator_kit import KILLED, Attempts, kill_when
 from rungen_emulator import Emulator
 
-from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobQueuedTimeoutError
+from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links import RunGenJobLink
 from airflow_provider_rungen.operators import RunGenRunTableOperator
 
@@ -268,6 +271,62 @@ def test_refusals_in_a_row_stop_it(make: Make, mode: bool) -> None:
     assert 102 <= task.emulator.service.count("run") < 150
 
 
+# --- an app without workers ---
+
+
+def check_unstarted(task: Task, error: Any, count: int) -> None:
+    """Check that a table failed whose jobs nobody started, and that these were canceled."""
+    assert type(error) is RunGenJobQueuedTimeoutError
+    told = str(error)
+    assert told.startswith("Queued for too long: no worker since 20")
+    assert "app flux-schnell). Scale the app up, with scaled_app or in its console. " in told
+    assert task.ends == {"CANCELED": count}
+
+
+def test_a_table_that_nobody_works_on_fails_in_time(make: Make, mode: bool) -> None:
+    task = make(inputs(8), deferrable=mode, max_in_flight=None, queued_timeout=1)
+    task.workers = 0
+    task.scale(0)
+    outcome = run_task(task.begin(), task.context)
+    check_unstarted(task, outcome.error, 8)
+    assert task.emulator.service.count("cancel") == 8
+    assert len(outcome.events) == mode
+
+
+def test_no_deferral_starts_the_time_in_the_queue_afresh(make: Make) -> None:
+    """Somebody cancels a job each half second, so that the table goes on after short waits."""
+    task = make(inputs(4), deferrable=True, max_in_flight=None, queued_timeout=2)
+    task.workers, over, began = 0, threading.Event(), time.monotonic()
+
+    def cancel_some() -> None:
+        with RunGenHook() as hook:
+            for job_id in task.ids()[:3]:
+                if over.wait(0.5):
+                    return
+                hook.cancel_job(job_id=job_id)
+
+    trigger = task.attempt_until_deferred()
+    canceling = threading.Thread(target=cancel_some)
+    canceling.start()
+    outcome = task.lead(lambda: task.complete(task.fire(trigger)))
+    over.set()
+    canceling.join()
+    check_unstarted(task, outcome.error, 4)
+    assert len(outcome.events) >= 2
+    assert time.monotonic() - began >= 2
+
+
+def test_a_table_whose_jobs_are_taken_now_and_then_is_waited_for(make: Make) -> None:
+    task = make(inputs(8), deferrable=True, max_in_flight=None, queued_timeout=1)
+    task.workers = 1
+    trigger = task.attempt_until_deferred()
+    for _ in range(3):
+        event = task.fire(trigger)  # after which there is no worker
+        time.sleep(0.6)
+        trigger = task.until_deferred(partial(task.complete, event))
+    assert task.lead(partial(task.complete, task.fire(trigger))).error is None
+
+
 # --- kills ---
 
 
@@ -405,6 +464,16 @@ def test_a_plan_that_is_damaged_ends_the_attempt_and_a_retry_goes_on(make: Make,
         task.complete(event)
     assert task.attempt().error is None
     task.assert_each_is_bought_once()
+
+
+def test_a_deferred_table_shows_how_far_it_is(make: Make) -> None:
+    task = make(inputs(40), deferrable=True, max_in_flight=None)
+    event = task.fire(task.attempt_until_deferred())
+    task.until_deferred(partial(task.complete, event))
+    [path] = (task.folder / "out").glob(".rungen/runs/*/*.json")
+    view = json.loads(path.read_text())
+    assert 0 < view["counts"]["completed"] < 40
+    assert view["at"] > 0
 
 
 def test_what_the_log_counts_as_submitted_rises_from_wave_to_wave(

@@ -80,8 +80,9 @@ def test_a_trigger_is_the_same_after_the_way_through_the_database() -> None:
 def test_jobs_that_completed_are_a_short_event(rungen_emulator: Emulator) -> None:
     ids = submitted(0.1, 0)
     over = {"app_id": APP, "outcome": "go on", "ended": "0-1", "in_flight": 0}
-    assert fire(trigger(ids, attempt="0001-0001-ab")) == [over]
     assert fire(trigger(ids)) == [over | {"failed": ""}]
+    at = {"deadline": time.time() + 60, "queued_since": 0}
+    assert fire(trigger(ids, plan="ab", **at)) == [over | {"plan": "ab"} | at]
 
 
 def test_jobs_that_did_not_complete_are_named(rungen_emulator: Emulator) -> None:
@@ -162,36 +163,38 @@ def test_a_clock_behind_that_of_the_worker_delays_no_deadline(rungen_emulator: E
 # --- a part of the jobs -------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
+@pytest.mark.usefixtures("unsettled")
 @pytest.mark.parametrize(
     ("seconds", "options"),
-    [((0, 0, 60), {"left": 1}), ((60, 0, 0), {"failures": 18})],
-    ids=["few in flight", "all fail"],
+    [((0, 0, 60, 60), {"left": 2}), ((60, 0, 0), {"failures": 18, "left": 1})],
+    ids=["a half", "all fail"],
 )
-def test_a_part_of_the_jobs_may_be_enough(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, seconds: Any, options: Any
-) -> None:
-    monkeypatch.setattr(base, "SETTLING_TIME", 0.0)
+def test_a_half_of_the_jobs_is_enough_at_once(rungen_emulator: Emulator, seconds: Any, options: Any) -> None:
     rungen_emulator.service.scale(APP, 20)
-    all_fail = "failures" in options
-    ids = submitted(*seconds, **({"fail": "x"} if all_fail else {}))
-    # that all fail is reported at once
-    deferred_at = time.time() - (0 if all_fail else job.MIN_ROUND_TIME)
-    [event] = fire(trigger(ids, attempt="a", deferred_at=deferred_at, **options))
+    ids, now = submitted(*seconds, **({"fail": "x"} if "failures" in options else {})), time.time()
+    [event] = fire(trigger(ids, plan="a", deferred_at=now, **options))
     over = [number for number, each in enumerate(seconds) if not each]
     assert parse_ranges(event["ended"], len(ids)) == over
-    assert (event["outcome"], event["in_flight"]) == ("go on", 1)
+    assert (event["outcome"], event["in_flight"]) == ("go on", seconds.count(60))
+    assert time.time() - now < job.MIN_ROUND_TIME / 2
 
 
-def test_a_part_of_the_jobs_starts_a_worker_once_a_minute(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.contract
+@pytest.mark.usefixtures("unsettled")
+@pytest.mark.parametrize(("waited", "after"), [(0, 60), (299, 60), (1000, 200)])
+def test_any_job_is_enough_after_a_minute_or_a_fifth_of_the_time_waited(
+    rungen_emulator: Emulator, waited: float, after: float
 ) -> None:
-    monkeypatch.setattr(base, "SETTLING_TIME", 0.0)
     rungen_emulator.service.scale(APP, 20)
-    deferred_at = time.time() - job.MIN_ROUND_TIME + 0.5
-    fire(trigger(submitted(0, 60), left=1, deferred_at=deferred_at))
-    assert time.time() >= deferred_at + job.MIN_ROUND_TIME
-    fire(trigger(submitted(0, 0), left=1, deferred_at=(now := time.time())))
-    assert time.time() - now < SOON
+    [none, *ids] = submitted(60, 0, 60, 60)
+    for is_late in (False, True):
+        deferred_at = time.time() - after + (0.0 if is_late else 30)
+        options = {"left": 1, "waited": waited, "deferred_at": deferred_at, "plan": "a"}
+        [event] = fire(trigger([none, *ids], deadline=time.time() + 1.5, **options))
+        assert (event["outcome"], event.get("ended")) == (("go on", "1") if is_late else ("error", None))
+    [event] = fire(trigger([none, *ids[1:]], deadline=time.time() + 0.5, **options))
+    assert event["outcome"] == "error", "none has ended"
 
 
 # --- killed -------------------------------------------------------------------------------------------------
@@ -339,7 +342,7 @@ def test_the_jobs_of_a_table_are_left_to_the_next_attempt_unless_a_user_marked_i
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, *, ids: list[str], state: str, want: str
 ) -> None:
     airflow_tells(monkeypatch, state, pushed=None)
-    _start_and_end(trigger(ids, attempt="0001-0001-ab", survives_clear=True), rungen_emulator, kill=True)
+    _start_and_end(trigger(ids, plan="ab", survives_clear=True), rungen_emulator, kill=True)
     assert states(rungen_emulator) == [want, want]
 
 
