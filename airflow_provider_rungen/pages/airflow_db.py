@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import unquote
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
@@ -28,16 +29,21 @@ from pydantic import BaseModel, Field, TypeAdapter
 from sqlalchemy import Text, cast, func, select
 
 from airflow_provider_rungen._airflow import AirflowNotFoundException, conf
+from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.links import RunGenJobLink
 from airflow_provider_rungen.pages.threads import run_within
+from airflow_provider_rungen.results.shown import shown
 from airflow_provider_rungen.task.xcom_keys import FAILURE_KEY, PAGE_KEY, USAGE_KEY
 
 log = logging.getLogger(__name__)
 
 COOKIE = "_token"
 CONN_TYPE = "rungen"
-# The field of each operator and sensor.
+# The field of each operator and sensor, and those that name files.
 _CONN_FIELD = "rungen_conn_id"
+_FILE_FIELDS = ("destination", "results")
+# Other runs of a task to look at. Airflow keeps the fields of 30, by default.
+_MAX_RENDERED = 100
 _IN_ENVIRONMENT = "AIRFLOW_CONN_"
 # Characters of an XCom at most: the page of a task may name 10,000 jobs.
 MAX_XCOM = 1 << 20
@@ -117,6 +123,22 @@ _TYPES: Mapping[str, TypeAdapter[Any]] = {
 }
 
 
+class Place(NamedTuple):
+    """
+    A file or folder that may be opened.
+
+    :param root: what the DAG names, or for a file itself, the folder around it.
+    :param path: the path below it.
+    """
+
+    root: str
+    path: str
+
+
+class NotNamedError(Exception):
+    """A file that the task does not name in its DAG, and why it is not opened."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskRecord:
     """
@@ -124,6 +146,8 @@ class TaskRecord:
 
     :param page: the XCom ``rungen_page``; the next fields are other XComs.
     :param notices: which XComs cannot be read.
+    :param rendered: the fields that its DAG gave to this task, or else to those of its runs that are kept.
+    :param is_forgotten: whether they are those of other runs.
     """
 
     dag_id: str
@@ -141,6 +165,38 @@ class TaskRecord:
     job_link: str = ""
     return_value: Mapping[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    rendered: Sequence[Mapping[str, Any]] = ()
+    is_forgotten: bool = False
+
+    def names(self, *fields: str) -> set[str]:
+        """Return what the DAG gives to fields."""
+        values = [each.get(name) for each in self.rendered for name in fields]
+        # an ObjectStoragePath is kept in parts
+        texts = [value.get("path") if isinstance(value, dict) else value for value in values]
+        return {text for text in texts if isinstance(text, str) and text}
+
+    def find_place(self, uri: str) -> Place:
+        """
+        Return where a file or folder is that an XCom names. An XCom alone is no reason to open it.
+
+        :raises NotNamedError: it is neither what the task names in its DAG nor below that.
+        """
+        plain = uri.removeprefix("file://").removesuffix("/")
+        for named in self.names(*_FILE_FIELDS):
+            # as the task has pushed it
+            root = redact(named).removeprefix("file://").removesuffix("/")
+            rest = plain.removeprefix(root)
+            if plain == root:
+                return Place(named, "")
+            if rest != plain and rest.startswith("/") and not {".", ".."} & {*unquote(rest).split("/")}:
+                return Place(named.removesuffix("/"), rest.removeprefix("/"))
+        if self.is_forgotten:
+            why = (
+                "Airflow has forgotten what this run named in its DAG, and the runs that it knows do not name"
+            )
+        else:
+            why = "The task does not name in its DAG"
+        raise NotNamedError(f"{why} {shown(uri)}: it is not opened.")
 
     @property
     def is_of_rungen(self) -> bool:
@@ -179,11 +235,13 @@ def _find_task(place: Mapping[str, Any]) -> TaskRecord | None:
         ti: Any = session.scalars(newest.limit(1)).first()
         if ti is None:
             return None
-        known = {
+        known: dict[str, Any] = {
             "state": str(ti.state or ""),
             "try_number": ti.try_number,
             "operator": str(ti.operator_name or ""),
         }
+        rendered, is_forgotten = _find_rendered(session, place)
+        known |= {"rendered": rendered, "is_forgotten": is_forgotten}
         size = func.coalesce(func.length(cast(model.value, Text)), 0)
         where = [getattr(model, name) == value for name, value in place.items()]
         query = select(model.key, model.value).where(model.key.in_(_TYPES), size <= MAX_XCOM, *where)
@@ -204,6 +262,18 @@ def _find_task(place: Mapping[str, Any]) -> TaskRecord | None:
     return TaskRecord(**place, **known, **found, notices=notices)
 
 
+def _find_rendered(session: Any, place: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], bool]:
+    """Return the fields of a task as Airflow rendered them, or else those of its other runs."""
+    ti: Any = TaskInstance
+    fields = select(RenderedTaskInstanceFields.rendered_fields).join(RenderedTaskInstanceFields.task_instance)
+    own = session.scalar(fields.where(*(getattr(ti, name) == value for name, value in place.items())))
+    if own is not None:
+        return [own], False
+    of_task = fields.where(*(getattr(ti, name) == place[name] for name in ("dag_id", "task_id")))
+    nearest = of_task.order_by(ti.map_index != place["map_index"], ti.start_date.desc())
+    return [*session.scalars(nearest.limit(_MAX_RENDERED))], True
+
+
 def _through_backend(key: str, value: Any) -> Any:
     backend: Any = conf.getimport("core", "xcom_backend")
     return (backend or BaseXCom).deserialize_value(XComResult(key=key, value=value))
@@ -216,14 +286,10 @@ def may_use_connection(user: Any, task: TaskRecord) -> bool:
     """
     Return whether the page of a task may use its connection. An XCom alone is no reason to.
 
-    The task has to name it in its DAG (Airflow knows that of the latest runs), or the user may read it.
+    The task has to name it in its DAG, or the user may read it.
     """
-    place = {name: getattr(task, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
-    with create_session() as session:
-        ti: Any = session.scalars(select(TaskInstance).filter_by(**place)).first()
-        fields = RenderedTaskInstanceFields.get_templated_fields(ti, session=session) if ti else None
-    named = str((fields or {}).get(_CONN_FIELD) or "")
-    return named == task.page.connection or may_read_connection(user, task.page.connection)
+    is_named = task.page.connection in task.names(_CONN_FIELD)
+    return is_named or may_read_connection(user, task.page.connection)
 
 
 def may_read_connection(user: Any, conn_id: str) -> bool:

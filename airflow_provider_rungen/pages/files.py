@@ -12,6 +12,7 @@ from starlette.responses import StreamingResponse
 
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.outputs.storage import Storage
+from airflow_provider_rungen.pages.airflow_db import Place
 from airflow_provider_rungen.pages.threads import run_within
 
 #: The headers of all answers.
@@ -90,12 +91,21 @@ async def send_output(destination: str, path: str, asked: str) -> StreamingRespo
     return await _send(destination, folder, name, asked)
 
 
-async def send_results(uri: str) -> StreamingResponse:
+async def send_results(place: Place) -> StreamingResponse:
     """Send a results file as a download. The same errors as with `send_output`."""
-    folder, slash, name = uri.rpartition("/")
+    root, folder, name = folder_of(place)
     if not name.lower().endswith(_RESULTS):
         raise FileNotFoundError(name)
-    return await _send(folder + slash, "", name, "")
+    return await _send(root, folder, name, "")
+
+
+def folder_of(place: Place) -> tuple[str, str, str]:
+    """Return the storage of a file, its folder in that, and its name. What is below is behind no link."""
+    if not place.path:
+        root, slash, name = place.root.rpartition("/")
+        return root + slash, "", name
+    folder, _, name = place.path.rpartition("/")
+    return place.root, folder, name
 
 
 async def _send(uri: str, folder: str, name: str, asked: str) -> StreamingResponse:

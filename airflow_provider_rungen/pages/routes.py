@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from airflow_provider_rungen.exceptions import RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.links import mount_path, path
 from airflow_provider_rungen.pages import airflow_db, service
-from airflow_provider_rungen.pages.airflow_db import TaskRecord
+from airflow_provider_rungen.pages.airflow_db import NotNamedError, Place, TaskRecord
 from airflow_provider_rungen.pages.files import NOTHING, SAFE, is_output, send_output, send_results
 from airflow_provider_rungen.pages.task_view import task_page
 from airflow_provider_rungen.pages.threads import TooSlowError
@@ -161,15 +161,25 @@ async def send_file(request: Request, task: Task, path: str = "") -> Response:
     """Send an output of the task's store."""
     if not task.page.destination or not is_output(path):
         raise HTTPException(404, "This task has no such file.")
-    sending = send_output(task.page.destination, path, request.headers.get("range", ""))
+    root, folder = _place(task, task.page.destination)
+    sending = send_output(f"{root}/{folder}" if folder else root, path, request.headers.get("range", ""))
     missing = "This file was removed or moved since it was stored."
     return await _sent(sending, missing, "The file could not be read.")
 
 
 async def send_results_file(task: Task) -> Response:
     """Send the results as a download."""
-    sending = send_results(task.results or task.page.results)
+    sending = send_results(_place(task, task.results or task.page.results))
     return await _sent(sending, "This task has no results yet.", "The results could not be read.")
+
+
+def _place(task: TaskRecord, uri: str) -> Place:
+    if not uri:
+        raise HTTPException(404, "This task has no results yet.")
+    try:
+        return task.find_place(uri)
+    except NotNamedError as error:
+        raise HTTPException(403, str(error)) from None
 
 
 async def _sent(sending: Awaitable[Response], missing: str, unread: str) -> Response:
@@ -180,7 +190,8 @@ async def _sent(sending: Awaitable[Response], missing: str, unread: str) -> Resp
         raise HTTPException(404, missing) from None
     except (RunGenError, OSError) as error:
         log.warning("%s (%s)", unread.removesuffix("."), type(error).__name__)
-        raise HTTPException(502, unread) from None
+        why = f"{unread} {service.explain(error)}" if isinstance(error, RunGenError) else unread
+        raise HTTPException(502, why) from None
 
 
 async def send_apps(user: User) -> Response:

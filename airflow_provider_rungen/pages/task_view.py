@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.outputs.storage import Storage
-from airflow_provider_rungen.pages.airflow_db import TaskRecord
-from airflow_provider_rungen.pages.files import store_of
+from airflow_provider_rungen.pages.airflow_db import NotNamedError, Place, TaskRecord
+from airflow_provider_rungen.pages.files import folder_of, store_of
 from airflow_provider_rungen.pages.results_file import PAGE_ROWS, Page, matches, read_page, wanted
 from airflow_provider_rungen.pages.threads import TooSlowError, run_within
 from airflow_provider_rungen.results.sheet import sheet_uri
@@ -82,15 +82,16 @@ class Reader:
         page = self.task.page
         if not page.destination or not _VIEW.fullmatch(page.view):
             return {}
-        found = await self._ask(page.destination, _read_view, page.destination, page.view)
+        found = await self._ask(page.destination, _read_view, page.view)
         return found or {}
 
     async def _rows(self, uri: str, cursor: int, status: str) -> tuple[Page | None, str]:
-        return await self._ask(uri, _read_results, uri, cursor, status) or (None, "")
+        return await self._ask(uri, _read_results, cursor, status) or (None, "")
 
     async def _ask(self, uri: str, function: Callable[..., T], *args: Any) -> T | None:
         try:
-            return await run_within(_STORE_TIME, f"store {store_of(uri)}", function, *args)
+            place = self.task.find_place(uri)
+            return await run_within(_STORE_TIME, f"store {store_of(uri)}", function, place, *args)
         except Exception as error:
             # a task that was killed may not have come so far as to write results
             if self.task.results or not isinstance(error, FileNotFoundError):
@@ -103,29 +104,31 @@ def _explain(error: Exception) -> str:
         return "The storage did not answer in time, so that rows and counts are missing."
     if isinstance(error, FileNotFoundError):
         return "The results file is not there: it was moved or removed."
+    if isinstance(error, NotNamedError):
+        return str(error)
     if isinstance(error, RunGenError):
-        return f"Rows are missing: {shown(error.message)}."
+        return f"Rows are missing: {shown(str(error))}"
     log.warning("The storage could not be asked for a page (%s)", type(error).__name__)
     return f"Rows are missing: the storage could not be read ({type(error).__name__})."
 
 
-def _read_view(destination: str, path: str) -> Mapping[str, Any]:
-    folder, _, name = path.rpartition("/")
-    content = Storage(destination, read_only=True).read_all([(folder, name)], _MAX_VIEW).get((folder, name))
+def _read_view(place: Place, path: str) -> Mapping[str, Any]:
+    folder, _, name = f"{place.path}/{path}".removeprefix("/").rpartition("/")
+    content = Storage(place.root, read_only=True).read_all([(folder, name)], _MAX_VIEW).get((folder, name))
     if content is None:
         return {}
     found = json.loads(content)
     return found if isinstance(found, dict) else {}
 
 
-def _read_results(uri: str, cursor: int, status: str) -> tuple[Page, str]:
-    folder, slash, name = uri.rpartition("/")
-    storage = Storage(folder + slash, "results", read_only=True)
-    with storage.opened("", name) as file:
+def _read_results(place: Place, cursor: int, status: str) -> tuple[Page, str]:
+    root, folder, name = folder_of(place)
+    storage = Storage(root, "results", read_only=True)
+    with storage.opened(folder, name) as file:
         page = read_page(file, name, cursor, status)
-    sheet = sheet_uri(uri)
-    has_sheet = not cursor and storage.sizes_of([("", sheet.rpartition("/")[2])])
-    return page, sheet if has_sheet else ""
+    sheet = sheet_uri(name)
+    has_sheet = not cursor and storage.sizes_of([(folder, sheet)])
+    return page, storage.uri_of(folder, sheet) if has_sheet else ""
 
 
 async def task_page(task: TaskRecord, url_of_file: Callable[[str], str], cursor: int, status: str) -> Any:

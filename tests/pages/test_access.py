@@ -209,6 +209,102 @@ def test_nothing_hostile_is_markup(world: World) -> None:
     assert sheet.count("</script>") == 2
 
 
+# --- what an XCom names is a claim, not a right ---
+
+SALARIES = b'{"status": "completed", "name": "Ada", "salary": "90,000"}\n'
+
+
+def outsider(world: World, name: str = "salaries.jsonl", content: bytes = SALARIES) -> Path:
+    """Write a file beside the destination of a task."""
+    path = world.folder.parent / f"{world.folder.name}-{name}"
+    path.write_bytes(content)
+    return path
+
+
+def answers_of(world: World, page: str, path: str = "") -> list[Any]:
+    kinds: list[tuple[str, dict[str, Any]]] = [("task", {}), ("results", {}), ("file", {"path": path})]
+    return [world.pages.as_user("user").api(page, kind, **query) for kind, query in kinds]
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("how", ["uri", "path", "dots", "encoded", "link", "beside", "scheme", "host"])
+def test_an_xcom_alone_opens_no_results(world: World, how: str) -> None:
+    page, outside, inside = world.table(given("one")), outsider(world), world.folder.as_uri()
+    (world.folder / "link").symlink_to(outside.parent)
+    named = {
+        "uri": outside.as_uri(),
+        "path": str(outside),
+        "dots": f"{inside}/results/../../{outside.name}",
+        "encoded": f"{inside}/results/%2e%2e/%2E%2E/{outside.name}",
+        "link": f"{inside}/link/{outside.name}",
+        "beside": f"{inside}{outside.name.removeprefix(world.folder.name)}",
+        "scheme": f"local://{outside}",
+        "host": f"file://localhost{outside}",
+    }[how]
+    world.database.push(world.ti, "results", named)
+    data, results, _ = answers_of(world, page)
+    assert results.status_code in (403, 404, 502)
+    assert "Ada" not in data.text + results.text
+    assert data.json()["notices"], "it says why rows are missing"
+
+
+@pytest.mark.contract
+def test_an_xcom_alone_opens_no_store(world: World) -> None:
+    other = world.folder / "other"
+    world.folder = world.folder / "mine"
+    mine = world.table(given("one"))
+    path = output(world, "0.png", PNG)
+    world.again()
+    world.folder, folder = other, world.folder
+    view = {"ended": [{"index": 0, "status": "completed", "input": '{"prompt": "Ada"}'}]}
+    world.folder.mkdir()
+    theirs = world.table(given("two"))
+    world.folder = folder
+    record = world.write_view(view)
+    world.database.push(world.ti, "rungen_page", record)
+    data, _, file = answers_of(world, theirs, path)
+    assert (file.status_code, PNG in file.content, "Ada" in data.text) == (403, False, False)
+    assert any("does not name in its DAG" in notice for notice in data.json()["notices"])
+    assert answers_of(world, mine, path)[2].content == PNG
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("kept", ["none", "the same", "another"])
+def test_what_airflow_has_forgotten_is_opened_if_its_other_runs_name_it(world: World, kept: str) -> None:
+    page = world.table(given("one"))
+    world.database.forget(world.ti)
+    world.again()
+    destination = {"the same": world.folder.as_uri(), "another": f"{world.folder.as_uri()}-2"}
+    world.save(xcoms={}, rendered={"destination": destination[kept]} if kept in destination else {})
+    data, results, _ = answers_of(world, page)
+    if kept == "the same":
+        assert (len(data.json()["rows"]), data.json()["notices"], results.status_code) == (1, [], 200)
+        return
+    assert (data.json()["rows"], results.status_code) == ([], 403)
+    assert [notice for notice in data.json()["notices"] if "Airflow has forgotten" in notice]
+    # what Airflow's database has is shown
+    assert data.json()["progress"]["completed"] == 1
+
+
+@pytest.mark.contract
+def test_results_that_the_dag_names_are_opened_wherever_they_are(world: World) -> None:
+    results = outsider(world, "r.csv", b"")
+    page = world.table(given("one"), results=str(results))
+    data, sent, _ = answers_of(world, page)
+    assert (len(data.json()["rows"]), sent.status_code) == (1, 200)
+    assert data.json()["about"]["sheet"].endswith(f"{results.stem}.html")
+    world.database.push(world.ti, "results", str(outsider(world)))
+    assert answers_of(world, page)[1].status_code == 403
+
+
+def test_a_destination_may_be_an_object_storage_path(world: World) -> None:
+    from airflow.sdk import ObjectStoragePath
+
+    page = world.table(given("one"), destination=ObjectStoragePath(world.folder.as_uri()))
+    data, results, _ = answers_of(world, page)
+    assert (len(data.json()["rows"]), data.json()["notices"], results.status_code) == (1, [], 200)
+
+
 # --- connections ---
 
 

@@ -102,8 +102,14 @@ class Database:
         xcoms: Mapping[str, Any] | None = None,
         operator: str = "RunGenRunTableOperator",
         try_number: int = 1,
+        rendered: Mapping[str, Any] | None = None,
     ) -> str:
-        """Write a task with what it pushed, and return the path of its page."""
+        """
+        Write a task with what it pushed, and return the path of its page.
+
+        :param rendered: the fields that its DAG gave to it; empty where Airflow has forgotten them. When left
+            out, the DAG names the files that the task has pushed.
+        """
         from airflow.models.dagrun import DagRun
         from airflow.models.taskinstance import TaskInstance
         from airflow.utils.session import create_session
@@ -126,8 +132,16 @@ class Database:
                 session.flush()
             values: Any = {columns[name]: each for name, each in task.items()}
             session.execute(insert(TaskInstance.__table__).values(values))
-        for key, value in (ti.xcoms if xcoms is None else xcoms).items():
+        pushed = ti.xcoms if xcoms is None else xcoms
+        for key, value in pushed.items():
             self.push(ti, key, value)
+        if rendered is None:
+            page = pushed.get("rungen_page")
+            about = page if isinstance(page, Mapping) else {}
+            results = pushed.get("results") or about.get("results")
+            rendered = {"destination": about.get("destination"), "results": results}
+        if rendered:
+            self.render(ti, **rendered)
         return page_url(ti)
 
     def push(self, ti: FakeTaskInstance, key: str, value: Any) -> None:
@@ -154,13 +168,28 @@ class Database:
         from airflow.models.renderedtifields import RenderedTaskInstanceFields
         from airflow.models.taskinstance import TaskInstance
         from airflow.utils.session import create_session
-        from sqlalchemy import insert, select
+        from sqlalchemy import delete, insert, select
 
         place = place_of(ti)
         with create_session() as session:
             if "task_instance_id" in RenderedTaskInstanceFields.__table__.columns:  # since Airflow 3.4
                 place = {"task_instance_id": session.scalar(select(TaskInstance.id).filter_by(**place))}
+            session.execute(delete(RenderedTaskInstanceFields).filter_by(**place))
             session.execute(insert(RenderedTaskInstanceFields).values(rendered_fields=fields, **place))
+
+    def forget(self, ti: FakeTaskInstance) -> None:
+        """Remove the rendered fields of a task, as Airflow does with those of old runs."""
+        from airflow.models.renderedtifields import RenderedTaskInstanceFields
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+        from sqlalchemy import select
+
+        with create_session() as session:
+            ti_of = RenderedTaskInstanceFields.task_instance
+            where = [getattr(TaskInstance, name) == value for name, value in place_of(ti).items()]
+            session.delete(
+                session.scalars(select(RenderedTaskInstanceFields).join(ti_of).where(*where)).one()
+            )
 
     def _add_dag(self, session: Any, dag_id: str) -> None:
         from airflow.models.dag import DagModel
@@ -194,11 +223,15 @@ class World:
     database: Database
 
     def run(self, op: Any, state: str = "") -> str:
-        """Run a task, and return the path of its page."""
+        """Run a task, and return the path of its page. Airflow keeps what its DAG gave to it."""
+        from airflow.serialization.helpers import serialize_template_field
+
         outcome = run_task(op, self.context)
         if outcome.value is not None:
             self.ti.xcom_push("return_value", outcome.value)
-        return self.save(state or ("success" if outcome.error is None else "failed"))
+        names = set(op.template_fields) - {"rungen_conn_id"}  # which only tests about connections name
+        rendered = {name: serialize_template_field(getattr(op, name, None), name) for name in names}
+        return self.save(state or ("success" if outcome.error is None else "failed"), rendered=rendered)
 
     def table(self, *inputs: dict[str, Any], state: str = "", **options: Any) -> str:
         """Run a table, and return the path of its page."""
