@@ -111,7 +111,7 @@ TABLES = [
     for block in BLOCKS
     if block.language == "python"
     and block.way == "dag"
-    and re.search(r"RunGenRunTableOperator\(|@task.rungen_table", block.text)
+    and re.search(r"RunGenRunTableOperator(\.partial)?\(|@task.rungen_table", block.text)
 ]
 
 
@@ -192,6 +192,10 @@ def _fill_bucket(bucket: Path) -> None:
     for name, titles in {"0": ["kettle", "desk"], "1": ["boots", "lamp"]}.items():
         columns = {"sku": [f"{name}-{title}" for title in titles], "title": titles, "color": ["red", None]}
         pq.write_table(pa.table(columns), bucket / "products" / f"{name}.parquet")
+    for country in ("de", "fr"):
+        (bucket / "sold" / f"country={country}").mkdir(parents=True)
+        columns = {"sku": ["A-1", country], "title": ["kettle", "desk"]}
+        pq.write_table(pa.table(columns), bucket / "sold" / f"country={country}" / "0.parquet")
 
 
 def _small_warehouse(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 def distributed(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DistributedAirflow]:
     environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(), **IMPATIENT}
     home, dags = tmp_path_factory.mktemp("airflow"), Path(__file__).parent / "dags"
-    with DistributedAirflow(home, dags, environment=environment) as instance:
+    with DistributedAirflow(home, dags, workers=4, slots=2, environment=environment) as instance:
         yield instance
 
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
 
 import pytest
+from bad_answers import Fault
 from distributed_airflow import DistributedAirflow
 from rungen_emulator import Emulator
 from system.stage import Run, until
 
 from airflow_provider_rungen.results import read_results
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400), pytest.mark.contract]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600), pytest.mark.contract]
 
 INPUTS = 300
+# A table in parts: rows of each of them, and those that are in all.
+PARTS, OWN, SHARED = 8, 80, 40
+# So many submissions of a task are under way at most, from the POST to the id in the store.
+MOST_IN_FLIGHT = 32
 # Airflow logs it when a trigger ends because its task is no longer deferred.
 TOLD_OF_A_KILL = "Trigger cancelled by user action"
 
@@ -67,7 +74,8 @@ def test_a_worker_lost_while_a_table_waits(
     run.wait_for_log(f"{INPUTS} rows: 0 to buy, {INPUTS} running", try_number=2)
     scale(100)
     assert run.wait_for_end() == "success"
-    assert (run.task()["try_number"], run.task()["unixname"]) == (2, *airflow.parts("worker"))
+    assert run.task()["try_number"] == 2
+    assert run.task()["unixname"] in airflow.parts("worker")
     assert len(run.jobs()) == INPUTS
     assert not cancels(emulator, run)
     assert_in_order(airflow, run, INPUTS)
@@ -121,3 +129,53 @@ def test_a_trigger_that_moved_is_not_taken_for_a_kill(
     assert run.jobs_by_status() == {"COMPLETED": 20}
     assert run.task()["try_number"] == 1
     assert not cancels(emulator, run)
+
+
+def test_a_table_in_parts_is_bought_once_though_a_worker_is_lost(
+    airflow: DistributedAirflow, emulator: Emulator, start: Callable[..., Run]
+) -> None:
+    """Eight parts on four workers share a store. A worker is lost while its parts buy."""
+    # answers take seconds, so that submissions of the lost worker are in flight
+    emulator.service.inject(Fault(on="run", kind="drip", drip_seconds=0.03, times=None))
+    run = start("parts", seconds=0, count=PARTS, own=OWN, shared=SHARED)
+
+    def bought_in(part: int) -> int:
+        return sum(prompt.startswith(f"{run.prompt} {part}.") for prompt in run.bought())
+
+    def in_the_middle() -> list[int]:
+        return [part for part in range(PARTS) if 0 < bought_in(part) < OWN - MOST_IN_FLIGHT]
+
+    until(lambda: len(run.bought()) >= SHARED + OWN and bool(in_the_middle()), 200, lambda: str(run.bought()))
+    lost_part = in_the_middle()[0]
+    [lost] = [task["unixname"] for task in run.tasks() if task["map_index"] == lost_part]
+    airflow.kill(lost)
+    emulator.service.clear_faults()
+    # claims of the lost worker end after three minutes
+    assert run.wait_for_end(400) == "success"
+
+    killed = {task["map_index"] for task in run.tasks() if task["try_number"] == 2}
+    assert lost_part in killed
+    bought = run.bought()
+    names = [f"shared.{n}" for n in range(SHARED)]
+    tables = [[*names, *(f"{part}.{n}" for n in range(OWN))] for part in range(PARTS)]
+    assert bought.keys() == {f"{run.prompt} {name}" for name in chain(*tables)}
+    assert bought.total() - len(bought) <= MOST_IN_FLIGHT * len(killed)
+
+    jobs = {job["id"]: job for job in run.jobs()}
+    outputs: set[str] = set()
+    for part, table in enumerate(tables):
+        rows = [*read_results(airflow.xcom(run.dag_id, run.id, "run", map_index=part)).rows()]
+        assert [row["input"]["prompt"] for row in rows] == [f"{run.prompt} {name}" for name in table]
+        assert {row["status"] for row in rows} == {"completed"}
+        assert [jobs[row["job_id"]]["input"] for row in rows] == [row["input"] for row in rows]
+        outputs |= {row["output"] for row in rows}
+    # one folder has all outputs, and parts share those of the rows that they share
+    assert len(outputs) == len(bought)
+    assert {Path(uri.removeprefix("file://")).parents[1] for uri in outputs} == {
+        airflow.home / "store" / "parts" / "files"
+    }
+    assert all(Path(uri.removeprefix("file://")).stat().st_size for uri in outputs)
+    # each job is on the bill of the part that bought it
+    bills = [airflow.xcom(run.dag_id, run.id, "run", "usage", map_index=part) for part in range(PARTS)]
+    billed = sum(bill["jobs"] for bill in bills)
+    assert billed <= len(jobs) <= billed + sum(bill.get("lost", 0) for bill in bills)
