@@ -141,7 +141,8 @@ class Buyer:
         """Make a block as large as five seconds allow. One that came too late is followed by a small one."""
         self._has_worked = self._has_worked or sent > 0
         if self._has_worked:
-            self._block_size = min(max(MAX_CONCURRENCY, int(sent / max(seconds, 1e-3) * _BLOCK_TIME)), _MAX_BLOCK)
+            rate = sent / max(seconds, 1e-3)
+            self._block_size = min(max(MAX_CONCURRENCY, int(rate * _BLOCK_TIME)), _MAX_BLOCK)
 
     async def buy(self, inputs: Mapping[str, Mapping[str, Any]]) -> Bought:
         """
