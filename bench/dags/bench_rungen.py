@@ -14,7 +14,8 @@ from airflow_provider_rungen.operators import RunGenRunTableOperator
 INPUTS = [{"prompt": f"job {place}"} for place in range(int(os.environ.get("BENCH_JOBS", "1")))]
 TASKS = int(os.environ.get("BENCH_TASKS", "1"))
 FOLDER = os.environ.get("BENCH_FOLDER", "/tmp")  # noqa: S108 - `make bench` sets it
-RESULTS = f"file://{FOLDER}/{{{{ dag_run.dag_id }}}}/{{{{ run_id }}}}.jsonl"
+# of each run its own, since all others would buy nothing
+DESTINATION = f"file://{FOLDER}/{{{{ dag_run.dag_id }}}}/{{{{ run_id }}}}"
 TABLES: dict[str, dict[str, Any]] = {
     "bench_table": {"deferrable": False},
     "bench_table_deferrable": {"deferrable": True},
@@ -22,7 +23,9 @@ TABLES: dict[str, dict[str, Any]] = {
 
 for dag_id, options in TABLES.items():
     with DAG(dag_id, schedule=None):
-        RunGenRunTableOperator(task_id="table", table=INPUTS, results=RESULTS, poll_interval=1, **options)
+        RunGenRunTableOperator(
+            task_id="table", table=INPUTS, destination=DESTINATION, poll_interval=1, **options
+        )
 
 with DAG("bench_http_tasks", schedule=None):
     HttpOperator.partial(
