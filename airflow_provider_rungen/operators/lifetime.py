@@ -79,7 +79,7 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
     def __init__(
         self,
         *,
-        app_id: str | XComArg | None,
+        app_id: str | XComArg | None = None,
         scale_up_task_id: str,
         rungen_conn_id: str,
         poll_interval: Duration,

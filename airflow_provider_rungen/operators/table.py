@@ -160,7 +160,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         set_parameters(self, locals())
-        check_output_columns(output_type, [*self.key, *self.columns])
+        check_output_columns(self, [*self.key, *self.columns])
 
     def _row_function(self, context: Context) -> Callable[[dict[str, Any]], Any] | None:
         """Return the function that makes the input of a row; ``None`` if the row is the input."""

@@ -248,7 +248,7 @@ class TableRun(TaskRun[JobOptions]):
         # whoever only collects needs no model, and no request
         model = "" if self.collects else model_identity(self.hook.perform(get_app(self.app_id)))
         self.source = source = self._make_source()
-        version = getattr(self.task, "version", "")
+        version = str(getattr(self.task, "version", ""))  # it may be rendered as another type
         plan = Plan.read(self.app_id, source, partial(input_key, model=model, version=version))
         self.without_job = source.without_job
         return plan
