@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import Any, NoReturn, cast
+from typing import Any
 
 from airflow_provider_rungen._airflow import SET_DURING_EXECUTION
 from airflow_provider_rungen.apps.values import is_wanted, whole_number
@@ -26,9 +26,9 @@ def set_parameters(task: Any, given: Mapping[str, Any]) -> None:
     :param given: the local variables of its ``__init__``.
     :raises RunGenInputError: a parameter is wrong; the message names it, the operator and the task.
     """
-    given = {name: value for name, value in given.items() if name not in ("self", "kwargs", "__class__")}
+    own = {name: value for name, value in given.items() if name not in ("self", "kwargs", "__class__")}
     is_running = getattr(task, "_BaseOperator__from_mapped", False)
-    for name, value in check_parameters(type(task), task.task_id, given, is_running=is_running).items():
+    for name, value in check_parameters(type(task), task.task_id, own, is_running=is_running).items():
         # a task has a label of its own, for the UI
         setattr(task, "job_label" if name == "label" else name, value)
 
@@ -53,14 +53,10 @@ def check_parameters(
         for name, value in given.items():
             if value is None and name in known and known[name].default is None:
                 continue
-            if (convert := _CONVERSIONS.get(name)) is not None:
-                values[name] = convert(value, name)
-            elif (
-                (check := _LITERALS.get(name))
-                and not is_running
-                and not _is_template(value, kind.template_ext)
-            ):
-                check(value, name)
+            if name in _CONVERSIONS:
+                values[name] = _CONVERSIONS[name](value, name)
+            elif name in _LITERALS and not is_running and not _is_template(value, kind.template_ext):
+                _LITERALS[name](value, name)
     return values
 
 
@@ -72,9 +68,7 @@ def naming(kind: Any, task_id: Any) -> Iterator[None]:
     except ValueError as error:
         owner = getattr(kind, "custom_operator_name", kind.__name__)
         message, hint = getattr(error, "message", error), getattr(error, "hint", "")
-    else:
-        return
-    raise RunGenInputError(f"{owner} {task_id!r}: {message}", hint=hint)
+        raise RunGenInputError(f"{owner} {task_id!r}: {message}", hint=hint) from None
 
 
 def check_output_columns(task: Any, own: Iterable[str]) -> None:
@@ -99,51 +93,33 @@ def check_output_columns(task: Any, own: Iterable[str]) -> None:
 # --- values -------------------------------------------------------------------------------------------------
 
 
-def _refuse(name: str, allowed: str, value: Any, *, shows: bool = True) -> NoReturn:
+def _rule(allowed: str, is_right: Callable[[Any], bool], *, shows: bool = True) -> Callable[[Any, str], Any]:
     """
-    Raise the error of a parameter.
+    Return a check that returns the value.
 
-    :param shows: whether the value may be shown, which has no secret then, and is short.
+    :param allowed: what the value must be.
+    :param shows: whether an error may show the value, which has no secret then.
     """
-    found = f"not {value!r}" if shows else f"but it is a {type(value).__name__}"
-    raise ValueError(f"{name} must be {allowed}, {found}")
+
+    def check(value: Any, name: str) -> Any:
+        if not is_right(value):
+            found = f"not {value!r}" if shows else f"but it is a {type(value).__name__}"
+            raise ValueError(f"{name} must be {allowed}, {found}")
+        return value
+
+    return check
 
 
-def _check_flag(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        _refuse(name, "True or False", value)
-    return value
-
-
-def _check_reuse(value: Any, name: str) -> bool | timedelta:
-    is_age = isinstance(value, timedelta) and value > timedelta()
-    if not is_age and not isinstance(value, bool):
-        _refuse(name, "True, False or a positive timedelta", value)
-    return cast("bool | timedelta", value)
-
-
-def _check_count(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        _refuse(name, "a positive whole number", value)
-    return value
-
-
-def _check_limit(value: Any, name: str) -> int | None:
-    return None if value is None else _check_count(value, name)
-
-
-def _check_max_failed(value: Any, name: str) -> Any:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if not is_count and value != "any" and not (isinstance(value, float) and 0 <= value < 1):
-        _refuse(name, "a whole number, a share below 1, or 'any'", value)
-    return value
+def _is_number(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _check_columns(names: Any, name: str) -> tuple[str, ...]:
     """Return the names of columns, or statuses. A text is a single name."""
     columns = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
     if not all(isinstance(column, str) and column for column in columns):
-        _refuse(name, f"{'a status' if name == 'where' else 'the name of a column'}, or several", names)
+        what = "a status" if name == "where" else "the name of a column"
+        raise ValueError(f"{name} must be {what}, or several, not {names!r}")
     if len(set(columns)) < len(columns):
         raise ValueError(f"{name} has a name twice: {names!r}")
     return columns
@@ -165,20 +141,7 @@ class _Rows:
 def _to_table(value: Any, name: str) -> Any:
     if isinstance(value, list | tuple):
         return _Rows(value)
-    if callable(value):
-        return RowFunction(value)
-    is_table = isinstance(value, Iterable | os.PathLike | RowFunction | SqlRows)
-    if isinstance(value, bytes) or not (
-        is_table or _is_template(value) or hasattr(value, "__arrow_c_stream__")
-    ):
-        _refuse(name, "rows, the URI of files, SqlRows or a function", value, shows=False)
-    return value
-
-
-def _check_function(value: Any, name: str) -> Any:
-    if not callable(value):
-        _refuse(name, "a function", value, shows=False)
-    return value
+    return RowFunction(value) if callable(value) else _check_table(value, name)
 
 
 def _check_schema(source: Any, name: str) -> Any:
@@ -188,17 +151,39 @@ def _check_schema(source: Any, name: str) -> Any:
     return checked(source, name)
 
 
+_check_flag = _rule("True or False", lambda value: isinstance(value, bool))
+_check_function = _rule("a function", callable, shows=False)
+_check_limit = _rule("a positive whole number", lambda value: value is None or _is_number(value, 1))
+_check_max_failed = _rule(
+    "a whole number, a share below 1, or 'any'",
+    lambda value: _is_number(value, 0) or value == "any" or (isinstance(value, float) and 0 <= value < 1),
+)
+_check_reuse = _rule(
+    "True, False or a positive timedelta",
+    lambda value: isinstance(value, bool) or (isinstance(value, timedelta) and value > timedelta()),
+)
+_check_table = _rule(
+    "rows, the URI of files, SqlRows or a function",
+    lambda value: (
+        (isinstance(value, Iterable | os.PathLike | RowFunction | SqlRows) and not isinstance(value, bytes))
+        or _is_template(value)
+        or hasattr(value, "__arrow_c_stream__")
+    ),
+    shows=False,
+)
+
 _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
     "cancel_on_kill": _check_flag,
     "check": _check_function,
     "columns": _check_columns,
     "deferrable": _check_flag,
-    "idle_for": to_seconds,
+    "finish_in": to_seconds,
     "input_schema": _check_schema,
     "key": _check_columns,
-    "max_attempts": _check_count,
+    "max_attempts": _rule("a positive whole number", lambda value: _is_number(value, 1)),
     "max_failed": _check_max_failed,
     "max_in_flight": _check_limit,
+    "max_workers": _check_limit,
     "output_type": _check_schema,
     "per_row": _check_flag,
     "poll_interval": to_seconds,
@@ -223,29 +208,13 @@ def _is_template(value: Any, endings: Iterable[str] = ()) -> bool:
     return value is SET_DURING_EXECUTION or hasattr(value, "resolve")
 
 
-def _check_object(value: Any, name: str) -> None:
-    if not isinstance(value, Mapping):  # it may hold a secret
-        _refuse(name, "an object (a dict), a template or a task's output", value, shows=False)
-
-
-def _check_text(value: Any, name: str) -> None:
-    if not isinstance(value, str):
-        _refuse(name, "a text", value)
-
-
-def _check_name(value: Any, name: str) -> None:
-    if not isinstance(value, str) or not value:
-        _refuse(name, "a text that is not empty", value)
-
-
-def _check_job_ids(value: Any, name: str) -> None:
+def _are_ids(value: Any) -> bool:
     ids = [value] if isinstance(value, str) else value
-    if (
-        isinstance(ids, Mapping)
-        or not isinstance(ids, Iterable)
-        or not all(each is None or (isinstance(each, str) and each) or _is_template(each) for each in ids)
-    ):
-        _refuse(name, "the id of a job, a list of ids, or the output of a task", value)
+    return isinstance(ids, Iterable) and not isinstance(ids, Mapping) and all(map(_may_be_id, ids))
+
+
+def _may_be_id(value: Any) -> bool:
+    return (isinstance(value, str) and bool(value)) or value is None or _is_template(value)
 
 
 def _check_folder(value: Any, name: str) -> None:
@@ -257,8 +226,7 @@ def _check_folder(value: Any, name: str) -> None:
 
 
 def _check_configuration(value: Any, name: str) -> None:
-    _check_object(value, name)
-    tier = value.get("gpu_tier", "")
+    tier = _check_object(value, name).get("gpu_tier", "")
     if not isinstance(tier, str) or not tier or _is_template(tier):
         return
     # imported here and below, since most DAG files do not need it
@@ -268,6 +236,12 @@ def _check_configuration(value: Any, name: str) -> None:
         raise ValueError(f"{name}: gpu_tier must be one of {', '.join(GPU_TIERS)}, not {tier!r}")
 
 
+_check_name = _rule("a text that is not empty", lambda value: isinstance(value, str) and bool(value))
+_check_object = _rule(
+    "an object (a dict), a template or a task's output", lambda value: isinstance(value, Mapping), shows=False
+)
+_check_text = _rule("a text", lambda value: isinstance(value, str))
+
 _LITERALS: dict[str, Callable[[Any, str], object]] = {
     "active_workers": whole_number,
     "app_id": _check_text,
@@ -275,7 +249,7 @@ _LITERALS: dict[str, Callable[[Any, str], object]] = {
     "description": _check_text,
     "destination": _check_folder,
     "input": _check_object,
-    "job_id": _check_job_ids,
+    "job_id": _rule("the id of a job, a list of ids, or the output of a task", _are_ids),
     "label": _check_text,
     "limit": to_limit,
     "max_cost": to_cost,

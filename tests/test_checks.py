@@ -18,6 +18,7 @@ from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenCreateAppOperator,
     RunGenDeleteAppOperator,
+    RunGenPlanTableOperator,
     RunGenRunJobOperator,
     RunGenRunTableOperator,
     RunGenScaleAppOperator,
@@ -34,6 +35,10 @@ def table(**options: Any) -> Any:
     return RunGenRunTableOperator(
         **{"task_id": "x", "table": "s3://b/t.csv", "destination": "/photos", **options}
     )
+
+
+def plan(**options: Any) -> Any:
+    return RunGenPlanTableOperator(task_id="x", table=[], destination="/photos", **options)
 
 
 def collect(**options: Any) -> Any:
@@ -68,6 +73,7 @@ def look(**options: Any) -> Any:
 OWNERS = {
     job: "RunGenRunJobOperator",
     table: "RunGenRunTableOperator",
+    plan: "RunGenPlanTableOperator",
     collect: "RunGenCollectResultsOperator",
     cancel: "RunGenCancelJobOperator",
     wait: "RunGenJobSensor",
@@ -145,6 +151,9 @@ IDS = "must be the id of a job, a list of ids, or the output of a task, not "
         (table, "per_row", ["yes", 1, None], FLAG),
         (table, "max_attempts", [0, "3", 1.0, True, None], COUNT),
         (table, "max_in_flight", [0, "1", True], COUNT),
+        (scale, "max_workers", [0, "1", True], COUNT),
+        (plan, "finish_in", [0, "2 h", timedelta()], SECONDS),
+        (plan, "reuse", ["sometimes"], REUSE),
         (table, "limit", [0, "many"], COUNT),
         (table, "max_jobs", [0, True], COUNT),
         (table, "max_cost", [20, "20"], "must be a positive amount with its currency, such as 20 USD, not "),

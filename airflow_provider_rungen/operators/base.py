@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -73,8 +72,8 @@ class RunGenBaseOperator(BaseOperator):
         @classmethod
         def partial(cls, **kwargs: Any) -> Any:
             """Check the parameters that a mapped task has before it is expanded."""
-            own = inspect.signature(cls.__init__).parameters
-            given = {name: value for name, value in kwargs.items() if name in own}
+            airflow = next(base for base in cls.__mro__ if base.__module__.startswith("airflow."))
+            given = {name: kwargs[name] for name in kwargs.keys() - parameter_names(airflow)}
             check_parameters(cls, kwargs.get("task_id"), given)
             return super().partial(**kwargs)
 
