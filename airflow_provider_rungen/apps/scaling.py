@@ -30,7 +30,7 @@ from airflow_provider_rungen.task import attempts
 from airflow_provider_rungen.task.outcomes import error_to_json, raise_for_event
 from airflow_provider_rungen.task.report import TaskOutcome
 from airflow_provider_rungen.task.run import TaskRun
-from airflow_provider_rungen.task.xcom_keys import SCALED_KEY, USAGE_KEY
+from airflow_provider_rungen.task.xcom_keys import PLAN_KEY, SCALED_KEY, USAGE_KEY
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class ScaleRun(TaskRun[Any]):
         """
         with self.attempt(), self.opened():
             app_id, task = self.app_id, self.task
-            workers = whole_number(task.active_workers, "active_workers")
+            workers = self._limited(whole_number(task.active_workers, "active_workers"))
             self.link_to(app_id)
             if not is_wanted(task.only_if):
                 self._write_up(app_id, 0)
@@ -93,6 +93,22 @@ class ScaleRun(TaskRun[Any]):
     def fail_deferral(self, reason: str) -> None:
         error = RunGenAppError(f"Airflow ended the wait for the app in the triggerer: {reason}")
         self.complete({"error": error_to_json(error)})
+
+    def _limited(self, asked: int) -> int:
+        """Return how many workers to have, and say what fewer than were asked for mean for a plan."""
+        most: int | None = self.task.max_workers
+        if most is None or asked <= most:
+            return asked
+        planners = sorted(self.task.upstream_task_ids)
+        pull = partial(self.ti.xcom_pull, task_ids=planners, key=PLAN_KEY)
+        pulled = self.guard.call_patiently("read the plan", pull) if planners else ()
+        plans = (each for each in pulled if isinstance(each, Mapping) and each.get("workers") == asked)
+        late = ""
+        if plan := next(plans, None):
+            gpu, takes = format_duration(plan["seconds"]), format_duration(plan["seconds"] / most)
+            late = f": finish_in cannot be met. {gpu} of GPU take {takes}"
+        log.warning("Only %d of %s (max_workers)%s", most, format_count(asked, "worker"), late)
+        return most
 
     def _scale_up(self, app_id: str, workers: int) -> None:
         deadline, block = self.deadline(time.time() + self.task.timeout), self._block

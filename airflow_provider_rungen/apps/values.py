@@ -16,11 +16,11 @@ def whole_number(value: Any, name: str) -> int:
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RunGenInputError(f"{name} must be a whole number from 0, not {value!r}; nothing was sent")
+        raise RunGenInputError(f"{name} must be a whole number from 0, not {value!r}")
     return value
 
 
-def is_wanted(value: Any) -> bool:
+def is_wanted(value: Any, name: str = "only_if") -> bool:
     """
     Return whether there is something to run: a number or a boolean.
 
@@ -29,4 +29,4 @@ def is_wanted(value: Any) -> bool:
     if isinstance(value, str):
         words = {"": False, "none": False, "false": False, "true": True}
         value = words.get(value.strip().lower(), value)
-    return value is not None and (value if isinstance(value, bool) else whole_number(value, "only_if") > 0)
+    return value is not None and (value if isinstance(value, bool) else whole_number(value, name) > 0)

@@ -38,9 +38,14 @@ def format_ids(app_id: str, job_id: str = "") -> str:
     return f"(job {job_id}, app {app_id})" if job_id else f"(app {app_id})"
 
 
-def format_count(count: int | None, noun: str) -> str:
-    """Return a number of things: ``1 worker``, ``2 workers``."""
-    return f"{'an unknown number of' if count is None else count} {noun}{'' if count == 1 else 's'}"
+def format_count(count: int | None, noun: str, separator: str = "") -> str:
+    """
+    Return a number of things: ``1 worker``, ``2 workers``.
+
+    :param separator: what separates thousands.
+    """
+    number = "an unknown number of" if count is None else format(count, separator)
+    return f"{number} {noun}{'' if count == 1 else 's'}"
 
 
 def join_within(texts: Sequence[str], room: int, most: int = 20) -> str:

@@ -91,6 +91,7 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
     0. If the task fails, is killed or is cleared while it waits, it sets the app to 0 before it ends.
 
     :param active_workers: the number of workers to have. 0 stops the app and its bill (templated).
+    :param max_workers: the most workers to have, whatever ``active_workers`` says. No limit when ``None``.
     :param app_id: the app. The connection's ``app_id`` when left out (templated).
     :param only_if: how much there is to run: a number, or a boolean. With 0, ``False`` or ``None`` the app
         is left as it is (templated, or a task's ``.output``).
@@ -106,6 +107,7 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
         self,
         *,
         active_workers: int | str | XComArg,
+        max_workers: int | None = None,
         app_id: str | XComArg | None = None,
         only_if: bool | int | str | XComArg | None = True,
         rungen_conn_id: str = DEFAULT_CONN_ID,

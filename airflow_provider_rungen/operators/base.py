@@ -16,7 +16,13 @@ from airflow_provider_rungen._airflow import (
     XComArg,
     conf,
 )
-from airflow_provider_rungen.checks import check_names, default_arg_names, parameter_names
+from airflow_provider_rungen.checks import (
+    check_names,
+    check_parameters,
+    default_arg_names,
+    naming,
+    parameter_names,
+)
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
@@ -60,6 +66,16 @@ class RunGenBaseOperator(BaseOperator):
         owner = getattr(self, "custom_operator_name", type(self).__name__)
         check_names(kwargs, parameter_names(type(self)), owner)
         super().__init__(**kwargs)
+
+    if not TYPE_CHECKING:  # Airflow has an attribute in this place
+
+        @classmethod
+        def partial(cls, **kwargs: Any) -> Any:
+            """Check the parameters that a mapped task has before it is expanded."""
+            airflow = next(base for base in cls.__mro__ if base.__module__.startswith("airflow."))
+            given = {name: kwargs[name] for name in kwargs.keys() - parameter_names(airflow)}
+            check_parameters(cls, kwargs.get("task_id"), given)
+            return super().partial(**kwargs)
 
     def execute(self, context: Context) -> Any:
         """Do what the operator is for, and return what its class describes."""
@@ -183,19 +199,20 @@ class RunGenBaseOperator(BaseOperator):
         self.defer(trigger=trigger, method_name="execute_complete", timeout=timeout)
 
 
-def check_deferrable(*, deferrable: bool, wait_for_completion: bool, kwargs: OperatorArguments) -> None:
+def check_deferrable(task: RunGenBaseOperator, kwargs: OperatorArguments) -> None:
     """
     Refuse a deferral without a wait, unless it comes from ``default_args`` or Airflow's configuration.
 
-    :raises ValueError: ``deferrable`` has no effect.
+    :raises RunGenInputError: ``deferrable`` has no effect.
     """
-    if wait_for_completion or not deferrable or DEFAULT_DEFERRABLE:
+    if task.wait_for_completion or not task.deferrable or DEFAULT_DEFERRABLE:
         return
     if "deferrable" not in default_arg_names(kwargs):
-        raise ValueError(
-            "deferrable=True has no effect without a wait: set wait_for_completion=True to wait in the "
-            "triggerer, or leave deferrable out"
-        )
+        with naming(type(task), task.task_id):
+            raise ValueError(
+                "deferrable=True has no effect without a wait: set wait_for_completion=True to wait in the "
+                "triggerer, or leave deferrable out"
+            )
 
 
 def results_uri(task: RunGenBaseOperator, ti: Any) -> str:

@@ -104,7 +104,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         set_parameters(self, locals())
         self.job_sources = find_job_sources(job_id)
         if destination is not None:
-            check_output_columns(output_type, ["label"])
+            check_output_columns(self, ["label"])
         elif results is not None:
             raise ValueError("results needs a destination, in which outputs and records of the jobs are kept")
 

@@ -73,9 +73,9 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         label: str | None = None,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
-        check_deferrable(deferrable=deferrable, wait_for_completion=wait_for_completion, kwargs=kwargs)
         super().__init__(**kwargs)
         set_parameters(self, locals())
+        check_deferrable(self, kwargs)
 
     def _make_run(self, context: Context) -> JobRun:
         from airflow_provider_rungen.work.single import JobRun

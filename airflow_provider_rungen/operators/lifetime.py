@@ -79,7 +79,7 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
     def __init__(
         self,
         *,
-        app_id: str | XComArg | None,
+        app_id: str | XComArg | None = None,
         scale_up_task_id: str,
         rungen_conn_id: str,
         poll_interval: Duration,
@@ -116,6 +116,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
     :param app_id: the app. When left out, that of the DAG's ``default_args``, then of the connection
         (templated, or a task's ``.output``).
     :param active_workers: the number of workers to have (templated).
+    :param max_workers: the most workers to have, whatever ``active_workers`` says. No limit when ``None``.
     :param only_if: how much there is to run: a number of rows, or a boolean. With 0, ``False`` or ``None``
         the app stays down, and the tasks of the block run anyway (templated, or a task's ``.output``).
     :param name: the prefix of its task ids. Another block of the DAG needs another one.
@@ -135,6 +136,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         app_id: str | XComArg | None = None,
         active_workers: int | str | XComArg = 1,
         *,
+        max_workers: int | None = None,
         only_if: bool | int | str | XComArg | None = True,
         name: str = "app",
         rungen_conn_id: str = "",
@@ -149,7 +151,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         named = {"app_id": app_id, "rungen_conn_id": rungen_conn_id}
         given = {name: value for name, value in named.items() if value not in (None, "")}
         both: dict[str, Any] = {"poll_interval": poll_interval, "pool": pool}
-        workers = {"active_workers": active_workers, "only_if": only_if}
+        workers = {"active_workers": active_workers, "max_workers": max_workers, "only_if": only_if}
         self._up: dict[str, Any] = {**given, **both, **workers, **options}
         self._down = {**_OWN_POLICY, **both, "default_args": options.get("default_args")}
 

@@ -160,7 +160,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         set_parameters(self, locals())
-        check_output_columns(output_type, [*self.key, *self.columns])
+        check_output_columns(self, [*self.key, *self.columns])
 
     def _row_function(self, context: Context) -> Callable[[dict[str, Any]], Any] | None:
         """Return the function that makes the input of a row; ``None`` if the row is the input."""
@@ -214,13 +214,20 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
     request asks for the app's model. 0 means that no row needs a job: pass the number to `scaled_app` as
     ``only_if``, so that no GPU starts for nothing.
 
-    The XCom ``plan`` is ``{"rows", "jobs", "reused", "skipped", "seconds", "cost", "currency"}``. The jobs
-    are expected to run as long as the mean of those in the ``destination``. An unknown figure is 0, and
-    without a price the currency is empty.
+    The XCom ``plan`` is ``{"rows", "jobs", "reused", "skipped", "seconds", "cost", "currency"}``, and
+    ``workers`` with ``finish_in``. The jobs are expected to run as long as the mean of those in the
+    ``destination``. An unknown figure is 0, and without a price the currency is empty.
 
-    The parameters are those of `RunGenRunTableOperator`. If it would buy more than ``max_jobs`` or
+    The other parameters are those of `RunGenRunTableOperator`. If it would buy more than ``max_jobs`` or
     ``max_cost`` allows, this task fails in the same way, so that no GPU starts for a refused run.
+
+    :param finish_in: seconds in which the jobs are to end, once the app is up. ``workers`` is the fewest that
+        do it, counting what is queued before; 1 as long as it is unknown how long jobs run.
     """
+
+    def __init__(self, *, finish_in: Duration | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        set_parameters(self, {"finish_in": finish_in})
 
     def execute(self, context: Context) -> int:
         """Read the table, and decide about each row."""

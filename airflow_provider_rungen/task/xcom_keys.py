@@ -51,6 +51,7 @@ FAILURE_KEY = "rungen_failure"
 LABEL_KEY = "rungen_label"  #: The label of a job, by its id.
 JOB_KEY = "rungen_job"  #: Of a `KeptJob`, also in Airflow's task state store.
 USAGE_KEY = "usage"
+PLAN_KEY = "plan"
 SCALED_KEY = "scaled"  #: The app, its workers and when it was scaled up; also in the task state store.
 # Of jobs that others submitted: XCom is in Airflow's database.
 MAX_PAGE_JOBS = 10_000

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.money import to_cost, to_limit
-from airflow_provider_rungen.client.texts import format_duration
+from airflow_provider_rungen.client.texts import format_count, format_duration
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenLimitError
 
 if TYPE_CHECKING:
+    from airflow_provider_rungen.client.models import App
     from airflow_provider_rungen.client.money import Price
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ class Quote:
     """
 
     def __init__(self, jobs: int, seconds_per_job: float, price: Price | None) -> None:
+        self.jobs, self.seconds_per_job = jobs, seconds_per_job
         #: How long they run together; 0 if that is not known.
         self.seconds = round(jobs * seconds_per_job, 3)
         self.price = price
@@ -39,6 +42,37 @@ class Quote:
         """Return what is known, as the end of a list."""
         time = f", about {format_duration(self.seconds)} of GPU" if self.seconds else ""
         return f"{time}, {self.cost:,.2f} {self.price.currency}" if time and self.price else time
+
+
+def plan_workers(new: Quote, app: App, before: int, finish_in: float) -> tuple[int, str]:
+    """
+    Return the fewest workers with which new jobs end in time, and a sentence that says why.
+
+    :param new: the jobs to buy.
+    :param app: their app, whose jobs start first come, first served.
+    :param before: how many jobs are open, as far as the task knows. The app's own count is preferred.
+    :param finish_in: seconds that they may take.
+    """
+    rows, each = format_count(new.jobs, "new row", ","), new.seconds_per_job
+    if not each:
+        return 1, f"{rows}, for an unknown time each: 1 worker. finish_in counts once jobs have completed."
+    queued = before if app.pending_jobs is None else app.pending_jobs
+    jobs = new.jobs + queued
+    workers = math.ceil(jobs / max(int(finish_in / each), 1))
+    takes = each * math.ceil(jobs / max(workers, 1))
+    cost = f", {new.cost:,.2f} {new.price.currency} whatever their number" if new.price else ""
+    text = (
+        f"{rows}, about {format_duration(each)} each: {format_count(workers, 'worker', ',')} "
+        f"finish{'es' if workers == 1 else ''} in {format_duration(takes)}{cost}."
+    )
+    if queued:
+        share = format_duration(each * queued / workers)
+        text += f" {format_count(queued, 'job', ',')} in the queue before them take {share} of it."
+    if not app.has_status("RUNNING"):
+        text += f" The start of the app ({app.status or 'no status'}) comes on top."
+    if takes > finish_in:
+        text += f" finish_in={format_duration(finish_in)} cannot be met: one job takes longer."
+    return workers, text
 
 
 class Limits:

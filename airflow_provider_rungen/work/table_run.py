@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.job_poller import strip_payloads
-from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.progress import OtherInputs, WaitGoal
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.transport import watched
@@ -35,10 +35,11 @@ from airflow_provider_rungen.task import attempts
 from airflow_provider_rungen.task.options import JobOptions
 from airflow_provider_rungen.task.outcomes import event_error
 from airflow_provider_rungen.task.run import TaskRun
+from airflow_provider_rungen.task.xcom_keys import PLAN_KEY
 from airflow_provider_rungen.work.buying import Buying
 from airflow_provider_rungen.work.collect import Collector
 from airflow_provider_rungen.work.ending import Ending
-from airflow_provider_rungen.work.limits import Limits, Quote
+from airflow_provider_rungen.work.limits import Limits, Quote, plan_workers
 from airflow_provider_rungen.work.plan import Plan, PlanFolder
 from airflow_provider_rungen.work.rows import Counts, Rows
 from airflow_provider_rungen.work.view import bill, first_line, view_of
@@ -99,6 +100,7 @@ class TableRun(TaskRun[JobOptions]):
     says_usage = False  # the last line of the sink does
     store: Store
     policy: Policy
+    _model: App
     _limits: Limits
     without_job: Mapping[str, int] = MappingProxyType({})
 
@@ -135,9 +137,9 @@ class TableRun(TaskRun[JobOptions]):
         # what others are buying may come back to this task
         price, jobs = self.find_price(), counts.new + counts.running + counts.waiting
         seconds_per_job = self.store.seconds_per_job()
-        quote = Quote(jobs, seconds_per_job, price)
+        quote, finish_in = Quote(jobs, seconds_per_job, price), self.task.finish_in
         # no None, which XComArg takes for a value that was not pushed
-        value = {
+        value: dict[str, Any] = {
             "rows": counts.rows,
             "jobs": jobs,
             "reused": counts.known,
@@ -146,8 +148,12 @@ class TableRun(TaskRun[JobOptions]):
             "cost": float(quote.cost),
             "currency": price.currency if price else "",
         }
-        self.ti.xcom_push(key="plan", value=value)
         self._say_what_is_done(is_new=False)
+        if finish_in is not None:
+            new = Quote(counts.new, seconds_per_job, price)
+            value["workers"], text = plan_workers(new, self._model, jobs - counts.new, finish_in)
+            log.info("%s", text)
+        self.ti.xcom_push(key=PLAN_KEY, value=value)
         bought = sum(1 for _ in self.store.bought())
         self._limits.check(counts.rows, counts.new, bought, seconds_per_job)
         return jobs
@@ -249,9 +255,12 @@ class TableRun(TaskRun[JobOptions]):
     def _read(self) -> Plan:
         """Read the rows. After a deferral, their plan has the keys, and no model is asked for."""
         # whoever only collects needs no model, and no request
-        model = "" if self.collects else model_identity(self.hook.perform(get_app(self.app_id)))
+        model = ""
+        if not self.collects:
+            self._model = self.hook.perform(get_app(self.app_id))
+            model = model_identity(self._model)
         self.source = source = self._make_source()
-        version = getattr(self.task, "version", "")
+        version = str(getattr(self.task, "version", ""))  # it may be rendered as another type
         plan = Plan.read(self.app_id, source, partial(input_key, model=model, version=version))
         self.without_job = source.without_job
         return plan

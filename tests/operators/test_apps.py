@@ -284,8 +284,7 @@ def test_what_there_is_to_run_is_a_number_or_a_boolean(value: Any, is_up: bool) 
 
 @pytest.mark.contract
 def test_a_wrong_number_is_hopeless_and_sends_nothing(gpu: Gpu) -> None:
-    # not when the DAG is parsed: it is a template field
-    assert isinstance(gpu.scale("many").error, AirflowFailException)
+    assert isinstance(gpu.scale("{{ 'many' }}").error, AirflowFailException)
     assert gpu.service.records() == []
 
 
@@ -466,10 +465,10 @@ def test_numbers_may_be_text_as_templates_make_them(gpu: Gpu) -> None:
 @pytest.mark.parametrize(
     ("field", "options", "sent"),
     [
-        ("name must be text", {"name": None}, 0),
-        ("configuration must be an object", {"configuration": "BASIC"}, 0),
+        ("name must be text", {"name": "{{ '' }}"}, 0),
+        ("configuration must be an object", {"configuration": "{{ 'BASIC' }}"}, 0),
         ("configuration.active_workers must be ", {"configuration": {"active_workers": -1}}, 0),
-        ("workflow must be an object", {"workflow": []}, 0),
+        ("workflow must be an object", {"workflow": "{{ [] }}"}, 0),
         ("configuration.gpu_tier: ", {"configuration": {"gpu_tier": "{{ 'basic' }}"}}, 1),
         ("workflow.model_url: ", {"workflow": {"model_url": ""}}, 1),
     ],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException
 from bad_answers import Fault
 from conftest import table_of
-from operator_kit import Inputs, Table, picture, products
-from rungen_emulator import Emulator
+from operator_kit import Inputs, Table, picture, products, run_mapped
+from rungen_emulator import Emulator, Service
 from rungen_emulator.testing import run_operator
 
 from airflow_provider_rungen.exceptions import RunGenLimitError
 from airflow_provider_rungen.operators import (
     RunGenPlanTableOperator,
+    RunGenRunJobOperator,
     RunGenRunTableOperator,
     scaled_app,
 )
@@ -265,6 +268,104 @@ def test_a_plan_speaks_money(run: Run) -> None:
     assert {"rows": 6, "jobs": 6, "reused": 0, "skipped": 0, "currency": "USD"}.items() <= plan.items()
     assert task.attempt(table=products(7)).value == 1
     assert {"rows": 7, "jobs": 1, "reused": 5, "skipped": 1}.items() <= task.ti.xcoms["plan"].items()
+
+
+WORKERS = "{{ ti.xcom_pull('plan', key='plan')['workers'] }}"
+# A minute of the service is a second here, and a job takes four of its minutes.
+SPEED, JOB = 60, 240.0
+GPU = "gpu"
+
+
+class Night:
+    """A planned table in the block of an app that is down, whose clock is fast."""
+
+    def __init__(self, emulator: Emulator, folder: Path) -> None:
+        began = time.time()
+        self.service = emulator.service = Service(
+            clock=lambda: began + SPEED * (time.time() - began), job_seconds=JOB
+        )
+        self.service.add_app(GPU, workers=4)
+        self._table: dict[str, Any] = {
+            "to_input": picture,
+            "key": "sku",
+            "app_id": GPU,
+            "destination": folder.as_uri(),
+            "poll_interval": 0.1,
+        }
+
+    def buy(self, rows: Any) -> None:
+        task = RunGenRunTableOperator(task_id="photos", table=rows, **self._table)
+        assert run_operator(task, timeout=100).error is None
+        self.service.scale(GPU, 0)
+
+    def plan(self, rows: Any, **options: Any) -> Any:
+        return run_operator(RunGenPlanTableOperator(task_id="plan", table=rows, **self._table, **options))
+
+    def perform(self, rows: Any, finish_in: timedelta, **options: Any) -> dict[str, Any]:
+        """Run the DAG, and return the result of each task."""
+        with DAG("d", schedule=None) as dag:
+            plan = RunGenPlanTableOperator(task_id="plan", table=rows, finish_in=finish_in, **self._table)
+            with scaled_app(GPU, WORKERS, only_if=plan.output, poll_interval=0.1, **options) as gpu:
+                photos = RunGenRunTableOperator(task_id="photos", table=rows, **self._table)
+        results: dict[str, Any] = {}
+        ops: list[Any] = [plan, gpu.up, photos, gpu.down]
+        for op in ops:
+            results[op.task_id] = run_operator(op, upstream=results, context={"dag": dag}, timeout=100)
+            assert results[op.task_id].error is None
+            results[f"workers of {op.task_id}"] = self.service.stats()["active_workers"][GPU]
+        return results
+
+
+@pytest.fixture
+def night(rungen_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
+    night = Night(rungen_emulator, tmp_path)
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", rungen_emulator.airflow_connection(price="1.20 USD/h"))
+    return night
+
+
+def test_a_deadline_gets_the_fewest_workers_that_meet_it(night: Night) -> None:
+    night.buy(products(2))
+    done = night.perform(products(14), timedelta(minutes=15))
+    # three jobs of four minutes one after the other, by each of four workers
+    assert done["plan"].xcoms["plan"]["workers"] == 4
+    assert (
+        "12 new rows, about 4 min each: 4 workers finish in 12 min, 0.96 USD whatever their number. "
+        "The start of the app (STOPPED) comes on top."
+    ) in done["plan"].log
+    assert (done["workers of app_up"], done["workers of app_down"]) == (4, 0)
+    jobs = night.service.jobs()[2:]
+    assert len(jobs) == 12
+    assert max(job["finished"] for job in jobs) - min(job["created"] for job in jobs) < 15 * 60
+
+
+def test_a_team_s_limit_holds_and_what_it_costs_in_time_is_said(night: Night) -> None:
+    night.buy(products(2))
+    done = night.perform(products(8), timedelta(minutes=4), max_workers=3)
+    assert done["plan"].xcoms["plan"]["workers"] == 6
+    assert done["workers of app_up"] == 3
+    assert ("Only 3 of 6 workers (max_workers): finish_in cannot be met. 24 min of GPU take 8 min") in done[
+        "app_up"
+    ].log
+
+
+def test_a_plan_counts_the_queue_and_says_what_it_does_not_know(night: Night) -> None:
+    first = night.plan(products(2), finish_in=600)
+    assert first.xcoms["plan"]["workers"] == 1
+    assert "2 new rows, for an unknown time each: 1 worker." in first.log
+    assert "workers" not in night.plan(products(2)).xcoms["plan"]
+    night.buy(products(2))
+    others = RunGenRunJobOperator.partial(task_id="other", app_id=GPU).expand(input=[{"prompt": "x"}] * 6)
+    for number in range(6):
+        assert run_mapped(others, number).error is None
+    queued = night.plan(products(4), finish_in=8 * 60)
+    assert queued.xcoms["plan"]["workers"] == 4
+    assert (
+        "2 new rows, about 4 min each: 4 workers finish in 8 min, 0.16 USD whatever their number. "
+        "6 jobs in the queue before them take 6 min of it."
+    ) in queued.log
+    late = night.plan(products(3), finish_in=60)
+    assert late.xcoms["plan"]["workers"] == 7
+    assert "finish_in=1 min cannot be met: one job takes longer." in late.log
 
 
 @pytest.mark.parametrize("limits", [{"max_jobs": 1}, {"max_cost": "0.001 USD"}])

@@ -209,7 +209,9 @@ def test_what_is_no_id_is_hopeless_and_sends_nothing(
     rungen_emulator: Emulator, context: Any, deferrable: bool
 ) -> None:
     for bad in (None, "", "a/b", 7, ["good", ""], [None, None]):
-        outcome = run_task(sensor(bad, deferrable=deferrable), context)
+        waiting = sensor("x", deferrable=deferrable)
+        waiting.job_id = bad  # as the output of a task may be
+        outcome = run_task(waiting, context)
         assert type(outcome.error) is AirflowFailException
         assert "job_id" in str(outcome.error)
     assert rungen_emulator.service.records() == []

@@ -169,5 +169,5 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
     def paint(subject: str) -> dict[str, Any]:
         return {"prompt": subject}
 
-    with scaled_app("gpu", 2, name="gpu", pool="gpu"):
+    with scaled_app("gpu", 2, max_workers=4, name="gpu", pool="gpu"):
         paint("a lighthouse")
