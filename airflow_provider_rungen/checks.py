@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any
 
 from airflow_provider_rungen._airflow import SET_DURING_EXECUTION
-from airflow_provider_rungen.apps.values import is_wanted, whole_number
 from airflow_provider_rungen.client.money import to_cost, to_limit
+from airflow_provider_rungen.client.numbers import is_wanted, whole_number
 from airflow_provider_rungen.client.texts import to_optional_seconds, to_seconds
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.rows import RowFunction, SqlRows

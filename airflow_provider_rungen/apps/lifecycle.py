@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_rungen.apps.sharing import still_billed
-from airflow_provider_rungen.apps.values import whole_number
 from airflow_provider_rungen.client.answers import was_not_accepted
 from airflow_provider_rungen.client.apps import take_down
 from airflow_provider_rungen.client.endpoints import delete_app
 from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.client.numbers import whole_number
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
     RunGenConflictError,

@@ -19,11 +19,11 @@ from airflow_provider_rungen.apps.sharing import (
     other_run,
     still_billed,
 )
-from airflow_provider_rungen.apps.values import is_wanted, whole_number
 from airflow_provider_rungen.apps.waiting import wait_or_defer
 from airflow_provider_rungen.client.apps import AppTarget, take_down
 from airflow_provider_rungen.client.daemon_threads import begin, ends_within
 from airflow_provider_rungen.client.endpoints import get_app, scale_app
+from airflow_provider_rungen.client.numbers import is_wanted, whole_number
 from airflow_provider_rungen.client.texts import format_count, format_duration, format_ids
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenAppTimeoutError, RunGenError
 from airflow_provider_rungen.task import attempts

@@ -26,8 +26,8 @@ from operator_kit import FAST, KILLED, MODES, Stage, failing
 from rungen_emulator import Emulator
 
 from airflow_provider_rungen import triggers
-from airflow_provider_rungen.apps.values import is_wanted, whole_number
 from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.numbers import is_wanted, whole_number
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
     RunGenAppTimeoutError,
