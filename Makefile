@@ -79,7 +79,7 @@ docs: $(READY)
 	@echo "build/docs/index.html"
 
 lint: $(READY)
-	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff check --no-cache .  # a cached verdict on imports outlives the module that was moved
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/codespell
