@@ -6,11 +6,8 @@ to an app that works first come, first served. Each runs for a time by chance. T
 
 - *The fewest possible* is what an oracle needs. It learns for free how many jobs have ended, knows when
   each one started and how durations are distributed, and polls the likeliest job first.
-- *A plain poller* asks for no counters. It polls the oldest jobs, 8 at a time, until it meets a queued one.
-  It finds a canceled job when that has become one of the oldest.
 - *Each job polled* is computed: one request every 5 s.
-- The last rows are counters that lie, jobs of others, and jobs that others cancel, each on the load on
-  which it costs most.
+- The last row is jobs that others cancel, in the queue or while they run.
 """
 
 from __future__ import annotations
@@ -34,11 +31,8 @@ APP = "app"
 INTERVAL = 5.0
 # Seconds that an answer takes, counting those that are under way at the same time.
 ANSWER_TIME = 0.002
-# What the variants change: shares of the queue, and seconds.
-CANCELED_SHARE, FOREIGN_SHARE = 0.1, 0.2
-FROZEN_AT, LAG = 30.0, 7.0
-#: What the counters may do. The last two are honest, but others use the app, too.
-VARIANTS = ("honest", "frozen", "lagging", "absent", "zero", "half", "jumping", "foreign", "canceled")
+# The share of the queue that others cancel in the last row, and the seconds within which that is found.
+CANCELED_SHARE, LATEST = 0.1, 70.0
 _GIVE_UP_AFTER = 6 * 3600.0
 
 
@@ -64,20 +58,15 @@ class Load:
         again = f", {self.requeued:.0%} twice" if self.requeued else ""
         return f"{self.workers:,} workers × {self.shortest:g}–{self.longest:g} s{again}"
 
-    def queue(self, seed: int, *, canceled: float = 0.0, foreign: float = 0.0) -> list[SimulatedJob]:
+    def queue(self, seed: int, *, canceled: float = 0.0) -> list[SimulatedJob]:
         """
         Simulate the app, and return the jobs in the order of their submission.
 
         :param canceled: the share of jobs that somebody cancels, queued or running.
-        :param foreign: the share of the queue that is somebody else's.
         """
         chance = random.Random(seed)
-        size = round(self.jobs / (1 - foreign))
-        is_ours = [True] * self.jobs + [False] * (size - self.jobs)
-        if foreign:
-            chance.shuffle(is_ours)
-        span = size * (self.shortest + self.longest) / 2 / self.workers
-        free, queue = [0.0] * self.workers, deque(range(size))
+        span = self.jobs * (self.shortest + self.longest) / 2 / self.workers
+        free, queue = [0.0] * self.workers, deque(range(self.jobs))
         lost: dict[int, tuple[float, float]] = {}
         jobs: dict[int, SimulatedJob] = {}
         while queue:
@@ -94,8 +83,8 @@ class Load:
                 ends, status = at, "CANCELED"
             heapq.heappush(free, max(free_at, ends))
             runs.append((starts, ends))
-            jobs[number] = SimulatedJob(f"job-{number}", tuple(runs), ends, status, is_ours[number])
-        return [jobs[number] for number in range(size)]
+            jobs[number] = SimulatedJob(f"job-{number}", tuple(runs), ends, status)
+        return [jobs[number] for number in range(self.jobs)]
 
 
 LOADS = (
@@ -112,7 +101,6 @@ class SimulatedJob:
     runs: tuple[tuple[float, float], ...]
     ends: float
     status: str
-    is_ours: bool
 
     @property
     def starts(self) -> float:
@@ -131,11 +119,9 @@ class SimulatedApp:
     Answers polls of jobs and of the app.
 
     :param jobs: the queue of the app.
-    :param counters: what they do, one of `VARIANTS`.
     """
 
     jobs: Sequence[SimulatedJob]
-    counters: str = "honest"
     now: float = 0.0
     requests: int = 0
     _jobs: dict[str, SimulatedJob] = field(init=False)
@@ -161,29 +147,7 @@ class SimulatedApp:
             return _response({"id": job.id, "status": job.status_at(self.now), "result": {}})
         self.requests += 1
         self.now += ANSWER_TIME
-        counts = {} if self.counters == "absent" else {"jobs": self._count()}
-        return _response({"id": APP, "status": "RUNNING", **counts})
-
-    def _count(self) -> dict[str, int]:
-        at = {"lagging": self.now - LAG, "frozen": min(self.now, FROZEN_AT)}.get(self.counters, self.now)
-        statuses = [job.status_at(at) for job in self.jobs]
-        counts = {
-            "completed": statuses.count("COMPLETED"),
-            "failed": 0,
-            "in_progress": statuses.count("RUNNING"),
-            "in_queue": statuses.count("QUEUED"),
-        }
-        match self.counters:
-            case "zero":
-                return dict.fromkeys(counts, 0)
-            case "half":  # every other job seems to run forever
-                uncounted = statuses[::2].count("COMPLETED")
-                counts["completed"] -= uncounted
-                counts["in_progress"] += uncounted
-            case "jumping":
-                chance = random.Random(self.requests)
-                return {name: chance.randrange(2 * len(self.jobs)) for name in counts}
-        return counts
+        return _response({"id": APP, "status": "RUNNING"})
 
 
 def _response(body: dict[str, Any]) -> Response:
@@ -207,24 +171,9 @@ def package_poller(app: SimulatedApp, load: Load, job_ids: Sequence[str]) -> Ite
         yield finished
 
 
-def plain_poller(app: SimulatedApp, load: Load, job_ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Poll the oldest jobs, some at a time, until one is queued."""
-    waiting, step = list(job_ids), 8
-    while True:
-        ended: list[str] = []
-        for start in range(0, len(waiting), step):
-            polled = waiting[start : start + step]
-            statuses = {job_id: app.get(job_id).status_at(app.now) for job_id in polled}
-            ended += [job_id for job_id in polled if statuses[job_id] not in ("QUEUED", "RUNNING")]
-            if "QUEUED" in statuses.values():
-                break
-        waiting = [job_id for job_id in waiting if job_id not in set(ended)]
-        yield ended
-
-
 def fewest(app: SimulatedApp, load: Load, job_ids: Sequence[str]) -> Iterator[Sequence[str]]:
     """Poll the jobs most likely to have ended, knowing how many have."""
-    waiting = {job.id: job for job in app.jobs if job.is_ours}
+    waiting = {job.id: job for job in app.jobs}
     seen_running = dict.fromkeys(waiting, 0.0)
 
     def likelihood(job_id: str) -> float:
@@ -266,21 +215,17 @@ class Figures:
     late_most: float
 
 
-def simulate(
-    load: Load, poller: Poller = package_poller, *, seed: int = 1, variant: str = "honest"
-) -> Figures:
+def simulate(load: Load, poller: Poller = package_poller, *, seed: int = 1, canceled: float = 0.0) -> Figures:
     """
     Wait for the jobs of a load.
 
     :param poller: what polls.
     :param seed: decides what chance decides.
-    :param variant: one of `VARIANTS`.
+    :param canceled: the share of the jobs that others cancel.
     """
-    canceled = CANCELED_SHARE if variant == "canceled" else 0.0
-    foreign = FOREIGN_SHARE if variant == "foreign" else 0.0
-    queue = load.queue(seed, canceled=canceled, foreign=foreign)
-    app = SimulatedApp(queue, variant)
-    waiting = {job.id: job for job in queue if job.is_ours}
+    queue = load.queue(seed, canceled=canceled)
+    app = SimulatedApp(queue)
+    waiting = {job.id: job for job in queue}
     late: list[float] = []
     for round_number, ended in enumerate(poller(app, load, list(waiting))):
         late += [app.now - waiting.pop(job_id).ends for job_id in ended]
@@ -299,48 +244,27 @@ def poll_each(load: Load, *, seed: int = 1) -> float:
 
 
 def over_seeds(
-    load: Load, seeds: Sequence[int], poller: Poller = package_poller, variant: str = "honest"
+    load: Load, seeds: Sequence[int], poller: Poller = package_poller, canceled: float = 0.0
 ) -> Figures:
     """Return the means of the requests and of the percentile over the seeds, and the longest time."""
-    figures = [simulate(load, poller, seed=seed, variant=variant) for seed in seeds]
+    figures = [simulate(load, poller, seed=seed, canceled=canceled) for seed in seeds]
     late_95 = mean(each.late_95 for each in figures)
     return Figures(mean(each.requests for each in figures), late_95, max(each.late_most for each in figures))
 
 
-def plain_requests(load: Load, seeds: Sequence[int], variant: str) -> float:
-    """Return the requests of a plain poller; a job that is queued again would hide all others from it."""
-    known = variant if variant in ("foreign", "canceled") else "absent"
-    return over_seeds(replace(load, requeued=0.0), seeds, plain_poller, known).requests
-
-
 def measure(rounds: int, scale: float) -> Iterator[Row]:
-    """Simulate each load, and then the variants."""
+    """Simulate each load, and then one of which others cancel some."""
     loads = [replace(load, jobs=round(load.jobs * scale)) for load in LOADS]
     seeds = range(rounds)
-    for load in loads:
-        ours, least = over_seeds(load, seeds).requests, over_seeds(load, seeds, fewest).requests
-        plain = plain_requests(load, seeds, "honest")
+    for load, canceled in [*((load, 0.0) for load in loads), (loads[0], CANCELED_SHARE)]:
+        ours, least = (over_seeds(load, seeds, poller, canceled) for poller in (package_poller, fewest))
         each = median(poll_each(load, seed=seed) for seed in seeds)
         yield Row(
-            str(load),
-            f"{ours:.2f}",
-            f"the fewest: {least:.2f}; plain: {plain:.2f}; each polled: {each:.1f}",
-            "≤ 1.35 × the fewest",
-            ours <= 1.35 * least,
-        )
-    for variant in VARIANTS[1:]:
-        found = [over_seeds(load, seeds, variant=variant) for load in loads]
-        beside = [plain_requests(load, seeds, variant) for load in loads]
-        shares = [ours.requests / plain for ours, plain in zip(found, beside, strict=True)]
-        worst, late = shares.index(max(shares)), max(each.late_most for each in found)
-        most, latest = (2.0, 60) if variant == "canceled" else (1.3, 3 * INTERVAL)
-        yield Row(
-            f"{variant}: {loads[worst]}",
-            f"{found[worst].requests:.2f}, each end found within {late:.0f} s",
-            f"plain: {beside[worst]:.2f}",
-            f"≤ {most:g} × plain, {latest:g} s",
-            shares[worst] <= most and late <= latest,
-            "a search for canceled jobs polls the whole queue" if variant == "canceled" else "",
+            f"{load}, {canceled:.0%} canceled" if canceled else str(load),
+            f"{ours.requests:.2f}; 95% found within {ours.late_95:.0f} s, each within {ours.late_most:.0f} s",
+            f"the fewest: {least.requests:.2f}; each polled: {each:.1f}",
+            f"fewer than each polled, {LATEST:g} s",
+            ours.requests < each and ours.late_most <= LATEST,
         )
 
 

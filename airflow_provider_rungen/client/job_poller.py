@@ -1,4 +1,10 @@
-"""Polls the waiting jobs of one app, and lets no job that does not answer hold up another. No I/O."""
+"""
+Polls the waiting jobs of one app, and lets no job that does not answer hold up another. No I/O.
+
+A round polls the jobs that run, and the others, oldest first, until one is queued: those behind it have not
+started where jobs start first come, first served. They may start in another order, and others may cancel
+them. So a round also polls some that were not polled for the longest time, and one with few jobs polls all.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +14,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from airflow_provider_rungen.client.codec import path_segment
-from airflow_provider_rungen.client.endpoints import get_app, get_job
+from airflow_provider_rungen.client.endpoints import get_job
 from airflow_provider_rungen.client.flow import Flow, Gather, Pending, Sleep
-from airflow_provider_rungen.client.job_search import JobSearch, read_counters
-from airflow_provider_rungen.client.models import App, Job, JobStatus
+from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.poll_state import (
     POLL_TIMEOUT,
     Outages,
@@ -19,11 +24,10 @@ from airflow_provider_rungen.client.poll_state import (
     concerns_one_job,
     in_flight,
     is_trouble,
-    is_unanswered,
     poll_timeout,
     polls_end_by,
 )
-from airflow_provider_rungen.client.progress import COUNTER_THRESHOLD, LogCallback, log_line, status_line
+from airflow_provider_rungen.client.progress import FEW_JOBS, LogCallback, log_line, status_line
 from airflow_provider_rungen.client.queue_watch import QueueWatch
 from airflow_provider_rungen.client.retry import NOT_FOUND, is_refusal
 from airflow_provider_rungen.client.texts import format_ids
@@ -34,6 +38,8 @@ MAX_CONCURRENT_POLLS = 256
 SILENT_JOBS_PER_ROUND = 8
 # The most seconds that a round waits for a poll, which then goes on in the background.
 MAX_WAIT_FOR_POLL = 5.0
+# Seconds within which each job is polled, unless that takes more polls a second than this.
+FULL_PASS, MAX_PER_SECOND = 60.0, 50
 
 
 def identity(job: Job) -> Job:
@@ -90,13 +96,13 @@ class JobPoller:
     finished: dict[str, Job] = field(default_factory=dict, init=False)
     #: The errors of jobs that no waiting can change, and that do not concern them alone.
     errors: dict[str, RunGenError] = field(default_factory=dict, init=False)
-    #: The answer about the app in this round, if there was one.
-    app: App | None = field(default=None, init=False)
     #: When the last round began (seconds since 1970).
     polled_at: float | None = field(default=None, init=False)
     #: How many polls of jobs were answered.
     answers: int = field(default=0, init=False)
-    _app_state: PollState = field(default_factory=lambda: PollState(0.0), init=False)
+    # how many times jobs were added, and when a round last polled some of the longest unpolled
+    _batches: int = field(default=0, init=False)
+    _passed_at: float = field(default=0.0, init=False)
     # whether there are jobs that no round has seen: a pause may be that of others alone
     _has_new: bool = field(default=False, init=False)
     # whether no round follows; when its polls must have ended, and the seconds that it waits for one
@@ -106,7 +112,6 @@ class JobPoller:
 
     def __post_init__(self) -> None:
         self.outages = Outages(self.log)
-        self._search = JobSearch(self)
         self.queue = QueueWatch(self)
 
     @property
@@ -119,7 +124,7 @@ class JobPoller:
         self, job_ids: Collection[str], now: float, not_before: float = 0.0, *, are_known: bool = False
     ) -> None:
         """
-        Wait for more jobs, the oldest first.
+        Wait for more jobs. Those added at once are in the order of their age, the oldest first.
 
         :param now: the time (seconds since 1970).
         :param not_before: the time (seconds since 1970) before which they must not be polled.
@@ -128,9 +133,10 @@ class JobPoller:
         """
         for job_id in job_ids:
             path_segment(job_id, "job_id")
+        self._batches += 1
         for job_id in job_ids:
             if job_id not in self.waiting and job_id not in self.finished:
-                self.waiting[job_id] = PollState(now, are_known, not_before)
+                self.waiting[job_id] = PollState(now, are_known, not_before, self._batches)
                 self._has_new, self.outages.quiet_until = True, 0.0
 
     def forget(self, job_ids: Iterable[str]) -> None:
@@ -158,13 +164,13 @@ class JobPoller:
         is_last = self._is_last and not getattr(self.outages.last_failure, "retry_after", None)
         if self.outages.is_quiet(now) and not is_last:
             return
-        self.polled_at, self.app, self.outages.last_failure, self._has_new = now, None, None, False
+        self.polled_at, self.outages.last_failure, self._has_new = now, None, False
         self._end_by, self._wait_at_most = polls_end_by(now, seconds_left), None
         if poll_interval is not None:
             # many polls take turns, and one that is given up holds its place until it ends
             self._wait_at_most = max(min(poll_interval, MAX_WAIT_FOR_POLL, self._end_by - now), 1.0)
         if only is None and seconds_left > 0:
-            yield from self._poll_due(poll_interval or POLL_TIMEOUT, now)
+            yield from self._poll_due(now)
         else:
             wanted = set(self.waiting if only is None else only)
             may_poll = self.pollable(self.waiting) if is_last else self._due(now)
@@ -184,7 +190,7 @@ class JobPoller:
         states = ((job_id, self.waiting.get(job_id)) for job_id in job_ids)
         return [job_id for job_id, state in states if state is not None and not state.is_in_flight]
 
-    def _poll_due(self, poll_interval: float, now: float) -> Flow[None]:
+    def _poll_due(self, now: float) -> Flow[None]:
         due = self._due(now)
         if failed_rounds := self.outages.failed_rounds:  # one poll tells whether the outage is over
             yield from self.poll([due[failed_rounds % len(due)]] if due else [])
@@ -194,44 +200,58 @@ class JobPoller:
         silent = {job_id for job_id in due if self.waiting[job_id].failures}
         if len(silent) == len(due):
             silent = set()
-        yield from self._poll_many([job_id for job_id in due if job_id not in silent], poll_interval, now)
+        yield from self._poll_many([job_id for job_id in due if job_id not in silent], now)
         longest = sorted(self.pollable(silent), key=lambda job_id: self.waiting[job_id].not_before)
         if polls := [self._poll_job(job_id) for job_id in longest[:SILENT_JOBS_PER_ROUND]]:
             yield Gather(polls, wait_at_most=None if self._wait_at_most is None else 0)
 
-    def _poll_many(self, due: list[str], poll_interval: float, now: float) -> Flow[None]:
-        if self.takes_all or len(self.waiting) <= COUNTER_THRESHOLD:
+    def _poll_many(self, due: list[str], now: float) -> Flow[None]:
+        """Poll those of the jobs that may have ended."""
+        if self.takes_all or len(self.waiting) <= FEW_JOBS:
             yield from self.poll(due)
             return
-        if not (yield from self._ask_app(now)):  # the counters alone may be silent, or all of the service
-            yield from self.poll(due[:1])
-            if self.outages.failed_rounds:
+        waiting, elapsed, self._passed_at = self.waiting, now - (self._passed_at or now), now
+        queue = [job_id for job_id in due if not waiting[job_id].has_started]
+        yield from self.poll([job_id for job_id in due if waiting[job_id].has_started])
+        yield from self._poll_oldest(queue, now)
+        if not self.outages.failed_rounds:
+            rest = sorted(self._unpolled(due, now), key=lambda job_id: waiting[job_id].polled_at)
+            pause = max(FULL_PASS, len(waiting) / MAX_PER_SECOND)
+            yield from self.poll(rest[: math.ceil(len(due) * elapsed / pause)])
+
+    def _poll_oldest(self, queue: Sequence[str], now: float) -> Flow[None]:
+        """Poll jobs that were not seen to run, oldest first, until one is queued."""
+        # one job alone may fail, which must not look like an outage
+        waiting, polled, count = self.waiting, set[str](), 2
+        # those that were added at once are in order, but how old the first is only an answer tells
+        firsts = {waiting[job_id].batch: job_id for job_id in reversed(queue) if job_id in waiting}.values()
+        some = [job_id for job_id in firsts if waiting[job_id].created_at is None]
+        while not self.outages.failed_rounds:
+            yield from self.poll(some)
+            polled.update(some)
+            ages = self._ages()
+            queued = (each for each in polled & ages.keys() if waiting[each].status is JobStatus.QUEUED)
+            until = min((ages[job_id] for job_id in queued), default=(math.inf, 0))
+            rest = [each for each in self._unpolled(queue, now) if each not in polled and ages[each] <= until]
+            if not rest:
                 return
-            due = due[1:]
-        counters = None if self.app is None else read_counters(self.app)
-        yield from self._search.search(
-            self.pollable(due), counters, poll_interval=poll_interval, asked_at=now
-        )
+            some = sorted(rest, key=ages.__getitem__)[:count]
+            count *= 2
 
-    def _ask_app(self, now: float) -> Flow[bool]:
-        """Ask for the app, and return whether there was an answer in time."""
-        state = self._app_state
-        if state.is_in_flight or now < state.not_before - 0.001:
-            return False
-        [is_answered] = yield Gather([self._poll_app()], wait_at_most=self._wait_at_most)
-        return is_answered is True
+    def _ages(self) -> dict[str, tuple[float, int]]:
+        """Return when each job was created, and its place among those that were added with it."""
+        ages, batch, latest, place = dict[str, tuple[float, int]](), 0, -math.inf, 0
+        for job_id, state in self.waiting.items():
+            if state.batch != batch:
+                batch, latest, place = state.batch, -math.inf, 0
+            latest = max(latest, state.created_at or -math.inf)
+            ages[job_id] = (latest if state.created_at is None else state.created_at), place
+            place += 1
+        return ages
 
-    def _poll_app(self) -> Flow[bool]:
-        state, timeout = self._app_state, poll_timeout(self._end_by, (yield Sleep(0)))
-        answer = yield from in_flight(state, get_app(self.app_id, attempts=1, timeout=timeout, is_lean=True))
-        now = yield Sleep(0)
-        if isinstance(answer, App):
-            self.app = answer
-        elif is_unanswered(answer):
-            self.outages.note_failure(state, answer, now)
-            return False
-        self.outages.note_answer(state, answer, now, ends_outage=False)
-        return True
+    def _unpolled(self, job_ids: Iterable[str], now: float) -> list[str]:
+        """Return those of the jobs that were not answered since a time, and have no poll in flight."""
+        return [job_id for job_id in self.pollable(job_ids) if self.waiting[job_id].polled_at < now]
 
     def poll(self, job_ids: Sequence[str]) -> Flow[None]:
         """Poll these jobs, as long as any answers."""
@@ -319,6 +339,7 @@ class JobPoller:
     def _note_job(self, state: PollState, job: Job, now: float) -> None:
         before, state.job, state.polled_at = state.job, replace(job, input=None), now
         state.is_known = True
+        state.created_at = state.added_at if job.created_at is None else job.created_at.timestamp()
         if before is None:
             state.status_since = state.added_at
         elif before.status is not job.status:
@@ -327,7 +348,6 @@ class JobPoller:
         if not before or job.status is not before.status or job.raw_status != before.raw_status:
             self.log(*status_line(job), job.id)
         if self._is_end(state, job):
-            self._search.note_end(job)
             self._end(job)
 
     def _end(self, job: Job) -> None:

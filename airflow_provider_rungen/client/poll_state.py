@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeGuard
+from typing import TypeGuard
 
 from airflow_provider_rungen.client.flow import Flow, T
-from airflow_provider_rungen.client.models import App, Job, JobStatus
+from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.progress import LogCallback
 from airflow_provider_rungen.client.retry import NOT_FOUND, Doubt, is_refusal, is_transient, retry_delay
 from airflow_provider_rungen.exceptions import (
@@ -36,10 +36,11 @@ class PollState:
     :param added_at: when the wait for it began.
     :param is_known: whether the service has accepted its submission, or has answered for it.
     :param not_before: before when it must not be polled, for example because of a ``Retry-After``.
+    :param batch: the number of the jobs that were added at once.
+    :param created_at: when the service created it, as far as an answer tells.
     :param polled_at: when a poll of it was last answered, 0 if none was.
     :param job: the last answer.
     :param status_since: since when it has the status of that answer, as far as it was seen.
-    :param was_overtaken: whether younger jobs have started before it, so that it was moved to the end.
     :param failures: polls in a row that failed.
     :param failure: why the last one failed.
     :param is_in_flight: whether a poll of it is under way.
@@ -51,10 +52,11 @@ class PollState:
     added_at: float
     is_known: bool = False
     not_before: float = 0.0
+    batch: int = 0
+    created_at: float | None = None
     polled_at: float = 0.0
     job: Job | None = None
     status_since: float = 0.0
-    was_overtaken: bool = False
     failures: int = 0
     failure: RunGenError | None = None
     is_in_flight: bool = False
@@ -203,7 +205,7 @@ class Outages:
         if errors:  # one that asks for a long pause may ask for itself alone
             self.last_failure = min(errors, key=lambda error: error.retry_after or 0.0)
 
-    def note_answer(self, state: PollState, answer: object, now: float, *, ends_outage: bool = True) -> None:
+    def note_answer(self, state: PollState, answer: object, now: float) -> None:
         """
         Record that a poll was answered, and log the end of an outage.
 
@@ -215,11 +217,10 @@ class Outages:
             self.accepted_at = now
             if not concerns_one_job(answer):
                 state.doubt = Doubt()
-        if ends_outage:
-            self.doubt = Doubt() if is_accepted else self.doubt
-            if self.failed_rounds:  # what did not answer meanwhile is no worse than the rest
-                answered |= self.silent
-            self.failed_rounds = 0
+            self.doubt = Doubt()
+        if self.failed_rounds:  # what did not answer meanwhile is no worse than the rest
+            answered |= self.silent
+        self.failed_rounds = 0
         for each in answered:
             each.failures = 0
         self.silent -= answered
@@ -232,26 +233,3 @@ class Outages:
         self.quiet_until = 0.0
         if self.failed_rounds and self.last_failure is not None and not has_new:
             self.quiet_until = now + retry_delay(self.failed_rounds - 1, self.last_failure)
-
-
-class Poller(Protocol):
-    """What polls the jobs of one app, as those see it that it asks which ones."""
-
-    app_id: str
-    waiting: dict[str, PollState]
-    finished: dict[str, Job]
-    outages: Outages
-    app: App | None
-
-    @property
-    def log(self) -> LogCallback:
-        """Where to log what happens."""
-        ...
-
-    def poll(self, job_ids: Sequence[str]) -> Flow[None]:
-        """Poll jobs."""
-        ...
-
-    def pollable(self, job_ids: Iterable[str]) -> list[str]:
-        """Return those that may be polled now."""
-        ...

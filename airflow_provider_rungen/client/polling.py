@@ -18,7 +18,7 @@ from airflow_provider_rungen.client.job_poller import (
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages, concerns_one_job
 from airflow_provider_rungen.client.progress import (
-    COUNTER_THRESHOLD,
+    FEW_JOBS,
     LogCallback,
     Progress,
     WaitGoal,
@@ -274,7 +274,7 @@ def wait_for_jobs(
     :raises RunGenError: an error that no waiting can change, or one of the only job.
     """
     job_ids, now = list(job_ids), (yield Sleep(0))
-    poller = JobPoller(app_id, log_of(len(job_ids) > COUNTER_THRESHOLD))
+    poller = JobPoller(app_id, log_of(len(job_ids) > FEW_JOBS))
     poller.add(job_ids, now, are_known=are_known)
     wait = Wait(poller, job_ids, poll_interval, now, queued_timeout)
     pauses = growing_pauses(first_interval, poll_interval)

@@ -11,8 +11,8 @@ from airflow_provider_rungen.client.texts import clean_text, format_duration, fo
 
 log = logging.getLogger(__name__)
 
-# Asking for the counters costs a request, so as few jobs are simply polled.
-COUNTER_THRESHOLD = 4
+# So few jobs are each polled in every round, and logged one by one.
+FEW_JOBS = 4
 # Takes a log level, a line, and the id of the job it is about, or ``None``.
 LogCallback = Callable[[int, str, str | None], None]
 
@@ -145,7 +145,7 @@ class Progress:
 
     def line(self, now: float) -> str | None:
         """Return the line to log now; ``None`` if the last one is recent, or each job has its own lines."""
-        if self.total <= COUNTER_THRESHOLD or now - self._logged_at < PROGRESS_INTERVAL:
+        if self.total <= FEW_JOBS or now - self._logged_at < PROGRESS_INTERVAL:
             return None
         self._logged_at = now
         others, unfinished = self.others(), self.total - self.ended

@@ -14,8 +14,9 @@ from typing import Protocol
 
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
-from airflow_provider_rungen.client.models import App, JobStatus
-from airflow_provider_rungen.client.poll_state import Poller
+from airflow_provider_rungen.client.models import App, Job, JobStatus
+from airflow_provider_rungen.client.poll_state import Outages, PollState
+from airflow_provider_rungen.client.progress import LogCallback
 from airflow_provider_rungen.client.texts import format_duration, format_ids
 from airflow_provider_rungen.client.workers import describe_workers, has_no_worker, workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
@@ -27,13 +28,24 @@ ASK_TIME = 2.0
 WARN_INTERVAL = 3600.0
 
 
+class Poller(Protocol):
+    """What polls the jobs of one app, as far as their queue is concerned."""
+
+    app_id: str
+    waiting: dict[str, PollState]
+
+    @property
+    def log(self) -> LogCallback:
+        """Where to log what happens."""
+        ...
+
+
 @dataclass(eq=False)
 class QueueWatch:
     """
     Knows the workers of an app, and warns if it has none for the jobs in its queue.
 
-    The poller often asks for the app anyway, for its counters. Otherwise it is asked for once a minute, while
-    a job is queued.
+    The app is asked for once a minute, while a job is queued.
 
     :param poller: polls the jobs.
     """
@@ -53,9 +65,7 @@ class QueueWatch:
 
     def check(self, now: float) -> Flow[None]:
         """Check the queue at the end of a round."""
-        if self.poller.app is not None:
-            self._note(self.poller.app, now)
-        elif self._queued():
+        if self._queued():
             yield from self.ask(now)
 
     def ask(self, now: float) -> Flow[None]:
@@ -89,6 +99,8 @@ class QueueWatch:
 class WatchedPoller(Poller, Protocol):
     """A poller whose queue is watched."""
 
+    finished: dict[str, Job]
+    outages: Outages
     queue: QueueWatch
 
 

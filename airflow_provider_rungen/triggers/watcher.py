@@ -14,7 +14,7 @@ from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import Wait
-from airflow_provider_rungen.client.progress import COUNTER_THRESHOLD, LogCallback, WaitGoal, log_of
+from airflow_provider_rungen.client.progress import FEW_JOBS, LogCallback, WaitGoal, log_of
 from airflow_provider_rungen.client.queue_watch import explain_timeout
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks.rungen import RunGenHook
@@ -121,7 +121,7 @@ class SharedPoller:
             return []
         goal = goal or WaitGoal()
         wait = Wait(self._poller, job_ids, poll_interval, now, queued_timeout, goal, queued_since)
-        waiter = _Waiter(wait, deadline, part_at, log_of(len(wait.waiting) > COUNTER_THRESHOLD))
+        waiter = _Waiter(wait, deadline, part_at, log_of(len(wait.waiting) > FEW_JOBS))
         self._waiters.add(waiter)
         if self._task is None:
             # in an empty context, since its log lines belong to several waiters

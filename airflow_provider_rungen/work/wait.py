@@ -16,7 +16,7 @@ from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import FIRST_INTERVAL, Wait, fetch_jobs, growing_pauses
 from airflow_provider_rungen.client.progress import (
-    COUNTER_THRESHOLD,
+    FEW_JOBS,
     OtherInputs,
     Progress,
     QuietLog,
@@ -163,7 +163,7 @@ class JobWait:
     def perform(self, flow: Flow[T], job_ids: Collection[str]) -> T:
         """Perform a flow that is about these jobs: with requests side by side if they are many."""
         hook = self._run.hook
-        return (hook.perform_concurrently if len(job_ids) > COUNTER_THRESHOLD else hook.perform)(flow)
+        return (hook.perform_concurrently if len(job_ids) > FEW_JOBS else hook.perform)(flow)
 
     def _keep(self, job: Job) -> Job:
         try:
@@ -181,7 +181,7 @@ class JobWait:
         return jobs
 
     def _log(self, level: int, line: str, job_id: str | None) -> None:
-        (self._quiet_log if self._progress.total > COUNTER_THRESHOLD else log_line)(level, line, job_id)
+        (self._quiet_log if self._progress.total > FEW_JOBS else log_line)(level, line, job_id)
 
     def _hand_over(
         self,
