@@ -185,7 +185,7 @@ class ResultSink:
         run = self._run
         if unsent is not None:
             raise unsent
-        where = f"All reasons are in {redact(self._table.uri)}. "
+        where = f". All reasons are in {redact(self._table.uri)}"
         failed = [row["job_id"] for row in counts.first_failed if row["job_id"]]
         run.note_app(run.known_app_id, list(dict.fromkeys(failed)))
         job_id = next(iter(failed), "")
@@ -198,7 +198,7 @@ class ResultSink:
                 f"Reasons: {why}",
                 app_id=run.known_app_id,
                 job_id=job_id,
-                hint=f"{where}Check the app and the inputs. A retry buys only what did not complete",
+                hint=f"Check the app and the inputs. A retry buys only what did not complete{where}",
                 retryable=not rows.is_refused,
             )
         if counts.failed <= allowed:
@@ -223,7 +223,7 @@ class ResultSink:
             f"{counts.failed} of {counts.runnable} rows failed, {allowed} may (max_failed): {why}",
             app_id=run.known_app_id,
             job_id=job_id,
-            hint=where + (outages[0].hint if outages else hint),
+            hint=(outages[0].hint if outages else hint) + where,
             retryable=not is_final,
         )
 
