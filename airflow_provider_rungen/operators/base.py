@@ -99,7 +99,8 @@ class RunGenBaseOperator(BaseOperator):
             return self.done(work())
         except (RunGenError, AirflowFailException, AirflowSensorTimeout, TaskKilledError) as error:
             failure = error
-        log_failure(failure)
+        if not isinstance(failure, TaskKilledError):  # the kill was logged
+            log_failure(failure)
         raise failure.with_traceback(None) from failure.__cause__
 
     def done(self, value: T) -> T:

@@ -83,7 +83,7 @@ class Stage:
     def mistake(self, op: Any) -> str:
         """Run a task that makes an ordinary mistake, and return the line that ends its log."""
         outcome = self.run(op)
-        error: Any = outcome.error
+        error = outcome.error
         assert type(error) is AirflowFailException, "Airflow must not retry it"
         assert self.seconds < AT_ONCE
         line = str(error)
@@ -97,7 +97,8 @@ class Stage:
         ours = [frame for frame in logged.stack if "airflow_provider_rungen" in frame.filename]
         assert len(ours) <= 2
         # what to do begins a line, the end of which Airflow's UI cuts off
-        assert (f".\n{error.hint}." if error.hint else line) in outcome.log
+        hint = getattr(error, "hint", "")
+        assert (f".\n{hint}." if hint else line) in outcome.log
         return line
 
     @property
