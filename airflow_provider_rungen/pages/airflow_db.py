@@ -180,7 +180,7 @@ class TaskRecord:
 
     @property
     def input(self) -> Any:
-        """The input of its job, as Airflow has rendered it; ``None`` if Airflow does not know it."""
+        """The input of its one job, as Airflow has rendered it; ``None`` if it is not known."""
         return None if self.is_forgotten or not self.rendered else self.rendered[0].get("input")
 
     def find_place(self, uri: str) -> Place:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.results.rows import Status
-from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS
+from airflow_provider_rungen.results.shown import shown_row
 
 #: Rows of one answer.
 PAGE_ROWS = 100
@@ -22,9 +22,7 @@ PAGE_ROWS = 100
 _MAX_LINE = 16 << 20
 # Seconds to look for rows. What is found by then is an answer, too, and the next request goes on.
 _SEARCH_TIME = 1.0
-# Columns that are not searched: they have numbers, times, and parts of ids.
-_UNSEARCHED = {*FIXED_COLUMNS} - {"status", "error", "input", "result"}
-# Characters.
+# Characters of a word that is part of many job ids.
 _SHORT_WORD = 6
 
 
@@ -45,8 +43,8 @@ class Filter(NamedTuple):
 
     :param status: all if it is empty; a status, ``failed`` for all but ``completed`` and ``skipped``,
         ``reused``, or ``new`` for those that this run bought.
-    :param words: parts of words, each of which a row has: in a column of the source, its input, its result,
-        its error or its status. Case does not matter.
+    :param words: parts of words, each of which a row shows, in upper or lower case: in a column, its input,
+        text, error or status.
     """
 
     status: str = ""
@@ -63,11 +61,11 @@ class Filter(NamedTuple):
 
 
 def _has_words(row: Mapping[str, Any], words: Sequence[str]) -> bool:
-    found = (value for name, value in row.items() if name not in _UNSEARCHED and value is not None)
-    text = "\n".join(map(str, found)).lower()
-    # a short word is part of many job ids
-    ids = str(row.get("job_id") or "").lower()
-    return all(word in text or (len(word) > _SHORT_WORD and word in ids) for word in words)
+    # as the script of a contact sheet searches
+    seen = shown_row(row, (), lambda _: None)
+    texts = [seen["prompt"], seen["text"] or "", seen["error"], seen["status"]]
+    text = "\n".join([*texts, *seen["columns"].values(), *seen["input"].values()]).lower()
+    return all(word in text or (len(word) > _SHORT_WORD and word in seen["job_id"]) for word in words)
 
 
 def read_page(file: BinaryIO, name: str, cursor: int, which: Filter) -> Page:

@@ -199,9 +199,7 @@ def _rows(
     ends = [name for name in _ENDS if jobs and task.usage.get(name) == jobs]
     state = "" if task.is_moving else next(iter(ends), "unknown")
     stored = _stored(task)
-    # of the one job that the task has bought itself
-    given = {"input": task.input} if task.job_id else {}
-    rows = [{"status": state, "job_id": job_id, **given, **stored} for job_id in some]
+    rows = [{"status": state, "job_id": job_id, "input": task.input, **stored} for job_id in some]
     end = cursor + len(some)
     return [row for row in rows if which.matches(row)], end if end < len(task.job_ids) else None
 
