@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.outputs.storage import Storage
+from airflow_provider_rungen.outputs.storage import Storage, missing_package
 from airflow_provider_rungen.pages.airflow_db import NotNamedError, Place, TaskRecord
 from airflow_provider_rungen.pages.files import folder_of, store_of
 from airflow_provider_rungen.pages.results_file import PAGE_ROWS, Filter, Page, read_page
@@ -91,6 +91,9 @@ class Reader:
     async def _ask(self, uri: str, function: Callable[..., T], *args: Any) -> T | None:
         try:
             place = self.task.find_place(uri)
+            if install := missing_package(place.root):
+                self.notices.append(f"Rows are missing: {install} where the API server runs.")
+                return None
             return await run_within(_STORE_TIME, f"store {store_of(uri)}", function, place, *args)
         except Exception as error:
             # a task that was killed may not have come so far as to write results

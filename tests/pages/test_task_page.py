@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -406,6 +407,23 @@ def test_what_was_removed_is_explained(world: World, gone: str) -> None:
     assert any("moved or removed" in notice for notice in data["notices"])
     assert world.pages.get(picture).status_code == (200 if gone == "results" else 404)
     assert world.pages.api(page, "results").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("scheme", "module", "package"),
+    [("gs", "gcsfs", "google"), ("abfs", "adlfs", "microsoft-azure"), ("wasb", "adlfs", "microsoft-azure")],
+)
+def test_a_store_whose_package_the_api_server_misses(
+    world: World, scheme: str, module: str, package: str
+) -> None:
+    if find_spec(module) is not None:
+        pytest.skip(f"{module} is installed")
+    store = f"{scheme}://bucket/store"
+    record = {"connection": "c", "destination": store, "view": ".rungen/runs/a/b.json"}
+    page = world.save(xcoms={"rungen_page": record, "results": f"{store}/r.jsonl"})
+    install = f"Install apache-airflow-providers-{package}"
+    assert world.data(page)["notices"] == [f"Rows are missing: {install} where the API server runs."]
+    assert install in world.pages.api(page, "results").text
 
 
 def test_texts_and_values_are_shown_as_they_are(world: World) -> None:
