@@ -102,7 +102,7 @@ def shown_usage(
         parts.append(_format_cost(cost, currency))
     if lost:
         parts.append(f"{format_count(int(lost), 'job')} whose answer was lost may have cost, too")
-    text = ", ".join(parts) or ("nothing: no job was bought" if jobs == 0 else "unknown")
+    text = ", ".join(parts) or ("nothing: no job was bought" if jobs == 0 else "")
     return {"jobs": jobs, "seconds": seconds, "cost": cost, "currency": currency, "text": text}
 
 
