@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import unquote
 
@@ -148,6 +149,7 @@ class TaskRecord:
     :param notices: which XComs cannot be read.
     :param rendered: the fields that its DAG gave to this task, or else to those of its runs that are kept.
     :param is_forgotten: whether they are those of other runs.
+    :param duration: the seconds that it has taken so far, with its waits in the triggerer.
     """
 
     dag_id: str
@@ -167,6 +169,7 @@ class TaskRecord:
     notices: list[str] = field(default_factory=list)
     rendered: Sequence[Mapping[str, Any]] = ()
     is_forgotten: bool = False
+    duration: float | None = None
 
     def names(self, *fields: str) -> set[str]:
         """Return what the DAG gives to fields."""
@@ -174,6 +177,11 @@ class TaskRecord:
         # an ObjectStoragePath is kept in parts
         texts = [value.get("path") if isinstance(value, dict) else value for value in values]
         return {text for text in texts if isinstance(text, str) and text}
+
+    @property
+    def input(self) -> Any:
+        """The input of its one job, as Airflow has rendered it; ``None`` if it is not known."""
+        return None if self.is_forgotten or not self.rendered else self.rendered[0].get("input")
 
     def find_place(self, uri: str) -> Place:
         """
@@ -240,6 +248,8 @@ def _find_task(place: Mapping[str, Any]) -> TaskRecord | None:
             "try_number": ti.try_number,
             "operator": str(ti.operator_name or ""),
         }
+        if ti.start_date is not None:
+            known["duration"] = ((ti.end_date or datetime.now(UTC)) - ti.start_date).total_seconds()
         rendered, is_forgotten = _find_rendered(session, place)
         known |= {"rendered": rendered, "is_forgotten": is_forgotten}
         size = func.coalesce(func.length(cast(model.value, Text)), 0)

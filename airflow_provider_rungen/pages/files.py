@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
+import json
 import re
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +17,7 @@ from starlette.responses import StreamingResponse
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.outputs.storage import Storage
 from airflow_provider_rungen.pages.airflow_db import Place
+from airflow_provider_rungen.pages.results_file import Filter, read_rows
 from airflow_provider_rungen.pages.threads import run_within
 
 #: The headers of all answers.
@@ -26,6 +31,8 @@ NOTHING = "sandbox; default-src 'none'"
 # Seconds to open a file, and to read a part of it.
 _OPEN_TIME = 4.5
 _READ_TIME = 30.0
+# Seconds to look for rows, until it is seen whether somebody still waits for them.
+_FIND_TIME = 1.0
 _CHUNK_BYTES = 256 << 10
 _HEAD_BYTES = 512
 # The outputs of a store. What is beside them, such as records, is of other tasks, too.
@@ -88,15 +95,17 @@ async def send_output(destination: str, path: str, asked: str) -> StreamingRespo
     :raises FileNotFoundError: it is not there.
     """
     folder, _, name = path.rpartition("/")
-    return await _send(destination, folder, name, asked)
+    return await _send(OpenFile, destination, folder, name, asked)
 
 
-async def send_results(place: Place) -> StreamingResponse:
-    """Send a results file as a download. The same errors as with `send_output`."""
+async def send_results(place: Place, which: Filter) -> StreamingResponse:
+    """Send a results file as a download, or some of its rows. The same errors as with `send_output`."""
     root, folder, name = folder_of(place)
     if not name.lower().endswith(_RESULTS):
         raise FileNotFoundError(name)
-    return await _send(root, folder, name, "")
+    if any(which):
+        return await _send(FoundRows, root, folder, name, which)
+    return await _send(OpenFile, root, folder, name, "")
 
 
 def folder_of(place: Place) -> tuple[str, str, str]:
@@ -108,14 +117,17 @@ def folder_of(place: Place) -> tuple[str, str, str]:
     return place.root, folder, name
 
 
-async def _send(uri: str, folder: str, name: str, asked: str) -> StreamingResponse:
+async def _send(
+    opened: Callable[..., OpenFile | FoundRows], uri: str, folder: str, name: str, asked: str | Filter
+) -> StreamingResponse:
     store = f"files of {store_of(uri)}"
-    file = await run_within(_OPEN_TIME, store, OpenFile, uri, folder, name, asked)
+    file = await run_within(_OPEN_TIME, store, opened, uri, folder, name, asked)
 
     async def parts() -> AsyncIterator[bytes]:
         try:
-            while part := await run_within(_READ_TIME, store, file.read):
-                yield part
+            while (part := await run_within(_READ_TIME, store, file.read)) is not None:
+                if part:
+                    yield part
         finally:
             file.close()
 
@@ -160,14 +172,68 @@ class OpenFile:
             **({"Content-Range": f"bytes {start}-{stop - 1}/{size}"} if part else {}),
         }
 
-    def read(self) -> bytes:
-        """Return the next part; empty at the end."""
+    def read(self) -> bytes | None:
+        """Return the next part; ``None`` at the end."""
         chunk: bytes = self._file.read(min(_CHUNK_BYTES, self._unsent))
         self._unsent -= len(chunk)
-        return chunk
+        return chunk or None
 
     def close(self) -> None:
         """Close it, without waiting for a read that hangs."""
+        begin(self._stack.close)
+
+
+class FoundRows:
+    """
+    The rows of a results file that a filter lets through: as CSV if the file is, otherwise as JSON Lines.
+
+    :raises RunGenError: the storage cannot be used.
+    :raises OSError: the file cannot be read.
+    """
+
+    status = 200
+
+    def __init__(self, uri: str, folder: str, name: str, which: Filter) -> None:
+        self._stack = contextlib.ExitStack()
+        self._is_csv = name.lower().endswith(".csv")
+        try:
+            opened: Any = Storage(uri, "results", read_only=True).opened(folder, name)
+            self._rows = read_rows(self._stack.enter_context(opened), name, 0, which)
+        except BaseException:
+            self._stack.close()
+            raise
+        self._columns: list[str] = []
+        found = f"{name.rpartition('.')[0]}-found.{'csv' if self._is_csv else 'jsonl'}"
+        self.headers = {
+            **SAFE,
+            "Content-Type": _DOWNLOAD,
+            "Content-Disposition": attachment(found),
+            "Content-Security-Policy": NOTHING,
+            "Cache-Control": "no-store",
+        }
+
+    def read(self) -> bytes | None:
+        """Return the next part, which is empty if nothing was found for a second; ``None`` at the end."""
+        text, until = io.StringIO(), time.monotonic() + _FIND_TIME
+        for _, row in self._rows:
+            if row is not None:
+                self._write(text, row)
+            if text.tell() >= _CHUNK_BYTES or time.monotonic() > until:
+                return text.getvalue().encode()
+        return text.getvalue().encode() or None
+
+    def _write(self, text: io.StringIO, row: dict[str, Any]) -> None:
+        if not self._is_csv:
+            text.write(json.dumps(row, default=str) + "\n")
+            return
+        writer = csv.writer(text)
+        if not self._columns:
+            self._columns = [*row]
+            writer.writerow(self._columns)
+        writer.writerow([row.get(name) for name in self._columns])
+
+    def close(self) -> None:
+        """Close the file, without waiting for a read that hangs."""
         begin(self._stack.close)
 
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.results.rows import Status
+from airflow_provider_rungen.results.shown import shown_row
 
 #: Rows of one answer.
 PAGE_ROWS = 100
 # Bytes of a line. The model's answers are in it.
 _MAX_LINE = 16 << 20
 # Seconds to look for rows. What is found by then is an answer, too, and the next request goes on.
-_SEARCH_TIME = 2.0
+_SEARCH_TIME = 1.0
+# Characters of a word that is part of many job ids.
+_SHORT_WORD = 6
 
 
 class Page(NamedTuple):
@@ -34,42 +37,72 @@ class Page(NamedTuple):
     next: int | None
 
 
-def read_page(file: BinaryIO, name: str, cursor: int, status: str) -> Page:
+class Filter(NamedTuple):
+    """
+    Which rows are shown.
+
+    :param status: all if it is empty; a status, ``failed`` for all but ``completed`` and ``skipped``,
+        ``reused``, or ``new`` for those that this run bought.
+    :param words: parts of words, each of which a row shows, in upper or lower case: in a column, its input,
+        text, error or status.
+    """
+
+    status: str = ""
+    words: str = ""
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row is one of them."""
+        is_reused = row.get("reused") in (True, "true")
+        if self.status in ("reused", "new"):
+            fits = is_reused if self.status == "reused" else bool(row.get("job_id")) and not is_reused
+        else:
+            fits = not self.status or row.get("status") in Status.named([self.status])
+        return fits and (not self.words or _has_words(row, self.words.lower().split()))
+
+
+def _has_words(row: Mapping[str, Any], words: Sequence[str]) -> bool:
+    # as the script of a contact sheet searches
+    seen = shown_row(row, (), lambda _: None)
+    texts = [seen["prompt"], seen["text"] or "", seen["error"], seen["status"]]
+    text = "\n".join([*texts, *seen["columns"].values(), *seen["input"].values()]).lower()
+    return all(word in text or (len(word) > _SHORT_WORD and word in seen["job_id"]) for word in words)
+
+
+def read_page(file: BinaryIO, name: str, cursor: int, which: Filter) -> Page:
     """
     Return rows of a results file.
 
     :param file: it is seekable.
     :param name: its name, whose suffix is its format.
     :param cursor: 0, or what the page before returned.
-    :param status: which rows; see `matches`.
     :raises RunGenInputError: it is no results file.
+    """
+    rows, until = list[dict[str, Any]](), time.monotonic() + _SEARCH_TIME
+    found = read_rows(file, name, cursor, which)
+    for position, row in found:
+        if row is not None:
+            rows.append(row)
+        if len(rows) == PAGE_ROWS or time.monotonic() > until:
+            return Page(rows, None if next(found, None) is None else position)
+    return Page(rows, None)
+
+
+def read_rows(
+    file: BinaryIO, name: str, cursor: int, which: Filter
+) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """
+    Yield the rows of a results file with the cursor after them; ``None`` for one that is not to be shown.
+
+    The parameters and errors are those of `read_page`.
     """
     read = next((read for suffix, read in _READERS.items() if name.lower().endswith(suffix)), None)
     if read is None:
         raise RunGenInputError(f"results end in none of {', '.join(_READERS)}")
-    rows, until = list[dict[str, Any]](), time.monotonic() + _SEARCH_TIME
-    statuses = wanted(status)
     try:
-        found = read(file, cursor)
-        for position, row in found:
-            if row is not None and matches(row, statuses):
-                rows.append(row)
-            if len(rows) == PAGE_ROWS or time.monotonic() > until:
-                return Page(rows, None if next(found, None) is None else position)
-    except (ValueError, csv.Error, UnicodeError) as error:
+        for position, row in read(file, cursor):
+            yield position, row if row is not None and which.matches(row) else None
+    except (ValueError, csv.Error) as error:
         raise RunGenInputError(f"the results cannot be read: {type(error).__name__}") from None
-    return Page(rows, None)
-
-
-def wanted(status: str) -> Collection[str]:
-    """Return the statuses that a filter names: ``failed`` is all but ``completed`` and ``skipped``."""
-    return {"reused"} if status == "reused" else Status.named([status] if status else [])
-
-
-def matches(row: Mapping[str, Any], statuses: Collection[str]) -> bool:
-    """Return whether a row has one of some statuses, or, with ``reused``, was bought by another run."""
-    is_reused = row.get("reused") in (True, "true")
-    return not statuses or row.get("status") in statuses or ("reused" in statuses and is_reused)
 
 
 # Each yields rows with the cursor after them; ``None`` for a row that is too large to show.

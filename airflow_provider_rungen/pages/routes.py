@@ -21,6 +21,7 @@ from airflow_provider_rungen.links import mount_path, path
 from airflow_provider_rungen.pages import airflow_db, service
 from airflow_provider_rungen.pages.airflow_db import NotNamedError, Place, TaskRecord
 from airflow_provider_rungen.pages.files import NOTHING, SAFE, is_output, send_output, send_results
+from airflow_provider_rungen.pages.results_file import Filter
 from airflow_provider_rungen.pages.task_view import task_page
 from airflow_provider_rungen.pages.threads import TooSlowError
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 _ASSETS = {"page.js": "text/javascript", "style.css": "text/css"}
 _LOGGED_IN = "rungen_login"
 _MAX_CURSOR = 10**15
+# Characters of a search.
+_MAX_WORDS = 200
 # A page runs nothing but its own script. Airflow shows pages in frames of its own.
 _POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; media-src 'self'; "
@@ -68,8 +71,14 @@ async def find_task(dag_id: str, run_id: str, task_id: str, map_index: str = "-1
     return task
 
 
+def find_filter(status: str = "", q: str = "") -> Filter:
+    """Return which rows a request is about."""
+    return Filter(status, q[:_MAX_WORDS])
+
+
 User = Annotated[Any, Depends(airflow_db.get_user)]
 Task = Annotated[TaskRecord, Depends(find_task)]
+Which = Annotated[Filter, Depends(find_filter)]
 # asked before anything is read
 _MAY_READ = [Depends(airflow_db.can_read_logs)]
 
@@ -130,12 +139,12 @@ def _json(data: Any) -> Response:
     return Response(json.dumps(data, default=str), media_type="application/json", headers=_DATA)
 
 
-async def send_task(task: Task, status: str = "", cursor: str = "0") -> Response:
+async def send_task(task: Task, which: Which, cursor: str = "0") -> Response:
     """Send what the page of a task shows."""
     start = min(int(cursor), _MAX_CURSOR) if re.fullmatch(r"[0-9]{1,18}", cursor) else 0
     place = path(task.dag_id, task.run_id, task.task_id)
     root = f"{mount_path()}/api/file{place}?map_index={task.map_index}&path="
-    return _json(await task_page(task, lambda file: root + quote(file, safe=""), start, status))
+    return _json(await task_page(task, lambda file: root + quote(file, safe=""), start, which))
 
 
 async def send_job(task: Task, user: User, job_id: str = "") -> Response:
@@ -167,9 +176,9 @@ async def send_file(request: Request, task: Task, path: str = "") -> Response:
     return await _sent(sending, missing, "The file could not be read.")
 
 
-async def send_results_file(task: Task) -> Response:
-    """Send the results as a download."""
-    sending = send_results(_place(task, task.results or task.page.results))
+async def send_results_file(task: Task, which: Which) -> Response:
+    """Send the results as a download: the file as it is, or the rows of a filter."""
+    sending = send_results(_place(task, task.results or task.page.results), which)
     return await _sent(sending, "This task has no results yet.", "The results could not be read.")
 
 

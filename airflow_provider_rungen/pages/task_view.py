@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from airflow_provider_rungen.client.money import parse_price
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.outputs.storage import Storage
+from airflow_provider_rungen.outputs.storage import Storage, missing_package
 from airflow_provider_rungen.pages.airflow_db import NotNamedError, Place, TaskRecord
 from airflow_provider_rungen.pages.files import folder_of, store_of
-from airflow_provider_rungen.pages.results_file import PAGE_ROWS, Page, matches, read_page, wanted
+from airflow_provider_rungen.pages.results_file import PAGE_ROWS, Filter, Page, read_page
 from airflow_provider_rungen.pages.threads import TooSlowError, run_within
 from airflow_provider_rungen.results.sheet import sheet_uri
 from airflow_provider_rungen.results.shown import shown, shown_row, shown_usage, to_number
@@ -65,17 +65,17 @@ class Reader:
     task: TaskRecord
     notices: list[str] = field(default_factory=list)
 
-    async def read(self, cursor: int, status: str) -> Written:
+    async def read(self, cursor: int, which: Filter) -> Written:
         """Return what the task wrote: the view while it runs, and then its results, too."""
         task = self.task
         results = "" if task.is_moving else task.results
         if results:
-            view, (page, sheet) = await asyncio.gather(self._view(), self._rows(results, cursor, status))
+            view, (page, sheet) = await asyncio.gather(self._view(), self._rows(results, cursor, which))
             return Written(view, page, sheet)
         view, page, sheet = await self._view(), None, ""
         # an attempt that was killed has a view; whatever an earlier one wrote is older
         if not view and not task.is_moving and task.page.results:
-            page, sheet = await self._rows(task.page.results, cursor, status)
+            page, sheet = await self._rows(task.page.results, cursor, which)
         return Written(view, page, sheet)
 
     async def _view(self) -> Mapping[str, Any]:
@@ -85,12 +85,15 @@ class Reader:
         found = await self._ask(page.destination, _read_view, page.view)
         return found or {}
 
-    async def _rows(self, uri: str, cursor: int, status: str) -> tuple[Page | None, str]:
-        return await self._ask(uri, _read_results, cursor, status) or (None, "")
+    async def _rows(self, uri: str, cursor: int, which: Filter) -> tuple[Page | None, str]:
+        return await self._ask(uri, _read_results, cursor, which) or (None, "")
 
     async def _ask(self, uri: str, function: Callable[..., T], *args: Any) -> T | None:
         try:
             place = self.task.find_place(uri)
+            if install := missing_package(place.root):
+                self.notices.append(f"Rows are missing: {install} where the API server runs.")
+                return None
             return await run_within(_STORE_TIME, f"store {store_of(uri)}", function, place, *args)
         except Exception as error:
             # a task that was killed may not have come so far as to write results
@@ -121,26 +124,26 @@ def _read_view(place: Place, path: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _read_results(place: Place, cursor: int, status: str) -> tuple[Page, str]:
+def _read_results(place: Place, cursor: int, which: Filter) -> tuple[Page, str]:
     root, folder, name = folder_of(place)
     storage = Storage(root, "results", read_only=True)
     with storage.opened(folder, name) as file:
-        page = read_page(file, name, cursor, status)
+        page = read_page(file, name, cursor, which)
     sheet = sheet_uri(name)
     has_sheet = not cursor and storage.sizes_of([(folder, sheet)])
     return page, storage.uri_of(folder, sheet) if has_sheet else ""
 
 
-async def task_page(task: TaskRecord, url_of_file: Callable[[str], str], cursor: int, status: str) -> Any:
+async def task_page(task: TaskRecord, url_of_file: Callable[[str], str], cursor: int, which: Filter) -> Any:
     """
     Return what the page of a task shows, as JSON has it.
 
     :param url_of_file: returns where an output is served, given its path below the destination.
     :param cursor: where the rows begin: 0, or the ``next`` of another answer.
-    :param status: which rows: all if it is empty; ``completed``, ``failed``, ``skipped`` or ``reused``.
+    :param which: which rows.
     """
     reader = Reader(task, [*task.notices])
-    written = await reader.read(cursor, status)
+    written = await reader.read(cursor, which)
     page, root = task.page, f"{without_connection(task.page.destination).removesuffix('/')}/"
 
     def url_of(uri: str) -> str | None:
@@ -148,14 +151,20 @@ async def task_page(task: TaskRecord, url_of_file: Callable[[str], str], cursor:
 
     if "down_at" in task.usage and task.usage["down_at"] is None:
         reader.notices.append(f"The workers of app {shown(page.app)} may still be up, and billed.")
-    rows, following = _rows(task, written, cursor, status)
+    rows, following = _rows(task, written, cursor, which)
     usage = _usage(task, written.view)
     failed = _failed(task, usage["text"])
+    has_results = written.page is not None
+    # a task that has failed early names results that it has not written
+    results = task.results or (page.results if has_results or task.is_moving else "")
     return {
         "state": task.state,
         "is_moving": task.is_moving,
         "failed": failed,
         "progress": _progress(task, written),
+        "hint": shown(written.view.get("hint") or "") if task.is_moving else "",
+        "at": to_number(written.view.get("at")) if task.is_moving else None,
+        "duration": task.duration,
         "usage": usage,
         "about": {
             "dag": task.dag_id,
@@ -165,8 +174,8 @@ async def task_page(task: TaskRecord, url_of_file: Callable[[str], str], cursor:
             "attempt": task.try_number,
             "connection": shown(page.connection),
             "app": shown(page.app),
-            "results": shown(task.results or page.results, 2000),
-            "has_results": written.page is not None,
+            "results": shown(results, 2000),
+            "has_results": has_results,
             "sheet": shown(written.sheet, 2000),
             "destination": shown(page.destination, 2000),
         },
@@ -177,26 +186,25 @@ async def task_page(task: TaskRecord, url_of_file: Callable[[str], str], cursor:
 
 
 def _rows(
-    task: TaskRecord, written: Written, cursor: int, status: str
+    task: TaskRecord, written: Written, cursor: int, which: Filter
 ) -> tuple[Sequence[Mapping[str, Any]], int | None]:
     """Return the rows of a page, and the cursor of the next one."""
     if written.page is not None:
         return written.page
-    statuses = wanted(status)
     if written.view:
         ended = written.view.get("ended")
         ended = [row for row in ended if isinstance(row, dict)] if isinstance(ended, list) else []
         named = [dict(zip(task.page.key, _values(row.get("key")), strict=False)) | row for row in ended]
         rows = [{k: v for k, v in row.items() if k != "key" or k in task.page.key} for row in named]
-        return [row for row in rows if matches(row, statuses)][:PAGE_ROWS], None
+        return [row for row in rows if which.matches(row)][:PAGE_ROWS], None
     some = task.job_ids[cursor : cursor + PAGE_ROWS]
     jobs = task.usage.get("jobs")
     ends = [name for name in _ENDS if jobs and task.usage.get(name) == jobs]
     state = "" if task.is_moving else next(iter(ends), "unknown")
     stored = _stored(task)
-    rows = [{"status": state, "job_id": job_id, **stored} for job_id in some]
+    rows = [{"status": state, "job_id": job_id, "input": task.input, **stored} for job_id in some]
     end = cursor + len(some)
-    return [row for row in rows if matches(row, statuses)], end if end < len(task.job_ids) else None
+    return [row for row in rows if which.matches(row)], end if end < len(task.job_ids) else None
 
 
 def _stored(task: TaskRecord) -> dict[str, Any]:
@@ -218,7 +226,7 @@ def _progress(task: TaskRecord, written: Written) -> dict[str, int] | None:
     counts = counts if isinstance(counts, dict) else {}
     if task.results and "rows" in task.return_value:  # the view does not count rows that are equal to others
         counts = task.return_value
-    names = ("completed", "failed", "skipped", "reused", "running", "waiting")
+    names = ("completed", "failed", "skipped", "reused", "running", "queued", "waiting")
     found = {name: int(to_number(counts.get(name)) or 0) for name in names}
     total = int(to_number(counts.get("rows")) or 0)
     if not counts:
@@ -228,10 +236,12 @@ def _progress(task: TaskRecord, written: Written) -> dict[str, int] | None:
         # an attempt that was killed does not know how its jobs ended
         if not task.is_moving and sum(found.values()) < (to_number(task.usage.get("jobs")) or 0):
             return None
+    found["queued"] = min(found["queued"], found["running"])
+    found["running"] -= found["queued"]
     ended = found["completed"] + found["failed"] + found["skipped"]
     # what was not bought has not ended, and does not run any more
     if not task.is_moving:
-        found["running"] = found["waiting"] = 0
+        found["running"] = found["queued"] = found["waiting"] = 0
     return {"total": max(total, ended), "ended": ended, **found} if total else None
 
 
@@ -246,8 +256,10 @@ def _usage(task: TaskRecord, view: Mapping[str, Any]) -> dict[str, Any]:
         if cost is None and seconds is not None:
             price = parse_price(task.page.price)
             cost, currency = float(price.cost(seconds)), price.currency
-    jobs, lost = (to_number(used.get(name)) for name in ("jobs", "lost"))
-    return shown_usage(None if jobs is None else int(jobs), seconds, cost, shown(currency or "", 10), lost)
+    names = ("jobs", "lost", "bought", "ran", "canceled_before_run")
+    counts = {name: int(count) for name in names if (count := to_number(used.get(name))) is not None}
+    shown_currency = shown(currency or "", 10)
+    return shown_usage(counts.get("jobs"), seconds, cost, shown_currency, counts.get("lost"), used=counts)
 
 
 def _failed(task: TaskRecord, spent: str) -> dict[str, Any] | None:
@@ -260,7 +272,8 @@ def _failed(task: TaskRecord, spent: str) -> dict[str, Any] | None:
     if failure and not is_reported:
         why = f"{why} Attempt {failure.try_number} failed: {failure.error}"
     if failure and is_reported and failure.still_billing:
-        spent = f"{spent}. Job {', '.join(failure.still_billing)} may still run, and be billed"
+        still = f"Job {', '.join(failure.still_billing)} may still run, and be billed"
+        spent = f"{spent}. {still}" if spent else still
     return {
         "why": shown(why, 2000),
         "do": shown(do, 2000),

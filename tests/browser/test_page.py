@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +80,11 @@ def make_pages(site: Site, folder: Path) -> None:
     pages["sheet"] = results.with_suffix(".html").as_uri()
     start("failed")
     pages["failed"] = world.table(*map(row, range(4, 16)), **table | {"max_failed": 0})
+    start("second")
+    for count in (8, 10):
+        pages["second"] = world.table(*map(row, range(count)), **table)
+        new_run(world.ti)
+        world.ti.pushed.clear()
     start("texts")
     prompts = [{"prompt": f"Describe a kettle, {number} words"} for number in range(5, 15)]
     pages["texts"] = world.table(*prompts, app_id="llama-text")
@@ -88,6 +95,7 @@ def make_pages(site: Site, folder: Path) -> None:
     op = paint().operator
     world.ti.task_id = op.task_id
     pages["single"] = world.run(op)
+    world.database.render(world.ti, input=to_input(row(3)), destination=world.folder.as_uri())
     start("running")
     counts = {
         "rows": 50,
@@ -96,10 +104,17 @@ def make_pages(site: Site, folder: Path) -> None:
         "skipped": 2,
         "reused": 4,
         "running": 12,
+        "queued": 5,
         "waiting": 4,
     }
     ended = [{"index": number, "status": "completed", **row(number)} for number in range(20)]
-    view = {"counts": counts, "usage": {"jobs": 40, "execution_seconds": 75}, "ended": ended}
+    view = {
+        "at": datetime(2026, 12, 1, 14, 3, 20).timestamp(),
+        "hint": "5 queued: app flux has no worker",
+        "counts": counts,
+        "usage": {"jobs": 40, "execution_seconds": 75},
+        "ended": ended,
+    }
     page = world.write_view(view, key=["sku"], price="1.20 USD/h")
     pages["running"] = world.save("running", xcoms={"rungen_page": page})
     pages["apps"] = "/rungen/"
@@ -150,6 +165,13 @@ def page(site: Site, browser: Browser, complaints: list[str]) -> Iterator[Page]:
     assert complaints == []
 
 
+# What reaches out of the box or the card that it is in.
+OUTSIDE = """[...document.querySelectorAll(".box, .card")].flatMap((box) =>
+    [...box.querySelectorAll("a, button, dd, b, code, p")]
+        .filter((each) => each.getBoundingClientRect().right > box.getBoundingClientRect().right)
+        .map((each) => each.textContent))"""
+
+
 def open_page(page: Page, site: Site, name: str) -> None:
     page.goto(site.pages[name] if name == "sheet" else site.of(name))
     expect(page.get_by_role("heading", level=1)).to_be_visible()
@@ -163,8 +185,8 @@ WORDS = {
     "table": ["300 of 300 ended", "295 completed", "5 failed", "Contact sheet", "100 rows of 300"],
     "failed": ["1 of 12 rows failed", "CUDA out of memory", "flux-schnell", "rungen_default", "What to do"],
     "texts": ["10 of 10 ended", "You said: Describe a kettle, 5 words"],
-    "single": ["1 of 1 ended", "Bought: 1 job"],
-    "running": ["34 of 50 ended", "12 running", "4 waiting", "0.0250 USD"],
+    "single": ["1 of 1 ended", "Bought: 1 job", "a glacier at dawn"],
+    "running": ["34 of 50 ended", "7 running", "5 queued: app flux has no worker", "4 waiting", "0.0250 USD"],
     "apps": ["RunGen apps", "FLUX Schnell", "USD an hour"],
     "sheet": ["300 of 300 ended", "300 rows", "Tea kettle No. 299"],
 }
@@ -184,6 +206,7 @@ def test_each_page_shows_what_it_has_and_never_scrolls_sideways(
         expect(page.locator("body")).to_contain_text(words)
     page.screenshot(path=tmp_path / "page.png")  # for whoever wants to look
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate(OUTSIDE) == []
     assert all(url.startswith(("file://", site.url)) for url in asked)
 
 
@@ -211,7 +234,7 @@ def test_it_works_with_a_keyboard_alone(site: Site, page: Page) -> None:
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.type") == "search":
             break
-    page.keyboard.type("kettle No. 12")
+    page.keyboard.type("kettle No. 128")
     expect(cards(page)).to_have_count(1)
     for _ in range(3):
         page.keyboard.press("Tab")
@@ -232,12 +255,16 @@ def test_rows_are_filtered_by_status_and_searched_by_parts_of_words(
     expect(cards(page)).to_have_count(5)
     expect(cards(page).first).to_contain_text("CUDA out of memory")
     page.get_by_role("button", name="All 300").click()
-    search = page.get_by_label("Search in loaded rows")
+    search = page.get_by_label("Search rows")
     search.fill("ETTLE 19 fo")
-    titles = ["Tea kettle No. 19"]
-    if name == "sheet":
-        titles += [f"Tea kettle No. {number}" for number in range(190, 200) if number % 3 == 1]
-    expect(cards(page)).to_have_count(len(titles))
+    numbers = [19, *(number for number in range(190, 200) if number % 3 == 1)]
+    expect(cards(page)).to_have_count(len(numbers))
+    expect(page.locator("#found")).to_have_text(f"{len(numbers)} rows have “ETTLE 19 fo”")
+    if name == "table":
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download these rows").click()
+        lines = download.value.path().read_text().splitlines()
+        assert [json.loads(line)["sku"] for line in lines] == [f"S-{number:03}" for number in numbers]
     search.fill("")
     if name == "table":
         for count in (200, 300):
@@ -245,6 +272,50 @@ def test_rows_are_filtered_by_status_and_searched_by_parts_of_words(
             expect(cards(page)).to_have_count(count)
         expect(page.get_by_role("button", name="Load more rows")).to_have_count(0)
         expect(page.get_by_label("Files")).to_contain_text("Contact sheet")
+
+
+def test_a_link_and_a_reload_show_the_same_rows(site: Site, page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    open_page(page, site, "table")
+    page.get_by_role("button", name="Failed 5").click()
+    page.get_by_label("Search rows").fill("No. 127")
+    expect(cards(page)).to_have_count(1)
+    page.get_by_role("button", name="Copy link").click()
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == page.url
+    page.goto("about:blank")
+    page.goto(link)
+    for _ in range(2):
+        expect(cards(page)).to_have_count(1)
+        expect(page.get_by_label("Search rows")).to_have_value("No. 127")
+        expect(page.get_by_role("button", name="Failed 5")).to_have_attribute("aria-pressed", "true")
+        page.reload()
+
+
+def test_a_second_night_has_a_filter_for_what_is_new(site: Site, page: Page) -> None:
+    open_page(page, site, "second")
+    page.get_by_role("button", name="New").click()
+    expect(cards(page)).to_have_count(2)
+    expect(cards(page).first).to_contain_text("S-008")
+    open_page(page, site, "table")
+    expect(page.get_by_role("button", name="New")).to_be_hidden()
+
+
+def test_a_link_opens_the_contact_sheet(site: Site, page: Page) -> None:
+    open_page(page, site, "table")
+    with page.context.expect_page() as opened:
+        page.get_by_label("Files").get_by_role("link", name="Open").click()
+    expect(cards(opened.value)).to_have_count(ROWS)
+    expect(opened.value.locator(".picture img").first).not_to_have_js_property("naturalWidth", 0)
+
+
+def test_progress_says_as_of_when_and_how_long_it_took(site: Site, page: Page) -> None:
+    open_page(page, site, "running")
+    progress = page.get_by_label("Progress", exact=True)
+    expect(progress).to_contain_text("As of 14:03:20")
+    expect(progress).to_contain_text("Running for")
+    open_page(page, site, "table")
+    expect(progress).to_contain_text("Took")
 
 
 def test_a_running_task_moves_without_a_reload(site: Site, page: Page) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -14,7 +15,7 @@ from rungen_emulator import Emulator
 
 from airflow_provider_rungen.pages.files import requested_range
 from airflow_provider_rungen.pages.routes import make_app
-from pages.world import SERVER_WARNINGS, World, given
+from pages.world import SERVER_WARNINGS, Pages, World, given, make_server
 
 pytestmark = SERVER_WARNINGS
 
@@ -246,6 +247,27 @@ def test_an_xcom_alone_opens_no_results(world: World, how: str) -> None:
     assert results.status_code in (403, 404, 502)
     assert "Ada" not in data.text + results.text
     assert data.json()["notices"], "it says why rows are missing"
+
+
+@pytest.fixture
+def fab_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Yield an application with FAB as the auth manager."""
+    manager = pytest.importorskip("airflow.providers.fab.auth_manager.fab_auth_manager").FabAuthManager
+    monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", f"{manager.__module__}.{manager.__name__}")
+    yield make_server()
+    monkeypatch.delenv("AIRFLOW__CORE__AUTH_MANAGER")
+    make_server()
+
+
+@pytest.mark.contract
+def test_an_op_of_fab_opens_no_file_by_an_xcom(world: World, fab_server: Any) -> None:
+    page, op = world.table(given("one")), Pages(fab_server, "Op")
+    assert op.api(page, "results").status_code == 200
+    world.database.push(world.ti, "results", outsider(world).as_uri())
+    data, results = op.api(page), op.api(page, "results")
+    assert (data.status_code, results.status_code) == (200, 403)
+    assert "Ada" not in data.text + results.text
+    assert any("does not name in its DAG" in notice for notice in data.json()["notices"])
 
 
 @pytest.mark.contract

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from rungen_emulator import Fault
 
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.operators import RunGenRunJobOperator
-from airflow_provider_rungen.pages.results_file import read_page
+from airflow_provider_rungen.pages.files import FoundRows
+from airflow_provider_rungen.pages.results_file import Filter, read_page
 from airflow_provider_rungen.results.writers import WRITERS
 from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS
 from pages.world import POLL, SERVER_WARNINGS, World, given
@@ -24,7 +26,7 @@ pytestmark = SERVER_WARNINGS
 
 WAIT: dict[str, Any] = {"wait_for_completion": True, **POLL}
 STORED: dict[str, Any] = {"task_id": "task", "poll_interval": 0.02, "deferrable": False}
-VIEW = {
+VIEW: dict[str, Any] = {
     "counts": {"rows": 9, "completed": 3, "failed": 1, "skipped": 1, "reused": 2, "running": 3, "waiting": 1},
     "usage": {"jobs": 4, "execution_seconds": 30.0},
     "ended": [
@@ -105,6 +107,46 @@ def test_rows_come_by_the_hundred_and_are_filtered_on_the_server(world: World, s
     assert data["rows"][0]["key"] == "s0\n,"
 
 
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_one_row_of_5_000_is_found_on_the_server_and_downloaded(world: World, suffix: str) -> None:
+    results = world.folder / f"results{suffix}"
+    columns = {"sku": "text", **FIXED_COLUMNS}
+    rows = [
+        dict.fromkeys(columns)
+        | {"sku": f"sku-{n}", "index": n, "status": "completed", "job_id": f"job-{n}", "reused": n % 2 == 0}
+        | {"input": json.dumps({"prompt": f"a Füchsin, number {n}."}), "result": json.dumps(f"text{n}!")}
+        for n in range(5000)
+    ]
+    with results.open("wb") as file:
+        WRITERS[suffix](file, columns, rows)
+    record = {"connection": "rungen_default", "key": ["sku"], "destination": world.folder.as_uri()}
+    page = world.save(xcoms={"rungen_page": record, "results": results.as_uri()})
+    for words in ("sku-4321", "SKU-43 NUMBER 4321.", "text4321!", "job-4321"):
+        data = world.data(page, q=words)
+        assert [row["key"] for row in data["rows"]] == ["sku-4321"], words
+        assert data["next"] is None
+    assert world.data(page, q="sku-4321", status="reused")["rows"] == []
+    assert [row["key"] for row in world.data(page, q="sku-4321", status="new")["rows"]] == ["sku-4321"]
+    assert world.data(page, status="new")["rows"][0]["key"] == "sku-1"
+    for words, count in (("number sku-432", 11), ("none", 0)):
+        answer = world.pages.api(page, "results", q=words)
+        is_csv = suffix == ".csv"
+        assert f"-found.{'csv' if is_csv else 'jsonl'}" in answer.headers["content-disposition"]
+        found = (
+            csv.DictReader(io.StringIO(answer.text)) if is_csv else map(json.loads, answer.text.splitlines())
+        )
+        skus = [row["sku"] for row in found]
+        assert (len(skus), all("sku-432" in sku for sku in skus)) == (count, True)
+
+
+def test_what_a_filter_downloads_comes_in_bounded_parts(world: World) -> None:
+    (world.folder / "r.jsonl").write_bytes((b'{"sku": "a", "x": "' + b"x" * 1000 + b'"}\n') * 2000)
+    found = FoundRows(str(world.folder), "", "r.jsonl", Filter(words="a"))
+    parts = [*iter(found.read, None)]
+    assert max(map(len, parts)) < 400_000
+    assert sum(part.count(b"\n") for part in parts) == 2000
+
+
 def test_a_page_of_many_rows_reads_what_one_of_few_does() -> None:
     class Counting(io.BytesIO):
         count = 0
@@ -116,7 +158,7 @@ def test_a_page_of_many_rows_reads_what_one_of_few_does() -> None:
 
     few, many = (Counting(b'{"status": "completed"}\n' * number) for number in (101, 100_000))
     for file in (few, many):
-        page = read_page(file, "results.jsonl", 0, "")
+        page = read_page(file, "results.jsonl", 0, Filter())
         assert (len(page.rows), page.next) == (100, 2400)
     assert many.count == few.count
 
@@ -147,6 +189,42 @@ def test_a_running_table_shows_its_view(world: World) -> None:
     assert data["rows"][1]["error"] == "too wide"
     for status, keys in (("completed", ["a", "c"]), ("failed", ["b"]), ("reused", ["c"])):
         assert [row["key"] for row in world.data(page, status=status)["rows"]] == keys
+
+
+def test_a_running_table_says_as_of_when_and_what_is_queued_and_why(world: World) -> None:
+    hint = "2 queued: app flux has no worker"
+    view = VIEW | {"at": 1_700_000_000.5, "hint": hint, "counts": VIEW["counts"] | {"queued": 2}}
+    xcoms = {"rungen_page": world.write_view(view, key=["sku"])}
+    data = world.data(world.save("deferred", xcoms=xcoms))
+    assert (data["hint"], data["at"]) == (hint, 1_700_000_000.5)
+    assert (data["progress"]["running"], data["progress"]["queued"]) == (1, 2)
+    assert data["duration"] >= 0
+    world.again()
+    data = world.data(world.save("failed", xcoms=xcoms))
+    assert (data["hint"], data["at"], data["progress"]["queued"]) == ("", None, 0)
+
+
+def test_a_search_finds_what_a_running_table_has_written(world: World) -> None:
+    page = world.save("running", xcoms={"rungen_page": world.write_view(VIEW, key=["sku"])})
+    assert [row["key"] for row in world.data(page, q="TOO wide")["rows"]] == ["b"]
+
+
+def test_one_job_shows_its_prompt(world: World) -> None:
+    page = world.run(RunGenRunJobOperator(input=given(), **WAIT))
+    assert [row["prompt"] for row in world.data(page)["rows"]] == ["a red fox"]
+    world.again()
+    made: Any = rungen_task(**POLL)(paint)()
+    page = world.run(made.operator)
+    # as Airflow does once a function has returned it
+    world.database.render(world.ti, input=paint())
+    assert [row["prompt"] for row in world.data(page)["rows"]] == ["a red fox"]
+
+
+def test_a_task_that_never_bought_says_nothing_of_costs_and_names_no_results(world: World) -> None:
+    record = {"connection": "c", "results": f"{world.folder}/r.jsonl", "destination": str(world.folder)}
+    failure = {"try_number": 1, "error": "No such app", "hint": "Check app_id"}
+    data = world.data(world.save("failed", xcoms={"rungen_page": record, "rungen_failure": failure}))
+    assert (data["failed"]["cost"], data["usage"]["text"], data["about"]["results"]) == ("", "", "")
 
 
 def test_a_table_that_was_killed_shows_what_it_wrote_last(world: World) -> None:
@@ -331,6 +409,23 @@ def test_what_was_removed_is_explained(world: World, gone: str) -> None:
     assert world.pages.api(page, "results").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("scheme", "module", "package"),
+    [("gs", "gcsfs", "google"), ("abfs", "adlfs", "microsoft-azure"), ("wasb", "adlfs", "microsoft-azure")],
+)
+def test_a_store_whose_package_the_api_server_misses(
+    world: World, scheme: str, module: str, package: str
+) -> None:
+    if find_spec(module) is not None:
+        pytest.skip(f"{module} is installed")
+    store = f"{scheme}://bucket/store"
+    record = {"connection": "c", "destination": store, "view": ".rungen/runs/a/b.json"}
+    page = world.save(xcoms={"rungen_page": record, "results": f"{store}/r.jsonl"})
+    install = f"Install apache-airflow-providers-{package}"
+    assert world.data(page)["notices"] == [f"Rows are missing: {install} where the API server runs."]
+    assert install in world.pages.api(page, "results").text
+
+
 def test_texts_and_values_are_shown_as_they_are(world: World) -> None:
     results = world.folder / "r.csv"
     long = "x" * 10_000
@@ -349,6 +444,13 @@ def test_texts_and_values_are_shown_as_they_are(world: World) -> None:
     assert (hi["prompt"], hi["text"], hi["seconds"], hi["cost"]) == ("Hi?", "Hello", None, None)
     assert (len(one["prompt"]), one["text"], one["seconds"], one["cost"]) == (4001, "One", 1, 0.5)
     assert (scores["prompt"], scores["text"], scores["outputs"]) == ("", '{"scores": [1, 2]}', [])
+
+
+def test_what_this_attempt_bought_and_what_never_ran_is_told_apart(world: World) -> None:
+    counts = {"jobs": 6, "bought": 0, "ran": 4, "canceled_before_run": 2}
+    page = world.save("failed", xcoms={"rungen_page": {"connection": "c"}, "usage": counts})
+    text = "6 jobs, none by this attempt, 6 submitted, 4 ran, 2 canceled before they ran"
+    assert world.data(page)["usage"]["text"] == text
 
 
 def test_a_task_that_was_killed_early_claims_nothing_about_its_jobs(world: World) -> None:

@@ -50,8 +50,13 @@ def session_token(role: str) -> str:
     from airflow.api_fastapi.app import get_auth_manager
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 
-    user = SimpleAuthManagerUser(username=f"the-{role}", role=role or None)
-    return str(get_auth_manager().generate_jwt(user))
+    manager: Any = get_auth_manager()
+    user: Any = SimpleAuthManagerUser(username=f"the-{role}", role=role or None)
+    if flask_app := getattr(manager, "flask_app", None):  # that of FAB
+        with flask_app.app_context():
+            roles = manager.security_manager
+            user = roles.add_user(f"the-{role}", "the", role, f"{role}@here", roles.find_role(role), "secret")
+    return str(manager.generate_jwt(user))
 
 
 @dataclass

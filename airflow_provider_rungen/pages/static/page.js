@@ -4,15 +4,24 @@
 
 (() => {
   const REFRESH_MS = 4000;
-  const FILTERS = { "": "All", completed: "Completed", failed: "Failed", reused: "Reused", skipped: "Skipped" };
-  const PARTS = ["completed", "failed", "skipped", "running"];
+  const PAUSE_MS = 300;
+  // Rows of an answer, and of a contact sheet.
+  const PAGE_ROWS = 100;
+  const SHEET_ROWS = 1000;
+  const FILTERS = { "": "All", completed: "Completed", failed: "Failed", new: "New", reused: "Reused", skipped: "Skipped" };
+  const PARTS = ["completed", "failed", "skipped", "running", "queued"];
   const part = (id) => document.getElementById(id);
   const root = document.documentElement.dataset.root;
   const inlined = part("data");
   const path = inlined ? "" : location.pathname.slice(root.length);
   const query = new URLSearchParams(location.search);
   const dialog = part("dialog");
+  const isSheet = query.has("sheet");
   const view = { data: null, rows: [], next: null, status: "", words: "", drawn: "", timer: 0 };
+  if (!inlined) {
+    view.status = Object.hasOwn(FILTERS, query.get("status")) ? query.get("status") : "";
+    view.words = query.get("q") || "";
+  }
 
   function el(name, properties, ...children) {
     const node = document.createElement(name);
@@ -56,6 +65,31 @@
     const given = new URLSearchParams({ map_index: query.get("map_index") || "-1", ...more });
     return `${root}/api/${kind}${path.replace(/^\/task/, "")}?${given}`;
   }
+  // a reload and a link show the same rows
+  function link(more) {
+    const given = new URLSearchParams(query);
+    given.delete("rungen_login");
+    for (const [name, value] of Object.entries({ ...filter(), ...more })) value ? given.set(name, value) : given.delete(name);
+    return `${location.pathname}${String(given) && `?${given}`}`;
+  }
+  const filter = () => ({ status: view.status, q: view.words });
+
+  function copy(name, text, label) {
+    const write = async ({ target }) => {
+      try {
+        await navigator.clipboard.writeText(text());
+      } catch {
+        // a page without TLS has no clipboard
+        const field = el("textarea", null, text());
+        target.after(field);
+        field.select();
+        document.execCommand("copy");
+        field.remove();
+      }
+      target.textContent = "Copied";
+    };
+    return button(name, write, { "aria-label": label });
+  }
 
   // --- what the task is, why it failed, how far it is ---
 
@@ -67,7 +101,8 @@
     const task = isLinked ? el("a", { href: `${run}/tasks/${encodeURIComponent(about.task)}${mapped}` }, "Task in Airflow") : null;
     document.title = `${about.task} · ${about.dag}`;
     part("header").replaceChildren(
-      el("p", { class: "crumbs" }, [about.dag, about.run].map((each) => el("span", null, each)), task),
+      el("p", { class: "crumbs" }, [about.dag, about.run].map((each) => el("span", null, each)), task,
+        inlined ? null : copy("Copy link", () => `${location.origin}${link()}`)),
       el("h1", null, about.task, about.map_index >= 0 ? ` [${about.map_index}]` : "", " ", state ? pill(state) : null),
     );
   }
@@ -84,7 +119,7 @@
     );
   }
 
-  function drawProgress({ progress, usage, is_moving: isMoving }) {
+  function drawProgress({ progress, usage, hint, at, duration, is_moving: isMoving }) {
     const parts = progress ? PARTS.filter((name) => progress[name]) : [];
     const named = progress ? [...parts, ...["waiting", "reused"].filter((name) => progress[name])] : [];
     const ended = progress ? `${count(progress.ended)} of ${count(progress.total)} ended` : isMoving ? "Running" : "";
@@ -99,52 +134,52 @@
       }),
     );
     const cost = money(usage.cost, usage.currency);
+    const passed = time(duration);
+    const more = [
+      usage.text && `Bought: ${usage.text}`,
+      passed && `${isMoving ? "Running for" : "Took"} ${passed}`,
+      at && `As of ${new Date(1000 * at).toLocaleTimeString("en-GB")}`,
+    ].filter(Boolean);
     return el(
       "section",
       { class: "box", "aria-label": "Progress" },
       el("p", { class: "figures" }, el("b", null, ended || (cost ? "Cost" : "")), cost ? el("b", { title: "Cost of what this run bought" }, cost) : null),
       bar,
       el("ul", { class: "counts" }, named.map((name) => el("li", null, el("b", null, count(progress[name])), ` ${name}`))),
-      usage.text ? el("p", { class: "faint" }, `Bought: ${usage.text}`) : null,
+      hint ? el("p", { class: "notice" }, hint) : null,
+      more.length ? el("p", { class: "faint" }, more.join(" · ")) : null,
     );
   }
 
   function drawPlaces({ about }) {
-    const copy = (text) =>
-      button("Copy", async (event) => {
-        const { target } = event;
-        try {
-          await navigator.clipboard.writeText(text);
-          target.textContent = "Copied";
-        } catch {
-          getSelection().selectAllChildren(target.previousElementSibling);
-        }
-      }, { "aria-label": `Copy ${text}` });
     const download = about.has_results ? el("a", { href: address("results"), download: true }, "Download") : null;
-    const places = [["Results", about.results, download], ["Contact sheet", about.sheet], ["Folder", about.destination]];
-    const shown = places.filter(([, uri]) => uri).map(([name, uri, link]) => [name, [el("code", { title: uri }, uri), copy(uri), link]]);
+    const open = inlined ? null : el("a", { href: link({ sheet: 1 }), target: "_blank" }, "Open");
+    const places = [["Results", about.results, download], ["Contact sheet", about.sheet, open], ["Folder", about.destination]];
+    const shown = places.filter(([, uri]) => uri)
+      .map(([name, uri, more]) => [name, [el("code", { title: uri }, uri), copy("Copy", () => uri, `Copy ${uri}`), more]]);
     return shown.length ? el("section", { class: "box places", "aria-label": "Files" }, facts(shown, "facts")) : null;
   }
 
   function drawAbout(data) {
     drawHeader(data);
     part("about").replaceChildren(
-      ...[drawFailed(data), drawProgress(data), drawPlaces(data), ...data.notices.map((text) => el("p", { class: "notice" }, text))].filter(Boolean),
+      ...[!isSheet && drawFailed(data), drawProgress(data), !isSheet && drawPlaces(data), ...data.notices.map((text) => el("p", { class: "notice" }, text))].filter(Boolean),
     );
   }
 
   // --- rows ---
 
   const isPicture = (file) => file.kind === "image" && file.url;
-  // a short word is part of many job ids
+  // a contact sheet has no server that filters its rows. A short word is part of many job ids
   const has = (row, word) =>
     (word.length > 6 && row.job_id.includes(word)) ||
     [row.key, row.prompt, row.text, row.error, row.status, ...Object.values(row.columns), ...Object.values(row.input)].join("\n").toLowerCase().includes(word);
 
   function isShown(row) {
+    if (!inlined) return true;
     const isFailed = !["completed", "skipped", ""].includes(row.status);
-    const fits = { "": true, reused: row.reused, failed: isFailed }[view.status] ?? row.status === view.status;
-    return fits && view.words.split(/\s+/).every((word) => has(row, word));
+    const fits = { "": true, new: row.job_id && !row.reused, reused: row.reused, failed: isFailed }[view.status] ?? row.status === view.status;
+    return fits && view.words.toLowerCase().split(/\s+/).every((word) => has(row, word));
   }
 
   function image(file, alt, more) {
@@ -199,12 +234,16 @@
     part("rows").replaceChildren(...rows.map(card));
     part("size").hidden = !hasPictures;
     const loaded = view.rows.length;
-    const total = view.status || !view.data.progress ? 0 : view.data.progress.total;
-    part("found").textContent = view.words
-      ? `${count(rows.length)} of ${count(loaded)} loaded rows have “${view.words}”`
-      : `${count(rows.length)} ${rows.length === 1 ? "row" : "rows"}${total > loaded ? ` of ${count(total)}` : ""}`;
-    const more = view.next === null ? null : button(view.words ? "Load more rows to search" : "Load more rows", () => load(true));
-    const none = rows.length || view.next !== null ? "" : view.data.is_moving ? "No row has ended yet." : view.words || view.status ? "There is no such row." : "";
+    const isFiltered = view.status || view.words;
+    const total = isFiltered || !view.data.progress ? 0 : view.data.progress.total;
+    const words = view.words ? ` ${rows.length === 1 ? "has" : "have"} “${view.words}”` : "";
+    const so = view.next !== null && isFiltered ? " so far" : "";
+    part("found").textContent = `${count(rows.length)} ${rows.length === 1 ? "row" : "rows"}${total > loaded ? ` of ${count(total)}` : ""}${words}${so}`;
+    const download = part("download");
+    download.hidden = inlined || !isFiltered || !rows.length || !view.data.about.has_results;
+    download.href = address("results", filter());
+    const more = view.next === null ? null : button("Load more rows", () => load(true));
+    const none = rows.length || view.next !== null ? "" : isFiltered ? "There is no such row." : view.data.is_moving ? "No row has ended yet." : "";
     part("more").replaceChildren(...[more, none].filter(Boolean));
   }
 
@@ -212,21 +251,38 @@
     const tools = part("tools");
     if (!tools.childElementCount) {
       const filters = Object.entries(FILTERS).map(([status, name]) =>
-        button(name, () => { view.status = status; drawTools(); inlined ? drawRows() : load(); }, { "data-status": status }));
-      const search = el("input", { type: "search", placeholder: "Search in loaded rows", "aria-label": "Search in loaded rows" });
-      search.oninput = () => { view.words = search.value.trim().toLowerCase(); drawRows(); };
+        button(name, () => { view.status = status; find(); }, { "data-status": status }));
+      const search = el("input", { type: "search", placeholder: "Search rows", "aria-label": "Search rows", value: view.words, maxlength: 200 });
+      search.oninput = () => {
+        view.words = search.value.trim();
+        clearTimeout(view.timer);
+        view.timer = setTimeout(find, inlined ? 0 : PAUSE_MS);
+      };
       const size = el("input", { type: "range", min: 8, max: 45, value: 15 });
       size.oninput = () => part("rows").style.setProperty("--size", `${size.value}rem`);
-      tools.append(...filters, search, el("label", { id: "size" }, "Size", size), el("span", { id: "found", class: "found faint", role: "status" }));
+      tools.append(...filters, search, el("label", { id: "size" }, "Size", size),
+        el("p", { class: "found faint" }, el("span", { id: "found", role: "status" }), " ", el("a", { id: "download", download: true }, "Download these rows")));
     }
     for (const each of tools.querySelectorAll("[data-status]")) {
       const { status } = each.dataset;
-      const number = view.data.progress ? view.data.progress[status || "ended"] : "";
+      const { progress } = view.data;
+      const number = progress && status !== "new" ? progress[status || "ended"] : "";
       each.setAttribute("aria-pressed", status === view.status);
       each.textContent = `${FILTERS[status]} ${number && count(number)}`;
-      each.hidden = Boolean(status && status !== view.status && number === 0);
+      // all rows are new if none is reused
+      const isEmpty = number === 0 || (status === "new" && !(progress && progress.reused));
+      each.hidden = Boolean(status && status !== view.status && isEmpty);
     }
-    tools.hidden = view.data.rows.length < 2 && !view.status;
+    tools.hidden = view.data.rows.length < 2 && !view.status && !view.words;
+  }
+
+  function find() {
+    drawTools();
+    if (inlined) return drawRows();
+    history.replaceState(null, "", link() + location.hash);
+    part("found").textContent = "Searching…";
+    view.drawn = "";
+    load();
   }
 
   // --- a picture, and a job ---
@@ -286,10 +342,11 @@
 
   async function load(isMore) {
     clearTimeout(view.timer);
-    const { status } = view;
+    const { status, words, next } = view;
     try {
-      const data = await ask(address("task", { status, cursor: isMore ? view.next : 0 }));
-      if (status === view.status) take(data, isMore);
+      const data = await ask(address("task", { ...filter(), cursor: isMore ? next : 0 }));
+      // another filter, or the same rows, may have come in between
+      if (status === view.status && words === view.words && (!isMore || next === view.next)) take(data, isMore);
     } catch (error) {
       part("more").replaceChildren(el("span", { class: "notice", role: "alert" }, error.message), " ", button("Try again", () => load(isMore)));
       if (!view.data) part("header").replaceChildren(el("h1", null, "RunGen"));
@@ -304,12 +361,14 @@
     view.next = data.next;
     drawAbout(data);
     drawTools();
-    const drawn = JSON.stringify([view.rows, view.status, view.next, data.is_moving]);
+    const drawn = JSON.stringify([view.rows, view.status, view.words, view.next, data.is_moving]);
     if (drawn !== view.drawn) {
       view.drawn = drawn;
       drawRows();
     }
-    if (data.is_moving) view.timer = setTimeout(refresh, REFRESH_MS);
+    // a search stops after a second, whatever it has found
+    if (view.next !== null && view.rows.length < (isSheet ? SHEET_ROWS : PAGE_ROWS)) load(true);
+    else if (data.is_moving) view.timer = setTimeout(refresh, REFRESH_MS);
   }
   function refresh() {
     // nothing moves while somebody looks closely, or elsewhere
