@@ -169,8 +169,12 @@ class Wait:
 
     def log_progress(self, log: LogCallback, now: float) -> None:
         """Log how far the wait has come, if it is time."""
-        if (line := self._progress.line(now)) is not None:
+        if (line := self._progress.line(now, *self.look_at_queue())) is not None:
             log(logging.INFO, line, None)
+
+    def look_at_queue(self) -> tuple[int, str]:
+        """Return how many of the jobs are queued, and why. See `QueueWatch.look`."""
+        return self.poller.queue.look(self.waiting)
 
     def poll(self, seconds_left: float | None, only: Collection[str] | None = None) -> Flow[bool | None]:
         """

@@ -143,16 +143,25 @@ class Progress:
         self.ended += 1
         self.unsuccessful += not job.is_usable
 
-    def line(self, now: float) -> str | None:
-        """Return the line to log now; ``None`` if the last one is recent, or each job has its own lines."""
+    def line(self, now: float, queued: int = 0, why_queued: str = "") -> str | None:
+        """
+        Return the line to log now; ``None`` if the last one is recent, or each job has its own lines.
+
+        :param queued: how many of the jobs are known to be queued.
+        :param why_queued: says so in words, if nobody works on them.
+        """
         if self.total <= FEW_JOBS or now - self._logged_at < PROGRESS_INTERVAL:
             return None
         self._logged_at = now
         others, unfinished = self.others(), self.total - self.ended
         unsent = f"{others.unsent} not submitted yet, " if others.unsent else ""
+        active = f"{unfinished} queued or running"
+        if why_queued:
+            running = unfinished - queued
+            active = f"{why_queued}, {running} running" if running else why_queued
         return (
             f"{others.done + self.ended} of {others.done + self.total + others.unsent} done, "
-            f"{unfinished} queued or running, {unsent}{others.failed + self.unsuccessful} failed"
+            f"{active}, {unsent}{others.failed + self.unsuccessful} failed"
             + pace(self.ended, unfinished + others.unsent, now - self.begun_at)
         )
 

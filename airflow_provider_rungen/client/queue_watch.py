@@ -68,6 +68,14 @@ class QueueWatch:
         if self._queued():
             yield from self.ask(now)
 
+    def look(self, job_ids: Iterable[str]) -> tuple[int, str]:
+        """Return how many of these jobs are known to be queued, and why in words if the app has no worker."""
+        states = [self.poller.waiting[job_id] for job_id in job_ids if job_id in self.poller.waiting]
+        if self.app is None or not has_no_worker(self.app):
+            return sum(state.status is JobStatus.QUEUED for state in states), ""
+        queued = sum(not state.has_started for state in states)
+        return queued, f"{queued} queued: app {self.poller.app_id} has no worker" if queued else ""
+
     def ask(self, now: float) -> Flow[None]:
         """Ask for the app, unless that was a moment ago. Without an answer, nothing is known."""
         if now < self._asked_at + self.ask_every:

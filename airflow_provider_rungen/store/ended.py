@@ -135,15 +135,10 @@ class Ended:
         self._unwritten_bytes += len(line)
 
     @property
-    def has_unwritten(self) -> bool:
-        """Whether there is something for `flush`."""
-        return bool(self._unwritten)
-
-    @property
     def is_flush_due(self) -> bool:
         """Whether enough has ended, or long enough ago."""
         is_full = len(self._unwritten) >= FLUSH_RECORDS or self._unwritten_bytes >= FLUSH_BYTES
-        return is_full or (self.has_unwritten and self._now() - self._flushed_at >= FLUSH_SECONDS)
+        return is_full or (bool(self._unwritten) and self._now() - self._flushed_at >= FLUSH_SECONDS)
 
     async def flush(self) -> list[Record]:
         """

@@ -149,11 +149,6 @@ class Store:
         """Whether enough has ended, or long enough ago."""
         return self._ended.is_flush_due
 
-    @property
-    def has_unflushed(self) -> bool:
-        """Whether something has ended that is not stored."""
-        return self._ended.has_unwritten
-
     async def flush(self) -> None:
         """
         Store what has ended, and remove it from ``open``.

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -325,11 +324,7 @@ class TableRun(TaskRun[JobOptions]):
         part = len(waiting) // (2 if options.deferrable else 4)
         left = max(half, len(waiting) - max(part, 1))
         goal = WaitGoal(left, rows.failures, rows.has_success, shared)
-        now, stop_at = time.time(), math.inf
-        if rows.claimed:
-            stop_at = now + LOOK_INTERVAL
-        elif self.store.has_unflushed:
-            stop_at = now + _FLUSH_INTERVAL
+        stop_at = time.time() + (LOOK_INTERVAL if rows.claimed else _FLUSH_INTERVAL)
         each, self._is_resumed = waiting if self._is_resumed else (), False
         ended: list[Job] = []
         try:
@@ -366,18 +361,17 @@ class TableRun(TaskRun[JobOptions]):
 
     def _flush(self, *, only_if_due: bool = False) -> None:
         """Write what has ended, and the view of this attempt."""
-        if only_if_due and not self.store.is_flush_due:
-            return
-        self.in_loop(self.store.flush())
-        # the bill in it reads all that the run has bought
+        if not only_if_due or self.store.is_flush_due:
+            self.in_loop(self.store.flush())
+        # the bill in it reads all that the run has bought; a wait in which nothing ends may be for a worker
         if not only_if_due or time.monotonic() - self._viewed_at >= _FLUSH_INTERVAL:
             self._viewed_at = time.monotonic()
             self.in_loop(self.store.write_view(self._view()))
 
     def _view(self) -> dict[str, Any]:
         """Return what the page shows while the task runs: counts, and what ended last."""
-        ended = self.sink.last_rows(self.rows)
-        return view_of(self.rows, self._usage(), self.find_price(), self.without_job, ended)
+        ended, queue = self.sink.last_rows(self.rows), self.wait.look_at_queue()
+        return view_of(self.rows, self._usage(), self.find_price(), self.without_job, ended, queue=queue)
 
     # --- the end ---
 

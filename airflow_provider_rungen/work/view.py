@@ -68,6 +68,8 @@ def view_of(
     price: Price | None,
     without_job: Mapping[str, int],
     ended: Sequence[Any],
+    *,
+    queue: tuple[int, str],
 ) -> dict[str, Any]:
     """
     Return what the page shows while a task runs.
@@ -75,6 +77,7 @@ def view_of(
     :param used: see `bill`.
     :param without_job: how many rows are skipped, and how many do not fit.
     :param ended: the rows that ended last, as the results have them.
+    :param queue: how many of the running jobs are known to be queued, and a line that says why.
     """
     counts = rows.counts
     usage = dict(used)
@@ -89,8 +92,10 @@ def view_of(
             "skipped": without_job.get("skipped", 0),
             "reused": counts.known,
             "running": len(rows.open),
+            "queued": queue[0],
             "waiting": len(rows.new) + len(rows.claimed),
         },
         "usage": usage,
         "ended": ended,
+        **({"hint": queue[1]} if queue[1] else {}),
     }

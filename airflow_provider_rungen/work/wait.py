@@ -148,6 +148,10 @@ class JobWait:
         )
         return self._wait
 
+    def look_at_queue(self) -> tuple[int, str]:
+        """Return how many of the jobs of the last wait are queued, and why. See `QueueWatch.look`."""
+        return (0, "") if self._wait is None else self._wait.look_at_queue()
+
     def take_ended(self) -> list[Job]:
         """Return the jobs that have ended, and that no wait has returned: an error ended it before."""
         not_taken, self._not_taken = self._not_taken, []

@@ -29,7 +29,7 @@ from rungen_emulator.testing import run_operator
 
 from airflow_provider_rungen import operators
 from airflow_provider_rungen.apps import lifecycle
-from airflow_provider_rungen.client import apps, job_search, poll_state, polling, retry
+from airflow_provider_rungen.client import apps, job_poller, poll_state, polling, retry
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.outputs import outage
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -47,10 +47,10 @@ PACE = 1 / 20
 WAITS = {
     *("BACKOFF", "BACKOFF_CAP", "PATIENCE", "RETRY_BUDGET", "UNSURE_GRACE", "FETCH_BUDGET"),
     *("REFETCH_INTERVAL", "FIRST_INTERVAL", "PAGE_PAUSE", "PAUSE", "DOWN_TIME", "LOOK_EVERY", "OUTAGE_TIME"),
-    *("MIN_ROUND_TIME", "CHECK_PAUSE", "RESULT_GRACE", "LOOK_TIME", "LOOK_INTERVAL", "WAIT_INTERVAL"),
+    *("MIN_ROUND_TIME", "FULL_PASS", "RESULT_GRACE", "LOOK_TIME", "LOOK_INTERVAL", "WAIT_INTERVAL"),
     *("_LEAST_PAUSE", "_MOST_PAUSE", "CLAIM_TIME"),
 }
-CLIENT = (retry, poll_state, polling, job_search, apps)
+CLIENT = (retry, poll_state, polling, job_poller, apps)
 WORK = (client_service, single, submit, table_run, job_wait, outage, lifecycle, trigger, records)
 MODULES = (*CLIENT, *WORK)
 SECONDS = [(module, name, vars(module)[name]) for module in MODULES for name in WAITS & vars(module).keys()]

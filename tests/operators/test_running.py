@@ -19,7 +19,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 from bad_answers import Fault
 from conftest import Outcome, linger, run_task, stopped_when
-from operator_kit import KILLED, Attempts, kill_when
+from operator_kit import KILLED, Attempts, kill_when, wait_until
 from rungen_emulator import Emulator
 
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobQueuedTimeoutError
@@ -291,6 +291,37 @@ def test_a_table_that_nobody_works_on_fails_in_time(make: Make, mode: bool) -> N
     check_unstarted(task, outcome.error, 8)
     assert task.emulator.service.count("cancel") == 8
     assert len(outcome.events) == mode
+
+
+def test_the_log_and_the_view_say_that_nobody_works_on_a_table(
+    make: Make, mode: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.progress.PROGRESS_INTERVAL", 0.0)
+    monkeypatch.setattr("airflow_provider_rungen.work.table_run._FLUSH_INTERVAL", 0.05)
+    caplog.set_level("INFO")
+    task = make(inputs(5), deferrable=mode, max_in_flight=None, timeout=60)
+    task.scale(0)
+    seen: list[dict[str, Any]] = []
+
+    def views() -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in (task.folder / "out").glob("**/runs/*/*.json")]
+
+    def wake() -> None:
+        wait_until(lambda: any("hint" in view for view in views()))
+        seen.extend(views())
+        task.scale(3)
+
+    waking = threading.Thread(target=wake)
+    waking.start()
+    outcome = run_task(task.begin(), task.context)
+    waking.join()
+    assert (outcome.error, task.ends) == (None, {"COMPLETED": 5})
+    hint = "5 queued: app flux-schnell has no worker"
+    assert [(view["hint"], view["counts"]["running"], view["counts"]["queued"]) for view in seen] == [
+        (hint, 5, 5)
+    ]
+    assert f"0 of 5 done, {hint}, 0 failed" in caplog.text
+    assert [("hint" in view, view["counts"]["queued"]) for view in views()] == [(False, 0)]
 
 
 def test_no_deferral_starts_the_time_in_the_queue_afresh(make: Make) -> None:
