@@ -112,7 +112,7 @@ class JobPoller:
 
     def __post_init__(self) -> None:
         self.outages = Outages(self.log)
-        self.queue = QueueWatch(self)
+        self.queue = QueueWatch(self.app_id, self.waiting, self.log)
 
     @property
     def not_before(self) -> float:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import InitVar, dataclass, field
+from datetime import UTC, datetime
 
 from airflow_provider_rungen.client import poll_state, retry
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
@@ -25,8 +26,9 @@ from airflow_provider_rungen.client.progress import (
     log_line,
     log_of,
 )
-from airflow_provider_rungen.client.queue_watch import explain_timeout, timeout_error
-from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.client.texts import format_duration, format_ids
+from airflow_provider_rungen.client.workers import describe_workers, workers_of
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
 
 # Seconds to the second poll of a job that may be over soon, and by how much the pauses grow from there.
 FIRST_INTERVAL = 0.3
@@ -154,7 +156,7 @@ class Wait:
         limit = math.inf if self.queued_timeout is None else self.queued_timeout
         since, is_queued = self.idle_since(now), any(state.status is JobStatus.QUEUED for state in states)
         if is_queued and poller.queue.down_at - since >= limit:
-            raise timeout_error(poller, self.waiting, no_worker_since=since)
+            raise self.timeout_error(no_worker_since=since)
         return False
 
     def idle_since(self, now: float) -> float:
@@ -249,8 +251,53 @@ class Wait:
             polled_at=self.poller.polled_at,
         )
         if is_over is None:
-            raise (yield from explain_timeout(self.poller, self.waiting))
+            raise (yield from self.explain_timeout())
         return is_over
+
+    # --- the errors of waits that took too long ---
+
+    def explain_timeout(self) -> Flow[RunGenJobTimeoutError]:
+        """Return the error for the jobs that did not finish in time, after a look at the workers."""
+        poller = self.poller
+        if poller.queue.app is None and not poller.outages.failed_rounds:
+            yield from poller.queue.ask((yield Sleep(0)))
+        return self.timeout_error()
+
+    def timeout_error(self, *, no_worker_since: float | None = None) -> RunGenJobTimeoutError:
+        """
+        Return the error for the jobs that did not finish in time; it names the first.
+
+        :param no_worker_since: since when they wait while the app has no worker, if that is the reason.
+        """
+        poller = self.poller
+        waiting = [job_id for job_id in self.waiting if job_id not in poller.finished]
+        state, app, failure = poller.waiting.get(waiting[0]), poller.queue.app, poller.outages.last_failure
+        status = None if state is None else state.status
+        has_workers = app is None or workers_of(app) != 0
+        kind: type[RunGenJobTimeoutError]
+        kind, event, option = RunGenJobTimeoutError, "Not over in time", "timeout or execution_timeout"
+        reasons = ["status unknown"]
+        if no_worker_since is not None:
+            kind, event, option = RunGenJobQueuedTimeoutError, "Queued for too long", "queued_timeout"
+            reasons = [f"no worker since {datetime.fromtimestamp(no_worker_since, UTC):%Y-%m-%d %H:%M} UTC"]
+        elif state is not None and status is not None:
+            seen_for = max(state.polled_at - state.status_since, 0)
+            ran_for = state.job.execution_time if state.job and status is JobStatus.RUNNING else None
+            reasons = [f"{status} for {format_duration(seen_for if ran_for is None else ran_for)}"]
+        if app is not None and no_worker_since is None:
+            reasons.append(describe_workers(app) if has_workers else "no active workers")
+        if failure is not None:
+            reasons.append(f"the last poll failed: {failure.message}")
+        more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+        message = (
+            f"{event}: {', '.join(filter(None, reasons))} {format_ids(poller.app_id, waiting[0] + more)}"
+        )
+        hint = None  # that of the error's class
+        if no_worker_since is not None or not has_workers:
+            hint = f"Scale the app up, with scaled_app or in its console. Raise {option} if it needs longer"
+        elif status is JobStatus.QUEUED:
+            hint = f"Give the app more workers. Raise {option} if it needs longer"
+        return kind(message, app_id=poller.app_id, job_id=waiting[0], hint=hint)
 
 
 def wait_for_jobs(

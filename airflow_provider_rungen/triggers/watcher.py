@@ -15,7 +15,6 @@ from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import Wait
 from airflow_provider_rungen.client.progress import FEW_JOBS, LogCallback, WaitGoal, log_of
-from airflow_provider_rungen.client.queue_watch import explain_timeout
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 
@@ -172,7 +171,7 @@ class SharedPoller:
             await self._poll(0.0, set().union(*(waiter.wait.waiting for waiter in overdue)))
         for waiter in overdue:
             if not waiter.done.done():
-                waiter.end(await self._hook.aperform(explain_timeout(self._poller, waiter.wait.waiting)))
+                waiter.end(await self._hook.aperform(waiter.wait.explain_timeout()))
 
     async def _poll(self, seconds_left: float = math.inf, only: Collection[str] | None = None) -> None:
         """Poll once, and pass what was found to the waiters."""

@@ -12,7 +12,6 @@ from airflow_provider_rungen.client.endpoints import cancel_jobs
 from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import Wait, job_of
-from airflow_provider_rungen.client.queue_watch import timeout_error
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
@@ -112,7 +111,7 @@ class JobSensorRun(TaskRun[JobOptions]):
                 self._finish(app_id, job_ids, jobs)
                 return True
             # the error of a time-out that may come before the next poke
-            self.late = timeout_error(wait.poller, wait.waiting)
+            self.late = wait.timeout_error()
             self.name_jobs(self.late)
             return False
 
