@@ -13,8 +13,12 @@ from airflow_instance import EXAMPLES, AirflowError, AirflowInstance
 from demo import add_language_model
 from rungen_emulator import Emulator
 
+from airflow_provider_rungen import get_provider_info
+
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".standalone"
+# What a user adds stays out of the checkout's own files, and `make clean` leaves it.
+DAGS = ROOT / "dags"
 CONN_ID = "rungen_default"
 FIRST = "rungen_first_job"
 
@@ -28,9 +32,10 @@ def main() -> None:
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "RUNGEN_FOLDER": str(HOME / "rungen"),
         }
+        link_examples()
         airflow = AirflowInstance(
             HOME / "airflow",
-            EXAMPLES,
+            DAGS,
             environment=environment,
             port=int(os.environ.get("PORT") or 0),
         )
@@ -39,6 +44,8 @@ def main() -> None:
             add_connection(airflow, emulator)
             print(f"Airflow {airflow.version()}, no login needed: {airflow.url}")
             print(f"Paint a picture: {airflow.url}/dags/{FIRST}")
+            print(f"Add a DAG: save a .py file in {DAGS}, and it is at {airflow.url}/dags within 20 s")
+            print(f"Pictures and results of the examples: {environment['RUNGEN_FOLDER']}")
             print(f"RunGen emulator: {emulator.url} (counts: {emulator.url}/_emulator/stats)")
             print(f"Its API key, which connection {CONN_ID} has: {emulator.service.api_key}")
             print(f"Airflow's own output: {airflow.log_file.relative_to(ROOT)}")
@@ -51,13 +58,24 @@ def main() -> None:
                 print("\nStopping ...", flush=True)
 
 
+def link_examples() -> None:
+    """Put the examples into the DAG folder, where a change of one is seen, too."""
+    DAGS.mkdir(exist_ok=True)
+    link = DAGS / "examples"
+    if not link.is_symlink():
+        link.symlink_to(EXAMPLES, target_is_directory=True)
+
+
 def add_connection(airflow: AirflowInstance, emulator: Emulator) -> None:
     """Put the connection into Airflow's database, which Admin → Connections shows. It replaces an old one."""
-    fields = json.loads(emulator.airflow_connection())
+    # Airflow's form edits only what the extra has, and saves an empty field as null
+    empty = dict.fromkeys(get_provider_info()["connection-types"][0]["conn-fields"])
+    fields = json.loads(emulator.airflow_connection(price="1.20 USD/h"))
     # Airflow's form sends an empty port as 0, with which its test fails
     host, _, port = fields["host"].rpartition(":")
     address = {"host": host, "port": int(port)}
-    body = {"connection_id": CONN_ID, **fields, **address, "extra": json.dumps(fields["extra"])}
+    extra = json.dumps(empty | fields["extra"])
+    body = {"connection_id": CONN_ID, **fields, **address, "extra": extra}
     # the emulator has a new port each time
     known = airflow.request("GET", "/connections", limit=1000)["connections"]
     if CONN_ID in [each["connection_id"] for each in known]:

@@ -69,7 +69,7 @@ class Job:
     :param error: the service's error text, cut and escaped.
     :param input: the job's input, if the answer has it. It may hold signed URLs, too.
     :param created_at: when the service accepted it (aware, in UTC).
-    :param execution_time: seconds of work, if known.
+    :param execution_time: seconds of work, if known; 0 if it was canceled before it ran.
     :param raw_status: the service's own word for the status.
     :param cause: the error that came in place of an answer, when many jobs were asked for.
     """
@@ -158,6 +158,9 @@ class Job:
         error = ""
         if status is JobStatus.FAILED:
             error = error_text({**codec.to_mapping(body), **item}) or error_text(item.get("result"))
+        execution_time = codec.to_seconds(item.get("execution_time"))
+        if execution_time is None and status is JobStatus.CANCELED:  # before it ran
+            execution_time = 0.0
         return cls(
             id=job_id,
             app_id=app_id,
@@ -166,7 +169,7 @@ class Job:
             error=error,
             input=_input(item),
             created_at=codec.to_time(item.get("created_at")),
-            execution_time=codec.to_seconds(item.get("execution_time")),
+            execution_time=execution_time,
             raw_status=raw_status if isinstance(raw_status, str) else "",
         )
 

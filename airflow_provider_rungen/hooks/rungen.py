@@ -249,16 +249,17 @@ class RunGenHook(FlowHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Request the apps once, and return whether all is well, with a message for the UI."""
+        # the UI tests a copy of the connection, whose random id means nothing to the user
         try:
             settings = self.settings
         except RunGenConfigError as error:
-            # the UI tests a copy of the connection, whose id the user does not know
             return False, str(error).removeprefix(f"Airflow connection {self.rungen_conn_id!r}: ")
         try:
             with self:
                 apps = self.perform(endpoints.list_apps(attempts=1))
         except RunGenError as error:
-            return False, f"{str(error).rstrip('.')}. The Base URL is {settings.base_url}"
+            problem = str(error).replace(f"connection {self.rungen_conn_id!r}", "this connection")
+            return False, f"{problem.rstrip('.')}. The Base URL is {settings.base_url}"
         found = format_count(len(apps), "app")
         if apps:
             found += f": {join_within([app.label for app in apps], 10 * MAX_TEXT)}"

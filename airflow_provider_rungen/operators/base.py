@@ -89,15 +89,18 @@ class RunGenBaseOperator(BaseOperator):
         """
         Do the work of an attempt, and return its value.
 
-        What has gone wrong is raised from here. Airflow logs all frames of an error below its message, which
-        says what to do, and all frames of its cause: only a function of the user's is one.
+        A known error is logged as what failed and what to do, and raised from here: Airflow logs all frames
+        of an error, and all frames of its cause. Only a function of the user's is one.
         """
         from airflow_provider_rungen.task.kill import TaskKilledError
+        from airflow_provider_rungen.task.outcomes import log_failure
 
         try:
             return self.done(work())
         except (RunGenError, AirflowFailException, AirflowSensorTimeout, TaskKilledError) as error:
             failure = error
+        if not isinstance(failure, TaskKilledError):  # the kill was logged
+            log_failure(failure)
         raise failure.with_traceback(None) from failure.__cause__
 
     def done(self, value: T) -> T:
@@ -126,7 +129,8 @@ class RunGenBaseOperator(BaseOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume after a deferral. If Airflow ended it without an event, clean up first."""
         if next_method == "__fail__":
-            self._begin(context).fail_deferral(str((next_kwargs or {}).get("error") or "unknown"))
+            reason = str((next_kwargs or {}).get("error") or "unknown")
+            self.ended(lambda: self._begin(context).fail_deferral(reason))
         return super().resume_execution(next_method, next_kwargs, context)
 
     @property

@@ -256,8 +256,10 @@ def _usage(task: TaskRecord, view: Mapping[str, Any]) -> dict[str, Any]:
         if cost is None and seconds is not None:
             price = parse_price(task.page.price)
             cost, currency = float(price.cost(seconds)), price.currency
-    jobs, lost = (to_number(used.get(name)) for name in ("jobs", "lost"))
-    return shown_usage(None if jobs is None else int(jobs), seconds, cost, shown(currency or "", 10), lost)
+    names = ("jobs", "lost", "bought", "ran", "canceled_before_run")
+    counts = {name: int(count) for name in names if (count := to_number(used.get(name))) is not None}
+    shown_currency = shown(currency or "", 10)
+    return shown_usage(counts.get("jobs"), seconds, cost, shown_currency, counts.get("lost"), used=counts)
 
 
 def _failed(task: TaskRecord, spent: str) -> dict[str, Any] | None:

@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_duration
 from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS
+from airflow_provider_rungen.task.report import format_unrun
 
 #: How a browser shows a file, by its suffix. All others are downloads.
 KINDS = {
@@ -75,15 +77,25 @@ def shown_row(
 
 
 def shown_usage(
-    jobs: int | None, seconds: float | None, cost: float | None, currency: str, lost: float | None = None
+    jobs: int | None,
+    seconds: float | None,
+    cost: float | None,
+    currency: str,
+    lost: float | None = None,
+    *,
+    used: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """
     Return what was bought, also in words: nothing that was refused.
 
     :param jobs: how many; ``None`` if that is not known. The others may not be known, too.
     :param lost: how many submissions have no answer.
+    :param used: the counts of the XCom ``usage``.
     """
     parts = [format_count(jobs, "job")] if jobs else []
+    if jobs and (bought := used.get("bought", jobs)) != jobs:
+        parts.append(f"{bought or 'none'} by this attempt")
+    parts += filter(None, [format_unrun(used)])
     if seconds and seconds >= 1:
         parts.append(f"{format_duration(seconds)} of work")
     if cost is not None and jobs != 0:

@@ -23,7 +23,7 @@ from airflow_provider_rungen.schemas.output_type import FIXED_COLUMNS, check_col
 from airflow_provider_rungen.store import records
 from airflow_provider_rungen.store.records import Adopt, GivenUp, Record, Reuse
 from airflow_provider_rungen.task.outcomes import MAX_REASONS, join_reasons, max_failures
-from airflow_provider_rungen.task.report import TaskOutcome
+from airflow_provider_rungen.task.report import TaskOutcome, format_unrun
 from airflow_provider_rungen.task.store_writer import call_patiently
 
 if TYPE_CHECKING:
@@ -128,17 +128,23 @@ class ResultSink:
 
     def _log(self, summary: Mapping[str, Any]) -> None:
         """Log what a user wants to know at the end: how it went, what it cost, and where the results are."""
-        seconds, lost = summary["execution_seconds"], self._run.used().get("lost")
+        used, jobs = self._run.used(), format_count(summary["jobs"], "job")
+        seconds, lost, unrun = summary["execution_seconds"], used.get("lost"), format_unrun(used)
+        bought = f"This run bought {jobs}"
+        if self._run.collects:
+            bought = f"This run collected {jobs}"
+        elif used["bought"] != used["jobs"]:
+            bought = f"This attempt bought {used['bought']}, this run {jobs}"
         cost = f"{summary['cost']} {summary['currency']}" if summary.get("cost") else ""
         spent = ", ".join(filter(None, [format_duration(seconds) if seconds else "", cost]))
         ends = [f"{summary['completed']} completed"]
         ends += [f"{summary[name]} {name}" for name in ("reused", "failed", "skipped") if summary[name]]
         log.info(
-            "%s: %s. This run %s %s%s%s. Results: %s",
+            "%s: %s. %s%s%s%s. Results: %s",
             format_count(summary["rows"], "row"),
             ", ".join(ends),
-            "collected" if self._run.collects else "bought",
-            format_count(summary["jobs"], "job"),
+            bought,
+            f": {unrun}" if unrun else "",
             f" ({spent})" if spent else "",
             f", and lost {format_count(lost, 'answer')}, which may have cost" if lost else "",
             clean_text(summary["results"]),
@@ -185,7 +191,7 @@ class ResultSink:
         run = self._run
         if unsent is not None:
             raise unsent
-        where = f"All reasons are in {redact(self._table.uri)}. "
+        where = f". All reasons are in {redact(self._table.uri)}"
         failed = [row["job_id"] for row in counts.first_failed if row["job_id"]]
         run.note_app(run.known_app_id, list(dict.fromkeys(failed)))
         job_id = next(iter(failed), "")
@@ -198,7 +204,7 @@ class ResultSink:
                 f"Reasons: {why}",
                 app_id=run.known_app_id,
                 job_id=job_id,
-                hint=f"{where}Check the app and the inputs. A retry buys only what did not complete",
+                hint=f"Check the app and the inputs. A retry buys only what did not complete{where}",
                 retryable=not rows.is_refused,
             )
         if counts.failed <= allowed:
@@ -223,7 +229,7 @@ class ResultSink:
             f"{counts.failed} of {counts.runnable} rows failed, {allowed} may (max_failed): {why}",
             app_id=run.known_app_id,
             job_id=job_id,
-            hint=where + (outages[0].hint if outages else hint),
+            hint=(outages[0].hint if outages else hint) + where,
             retryable=not is_final,
         )
 

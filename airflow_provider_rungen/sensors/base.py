@@ -72,7 +72,8 @@ class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
             limit = f"Raise timeout (now {format_duration(self.timeout)})"
             hint = error.hint.replace("Raise timeout or execution_timeout", "Raise timeout")
             hint = hint.replace("Raise timeout", limit) or f"{limit} if it needs longer"
-            late = error.named_in(AirflowSensorTimeout(f"{error.message}. {hint}."))
+            error.hint = hint
+            late = error.named_in(AirflowSensorTimeout(str(error)))
             raise late.with_traceback(error.__traceback__) from None
 
     @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -20,6 +22,8 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobCanceledError,
     RunGenJobFailedError,
 )
+
+log = logging.getLogger(__name__)
 
 # Of more failures than this, a message names no reasons.
 MAX_REASONS = 10
@@ -192,6 +196,22 @@ def fail_without_retry(
         # its traceback, which would be logged a second time as that of the cause
         failure = error.named_in(AirflowFailException(one_line(error)))
         raise failure.with_traceback(error.__traceback__) from None
+
+
+def log_failure(error: BaseException) -> None:
+    """
+    Log why a task fails, and at DEBUG where that came from.
+
+    What to do begins a line, since Airflow's UI cuts long ones.
+    """
+    hint = getattr(error, "hint", "")
+    log.error("%s", str(error).replace(f" {hint}", f"\n{hint}") if hint else error)
+    frames: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:  # without their texts, which may have secrets of libraries
+        frames += [f"{type(cause).__name__}\n", *traceback.format_tb(cause.__traceback__)]
+        cause = cause.__cause__ or cause.__context__
+    log.debug("Raised at\n%s", "".join(frames))
 
 
 def is_permanent(error: RunGenError) -> bool:

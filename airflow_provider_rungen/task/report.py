@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_rungen._airflow import metrics
-from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.texts import format_count, format_duration
 
 if TYPE_CHECKING:
@@ -30,10 +30,12 @@ class Usage:
 
     :param ends: whether each job completed; ``None`` while its end is not known.
     :param times: how many seconds each job ran, as far as that is known.
+    :param unrun: those that were canceled before they ran.
     """
 
     ends: dict[str, bool | None] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
+    unrun: set[str] = field(default_factory=set)
 
     def note_submitted(self, job_ids: Iterable[str]) -> None:
         """Note jobs, before anything else is known of them."""
@@ -42,22 +44,35 @@ class Usage:
 
     def note(self, job: Job) -> None:
         """Note a job that has ended."""
-        self.note_end(job.id, is_completed=job.is_usable, seconds=job.execution_time)
+        self.ends[job.id] = job.is_usable
+        if job.status is JobStatus.CANCELED:
+            self.note_canceled(job.id, job.execution_time)
+        elif job.execution_time is not None:
+            self.times[job.id] = job.execution_time
 
-    def note_end(self, job_id: str, *, is_completed: bool, seconds: float | None = None) -> None:
-        """Note how a job ended."""
-        self.ends[job_id] = is_completed
+    def note_canceled(self, job_id: str, seconds: float | None) -> None:
+        """Note that a job was canceled, and how long it ran, if that is known."""
+        self.ends[job_id] = False
         if seconds is not None:
             self.times[job_id] = seconds
+        if seconds == 0:
+            self.unrun.add(job_id)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the value to push. Nothing is reused: whoever submitted the jobs knows that."""
+    def to_json(self, bought: int = 0) -> dict[str, Any]:
+        """
+        Return the value to push. Nothing is reused: whoever submitted the jobs knows that.
+
+        :param bought: how many of the jobs this attempt has bought.
+        """
         seconds = sum(self.times.values()) if self.times or not self.ends else None
         ended = list(self.ends.values())
         return {
             "jobs": len(ended),
+            "bought": bought,
             "completed": ended.count(True),
             "failed": ended.count(False),
+            "ran": sum(time > 0 for time in self.times.values()),
+            "canceled_before_run": len(self.unrun),
             "reused": 0,
             "execution_seconds": None if seconds is None else round(seconds, 3),
         }
@@ -75,12 +90,20 @@ def format_usage(used: Mapping[str, Any]) -> str:
     """Return what `Usage.to_json` returned as a line for people."""
     unfinished = used["jobs"] - used["completed"] - used["failed"]
     counts = {"completed": used["completed"], "failed": used["failed"], "unfinished": unfinished}
-    ends = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    ends = format_unrun(used) or ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     parts = [format_count(used["jobs"], "job") + (f" ({ends})" if ends else "")]
+    parts += [f"{used['bought']} bought by this attempt"] * (used["bought"] != used["jobs"])
     parts += [f"{used['reused']} reused"] * bool(used["reused"])
     if seconds := used["execution_seconds"]:
         parts.append(f"{format_duration(seconds)} of execution")
     return ", ".join(parts)
+
+
+def format_unrun(used: Mapping[str, Any]) -> str:
+    """Return how many jobs were canceled before they ran, and how many were not; nothing if none was."""
+    if not (canceled := used.get("canceled_before_run")):
+        return ""
+    return f"{used.get('jobs', 0)} submitted, {used.get('ran', 0)} ran, {canceled} canceled before they ran"
 
 
 # --- asset events and lineage ---

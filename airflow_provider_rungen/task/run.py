@@ -81,6 +81,11 @@ class TaskRun(Generic[Options]):
         return self.context["ti"]
 
     @property
+    def attempt_id(self) -> str:
+        """What tells this attempt from others, also after a deferral."""
+        return str(getattr(self.ti, "id", None) or f"try-{self.ti.try_number}")
+
+    @property
     def app_id(self) -> str:
         """The app of the task: the one that it names, or else the connection's."""
         return self.hook.resolve_app_id(self.options.app_id)
@@ -200,12 +205,10 @@ class TaskRun(Generic[Options]):
 
     def _clean_up(self) -> str:
         last_words = self.cleanup()
-        if attempts.is_timing_out():  # otherwise another attempt may follow
-            attempts.call_briefly(self._push_usage, self.guard.time_left())
         why = self._why_killed()
         log.error("%s. %s.", *why)
-        push = partial(self._push_failure, *why)
-        attempts.call_briefly(push, self.guard.time_left())
+        for push in (partial(self._push_failure, *why), self._push_usage):
+            attempts.call_briefly(push, self.guard.time_left())
         return last_words
 
     def _why_killed(self) -> tuple[str, str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds of a kill that are left after the cancels, to record them.
+# Seconds of a kill that are left after the cancels, to report them.
 _AFTER_CANCEL = 0.4
 
 

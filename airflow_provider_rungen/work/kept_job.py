@@ -28,6 +28,7 @@ class KeptJob(BaseModel):
 
     :param job: its id; empty without a job.
     :param app: its app.
+    :param by: the attempt that bought it, or a job before it.
     :param key: the key of its input and app: see `input_key`.
     :param deadline: the time (seconds since 1970) at which it is canceled.
     :param max_tries: Airflow's number, which a clear changes and a retry does not.
@@ -37,6 +38,7 @@ class KeptJob(BaseModel):
 
     job: str = ""
     app: str = ""
+    by: str = ""
     key: str = ""
     deadline: float = 0.0
     max_tries: int = 0

@@ -256,6 +256,11 @@ class Rows:
         elif record.status is not Status.CANCELED:
             self.failures += 1
 
+    def note_canceled(self, jobs: Iterable[str]) -> None:
+        """Note that jobs were canceled as the attempt was killed. The next one records them."""
+        for job in jobs:
+            self._note(self.open.pop(job).model_copy(update={"status": Status.CANCELED, "why": "canceled"}))
+
     def _note(self, record: Record) -> None:
         """Note what the page of a running task shows."""
         if (number := self._numbers.get(record.key)) is None:

@@ -190,7 +190,7 @@ class JobRun(TaskRun[JobOptions]):
             # nothing ends the process between the answer and its record
             with self.guard.defer_signals():
                 kept.job = self.hook.run_job(input=job_input, app_id=app_id).id
-                kept.deadline = time.time() + self.options.timeout
+                kept.by, kept.deadline = self.attempt_id, time.time() + self.options.timeout
                 kept.usage.note_submitted([kept.job])
                 log.info("Submitted job %s to app %s", kept.job, app_id)
                 self._record.write()
@@ -260,7 +260,7 @@ class JobRun(TaskRun[JobOptions]):
         failures = self.wait.cancel(kept.app, [job_id], within=within)
         if job_id in self.wait.canceled:
             seconds = self.wait.seconds_of(kept.app, [job_id]) if has_time else {}
-            kept.usage.note_end(job_id, is_completed=False, seconds=seconds.get(job_id))
+            kept.usage.note_canceled(job_id, seconds.get(job_id))
             kept.job = ""
         elif not failures and has_time:
             job = self._fetch(job_id, have_ended=True)
@@ -327,7 +327,7 @@ class JobRun(TaskRun[JobOptions]):
 
     def _used(self) -> Mapping[str, Any]:
         lost = {"lost": self._kept.lost} if self._kept.lost else {}
-        return {**self._kept.usage.to_json(), **lost}
+        return {**self._kept.usage.to_json(bought=int(self._kept.by == self.attempt_id)), **lost}
 
     def failure_details(self) -> dict[str, Any]:
         return {"still_billing": [self._running] if self._running else []}

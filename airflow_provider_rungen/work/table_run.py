@@ -198,7 +198,7 @@ class TableRun(TaskRun[JobOptions]):
         reuse = getattr(options, "reuse", True)
         self.policy = Policy(
             run=self.run_token,
-            by=str(getattr(self.ti, "id", None) or f"try-{self.ti.try_number}"),
+            by=self.attempt_id,
             app=app_id,
             reuse=reuse if isinstance(reuse, bool) else reuse.total_seconds(),
             run_start=time.time() if start is None else start.timestamp(),
@@ -413,8 +413,20 @@ class TableRun(TaskRun[JobOptions]):
             log.warning("%s", failure.message)
 
     def cleanup(self) -> str:
-        """Cancel the jobs if no attempt follows that adopts them."""
-        return self.ending.kill() if hasattr(self, "rows") else ""
+        """Cancel the jobs if no attempt follows that adopts them, and show that on the page."""
+        if not hasattr(self, "rows"):
+            return ""
+        before = set(self.wait.canceled)
+        last_words = self.ending.kill()
+        if canceled := self.wait.canceled - before:
+            self.rows.note_canceled(canceled)
+            self._settle()
+            bill = self._bill or {}
+            self._bill = {**bill, "failed": bill["failed"] + len(canceled)}
+            # an event loop that the kill has interrupted may still run in this thread
+            write = partial(self.store.write_view, self._view())
+            attempts.call_briefly(lambda: asyncio.run(write()), self.guard.time_left())
+        return last_words
 
     # --- what is reported ---
 
@@ -436,7 +448,7 @@ class TableRun(TaskRun[JobOptions]):
     def _count(self) -> Mapping[str, Any]:
         # those of others that are being collected have no claim
         others = self.rows.open.values() if self.collects else ()
-        return bill(chain(others, self.store.bought()))
+        return bill(chain(others, self.store.bought()), None if self.collects else self.policy.by)
 
     def _settle(self) -> None:
         """Keep the bill once nothing more is bought: counting it reads all that was."""

@@ -32,11 +32,12 @@ def first_line(counts: Counts, quote: Quote, without_job: Mapping[str, int]) -> 
     return f"{format_count(counts.rows, 'row')}: {counts.new:,} to buy{quote}{time_is}{known}."
 
 
-def bill(bought: Iterable[Record]) -> dict[str, Any]:
+def bill(bought: Iterable[Record], by: str | None) -> dict[str, Any]:
     """
     Return the XCom ``usage``: what a run has bought, in all of its attempts.
 
     :param bought: its purchases. One without a job may have cost.
+    :param by: the attempt that makes the bill, unless it collects what others bought.
     """
     jobs: dict[str, Record] = {}
     lost = 0
@@ -49,8 +50,13 @@ def bill(bought: Iterable[Record]) -> dict[str, Any]:
     unfinished = sum(each.status is Status.OPEN for each in jobs.values())
     return {
         "jobs": len(jobs),
+        "bought": sum(each.by == by for each in jobs.values()),
         "completed": completed,
         "failed": len(jobs) - completed - unfinished,
+        "ran": sum(each > 0 for each in seconds),
+        "canceled_before_run": sum(
+            each.status is Status.CANCELED and each.seconds == 0 for each in jobs.values()
+        ),
         "execution_seconds": round(sum(seconds), 3) if seconds or not jobs else None,
         **({"lost": lost} if lost else {}),
     }

@@ -190,7 +190,7 @@ def test_the_test_says_what_to_do_and_then_what_it_reached(
     connections.save()
     said = connections.test("tested")
     assert "Test Connection Failed" in said
-    assert "the API key is missing or wrong. Check the password" in said
+    assert "the API key is missing or wrong. Check the password of this connection." in said
     assert wrong not in page.content()
     connections.edit("tested")
     connections.form.get_by_label("API key").fill(KEY)

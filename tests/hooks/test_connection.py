@@ -428,14 +428,16 @@ def test_the_connection_test_reports_what_is_wrong(
 ) -> None:
     monkeypatch.delenv("RUNGEN_EMULATOR")
     fields = json.loads(rungen_emulator.airflow_connection())
-    assert "API key" in failure(**fields | {"password": SECRET})
+    # no message names the connection: the UI tests a copy of it, with an id that nobody knows
+    message = failure(**fields | {"password": SECRET})
+    assert message.endswith(f"Check the password of this connection. The Base URL is {rungen_emulator.url}")
     message = failure(host=f"http://127.0.0.1:{free_port}")
     assert "could not be reached" in message
+    assert "Check Base URL and Proxy of this connection" in message
     assert message.endswith(f". The Base URL is http://127.0.0.1:{free_port}")
     proxy = f"http://me:{SECRET}@127.0.0.1:{free_port}"
     message = failure(host="https://rungen.example", extra={"proxy": proxy})
     assert f"the proxy 127.0.0.1:{free_port} could not be reached" in message
-    # and not in which connection: the UI tests a copy of it with a name that nobody knows
     assert failure(extra={"verify": 3}).startswith("Verify TLS (extra field 'verify') must be")
 
 

@@ -82,7 +82,8 @@ class Stage:
 
     def mistake(self, op: Any) -> str:
         """Run a task that makes an ordinary mistake, and return the line that ends its log."""
-        error = self.run(op).error
+        outcome = self.run(op)
+        error = outcome.error
         assert type(error) is AirflowFailException, "Airflow must not retry it"
         assert self.seconds < AT_ONCE
         line = str(error)
@@ -95,6 +96,9 @@ class Stage:
         assert logged.__suppress_context__
         ours = [frame for frame in logged.stack if "airflow_provider_rungen" in frame.filename]
         assert len(ours) <= 2
+        # what to do begins a line, the end of which Airflow's UI cuts off
+        hint = getattr(error, "hint", "")
+        assert (f".\n{hint}." if hint else line) in outcome.log
         return line
 
     @property
@@ -125,6 +129,19 @@ def wrong_key(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> str:
     connection = json.loads(stage.emulator.airflow_connection()) | {"password": "rk-wrong"}
     monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps(connection))
     return "wrong"
+
+
+def test_where_an_error_comes_from_is_for_debug(
+    stage: Stage, wrong_key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    stage.refuse("run", 403)
+    stage.mistake(stage.job(rungen_conn_id=wrong_key))
+    shown = [each.getMessage() for each in caplog.records if each.levelname != "DEBUG"]
+    assert not any(".py" in text for text in shown)
+    [frames] = [each.getMessage() for each in caplog.records if each.getMessage().startswith("Raised at")]
+    assert "client/codec.py" in frames
+    assert "RunGenForbiddenError" in frames
 
 
 # --- submissions --------------------------------------------------------------------------------------------
@@ -484,7 +501,7 @@ def test_rows_that_are_refused_are_to_be_corrected(stage: Stage) -> None:
     stage.refuse("run", 422)
     error = stage.run(stage.table(pictures(2))).error
     assert type(error) is AirflowFailException
-    assert str(error).endswith("Correct the input of these rows.")
+    assert ". Correct the input of these rows. All reasons are in " in str(error)
 
 
 def test_a_collecting_task_looks_at_its_destination_first(stage: Stage) -> None:
@@ -539,8 +556,10 @@ def test_fifteen_minutes_are_the_default(op: Any) -> None:
 # --- what is logged -----------------------------------------------------------------------------------------
 
 
-def test_the_line_is_not_logged_before_airflow_does(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_went_wrong_is_logged_once_before_airflow_does(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     stage.refuse("run", 403)
     stage.mistake(stage.job())
-    assert "invalid API key" not in caplog.text
+    assert caplog.text.count("invalid API key") == 1

@@ -68,7 +68,15 @@ def test_the_jobs_are_counted(
     usage, outcome = usage_of(make(tmp_path, **FAST, deferrable=deferrable, max_failed=max_failed))
     assert (outcome.error is None) == bool(max_failed)
     seconds = usage.pop("execution_seconds")
-    assert usage == {"jobs": 3, "completed": 2, "failed": 1, "reused": 0}
+    assert usage == {
+        "jobs": 3,
+        "bought": 0 if make is collect else 3,
+        "completed": 2,
+        "failed": 1,
+        "ran": 0 if is_silent else 3,
+        "canceled_before_run": 0,
+        "reused": 0,
+    }
     # what failed ran, too; a number that the service does not report is unknown
     assert seconds == (None if is_silent else pytest.approx(3 * SECONDS))
     if make is collect:
@@ -97,7 +105,8 @@ def test_the_jobs_of_all_attempts_are_counted(
         usage, _ = usage_of(op, try_number=try_number)
     assert rungen_emulator.service.stats()["jobs_created"] == 110
     seconds = usage.pop("execution_seconds")
-    assert usage == {"jobs": 110, "completed": 90, "failed": 20, "reused": 0}
+    counts = {"jobs": 110, "bought": 10, "completed": 90, "failed": 20, "ran": 110}
+    assert usage == {**counts, "canceled_before_run": 0, "reused": 0}
     assert seconds == pytest.approx(22)
 
 
@@ -118,7 +127,8 @@ def test_what_an_earlier_attempt_bought_of_another_app_counts_once(
     created = 3 + fails
     assert rungen_emulator.service.stats()["jobs_created"] == created
     assert usage.pop("execution_seconds") == pytest.approx(created * SECONDS)
-    assert usage == {"jobs": created, "completed": 3 - fails, "failed": 2 * fails, "reused": 0}
+    counts = {"jobs": created, "bought": int(fails), "completed": 3 - fails, "failed": 2 * fails}
+    assert usage == {**counts, "ran": created, "canceled_before_run": 0, "reused": 0}
 
 
 @pytest.mark.contract
@@ -350,8 +360,59 @@ def test_a_time_limit_of_airflow_pushes_what_was_used(rungen_emulator: Emulator,
 
 @pytest.mark.contract
 @KILLED
-def test_a_kill_has_no_time_to_push_what_was_used(rungen_emulator: Emulator) -> None:
-    op, ti = table_of(task_id="x", inputs=SLOW, **FAST), FakeTaskInstance()
+def test_a_task_that_is_marked_failed_counts_the_jobs_that_it_cancels(
+    rungen_emulator: Emulator, tmp_path: Path
+) -> None:
+    op, ti = table_of(task_id="x", inputs=SLOW, destination=tmp_path.as_uri(), **FAST), FakeTaskInstance()
     kill_when(op, {"ti": ti}, lambda: rungen_emulator.service.count("get") > 1)
     assert statuses(rungen_emulator) == ["CANCELED", "CANCELED"]
-    assert "usage" not in ti.xcoms
+    usage = ti.xcoms["usage"]
+    assert (usage["jobs"], usage["bought"], usage["failed"]) == (2, 2, 2)
+    view = json.loads((tmp_path / ti.xcoms["rungen_page"]["view"]).read_text())
+    assert (view["counts"]["failed"], view["counts"]["running"]) == (2, 0)
+
+
+# --- what was canceled before it ran, and what this attempt bought ------------------------------------------
+
+
+@pytest.mark.contract
+@MODES
+def test_jobs_that_were_canceled_before_they_ran_are_named_apart(
+    rungen_emulator: Emulator, tmp_path: Path, deferrable: bool
+) -> None:
+    options = FAST | {"task_id": "x", "deferrable": deferrable, "destination": tmp_path.as_uri()}
+    usage_of(table_of(inputs=INPUTS[:2], **options))
+    rungen_emulator.service.scale("flux-schnell", 0)
+    op = table_of(
+        inputs=[*INPUTS[:2], *[job_input(number) for number in range(3, 7)]], timeout=0.5, **options
+    )
+    usage, outcome = usage_of(op, try_number=2)
+    assert (usage["jobs"], usage["bought"], usage["ran"], usage["canceled_before_run"]) == (6, 4, 2, 4)
+    assert (
+        "This attempt bought 4, this run 6 jobs: 6 submitted, 2 ran, 4 canceled before they ran ("
+        in outcome.log
+    )
+
+
+@pytest.mark.contract
+@MODES
+def test_a_job_that_was_canceled_before_it_ran(rungen_emulator: Emulator, deferrable: bool) -> None:
+    rungen_emulator.service = Service(workers=0)
+    options = FAST | {"timeout": 0.5, "deferrable": deferrable}
+    op = RunGenRunJobOperator(task_id="x", input=SLOW[0], wait_for_completion=True, **options)
+    usage, outcome = usage_of(op)
+    assert (usage["jobs"], usage["bought"], usage["ran"], usage["canceled_before_run"]) == (1, 1, 0, 1)
+    assert "Used 1 job (1 submitted, 0 ran, 1 canceled before they ran)" in outcome.log
+
+
+@pytest.mark.contract
+@MODES
+def test_a_clear_does_not_say_that_it_bought_what_the_run_had(
+    rungen_emulator: Emulator, tmp_path: Path, deferrable: bool
+) -> None:
+    options = FAST | {"max_failed": 1, "deferrable": deferrable}
+    usage, outcome = usage_of(run_table(tmp_path, **options))
+    assert (usage["bought"], usage["jobs"]) == (3, 3)
+    usage, outcome = usage_of(run_table(tmp_path, **options), try_number=2)
+    assert (usage["bought"], usage["jobs"]) == (1, 4)
+    assert "This attempt bought 1, this run 4 jobs (" in outcome.log

@@ -446,6 +446,13 @@ def test_texts_and_values_are_shown_as_they_are(world: World) -> None:
     assert (scores["prompt"], scores["text"], scores["outputs"]) == ("", '{"scores": [1, 2]}', [])
 
 
+def test_what_this_attempt_bought_and_what_never_ran_is_told_apart(world: World) -> None:
+    counts = {"jobs": 6, "bought": 0, "ran": 4, "canceled_before_run": 2}
+    page = world.save("failed", xcoms={"rungen_page": {"connection": "c"}, "usage": counts})
+    text = "6 jobs, none by this attempt, 6 submitted, 4 ran, 2 canceled before they ran"
+    assert world.data(page)["usage"]["text"] == text
+
+
 def test_a_task_that_was_killed_early_claims_nothing_about_its_jobs(world: World) -> None:
     record = {"connection": "c", "rows": 12, "results": f"{world.folder}/r.jsonl"}
     data = world.data(

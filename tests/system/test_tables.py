@@ -94,7 +94,7 @@ def test_each_attempt_and_each_dag_buys_only_what_is_missing(
     changed.clear()
     changed.wait_for_state("success")
     # the same task run: what it has bought, it does not reuse
-    changed.wait_for_log("This run bought 2 jobs", try_number=2)
+    changed.wait_for_log("This attempt bought 0, this run 2 jobs", try_number=2)
     again_stored = pq.read_table(io.BytesIO(place.read(uri))).to_pylist()
     assert [row["output"] for row in again_stored] == [row["output"] for row in stored]
     assert Counter(changed.bought().values()) == {1: 12}
