@@ -23,6 +23,12 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
 _LEVEL = re.compile(r"%((?:25)*)")
 # What ends a password, begins a query string or sets a parameter, and what any of these is escaped with.
 _SUSPECT = re.compile(r"[@?#=%&\\]")
+# Where the answer of a store begins in the text of an error, and what says in it what is wrong.
+_ANSWER = re.compile(
+    r"\s(?=RequestId:)|\s*(?:Content:\s*)?(?=<(?:\?xml|Error>|html|!doctype))", re.IGNORECASE
+)
+_MESSAGE = re.compile(r"<Message>([^<\n]*)")
+_ERROR_CODE = re.compile(r"(?:ErrorCode:|<Code>)\s*(\w+)")
 # Shorter pieces of a URI may occur in a text by chance.
 _SHORTEST_PIECE = 4
 
@@ -128,11 +134,24 @@ def without_secret_parameters(text: str) -> str:
 
 
 def redact_error(error: BaseException, uri: str) -> str:
-    """Return the text of an error about a URI. Libraries may quote parts of the URI in it."""
-    text = str(error)
+    """
+    Return the text of an error about a URI, without the answer of a store and the ids of its request.
+
+    Libraries may quote parts of the URI in it.
+    """
+    text = _without_answer(str(error))
     for piece in _secret_pieces(uri):
         text = text.replace(piece, _MARK)
     return redact(text)
+
+
+def _without_answer(text: str) -> str:
+    plain, *answer = _ANSWER.split(text, maxsplit=1)
+    if not answer:
+        return text
+    message, code = _MESSAGE.search(text), _ERROR_CODE.search(text)
+    plain = plain.strip() or (message[1].strip() if message else "") or "it answered with a page"
+    return plain if code is None or code[1] in plain else f"{plain} ({code[1]})"
 
 
 def _secret_pieces(uri: str) -> list[str]:

@@ -38,6 +38,9 @@ class LocalFiles:
     def create_root(self) -> None:
         os.makedirs(self._root or "/", exist_ok=True)
 
+    def log_in(self) -> None:
+        """Do nothing: whoever runs the worker has logged in."""
+
     def has_root(self) -> bool:
         """Return whether the folder is there. If it is not, check that it can be created."""
         folder = self._root or "/"

@@ -158,8 +158,9 @@ class Storage:
         folder, name = probe = _PROBE_FOLDER if self._is_object_store else "", temporary_name()
         content, step = name.encode(), "write"
         try:
-            if create:
-                with self._wrap_errors():
+            with self._wrap_errors():
+                self._files.log_in()
+                if create:
                     self._files.create_root()
             self.write(folder, name, content)
             try:

@@ -258,8 +258,7 @@ def _usage(task: TaskRecord, view: Mapping[str, Any]) -> dict[str, Any]:
             cost, currency = float(price.cost(seconds)), price.currency
     names = ("jobs", "lost", "bought", "ran", "canceled_before_run")
     counts = {name: int(count) for name in names if (count := to_number(used.get(name))) is not None}
-    shown_currency = shown(currency or "", 10)
-    return shown_usage(counts.get("jobs"), seconds, cost, shown_currency, counts.get("lost"), used=counts)
+    return shown_usage(counts.get("jobs"), seconds, cost, shown(currency or "", 10), counts)
 
 
 def _failed(task: TaskRecord, spent: str) -> dict[str, Any] | None:

@@ -81,15 +81,12 @@ def shown_usage(
     seconds: float | None,
     cost: float | None,
     currency: str,
-    lost: float | None = None,
-    *,
     used: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """
     Return what was bought, also in words: nothing that was refused.
 
     :param jobs: how many; ``None`` if that is not known. The others may not be known, too.
-    :param lost: how many submissions have no answer.
     :param used: the counts of the XCom ``usage``.
     """
     parts = [format_count(jobs, "job")] if jobs else []
@@ -100,9 +97,9 @@ def shown_usage(
         parts.append(f"{format_duration(seconds)} of work")
     if cost is not None and jobs != 0:
         parts.append(_format_cost(cost, currency))
-    if lost:
-        parts.append(f"{format_count(int(lost), 'job')} whose answer was lost may have cost, too")
-    text = ", ".join(parts) or ("nothing: no job was bought" if jobs == 0 else "")
+    if lost := used.get("lost"):
+        parts.append(f"{format_count(lost, 'job')} whose answer was lost may have cost, too")
+    text = ", ".join(parts) or ("nothing" if jobs == 0 else "")
     return {"jobs": jobs, "seconds": seconds, "cost": cost, "currency": currency, "text": text}
 
 

@@ -206,7 +206,7 @@ class TaskRun(Generic[Options]):
     def _clean_up(self) -> str:
         last_words = self.cleanup()
         why = self._why_killed()
-        log.error("%s. %s.", *why)
+        log.error("%s.\n%s.", *why)
         for push in (partial(self._push_failure, *why), self._push_usage):
             attempts.call_briefly(push, self.guard.time_left())
         return last_words

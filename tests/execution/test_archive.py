@@ -17,6 +17,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -237,6 +238,49 @@ def test_no_secret_of_a_destination_is_shown(
     assert isinstance(outcome.error, RunGenInputError)
     assert "destination" in str(outcome.error)
     assert "S3CRET" not in "".join(traceback.format_exception(outcome.error)) + caplog.text
+
+
+# as each library of a cloud raises them
+ANSWERS = {
+    "azure": (
+        "Server failed to authenticate the request.\nRequestId:7a9c1f0e-501e-0012\n"
+        "Time:2026-12-06T02:11:12.1234567Z\nErrorCode:AuthenticationFailed\nauthenticationerrordetail:its "
+        'signature\nContent: <?xml version="1.0"?><Error><Code>AuthenticationFailed</Code><Message>Server '
+        "failed.\nRequestId:7a9c1f0e-501e-0012</Message></Error>",
+        "Server failed to authenticate the request. (AuthenticationFailed)",
+    ),
+    "google": (
+        "<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access denied.</Message></Error>, 403",
+        "Access denied. (AccessDenied)",
+    ),
+    "a proxy": ("<!DOCTYPE html><html><body>Log in</body></html>", "it answered with a page"),
+}
+
+
+@pytest.mark.parametrize(("text", "shown"), ANSWERS.values(), ids=ANSWERS)
+def test_what_a_store_answers_is_a_line(
+    archive: Archive, uploads: ObjectStore, text: str, shown: str
+) -> None:
+    uploads.refuse("write", RuntimeError(text))
+    [job_id] = submitted(job())
+    error = archive.failure(job_id, RunGenInputError, destination="memory://bucket/x")
+    assert error == (
+        f"the destination cannot be used: RuntimeError: {shown} (could not write a small file). Check "
+        "destination, and that the worker may write to it."
+    )
+
+
+def test_wrong_credentials_of_google_are_told_before_a_file_is_tried(archive: Archive) -> None:
+    def refuse() -> None:
+        raise RuntimeError("Invalid Credentials, 401")
+
+    fs = attach("gs", "my_google")
+    fs.protocol, fs.credentials = ("gs", "gcs"), SimpleNamespace(maybe_refresh=refuse)
+    [job_id] = submitted(job())
+    assert "Invalid Credentials, 401" in archive.failure(
+        job_id, RunGenInputError, destination="gs://my_google@bucket/x"
+    )
+    assert not fs.counts, "gcsfs tries each request for half a minute"
 
 
 @pytest.mark.contract
