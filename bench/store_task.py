@@ -144,8 +144,8 @@ def make_records(given: Mapping[str, Any]) -> dict[str, Any]:
             key = input_key(INPUTS[app]({"title": title}), model)
             if "jobs" in given:
                 claim = Record(key=key, n=1, app=app, run="a killed run", by="a killed attempt", at=at)
-                for end in ("", f".{given['jobs'][number]}"):
-                    (folder / "open" / f"{key}.1{end}").write_bytes(claim.to_line())
+                (folder / "open" / f"{key}.1").write_bytes(claim.to_line())
+                (folder / "open" / f"{key}.1.{given['jobs'][number]}").write_bytes(b"\n")
                 continue
             record = Record(
                 key=key,

@@ -45,5 +45,5 @@ nitpick_ignore_regex = [
     ("py:class", r"airflow_provider_rungen\.exceptions\.Error"),  # a type variable
     # annotations of a dataclass are texts, without their modules
     ("py:class", r"os\.PathLike|datetime|timedelta|dict\[str"),
-    ("py:class", r"airflow_provider_rungen\.(client\.(?!models)|execution\.|_airflow).*"),  # not public
+    ("py:class", r"airflow_provider_rungen\.(client\.(?!models)|_airflow).*"),  # not public
 ]

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 #: Why a row has no job, if it was neither refused nor submitted.
 NOT_SUBMITTED = "it was not submitted"
+# What the page shows of a row.
+_SHOWN = [name for name in FIXED_COLUMNS if name not in ("output", "bought_at")]
 _STATUSES = {
     records.Status.COMPLETED: Status.COMPLETED,
     records.Status.INVALID: Status.INVALID,
@@ -251,7 +253,8 @@ class ResultSink:
             row.values = dict(zip(names, rows.plan.row(number).values, strict=True))
             if not self._run.collects:
                 row.input = json_text(redact_value(rows.plan.input(number)))
-            found.extend(each.written(names, FIXED_COLUMNS) for each in add_costs([row], price))
+            [row] = add_costs([row], price)
+            found.append({k: v for k, v in row.written(names, _SHOWN).items() if v not in (None, "", [])})
         return found
 
     def _result_rows(self, rows: Rows, missing: str) -> Iterator[ResultRow]:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from airflow_provider_rungen.exceptions import RunGenOutputError
-from airflow_provider_rungen.store.files import OPEN, RUNS, Files, claim_path, job_path, view_path
+from airflow_provider_rungen.store.files import OPEN, RUNS, Files, claim_path, job_path
 from airflow_provider_rungen.store.records import Policy, Record, Status, normalize
 
 _OPEN_NAME = re.compile(r"([0-9a-f]{64})\.([1-9][0-9]{0,8})(?:\.(.+))?")
@@ -91,9 +90,9 @@ class Claims:
         """Learn how far the store's clock is ahead of this worker's. Who only reads takes them for one."""
         if self.is_read_only:
             return
-        before, path = self._now(), view_path(self._policy)
-        await self._files.write(path, b"{}")
-        modified = (await self._files.list(f"{RUNS}/{self._policy.run}")).get(path)
+        before, folder = self._now(), f"{RUNS}/{self._policy.run}"
+        await self._files.write(path := f"{folder}/clock", b"\n")
+        modified = (await self._files.list(folder)).get(path)
         self._clock_offset = 0.0 if modified is None else modified - before
 
     @property
@@ -134,25 +133,25 @@ class Claims:
         A purchase with jobs is each of them, and one without is lost. Whoever finds them records how they
         ended, so that nothing is forgotten though its row has changed.
         """
-        purchases: dict[tuple[str, str], dict[str, str | None]] = {}
-        recent = set[tuple[str, str]]()
+        purchases: dict[str, list[str]] = {}
+        recent = set[str]()
         for path, modified in self._listed.items():
             if (found := _OPEN_NAME.fullmatch(path, len(OPEN) + 1)) is not None:
-                purchases.setdefault((found[1], found[2]), {})[path] = found[3]
+                claimed = claim_path(found[1], int(found[2]))
+                jobs = purchases.setdefault(claimed, [])
+                if found[3] is not None:
+                    jobs.append(unquote(found[3]))
                 if self._store_time - modified < _STALE_TIME:
-                    recent.add((found[1], found[2]))
-        old = [files for purchase, files in purchases.items() if purchase not in recent]
-        jobs: dict[str, str | None] = {}
+                    recent.add(claimed)
+        old = [claimed for claimed in purchases if claimed not in recent]
         # at random, so that what runs on and on keeps nobody from the others
-        for files in random.sample(old, min(len(old), _MOST_STALE)):
-            # the file of a job has the claim, too
-            jobs |= {path: job for path, job in files.items() if job is not None} or files
+        some = random.sample(old, min(len(old), _MOST_STALE))
         facts = []
-        for path, content in (await self._files.read(jobs)).items():
+        for path, content in (await self._files.read(some)).items():
             if (claim := _claim_of(path, content)).app == self._policy.app:
-                job = unquote(jobs[path] or "")
-                status = Status.OPEN if job else Status.LOST
-                facts.append(claim.model_copy(update={"job": job, "status": status}))
+                for job in purchases[path] or [""]:
+                    status = Status.OPEN if job else Status.LOST
+                    facts.append(claim.model_copy(update={"job": job, "status": status}))
         return facts
 
     # --- writing ---
@@ -168,7 +167,7 @@ class Claims:
             claim_path(key, n): Record(key=key, n=n, app=policy.app, run=policy.run, by=policy.by, at=at)
             for key, n in purchases.items()
         }
-        created = await self._files.create({path: claim.to_line() for path, claim in claims.items()})
+        created = await self._files.create({path: _content_of(claim) for path, claim in claims.items()})
         others = await self._files.read([path for path in claims if path not in created])
         for path, content in others.items():  # the answer to an own create may have been lost
             if (found := _claim_of(path, content)).by == policy.by:
@@ -190,7 +189,7 @@ class Claims:
         purchase = self._open[key][n]
         claim = purchase.claim
         assert claim is not None  # noqa: S101 - for the type checker
-        await self._files.create({job_path(key, n, job): claim.to_line()})
+        await self._files.create({job_path(key, n, job): b"\n"})  # its name says it all
         purchase.jobs.append(job)
         return claim.model_copy(update={"job": job, "status": Status.OPEN})
 
@@ -217,13 +216,12 @@ def _claim_of(path: str, content: bytes) -> Record:
     """Return the claim in a file. One that is being written has neither an app nor a run."""
     found = _OPEN_NAME.fullmatch(path, len(OPEN) + 1)
     assert found is not None  # noqa: S101 - for the type checker: the path was made or matched before
+    key, n = found[1], int(found[2])
     if not content.endswith(b"\n"):
-        return Record(key=found[1], n=int(found[2]))
-    claim = Record.of_line(content, path)
-    if (claim.key, claim.n) != (found[1], int(found[2])):
-        raise RunGenOutputError(
-            f"the store cannot be read: {path} has the claim of another purchase",
-            hint="Remove that file",
-            retryable=False,
-        )
-    return claim
+        return Record(key=key, n=n)
+    return Record.of_line(b'%s,"key":"%s","n":%d}' % (content[:-2], key.encode(), n), path)
+
+
+def _content_of(claim: Record) -> bytes:
+    """Return the content of the file of a claim, whose name has the key and the number."""
+    return claim.model_dump_json(exclude={"key", "n"}, exclude_defaults=True).encode() + b"\n"

@@ -164,4 +164,4 @@ class Store:
 
     async def write_view(self, view: Mapping[str, Any]) -> None:
         """Write what the page shows of this attempt."""
-        await self._files.write(view_path(self._policy), json.dumps(view).encode())
+        await self._files.write(view_path(self._policy), json.dumps(view, separators=(",", ":")).encode())

@@ -139,7 +139,7 @@ class Buying:
             done = rows.bought_before + rows.bought
             total = max(rows.bought_before + rows.counts.new, done + len(rows.new))
             log.info("Submitted %d of %d inputs to app %s", done, total, run.known_app_id)
-            self._on_bought(list(rows.open), before == 0)
+            self._on_bought(list(rows.open), rows.bought_before + before == 0)
         if not rows.open and (error := self._stopping_error()) is not None:
             raise error
         if not rows.waiting and (pause := max(pauses)) > 0:

@@ -1,12 +1,12 @@
-"""The plan of a task run: its rows and inputs, written once, in parts that are named by their content."""
+"""The plan of a task run: its rows and inputs, written once, in files that are named by their content."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -14,32 +14,31 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.outputs.storage import Storage
 from airflow_provider_rungen.table.inputs import PlannedRow
-from airflow_provider_rungen.table.spool import Position, Spool
+from airflow_provider_rungen.table.spool import Spool
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.table.inputs import KeyOf, Source
 
-#: Rows in a part of the plan, if their inputs are small.
-PLAN_ROWS = 1024
-# With more bytes of inputs, a part is closed earlier.
-_MAX_INPUT_BYTES = 1 << 22
-# So many bytes of parts are put at a time.
-_PUT_BYTES = 8 << 20
+# Rows in a part of the plan, which is in memory at a time. With more bytes of inputs, it has fewer.
+_PART_ROWS, _PART_BYTES = 1024, 1 << 22
+# A file of a saved plan has so many bytes, and the one that names the others has what is left.
+_FILE_BYTES = 8 << 20
 
-#: A part in a manifest: the number of its rows, and the names of its two files.
-PartEntry: TypeAlias = tuple[int, str, str]
+#: A part in a manifest: the number of its rows, the bytes of their lines, and the bytes of their inputs.
+PartEntry: TypeAlias = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Manifest:
     """
-    What a plan consists of. It is written last, and its digest is the plan's name.
+    What a plan consists of. It is the first line of the file by which a saved plan is named.
 
     :param app_id: the app that is to run.
     :param parts: its parts, in order.
     :param columns: the names of the values of a row.
     :param types: their types.
     :param sources: the URIs that were read.
+    :param files: the files that come before what follows this line.
     """
 
     app_id: str
@@ -47,16 +46,7 @@ class Manifest:
     columns: Sequence[str] = ()
     types: Sequence[str] = ()
     sources: Sequence[str] = ()
-
-    @property
-    def content(self) -> bytes:
-        """The manifest as a file."""
-        return _line(asdict(self))
-
-    @property
-    def digest(self) -> str:
-        """The name of the plan."""
-        return _name(self.content)
+    files: Sequence[str] = ()
 
 
 class Plan:
@@ -64,12 +54,17 @@ class Plan:
     The rows of a task run, and their inputs. A part at a time is in memory.
 
     :param manifest: what it consists of.
-    :param load: returns the content of a file that the manifest names.
+    :param read: returns so many bytes of its content, from an offset on: the rows of all parts, then their
+        inputs.
+    :param name: the name under which it is saved; empty if it is not.
     """
 
-    def __init__(self, manifest: Manifest, load: Callable[[str], bytes]) -> None:
-        self.manifest, self._load, self._is_saved = manifest, load, False
+    def __init__(self, manifest: Manifest, read: Callable[[int, int], bytes], name: str = "") -> None:
+        self.manifest, self._read, self._name = manifest, read, name
         self._ends = list(accumulate(rows for rows, _, _ in manifest.parts))
+        self._rows_at = list(accumulate((size for _, size, _ in manifest.parts), initial=0))
+        sizes = (size for _, _, size in manifest.parts)
+        self._inputs_at = list(accumulate(sizes, initial=self._rows_at[-1]))
         self.count = self._ends[-1] if self._ends else 0  #: The number of rows.
         # several threads may ask
         self._rows_of = lru_cache(1)(self._read_rows)
@@ -84,43 +79,52 @@ class Plan:
         :param key_of: returns the key of an input.
         :raises RunGenError: the source, or the folder for temporary files, cannot be read.
         """
-        spool, parts = Spool(), []
-        positions: dict[str, Position] = {}
-        for entry, files in plan_parts(source.read(key_of)):
-            positions |= {name: spool.add(content) for name, content in files.items()}
-            parts.append(entry)
+        rows, inputs, parts = Spool(), Spool(), list[PartEntry]()
+        for count, lines, job_inputs in _parts(source.read(key_of)):
+            rows.add(lines)
+            inputs.add(job_inputs)
+            parts.append((count, len(lines), len(job_inputs)))
+        rows_size = sum(size for _, size, _ in parts)
+
+        def read(size: int, offset: int) -> bytes:
+            content = rows.read((size, offset))
+            return content + inputs.read((size - len(content), max(offset - rows_size, 0)))
+
         columns, types = list(source.types), list(source.types.values())
-        manifest = Manifest(app_id, parts, columns, types, list(source.uris))
-        return cls(manifest, lambda name: spool.read(positions[name]))
+        return cls(Manifest(app_id, parts, columns, types, list(source.uris)), read)
 
     @classmethod
-    def saved(cls, folder: PlanFolder, digest: str) -> Self:
+    def saved(cls, folder: PlanFolder, name: str) -> Self:
         """
-        Return a plan that was saved. Its inputs are read only if they are asked for.
+        Return a plan that was saved. Of a large one, inputs are read only if they are asked for.
 
-        :param digest: its name, as the deferral carried it.
+        :param name: what `save` returned, as the deferral carried it.
         :raises RunGenOutputError: it is missing, or is another one.
         """
-        [fields] = _read_lines(folder.read(digest), digest)
-        self = cls(Manifest(**fields), folder.read)
-        self._is_saved = True
-        return self
+        line, _, rest = folder.read(name).partition(b"\n")
+        [fields] = _values_in(line)
+        files = fields["files"]
+
+        @lru_cache(2)
+        def file(number: int) -> bytes:
+            return folder.read(files[number]) if number < len(files) else rest
+
+        def read(size: int, offset: int) -> bytes:
+            numbers = range(offset // _FILE_BYTES, (offset + size - 1) // _FILE_BYTES + 1)
+            start = offset % _FILE_BYTES
+            return b"".join(map(file, numbers))[start : start + size]
+
+        return cls(Manifest(**fields), read, name)
 
     def save(self, folder: PlanFolder) -> str:
-        """Write it, the manifest last, unless it was read from there. Return its name."""
-        digest = self.manifest.digest
-        if self._is_saved:
-            return digest
-        files: dict[str, bytes] = {}
-        for _, *names in self.manifest.parts:
-            files |= {name: self._load(name) for name in names}
-            if sum(map(len, files.values())) > _PUT_BYTES:
-                folder.write(files)
-                files = {}
-        folder.write(files)
-        folder.write({digest: self.manifest.content})
-        self._is_saved = True
-        return digest
+        """Write it unless it is saved: in one file, or if it is large, in several and then that one."""
+        if not self._name:
+            size, files = self._inputs_at[-1], list[str]()
+            while (at := len(files) * _FILE_BYTES) + _FILE_BYTES < size:
+                files.append(folder.write(self._read(_FILE_BYTES, at)))
+            manifest = _line(asdict(replace(self.manifest, files=files)))
+            self._name = folder.write(manifest + self._read(size - at, at))
+        return self._name
 
     def rows(self) -> Iterator[PlannedRow]:
         """Yield the rows, in order."""
@@ -142,13 +146,13 @@ class Plan:
         return part, number - (self._ends[part - 1] if part else 0)
 
     def _read_rows(self, part: int) -> list[PlannedRow]:
-        _, name, _ = self.manifest.parts[part]
-        return [PlannedRow(*line) for line in _read_lines(self._load(name), name)]
+        _, size, _ = self.manifest.parts[part]
+        return [PlannedRow(*line) for line in _values_in(self._read(size, self._rows_at[part])[:-1])]
 
     def _read_inputs(self, part: int) -> dict[int, Any]:
-        _, _, name = self.manifest.parts[part]
+        _, _, size = self.manifest.parts[part]
         places = (place for place, row in enumerate(self._rows_of(part)) if row.has_input)
-        return dict(zip(places, _read_lines(self._load(name), name), strict=True))
+        return dict(zip(places, _values_in(self._read(size, self._inputs_at[part])[:-1]), strict=True))
 
 
 class PlanFolder:
@@ -166,55 +170,46 @@ class PlanFolder:
         """
         Return a file.
 
-        :raises RunGenOutputError: it is missing, or cannot be read.
+        :raises RunGenOutputError: it is missing, is another one, or cannot be read.
         """
         place = (self._folder, f"plan-{name}")
         content = self._storage.read_all([place]).get(place)
         if content is None:
             raise _damaged(name, "is missing")
+        if _name(content) != name:
+            raise _damaged(name, "was changed")
         return content
 
-    def write(self, files: Mapping[str, bytes]) -> None:
-        """Write files, by name."""
-        self._storage.write_all({(self._folder, f"plan-{name}"): each for name, each in files.items()})
+    def write(self, content: bytes) -> str:
+        """Write a file, and return its name: a fingerprint of its content."""
+        name = _name(content)
+        self._storage.write(self._folder, f"plan-{name}", content)
+        return name
 
 
-def plan_parts(rows: Iterable[tuple[PlannedRow, Any]]) -> Iterator[tuple[PartEntry, dict[str, bytes]]]:
+def _parts(rows: Iterable[tuple[PlannedRow, Any]]) -> Iterator[tuple[int, bytes, bytes]]:
     """
-    Yield the parts of a plan: the entry of each in the manifest, and its files by name.
-
-    Both files are JSON Lines: one has a line for each row, the other one for each row with an input.
+    Yield the parts of a plan: the number of its rows, a line for each, and one for each of their inputs.
 
     :param rows: each row with its input, or ``None``. They are read as the parts are yielded.
     """
-    lines: list[bytes] = []
-    inputs: list[bytes] = []
-    size = 0
+    lines, inputs, size = list[bytes](), list[bytes](), 0
     for row, job_input in rows:
         lines.append(_line([list(row.values), row.digest, row.status, row.why, row.first]))
         if row.has_input:
             inputs.append(_line(job_input))
             size += len(inputs[-1])
-        if len(lines) == PLAN_ROWS or size > _MAX_INPUT_BYTES:
-            yield _part(lines, inputs)
+        if len(lines) == _PART_ROWS or size > _PART_BYTES:
+            yield len(lines), b"".join(lines), b"".join(inputs)
             lines, inputs, size = [], [], 0
     if lines:
-        yield _part(lines, inputs)
+        yield len(lines), b"".join(lines), b"".join(inputs)
 
 
-def _part(lines: list[bytes], inputs: list[bytes]) -> tuple[PartEntry, dict[str, bytes]]:
-    contents = b"".join(lines), b"".join(inputs)
-    names = _name(contents[0]), _name(contents[1])
-    return (len(lines), *names), dict(zip(names, contents, strict=True))
-
-
-def _read_lines(content: bytes, name: str) -> list[Any]:
-    """Return the values of a file of a plan, whose name is a fingerprint of its content."""
-    if _name(content) != name:
-        raise _damaged(name, "was changed")
+def _values_in(lines: bytes) -> list[Any]:
     # as one array: to parse each line by itself takes longer than to read it
-    lines = content[:-1].replace(b"\n", b",").decode("utf-8", "surrogatepass")
-    values: list[Any] = json.loads(f"[{lines}]")
+    text = lines.replace(b"\n", b",").decode("utf-8", "surrogatepass")
+    values: list[Any] = json.loads(f"[{text}]")
     return values
 
 

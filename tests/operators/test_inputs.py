@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from bad_answers import Fault
+from object_store import attach
 from operator_kit import KILLED, Inputs
 from rungen_emulator import Emulator
 
@@ -240,3 +242,32 @@ def test_a_kill_that_waits_for_answers_ends_before_airflow_does_it(make: Make) -
     service.inject(Fault(on="cancel", kind="hang", times=None))
     task.attempt_killed(lambda: service.count("run") >= 316)
     assert service.count("cancel") > 0
+
+
+@pytest.mark.contract
+def test_a_deferred_table_writes_little_beside_its_outputs(rungen_emulator: Emulator, tmp_path: Path) -> None:
+    rows = [{"prompt": f"photo of product {n}, {'on white ground, soft light, ' * 5}"} for n in range(800)]
+    rungen_emulator.service.job_seconds = 1
+    rungen_emulator.service.scale("llama-text", 1000)
+    store = attach()
+    options = {"app_id": "llama-text", "deferrable": True, "destination": "memory://shop/out"}
+    task = Inputs(rungen_emulator, tmp_path, rows, **options)
+    outcome = task.attempt()
+    assert outcome.value["completed"] == task.created == len(rows)
+    assert outcome.events
+    written = sum(size for path, size in store.written.items() if "/out/.rungen" in path)
+    assert written <= 4 * sum(len(json.dumps(row)) for row in rows)
+    assert sum("/plan-" in path for path in store.names()) == 1
+
+
+def test_a_large_deferred_table_is_planned_in_several_files(
+    rungen_emulator: Emulator, tmp_path: Path
+) -> None:
+    large: list[dict[str, Any]] = [{"prompt": f"{n}: {'a red fox, ' * 45_000}"} for n in range(20)]
+    task = Inputs(rungen_emulator, tmp_path, large, deferrable=True, max_in_flight=3)
+    assert task.attempt().error is None
+    assert task.prompts() == [row["prompt"] for row in large]
+    assert [json.loads(text) for text in task.column("input")] == large
+    sizes = [path.stat().st_size for path in (task.folder / "bought").glob(".rungen/runs/*/plan-*")]
+    assert len(sizes) == 2
+    assert max(sizes) <= 8 << 20

@@ -201,7 +201,6 @@ def write(place: StoreFolder, path: str, content: bytes) -> None:
         (DONE, b"no gzip", f"{DONE} is damaged"),
         (DONE, gzip.compress(b"{}\n", mtime=0), f"a record of {DONE} is not valid (key: "),
         (CLAIM, b"{}\n", f"a record of {CLAIM} is not valid"),
-        (CLAIM, Record(key=KEYS[1], n=1).to_line(), "has the claim of another purchase"),
     ],
 )
 def test_what_cannot_be_read_is_named(place: StoreFolder, path: str, content: bytes, told: str) -> None:

@@ -23,6 +23,8 @@ class ObjectStore(MemoryFileSystem):  # type: ignore[misc]  # it has no types
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.counts: Counter[str] = Counter()
+        #: The bytes of small files that were written, also over others, by path.
+        self.written: Counter[str] = Counter()
 
     def _request(self, kind: str, path: Any) -> None:
         self.counts[kind] += 1
@@ -44,9 +46,10 @@ class ObjectStore(MemoryFileSystem):  # type: ignore[misc]  # it has no types
         self._request("read", path)
         return super().cat_file(path, *args, **options)
 
-    def pipe_file(self, path: Any, *args: Any, **options: Any) -> Any:
+    def pipe_file(self, path: Any, value: Any, *args: Any, **options: Any) -> Any:
         self._request("write", path)
-        return super().pipe_file(path, *args, **options)
+        self.written[str(path)] += len(value)
+        return super().pipe_file(path, value, *args, **options)
 
     def put_file(self, local: Any, path: Any, *args: Any, **options: Any) -> Any:
         self._request("put", path)
