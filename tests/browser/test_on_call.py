@@ -39,7 +39,7 @@ SCENES = {
     "revoked_key": [
         "(403)",
         "Check the password of connection 'rungen_revoked'",
-        "nothing: no job was bought",
+        "nothing",
     ],
     "no_workers": ["asleep", "1 job"],
     "out_of_memory": ["CUDA out of memory", "rungen_default", "1 job"],
