@@ -227,6 +227,7 @@ def _environment(folder: Path, emulator: Emulator, warehouse: LocalPostgres | No
         "PYTEST_XDIST_WORKER": "",
         "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
+        "RUNGEN_EMULATOR": emulator.url,  # and not what the tests before these may reach
         "AIRFLOW_CONN_RUNGEN_DEFAULT": json.dumps(connection),
         "AIRFLOW_CONN_RUNGEN_MARKETING": emulator.airflow_connection(),
         "AIRFLOW_CONN_WAREHOUSE": warehouse.url.replace("+psycopg2", "") if warehouse else small,
