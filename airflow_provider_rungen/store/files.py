@@ -4,11 +4,11 @@ The folder ``.rungen`` of a destination, beside the outputs in ``files``: what a
 =========================================  ================================================================
 ``store.json``                             the version
 ``open/{key}.{n}``                         a claim, created exclusively, never empty, never written again
-``open/{key}.{n}.{job}``                   the name of its job, as soon as the answer comes
+``open/{key}.{n}.{job}``                   its job, as soon as the answer comes
 ``done/{time}-{run}-{by}-{id}.jsonl.gz``   ended records, immutable
 ``runs/{run}/{by}.json``                   a view for the page
 ``runs/{run}/clock``                       written to learn the store's time
-``runs/{run}/plan-{digest}``               the rows of a deferred table
+``runs/{run}/plan-{digest}.jsonl.gz``      the rows of a deferred table
 =========================================  ================================================================
 
 What leaves ``open`` is in ``done`` before: whoever lists ``open`` first and ``done`` second misses nothing.

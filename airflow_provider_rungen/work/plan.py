@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from bisect import bisect_right
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 # Rows in a part of the plan, which is in memory at a time. With more bytes of inputs, it has fewer.
 _PART_ROWS, _PART_BYTES = 1024, 1 << 22
-# A file of a saved plan has so many bytes, and the one that names the others has what is left.
+# A file of a saved plan has so many bytes, uncompressed; the one that names the others, what is left.
 _FILE_BYTES = 8 << 20
 
 #: A part in a manifest: the number of its rows, the bytes of their lines, and the bytes of their inputs.
@@ -172,18 +173,19 @@ class PlanFolder:
 
         :raises RunGenOutputError: it is missing, is another one, or cannot be read.
         """
-        place = (self._folder, f"plan-{name}")
+        place = (self._folder, f"plan-{name}.jsonl.gz")
         content = self._storage.read_all([place]).get(place)
         if content is None:
             raise _damaged(name, "is missing")
         if _name(content) != name:
             raise _damaged(name, "was changed")
-        return content
+        return gzip.decompress(content)
 
     def write(self, content: bytes) -> str:
         """Write a file, and return its name: a fingerprint of its content."""
+        content = gzip.compress(content, 3, mtime=0)
         name = _name(content)
-        self._storage.write(self._folder, f"plan-{name}", content)
+        self._storage.write(self._folder, f"plan-{name}.jsonl.gz", content)
         return name
 
 
