@@ -65,7 +65,8 @@ def _has_words(row: Mapping[str, Any], words: Sequence[str]) -> bool:
     seen = shown_row(row, (), lambda _: None)
     texts = [seen["prompt"], seen["text"] or "", seen["error"], seen["status"]]
     text = "\n".join([*texts, *seen["columns"].values(), *seen["input"].values()]).lower()
-    return all(word in text or (len(word) > _SHORT_WORD and word in seen["job_id"]) for word in words)
+    job_id = seen["job_id"].lower()
+    return all(word in text or (len(word) > _SHORT_WORD and word in job_id) for word in words)
 
 
 def read_page(file: BinaryIO, name: str, cursor: int, which: Filter) -> Page:

@@ -172,7 +172,7 @@
   const isPicture = (file) => file.kind === "image" && file.url;
   // a contact sheet has no server that filters its rows. A short word is part of many job ids
   const has = (row, word) =>
-    (word.length > 6 && row.job_id.includes(word)) ||
+    (word.length > 6 && row.job_id.toLowerCase().includes(word)) ||
     [row.key, row.prompt, row.text, row.error, row.status, ...Object.values(row.columns), ...Object.values(row.input)].join("\n").toLowerCase().includes(word);
 
   function isShown(row) {
