@@ -75,11 +75,6 @@ class PollState:
         return self.status not in (None, JobStatus.QUEUED)
 
     @property
-    def is_silent(self) -> bool:
-        """Whether the last poll was not answered, or not yet."""
-        return self.failures > 0 or self.is_in_flight
-
-    @property
     def is_in_doubt(self) -> bool:
         """Whether the last answer was one that ends the wait if it lasts, or was stale."""
         return self.doubt.since is not None or self.is_stale

@@ -51,7 +51,7 @@ class QueueWatch:
 
     def check(self, now: float) -> Flow[None]:
         """Check the queue at the end of a round."""
-        if self._queued():
+        if self.look(self.waiting)[0]:
             yield from self.ask(now)
 
     def look(self, job_ids: Iterable[str]) -> tuple[int, str]:
@@ -79,12 +79,9 @@ class QueueWatch:
             self.down_since, self._warned_at = math.inf, -math.inf
             return
         self.down_since, self.down_at = min(self.down_since, now), now
-        queued = app.jobs.get("in_queue", self._queued())
+        queued = app.jobs.get("in_queue", self.look(self.waiting)[0])
         if queued and now >= self._warned_at + WARN_INTERVAL:
             self._warned_at = now
             jobs = "1 job stays" if queued == 1 else f"{queued} jobs stay"
             line = f"App {app.id} has no active workers: {jobs} queued until it is scaled up"
             self.log(logging.WARNING, line, None)
-
-    def _queued(self) -> int:
-        return sum(state.status is JobStatus.QUEUED for state in self.waiting.values())
