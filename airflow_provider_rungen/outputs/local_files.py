@@ -35,11 +35,10 @@ class LocalFiles:
     def __init__(self, root: str) -> None:
         self._root = root
 
-    def create_root(self) -> None:
-        os.makedirs(self._root or "/", exist_ok=True)
-
-    def log_in(self) -> None:
-        """Do nothing: whoever runs the worker has logged in."""
+    def open_root(self, *, create: bool) -> None:
+        """Create the folder if it is missing."""
+        if create:
+            os.makedirs(self._root or "/", exist_ok=True)
 
     def has_root(self) -> bool:
         """Return whether the folder is there. If it is not, check that it can be created."""

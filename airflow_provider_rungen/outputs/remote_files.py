@@ -41,13 +41,10 @@ class RemoteFiles:
         self._is_atomic = is_atomic
         self._is_s3 = "s3" in fs.protocol
 
-    def log_in(self) -> None:
+    def open_root(self, *, create: bool) -> None:
         """Get a token of Google. gcsfs asks for it at each request, and tries that for half a minute."""
         if "gs" in self._fs.protocol:
             self._fs.credentials.maybe_refresh()
-
-    def create_root(self) -> None:
-        """Do nothing: writing a file creates its folder."""
 
     def has_root(self) -> bool:
         """Return whether it takes files as it is. What is no object store may have to create the folder."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
 
@@ -152,16 +152,14 @@ class Storage:
     def create_root(self) -> None:
         """Create the folder, if it is one of this machine that is missing."""
         with self._wrap_errors():
-            self._files.create_root()
+            self._files.open_root(create=True)
 
     def _probe(self, create: bool) -> None:
         folder, name = probe = _PROBE_FOLDER if self._is_object_store else "", temporary_name()
         content, step = name.encode(), "write"
         try:
             with self._wrap_errors():
-                self._files.log_in()
-                if create:
-                    self._files.create_root()
+                self._files.open_root(create=create)
             self.write(folder, name, content)
             try:
                 step = "list"
@@ -270,10 +268,6 @@ class Storage:
             except (TypeError, NotImplementedError):
                 self._files.write(folder, name, content)
         return True
-
-    def write_all(self, files: Mapping[File, bytes]) -> None:
-        """Store many small files, concurrently."""
-        run_concurrently(lambda file: self.write(*file, files[file]), files)
 
     def remove(self, files: Iterable[File]) -> None:
         """Remove those of many files that exist, together or concurrently."""

@@ -17,7 +17,7 @@ from starlette.responses import StreamingResponse
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.outputs.storage import Storage
 from airflow_provider_rungen.pages.airflow_db import Place
-from airflow_provider_rungen.pages.results_file import Filter, read_rows
+from airflow_provider_rungen.pages.results_file import READERS, Filter, read_rows
 from airflow_provider_rungen.pages.threads import run_within
 
 #: The headers of all answers.
@@ -37,7 +37,6 @@ _CHUNK_BYTES = 256 << 10
 _HEAD_BYTES = 512
 # The outputs of a store. What is beside them, such as records, is of other tasks, too.
 _OUTPUT = re.compile(r"files/[0-9a-f]{2}/[^/.\0][^/\0]*")
-_RESULTS = (".jsonl", ".csv", ".parquet")
 _DOWNLOAD = "application/octet-stream"
 _LOCAL = ("", "file", "local")
 # What files that may be shown in place begin with. The brand of an ISO container follows "ftyp".
@@ -101,7 +100,7 @@ async def send_output(destination: str, path: str, asked: str) -> StreamingRespo
 async def send_results(place: Place, which: Filter) -> StreamingResponse:
     """Send a results file as a download, or some of its rows. The same errors as with `send_output`."""
     root, folder, name = folder_of(place)
-    if not name.lower().endswith(_RESULTS):
+    if not name.lower().endswith(tuple(READERS)):
         raise FileNotFoundError(name)
     if any(which):
         return await _send(FoundRows, root, folder, name, which)

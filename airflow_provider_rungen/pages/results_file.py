@@ -96,9 +96,9 @@ def read_rows(
 
     The parameters and errors are those of `read_page`.
     """
-    read = next((read for suffix, read in _READERS.items() if name.lower().endswith(suffix)), None)
+    read = next((read for suffix, read in READERS.items() if name.lower().endswith(suffix)), None)
     if read is None:
-        raise RunGenInputError(f"results end in none of {', '.join(_READERS)}")
+        raise RunGenInputError(f"results end in none of {', '.join(READERS)}")
     try:
         for position, row in read(file, cursor):
             yield position, row if row is not None and which.matches(row) else None
@@ -168,7 +168,8 @@ def _read_parquet(file: BinaryIO, cursor: int) -> Iterator[tuple[int, dict[str, 
         first += count
 
 
-_READERS: Mapping[str, _Reader] = {
+#: What reads a format, by its suffix.
+READERS: Mapping[str, _Reader] = {
     ".jsonl": _read_json_lines,
     ".csv": _read_csv,
     ".parquet": _read_parquet,

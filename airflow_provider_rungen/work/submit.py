@@ -144,15 +144,6 @@ class Buyer:
             rate = sent / max(seconds, 1e-3)
             self._block_size = min(max(MAX_CONCURRENCY, int(rate * _BLOCK_TIME)), _MAX_BLOCK)
 
-    async def buy(self, inputs: Mapping[str, Mapping[str, Any]]) -> Bought:
-        """
-        Buy each key once, unless somebody else does.
-
-        :param inputs: the input, by key. The verdict of each was `Buy`.
-        :raises RunGenOutputError: the store cannot be read or written. Nothing was sent then.
-        """
-        return await self.send(await self.claim(inputs))
-
     async def claim(self, inputs: Mapping[str, Mapping[str, Any]]) -> Claimed:
         """
         Claim a block, look again, and leave what others are buying.

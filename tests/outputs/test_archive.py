@@ -329,8 +329,9 @@ def test_many_files_are_written_read_measured_and_listed(
     place = tmp_path.as_uri() if kind == "file" else "memory://bucket/x"
     storage = Storage(place).prepare()
     files = {(folder, f"{n}.txt"): b"x" * n for folder in ("", "a", "b/c") for n in range(4)}
-    storage.write_all(files)
-    storage.write_all({("a", "1.txt"): b"new"})
+    for (folder, name), content in files.items():
+        storage.write(folder, name, content)
+    storage.write("a", "1.txt", b"new")
     files["a", "1.txt"] = b"new"
     wanted = [*files, ("a", "none"), ("none", "1.txt"), ("", "a")]
     reader = Storage(place, read_only=True)
@@ -363,10 +364,10 @@ def test_a_file_is_not_visible_before_it_is_complete(uploads: ObjectStore) -> No
             seen.append(Storage("memory://bucket/x").read_all([("a", "1.txt")]))
             raise OSError("lost the connection")
 
-    Storage("memory://bucket/x").write_all({("a", "1.txt"): b"old"})
+    Storage("memory://bucket/x").write("a", "1.txt", b"old")
     uploads.before = lose
     with pytest.raises(RunGenOutputError, match="lost the connection"):
-        Storage("memory://bucket/x").write_all({("a", "1.txt"): b"new"})
+        Storage("memory://bucket/x").write("a", "1.txt", b"new")
     assert seen == [{("a", "1.txt"): b"old"}]
     assert uploads.names() == {"bucket/x/a/1.txt"}
 

@@ -303,7 +303,7 @@ class Attempt:
                     case Wait():
                         pass
             if to_buy:
-                bought = await self.buyer.buy(to_buy)
+                bought = await self.buyer.send(await self.buyer.claim(to_buy))
                 await asyncio.sleep(bought.pause)
             if self.store.is_flush_due:
                 await self.store.flush()
